@@ -1,0 +1,161 @@
+"""What crosses the border between two stages, and nothing else.
+
+Every class is a frozen dataclass; its docstring gives shapes, dtypes and ranges. Stages import this
+module and :mod:`adcam.ops`, never one another (``tests/test_import_layers.py`` holds this).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+IGNORE_INDEX = 255
+"""Mask value of pixels that take no part in training or scoring (VOC's void)."""
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """The foreground classes of a data set and how masks and pictures show them.
+
+    Attributes:
+        name: Data set name, e.g. ``"voc12"``.
+        classes: Foreground class names in classifier order; background is not among them.
+        mask_values: Value of each class in a mask, same order, each in 1..254. Background is 0.
+            For VOC this is 1..20; for a subset that keeps VOC's values it is not contiguous.
+        palette: RGB colour of each *mask value*, 256 entries, so index 255 is the ignore colour.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    mask_values: tuple[int, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != len(self.mask_values):
+            raise ValueError(
+                f"{len(self.classes)} classes but {len(self.mask_values)} mask values"
+            )
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"a class name is given twice: {list(self.classes)}")
+        if len(set(self.mask_values)) != len(self.mask_values):
+            raise ValueError(f"a mask value is given twice: {list(self.mask_values)}")
+        if any(not 1 <= v <= 254 for v in self.mask_values):
+            raise ValueError(f"mask values must lie in 1..254, got {list(self.mask_values)}")
+        if len(self.palette) != 256:
+            raise ValueError(f"the palette must have 256 colours, got {len(self.palette)}")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of values a mask may take below 255: highest mask value + 1."""
+        return max(self.mask_values, default=0) + 1
+
+    @property
+    def num_fg_classes(self) -> int:
+        """Number of foreground classes, the width of the classifier's output."""
+        return len(self.classes)
+
+    def name_of_value(self, value: int) -> str:
+        """Class name of a mask value; ``"background"`` for 0, ``"value_7"`` if it has none."""
+        if value == 0:
+            return "background"
+        if value in self.mask_values:
+            return self.classes[self.mask_values.index(value)]
+        return f"value_{value}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with what is known about it.
+
+    Attributes:
+        img_id: Unique within its data set; a relative path without suffix (``"holidays/dog 1"``).
+        img: RGB, uint8, (H, W, 3), EXIF orientation already applied.
+        class_ids: Present foreground classes (0-based, ascending), ``()`` for "none of them",
+            ``None`` for "not known".
+        mask: uint8 (H, W) of mask values, 255 = ignore; ``None`` where there is none.
+        img_path: The file the image came from.
+    """
+
+    img_id: str
+    img: np.ndarray
+    class_ids: tuple[int, ...] | None = None
+    mask: np.ndarray | None = None
+    img_path: Path | None = None
+
+    @property
+    def ori_hw(self) -> tuple[int, int]:
+        """Height and width of the image in pixels."""
+        return int(self.img.shape[0]), int(self.img.shape[1])
+
+
+@dataclass(frozen=True)
+class TokenMaps:
+    """What a classifier says about a batch of images of one size, on its token grid.
+
+    ``N = h * w`` patch tokens in row-major order; C foreground classes; L blocks.
+
+    Attributes:
+        logits: (B, C) float, before the sigmoid.
+        cam: (B, C, h, w) float, raw class maps: neither ReLU nor scaling applied.
+        grid_hw: ``(h, w)``.
+        attn_cls2patch: (B, L, N), row of the class token in each block's attention, mean over
+            heads, prefix columns dropped (so a row sums to less than 1). ``None`` for models
+            without a class token.
+        attn_patch2patch: From a tuple of block indices to (B, N, N): mean over heads and over
+            those blocks of the patch-to-patch attention, prefix rows and columns dropped.
+    """
+
+    logits: torch.Tensor
+    cam: torch.Tensor
+    grid_hw: tuple[int, int]
+    attn_cls2patch: torch.Tensor | None = None
+    attn_patch2patch: Mapping[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClassMaps:
+    """Score maps of the classes of one image.
+
+    Attributes:
+        class_ids: The K classes kept, 0-based foreground ids, ascending.
+        score_maps: (K, H, W) float32 in [0, 1].
+    """
+
+    class_ids: tuple[int, ...]
+    score_maps: np.ndarray
+
+
+@dataclass(frozen=True)
+class PseudoMask:
+    """A mask made from class maps.
+
+    Attributes:
+        mask: uint8 (H, W) of mask values, 0 = background, 255 = uncertain.
+        rule: How background was decided, e.g. ``"constant"`` or ``"otsu"``.
+        threshold: The value used (for ``otsu`` the one found on this image).
+        chosen_on: The split the threshold was chosen on; ``"given"`` when the user gave it.
+    """
+
+    mask: np.ndarray
+    rule: str
+    threshold: float
+    chosen_on: str
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """A score with everything needed to read it.
+
+    Attributes:
+        metrics: Scalars and per-class lists, JSON-serialisable.
+        policy: Every choice that changes the number (averaging, ignored pixels, split, …).
+    """
+
+    metrics: Mapping[str, Any]
+    policy: Mapping[str, Any]
