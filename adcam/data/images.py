@@ -1,0 +1,159 @@
+"""Reading photographs: whatever is stored comes out as upright RGB bytes, or as an `ImageError`."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"}
+    | {".tif", ".tiff", ".webp"}
+)
+"""File suffixes, lower case, that name an image; the content decides how it is decoded."""
+
+# Formats whose decoders are part of Pillow. Others are left out on purpose: EPS starts Ghostscript.
+_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+
+# What Pillow raises on damaged files (found by mutating files, see tests/data/test_images.py).
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How each EXIF orientation (Exif 2.32, tag 0x0112) is undone; 1 and unknown values stay."""
+
+
+class ImageError(ValueError):
+    """An image file cannot be used; the message names the file and the reason."""
+
+
+def is_image_path(path: str | Path) -> bool:
+    """Whether the suffix, in any case, is one of :data:`IMAGE_SUFFIXES`; the file is not opened."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image of any common kind as RGB.
+
+    * EXIF orientation is applied. In a PNG it counts where it stands before the pixel data.
+    * Alpha, also of a palette or of one transparent colour, is composed over white, as a viewer
+      shows it: the colours stored under transparent pixels are leftovers of an editor.
+    * Of 16-bit samples the high byte is kept (0..65535 -> 0..255), in grayscale as in RGB.
+    * Grayscale fills the three channels; CMYK is converted without a colour profile. Embedded
+      profiles are ignored, as in the usual training pipelines.
+    * Of animations and multi-page files the first frame is read.
+    * The largest size is Pillow's guard against decompression bombs: 2 × ``Image.MAX_IMAGE_PIXELS``
+      = 178,956,970 pixels (13,377 × 13,377, half a gigabyte of RGB) unless that is changed.
+    * Floating-point and 32-bit integer samples are refused: their white point is unknown.
+
+    Args:
+        path: JPEG, PNG, BMP, GIF, PNM, TIFF or WebP, recognised by content.
+
+    Returns:
+        uint8 (H, W, 3), C-contiguous, upright.
+
+    Raises:
+        ImageError: The file is missing, a folder, empty, truncated, damaged, too large, no image,
+            or of a kind that is refused.
+    """
+    path = Path(path)
+    with open_image(path) as img:
+        orientation = _orientation(img)
+        img.load()
+        img = _to_8bit(path, img)
+        if orientation in _TRANSPOSE:
+            img = img.transpose(_TRANSPOSE[orientation])
+        if img.mode == "L":
+            return np.repeat(np.asarray(img)[:, :, None], 3, axis=2)
+        return np.array(img.convert("RGB"))
+
+
+def read_image_hw(path: str | Path) -> tuple[int, int]:
+    """Height and width that :func:`read_image` would give, from the header alone.
+
+    Raises:
+        ImageError: As :func:`read_image`, for what the header shows; damaged pixel data goes
+            unnoticed.
+    """
+    with open_image(Path(path)) as img:
+        width, height = img.size
+        return (width, height) if _orientation(img) >= 5 else (height, width)
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image undecoded; what Pillow raises here or in the body becomes `ImageError`."""
+    if not path.exists():
+        raise ImageError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise ImageError(f"{path}: not a file")
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path}: the file is empty")
+        with warnings.catch_warnings():
+            # Pillow warns at half the size that it refuses.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as img:
+                yield img
+    except ImageError:
+        raise
+    except UnidentifiedImageError as err:
+        raise ImageError(f"{path}: not an image, or of an unknown kind") from err
+    except Image.DecompressionBombError as err:
+        raise ImageError(f"{path}: too large ({err})") from err
+    except _DECODE_ERRORS as err:
+        raise ImageError(f"{path}: cannot be decoded ({err or type(err).__name__})") from err
+
+
+def _orientation(img: Image.Image) -> int:
+    """EXIF orientation still to be undone, 1 if none; called before the pixels are decoded."""
+    if img.format == "TIFF":
+        return 1  # Pillow turns a TIFF itself, and its size is already the turned one.
+    # PngImageFile.getexif would decode the pixels to look for a chunk behind them.
+    value = Image.Image.getexif(img).get(ExifTags.Base.Orientation, 1)
+    return value if value in _TRANSPOSE else 1
+
+
+def _to_8bit(path: Path, img: Image.Image) -> Image.Image:
+    """The same picture in a mode with 8-bit samples and no transparency."""
+    if img.mode.startswith("I;16") or (img.mode == "I" and img.format == "PPM"):
+        # Pillow's own conversion clips at 255. PNM samples are scaled to 0..65535 when read.
+        return Image.fromarray((np.asarray(img) >> 8).astype(np.uint8))
+    if img.mode in ("I", "F"):
+        kind = "32-bit integer" if img.mode == "I" else "floating-point"
+        raise ImageError(
+            f"{path}: {kind} samples (mode {img.mode}), whose range is unknown; "
+            "store the image with 8 or 16 bits"
+        )
+    if img.has_transparency_data:
+        rgba = img.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return img.convert("L") if img.mode == "1" else img

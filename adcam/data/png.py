@@ -1,0 +1,111 @@
+"""Masks as 8-bit PNG files: pixel = class value, 255 = ignore, with a palette so they are seen."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from adcam.data.files import write_bytes_atomic
+from adcam.data.images import ImageError, open_image
+
+Palette = Sequence[tuple[int, int, int]]
+
+# Raw modes of Pillow's PNG reader that give the stored 8-bit values. Grayscale of 2 or 4 bits is
+# not among them: it is read scaled to 0..255, and whether that was meant cannot be known.
+_INDEX_MODES = ("P", "P;4", "P;2", "P;1", "L")
+_COLOR_MODES = ("RGB", "RGBA")
+
+
+@lru_cache(maxsize=1)
+def voc_palette() -> tuple[tuple[int, int, int], ...]:
+    """The 256 colours of PASCAL VOC masks.
+
+    The three lowest bits of an index are the highest bits of red, green and blue, the next three
+    the second highest, and so on (``VOClabelcolormap.m`` of the VOC development kit): neighbouring
+    indices get colours far apart, and 255 becomes (224, 224, 192).
+    """
+    colors = []
+    for index in range(256):
+        rgb = [0, 0, 0]
+        for bit in range(8):
+            rgb[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
+        colors.append((rgb[0], rgb[1], rgb[2]))
+    return tuple(colors)
+
+
+def write_mask(path: str | Path, mask: np.ndarray, palette: Palette) -> None:
+    """Write a mask as an 8-bit palette PNG, atomically.
+
+    The same mask and palette give the same bytes (with the same Pillow and zlib).
+
+    Args:
+        path: File to write; its parents are created.
+        mask: uint8 (H, W) of class values, 255 = ignore.
+        palette: 256 RGB colours, e.g. :func:`voc_palette` or ``ClassSet.palette``.
+
+    Raises:
+        ValueError: Another dtype, shape or palette length.
+        OSError: The file cannot be written.
+    """
+    if mask.dtype != np.uint8 or mask.ndim != 2 or mask.size == 0:
+        raise ValueError(
+            f"{path}: a mask must be uint8 (H, W) with at least one pixel, "
+            f"got {mask.dtype} {mask.shape}"
+        )
+    if len(palette) != 256:
+        raise ValueError(f"{path}: the palette must have 256 colours, got {len(palette)}")
+    img = Image.fromarray(np.ascontiguousarray(mask))
+    img.putpalette(bytes(channel for color in palette for channel in color))
+    buffer = io.BytesIO()
+    img.save(buffer, format="PNG")
+    write_bytes_atomic(path, buffer.getvalue())
+
+
+def read_mask(path: str | Path, *, palette: Palette | None = None) -> np.ndarray:
+    """Read a mask of class values.
+
+    Args:
+        path: A PNG. Palette files give their indices, whatever the colours; 8-bit grayscale gives
+            its values. Other kinds are refused, so that no value is scaled or rounded unseen.
+        palette: Colour of each class value. When given, RGB and RGBA files are read too, each
+            colour as the lowest value that has it (alpha is not looked at).
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        ImageError: The file is missing, damaged or no PNG, its mode is not one of the above, or it
+            holds colours that are not in ``palette``.
+    """
+    path = Path(path)
+    with open_image(path) as img:
+        if img.format != "PNG":
+            raise ImageError(f"{path}: a mask must be a PNG file, got {img.format}")
+        mode = img.tile[0].args  # type: ignore[attr-defined]  # the file's mode, before decoding
+        if mode in _INDEX_MODES:
+            return np.array(img)
+        if mode in _COLOR_MODES and palette is not None:
+            return _values_of_colors(path, np.asarray(img.convert("RGB")), palette)
+        hint = "; pass palette= to read its colours" if mode in _COLOR_MODES else ""
+        raise ImageError(
+            f"{path}: a mask must be an 8-bit palette or grayscale PNG, got mode {mode}{hint}"
+        )
+
+
+def _values_of_colors(path: Path, rgb: np.ndarray, palette: Palette) -> np.ndarray:
+    """Value of each pixel's colour: (H, W, 3) -> (H, W)."""
+    value_of = {color: value for value, color in reversed(list(enumerate(map(tuple, palette))))}
+    codes = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)  # (H, W)
+    found, index = np.unique(codes, return_inverse=True)
+    colors = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in found]
+    unknown = [color for color in colors if color not in value_of]
+    if unknown:
+        shown = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
+        raise ImageError(f"{path}: {len(unknown)} colours are not in the palette: {shown}")
+    values = np.array([value_of[color] for color in colors], dtype=np.uint8)
+    return values[index].reshape(codes.shape)
