@@ -1,0 +1,251 @@
+"""Where background ends and the classes begin: background scores, probabilities and masks.
+
+Rules, for the highest class score m of a pixel:
+
+- ``constant``: background score t everywhere (``eval_cam.py`` of IRN, jiwoon-ahn/irn).
+- ``power``: background score ``(1 - m) ** alpha`` (``infer_cls.py`` of PSA, jiwoon-ahn/psa).
+- ``otsu``: a constant per image, Otsu's threshold (IEEE Trans. SMC 9(1), 1979) on the map of m.
+
+A pixel is foreground where m is above the background score; background wins at equality. Class
+indices become mask values here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adcam.structures import ClassMaps, PseudoMask
+
+RULES = ("constant", "power", "otsu")
+"""The names of the background rules."""
+
+RULE_FORMS = "a number in [0, 1], 'constant:<number in [0, 1]>', 'power:<number above 0>' or 'otsu'"
+
+
+@dataclass(frozen=True)
+class BackgroundRule:
+    """How background is decided.
+
+    Attributes:
+        rule: ``"constant"``, ``"power"`` or ``"otsu"``.
+        value: The background score t in [0, 1] of ``constant`` (larger: more background); the
+            exponent alpha > 0 of ``power`` (larger: less background); ``None`` for ``otsu``.
+        chosen_on: The split the value was chosen on; ``"given"`` when the user gave it.
+
+    Raises:
+        ValueError: For an unknown rule or a value outside its range.
+    """
+
+    rule: str
+    value: float | None
+    chosen_on: str = "given"
+
+    def __post_init__(self) -> None:
+        _check_rule(self.rule, self.value)
+
+    def __str__(self) -> str:
+        return self.rule if self.value is None else f"{self.rule}:{self.value}"
+
+
+def parse_rule(text: str, *, chosen_on: str = "given") -> BackgroundRule:
+    """Read a rule as it is written on the command line.
+
+    Args:
+        text: ``"0.35"`` or ``"constant:0.35"``, ``"power:4"``, ``"otsu"``.
+        chosen_on: The split the value was chosen on.
+
+    Raises:
+        ValueError: For anything else, with the legal forms.
+
+    Example:
+        >>> parse_rule("power:4")
+        BackgroundRule(rule='power', value=4.0, chosen_on='given')
+    """
+    name, colon, number = text.strip().partition(":")
+    if not colon and name not in RULES:
+        name, number = "constant", name
+    try:
+        value = float(number) if colon or number else None
+        return BackgroundRule(name, value, chosen_on)
+    except ValueError as error:
+        raise ValueError(f"background rule must be {RULE_FORMS}, got {text!r}: {error}") from error
+
+
+def compute_bg_score(
+    score_maps: np.ndarray, *, rule: str, threshold: float | None = None
+) -> np.ndarray:
+    """Background score of each pixel.
+
+    Args:
+        score_maps: (K, H, W) float in [0, 1]; K may be 0.
+        rule: ``"constant"``, ``"power"`` or ``"otsu"``.
+        threshold: As ``BackgroundRule.value``.
+
+    Returns:
+        float32 (H, W) in [0, 1].
+
+    Raises:
+        ValueError: For an unknown rule, a value outside its range, or maps that are not finite.
+    """
+    _check_rule(rule, threshold)
+    peak = _peak(score_maps)
+    if rule == "power":
+        return (1 - peak).clip(0, 1) ** np.float32(threshold)
+    return np.full_like(peak, find_threshold(score_maps, rule=rule, threshold=threshold))
+
+
+def find_threshold(score_maps: np.ndarray, *, rule: str, threshold: float | None = None) -> float:
+    """The value that decides this image: Otsu's threshold for ``otsu``, else ``threshold``.
+
+    Otsu's threshold is the value, of 256 between the map's lowest and highest, that splits the
+    pixels into two groups with the largest variance between them. A constant map has no two
+    groups: its own value is returned, so that all of it is background.
+
+    Args:
+        score_maps: (K, H, W) float in [0, 1]; K may be 0.
+        rule: ``"constant"``, ``"power"`` or ``"otsu"``.
+        threshold: As ``BackgroundRule.value``.
+
+    Raises:
+        ValueError: As :func:`compute_bg_score`.
+    """
+    _check_rule(rule, threshold)
+    if threshold is not None:
+        return float(threshold)
+    from skimage.filters import threshold_otsu  # slow to import, and needed by this rule alone
+
+    return float(threshold_otsu(_peak(score_maps)))
+
+
+def stack_probabilities(score_maps: np.ndarray, bg_score: np.ndarray) -> np.ndarray:
+    """Background and class scores as one distribution per pixel, for the unary of a dense CRF.
+
+    Args:
+        score_maps: (K, H, W) float, at least 0.
+        bg_score: (H, W) float, at least 0.
+
+    Returns:
+        float32 (K + 1, H, W), background first, summing to 1 over the first axis. Where every score
+        is 0 the pixel is background with probability 1.
+
+    Raises:
+        ValueError: If the shapes do not match, or a score is negative or not finite.
+    """
+    if score_maps.ndim != 3 or score_maps.shape[1:] != bg_score.shape:
+        raise ValueError(
+            f"score_maps {score_maps.shape} and bg_score {bg_score.shape} must be (K, H, W) and "
+            "(H, W)"
+        )
+    stacked = np.concatenate([bg_score[None], score_maps]).astype(np.float32)  # (K+1, H, W)
+    if not (np.isfinite(stacked).all() and (stacked >= 0).all()):
+        raise ValueError("scores must be finite and at least 0")
+    stacked[0, ~stacked.any(axis=0)] = 1
+    # The highest score is divided out first: a sum of very small ones could underflow.
+    stacked /= stacked.max(axis=0)
+    return stacked / stacked.sum(axis=0)
+
+
+def compute_mask(
+    maps: ClassMaps,
+    *,
+    mask_values: Sequence[int],
+    rule: str = "constant",
+    threshold: float | None = None,
+    chosen_on: str = "given",
+    prob: np.ndarray | None = None,
+) -> PseudoMask:
+    """Mask of one image.
+
+    Args:
+        maps: The present classes and their score maps. With no class the mask is all background.
+        mask_values: Mask value of each foreground class, in classifier order.
+        rule: ``"constant"``, ``"power"`` or ``"otsu"``.
+        threshold: As ``BackgroundRule.value``; compared with the scores in float32.
+        chosen_on: Recorded in the result: the split the threshold was chosen on.
+        prob: (K + 1, H, W), background first, for example :func:`stack_probabilities` after a CRF.
+            Where given, each pixel takes its most probable row, and the rule is only recorded.
+
+    Returns:
+        The mask. Among equal class scores the first class wins; background wins over equal ones.
+
+    Raises:
+        ValueError: If maps, classes and probabilities do not match, or as
+            :func:`compute_bg_score`.
+    """
+    values = present_mask_values(maps, mask_values)
+    if prob is None:
+        winner = label_pixels(
+            maps.score_maps, compute_bg_score(maps.score_maps, rule=rule, threshold=threshold)
+        )
+    else:
+        expected = (len(values), *maps.score_maps.shape[1:])
+        if prob.shape != expected:
+            raise ValueError(f"prob must be (K + 1, H, W) = {expected}, got {prob.shape}")
+        winner = prob.argmax(axis=0)
+    return PseudoMask(
+        mask=values[winner],
+        rule=rule,
+        threshold=find_threshold(maps.score_maps, rule=rule, threshold=threshold),
+        chosen_on=chosen_on,
+    )
+
+
+def label_pixels(score_maps: np.ndarray, bg_score: np.ndarray) -> np.ndarray:
+    """Row of each pixel in ``[background, classes…]``: 0 where no score is above ``bg_score``.
+
+    Args:
+        score_maps: (K, H, W) float; K may be 0.
+        bg_score: (H, W) float.
+
+    Returns:
+        intp (H, W) in ``0..K``.
+    """
+    if not len(score_maps):
+        return np.zeros(bg_score.shape, dtype=np.intp)
+    return np.where(_peak(score_maps) > bg_score, score_maps.argmax(axis=0) + 1, 0)
+
+
+def present_mask_values(maps: ClassMaps, mask_values: Sequence[int]) -> np.ndarray:
+    """Mask values of ``[background, the image's classes…]``: uint8 (K + 1,), 0 first.
+
+    Raises:
+        ValueError: If a class has no mask value, or there is not one map per class.
+    """
+    if maps.score_maps.ndim != 3 or len(maps.score_maps) != len(maps.class_ids):
+        raise ValueError(
+            f"score_maps must be (K, H, W) with K = {len(maps.class_ids)}, the number of classes, "
+            f"got {maps.score_maps.shape}"
+        )
+    if any(not 0 <= i < len(mask_values) for i in maps.class_ids):
+        raise ValueError(
+            f"class_ids must lie in 0..{len(mask_values) - 1}, got {list(maps.class_ids)}"
+        )
+    return np.array([0, *(mask_values[i] for i in maps.class_ids)], dtype=np.uint8)
+
+
+def _peak(score_maps: np.ndarray) -> np.ndarray:
+    """Highest class score of each pixel, float32 (H, W); 0 where there is no class."""
+    if not len(score_maps):
+        return np.zeros(score_maps.shape[1:], dtype=np.float32)
+    peak = score_maps.max(axis=0).astype(np.float32, copy=False)
+    if not np.isfinite(peak).all():
+        raise ValueError("score_maps hold NaN or infinite values; scores must lie in [0, 1]")
+    return peak
+
+
+def _check_rule(rule: str, value: float | None) -> None:
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {list(RULES)}, got {rule!r}")
+    if rule == "otsu":
+        if value is not None:
+            raise ValueError(f"otsu finds its own threshold on each image, got {value}")
+    elif value is None:
+        raise ValueError(f"rule {rule!r} needs a threshold")
+    elif rule == "constant" and not 0 <= value <= 1:
+        raise ValueError(f"the threshold of 'constant' must lie in [0, 1], got {value}")
+    elif rule == "power" and not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"the exponent of 'power' must be a finite number above 0, got {value}")
