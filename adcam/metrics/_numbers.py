@@ -1,0 +1,28 @@
+"""What the metrics of this package share: arrays in, ratios with NaN, NaN out of JSON."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def to_numpy(values: np.ndarray | torch.Tensor) -> np.ndarray:
+    """The values as an array; tensors of any device, without importing torch for arrays."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """``part / whole`` in float64, NaN where ``whole`` is 0."""
+    quotient = np.full(np.shape(whole), np.nan)
+    np.divide(part, whole, out=quotient, where=np.asarray(whole) > 0)
+    return quotient
+
+
+def none_if_nan(value: Any) -> Any:
+    """``None`` for a float NaN, which JSON does not know; any other value as it is."""
+    return None if isinstance(value, float) and math.isnan(value) else value

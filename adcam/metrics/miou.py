@@ -1,0 +1,464 @@
+"""Mean intersection over union: count, merge, compute.
+
+"mIoU" is several numbers. Which one is meant is an argument here (``average``, ``pred_ignore``), is
+kept in every result as ``policy``, and is explained with its sources in docs/metrics.md. All counts
+are int64: int32 wraps at the size of COCO.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from adcam.metrics._numbers import none_if_nan, ratio, to_numpy
+from adcam.structures import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    import torch
+
+Average = Literal["union", "gt_present", "per_image"]
+PredIgnore = Literal["miss", "drop"]
+
+
+@dataclass(frozen=True, eq=False)
+class MeanIoUResult:
+    """A mean IoU with everything needed to read it.
+
+    Attributes:
+        miou: Mean IoU under ``policy``, in percent; NaN if no class was scored.
+        iou_per_class: Per class, in percent, from the counts of the whole data set whatever the
+            average; NaN for a class that neither the truth nor the prediction holds.
+        precision_per_class: In percent; NaN for a class never predicted.
+        recall_per_class: In percent; NaN for a class that the truth does not hold.
+        pixel_accuracy: Share of the scored pixels that are right, in percent.
+        confusion: int64 (num_classes, num_classes + 1); rows are the true class, columns the
+            predicted one, the last column counts pixels predicted as ``ignore_index``. Read-only.
+        num_images: Number of images counted.
+        ignored_share: Share in [0, 1] of the labelled pixels that were predicted as
+            ``ignore_index``. A high share under ``pred_ignore="drop"`` flatters ``miou``.
+        policy: Every choice that changes the numbers.
+    """
+
+    miou: float
+    iou_per_class: tuple[float, ...]
+    precision_per_class: tuple[float, ...]
+    recall_per_class: tuple[float, ...]
+    pixel_accuracy: float
+    confusion: np.ndarray
+    num_images: int
+    ignored_share: float
+    policy: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the confusion matrix, JSON-serialisable; ``None`` stands for NaN."""
+        return {
+            "miou": none_if_nan(self.miou),
+            "iou_per_class": [none_if_nan(v) for v in self.iou_per_class],
+            "precision_per_class": [none_if_nan(v) for v in self.precision_per_class],
+            "recall_per_class": [none_if_nan(v) for v in self.recall_per_class],
+            "pixel_accuracy": none_if_nan(self.pixel_accuracy),
+            "ignored_share": none_if_nan(self.ignored_share),
+            "num_images": self.num_images,
+            "policy": dict(self.policy),
+        }
+
+
+class MeanIoU:
+    """Streaming mean IoU over images of any sizes.
+
+    Args:
+        num_classes: Number of mask values, background included (21 for VOC).
+        ignore_index: In the truth: pixels that are not scored. In the prediction: "no answer".
+            Must lie outside ``0..num_classes-1``.
+        average: Which classes enter the mean. ``"union"``: those that truth or prediction hold,
+            over the whole data set (``IoUMetric`` of mmsegmentation, ``eval_sem_seg.py`` of IRN).
+            ``"gt_present"``: those that the truth holds (``utils/evaluate.py`` of ToCo).
+            ``"per_image"``: the mean over images of each image's own ``"union"`` mean.
+        pred_ignore: ``"miss"``: a labelled pixel predicted as ``ignore_index`` counts against the
+            recall of its true class. ``"drop"``: it is not scored (``pseudo_scores`` of ToCo).
+
+    Raises:
+        ValueError: For an unknown policy, or an ``ignore_index`` that is a class.
+
+    Example:
+        >>> import numpy as np
+        >>> metric = MeanIoU(2)
+        >>> metric.update(np.array([[0, 1, 1]]), np.array([[0, 0, 1]]))
+        >>> metric.compute().miou
+        50.0
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int = IGNORE_INDEX,
+        *,
+        average: Average = "union",
+        pred_ignore: PredIgnore = "miss",
+    ) -> None:
+        _check_classes(num_classes, ignore_index)
+        _check_choice("average", average, get_args(Average))
+        _check_choice("pred_ignore", pred_ignore, get_args(PredIgnore))
+        self._policy: dict[str, Any] = {
+            "num_classes": num_classes,
+            "ignore_index": ignore_index,
+            "average": average,
+            "pred_ignore": pred_ignore,
+        }
+        self._confusion = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
+        self._num_images = 0
+        self._image_mious: list[float] = []
+
+    def update(self, pred: np.ndarray | torch.Tensor, gt: np.ndarray | torch.Tensor) -> None:
+        """Count one image.
+
+        Args:
+            pred: Integer (H, W), each value in ``0..num_classes-1`` or ``ignore_index``.
+            gt: The same for the truth.
+
+        Raises:
+            ValueError: If the shapes differ, a dtype is not integer or a value is not legal.
+        """
+        num_classes, ignore_index = self._policy["num_classes"], self._policy["ignore_index"]
+        confusion = compute_confusion(pred, gt, num_classes=num_classes, ignore_index=ignore_index)
+        self._confusion += confusion
+        self._num_images += 1
+        if self._policy["average"] == "per_image":
+            # Kept one by one: math.fsum makes the mean independent of the order of merges.
+            miou = float(_mean_iou(confusion, "union", self._policy["pred_ignore"]))
+            if not math.isnan(miou):
+                self._image_mious.append(miou)
+
+    def merge(self, other: MeanIoU) -> None:
+        """Add the counts of another instance, for example another worker's share of the images.
+
+        Raises:
+            ValueError: If the other one counts under a different policy.
+        """
+        _check_same_policy(self._policy, other._policy)
+        self._confusion += other._confusion
+        self._num_images += other._num_images
+        self._image_mious += other._image_mious
+
+    def compute(self) -> MeanIoUResult:
+        """Scores of everything counted so far; counting may go on afterwards."""
+        if self._policy["average"] == "per_image":
+            num_scored = len(self._image_mious)
+            miou = math.fsum(self._image_mious) / num_scored if num_scored else math.nan
+        else:
+            miou = float(
+                _mean_iou(self._confusion, self._policy["average"], self._policy["pred_ignore"])
+            )
+        return _build_result(self._confusion, miou, self._num_images, self._policy)
+
+
+@dataclass(frozen=True, eq=False)
+class ThresholdCurveResult:
+    """Mean IoU at every threshold of a sweep.
+
+    Attributes:
+        thresholds: The background scores tried, ascending.
+        miou: Mean IoU at each of them, in percent.
+        best_threshold: Where ``miou`` is highest; of several, the lowest threshold.
+        best: Full scores at ``best_threshold``.
+        policy: Every choice that changes the numbers.
+    """
+
+    thresholds: tuple[float, ...]
+    miou: tuple[float, ...]
+    best_threshold: float
+    best: MeanIoUResult
+    policy: dict[str, Any]
+
+    @property
+    def best_miou(self) -> float:
+        """Mean IoU at ``best_threshold``, in percent."""
+        return self.best.miou
+
+    @property
+    def iou_per_class(self) -> tuple[float, ...]:
+        """IoU per class at ``best_threshold``, in percent, NaN where undefined."""
+        return self.best.iou_per_class
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable; ``best`` is :meth:`MeanIoUResult.to_dict`."""
+        return {
+            "thresholds": list(self.thresholds),
+            "miou": list(self.miou),
+            "best_threshold": self.best_threshold,
+            "best_miou": self.best_miou,
+            "iou_per_class": self.best.to_dict()["iou_per_class"],
+            "best": self.best.to_dict(),
+            "policy": dict(self.policy),
+        }
+
+
+class ThresholdCurve:
+    """Mean IoU of the constant-background rule at many thresholds, in one pass over the images.
+
+    At threshold t a pixel takes the class of its highest score if that score is above t, else it is
+    background; the class does not depend on t. So each image adds one histogram over (number of
+    thresholds below the score, class, true class), and cumulative sums of it give the confusion
+    matrix at every threshold, equal to thresholding and counting again for each. Scores and
+    thresholds are compared in float32, as ``adcam.masks.background.compute_mask`` does; among equal
+    scores the first class wins. The whole range is swept: nothing stops at a drop.
+
+    Args:
+        num_classes: Number of mask values, background included.
+        thresholds: Strictly ascending, each in [0, 1].
+        ignore_index: Pixels of the truth that are not scored.
+        mask_values: Mask value of each foreground class, each in ``1..num_classes-1``.
+        average: As for :class:`MeanIoU`, without ``"per_image"``.
+
+    Raises:
+        ValueError: For thresholds, mask values or a policy outside the legal set.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        thresholds: Sequence[float] | np.ndarray,
+        ignore_index: int = IGNORE_INDEX,
+        *,
+        mask_values: Sequence[int],
+        average: Literal["union", "gt_present"] = "union",
+    ) -> None:
+        _check_classes(num_classes, ignore_index)
+        _check_choice("average", average, ("union", "gt_present"))
+        self._thresholds = tuple(float(t) for t in thresholds)
+        # float32, like the scores: a score equal to its threshold must stay background.
+        self._edges = np.asarray(self._thresholds, dtype=np.float32)
+        in_range = bool(np.all((self._edges >= 0) & (self._edges <= 1)))
+        if not self._thresholds or not in_range or np.any(np.diff(self._thresholds) <= 0):
+            raise ValueError(
+                f"thresholds must be strictly ascending numbers in [0, 1], got {list(thresholds)}"
+            )
+        self._mask_values = tuple(int(v) for v in mask_values)
+        if any(not 1 <= v < num_classes for v in self._mask_values):
+            raise ValueError(
+                f"mask_values must lie in 1..{num_classes - 1}, got {list(self._mask_values)}"
+            )
+        self._policy: dict[str, Any] = {
+            "num_classes": num_classes,
+            "ignore_index": ignore_index,
+            "average": average,
+            "rule": "constant",
+        }
+        # [b, predicted, true]: pixels of that class whose score is above exactly b thresholds.
+        self._histogram = np.zeros(
+            (len(self._edges) + 1, num_classes, num_classes), dtype=np.int64
+        )  # (T+1, n, n)
+        self._num_images = 0
+
+    def update(
+        self,
+        score_maps: np.ndarray | torch.Tensor,
+        class_ids: Sequence[int],
+        gt: np.ndarray | torch.Tensor,
+    ) -> None:
+        """Count one image.
+
+        Args:
+            score_maps: (K, H, W) float in [0, 1]; with K = 0 the image is all background.
+            class_ids: The K foreground classes, indices into ``mask_values``, each once.
+            gt: Integer (H, W), each value in ``0..num_classes-1`` or ``ignore_index``.
+
+        Raises:
+            ValueError: If shapes do not match, a class or a value is not legal, or a score is NaN
+                or infinite.
+        """
+        num_classes, ignore_index = self._policy["num_classes"], self._policy["ignore_index"]
+        scores = to_numpy(score_maps).astype(np.float32, copy=False)
+        truth = to_numpy(gt)
+        if scores.shape != (len(class_ids), *truth.shape) or truth.ndim != 2:
+            raise ValueError(
+                f"score_maps {scores.shape} do not match {len(class_ids)} classes and a truth of "
+                f"shape {truth.shape}: (K, H, W) and (H, W) are needed"
+            )
+        if len(set(class_ids)) != len(class_ids) or any(
+            not 0 <= i < len(self._mask_values) for i in class_ids
+        ):
+            raise ValueError(
+                f"class_ids must be distinct and in 0..{len(self._mask_values) - 1}, "
+                f"got {list(class_ids)}"
+            )
+        true_index = _class_index(truth, "gt", num_classes, ignore_index)
+        labelled = true_index < num_classes
+        true_index = true_index[labelled]  # (P,)
+        self._num_images += 1
+        if not len(class_ids):
+            self._histogram[0, 0] += np.bincount(true_index, minlength=num_classes)
+            return
+        winner = scores.argmax(axis=0)[labelled]  # (P,)
+        peak = scores.max(axis=0)[labelled]  # (P,)
+        if not np.isfinite(peak).all():
+            raise ValueError("score_maps hold NaN or infinite values; scores must lie in [0, 1]")
+        num_below = np.searchsorted(self._edges, peak, side="left")
+        # Only the K classes of this image: the histogram stays small however many classes exist.
+        shape = (len(self._edges) + 1, len(class_ids), num_classes)
+        flat = np.ravel_multi_index((num_below, winner, true_index), shape)
+        counts = np.bincount(flat, minlength=math.prod(shape)).reshape(shape)
+        self._histogram[:, [self._mask_values[i] for i in class_ids]] += counts
+
+    def merge(self, other: ThresholdCurve) -> None:
+        """Add the counts of another instance.
+
+        Raises:
+            ValueError: If the other one uses other thresholds, mask values or another policy.
+        """
+        _check_same_policy(self._settings(), other._settings())
+        self._histogram += other._histogram
+        self._num_images += other._num_images
+
+    def confusions(self) -> np.ndarray:
+        """Confusion matrix at each threshold: int64 (T, num_classes, num_classes + 1)."""
+        # above[i]: pixels whose score is above threshold i, that is, above more than i thresholds.
+        above = self._histogram[::-1].cumsum(axis=0)[::-1][1:]  # (T, n predicted, n true)
+        num_true = self._histogram.sum(axis=(0, 1))  # (n,)
+        num_thresholds, num_classes, _ = above.shape
+        confusion = np.zeros((num_thresholds, num_classes, num_classes + 1), dtype=np.int64)
+        confusion[:, :, :num_classes] = above.transpose(0, 2, 1)
+        confusion[:, :, 0] += num_true - above.sum(axis=1)
+        return confusion
+
+    def compute(self) -> ThresholdCurveResult:
+        """The whole curve and the scores at its best threshold.
+
+        Raises:
+            ValueError: If nothing was counted, so that no threshold is best.
+        """
+        confusions = self.confusions()
+        mious = _mean_iou(confusions, self._policy["average"], "miss")
+        if np.isnan(mious).any():
+            raise ValueError(
+                f"no labelled pixel in {self._num_images} images: no threshold is best"
+            )
+        best = int(mious.argmax())
+        return ThresholdCurveResult(
+            thresholds=self._thresholds,
+            miou=tuple(mious.tolist()),
+            best_threshold=self._thresholds[best],
+            best=_build_result(
+                confusions[best], float(mious[best]), self._num_images, self._policy
+            ),
+            policy=dict(self._policy),
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            **self._policy,
+            "thresholds": self._thresholds,
+            "mask_values": self._mask_values,
+        }
+
+
+def compute_confusion(
+    pred: np.ndarray | torch.Tensor,
+    gt: np.ndarray | torch.Tensor,
+    *,
+    num_classes: int,
+    ignore_index: int = IGNORE_INDEX,
+) -> np.ndarray:
+    """Confusion matrix of one image; pixels whose truth is ``ignore_index`` are left out.
+
+    Args:
+        pred: Integer (H, W), each value in ``0..num_classes-1`` or ``ignore_index``.
+        gt: The same for the truth.
+        num_classes: Number of mask values, background included.
+        ignore_index: See :class:`MeanIoU`.
+
+    Returns:
+        int64 (num_classes, num_classes + 1): rows true, columns predicted, the last column
+        predicted ``ignore_index``.
+
+    Raises:
+        ValueError: If the shapes differ, a dtype is not integer or a value is not legal.
+    """
+    predicted, truth = to_numpy(pred), to_numpy(gt)
+    if predicted.shape != truth.shape or truth.ndim != 2:
+        raise ValueError(
+            f"pred {predicted.shape} and gt {truth.shape} must have one shape, (height, width)"
+        )
+    size = num_classes + 1
+    flat = _class_index(truth, "gt", num_classes, ignore_index)
+    flat *= size
+    flat += _class_index(predicted, "pred", num_classes, ignore_index)
+    counts = np.bincount(flat.ravel(), minlength=size * size).reshape(size, size)
+    return counts[:num_classes].astype(np.int64)
+
+
+def _class_index(values: np.ndarray, name: str, num_classes: int, ignore_index: int) -> np.ndarray:
+    """Values as intp, with ``ignore_index`` mapped to ``num_classes``."""
+    if values.dtype.kind not in "iu":
+        raise ValueError(f"{name} must hold integers, got dtype {values.dtype}")
+    legal = (values >= 0) & (values < num_classes)
+    wrong = ~legal & (values != ignore_index)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0].tolist()
+        raise ValueError(
+            f"{name} holds {values[row, column]} at row {row}, column {column}; legal are "
+            f"0..{num_classes - 1} and {ignore_index} (ignore)"
+        )
+    index = values.astype(np.intp)
+    index[~legal] = num_classes
+    return index
+
+
+def _areas(confusion: np.ndarray, pred_ignore: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels right, predicted and true per class, each (…, n), of confusion (…, n, n + 1)."""
+    answered = confusion[..., :-1]
+    scored = answered if pred_ignore == "drop" else confusion
+    right = np.diagonal(answered, axis1=-2, axis2=-1)
+    return right, answered.sum(axis=-2), scored.sum(axis=-1)
+
+
+def _mean_iou(confusion: np.ndarray, average: str, pred_ignore: str) -> np.ndarray:
+    """Mean IoU in percent, (…), of confusion (…, n, n + 1); NaN where no class is chosen."""
+    right, predicted, true = _areas(confusion, pred_ignore)
+    union = predicted + true - right
+    chosen = true > 0 if average == "gt_present" else union > 0
+    iou = np.where(chosen, ratio(right, union), 0.0)
+    return 100 * ratio(iou.sum(axis=-1), chosen.sum(axis=-1))
+
+
+def _build_result(
+    confusion: np.ndarray, miou: float, num_images: int, policy: dict[str, Any]
+) -> MeanIoUResult:
+    right, predicted, true = _areas(confusion, policy.get("pred_ignore", "miss"))
+    frozen = confusion.copy()
+    frozen.setflags(write=False)
+    return MeanIoUResult(
+        miou=miou,
+        iou_per_class=tuple((100 * ratio(right, predicted + true - right)).tolist()),
+        precision_per_class=tuple((100 * ratio(right, predicted)).tolist()),
+        recall_per_class=tuple((100 * ratio(right, true)).tolist()),
+        pixel_accuracy=100 * float(ratio(right.sum(), true.sum())),
+        confusion=frozen,
+        num_images=num_images,
+        ignored_share=float(ratio(confusion[:, -1].sum(), confusion.sum())),
+        policy=dict(policy),
+    )
+
+
+def _check_classes(num_classes: int, ignore_index: int) -> None:
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if 0 <= ignore_index < num_classes:
+        raise ValueError(
+            f"ignore_index must lie outside the classes 0..{num_classes - 1}, got {ignore_index}"
+        )
+
+
+def _check_choice(name: str, value: str, legal: Sequence[str]) -> None:
+    if value not in legal:
+        raise ValueError(f"{name} must be one of {list(legal)}, got {value!r}")
+
+
+def _check_same_policy(mine: dict[str, Any], other: dict[str, Any]) -> None:
+    different = {key: (mine[key], other[key]) for key in mine if mine[key] != other[key]}
+    if different:
+        raise ValueError(f"cannot merge counts of different policies: {different}")
