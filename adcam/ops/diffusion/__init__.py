@@ -1,0 +1,134 @@
+"""Spread class maps along an affinity between tokens. Derivation: README.md beside this file."""
+
+from __future__ import annotations
+
+import torch
+
+from adcam.ops._checks import (
+    at_least_float32,
+    check_choice,
+    check_float,
+    check_non_negative,
+    check_square,
+    without_autocast,
+)
+from adcam.ops.diffusion import reference
+
+__all__ = ["NORMALIZATIONS", "diffuse", "transition"]
+
+NORMALIZATIONS = ("sinkhorn", "row", "column", "none")
+
+
+def diffuse(
+    maps: torch.Tensor,
+    affinity: torch.Tensor,
+    *,
+    normalize: str = "sinkhorn",
+    num_steps: int | None = 2,
+    alpha: float | None = None,
+) -> torch.Tensor:
+    """Spread each map over the tokens in proportion to the affinity.
+
+    With ``T`` from :func:`transition` and each map a column vector::
+
+        M_t = T M_{t-1}                                   t = 1..num_steps
+        M_t = alpha T M_{t-1} + (1 - alpha) M_0           with restart
+        M   = (1 - alpha) (I - alpha T)^-1 M_0            with restart, num_steps=None
+
+    so a token takes over the mean of the tokens its row of ``T`` points to. To use another number
+    of Sinkhorn rounds, or to edit ``T``, pass it as the affinity with ``normalize="none"``.
+
+    Sinkhorn and squaring follow CLIP-ES (arXiv 2212.09506); the restart is personalised PageRank
+    (Zhou et al., Learning with local and global consistency, NIPS 2003).
+
+    Args:
+        maps: (..., K, N), finite, of either sign; float16, bfloat16, float32 or float64.
+        affinity: (..., N, N), finite and >= 0, with the same leading sizes as ``maps``.
+        normalize: One of :data:`NORMALIZATIONS`.
+        num_steps: >= 0. More steps spread wider and flatten the map; 0 returns ``maps``. ``None``
+            stands for infinitely many and needs ``alpha``.
+        alpha: Restart weight in [0, 1] (below 1 for ``num_steps=None``); ``None`` means no
+            restart, like 1. Larger lets the map travel further; 0 returns ``maps``.
+
+    Returns:
+        (..., K, N) in the wider dtype of the two, at least float32. Differentiable in both.
+
+    Raises:
+        ValueError: If the shapes do not match, a tensor is not floating point, ``affinity`` holds
+            a negative, infinite or NaN value, an option is outside its legal set, or the closed
+            form does not exist (``alpha`` times the spectral radius of ``T`` is 1 or more). The
+            values of ``maps`` are not checked.
+    """
+    _check_walk(num_steps, alpha)
+    check_float("maps", maps)
+    _check_affinity(affinity, normalize)
+    if (
+        maps.ndim < 2
+        or maps.shape[:-2] != affinity.shape[:-2]
+        or (maps.shape[-1] != affinity.shape[-1])
+    ):
+        raise ValueError(
+            "maps must have shape (..., K, N) for an affinity of shape (..., N, N), "
+            f"got {tuple(maps.shape)} and {tuple(affinity.shape)}"
+        )
+    dtype = torch.promote_types(at_least_float32(maps).dtype, at_least_float32(affinity).dtype)
+    start = maps.to(dtype)
+    with without_autocast(affinity):
+        matrix = reference.transition(affinity.to(dtype), normalize, num_iters=3)
+        if num_steps is not None:
+            return reference.walk(start, matrix, num_steps, alpha)
+        return reference.equilibrium(start, matrix, 0.0 if alpha is None else alpha)
+
+
+def transition(
+    affinity: torch.Tensor, *, normalize: str = "sinkhorn", num_iters: int = 3
+) -> torch.Tensor:
+    """Scale an affinity so that it can move maps.
+
+    ::
+
+        "sinkhorn"  num_iters times (columns to sum 1, then rows to sum 1), then (T + T^T) / 2
+        "row"       rows to sum 1: each token becomes a mean of others; constant maps stay
+        "column"    columns to sum 1: each token hands out what it has; the sum of a map stays
+        "none"      the affinity itself
+
+    Sinkhorn's rows and columns sum to 1 only in the limit: after the last row step the rows do,
+    and symmetrising leaves row and column i at (1 + c_i) / 2, c_i the column sum before it.
+
+    A token whose row (``"row"``), column (``"column"``) or either (``"sinkhorn"``) is zero is
+    first given an affinity to itself, so that a token without neighbours keeps its own value:
+    T_ii = 1 if both are zero.
+
+    Args:
+        affinity: (..., N, N), finite and >= 0; float16, bfloat16, float32 or float64.
+        normalize: One of :data:`NORMALIZATIONS`.
+        num_iters: Sinkhorn rounds, >= 1. More come closer to row and column sums of 1; 3 as in
+            CLIP-ES (arXiv 2212.09506). Not used by the others.
+
+    Returns:
+        (..., N, N), >= 0, at least float32. Multiplying ``affinity`` by a constant does not change
+        it (but for ``"none"``). Differentiable.
+
+    Raises:
+        ValueError: If ``affinity`` is not square, not floating point, or holds a negative,
+            infinite or NaN value; if an option is outside its legal set.
+    """
+    if num_iters < 1:
+        raise ValueError(f"num_iters must be >= 1, got {num_iters}")
+    _check_affinity(affinity, normalize)
+    return reference.transition(at_least_float32(affinity), normalize, num_iters)
+
+
+def _check_affinity(affinity: torch.Tensor, normalize: str) -> None:
+    check_choice("normalize", normalize, NORMALIZATIONS)
+    check_square("affinity", affinity)
+    check_non_negative("affinity", affinity)
+
+
+def _check_walk(num_steps: int | None, alpha: float | None) -> None:
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be None or lie in [0, 1], got {alpha}")
+    if num_steps is not None and num_steps < 0:
+        raise ValueError(f"num_steps must be None or >= 0, got {num_steps}")
+    if num_steps is None and (alpha is None or alpha == 1):
+        raise ValueError(f"num_steps=None needs alpha in [0, 1), got {alpha}")

@@ -1,0 +1,54 @@
+"""Argument checks shared by the operations.
+
+Shape, dtype and option checks cost nothing. :func:`check_non_negative` reads the tensor once
+(and, on a GPU, waits for it); the operations that call it do far more work per element.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_choice(name: str, value: str, legal: Sequence[str]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``legal``."""
+    if value not in legal:
+        raise ValueError(f"{name} must be one of {list(legal)}, got {value!r}")
+
+
+def check_float(name: str, tensor: torch.Tensor) -> None:
+    """Raise ``ValueError`` unless ``tensor`` has one of :data:`FLOAT_DTYPES`."""
+    if tensor.dtype not in FLOAT_DTYPES:
+        legal = [str(dtype) for dtype in FLOAT_DTYPES]
+        raise ValueError(f"{name} must have a dtype of {legal}, got {tensor.dtype}")
+
+
+def check_square(name: str, tensor: torch.Tensor) -> None:
+    """Raise ``ValueError`` unless ``tensor`` is floating point and (..., N, N)."""
+    check_float(name, tensor)
+    if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2]:
+        raise ValueError(f"{name} must have shape (..., N, N), got {tuple(tensor.shape)}")
+
+
+def check_non_negative(name: str, tensor: torch.Tensor) -> None:
+    """Raise ``ValueError`` if ``tensor`` holds a negative, infinite or NaN value."""
+    if tensor.numel() == 0:
+        return
+    # NaN wins both reductions and fails both comparisons, so one pass finds all three faults.
+    low, high = torch.stack(torch.aminmax(tensor.detach())).tolist()
+    if not (low >= 0 and high < math.inf):
+        raise ValueError(f"{name} must be finite and >= 0, got values in [{low}, {high}]")
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half-precision tensors as float32, others as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def without_autocast(tensor: torch.Tensor) -> torch.autocast:
+    """Context in which matrix products keep the dtype of ``tensor`` under a caller's autocast."""
+    return torch.autocast(tensor.device.type, enabled=False)
