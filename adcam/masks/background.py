@@ -144,8 +144,6 @@ def stack_probabilities(score_maps: np.ndarray, bg_score: np.ndarray) -> np.ndar
     if not (np.isfinite(stacked).all() and (stacked >= 0).all()):
         raise ValueError("scores must be finite and at least 0")
     stacked[0, ~stacked.any(axis=0)] = 1
-    # The highest score is divided out first: a sum of very small ones could underflow.
-    stacked /= stacked.max(axis=0)
     return stacked / stacked.sum(axis=0)
 
 

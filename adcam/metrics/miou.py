@@ -322,7 +322,7 @@ class ThresholdCurve:
         num_thresholds, num_classes, _ = above.shape
         confusion = np.zeros((num_thresholds, num_classes, num_classes + 1), dtype=np.int64)
         confusion[:, :, :num_classes] = above.transpose(0, 2, 1)
-        confusion[:, :, 0] += num_true - above.sum(axis=1)
+        confusion[:, :, 0] = num_true - above.sum(axis=1)  # no class has mask value 0
         return confusion
 
     def compute(self) -> ThresholdCurveResult:
