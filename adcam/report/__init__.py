@@ -1,0 +1,1 @@
+"""What a run found, for people: report.json, report.md with pictures, and one-file report.html."""

@@ -1,0 +1,248 @@
+"""Pictures of a report: maps and masks over their photographs, and their encoding.
+
+Arrays in, arrays or bytes out; nothing here reads or writes a file.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from adcam.report.model import RGB, Picture, PictureRow
+from adcam.structures import IGNORE_INDEX
+
+
+@functools.lru_cache(maxsize=1)
+def heat_colors() -> np.ndarray:
+    """Colours of the scores 0, 1/255, … 1: matplotlib's *inferno*, perceptually even.
+
+    Returns:
+        uint8 (256, 3).
+    """
+    import matplotlib
+
+    rgba = matplotlib.colormaps["inferno"](np.arange(256), bytes=True)
+    return np.ascontiguousarray(rgba[:, :3])
+
+
+def overlay_heat(img: np.ndarray, score_map: np.ndarray, *, strength: float = 0.75) -> np.ndarray:
+    """A score map in colour over its photograph; low scores leave the photograph visible.
+
+    Args:
+        img: uint8 (H, W, 3).
+        score_map: Float (H, W) in [0, 1]; values outside are clipped, NaN counts as 0.
+        strength: Opacity of a score of 1. Larger hides more of the photograph.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        ValueError: If the shapes do not fit or ``strength`` is outside [0, 1].
+    """
+    _check_rgb(img)
+    _check_same_hw("score_map", score_map, img)
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie in [0, 1], got {strength}")
+    score = np.clip(np.nan_to_num(score_map.astype(np.float32), nan=0.0), 0.0, 1.0)
+    # Half of the photograph's own colour goes, so that a colour on the map means a score.
+    gray = img.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    base = 0.5 * img + 0.5 * gray[..., None]  # (H, W, 3)
+    # The square root makes middle scores visible: inferno is dark there.
+    alpha = strength * np.sqrt(score)[..., None]  # (H, W, 1)
+    heat = heat_colors()[np.rint(score * 255).astype(np.intp)]  # (H, W, 3)
+    return _to_uint8((1 - alpha) * base + alpha * heat)
+
+
+def overlay_mask(
+    img: np.ndarray,
+    mask: np.ndarray,
+    palette: Sequence[RGB],
+    *,
+    opacity: float = 0.55,
+    ignore_index: int = IGNORE_INDEX,
+) -> np.ndarray:
+    """A mask in its palette's colours over its photograph, with a contour round every region.
+
+    Args:
+        img: uint8 (H, W, 3).
+        mask: Integer (H, W) of mask values; 0 leaves the photograph as it is.
+        palette: Colour of every mask value, 256 entries.
+        opacity: Of the regions. Larger hides more of the photograph.
+        ignore_index: Shown as white diagonal hatching.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        ValueError: If the shapes do not fit, the palette is short or ``opacity`` outside [0, 1].
+    """
+    _check_rgb(img)
+    _check_same_hw("mask", mask, img)
+    if len(palette) != 256:
+        raise ValueError(f"the palette must have 256 colours, got {len(palette)}")
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must lie in [0, 1], got {opacity}")
+    colors = np.asarray(palette, np.float32)[mask]  # (H, W, 3)
+    ignored = mask == ignore_index
+    inside = ((mask != 0) & ~ignored)[..., None]
+    out = np.where(inside, (1 - opacity) * img + opacity * colors, img)
+
+    height, width = mask.shape
+    line = max(1, round(max(height, width) / 200))
+    rows, cols = np.ogrid[:height, :width]
+    stripes = (rows + cols) % (6 * line) < 2 * line
+    out[ignored] = 0.6 * out[ignored] + 0.4 * 255
+    out[ignored & stripes] = 255
+    # Palettes such as VOC's are dark: a white line shows where a dark region ends on a dark ground.
+    out[_inner_border(np.where(ignored, 0, mask), line)] = 255
+    return _to_uint8(out)
+
+
+def _inner_border(mask: np.ndarray, line: int) -> np.ndarray:
+    """Pixels of regions other than 0 within ``line`` (city block) of another value, bool (H, W)."""
+    border = np.zeros(mask.shape, bool)
+    for axis in (0, 1):
+        size = mask.shape[axis]
+        for shift in range(1, min(line, size - 1) + 1):
+            first = mask.take(range(size - shift), axis)
+            second = mask.take(range(shift, size), axis)
+            differ = first != second
+            ahead = (slice(None),) * axis + (slice(0, size - shift),)
+            behind = (slice(None),) * axis + (slice(shift, size),)
+            border[ahead] |= differ & (first != 0)
+            border[behind] |= differ & (second != 0)
+    return border
+
+
+def side_by_side(
+    pictures: Sequence[np.ndarray], *, gap: int = 4, background: RGB = (255, 255, 255)
+) -> np.ndarray:
+    """Pictures in one row, all scaled to the height of the first.
+
+    Args:
+        pictures: uint8 (H_i, W_i, 3), at least one.
+        gap: Pixels between two pictures.
+        background: Colour of the gaps.
+
+    Returns:
+        uint8 (H_0, W, 3).
+
+    Raises:
+        ValueError: If there is no picture, one is not RGB uint8, or ``gap`` is negative.
+    """
+    if not pictures:
+        raise ValueError("side_by_side needs at least one picture, got none")
+    if gap < 0:
+        raise ValueError(f"gap must be at least 0, got {gap}")
+    height = pictures[0].shape[0]
+    parts: list[np.ndarray] = []
+    for rgb in pictures:
+        _check_rgb(rgb)
+        if parts and gap:
+            parts.append(np.broadcast_to(np.array(background, np.uint8), (height, gap, 3)))
+        parts.append(_resize(rgb, (height, max(1, round(rgb.shape[1] * height / rgb.shape[0])))))
+    return np.concatenate(parts, axis=1)
+
+
+def picture_row(
+    img_id: str,
+    img: np.ndarray,
+    *,
+    score_maps: Mapping[str, np.ndarray],
+    palette: Sequence[RGB],
+    labels: Sequence[str] = (),
+    truth: np.ndarray | None = None,
+    masks: Mapping[str, np.ndarray] | None = None,
+    values: Mapping[str, float] | None = None,
+) -> PictureRow:
+    """The usual row of a picture grid: image, truth, every method's score map, every mask.
+
+    Args:
+        img_id: Names the row.
+        img: uint8 (H, W, 3).
+        score_maps: From column name to float (H, W) in [0, 1]. Of (K, H, W) maps, pass the maximum
+            over the classes, or one row per class.
+        palette: 256 colours.
+        labels: Class names of the image.
+        truth: Integer (H, W), left out where there is none.
+        masks: From column name to integer (H, W).
+        values: From column name to the number beside it, e.g. this image's IoU in %.
+
+    Returns:
+        The row, with pictures at the image's own size.
+
+    Raises:
+        ValueError: If a shape does not fit the image or a value names no column.
+    """
+    columns = {"image": img}
+    if truth is not None:
+        columns["truth"] = overlay_mask(img, truth, palette)
+    for name, score_map in score_maps.items():
+        columns[name] = overlay_heat(img, score_map)
+    for name, mask in (masks or {}).items():
+        columns[name] = overlay_mask(img, mask, palette)
+    values = values or {}
+    if unknown := sorted(set(values) - set(columns)):
+        raise ValueError(f"values for {unknown}, which are no columns; columns: {list(columns)}")
+    pictures = [Picture(rgb, name, values.get(name)) for name, rgb in columns.items()]
+    return PictureRow(img_id, pictures, labels)
+
+
+def encode_jpeg(rgb: np.ndarray, *, max_side: int = 256, quality: int = 85) -> bytes:
+    """A picture as a JPEG file of bounded size; never enlarged.
+
+    Colours are kept at full resolution (4:4:4), since thin coloured borders are the point.
+
+    Args:
+        rgb: uint8 (H, W, 3).
+        max_side: The longer side is scaled down to this many pixels.
+        quality: 1..95. Larger is better and bigger.
+
+    Raises:
+        ValueError: If ``rgb`` is not uint8 (H, W, 3) or ``max_side`` is below 1.
+    """
+    _check_rgb(rgb)
+    if max_side < 1:
+        raise ValueError(f"max_side must be at least 1, got {max_side}")
+    buffer = io.BytesIO()
+    small = _resize(rgb, fit_hw((rgb.shape[0], rgb.shape[1]), max_side))
+    Image.fromarray(small).save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+    return buffer.getvalue()
+
+
+def encode_image(rgb: np.ndarray, *, max_side: int = 256, quality: int = 85) -> str:
+    """:func:`encode_jpeg` as a ``data:`` URI; same arguments and errors."""
+    jpeg = encode_jpeg(rgb, max_side=max_side, quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+
+
+def fit_hw(hw: tuple[int, int], max_side: int) -> tuple[int, int]:
+    """``hw`` scaled down, aspect kept, so that neither side exceeds ``max_side``; each >= 1."""
+    scale = min(1.0, max_side / max(hw))
+    return max(1, round(hw[0] * scale)), max(1, round(hw[1] * scale))
+
+
+def _resize(rgb: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    if rgb.shape[:2] == hw:
+        return rgb
+    resized = Image.fromarray(rgb).resize((hw[1], hw[0]), Image.Resampling.LANCZOS)
+    return np.asarray(resized)
+
+
+def _to_uint8(rgb: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(rgb, 0, 255)).astype(np.uint8)
+
+
+def _check_rgb(rgb: np.ndarray) -> None:
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+        raise ValueError(f"expected a picture of uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}")
+
+
+def _check_same_hw(name: str, array: np.ndarray, img: np.ndarray) -> None:
+    if array.shape != img.shape[:2]:
+        raise ValueError(f"{name} has shape {array.shape}, the image {img.shape[:2]}")

@@ -1,0 +1,74 @@
+"""How numbers and names are written in a report."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+
+import numpy as np
+
+
+def format_number(value: str | int | float | None, *, digits: int = 1, signed: bool = False) -> str:
+    """A value as a reader wants it: thousands apart, a real minus sign, "–" where there is none.
+
+    >>> format_number(-1234.56), format_number(float("nan")), format_number(3, signed=True)
+    ('−1,234.6', '–', '+3')
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if isinstance(value, int | np.integer):
+        text = f"{value:{'+' if signed else ''},d}"
+    else:
+        # Rounding first keeps "−0.0" away.
+        value = round(float(value), digits) + 0.0
+        text = f"{value:{'+' if signed and value else ''},.{digits}f}"
+    return text.replace("-", "−")
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration at the precision that matters.
+
+    >>> [format_seconds(s) for s in (0.0042, 0.42, 12.34, 185, 7500)]
+    ['4.2 ms', '0.42 s', '12.3 s', '3 min 5 s', '2 h 5 min']
+    """
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 0.1:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def shorten(text: str, length: int) -> str:
+    """``text`` cut to ``length`` characters, the last of them "…" if any was lost."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def slug(text: str, *, fallback: str = "part") -> str:
+    """``text`` as a name for anchors and files: a–z, 0–9 and single hyphens.
+
+    >>> slug("AD-CAM: Überblick (val)"), slug("<>")
+    ('ad-cam-uberblick-val', 'part')
+    """
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
+    return re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-")[:48] or fallback
+
+
+def escape_markdown(text: str) -> str:
+    """``text`` so that markdown shows it literally, in a paragraph or a table's cell."""
+    text = re.sub(r"([\\`*\[\]|#~])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,182 @@
+"""Overlays and encoded pictures, on non-square arrays with exact expectations."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adcam.report.figures import (
+    encode_image,
+    encode_jpeg,
+    fit_hw,
+    heat_colors,
+    overlay_heat,
+    overlay_mask,
+    picture_row,
+    side_by_side,
+)
+
+PALETTE = [(i, 255 - i, (7 * i) % 256) for i in range(256)]
+
+
+def random_img(hw: tuple[int, int] = (20, 34), seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*hw, 3), dtype=np.uint8)
+
+
+def test_heat_colors_are_inferno() -> None:
+    colors = heat_colors()
+    assert colors.shape == (256, 3)
+    assert colors[0].tolist() == [0, 0, 3]
+    assert colors[255].tolist() == [252, 254, 164]
+    # Perceptually even maps grow in lightness from end to end.
+    lightness = colors.astype(float) @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(lightness) > -0.5).all()
+
+
+def test_heat_of_zero_shows_the_photograph_and_one_the_map() -> None:
+    gray = np.full((3, 5, 3), 90, np.uint8)
+    assert (overlay_heat(gray, np.zeros((3, 5))) == gray).all()
+    full = overlay_heat(gray, np.ones((3, 5)), strength=1.0)
+    assert (full == heat_colors()[255]).all()
+
+
+def test_heat_follows_the_score_at_the_same_pixel() -> None:
+    img = np.full((4, 7, 3), 128, np.uint8)
+    score = np.zeros((4, 7), np.float32)
+    score[1, 5] = 1.0
+    changed = (overlay_heat(img, score) != img).any(axis=2)
+    assert np.argwhere(changed).tolist() == [[1, 5]]
+
+
+def test_heat_reads_nan_as_zero_and_clips() -> None:
+    img = random_img((2, 3))
+    score = np.array([[np.nan, -3, 0], [1, 9, 0.5]])
+    legal = np.array([[0, 0, 0], [1, 1, 0.5]])
+    assert (overlay_heat(img, score) == overlay_heat(img, legal)).all()
+
+
+def test_mask_leaves_background_alone_and_colours_regions() -> None:
+    img = random_img((40, 60))
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:50] = 7
+    out = overlay_mask(img, mask, PALETTE, opacity=1.0)
+    assert (out[mask == 0] == img[mask == 0]).all()
+    assert (out[11:29, 21:49] == PALETTE[7]).all()
+    # The contour is one pixel wide at this size and lies inside the region.
+    assert (out[10, 20:50] == 255).all()
+    assert (out[29, 20:50] == 255).all()
+    assert (out[10:30, 20] == 255).all()
+    assert (out[10:30, 49] == 255).all()
+
+
+def test_mask_draws_a_line_between_touching_classes() -> None:
+    img = np.zeros((6, 10, 3), np.uint8)
+    mask = np.full((6, 10), 3, np.uint8)
+    mask[:, 5:] = 4
+    out = overlay_mask(img, mask, PALETTE, opacity=1.0)
+    assert (out[:, 4:6] == 255).all()
+    assert (out[:, :4] == PALETTE[3]).all()
+    assert (out[:, 6:] == PALETTE[4]).all()
+
+
+def test_ignored_pixels_are_hatched_white() -> None:
+    img = np.zeros((12, 18, 3), np.uint8)
+    mask = np.full((12, 18), 255, np.uint8)
+    out = overlay_mask(img, mask, PALETTE)
+    white = (out == 255).all(axis=2)
+    rows, cols = np.indices(mask.shape)
+    assert (white == ((rows + cols) % 6 < 2)).all()
+    assert (out[~white] == 102).all()
+    assert (overlay_mask(img, np.full((12, 18), 9), PALETTE, ignore_index=9) == out).all()
+
+
+def test_contour_grows_with_the_picture() -> None:
+    img = np.zeros((300, 600, 3), np.uint8)
+    mask = np.zeros((300, 600), np.uint8)
+    mask[:, 300:] = 5
+    out = overlay_mask(img, mask, PALETTE, opacity=1.0)
+    assert np.flatnonzero((out[150] == 255).all(axis=1)).tolist() == [300, 301, 302]
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (1, 9), (9, 1)])
+def test_tiny_pictures(hw: tuple[int, int]) -> None:
+    img = random_img(hw)
+    assert overlay_heat(img, np.ones(hw)).shape == img.shape
+    assert overlay_mask(img, np.ones(hw, np.uint8), PALETTE).shape == img.shape
+    assert encode_image(img).startswith("data:image/jpeg;base64,")
+
+
+def test_side_by_side_scales_to_the_first_height() -> None:
+    red = np.full((10, 4, 3), (255, 0, 0), np.uint8)
+    blue = np.full((20, 16, 3), (0, 0, 255), np.uint8)
+    out = side_by_side([red, blue], gap=3)
+    assert out.shape == (10, 4 + 3 + 8, 3)
+    assert (out[:, :4] == (255, 0, 0)).all()
+    assert (out[:, 4:7] == 255).all()
+    assert (out[:, 7:] == (0, 0, 255)).all()
+
+
+def test_encoding_bounds_the_size_and_keeps_the_aspect() -> None:
+    img = np.zeros((100, 400, 3), np.uint8)
+    img[:, 200:] = (200, 40, 40)
+    uri = encode_image(img, max_side=128)
+    decoded = Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1])))
+    assert decoded.size == (128, 32)
+    pixels = np.asarray(decoded).astype(int)
+    assert np.abs(pixels[:, :60]).max() < 12
+    assert np.abs(pixels[:, 68:] - (200, 40, 40)).max() < 12
+    small = Image.open(io.BytesIO(encode_jpeg(img[:5, :9], max_side=128)))
+    assert small.size == (9, 5)
+
+
+def test_fit_hw() -> None:
+    assert fit_hw((375, 500), 256) == (192, 256)
+    assert fit_hw((500, 375), 256) == (256, 192)
+    assert fit_hw((3, 5000), 256) == (1, 256)
+    assert fit_hw((10, 20), 256) == (10, 20)
+
+
+def test_picture_row_orders_its_columns() -> None:
+    img = random_img()
+    mask = np.zeros(img.shape[:2], np.uint8)
+    row = picture_row(
+        "x",
+        img,
+        score_maps={"CAM": np.zeros(img.shape[:2]), "AD-CAM": np.ones(img.shape[:2])},
+        palette=PALETTE,
+        labels=["cat"],
+        truth=mask,
+        masks={"mask": mask},
+        values={"AD-CAM": 61.5},
+    )
+    assert [p.column for p in row.pictures] == ["image", "truth", "CAM", "AD-CAM", "mask"]
+    assert [p.value for p in row.pictures] == [None, None, None, 61.5, None]
+    assert (row.pictures[0].rgb == img).all()
+    with pytest.raises(ValueError, match="'B'"):
+        picture_row("x", img, score_maps={}, palette=PALETTE, values={"B": 1.0})
+
+
+def test_mistakes_are_refused() -> None:
+    img = random_img((4, 6))
+    with pytest.raises(ValueError, match=r"score_map has shape \(6, 4\), the image \(4, 6\)"):
+        overlay_heat(img, np.zeros((6, 4)))
+    with pytest.raises(ValueError, match="strength"):
+        overlay_heat(img, np.zeros((4, 6)), strength=1.5)
+    with pytest.raises(ValueError, match=r"mask has shape \(6, 4\)"):
+        overlay_mask(img, np.zeros((6, 4), np.uint8), PALETTE)
+    with pytest.raises(ValueError, match="256 colours, got 3"):
+        overlay_mask(img, np.zeros((4, 6), np.uint8), PALETTE[:3])
+    with pytest.raises(ValueError, match="opacity"):
+        overlay_mask(img, np.zeros((4, 6), np.uint8), PALETTE, opacity=-0.1)
+    with pytest.raises(ValueError, match="uint8"):
+        overlay_heat(img.astype(float), np.zeros((4, 6)))
+    with pytest.raises(ValueError, match="at least one"):
+        side_by_side([])
+    with pytest.raises(ValueError, match="gap"):
+        side_by_side([img], gap=-1)
+    with pytest.raises(ValueError, match="max_side"):
+        encode_image(img, max_side=0)
