@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -18,10 +18,10 @@ IMAGE_SUFFIXES = frozenset(
 )
 """File suffixes, lower case, that name an image; the content decides how it is decoded."""
 
-# Formats whose decoders are part of Pillow. Others are left out on purpose: EPS starts Ghostscript.
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+# Formats decoded by Pillow itself (JPEG includes MPO). EPS, for one, would start Ghostscript.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
-# What Pillow raises on damaged files (found by mutating files, see tests/data/test_images.py).
+# What Pillow's decoders raise on damaged files; there is no common base class.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -29,7 +29,6 @@ _DECODE_ERRORS = (
     TypeError,
     KeyError,
     IndexError,
-    AttributeError,
     OverflowError,
     MemoryError,
     EOFError,
@@ -54,9 +53,9 @@ class ImageError(ValueError):
     """An image file cannot be used; the message names the file and the reason."""
 
 
-def is_image_path(path: str | Path) -> bool:
+def is_image_path(path: str | PurePath) -> bool:
     """Whether the suffix, in any case, is one of :data:`IMAGE_SUFFIXES`; the file is not opened."""
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    return PurePath(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -136,8 +135,11 @@ def _orientation(img: Image.Image) -> int:
     """EXIF orientation still to be undone, 1 if none; called before the pixels are decoded."""
     if img.format == "TIFF":
         return 1  # Pillow turns a TIFF itself, and its size is already the turned one.
-    # PngImageFile.getexif would decode the pixels to look for a chunk behind them.
-    value = Image.Image.getexif(img).get(ExifTags.Base.Orientation, 1)
+    try:
+        # PngImageFile.getexif would decode the pixels to look for a chunk behind them.
+        value = Image.Image.getexif(img).get(ExifTags.Base.Orientation, 1)
+    except _DECODE_ERRORS:
+        return 1  # A damaged EXIF block leaves the pixels readable, as other viewers show them.
     return value if value in _TRANSPOSE else 1
 
 

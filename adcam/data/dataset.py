@@ -1,0 +1,241 @@
+"""A list of images with what is known about each: what every source of data comes down to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+
+from adcam.data.images import read_image
+from adcam.data.png import read_mask, voc_palette
+from adcam.structures import IGNORE_INDEX, ClassSet, Sample
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where an image is and what is known about it; nothing is read yet.
+
+    Attributes:
+        img_id: Unique within its data set; a relative POSIX path without suffix.
+        img_path: The image file.
+        class_ids: Present foreground classes (0-based, ascending), ``()`` for "none of them",
+            ``None`` for "not known".
+        mask_path: The mask that the image should have, ``None`` if it should have none.
+    """
+
+    img_id: str
+    img_path: Path
+    class_ids: tuple[int, ...] | None = None
+    mask_path: Path | None = None
+
+
+class ImageDataset(Sequence[Sample]):
+    """Images of one split, read when asked for; a slice is a data set again.
+
+    Attributes:
+        class_set: The classes that ``class_ids`` and masks refer to.
+        split: Name of the split, e.g. ``"train_aug"``; reports say it.
+        records: One an image, in the order of the list file.
+    """
+
+    def __init__(
+        self,
+        class_set: ClassSet,
+        split: str,
+        records: Iterable[Record],
+        *,
+        other_values: Literal["refuse", "ignore"] = "refuse",
+    ) -> None:
+        """Check the records; no file is touched (see :meth:`check_files`).
+
+        Args:
+            class_set: The classes.
+            split: Name of the split.
+            records: The images, in order.
+            other_values: What to do with mask values that are neither 0, nor 255, nor one of
+                ``class_set.mask_values``: an error, or 255 in their place (for a subset of the
+                classes that the masks were drawn for).
+
+        Raises:
+            ValueError: An id is given twice, or class ids are not ascending ids of the set.
+        """
+        self.class_set = class_set
+        self.split = split
+        self.records = tuple(records)
+        self.other_values = other_values
+        self._index = {record.img_id: i for i, record in enumerate(self.records)}
+        if len(self._index) != len(self.records):
+            counts = Counter(record.img_id for record in self.records)
+            twice = [img_id for img_id, count in counts.items() if count > 1]
+            raise ValueError(f"{len(twice)} image ids are given twice: {_some(twice)}")
+        num_fg_classes = class_set.num_fg_classes
+        for record in self.records:
+            ids = record.class_ids
+            if ids is not None and (
+                tuple(sorted(set(ids))) != ids or any(not 0 <= i < num_fg_classes for i in ids)
+            ):
+                raise ValueError(
+                    f"image {record.img_id!r}: class ids must be ascending, each in "
+                    f"0..{num_fg_classes - 1}, got {ids}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> ImageDataset: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | ImageDataset:
+        """Read an image with its mask, if it should have one.
+
+        Raises:
+            ImageError: The image or the mask cannot be read.
+            ValueError: The mask has another size than the image, or values outside the class set.
+        """
+        if isinstance(index, slice):
+            return self._with_records(self.records[index])
+        record = self.records[index]
+        img = self.load_image(index)
+        mask = self.load_mask(index)
+        if mask is not None and mask.shape != img.shape[:2]:
+            raise ValueError(
+                f"{record.mask_path} has {mask.shape[0]}×{mask.shape[1]} pixels (height × width), "
+                f"but its image {record.img_path} has {img.shape[0]}×{img.shape[1]}"
+            )
+        return Sample(record.img_id, img, record.class_ids, mask, record.img_path)
+
+    def load_image(self, index: int) -> np.ndarray:
+        """RGB image, uint8 (H, W, 3).
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
+        return read_image(self.records[index].img_path)
+
+    def load_mask(self, index: int) -> np.ndarray | None:
+        """Mask, uint8 (H, W): 0, values of the class set, 255; ``None`` if there should be none.
+
+        Raises:
+            ImageError: The mask cannot be read.
+            ValueError: It holds other values, and ``other_values`` is ``"refuse"``.
+        """
+        path = self.records[index].mask_path
+        if path is None:
+            return None
+        mask = read_mask(path)
+        legal = np.zeros(256, dtype=bool)
+        legal[[0, *self.class_set.mask_values, IGNORE_INDEX]] = True
+        present = np.bincount(mask.ravel(), minlength=256) > 0
+        if not (other := np.flatnonzero(present & ~legal)).size:
+            return mask
+        if self.other_values == "ignore":
+            return np.where(legal[mask], mask, np.uint8(IGNORE_INDEX))
+        raise ValueError(
+            f"{path}: the mask holds the values {other.tolist()}; legal are 0, "
+            f"{', '.join(map(str, self.class_set.mask_values))} and {IGNORE_INDEX}"
+        )
+
+    def index_of(self, img_id: str) -> int:
+        """Position of an image.
+
+        Raises:
+            ValueError: No image has this id.
+        """
+        if img_id not in self._index:
+            raise ValueError(f"no image {img_id!r} in {self._name()}")
+        return self._index[img_id]
+
+    def subset(self, img_ids: Iterable[str]) -> ImageDataset:
+        """The images named, in the order given.
+
+        Raises:
+            ValueError: An id is unknown or given twice.
+        """
+        img_ids = list(img_ids)
+        if unknown := [img_id for img_id in img_ids if img_id not in self._index]:
+            raise ValueError(f"{len(unknown)} ids are not in {self._name()}: {_some(unknown)}")
+        return self._with_records(self.records[self._index[img_id]] for img_id in img_ids)
+
+    def with_labels(self, labels: Mapping[str, Iterable[int]]) -> ImageDataset:
+        """The same images with other labels.
+
+        Args:
+            labels: Class ids by image id, e.g. ``LabelTable.class_ids``. An image that is not
+                among them gets ``None`` ("not known"); ids of other images are passed over, so
+                that one table can serve several splits.
+
+        Raises:
+            ValueError: A class id is out of range, or no id of a non-empty table is in this set.
+        """
+        if labels and self.records and not any(img_id in self._index for img_id in labels):
+            raise ValueError(
+                f"none of the {len(labels)} labelled ids is in {self._name()}: "
+                f"got {_some(list(labels))}; expected such as {self.records[0].img_id!r}"
+            )
+        return self._with_records(
+            replace(
+                record,
+                class_ids=tuple(sorted(set(labels[record.img_id])))
+                if record.img_id in labels
+                else None,
+            )
+            for record in self.records
+        )
+
+    def missing_files(self, *, masks: bool = True) -> list[Path]:
+        """Images, and with ``masks`` masks, that should exist and do not, in record order."""
+        paths = [
+            path
+            for record in self.records
+            for path in (record.img_path, record.mask_path if masks else None)
+            if path is not None
+        ]
+        return [path for path in paths if not path.is_file()]
+
+    def check_files(self, *, masks: bool = True) -> None:
+        """Find missing files before a run starts rather than hours into it.
+
+        Args:
+            masks: Whether masks are needed too; generating from labels needs none.
+
+        Raises:
+            ValueError: Images or masks are missing; the message counts them and names the first.
+        """
+        if missing := self.missing_files(masks=masks):
+            raise ValueError(
+                f"{len(missing)} files of {self._name()} are missing: "
+                f"{_some([str(path) for path in missing])}"
+            )
+
+    def _with_records(self, records: Iterable[Record]) -> ImageDataset:
+        return ImageDataset(self.class_set, self.split, records, other_values=self.other_values)
+
+    def _name(self) -> str:
+        return f"{self.class_set.name}/{self.split} ({len(self.records)} images)"
+
+
+def build_class_set(name: str, classes: Sequence[str]) -> ClassSet:
+    """A class set with mask values 1..K in the order given and VOC's colours.
+
+    Raises:
+        ValueError: A class is given twice, or there are more than the 254 that fit beside
+            background and ignore.
+    """
+    if len(classes) > 254:
+        raise ValueError(f"a mask can show at most 254 classes, got {len(classes)}")
+    return ClassSet(name, tuple(classes), tuple(range(1, len(classes) + 1)), voc_palette())
+
+
+def _some(items: Sequence[str]) -> str:
+    """The first items, and how many more there are."""
+    rest = f", … ({len(items) - _SHOWN} more)" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + rest

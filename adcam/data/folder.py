@@ -1,0 +1,159 @@
+"""Any folder of images, or any list of image files, with labels in a CSV."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from adcam.data.dataset import ImageDataset, Record, build_class_set
+from adcam.data.images import is_image_path
+from adcam.data.labels import normalize_img_id, read_labels_csv
+from adcam.structures import ClassSet
+
+
+def load_folder(
+    path: str | Path,
+    *,
+    labels_csv: str | Path | None = None,
+    classes: Sequence[str] | ClassSet | None = None,
+    mask_dir: str | Path | None = None,
+    ids: Iterable[str] | None = None,
+    recursive: bool = True,
+) -> ImageDataset:
+    """All images below a folder.
+
+    An image's id is its path below ``path`` without suffix, with ``/`` between folders and
+    composed accents (NFC). What is written for it later is named after the id, so two files that
+    differ in their suffix alone are refused. Files are told by their suffix
+    (:data:`adcam.data.images.IMAGE_SUFFIXES`); hidden files and folders are passed over.
+
+    Args:
+        path: The folder; symbolic links to folders inside it are not followed.
+        labels_csv: Labels by image id, which may carry the suffix
+            (:func:`adcam.data.labels.read_labels_csv`). Images that it does not name get
+            ``class_ids=None``.
+        classes: Class names, which get the mask values 1..K, or a class set. ``None`` takes the
+            names found in ``labels_csv``, sorted; without one there are no classes.
+        mask_dir: Folder of masks ``<img_id>.png``; every image should then have one. It may lie
+            inside ``path``: it is not searched for images.
+        ids: The images wanted, with or without suffix, in this order; ``None`` takes all, sorted
+            by id.
+        recursive: Whether sub-folders are searched.
+
+    Returns:
+        The images; ``split`` is the folder's name.
+
+    Raises:
+        ValueError: No such folder, no image in it, ids that clash, are unknown or given twice, a
+            labelled id without an image, or a bad label file.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise ValueError(f"{root}: there is no such folder")
+    masks = None if mask_dir is None else Path(mask_dir)
+    path_of = _by_id(
+        (normalize_img_id(file.relative_to(root).as_posix()), file)
+        for file in _find_images(root, recursive=recursive, skip=masks)
+    )
+    if not path_of:
+        raise ValueError(f"{root}: there are no images in this folder")
+
+    class_set, class_ids = _labels_and_classes(root.name or str(root), labels_csv, classes)
+    if stray := [img_id for img_id in class_ids if img_id not in path_of]:
+        raise ValueError(
+            f"{labels_csv}: {len(stray)} labelled ids have no image in {root}, "
+            f"such as {', '.join(repr(s) for s in stray[:5])}"
+        )
+    records = [
+        Record(
+            img_id,
+            path_of[img_id],
+            class_ids.get(img_id),
+            None if masks is None else masks / f"{img_id}.png",
+        )
+        for img_id in sorted(path_of)
+    ]
+    dataset = ImageDataset(class_set, root.resolve().name or "images", records)
+    return dataset if ids is None else dataset.subset(normalize_img_id(i) for i in ids)
+
+
+def load_images(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    classes: Sequence[str] | ClassSet | None = None,
+) -> ImageDataset:
+    """One image file, or several, in the order given and without labels.
+
+    Ids are paths without suffix below the deepest folder that holds all of them; of a single file,
+    its name. The files need not exist yet: see :meth:`ImageDataset.check_files`.
+
+    Args:
+        paths: A file, or files with any suffix.
+        classes: Class names, which get the mask values 1..K, or a class set.
+
+    Raises:
+        ValueError: No path, or two with the same id.
+    """
+    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(p) for p in paths]
+    if not files:
+        raise ValueError("no image is given")
+    absolute = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100 - keeps links
+    top = Path(os.path.commonpath([file.parent for file in absolute]))
+    path_of = _by_id(
+        (normalize_img_id(full.relative_to(top).as_posix()), file)
+        for full, file in zip(absolute, files, strict=True)
+    )
+    class_set, _ = _labels_and_classes("images", None, classes)
+    return ImageDataset(
+        class_set, "images", [Record(img_id, file) for img_id, file in path_of.items()]
+    )
+
+
+def _labels_and_classes(
+    name: str, labels_csv: str | Path | None, classes: Sequence[str] | ClassSet | None
+) -> tuple[ClassSet, dict[str, tuple[int, ...]]]:
+    """The class set, and class ids of the labelled images."""
+    names = classes.classes if isinstance(classes, ClassSet) else classes
+    if names is not None:
+        names = [unicodedata.normalize("NFC", n) for n in names]
+    table = None if labels_csv is None else read_labels_csv(labels_csv, names)
+    if isinstance(classes, ClassSet):
+        class_set = classes
+    elif names is not None:
+        class_set = build_class_set(name, names)
+    else:
+        class_set = build_class_set(name, () if table is None else table.classes)
+    return class_set, {} if table is None else table.class_ids
+
+
+def _find_images(root: Path, *, recursive: bool, skip: Path | None) -> Iterator[Path]:
+    skipped = None if skip is None else skip.resolve()
+    for folder, subfolders, names in os.walk(root):
+        if not recursive:
+            subfolders.clear()
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith(".") and Path(folder, name).resolve() != skipped
+        ]
+        for name in names:
+            if is_image_path(name) and not name.startswith("."):
+                yield Path(folder, name)
+
+
+def _by_id(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    path_of: dict[str, Path] = {}
+    for img_id, path in found:
+        if img_id in path_of:
+            raise ValueError(
+                f"{path_of[img_id]} and {path} have the same id {img_id!r}: "
+                "names must differ in more than their suffix"
+            )
+        try:
+            img_id.encode("utf-8")
+        except UnicodeEncodeError as err:
+            raise ValueError(f"{str(path)!r}: the file name is not valid UTF-8") from err
+        path_of[img_id] = path
+    return path_of

@@ -1,0 +1,287 @@
+"""PASCAL VOC 2012 and data sets in its layout.
+
+Everingham et al., The PASCAL Visual Object Classes Challenge (IJCV 2010, 2015); layout and class
+order as in the development kit. ``train_aug`` adds the SBD masks (Hariharan et al., ICCV 2011).
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from adcam.data.dataset import ImageDataset, Record
+from adcam.data.images import IMAGE_SUFFIXES, is_image_path
+from adcam.data.labels import read_cls_labels_npy, read_labels_csv
+from adcam.data.png import voc_palette
+from adcam.structures import ClassSet
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle"),
+    *("bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person"),
+    *("pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+"""The 20 classes; a class' value in masks is its position + 1."""
+
+EXPECTED_COUNTS = {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582}
+"""Images in the segmentation lists of the full data set."""
+
+_SPLIT_NAMES = {
+    "train_aug": ("train_aug", "trainaug"),
+    "trainaug": ("train_aug", "trainaug"),
+}
+
+
+def voc_class_set(classes: Sequence[str] | None = None) -> ClassSet:
+    """The VOC classes, or some of them in the order given, with VOC's mask values and colours.
+
+    Values of a subset have gaps (``("cat", "cow")`` -> 8, 10), so its masks compare with VOC's.
+
+    Raises:
+        ValueError: A name is no VOC class, or given twice.
+    """
+    chosen = VOC_CLASSES if classes is None else tuple(classes)
+    if unknown := [name for name in chosen if name not in VOC_CLASSES]:
+        raise ValueError(f"unknown class {unknown[0]!r}; legal are {', '.join(VOC_CLASSES)}")
+    values = tuple(VOC_CLASSES.index(name) + 1 for name in chosen)
+    return ClassSet("voc12", chosen, values, voc_palette())
+
+
+def load_voc(
+    root: str | Path,
+    split: str,
+    *,
+    classes: Sequence[str] | ClassSet | None = None,
+    labels: str | Path | None = "xml",
+    mask_dir: str | None = "auto",
+    list_path: str | Path | None = None,
+    expected_counts: Mapping[str, int] | None = None,
+) -> ImageDataset:
+    """Load a split of a data set in VOC layout.
+
+    The list is ``ImageSets/Segmentation/<split>.txt``, or else ``ImageSets/Main/<split>.txt``. Its
+    lines are ids, or an image path and optionally a mask path, both below ``root``, as MCTformer
+    and IRN have them (``/JPEGImages/x.jpg /SegmentationClassAug/x.png``). Images lie in
+    ``JPEGImages``, as ``.jpg`` or another image suffix.
+
+    Every image of a Segmentation list should have a mask, as long as the mask folder exists; of
+    images in other lists those have one whose file exists. With a subset of the VOC classes, mask
+    values of the other classes become 255.
+
+    Args:
+        root: The folder that holds ``JPEGImages``, often called ``VOC2012``.
+        split: Name of the list; ``"train_aug"`` is also found as ``trainaug.txt``.
+        classes: Names of VOC classes, or any class set; ``None`` takes all 20.
+        labels: Where image-level labels come from. ``"xml"``: names of the objects in
+            ``Annotations``, those marked difficult included, as PSA and IRN do
+            (``voc12/data.py`` and ``voc12/make_cls_labels.py`` there); parts are no objects.
+            ``"mask"``: the values in the masks. A path to a ``.csv`` (:func:`read_labels_csv`) or
+            a ``.npy`` (:func:`read_cls_labels_npy`, 20 classes). ``None``: not known.
+            Classes of VOC outside ``classes`` are passed over.
+        mask_dir: Folder of masks below ``root``. ``"auto"`` is ``SegmentationClassAug`` for
+            ``train_aug`` and ``SegmentationClass`` for other splits; a mask named in the list goes
+            first. ``None``: no masks.
+        list_path: A list elsewhere, in place of the one that ``split`` names; it counts as a
+            Segmentation list.
+        expected_counts: Number of images that a split must have, e.g. :data:`EXPECTED_COUNTS`. Not
+            checked by default, since subsets of VOC are common.
+
+    Returns:
+        The images in the order of the list.
+
+    Raises:
+        ValueError: A list is missing, empty, malformed, repeats an id or has another length than
+            expected; a label file is malformed or lacks images of the list; a class is unknown.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"{root}: there is no such folder")
+    class_set = classes if isinstance(classes, ClassSet) else voc_class_set(classes)
+    list_file = _find_list(root, split) if list_path is None else Path(list_path)
+    entries = _read_list(list_file)
+    _check_count(list_file, split, len(entries), expected_counts)
+
+    promised = list_path is not None or list_file.parent.name != "Main"
+    records = [
+        Record(
+            entry.img_id,
+            _img_path(root, entry),
+            mask_path=_mask_path(root, entry, split, mask_dir, promised),
+        )
+        for entry in entries
+    ]
+    dataset = ImageDataset(
+        class_set,
+        split,
+        records,
+        other_values="ignore" if _is_voc(class_set) else "refuse",
+    )
+    if labels is None:
+        return dataset
+    return dataset.with_labels(_read_class_ids(root, dataset, labels))
+
+
+class _Entry(NamedTuple):
+    img_id: str
+    img_file: str | None
+    mask_file: str | None
+
+
+def _find_list(root: Path, split: str) -> Path:
+    names = _SPLIT_NAMES.get(split, (split,))
+    folders = (root / "ImageSets" / "Segmentation", root / "ImageSets" / "Main")
+    candidates = [folder / f"{name}.txt" for folder in folders for name in names]
+    for path in candidates:
+        if path.is_file():
+            return path
+    found = sorted({path.stem for folder in folders for path in folder.glob("*.txt")})
+    raise ValueError(
+        f"no list for split {split!r}: looked for {', '.join(map(str, candidates))}; "
+        f"the lists there are {', '.join(found) or 'none'}"
+    )
+
+
+def _read_list(path: Path) -> list[_Entry]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as err:
+        raise ValueError(f"{path}: the list cannot be read ({err.strerror})") from err
+    except UnicodeDecodeError as err:
+        raise ValueError(f"{path}: the list is not UTF-8 text ({err})") from err
+    entries: list[_Entry] = []
+    line_of: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if not words:
+            continue
+        where = f"{path}, line {number}"
+        files = [word.lstrip("/") for word in words if is_image_path(word)]
+        if not (len(words) == 1 or (len(words) == 2 and len(files) == 2)):
+            raise ValueError(
+                f"{where}: expected an id, or an image path and a mask path, got {line!r}"
+            )
+        img_id = Path(files[0]).stem if files else words[0]
+        if img_id in line_of:
+            raise ValueError(f"{where}: image id {img_id!r} is already on line {line_of[img_id]}")
+        line_of[img_id] = number
+        img_file, mask_file, *_ = [*files, None, None]
+        entries.append(_Entry(img_id, img_file, mask_file))
+    if not entries:
+        raise ValueError(f"{path}: the list is empty")
+    return entries
+
+
+def _check_count(
+    list_file: Path, split: str, count: int, expected_counts: Mapping[str, int] | None
+) -> None:
+    if expected_counts is None:
+        return
+    names = _SPLIT_NAMES.get(split, (split,))
+    expected = next((expected_counts[name] for name in names if name in expected_counts), None)
+    if expected is None:
+        raise ValueError(
+            f"no count is expected for split {split!r}; known are {', '.join(expected_counts)}"
+        )
+    if count != expected:
+        raise ValueError(f"{list_file}: {count} images, but {split} has {expected}")
+
+
+def _img_path(root: Path, entry: _Entry) -> Path:
+    if entry.img_file is not None:
+        return root / entry.img_file
+    usual = root / "JPEGImages" / f"{entry.img_id}.jpg"
+    if usual.is_file():
+        return usual
+    others = (usual.with_name(f"{entry.img_id}{suffix}") for suffix in sorted(IMAGE_SUFFIXES))
+    return next((path for path in others if path.is_file()), usual)
+
+
+def _mask_path(
+    root: Path, entry: _Entry, split: str, mask_dir: str | None, promised: bool
+) -> Path | None:
+    if mask_dir is None:
+        return None
+    if mask_dir == "auto" and entry.mask_file is not None:
+        path = root / entry.mask_file
+    else:
+        usual = "SegmentationClassAug" if split in _SPLIT_NAMES else "SegmentationClass"
+        path = root / (usual if mask_dir == "auto" else mask_dir) / f"{entry.img_id}.png"
+    exists = path.parent.is_dir() if promised else path.is_file()
+    return path if exists else None
+
+
+def _read_class_ids(
+    root: Path, dataset: ImageDataset, labels: str | Path
+) -> dict[str, tuple[int, ...]]:
+    """Class ids of every image of ``dataset``."""
+    class_set = dataset.class_set
+    if labels == "xml":
+        return {
+            record.img_id: _ids_of_names(names, class_set, path)
+            for record in dataset.records
+            for path in [root / "Annotations" / f"{record.img_id}.xml"]
+            for names in [_read_object_names(path)]
+        }
+    if labels == "mask":
+        return {record.img_id: _ids_of_mask(dataset, i) for i, record in enumerate(dataset.records)}
+    path = Path(labels)
+    if path.suffix == ".npy":
+        table = {
+            img_id: _ids_of_names((VOC_CLASSES[i] for i in class_ids), class_set, path)
+            for img_id, class_ids in read_cls_labels_npy(path, len(VOC_CLASSES)).items()
+        }
+    elif path.suffix == ".csv":
+        rows = read_labels_csv(path, _known_names(class_set))
+        table = {img_id: _ids_of_names(row, class_set, path) for img_id, row in rows.items()}
+    else:
+        raise ValueError(
+            f"labels must be 'xml', 'mask', None or a path ending in .csv or .npy, got {labels!r}"
+        )
+    if missing := [r.img_id for r in dataset.records if r.img_id not in table]:
+        raise ValueError(
+            f"{path}: {len(missing)} images of split {dataset.split!r} have no labels there, "
+            f"such as {missing[0]!r}"
+        )
+    return table
+
+
+def _is_voc(class_set: ClassSet) -> bool:
+    """Whether these are VOC classes with VOC's values, all or some."""
+    pairs = zip(class_set.classes, class_set.mask_values, strict=True)
+    return set(pairs) <= {(name, i + 1) for i, name in enumerate(VOC_CLASSES)}
+
+
+def _known_names(class_set: ClassSet) -> tuple[str, ...]:
+    """Names that annotations may hold: for a subset of VOC all of VOC's, else the set's own."""
+    return VOC_CLASSES if _is_voc(class_set) else class_set.classes
+
+
+def _ids_of_names(names: Iterable[str], class_set: ClassSet, path: Path) -> tuple[int, ...]:
+    known = _known_names(class_set)
+    present = set(names)
+    if unknown := sorted(present.difference(known)):
+        raise ValueError(f"{path}: unknown class {unknown[0]!r}; legal are {', '.join(known)}")
+    return tuple(i for i, name in enumerate(class_set.classes) if name in present)
+
+
+def _ids_of_mask(dataset: ImageDataset, index: int) -> tuple[int, ...]:
+    mask = dataset.load_mask(index)
+    if mask is None:
+        img_id = dataset.records[index].img_id
+        raise ValueError(f"labels='mask', but image {img_id!r} has no mask")
+    values = set(np.unique(mask).tolist())
+    return tuple(i for i, v in enumerate(dataset.class_set.mask_values) if v in values)
+
+
+def _read_object_names(path: Path) -> list[str]:
+    try:
+        annotation = ET.parse(path).getroot()
+    except FileNotFoundError as err:
+        raise ValueError(f"{path}: there is no such annotation") from err
+    except ET.ParseError as err:
+        raise ValueError(f"{path}: not an XML file ({err})") from err
+    return [name.strip() for name in (o.findtext("name", "") for o in annotation.iter("object"))]
