@@ -19,6 +19,7 @@ SERIES_STYLES = 8
 """Number of line colours in the style sheet (Okabe and Ito's set, safe for the colour-blind)."""
 
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
+_WIDTH = 480.0  # wide enough for eight series, and text still readable on a phone
 _CHAR = 7.0  # mean advance of a 13 px sans-serif character, for laying out legends
 
 
@@ -47,7 +48,7 @@ def curves_svg(curves: Curves) -> str:
         An ``<svg>`` element. It carries the classes of the report's style sheet and no style of
         its own; see :func:`adcam.report.render.standalone_svg`.
     """
-    width, left, right, plot_height = 560.0, 52.0, 16.0, 260.0
+    width, left, right, plot_height = _WIDTH, 52.0, 12.0, 240.0
     names = [series.name for series in curves.series]
     legend, legend_height = _legend(names, left, width - right, emphasis=curves.emphasis)
     top = legend_height + 12
@@ -117,9 +118,9 @@ def per_class_svg(per_class: PerClass) -> str:
     Returns:
         An ``<svg>`` element, styled like :func:`curves_svg`'s.
     """
-    width, row_height = 560.0, 24.0
+    width, row_height = _WIDTH, 24.0
     longest = max((len(name) for name in per_class.classes), default=0)
-    left = min(190.0, 16 + _CHAR * longest)
+    left = min(170.0, 16 + _CHAR * longest)
     right = 56.0
     names = list(per_class.values)
     main = per_class.main_method
