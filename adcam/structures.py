@@ -104,6 +104,7 @@ class TokenMaps:
         logits: (B, C) float, before the sigmoid.
         cam: (B, C, h, w) float, raw class maps: neither ReLU nor scaling applied.
         grid_hw: ``(h, w)``.
+        depth: Number of blocks L.
         attn_cls2patch: (B, L, N), row of the class token in each block's attention, mean over
             heads, prefix columns dropped (so a row sums to less than 1). ``None`` for models
             without a class token.
@@ -114,6 +115,7 @@ class TokenMaps:
     logits: torch.Tensor
     cam: torch.Tensor
     grid_hw: tuple[int, int]
+    depth: int
     attn_cls2patch: torch.Tensor | None = None
     attn_patch2patch: Mapping[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
 

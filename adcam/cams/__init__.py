@@ -1,0 +1,61 @@
+"""Methods that turn a classifier's token maps into class maps: one file each, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from adcam.cams.ad_cam import ADCAM
+from adcam.cams.cam import CAM
+from adcam.cams.clip_es import CLIPES
+from adcam.cams.coupled import Coupled
+from adcam.cams.ts_cam import TSCAM
+from adcam.structures import TokenMaps
+
+__all__ = ["ADCAM", "CAM", "CLIPES", "METHODS", "TSCAM", "Coupled", "Method", "build_method"]
+
+
+class Method(Protocol):
+    """A frozen dataclass of options that maps token maps to class maps."""
+
+    def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
+        """Sets of block indices whose patch-to-patch attention the method reads."""
+        ...
+
+    def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
+        """(B, K, h, w) maps of class ids (B, K), not yet scaled."""
+        ...
+
+
+METHODS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
+    "cam": (CAM, {}),
+    "ts_cam": (TSCAM, {}),
+    "transcam": (Coupled, {"init": "cam"}),
+    "coupled": (Coupled, {}),
+    "clip_es": (CLIPES, {}),
+    "ad_cam": (ADCAM, {}),
+}
+"""Name -> (class, options that differ from the class' own)."""
+
+
+def build_method(name: str, **options: Any) -> Method:
+    """Make a method by name.
+
+    Args:
+        name: A key of :data:`METHODS`.
+        **options: Attributes of the method's class.
+
+    Raises:
+        ValueError: If the name or an option is unknown.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; methods: {sorted(METHODS)}")
+    cls, preset = METHODS[name]
+    legal = cls.__dataclass_fields__
+    unknown = sorted(options.keys() - legal.keys())
+    if unknown:
+        raise ValueError(f"{name} has no option {unknown}; options: {sorted(legal)}")
+    method: Method = cls(**{**preset, **options})
+    return method

@@ -8,8 +8,9 @@ import torch
 
 from adcam.ops._checks import at_least_float32, check_float, without_autocast
 from adcam.ops.token_attention import reference
+from adcam.ops.token_attention.layers import resolve_layers
 
-__all__ = ["cls_attention", "token_attention"]
+__all__ = ["cls_attention", "resolve_layers", "token_attention"]
 
 
 def token_attention(

@@ -1,0 +1,62 @@
+"""AD-CAM: activations diffuse along attention refined by common neighbours.
+
+After "Attention-based Class Activation Diffusion for Weakly-Supervised Semantic Segmentation"
+(Huang et al., arXiv 2211.10931). Only its abstract is known here: attention is refined
+conservatively (pixels whose neighbourhoods differ attend less) and activation is diffused in
+proportion to it. The formulas are this project's own; docs/methods.md derives and measures them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adcam.cams.activation import patch_attention, start_maps
+from adcam.ops.common_neighbor import common_neighbor
+from adcam.ops.diffusion import diffuse
+from adcam.ops.token_attention import resolve_layers
+from adcam.structures import TokenMaps
+
+
+@dataclass(frozen=True)
+class ADCAM:
+    """Refine the attention, then diffuse the activation along it.
+
+    Attributes:
+        similarity: How two patches' attentions are compared: ``"resource_allocation"``,
+            ``"cosine"``, ``"bhattacharyya"``, ``"overlap"`` or ``"none"``.
+        power: Exponent of the similarity; larger cuts links between unlike patches harder.
+        normalize: ``"sinkhorn"``, ``"row"`` or ``"column"``.
+        num_steps: Diffusion steps; more spreads further. ``None`` with ``alpha`` is the limit of
+            infinitely many.
+        alpha: Restart: share of the diffused map in each step, in [0, 1]; ``None`` for none.
+        layers: Blocks whose attention is averaged; the last eight of twelve by default.
+        init: ``"coupled"`` (class maps times the class token's attention) or ``"cam"``.
+    """
+
+    similarity: str = "resource_allocation"
+    power: float = 2.0
+    normalize: str = "sinkhorn"
+    num_steps: int | None = 2
+    alpha: float | None = None
+    layers: str | tuple[int, ...] = "last:2/3"
+    init: str = "coupled"
+
+    def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
+        """The sets of blocks whose patch-to-patch attention is needed."""
+        return (resolve_layers(self.layers, depth),)
+
+    def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
+        """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
+        start = start_maps(maps, class_ids, init=self.init, method="ad_cam")
+        attn = patch_attention(maps, resolve_layers(self.layers, maps.depth))
+        affinity = common_neighbor(attn, similarity=self.similarity, power=self.power)
+        refined = diffuse(
+            start.flatten(2),
+            affinity,
+            normalize=self.normalize,
+            num_steps=self.num_steps,
+            alpha=self.alpha,
+        )
+        return refined.unflatten(2, maps.grid_hw)

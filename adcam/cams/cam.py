@@ -1,0 +1,27 @@
+"""CAM: the class maps themselves.
+
+Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016. With a
+convolutional head followed by global average pooling the class map is the head's output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adcam.cams.activation import select_cam
+from adcam.structures import TokenMaps
+
+
+@dataclass(frozen=True)
+class CAM:
+    """Rectified class maps; no attention is used."""
+
+    def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
+        """No patch-to-patch attention is needed."""
+        return ()
+
+    def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
+        """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
+        return select_cam(maps, class_ids)

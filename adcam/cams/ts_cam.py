@@ -1,0 +1,43 @@
+"""TS-CAM: class maps times the class token's attention.
+
+Gao et al., "TS-CAM: Token Semantic Coupled Attention Map for Weakly Supervised Object
+Localization", ICCV 2021 (arXiv 2103.14862): the class-token row of the attention, averaged over
+heads and summed over all blocks, multiplies the semantic map of the class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adcam.cams.activation import class_token_map, select_cam
+from adcam.structures import TokenMaps
+
+
+@dataclass(frozen=True)
+class TSCAM:
+    """Direct coupling of attention and activation.
+
+    Attributes:
+        relu: Rectify the class map first. ``True`` suits several labels an image, where other
+            classes push a map below zero; the paper's single-label maps are not rectified.
+    """
+
+    relu: bool = True
+
+    def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
+        """No patch-to-patch attention is needed."""
+        return ()
+
+    def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
+        """Return (B, K, h, w) maps for class ids (B, K)."""
+        if self.relu:
+            cam = select_cam(maps, class_ids)
+        else:
+            index = class_ids[:, :, None, None].expand(-1, -1, *maps.grid_hw)
+            cam = torch.gather(maps.cam, 1, index)
+        attention = class_token_map(maps, method="ts_cam")
+        num_blocks = maps.attn_cls2patch.shape[1]  # type: ignore[union-attr]
+        return cam * attention * num_blocks  # the sum over blocks, not their mean

@@ -1,0 +1,125 @@
+"""Reading the attention of a timm ViT while it runs its fused attention.
+
+timm passes queries and keys through ``q_norm`` and ``k_norm`` (identity where a model has none)
+right before the attention product (timm/layers/attention.py, ``Attention.forward``). Hooks there
+see exactly the q and k that the fused kernel gets, so the block's output keeps the fused path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from adcam.ops.token_attention import cls_attention, token_attention
+
+
+class AttentionCapture:
+    """Context manager that accumulates attention means over the blocks of one forward pass.
+
+    Never holds more than one (B, N, N) sum per requested set of blocks.
+
+    Args:
+        blocks: The transformer blocks in order; each has ``attn`` with ``q_norm``, ``k_norm`` and
+            ``scale``.
+        num_prefix_tokens: Tokens before the patch tokens (class, distillation, registers).
+        layer_sets: Sets of block indices whose patch-to-patch attention is averaged.
+        has_cls_token: Whether token 0 is a class token.
+
+    Attributes:
+        cls2patch: (B, L, N) after the pass, ``None`` without a class token.
+        patch2patch: From each of ``layer_sets`` to its mean (B, N, N).
+
+    Raises:
+        ValueError: If a block's attention has no ``q_norm``/``k_norm`` to read from.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        *,
+        num_prefix_tokens: int,
+        layer_sets: Sequence[tuple[int, ...]] = (),
+        has_cls_token: bool = True,
+    ) -> None:
+        self._blocks = list(blocks)
+        self._num_prefix_tokens = num_prefix_tokens
+        self._layer_sets = tuple(dict.fromkeys(tuple(layers) for layers in layer_sets))
+        self._has_cls_token = has_cls_token
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._queries: dict[int, Tensor] = {}
+        self._cls_rows: dict[int, Tensor] = {}
+        self._sums: dict[tuple[int, ...], Tensor] = {}
+        for index, block in enumerate(self._blocks):
+            attn = getattr(block, "attn", None)
+            if not all(hasattr(attn, name) for name in ("q_norm", "k_norm", "scale")):
+                raise ValueError(
+                    f"block {index} ({type(attn).__name__}) has no q_norm/k_norm/scale to read "
+                    "attention from; use a model of timm's vision_transformer family"
+                )
+
+    def __enter__(self) -> AttentionCapture:
+        for index, block in enumerate(self._blocks):
+            attn: nn.Module = block.attn  # type: ignore[assignment]
+            self._handles.append(attn.q_norm.register_forward_hook(self._keep_query(index)))  # type: ignore[union-attr, operator]
+            self._handles.append(attn.k_norm.register_forward_hook(self._take_key(index, attn)))  # type: ignore[union-attr, operator]
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._queries.clear()
+
+    @property
+    def cls2patch(self) -> Tensor | None:
+        """(B, L, N) class-token rows, mean over heads."""
+        if not self._has_cls_token:
+            return None
+        return torch.stack([self._cls_rows[index] for index in sorted(self._cls_rows)], dim=1)
+
+    @property
+    def patch2patch(self) -> dict[tuple[int, ...], Tensor]:
+        """Mean over heads and blocks, (B, N, N), for each requested set of blocks."""
+        return {layers: self._sums[layers] / len(layers) for layers in self._layer_sets}
+
+    def _keep_query(self, index: int):  # type: ignore[no-untyped-def]
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self._queries[index] = output
+
+        return hook
+
+    def _take_key(self, index: int, attn: nn.Module):  # type: ignore[no-untyped-def]
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self._accumulate(index, self._queries.pop(index), output, float(attn.scale))  # type: ignore[arg-type]
+
+        return hook
+
+    def _accumulate(self, index: int, query: Tensor, key: Tensor, scale: float) -> None:
+        wanted = [layers for layers in self._layer_sets if index in layers]
+        cls_index = 0 if self._has_cls_token else None
+        if wanted:
+            patch2patch, cls_row = token_attention(
+                query,
+                key,
+                scale=scale,
+                num_prefix_tokens=self._num_prefix_tokens,
+                cls_index=cls_index,
+            )
+            for layers in wanted:
+                previous = self._sums.get(layers)
+                self._sums[layers] = patch2patch if previous is None else previous + patch2patch
+        elif self._has_cls_token:
+            cls_row = cls_attention(
+                query, key, scale=scale, num_prefix_tokens=self._num_prefix_tokens
+            )
+        if self._has_cls_token:
+            assert cls_row is not None  # for the type checker: cls_index was given
+            self._cls_rows[index] = cls_row

@@ -1,0 +1,70 @@
+"""From an RGB image to the network's input: the one place that resizes and normalises."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Channel statistics of ImageNet, RGB in [0, 1] (timm/data/constants.py)."""
+
+
+def compute_input_hw(
+    ori_hw: tuple[int, int], scale: int, patch_size: tuple[int, int], *, keep_ratio: bool = True
+) -> tuple[int, int]:
+    """Size an image is resized to for one scale.
+
+    Args:
+        ori_hw: Height and width of the image.
+        scale: Side in pixels of the square with as many pixels as the input will have; larger
+            sees finer detail and costs more (attention grows with its fourth power).
+        patch_size: Height and width of a patch; the result is a multiple of it.
+        keep_ratio: Keep the aspect ratio (to the nearest patch), else a square.
+
+    Returns:
+        Height and width, each at least one patch.
+
+    Raises:
+        ValueError: If the scale is smaller than a patch.
+    """
+    if scale < max(patch_size):
+        raise ValueError(f"scale must be at least one patch ({max(patch_size)} px), got {scale}")
+    # A panorama of 50:1 would leave the grid one patch high: beyond 4:1 the ratio is not kept.
+    ratio = min(max(ori_hw[0] / ori_hw[1], 0.25), 4.0) if keep_ratio else 1.0
+    height, width = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
+    return (
+        max(round(height / patch_size[0]), 1) * patch_size[0],
+        max(round(width / patch_size[1]), 1) * patch_size[1],
+    )
+
+
+def to_inputs(
+    img: np.ndarray,
+    input_hw: tuple[int, int],
+    *,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Tensor:
+    """Resize (bicubic, antialiased) and normalise one image.
+
+    Args:
+        img: RGB uint8 (H, W, 3).
+        input_hw: Height and width of the result.
+        mean: Channel means of RGB in [0, 1].
+        std: Channel standard deviations.
+
+    Returns:
+        float32 (3, H, W).
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)
+    if tuple(tensor.shape[1:]) != tuple(input_hw):
+        tensor = F.resize(
+            tensor, list(input_hw), interpolation=F.InterpolationMode.BICUBIC, antialias=True
+        )
+    tensor = tensor.float().div_(255)
+    return F.normalize(tensor, list(mean), list(std))

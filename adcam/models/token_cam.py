@@ -1,0 +1,183 @@
+"""Any timm ViT with a convolutional head on its patch tokens: the TS-CAM classifier.
+
+TS-CAM: Token Semantic Coupled Attention Map (Gao et al., ICCV 2021, arXiv 2103.14862). After the
+last norm the prefix tokens are dropped, the patch tokens form a (D, h, w) grid, a 3×3 convolution
+(padding 1, bias) gives one map per class, and their global average is the logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from adcam.models.attention_capture import AttentionCapture
+from adcam.models.weights import load_backbone_weights
+from adcam.structures import TokenMaps
+
+
+class TokenCAM(nn.Module):
+    """ViT classifier whose logits are averages of class maps.
+
+    Args:
+        backbone: timm name of the vision_transformer family, e.g. ``"deit_small_patch16_224"``.
+        num_fg_classes: Number of foreground classes C.
+        img_size: Side the position embedding is built for, in pixels. Other sizes work: it is
+            resampled to the grid of the input.
+        weights: ``None`` for random, ``"timm"`` for timm's published weights of that name (needs
+            a reachable hub), or a path to ``.safetensors``/``.pth``.
+        drop_path_rate: Stochastic depth while training; larger regularises more.
+        backbone_kwargs: Further arguments of ``timm.create_model`` (``embed_dim``, ``depth``, …).
+
+    Raises:
+        ValueError: If the model is not a plain ViT, or weights do not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        num_fg_classes: int,
+        img_size: int = 224,
+        weights: str | None = None,
+        drop_path_rate: float = 0.0,
+        backbone_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = build_backbone(
+            backbone,
+            img_size=img_size,
+            weights=weights,
+            drop_path_rate=drop_path_rate,
+            **(backbone_kwargs or {}),
+        )
+        self.head = nn.Conv2d(self.backbone.embed_dim, num_fg_classes, kernel_size=3, padding=1)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks L."""
+        return len(self.backbone.blocks)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return tuple(self.backbone.patch_embed.patch_size)  # type: ignore[return-value]
+
+    @property
+    def pixel_stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Channel mean and standard deviation of RGB in [0, 1] that the weights expect."""
+        cfg = self.backbone.pretrained_cfg
+        return tuple(cfg["mean"]), tuple(cfg["std"])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, C) of normalised images (B, 3, H, W)."""
+        cam, _ = self._class_maps(inputs)
+        return cam.mean(dim=(2, 3))
+
+    def token_maps(
+        self, inputs: Tensor, *, layer_sets: Sequence[tuple[int, ...]] = ()
+    ) -> TokenMaps:
+        """Logits, class maps and attention of a batch in one pass.
+
+        Args:
+            inputs: (B, 3, H, W) normalised images; H and W multiples of the patch.
+            layer_sets: Sets of block indices whose patch-to-patch attention is wanted. Each set
+                costs one (B, N, N) tensor; no set, no N×N work.
+
+        Returns:
+            The maps, float32 whatever the autocast dtype; gradients flow if enabled.
+
+        Raises:
+            ValueError: If H or W does not fit the patch, or inputs are not (B, 3, H, W).
+        """
+        capture = AttentionCapture(
+            self.backbone.blocks,
+            num_prefix_tokens=self.backbone.num_prefix_tokens,
+            layer_sets=layer_sets,
+            has_cls_token=self.backbone.has_class_token,
+        )
+        with capture:
+            cam, grid_hw = self._class_maps(inputs)
+        cam = cam.float()
+        return TokenMaps(
+            logits=cam.mean(dim=(2, 3)),
+            cam=cam,
+            grid_hw=grid_hw,
+            depth=self.depth,
+            attn_cls2patch=capture.cls2patch,
+            attn_patch2patch=capture.patch2patch,
+        )
+
+    def _class_maps(self, inputs: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        grid_hw = compute_grid_hw(inputs, self.patch_size)
+        tokens = self.backbone.forward_features(inputs)  # (B, P + N, D)
+        patches = tokens[:, self.backbone.num_prefix_tokens :]  # (B, N, D)
+        grid = patches.transpose(1, 2).unflatten(2, grid_hw)  # (B, D, h, w)
+        return self.head(grid), grid_hw
+
+
+def build_backbone(
+    name: str, *, img_size: int, weights: str | None, drop_path_rate: float = 0.0, **kwargs: Any
+) -> Any:
+    """Make a timm ViT without classifier that takes any input size its patches divide.
+
+    Args:
+        name: timm model name.
+        img_size: Side in pixels of the position embedding's grid.
+        weights: ``None``, ``"timm"`` or a path.
+        drop_path_rate: Stochastic depth rate in [0, 1).
+        **kwargs: Passed to ``timm.create_model``.
+
+    Returns:
+        The model (``timm.models.vision_transformer.VisionTransformer`` or a subclass).
+
+    Raises:
+        ValueError: If the name is unknown, the model is no plain ViT, or weights do not fit.
+    """
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise ValueError(f"unknown timm model {name!r}; names like it: {close}")
+    model = timm.create_model(
+        name,
+        pretrained=weights == "timm",
+        num_classes=0,
+        global_pool="",
+        img_size=img_size,
+        dynamic_img_size=True,
+        drop_path_rate=drop_path_rate,
+        **kwargs,
+    )
+    if not isinstance(model, timm.models.vision_transformer.VisionTransformer):
+        raise ValueError(
+            f"{name!r} is a {type(model).__name__}; a model of timm's VisionTransformer family "
+            "(vit_*, deit_*) is needed, whose attention can be read"
+        )
+    if weights not in (None, "timm"):
+        load_backbone_weights(model, weights)
+    return model
+
+
+def compute_grid_hw(inputs: Tensor, patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the token grid (h, w) of a batch of images.
+
+    Args:
+        inputs: (B, 3, H, W).
+        patch_size: Height and width of a patch in pixels.
+
+    Raises:
+        ValueError: If inputs are not (B, 3, H, W), or H or W is not a multiple of the patch.
+    """
+    if inputs.ndim != 4 or inputs.shape[1] != 3:
+        raise ValueError(f"inputs must be (B, 3, H, W), got {tuple(inputs.shape)}")
+    height, width = inputs.shape[-2:]
+    if height % patch_size[0] or width % patch_size[1] or not height or not width:
+        raise ValueError(
+            f"input size {height}×{width} (H×W) is not a multiple of the patch "
+            f"{patch_size[0]}×{patch_size[1]}"
+        )
+    return height // patch_size[0], width // patch_size[1]
