@@ -1,0 +1,144 @@
+"""Refinement of class maps and label maps with a dense CRF, under published parameter sets.
+
+The CRF itself is :func:`adcam.ops.dense_crf.dense_crf`. Give it the labels that are present alone
+(background and the K classes of the image): its time grows with their number, and an absent label
+can only do harm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adcam.ops.dense_crf import MIN_PROB, dense_crf
+
+
+@dataclass(frozen=True)
+class CRFParams:
+    """Kernels and number of updates of a dense CRF.
+
+    Attributes:
+        gaussian: ``(sigma_xy, compat)`` of the smoothness kernel.
+        bilateral: ``(sigma_xy, sigma_rgb, compat)`` of the appearance kernel.
+        num_iters: Mean-field updates.
+        source: Repository and file that the numbers were read in.
+    """
+
+    gaussian: tuple[float, float] | None
+    bilateral: tuple[float, float, float] | None
+    num_iters: int
+    source: str
+
+
+CRF_PARAMS: dict[str, CRFParams] = {
+    "psa": CRFParams((3, 3), (80, 13, 10), 10, "jiwoon-ahn/psa, tool/imutils.py, crf_inference"),
+    "irn": CRFParams((3, 3), (50, 5, 10), 10, "jiwoon-ahn/irn, misc/imutils.py"),
+    # CLIP-ES itself passes a BGR image less its mean, cast to uint8; here the image stays as it is.
+    "clip_es": CRFParams((1, 3), (67, 3, 4), 10, "linyq2117/CLIP-ES, eval_cam_with_crf.py"),
+    "toco": CRFParams((3, 3), (36, 3, 4), 10, "rulixiang/ToCo, tools/infer_cam_crf_label.py"),
+    "weaktr": CRFParams(
+        (3, 3),
+        (83, 5, 3),
+        10,
+        "hustvl/WeakTr, OnlineRetraining/segm/eval/densecrf.py, crf_inference_voc12",
+    ),
+}
+"""Parameter sets of published pipelines by name. SEAM uses ``psa``; ReCAM uses ``irn``."""
+
+
+def refine(
+    prob: NDArray[Any],
+    img: NDArray[np.uint8],
+    *,
+    params: str | CRFParams = "irn",
+    backend: str = "auto",
+) -> NDArray[np.float32]:
+    """Refine soft maps of background and the present classes.
+
+    Args:
+        prob: (K+1, H, W) floating point in [0, 1], background first.
+        img: (H, W, 3) uint8.
+        params: A name in ``CRF_PARAMS`` or a set of one's own.
+        backend: As in :func:`adcam.ops.dense_crf.dense_crf`.
+
+    Returns:
+        (K+1, H, W) float32, sums to 1 over labels.
+
+    Raises:
+        ValueError: Unknown name, or arguments that ``dense_crf`` refuses.
+        RuntimeError: The backend cannot run here.
+    """
+    chosen = _get_params(params)
+    return dense_crf(
+        prob,
+        img,
+        gaussian=chosen.gaussian,
+        bilateral=chosen.bilateral,
+        num_iters=chosen.num_iters,
+        backend=backend,
+    )
+
+
+def refine_labels(
+    label: NDArray[Any],
+    img: NDArray[np.uint8],
+    num_labels: int,
+    *,
+    gt_prob: float = 0.7,
+    params: str | CRFParams = "irn",
+    backend: str = "auto",
+) -> NDArray[Any]:
+    """Refine a hard label map, as IRN does before it trusts a map's foreground or background.
+
+    Each pixel believes in its own label with ``gt_prob`` and shares the rest equally among the
+    others (``unary_from_labels`` of pydensecrf with ``zero_unsure=False``).
+
+    Args:
+        label: (H, W) integers in 0..num_labels-1: positions among the present labels, not class
+            values; there is no ignore value.
+        img: (H, W, 3) uint8.
+        num_labels: Number of labels that the result may use.
+        gt_prob: In (0, 1), larger keeps the result closer to ``label``; above
+            ``1 / num_labels`` for the label to be the likeliest.
+        params: A name in ``CRF_PARAMS`` or a set of one's own.
+        backend: As in :func:`adcam.ops.dense_crf.dense_crf`.
+
+    Returns:
+        (H, W) likeliest labels, in the dtype of ``label``.
+
+    Raises:
+        ValueError: Labels that are not integers in range, ``gt_prob`` out of range, unknown
+            ``params``, or arguments that ``dense_crf`` refuses.
+        RuntimeError: The backend cannot run here.
+    """
+    if label.ndim != 2 or not np.issubdtype(label.dtype, np.integer):
+        raise ValueError(f"label must be (H, W) integers, got {label.shape} {label.dtype}")
+    if num_labels < 1:
+        raise ValueError(f"num_labels must be at least 1, got {num_labels}")
+    if label.size and not 0 <= label.min() <= label.max() < num_labels:
+        raise ValueError(
+            f"label must lie in 0..{num_labels - 1}, got values {label.min()}..{label.max()}"
+        )
+    if num_labels == 1:
+        return label.copy()
+    other_prob = (1 - gt_prob) / (num_labels - 1)
+    # Below MIN_PROB the CRF would clip and the formula would no longer be IRN's.
+    if not (gt_prob > 0 and other_prob >= MIN_PROB):
+        raise ValueError(
+            f"gt_prob must be above 0 and at most {1 - MIN_PROB * (num_labels - 1)} for "
+            f"{num_labels} labels, got {gt_prob}"
+        )
+    present = np.arange(num_labels)[:, None, None] == label  # (num_labels, H, W)
+    prob = np.where(present, np.float32(gt_prob), np.float32(other_prob))
+    return refine(prob, img, params=params, backend=backend).argmax(axis=0).astype(label.dtype)
+
+
+def _get_params(params: str | CRFParams) -> CRFParams:
+    if isinstance(params, CRFParams):
+        return params
+    if params not in CRF_PARAMS:
+        raise ValueError(f"unknown CRF parameters {params!r}; choose one of {sorted(CRF_PARAMS)}")
+    return CRF_PARAMS[params]
