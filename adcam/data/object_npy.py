@@ -9,6 +9,7 @@ crafted dtype state makes them read bytes as pointers.
 from __future__ import annotations
 
 import pickle
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def load_object_npy(path: str | Path) -> object:
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             else:
                 shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-        except (ValueError, EOFError, OSError) as err:
+        except (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError) as err:
             raise ValueError(f"{path}: not a .npy file ({err})") from err
         if dtype != np.dtype(object) or shape != ():
             raise ValueError(

@@ -1,0 +1,372 @@
+"""Label files: every dialect that people write, and refusals that say where and what is legal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import pickle
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adcam.data.labels import (
+    infer_classes,
+    normalize_img_id,
+    read_cls_labels_npy,
+    read_labels_csv,
+    write_labels_csv,
+)
+
+CLASSES = ("cat", "dog", "tabby cat")
+
+
+def written(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a,cat dog\nb,\n", {"a": ("cat", "dog"), "b": ()}),
+        ("a,dog  cat\n", {"a": ("dog", "cat")}),
+        ("a,cat;dog\nb,dog\n", {"a": ("cat", "dog"), "b": ("dog",)}),
+        ("a,tabby cat;dog\nb,tabby cat\n", {"a": ("tabby cat", "dog"), "b": ("tabby cat",)}),
+        ("a,tabby cat\n", {"a": ("tabby cat",)}),
+        ('a,"tabby cat"\n', {"a": ("tabby cat",)}),
+        ("a,tabby cat;\n", {"a": ("tabby cat",)}),
+        ("a, cat ; dog ;\n", {"a": ("cat", "dog")}),
+        ("a,cat cat\n", {"a": ("cat",)}),
+        ("\n\na,cat\n\n  \nb,dog\n\n", {"a": ("cat",), "b": ("dog",)}),
+        ("a,cat\r\nb,dog\r\n", {"a": ("cat",), "b": ("dog",)}),
+        ("a,cat\rb,dog", {"a": ("cat",), "b": ("dog",)}),
+        ("sub/dog 1.JPG,dog\n", {"sub/dog 1": ("dog",)}),
+        ("./sub//v1.2,dog\n", {"sub/v1.2": ("dog",)}),
+        ('"a, b.png",dog\n', {"a, b": ("dog",)}),
+        ("høst/Ærø.jpeg,cat\n", {"høst/Ærø": ("cat",)}),
+        ("", {}),
+    ],
+)
+def test_dialects(tmp_path: Path, text: str, expected: dict[str, tuple[str, ...]]) -> None:
+    newline = "\r\n" if "\r\n" in text else "\r" if "\r" in text else "\n"
+    table = read_labels_csv(written(tmp_path, f"image_id,labels{newline}{text}"), CLASSES)
+    assert dict(table) == expected
+    assert list(table) == list(expected)
+    assert table.classes == CLASSES
+
+
+def test_class_ids_are_ascending_positions(tmp_path: Path) -> None:
+    path = written(tmp_path, "image_id,labels\na,tabby cat;cat\nb,\nc,dog\n")
+    table = read_labels_csv(path, CLASSES)
+    assert table.class_ids == {"a": (0, 2), "b": (), "c": (1,)}
+
+
+def test_a_bom_and_crlf_from_a_spreadsheet(tmp_path: Path) -> None:
+    path = written(tmp_path, b"\xef\xbb\xbfimage_id,labels\r\na,cat\r\nb,\r\n")
+    assert dict(read_labels_csv(path)) == {"a": ("cat",), "b": ()}
+
+
+def test_composed_and_decomposed_accents_are_one_spelling(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "café,köter")
+    assert decomposed != "café,köter"
+    path = written(tmp_path, f"image_id,labels\n{decomposed}\n")
+    table = read_labels_csv(path, [unicodedata.normalize("NFD", "köter")])
+    assert table.class_ids == {"café": (0,)}
+    assert table["café"] == ("köter",)
+
+
+def test_classes_are_inferred_sorted(tmp_path: Path) -> None:
+    path = written(tmp_path, "image_id,labels\na,zebra;tabby cat\nb,ant\nc,\n")
+    assert infer_classes(path) == ("ant", "tabby cat", "zebra")
+    assert read_labels_csv(path).class_ids == {"a": (1, 2), "b": (0,), "c": ()}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "image_id,labels\na,cat\nb,cow\n",
+            r"line 3: unknown class 'cow'; legal are cat, dog, tab",
+        ),
+        ("image_id,labels\na,Cat\n", r"line 2: unknown class 'Cat'"),
+        ("image_id,labels\na,dog tabby cat\n", r"line 2: unknown class 'tabby'.*semicolons"),
+        ("image_id,labels\na,cat\n\na,dog\n", r"line 4: image id 'a' is already on line 2"),
+        ("image_id,labels\na.jpg,cat\na,dog\n", r"line 3: image id 'a' is already on line 2"),
+        ("id,labels\na,cat\n", r"line 1: the header must be 'image_id,labels', got 'id,labels'"),
+        ("image_id;labels\na;cat\n", r"line 1: the header must be .* got 'image_id;labels'"),
+        ("\na,cat\n", r"line 2: the header must be .* got 'a,cat'"),
+        ("image_id,labels\na,cat,dog\n", r"line 2: expected 2 columns, got 3 \('a,cat,dog'\)"),
+        ("image_id,labels\na\n", r"line 2: expected 2 columns, got 1"),
+        ("image_id,labels\n,cat\n", r"line 2: the image id is empty"),
+        ('image_id,labels\n"a"b,cat\n', r"line 2: not a CSV file"),
+        ('image_id,labels\n"a,cat\n', r"not a CSV file"),
+        ("", r"empty; the header must be"),
+        ("image_id,labels\na,cät\n".encode("latin-1"), r"not UTF-8 text"),
+        ("image_id,labels\na,cat\n".encode("utf-16"), r"not UTF-8 text"),
+    ],
+)
+def test_refusals_name_file_line_and_value(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=r"labels\.csv.*" + message):
+        read_labels_csv(written(tmp_path, text), CLASSES)
+
+
+words = st.text("abZ0é日ß.,-_\"'#/", min_size=1, max_size=5)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.data())
+def test_what_is_written_is_read_back(tmp_path: Path, data: st.DataObject) -> None:
+    phrases = st.lists(words, min_size=1, max_size=3).map(" ".join)
+    classes = tuple(data.draw(st.lists(phrases, min_size=1, max_size=4, unique=True)))
+    ids = data.draw(st.lists(phrases.map(normalize_img_id), max_size=5, unique=True))
+    labels = {i: data.draw(st.sets(st.sampled_from(classes))) for i in ids}
+    path = tmp_path / "out.csv"
+    write_labels_csv(path, labels, classes)
+    table = read_labels_csv(path, classes)
+    assert {i: set(table[i]) for i in table} == labels
+    inferred = read_labels_csv(path)
+    assert {i: set(inferred[i]) for i in inferred} == labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        ({"a": ["cow"]}, CLASSES, "'a' has the unknown class 'cow'; legal are cat, dog, tabby cat"),
+        ({"a": [], "a.jpg": []}, CLASSES, "'a.jpg' is given twice"),
+        ({}, ("a;b",), "cannot hold the class name 'a;b'"),
+        ({}, (" a",), "cannot hold the class name ' a'"),
+        ({}, ("a\nb",), "cannot hold"),
+        ({}, ("",), "cannot hold"),
+    ],
+)
+def test_writing_refuses_what_could_not_be_read_back(
+    tmp_path: Path, labels: Any, classes: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_labels_csv(tmp_path / "out.csv", labels, classes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_plain_names_are_written_with_spaces(tmp_path: Path) -> None:
+    write_labels_csv(tmp_path / "x.csv", {"a": ["dog", "cat"], "b, c": []}, ("cat", "dog"))
+    assert (tmp_path / "x.csv").read_text() == 'image_id,labels\na,cat dog\n"b, c",\n'
+    with (tmp_path / "x.csv").open(newline="") as file:
+        assert list(csv.reader(file))[2] == ["b, c", ""]
+
+
+def save_npy(path: Path, content: object) -> Path:
+    np.save(path, np.array(content, dtype=object), allow_pickle=True)
+    return path
+
+
+def vector(*class_ids: int, length: int = 20) -> np.ndarray:
+    hot = np.zeros(length, np.float32)
+    hot[list(class_ids)] = 1
+    return hot
+
+
+@pytest.mark.parametrize(
+    ("key", "img_id"),
+    [
+        (np.int32(2007000032), "2007_000032"),  # IRN, ReCAM, LPCAM
+        (2011003276, "2011_003276"),
+        ("2008_000008", "2008_000008"),
+        (np.str_("2012_004331"), "2012_004331"),  # keys taken from an array of strings
+    ],
+)
+def test_npy_keys_of_every_style(tmp_path: Path, key: Any, img_id: str) -> None:
+    path = save_npy(tmp_path / "cls_labels.npy", {key: vector(14, 0), "2000_000001": vector()})
+    assert read_cls_labels_npy(path) == {img_id: (0, 14), "2000_000001": ()}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("core", [b"numpy.core", b"numpy._core"])
+def test_npy_of_every_pickle_protocol_and_numpy(tmp_path: Path, protocol: int, core: bytes) -> None:
+    labels = {np.int32(2007000032): vector(3), "2007_000039": vector(0, 19).astype(np.int64)}
+    data = pickle.dumps(np.array(labels, dtype=object), protocol=protocol)
+    if protocol < 4:  # names are stored as lines, so that their length is not
+        data = data.replace(b"numpy._core", core)
+    elif core == b"numpy.core":
+        data = _with_module_names(data)
+    path = tmp_path / "x.npy"
+    path.write_bytes(npy_header() + data)
+    assert read_cls_labels_npy(path) == {"2007_000032": (3,), "2007_000039": (0, 19)}
+
+
+def _with_module_names(data: bytes) -> bytes:
+    """``numpy._core`` -> ``numpy.core`` in a framed pickle: counts of the name and its frame."""
+    for name in (b"multiarray", b"numeric"):
+        old, new = b"numpy._core." + name, b"numpy.core." + name
+        while (at := data.find(bytes([0x8C, len(old)]) + old)) >= 0:
+            frame = int.from_bytes(data[3:11], "little")
+            data = data[:3] + (frame - 1).to_bytes(8, "little") + data[11:]
+            data = data[:at] + bytes([0x8C, len(new)]) + new + data[at + 2 + len(old) :]
+    return data
+
+
+def npy_header() -> bytes:
+    buffer = io.BytesIO()
+    header = {"descr": "|O", "fortran_order": False, "shape": ()}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
+
+
+def test_npy_of_python_2(tmp_path: Path) -> None:
+    # What Python 2 wrote: protocol 2, byte strings for text and for the array's memory.
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        b"U\x08\x00\x00\x00\x00\x00\x00\x80?tb"
+    )
+    outer = (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01)cnumpy\ndtype\nU\x02O8K\x00K\x01\x87R"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK?tb\x89"
+        b"]}U\x0b2007_000032" + array + b"satb."
+    )
+    path = tmp_path / "x.npy"
+    path.write_bytes(npy_header() + outer)
+    assert read_cls_labels_npy(path, num_fg_classes=2) == {"2007_000032": (1,)}
+
+
+class Evil:
+    """Pickles as a call."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.call = (function, args)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def _canary() -> list[Any]:
+    import builtins
+    import os
+    import subprocess
+
+    return [
+        (os.system, "os|posix|nt.system"),
+        (builtins.eval, "builtins.eval"),
+        (builtins.open, "io.open|_io.open"),
+        (builtins.getattr, "builtins.getattr"),
+        (subprocess.Popen, "subprocess.Popen"),
+        (np.load, "numpy.load"),
+        (np.memmap, "numpy.memmap"),
+    ]
+
+
+@pytest.mark.parametrize(("function", "name"), _canary())
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_malicious_pickle_is_refused_and_not_run(
+    tmp_path: Path, function: Any, name: str, nested: bool
+) -> None:
+    marker = tmp_path / "ran"
+    argument = f"touch '{marker}'" if function.__name__ == "system" else str(marker)
+    evil = Evil(function, argument)
+    path = tmp_path / "x.npy"
+    if nested:
+        save_npy(path, {"2007_000032": vector(1), "2007_000039": evil})
+    else:
+        path.write_bytes(npy_header() + pickle.dumps(evil))
+    with pytest.raises(ValueError, match=rf"x\.npy: cannot be read safely.*({name}).*not allowed"):
+        read_cls_labels_npy(path)
+    assert not marker.exists()
+
+
+def test_a_dtype_state_that_turns_bytes_into_pointers_is_refused(tmp_path: Path) -> None:
+    # dtype O8 with its flags cleared and raw bytes for data: NumPy itself would follow the bytes.
+    data = (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x01\x85cnumpy\ndtype\nU\x02O8K\x00K\x01\x87R"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08AAAAAAAAtb."
+    )
+    path = tmp_path / "x.npy"
+    path.write_bytes(npy_header() + data)
+    with pytest.raises(ValueError, match="dtype 'O8' are not allowed"):
+        read_cls_labels_npy(path)
+
+
+def test_a_pickle_cannot_change_the_reader(tmp_path: Path) -> None:
+    # BUILD with a slot state on each name that is known: sets attributes, if anything lets it.
+    names = ["numpy dtype", "numpy ndarray", "numpy.core.multiarray scalar", "_codecs encode"]
+    for name in names:
+        module, attribute = name.split()
+        data = b"\x80\x02c%s\n%s\n(N}U\x07resolveK\x07stb." % (module.encode(), attribute.encode())
+        path = tmp_path / "x.npy"
+        path.write_bytes(npy_header() + data)
+        with pytest.raises(ValueError, match="cannot be read safely"):
+            read_cls_labels_npy(path)
+    good = save_npy(tmp_path / "good.npy", {"2007_000032": vector(1)})
+    assert read_cls_labels_npy(good) == {"2007_000032": (1,)}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "expected a dict|expected one pickled object"),
+        ({"a": vector(1, length=21)}, r"image 'a' has shape \(21,\), expected \(20,\)"),
+        ({"a": np.zeros((20, 1))}, r"image 'a' has shape \(20, 1\)"),
+        ({"a": vector(1) * 2}, "image 'a' holds values other than 0 and 1"),
+        ({"a": vector(1) * np.nan}, "image 'a' holds values other than 0 and 1"),
+        ({"a": "cat"}, "image 'a' has a str"),
+        ({7: vector(1)}, "key 7 is neither"),
+        ({2007000032: vector(1), "2007_000032": vector(1)}, "two keys name image '2007_000032'"),
+    ],
+)
+def test_npy_with_other_content_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    path = save_npy(tmp_path / "x.npy", content)
+    with pytest.raises(ValueError, match=rf"x\.npy: .*({message})"):
+        read_cls_labels_npy(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not npy", b"\x93NUMPY", npy_header(), npy_header()[:40]]
+)
+def test_damaged_npy_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.npy: "):
+        read_cls_labels_npy(path)
+
+
+def test_a_plain_array_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 20), np.float32))
+    with pytest.raises(ValueError, match=r"got an array of float32 with shape \(3, 20\)"):
+        read_cls_labels_npy(tmp_path / "x.npy")
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_pickle_is_read_or_refused_but_nothing_else(
+    tmp_path: Path, edits: list[tuple[int, int]]
+) -> None:
+    data = bytearray(
+        npy_header() + pickle.dumps(np.array({"2007_000032": vector(2)}, dtype=object))
+    )
+    for position, value in edits:
+        data[position % len(data)] = value
+    path = tmp_path / "x.npy"
+    path.write_bytes(data)
+    try:
+        labels = read_cls_labels_npy(path)
+    except ValueError as err:
+        assert "x.npy" in str(err)
+    else:
+        assert all(0 <= i < 20 for ids in labels.values() for i in ids)

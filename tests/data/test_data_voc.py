@@ -1,0 +1,289 @@
+"""VOC layout: lists, labels and masks in every form in which they are passed around."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adcam.data.dataset import build_class_set
+from adcam.data.png import voc_palette, write_mask
+from adcam.data.voc import EXPECTED_COUNTS, VOC_CLASSES, load_voc, voc_class_set
+
+ANIMALS = ("cat", "cow", "dog", "horse", "person", "sheep")
+IDS = ("2007_000032", "2007_000039", "2008_000008")
+
+
+def xml(*names: str) -> str:
+    objects = "".join(
+        f"<object><name>{name}</name><difficult>{i % 2}</difficult>"
+        "<part><name>head</name></part></object>"
+        for i, name in enumerate(names)
+    )
+    return f"<annotation><source><database>x</database></source>{objects}</annotation>"
+
+
+def write_list(path: Path, lines: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three images of 3×5 with cat and person; dog (difficult) and person; aeroplane."""
+    root = tmp_path / "VOC 2012"
+    for folder in ("JPEGImages", "Annotations"):
+        (root / folder).mkdir(parents=True)
+    present = (("cat", "person"), ("person", "dog", "person"), ("aeroplane",))
+    for img_id, names in zip(IDS, present, strict=True):
+        Image.new("RGB", (5, 3)).save(root / "JPEGImages" / f"{img_id}.jpg")
+        (root / "Annotations" / f"{img_id}.xml").write_text(xml(*names))
+        mask = np.zeros((3, 5), np.uint8)
+        for column, name in enumerate(names):
+            mask[1, column] = VOC_CLASSES.index(name) + 1
+        mask[2] = 255
+        write_mask(root / "SegmentationClass" / f"{img_id}.png", mask, voc_palette())
+    write_list(root / "ImageSets" / "Segmentation" / "train.txt", reversed(IDS))
+    return root
+
+
+def class_names(dataset: Any) -> list[tuple[str, ...]]:
+    return [tuple(dataset.class_set.classes[i] for i in r.class_ids) for r in dataset.records]
+
+
+ALL_NAMES = [("aeroplane",), ("dog", "person"), ("cat", "person")]
+ANIMAL_NAMES = [(), ("dog", "person"), ("cat", "person")]
+
+
+def test_the_class_set() -> None:
+    full = voc_class_set()
+    assert full.num_fg_classes == 20
+    assert full.num_classes == 21
+    assert full.mask_values == tuple(range(1, 21))
+    some = voc_class_set(ANIMALS)
+    assert some.mask_values == (8, 10, 12, 13, 15, 17)
+    assert some.palette[8] == full.palette[8] == (64, 0, 0)
+    with pytest.raises(ValueError, match="unknown class 'kitten'; legal are aeroplane, bicycle"):
+        voc_class_set(["cat", "kitten"])
+
+
+@pytest.mark.parametrize("labels", ["xml", "mask"])
+def test_annotations_and_masks_give_the_same_labels(root: Path, labels: str) -> None:
+    dataset = load_voc(root, "train", labels=labels)
+    assert [r.img_id for r in dataset.records] == list(reversed(IDS))
+    assert class_names(dataset) == ALL_NAMES
+    dataset.check_files()
+    assert class_names(load_voc(root, "train", labels=labels, classes=ANIMALS)) == ANIMAL_NAMES
+
+
+def test_a_subset_keeps_values_and_ignores_the_other_classes(root: Path) -> None:
+    dataset = load_voc(root, "train", classes=ANIMALS)
+    aeroplane, dog = dataset.load_mask(0), dataset.load_mask(1)
+    assert aeroplane is not None
+    assert dog is not None
+    assert aeroplane[1].tolist() == [255, 0, 0, 0, 0]
+    assert dog[1].tolist() == [15, 12, 15, 0, 0]
+    whole = load_voc(root, "train").load_mask(0)
+    assert whole is not None
+    assert whole[1, 0] == 1
+
+
+def test_labels_from_a_csv(root: Path) -> None:
+    csv = root / "labels.csv"
+    csv.write_text(
+        f"image_id,labels\n{IDS[2]},aeroplane\n{IDS[1]}.jpg,person dog\nx,cow\n{IDS[0]},\n"
+    )
+    assert class_names(load_voc(root, "train", labels=csv)) == [
+        ("aeroplane",),
+        ("dog", "person"),
+        (),
+    ]
+    csv.write_text(f"image_id,labels\n{IDS[2]},cat\n")
+    with pytest.raises(ValueError, match=r"labels\.csv: 2 images of split 'train' have no labels"):
+        load_voc(root, "train", labels=str(csv))
+    csv.write_text(f"image_id,labels\n{IDS[2]},kitten\n")
+    with pytest.raises(ValueError, match=r"labels\.csv, line 2: unknown class 'kitten'"):
+        load_voc(root, "train", labels=csv)
+
+
+def test_labels_from_npy(root: Path) -> None:
+    hot = np.eye(20, dtype=np.float32)
+    rows = {
+        2007000032: hot[7] + hot[14],
+        2007000039: hot[11] + hot[14],
+        2008000008: hot[0],
+        2009000001: hot[3],
+    }
+    path = root / "cls_labels.npy"
+    np.save(path, np.array(rows, dtype=object), allow_pickle=True)
+    assert class_names(load_voc(root, "train", labels=path)) == ALL_NAMES
+    assert class_names(load_voc(root, "train", labels=path, classes=ANIMALS)) == ANIMAL_NAMES
+
+
+def test_labels_not_known(root: Path) -> None:
+    assert [r.class_ids for r in load_voc(root, "train", labels=None).records] == [None] * 3
+    with pytest.raises(ValueError, match="labels must be 'xml', 'mask', None or a path"):
+        load_voc(root, "train", labels="jpeg")
+
+
+def test_bad_annotations_name_file_and_value(root: Path) -> None:
+    path = root / "Annotations" / f"{IDS[0]}.xml"
+    path.write_text(xml("cat", "unicorn"))
+    with pytest.raises(
+        ValueError, match=rf"{IDS[0]}\.xml: unknown class 'unicorn'; legal are aero"
+    ):
+        load_voc(root, "train")
+    path.write_text("<annotation><object>")
+    with pytest.raises(ValueError, match=rf"{IDS[0]}\.xml: not an XML file"):
+        load_voc(root, "train")
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"{IDS[0]}\.xml: there is no such annotation"):
+        load_voc(root, "train")
+
+
+@pytest.mark.parametrize("name", ["train_aug", "trainaug"])
+@pytest.mark.parametrize("split", ["train_aug", "trainaug"])
+def test_train_aug_by_either_name(root: Path, name: str, split: str) -> None:
+    write_list(root / "ImageSets" / "Segmentation" / f"{name}.txt", IDS)
+    assert [r.mask_path for r in load_voc(root, split).records] == [None] * 3
+    folder = root / "SegmentationClassAug"
+    folder.mkdir()
+    dataset = load_voc(root, split)
+    assert [r.mask_path for r in dataset.records] == [folder / f"{i}.png" for i in IDS]
+    assert len(dataset.missing_files()) == 3
+    other = load_voc(root, split, mask_dir="SegmentationClass")
+    assert other.missing_files() == []
+
+
+def test_pair_lists(root: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.txt"
+    write_list(pairs, [f"/JPEGImages/{i}.jpg /SegmentationClass/{i}.png" for i in IDS])
+    dataset = load_voc(root, "anything", list_path=pairs)
+    assert [r.img_id for r in dataset.records] == list(IDS)
+    assert dataset.split == "anything"
+    dataset.check_files()
+    assert dataset[0].mask is not None
+    without = load_voc(root, "anything", list_path=pairs, mask_dir=None)
+    assert [r.mask_path for r in without.records] == [None] * 3
+    write_list(pairs, [f"JPEGImages/{i}.jpg" for i in IDS])
+    assert load_voc(root, "anything", list_path=pairs)[0].mask is not None
+
+
+def test_a_list_with_bom_crlf_and_blank_lines(root: Path) -> None:
+    path = root / "ImageSets" / "Segmentation" / "train.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(IDS).encode() + b"\r\n")
+    assert [r.img_id for r in load_voc(root, "train").records] == list(IDS)
+
+
+def test_main_lists_promise_no_masks(root: Path) -> None:
+    write_list(root / "ImageSets" / "Main" / "aux.txt", IDS)
+    gone = root / "SegmentationClass" / f"{IDS[1]}.png"
+    gone.unlink()
+    assert [r.mask_path is not None for r in load_voc(root, "aux").records] == [True, False, True]
+    assert load_voc(root, "train").missing_files() == [gone]
+    with pytest.raises(ValueError, match=rf"labels='mask', but image '{IDS[1]}' has no mask"):
+        load_voc(root, "aux", labels="mask")
+
+
+def test_segmentation_lists_come_before_main(root: Path) -> None:
+    write_list(root / "ImageSets" / "Main" / "train.txt", IDS[:1])
+    assert len(load_voc(root, "train")) == 3
+
+
+def test_images_with_other_suffixes(root: Path) -> None:
+    old = root / "JPEGImages" / f"{IDS[0]}.jpg"
+    with Image.open(old) as img:
+        img.save(old.with_suffix(".png"))
+    old.unlink()
+    dataset = load_voc(root, "train")
+    dataset.check_files()
+    assert dataset.records[2].img_path == old.with_suffix(".png")
+    old.with_suffix(".png").unlink()
+    assert load_voc(root, "train").missing_files() == [old]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([IDS[0], IDS[1], "", IDS[0]], rf"line 4: image id '{IDS[0]}' is already on line 1"),
+        ([f"{IDS[0]} 1"], r"line 1: expected an id, or an image path and a mask path"),
+        (["a.jpg b.png c"], r"line 1: expected an id, or an image path and a mask path"),
+        ([], r"the list is empty"),
+    ],
+)
+def test_bad_lists_name_file_line_and_value(root: Path, lines: list[str], message: str) -> None:
+    write_list(root / "ImageSets" / "Segmentation" / "train.txt", lines)
+    with pytest.raises(ValueError, match=r"train\.txt.*" + message):
+        load_voc(root, "train")
+
+
+def test_absent_lists_and_roots(root: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"split 'train_aug': .*train_aug\.txt.*trainaug\.txt.*train"
+    ):
+        load_voc(root, "train_aug")
+    with pytest.raises(ValueError, match=r"none\.txt: the list cannot be read"):
+        load_voc(root, "train", list_path=root / "none.txt")
+    with pytest.raises(ValueError, match="there is no such folder"):
+        load_voc(root / "none", "train")
+    (root / "latin.txt").write_bytes("ä\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt: the list is not UTF-8"):
+        load_voc(root, "train", list_path=root / "latin.txt")
+
+
+def test_counts_are_checked_when_asked(root: Path) -> None:
+    assert EXPECTED_COUNTS == {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582}
+    with pytest.raises(ValueError, match=r"train\.txt: 3 images, but train has 1464"):
+        load_voc(root, "train", expected_counts=EXPECTED_COUNTS)
+    assert len(load_voc(root, "train", expected_counts={"train": 3})) == 3
+    write_list(root / "ImageSets" / "Segmentation" / "trainaug.txt", IDS)
+    with pytest.raises(ValueError, match="3 images, but trainaug has 10582"):
+        load_voc(root, "trainaug", expected_counts=EXPECTED_COUNTS)
+    with pytest.raises(ValueError, match="no count is expected for split 'train'; known are val"):
+        load_voc(root, "train", expected_counts={"val": 3})
+
+
+def test_classes_of_another_set_in_voc_layout(root: Path) -> None:
+    toys = build_class_set("toys", ["car", "ball"])
+    for img_id in IDS:
+        (root / "Annotations" / f"{img_id}.xml").write_text(xml("ball"))
+    dataset = load_voc(root, "train", classes=toys)
+    assert dataset.class_set is toys
+    assert class_names(dataset) == [("ball",)] * 3
+    with pytest.raises(
+        ValueError, match=r"the mask holds the values \[12, 15\]; legal are 0, 1, 2"
+    ):
+        dataset.load_mask(1)
+    (root / "Annotations" / f"{IDS[0]}.xml").write_text(xml("cat"))
+    with pytest.raises(ValueError, match="unknown class 'cat'; legal are car, ball"):
+        load_voc(root, "train", classes=toys)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("split", "count", "masks"), [("train", 446, 446), ("val", 200, 200), ("aux", 800, 0)]
+)
+def test_voc_animals(voc_animals: Path, split: str, count: int, masks: int) -> None:
+    dataset = load_voc(
+        voc_animals,
+        split,
+        classes=ANIMALS,
+        labels=voc_animals / "labels.csv",
+        expected_counts={split: count},
+    )
+    dataset.check_files()
+    assert sum(r.mask_path is not None for r in dataset.records) == masks
+    sample = dataset[count // 2]
+    assert min(sample.ori_hw) > 1
+    assert (sample.mask is not None) == (masks > 0)
+
+
+@pytest.mark.shared
+def test_voc_animals_labels_are_what_the_masks_show(voc_animals: Path) -> None:
+    csv = load_voc(voc_animals, "val", classes=ANIMALS, labels=voc_animals / "labels.csv")
+    masks = load_voc(voc_animals, "val", classes=ANIMALS, labels="mask")
+    assert [r.class_ids for r in csv.records] == [r.class_ids for r in masks.records]
