@@ -76,7 +76,7 @@ class TokenCAM(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (B, C) of normalised images (B, 3, H, W)."""
-        cam, _ = self._class_maps(inputs)
+        cam, _ = self.class_maps(inputs)
         return cam.mean(dim=(2, 3))
 
     def token_maps(
@@ -102,23 +102,27 @@ class TokenCAM(nn.Module):
             has_cls_token=self.backbone.has_class_token,
         )
         with capture:
-            cam, grid_hw = self._class_maps(inputs)
-        cam = cam.float()
+            cam = self.class_maps(inputs)[0].float()
         return TokenMaps(
             logits=cam.mean(dim=(2, 3)),
             cam=cam,
-            grid_hw=grid_hw,
+            grid_hw=(cam.shape[2], cam.shape[3]),
             depth=self.depth,
             attn_cls2patch=capture.cls2patch,
             attn_patch2patch=capture.patch2patch,
         )
 
-    def _class_maps(self, inputs: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def class_maps(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Class maps (B, C, h, w) and the first token (B, D), the class token if there is one.
+
+        Raises:
+            ValueError: As :meth:`token_maps`.
+        """
         grid_hw = compute_grid_hw(inputs, self.patch_size)
         tokens = self.backbone.forward_features(inputs)  # (B, P + N, D)
         patches = tokens[:, self.backbone.num_prefix_tokens :]  # (B, N, D)
         grid = patches.transpose(1, 2).unflatten(2, grid_hw)  # (B, D, h, w)
-        return self.head(grid), grid_hw
+        return self.head(grid), tokens[:, 0]
 
 
 def build_backbone(

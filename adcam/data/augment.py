@@ -1,0 +1,130 @@
+"""Images as tensors for training the classifier."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from adcam.data.dataset import ImageDataset
+from adcam.data.images import ImageError
+
+logger = logging.getLogger(__name__)
+
+
+class TrainView(Dataset[dict[str, Tensor]]):
+    """Random crops, mirrored and recoloured, with multi-hot labels.
+
+    Args:
+        images: Labelled images.
+        img_size: Side of the square crop in pixels.
+        min_area: Smallest share of the image that a crop covers, in (0, 1]; smaller shows more
+            parts and fewer whole objects, and more often misses what the label promises.
+        jitter: Strength of brightness, contrast and saturation changes, 0 for none.
+
+    Raises:
+        ValueError: If an image has no known labels (``class_ids`` is ``None``).
+    """
+
+    def __init__(
+        self, images: ImageDataset, *, img_size: int, min_area: float = 0.35, jitter: float = 0.3
+    ) -> None:
+        self._images = images
+        self._targets = make_targets(images)
+        self._transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(img_size, scale=(min_area, 1.0), antialias=True),
+                v2.RandomHorizontalFlip(),
+                v2.ColorJitter(jitter, jitter, jitter),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """``inputs`` uint8 (3, S, S) and ``cls_label`` float32 (C,).
+
+        An unreadable image is reported and the next one takes its place: a run of days does not
+        end on one file.
+
+        Raises:
+            ValueError: If no image at all can be read.
+        """
+        for step in range(len(self)):
+            position = (index + step) % len(self)
+            try:
+                tensor = _to_chw(self._images.load_image(position))
+            except ImageError as error:
+                logger.warning("left out of training: %s", error)
+                continue
+            return {"inputs": self._transform(tensor), "cls_label": self._targets[position]}
+        raise ValueError(f"none of the {len(self)} images of {self._images.split!r} can be read")
+
+
+class EvalView(Dataset[dict[str, Tensor]]):
+    """Whole images resized to a square, with multi-hot labels.
+
+    Args:
+        images: Labelled images.
+        img_size: Side of the square in pixels.
+
+    Raises:
+        ValueError: If an image has no known labels.
+    """
+
+    def __init__(self, images: ImageDataset, *, img_size: int) -> None:
+        self._images = images
+        self._targets = make_targets(images)
+        self._img_size = img_size
+        self._resize = v2.Resize([img_size, img_size], antialias=True)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """``inputs`` uint8 (3, S, S) and ``cls_label`` float32 (C,).
+
+        An unreadable image is reported; it comes black, with NaN for labels, which takes it out
+        of the score.
+        """
+        try:
+            tensor = _to_chw(self._images.load_image(index))
+        except ImageError as error:
+            logger.warning("left out of validation: %s", error)
+            black = torch.zeros(3, self._img_size, self._img_size, dtype=torch.uint8)
+            return {"inputs": black, "cls_label": torch.full_like(self._targets[index], torch.nan)}
+        return {"inputs": self._resize(tensor), "cls_label": self._targets[index]}
+
+
+def make_targets(images: ImageDataset) -> Tensor:
+    """Multi-hot labels of a data set, float32 (n, C).
+
+    Raises:
+        ValueError: If labels of an image are not known.
+    """
+    unknown = [record.img_id for record in images.records if record.class_ids is None]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(images)} images of split {images.split!r} have no labels, "
+            f"the first is {unknown[0]!r}; an image with none of the classes needs an empty label"
+        )
+    targets = torch.zeros(len(images), images.class_set.num_fg_classes)
+    for row, record in zip(targets, images.records, strict=True):
+        row[list(record.class_ids or ())] = 1.0
+    return targets
+
+
+def class_counts(images: ImageDataset) -> Mapping[str, int]:
+    """Number of images of each class."""
+    counts = make_targets(images).sum(dim=0).int().tolist()
+    return dict(zip(images.class_set.classes, counts, strict=True))
+
+
+def _to_chw(img: np.ndarray) -> Tensor:
+    return torch.from_numpy(img).permute(2, 0, 1)

@@ -1,0 +1,133 @@
+"""A trained classifier in one file: safetensors with its description in the header.
+
+The header's ``adcam`` entry is JSON: how to build the network, the class set, where it came from.
+Reading it never unpickles anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from adcam.models.token_cam import TokenCAM
+from adcam.structures import ClassSet
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ClassifierFile:
+    """What a classifier file holds.
+
+    Attributes:
+        network: The network, float32, in eval mode, on the CPU.
+        class_set: Its classes.
+        info: Where it came from: scores, split names, hash of the configuration.
+    """
+
+    network: TokenCAM
+    class_set: ClassSet
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save_classifier(
+    path: str | Path,
+    network: TokenCAM,
+    network_options: Mapping[str, Any],
+    class_set: ClassSet,
+    info: Mapping[str, Any],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a classifier, atomically.
+
+    Args:
+        path: ``*.safetensors``.
+        network: The network.
+        network_options: Arguments of :class:`TokenCAM` that rebuild it, without weights.
+        class_set: Its classes.
+        info: JSON-serialisable provenance.
+        dtype: Of the stored floating-point tensors; ``float16`` halves the file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
+        for name, value in network.state_dict().items()
+    }
+    header = {
+        "format": FORMAT,
+        "network": dict(network_options),
+        "class_set": asdict(class_set),
+        "info": dict(info),
+    }
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata={"adcam": json.dumps(header, sort_keys=True)})
+        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes files only the owner can read
+        os.replace(temporary, path)  # noqa: PTH105
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def load_classifier(path: str | Path) -> ClassifierFile:
+    """Read a classifier written by :func:`save_classifier`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Network, classes and provenance.
+
+    Raises:
+        ValueError: If the file is missing, no classifier of this project, of a newer format, or
+            its tensors do not fit the network it describes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint")
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"{path}: a classifier is a .safetensors file; `adcam train` writes "
+            "classifier.safetensors beside its .pth checkpoints, which are for resuming only"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("adcam")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    if text is None:
+        raise ValueError(
+            f"{path}: these are bare weights without a head or class names. Train on them "
+            "(model.weights in a config), or use them with --model NAME --weights FILE"
+        )
+    header = json.loads(text)
+    if header["format"] > FORMAT:
+        raise ValueError(
+            f"{path}: format {header['format']} is newer than this version reads ({FORMAT})"
+        )
+    description = header["class_set"]
+    class_set = ClassSet(
+        name=description["name"],
+        classes=tuple(description["classes"]),
+        mask_values=tuple(description["mask_values"]),
+        palette=tuple((r, g, b) for r, g, b in description["palette"]),
+    )
+    network = TokenCAM(num_fg_classes=class_set.num_fg_classes, **header["network"])
+    tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: tensors do not fit the network described: {error}") from error
+    return ClassifierFile(network.eval(), class_set, header["info"])

@@ -1,0 +1,154 @@
+"""Configuration files: reading, overriding, hashing, and what they describe."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from adcam.data.dataset import ImageDataset, build_class_set
+from adcam.data.folder import load_folder
+from adcam.data.png import voc_palette
+from adcam.data.shapes import shapes_class_set
+from adcam.data.voc import load_voc, voc_class_set
+from adcam.structures import ClassSet
+
+SOURCES = ("voc", "folder")
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read an mmengine Python config and apply ``--cfg-options``.
+
+    Args:
+        path: A file below ``configs/`` or of your own.
+        overrides: Dotted keys to values, e.g. ``{"train.epochs": 3}``.
+
+    Raises:
+        ValueError: If the file is missing or cannot be read, or an override names an unknown key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such config; see configs/ for those that exist")
+    try:
+        cfg = Config.fromfile(str(path))
+    except (SyntaxError, OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: cannot be read as a config ({error})") from error
+    for key in overrides or {}:
+        _check_key(cfg, key)
+    cfg.merge_from_dict(dict(overrides or {}))
+    return cfg
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """Read ``key=value`` texts; a value that is a Python literal is read as one.
+
+    Raises:
+        ValueError: If a text has no ``=``.
+    """
+    overrides = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--cfg-options takes key=value, got {text!r}")
+        try:
+            overrides[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            overrides[key] = value
+    return overrides
+
+
+def hash_config(values: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of the sorted JSON of a configuration."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_file(path: str | Path) -> str:
+    """First 16 hex digits of the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def build_dataset(data: Mapping[str, Any], split: str, *, labels: bool = True) -> ImageDataset:
+    """The images of one split of a config's ``data`` section.
+
+    Args:
+        data: ``source`` ("voc" or "folder"), ``root``, ``classes`` (names, or "voc", "shapes"),
+            ``labels`` ("xml", "mask", or a file relative to ``root``), ``mask_dir``.
+        split: Name of the split; for a folder a list of ids ``<split>.txt`` in it, or ``"all"``.
+        labels: Whether image-level labels are attached.
+
+    Raises:
+        ValueError: If the section or a file in it is wrong.
+    """
+    source = data.get("source", "voc")
+    if source not in SOURCES:
+        raise ValueError(f"data.source must be one of {SOURCES}, got {source!r}")
+    root = Path(data["root"]).expanduser()
+    if not root.is_dir():
+        raise ValueError(
+            f"data.root {root} is no folder; set ADCAM_DATA_ROOT or --cfg-options data.root=…"
+        )
+    class_set = build_classes(data.get("classes", "voc"))
+    label_source = data.get("labels", "xml") if labels else None
+    if label_source not in (None, "xml", "mask"):
+        label_source = root / str(label_source)
+    if source == "voc":
+        return load_voc(
+            root,
+            split,
+            classes=class_set,
+            labels=label_source,
+            mask_dir=data.get("mask_dir", "auto"),
+            expected_counts=data.get("expected_counts"),
+        )
+    ids = None if split == "all" else (root / f"{split}.txt").read_text("utf-8").splitlines()
+    return load_folder(
+        root, labels_csv=label_source, classes=class_set, mask_dir=data.get("mask_dir"), ids=ids
+    )
+
+
+def build_classes(classes: str | Sequence[str]) -> ClassSet:
+    """The class set a config names.
+
+    Args:
+        classes: ``"voc"`` (all 20), ``"shapes"``, or names; names that are all VOC's keep VOC's
+            mask values, others are numbered from 1.
+    """
+    if classes == "voc":
+        return voc_class_set()
+    if classes == "shapes":
+        return shapes_class_set()
+    if isinstance(classes, str):
+        raise ValueError(f"classes must be 'voc', 'shapes' or a list of names, got {classes!r}")
+    try:
+        return voc_class_set(classes)
+    except ValueError:
+        return build_class_set("custom", classes)
+
+
+def load_palette() -> tuple[tuple[int, int, int], ...]:
+    """The palette of written masks, 256 RGB colours."""
+    return voc_palette()
+
+
+def _check_key(cfg: Config, key: str) -> None:
+    """Refuse an override whose section does not exist: a typo must not pass silently."""
+    node: Any = cfg
+    *sections, _ = key.split(".")
+    for section in sections:
+        if isinstance(node, list) and section.isdigit() and int(section) < len(node):
+            node = node[int(section)]
+        elif isinstance(node, Mapping | Config) and section in node:
+            node = node[section]
+        else:
+            legal = sorted(node) if isinstance(node, Mapping) else sorted(cfg.keys())
+            raise ValueError(f"--cfg-options {key}: no section {section!r}; there are {legal}")

@@ -1,0 +1,2 @@
+# How `adcam generate --config` makes maps.
+cam = dict(method="ad_cam", options=dict(), scales=[448], flip=False)

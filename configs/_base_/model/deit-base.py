@@ -1,0 +1,7 @@
+# DeiT-Base (Touvron et al., ICML 2021). Weights: $ADCAM_WEIGHTS, a file or "timm" for the hub.
+model = dict(
+    backbone="deit_base_patch16_224",
+    img_size=224,
+    weights="{{$ADCAM_WEIGHTS:timm}}",
+    drop_path_rate=0.1,
+)
