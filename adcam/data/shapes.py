@@ -11,6 +11,7 @@ activation map covers too little and attention between patches can tell what is 
 from __future__ import annotations
 
 import colorsys
+import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from adcam.data.files import write_text_atomic
+from adcam.data.files import write_bytes_atomic, write_text_atomic
 from adcam.data.png import voc_palette, write_mask
 from adcam.structures import ClassSet
 
@@ -109,8 +110,6 @@ def make_shapes(
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
     root = Path(root)
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
     palette = voc_palette()
     rows = ["image_id,labels"]
     for split_index, (split, count) in enumerate(counts.items()):
@@ -118,8 +117,10 @@ def make_shapes(
         for i, img_id in enumerate(ids):
             rng = np.random.default_rng((seed, split_index, i))
             img, mask, class_ids = render(rng, size_hw=size_hw)
-            Image.fromarray(img).save(root / "JPEGImages" / f"{img_id}.png", compress_level=1)
-            write_mask(root / "SegmentationClass" / f"{img_id}.png", mask, palette=palette)
+            png = io.BytesIO()
+            Image.fromarray(img).save(png, format="PNG", compress_level=1)
+            write_bytes_atomic(root / "JPEGImages" / f"{img_id}.png", png.getvalue())
+            write_mask(root / "SegmentationClass" / f"{img_id}.png", mask, palette)
             rows.append(f"{img_id},{' '.join(CLASSES[c] for c in class_ids)}")
         lines = "".join(f"{img_id}\n" for img_id in ids)
         write_text_atomic(root / "ImageSets" / "Segmentation" / f"{split}.txt", lines)
