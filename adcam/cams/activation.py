@@ -5,39 +5,52 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
 
-def select_cam(maps: TokenMaps, class_ids: Tensor) -> Tensor:
-    """Rectified class maps of chosen classes.
+def select_cam(maps: TokenMaps, class_ids: Tensor, *, rectify: str = "relu") -> Tensor:
+    """Class maps of chosen classes.
 
     Args:
         maps: Token maps of B images.
         class_ids: int64 (B, K), foreground ids in 0..C-1.
+        rectify: What becomes of negative evidence: ``"relu"`` cuts it off, ``"shift"`` subtracts
+            each map's minimum, which keeps the order of weak patches (a body scores low, but above
+            the background), ``"none"`` leaves it.
 
     Returns:
-        (B, K, h, w), ReLU of the raw class maps.
+        (B, K, h, w).
 
     Raises:
-        ValueError: If ``class_ids`` has another shape or holds an id outside 0..C-1.
+        ValueError: If ``class_ids`` has another shape or holds an id outside 0..C-1, or for an
+            unknown ``rectify``.
     """
     batch, num_fg_classes, height, width = maps.cam.shape
     if class_ids.ndim != 2 or class_ids.shape[0] != batch:
         raise ValueError(f"class_ids must be ({batch}, K), got {tuple(class_ids.shape)}")
     if class_ids.numel() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < num_fg_classes:
-        raise ValueError(
-            f"class_ids must lie in 0..{num_fg_classes - 1}, got {class_ids.tolist()}"
-        )
+        raise ValueError(f"class_ids must lie in 0..{num_fg_classes - 1}, got {class_ids.tolist()}")
     index = class_ids[:, :, None, None].expand(-1, -1, height, width)
-    return torch.gather(maps.cam, 1, index).relu()  # (B, K, h, w)
+    cam = torch.gather(maps.cam, 1, index)  # (B, K, h, w)
+    if rectify == "relu":
+        return cam.relu()
+    if rectify == "shift":
+        return cam - cam.amin(dim=(-2, -1), keepdim=True)
+    if rectify == "none":
+        return cam
+    raise ValueError(f"rectify must be 'relu', 'shift' or 'none', got {rectify!r}")
 
 
-def class_token_map(maps: TokenMaps, *, method: str) -> Tensor:
-    """Attention of the class token to the patches, mean over heads and all blocks.
+def class_token_map(
+    maps: TokenMaps, *, method: str, layers: str | tuple[int, ...] = "all"
+) -> Tensor:
+    """Attention of the class token to the patches, mean over heads and blocks.
 
     Args:
         maps: Token maps of B images.
         method: Name of the method that asks, for the error message.
+        layers: Blocks that count. Late ones look at the class, early ones everywhere.
 
     Returns:
         (B, 1, h, w), non-negative.
@@ -50,10 +63,19 @@ def class_token_map(maps: TokenMaps, *, method: str) -> Tensor:
             f"{method} needs a class token, and this model has none; "
             "use 'cam', or 'ad_cam' with init='cam'"
         )
-    return maps.attn_cls2patch.mean(dim=1).unflatten(1, maps.grid_hw).unsqueeze(1)
+    rows = maps.attn_cls2patch[:, list(resolve_layers(layers, maps.depth))]  # (B, l, N)
+    return rows.mean(dim=1).unflatten(1, maps.grid_hw).unsqueeze(1)
 
 
-def start_maps(maps: TokenMaps, class_ids: Tensor, *, init: str, method: str) -> Tensor:
+def start_maps(
+    maps: TokenMaps,
+    class_ids: Tensor,
+    *,
+    init: str,
+    method: str,
+    rectify: str = "relu",
+    cls_layers: str | tuple[int, ...] = "all",
+) -> Tensor:
     """The maps a diffusion starts from.
 
     Args:
@@ -62,17 +84,20 @@ def start_maps(maps: TokenMaps, class_ids: Tensor, *, init: str, method: str) ->
         init: ``"coupled"``, the class maps times the class token's attention (TS-CAM's coupling,
             arXiv 2103.14862), or ``"cam"``, the class maps alone.
         method: Name of the method that asks.
+        rectify: As in :func:`select_cam`.
+        cls_layers: Blocks of the class token's attention.
 
     Returns:
-        (B, K, h, w), non-negative.
+        (B, K, h, w).
 
     Raises:
         ValueError: For another ``init``, or a coupled start without a class token.
     """
+    cam = select_cam(maps, class_ids, rectify=rectify)
     if init == "cam":
-        return select_cam(maps, class_ids)
+        return cam
     if init == "coupled":
-        return select_cam(maps, class_ids) * class_token_map(maps, method=method)
+        return cam * class_token_map(maps, method=method, layers=cls_layers)
     raise ValueError(f"init must be 'coupled' or 'cam', got {init!r}")
 
 

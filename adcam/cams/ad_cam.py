@@ -59,4 +59,4 @@ class ADCAM:
             num_steps=self.num_steps,
             alpha=self.alpha,
         )
-        return refined.unflatten(2, maps.grid_hw)
+        return refined.reshape(start.shape)

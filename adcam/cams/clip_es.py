@@ -50,7 +50,7 @@ class CLIPES:
             start = start * box_mask(start, self.box_threshold)
         attn = patch_attention(maps, resolve_layers(self.layers, maps.depth))
         refined = diffuse(start.flatten(2), attn, normalize="sinkhorn", num_steps=self.num_steps)
-        return refined.unflatten(2, maps.grid_hw)
+        return refined.reshape(start.shape)
 
 
 def box_mask(maps: Tensor, threshold: float) -> Tensor:

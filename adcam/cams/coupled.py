@@ -23,7 +23,8 @@ class Coupled:
 
     Attributes:
         init: ``"coupled"`` (MCTformer's form) or ``"cam"`` (TransCAM's form).
-        layers: Blocks whose attention is averaged (:func:`adcam.ops.token_attention.resolve_layers`).
+        layers: Blocks whose attention is averaged; see
+            :func:`adcam.ops.token_attention.resolve_layers`.
     """
 
     init: str = "coupled"
@@ -38,4 +39,4 @@ class Coupled:
         start = start_maps(maps, class_ids, init=self.init, method="coupled")
         attn = patch_attention(maps, resolve_layers(self.layers, maps.depth))
         # M_i = Σ_j A_ij M_j: a patch collects the activation of those it attends to.
-        return torch.einsum("bij,bkj->bki", attn, start.flatten(2)).unflatten(2, maps.grid_hw)
+        return torch.einsum("bij,bkj->bki", attn, start.flatten(2)).reshape(start.shape)

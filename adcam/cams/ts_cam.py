@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from adcam.cams.activation import class_token_map, select_cam
@@ -33,11 +32,6 @@ class TSCAM:
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) maps for class ids (B, K)."""
-        if self.relu:
-            cam = select_cam(maps, class_ids)
-        else:
-            index = class_ids[:, :, None, None].expand(-1, -1, *maps.grid_hw)
-            cam = torch.gather(maps.cam, 1, index)
-        attention = class_token_map(maps, method="ts_cam")
-        num_blocks = maps.attn_cls2patch.shape[1]  # type: ignore[union-attr]
-        return cam * attention * num_blocks  # the sum over blocks, not their mean
+        cam = select_cam(maps, class_ids, relu=self.relu)
+        # The paper sums over the blocks, the map is their mean.
+        return cam * class_token_map(maps, method="ts_cam") * maps.depth
