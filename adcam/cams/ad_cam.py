@@ -31,8 +31,10 @@ class ADCAM:
         num_steps: Diffusion steps; more spreads further. ``None`` with ``alpha`` is the limit of
             infinitely many.
         alpha: Restart: share of the diffused map in each step, in [0, 1]; ``None`` for none.
-        layers: Blocks whose attention is averaged; the last eight of twelve by default.
+        layers: Blocks whose patch-to-patch attention is averaged.
         init: ``"coupled"`` (class maps times the class token's attention) or ``"cam"``.
+        rectify: Negative class evidence: ``"shift"`` keeps its order, ``"relu"`` cuts it off.
+        cls_layers: Blocks whose class-token attention is averaged for the coupled start.
     """
 
     similarity: str = "resource_allocation"
@@ -40,8 +42,10 @@ class ADCAM:
     normalize: str = "sinkhorn"
     num_steps: int | None = 2
     alpha: float | None = None
-    layers: str | tuple[int, ...] = "last:2/3"
+    layers: str | tuple[int, ...] = "last:1/2"
     init: str = "coupled"
+    rectify: str = "shift"
+    cls_layers: str | tuple[int, ...] = "last:1/3"
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """The sets of blocks whose patch-to-patch attention is needed."""
@@ -49,7 +53,14 @@ class ADCAM:
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
-        start = start_maps(maps, class_ids, init=self.init, method="ad_cam")
+        start = start_maps(
+            maps,
+            class_ids,
+            init=self.init,
+            method="ad_cam",
+            rectify=self.rectify,
+            cls_layers=self.cls_layers,
+        )
         attn = patch_attention(maps, resolve_layers(self.layers, maps.depth))
         affinity = common_neighbor(attn, similarity=self.similarity, power=self.power)
         refined = diffuse(

@@ -32,6 +32,6 @@ class TSCAM:
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) maps for class ids (B, K)."""
-        cam = select_cam(maps, class_ids, relu=self.relu)
+        cam = select_cam(maps, class_ids, rectify="relu" if self.relu else "none")
         # The paper sums over the blocks, the map is their mean.
         return cam * class_token_map(maps, method="ts_cam") * maps.depth
