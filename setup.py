@@ -14,27 +14,43 @@ def read_version() -> str:
     return namespace["__version__"]
 
 
-# Lower bounds are the oldest releases the test suite was run against; constraints.txt pins the
-# set that `make` installs.
+# Each lower bound is the release that constraints-lower.txt names; the test suite was run against
+# exactly that set, on Python 3.10. constraints.txt pins the current set that `make` installs.
 INSTALL_REQUIRES = [
     "torch>=2.6",
     "torchvision>=0.21",
     "timm>=1.0.20",
     "numpy>=2.0",
+    "scipy>=1.14",
     "scikit-image>=0.25",
     "Pillow>=11.0",
     "onedl-mmengine>=0.10.12",
+    # mmengine imports cv2 but does not declare it. The headless build needs no display libraries.
+    "opencv-python-headless>=4.10.0.84",
+    "tensorboard>=2.18",
     "safetensors>=0.5",
     "Jinja2>=3.1",
+    "MarkupSafe>=2.1",
     "matplotlib>=3.9",
     "rich>=13.9",
 ]
 EXTRAS = {
+    # Compiled on installation. Its sources do not compile for Python 3.13.
     "crf": ["pydensecrf2>=1.1; python_version < '3.13'"],
-    "seg": ["onedl-mmsegmentation>=1.4.2", "onedl-mmcv>=2.3.6", "ftfy", "regex"],
+    # ftfy and regex are imported by mmseg's text tokenizer as soon as mmseg is imported.
+    "seg": ["onedl-mmsegmentation>=1.4.2", "onedl-mmcv>=2.3.6", "ftfy>=6.3", "regex>=2024.11.6"],
     "ray": ["ray[data]>=2.40"],
     "docs": ["mkdocs-material>=9.5"],
-    "dev": ["pytest>=8.3", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "pre-commit>=4.0"],
+    "dev": [
+        "pytest>=8.3",
+        "pytest-timeout>=2.3.1",
+        "hypothesis>=6.100",
+        "packaging>=24.2",
+        "setuptools>=77",
+        "ruff>=0.17.5,<0.18",
+        "mypy>=2.4",
+        "pre-commit>=4.0",
+    ],
 }
 
 setup(
@@ -44,6 +60,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     packages=find_packages(include=["adcam", "adcam.*"]),
     package_data={"adcam": ["py.typed", "report/*.j2", "assets/*"]},
     python_requires=">=3.10,<3.14",

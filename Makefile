@@ -1,0 +1,83 @@
+# `make demo` and `make test` set up everything they need inside .venv, then run.
+
+PYTHON ?= python3
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+INSTALLED := $(VENV)/.installed
+EXTRAS := $(VENV)/.extras
+METADATA := setup.py pyproject.toml constraints.txt adcam/version.py
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format api clean
+MAKEFLAGS += --no-print-directory
+
+help:
+	@echo "adcam: pixel masks from image-level labels"
+	@echo
+	@echo "  make demo       make pictures, train, compare the methods, write a report (5 minutes)"
+	@echo "  make test       check style, types and behaviour (under 15 minutes)"
+	@echo "  make test-all   the same with the slow tests"
+	@echo "  make lint       style and types alone"
+	@echo "  make format     rewrite the code in the project's style"
+	@echo "  make api        rewrite tests/api_surface.txt after a change of public names"
+	@echo "  make install    set up .venv and nothing else"
+	@echo "  make clean      delete .venv and every cache"
+	@echo
+	@echo "The first call of any of them installs into .venv (6 GB, a few minutes, network needed);"
+	@echo "later calls start at once. Wanted: Python 3.10 to 3.13 and, for one optional package, a"
+	@echo "C compiler. Another Python: make demo PYTHON=python3.12"
+	@echo "Options of the demo: make demo DEMO_ARGS='--quick --work-dir /somewhere'"
+
+$(INSTALLED): $(METADATA)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "adcam needs Python 3.10 to 3.13, but $(PYTHON) is" \
+	    "$$($(PYTHON) -V 2>&1). Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; \
+	  exit 1; }
+	@$(BIN)/python -c '' 2>/dev/null || { \
+	  echo "Creating .venv ..."; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "Installing adcam and what it needs into .venv (about 3 minutes, 6 GB) ..."
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Packages that only some tests use. A failure here costs those tests, nothing else.
+# mmsegmentation asks for opencv-python, which overwrites the headless build and cannot be imported
+# on a server without display libraries; the last line puts the headless build back.
+$(EXTRAS): $(INSTALLED)
+	@echo "Installing mmsegmentation and building pydensecrf for the tests (about 1 minute) ..."
+	@$(PIP) install -c constraints.txt -e '.[crf]' || \
+	  echo "pydensecrf did not build: tests that compare with it are skipped."
+	@{ $(PIP) install -c constraints.txt -e '.[seg]' && $(PIP) install -c constraints.txt \
+	  --force-reinstall --no-deps opencv-python-headless; } || \
+	  echo "mmsegmentation did not install: tests that compare with it are skipped."
+	@touch $@
+
+install: $(INSTALLED)
+
+demo: $(INSTALLED)
+	@$(BIN)/adcam demo $(DEMO_ARGS)
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+test: $(EXTRAS) lint
+	@$(BIN)/python -m pytest -m 'not slow and not gpu' $(PYTEST_ARGS)
+
+test-all: $(EXTRAS) lint
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: $(INSTALLED)
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+api: $(INSTALLED)
+	@$(BIN)/python tests/test_api_surface.py > tests/api_surface.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find adcam tests tools configs -name __pycache__ -prune -exec rm -rf {} +
