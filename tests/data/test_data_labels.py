@@ -298,6 +298,13 @@ def test_a_dtype_state_that_turns_bytes_into_pointers_is_refused(tmp_path: Path)
         read_cls_labels_npy(path)
 
 
+def test_no_codec_but_latin1_is_looked_up(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(npy_header() + b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00xU\x05utf-7\x86R.")
+    with pytest.raises(ValueError, match="it asks for the codec 'utf-7'"):
+        read_cls_labels_npy(path)
+
+
 def test_a_pickle_cannot_change_the_reader(tmp_path: Path) -> None:
     # BUILD with a slot state on each name that is known: sets attributes, if anything lets it.
     names = ["numpy dtype", "numpy ndarray", "numpy.core.multiarray scalar", "_codecs encode"]
