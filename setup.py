@@ -59,7 +59,7 @@ setup(
     description="Pixel masks from image-level labels: ViT class maps refined by attention.",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["adcam", "adcam.*"]),
     package_data={"adcam": ["py.typed", "report/*.j2", "assets/*"]},
