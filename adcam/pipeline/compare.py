@@ -161,9 +161,7 @@ def _sweep(
             layer_sets = sorted(
                 {layers for row in group for layers in methods[row.name].layer_sets(network.depth)}
             )
-            passes = run_network(
-                network, sample.img, views, layer_sets, device=device, dtype=dtype
-            )
+            passes = run_network(network, sample.img, views, layer_sets, device=device, dtype=dtype)
             for row in group:
                 maps = compute_class_maps(
                     passes, sample.class_ids or (), methods[row.name], sample.ori_hw
@@ -254,24 +252,28 @@ def rows_from_config(cfg: Config) -> list[Row]:
 
 def format_csv(results: Sequence[RowResult], class_set: ClassSet) -> str:
     """The table as CSV: one line a row, percent with two digits."""
-    values = (0, *class_set.mask_values)
-    names = [class_set.name_of_value(value) for value in values]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["name", "method", "options", "scales", "flip", "crf", "threshold"]
-        + ["miou_choosing", "miou", "best_miou_oracle", *names]
-    )
+    lines = []
     for item in results:
         row = item.row
-        options = " ".join(f"{key}={value}" for key, value in sorted(row.options.items()))
-        oracle = f"{item.curve.best_miou:.2f}" if item.curve else ""
-        writer.writerow(
-            [row.name, row.method, options, " ".join(map(str, row.views.scales))]
-            + [int(row.views.flip), row.crf or "", f"{item.threshold:.2f}"]
-            + [f"{item.chosen_miou:.2f}", f"{item.result.miou:.2f}", oracle]
-            + [f"{item.result.iou_per_class[value]:.1f}" for value in values]
-        )
+        line: dict[str, Any] = {
+            "name": row.name,
+            "method": row.method,
+            "options": " ".join(f"{key}={value}" for key, value in sorted(row.options.items())),
+            "scales": " ".join(map(str, row.views.scales)),
+            "flip": int(row.views.flip),
+            "crf": row.crf or "",
+            "threshold": f"{item.threshold:.2f}",
+            "miou_choosing": f"{item.chosen_miou:.2f}",
+            "miou": f"{item.result.miou:.2f}",
+            "best_miou_oracle": f"{item.curve.best_miou:.2f}" if item.curve else "",
+        }
+        for value in (0, *class_set.mask_values):
+            line[class_set.name_of_value(value)] = f"{item.result.iou_per_class[value]:.1f}"
+        lines.append(line)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, lines[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return text.getvalue()
 
 

@@ -1,2 +1,2 @@
 # How `adcam generate --config` makes maps.
-cam = dict(method="ad_cam", options=dict(), scales=[448], flip=False)
+cam = dict(method="ad_cam", method_options=dict(), scales=[448], flip=False)
