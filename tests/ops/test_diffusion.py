@@ -79,6 +79,13 @@ def test_restart_by_hand(dtype: torch.dtype) -> None:
     close(diffuse(maps, swap, normalize="row", num_steps=None, alpha=0.5), [[2 / 3, 1 / 3]])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_default_is_two_steps_of_the_default_transition(dtype: torch.dtype) -> None:
+    affinity, maps = make_affinity(2, 9, dtype=dtype), make_maps(2, 3, 9, dtype=dtype)
+    matrix = transition(affinity)
+    close(diffuse(maps, affinity), maps @ matrix @ matrix)
+
+
 # Properties
 
 
@@ -451,8 +458,10 @@ def test_closed_form_that_diverges() -> None:
     for alpha in (0.5, 0.9):
         with pytest.raises(ValueError, match=rf"alpha = {alpha} times the spectral radius"):
             diffuse(maps, matrix, normalize="none", num_steps=None, alpha=alpha)
-    with pytest.raises(ValueError, match="spectral radius"):
-        diffuse(maps, 2 * torch.eye(3).double(), normalize="none", num_steps=None, alpha=0.5)
+    for tokens in (1, 3):
+        singular = 2 * torch.eye(tokens, dtype=torch.float64)
+        with pytest.raises(ValueError, match="spectral radius"):
+            diffuse(maps[:, :tokens], singular, normalize="none", num_steps=None, alpha=0.5)
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 4), (2, 4, 3)])

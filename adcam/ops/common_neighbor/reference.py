@@ -25,11 +25,11 @@ def similarity_of_rows(rows: torch.Tensor, similarity: str) -> torch.Tensor:
         # 1 - |a - b|_1 / 2, and a dead row overlaps with nothing. cdist holds no (N, N, N) tensor.
         total = rows.sum(dim=-1)
         distance = torch.cdist(rows, rows, p=1)
-        sim = (total[..., :, None] + total[..., None, :] - distance) / 2
+        sim = ((total[..., :, None] + total[..., None, :] - distance) / 2).clamp(min=0)
     else:
         directions = _unit_rows(_features(rows, similarity))
         sim = directions @ directions.mT
-    sim = sim.clamp(0, 1)
+    sim = sim.clamp(max=1)
     # Exactly 1, so that power -> infinity keeps self-attention; dead tokens resemble themselves.
     sim.diagonal(dim1=-2, dim2=-1).fill_(1)
     return sim

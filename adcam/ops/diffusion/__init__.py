@@ -17,6 +17,7 @@ from adcam.ops.diffusion import reference
 __all__ = ["NORMALIZATIONS", "diffuse", "transition"]
 
 NORMALIZATIONS = ("sinkhorn", "row", "column", "none")
+SINKHORN_ITERS = 3  # as CLIP-ES
 
 
 def diffuse(
@@ -74,14 +75,14 @@ def diffuse(
     dtype = torch.promote_types(at_least_float32(maps).dtype, at_least_float32(affinity).dtype)
     start = maps.to(dtype)
     with without_autocast(affinity):
-        matrix = reference.transition(affinity.to(dtype), normalize, num_iters=3)
+        matrix = reference.transition(affinity.to(dtype), normalize, SINKHORN_ITERS)
         if num_steps is not None:
             return reference.walk(start, matrix, num_steps, alpha)
         return reference.equilibrium(start, matrix, 0.0 if alpha is None else alpha)
 
 
 def transition(
-    affinity: torch.Tensor, *, normalize: str = "sinkhorn", num_iters: int = 3
+    affinity: torch.Tensor, *, normalize: str = "sinkhorn", num_iters: int = SINKHORN_ITERS
 ) -> torch.Tensor:
     """Scale an affinity so that it can move maps.
 

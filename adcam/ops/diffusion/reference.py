@@ -42,8 +42,7 @@ def equilibrium(maps: torch.Tensor, matrix: torch.Tensor, alpha: float) -> torch
             settles.
     """
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    # I - alpha T has no positive entry off its diagonal, so its inverse is the sum of the walk
-    # exactly if the inverse maps 1 to a positive vector (Berman and Plemmons, 1979, ch. 6, I27).
+    # The solution x of x = alpha T x + 1 is positive if and only if the walk settles: README.md.
     ones = torch.ones_like(maps[..., :1, :])
     right = torch.cat([maps, ones], dim=-2).mT  # (..., N, K + 1)
     solution, info = torch.linalg.solve_ex(identity - alpha * matrix, right)
