@@ -1,0 +1,666 @@
+"""The command line: reads arguments, calls :mod:`adcam.pipeline`, prints what comes back.
+
+Exit codes: 0 all is done, 1 some images have no mask, 2 the command cannot be carried out, 130
+interrupted. Everything heavy is imported by the command that needs it, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adcam.version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from adcam.data.dataset import ImageDataset
+    from adcam.pipeline.labeler import PseudoLabeler
+
+EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+_SHOWN_FAILURES = 20
+
+_EXIT_CODES = """\
+exit codes: 0 all is done; 1 some images have no mask (they are listed);
+2 the command cannot be carried out; 130 interrupted (the same command goes on)"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return EXIT_ERROR
+    try:
+        code: int = args.run(args)
+    except (ValueError, OSError) as error:
+        # What a caller can mend: wrong values, and files that are missing or cannot be written.
+        if args.debug:
+            raise
+        print(f"adcam {args.command}: error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print(f"adcam {args.command}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="adcam",
+        description="Pixel masks from image-level labels.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=textwrap.dedent(
+            """\
+            the usual way:
+              adcam train configs/voc_animals/adcam_deit-tiny.py --work-dir work
+              adcam generate photos/ --checkpoint work/classifier.safetensors --out masks
+              adcam evaluate masks --gt photos/truth
+
+            new here? `adcam demo` shows everything on made-up pictures.
+
+            """
+        )
+        + _EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"adcam {__version__}")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_demo(commands)
+    _add_train(commands)
+    _add_generate(commands)
+    _add_evaluate(commands)
+    _add_compare(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_command(
+    commands: Any, name: str, run: Any, summary: str, description: str, examples: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=textwrap.dedent(description),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n"
+        + textwrap.indent(textwrap.dedent(examples), "  ")
+        + "\n"
+        + _EXIT_CODES,
+    )
+    parser.add_argument("--debug", action="store_true", help="show where an error was raised")
+    parser.set_defaults(run=run, command=name)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "demo",
+        _run_demo,
+        "make pictures, train, compare the methods, write a report",
+        """\
+        Show the whole job on generated pictures: make the set, train a classifier, compare the
+        methods, generate masks, score them, and write report.html.""",
+        """\
+        adcam demo
+        adcam demo --quick --work-dir /tmp/demo
+        """,
+    )
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path("work_dirs/demo"), help="default: %(default)s"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer pictures, shorter training")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="ImageNet weights of a ViT: adds real photographs to the report",
+    )
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="do not start from the weights shipped here"
+    )
+
+
+def _add_train(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "train",
+        _run_train,
+        "train a classifier on image-level labels",
+        """\
+        Train a classifier on image-level labels. The best one by validation mAP becomes
+        WORK_DIR/classifier.safetensors, which `adcam generate` takes.""",
+        """\
+        adcam train configs/voc_animals/adcam_deit-tiny.py
+        adcam train my_config.py --work-dir work --cfg-options train.epochs=3 data.root=photos
+        adcam train my_config.py --work-dir work --resume
+        torchrun --nproc-per-node 4 -m adcam.cli train my_config.py --launcher pytorch
+        """,
+    )
+    _add_config_arguments(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm"),
+        default="none",
+        help="who started the processes of distributed training (default: %(default)s)",
+    )
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "compare",
+        _run_compare,
+        "score all methods of a config in one table",
+        """\
+        Score the methods that a config lists under `compare`, each at the threshold chosen on one
+        split and reported on another. Trains first if WORK_DIR has no classifier. Writes
+        WORK_DIR/compare.csv.""",
+        """\
+        adcam compare configs/voc_animals/adcam_deit-tiny.py --work-dir work
+        """,
+    )
+    _add_config_arguments(parser)
+
+
+def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a Python config, see configs/")
+    parser.add_argument(
+        "--work-dir", type=Path, help="where results go (default: work_dirs/<name of the config>)"
+    )
+    _add_cfg_options(parser)
+
+
+def _add_cfg_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change values of the config, e.g. train.epochs=3 data.train=[train]",
+    )
+
+
+def _add_generate(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "generate",
+        _run_generate,
+        "make masks for images",
+        """\
+        Make a mask for every image: OUT/masks/<id>.png, 8-bit, pixel = class value,
+        255 = uncertain. OUT/config.json says how they were made, OUT/manifest.jsonl what became
+        of each image.
+        Interrupted? The same command goes on where it stopped.""",
+        """\
+        adcam generate photos/ --checkpoint classifier.safetensors --out out --labels labels.csv
+        adcam generate photos/ --checkpoint classifier.safetensors --out out --labels predicted
+        adcam generate VOC2012 --voc-split train --checkpoint classifier.safetensors --out out \\
+            --scales 224 336 448 --flip --crf lattice
+        adcam generate cat.jpg --model deit_tiny_patch16_224 --classes "tabby cat" --out out
+        """,
+    )
+    parser.add_argument(
+        "images",
+        type=Path,
+        metavar="IMAGES",
+        help="a folder, a VOC root, a .txt list of image paths, or one image",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
+
+    source = parser.add_argument_group(
+        "classifier", "one of your own, or an ImageNet model as it is"
+    )
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="of `adcam train`")
+    source.add_argument("--model", metavar="NAME", help="timm name of an ImageNet ViT")
+    source.add_argument(
+        "--classes",
+        metavar="A,B,...",
+        help="with --model: ImageNet classes to look for; without --labels every image is taken "
+        "to show all of them",
+    )
+    source.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="with --model: its weights (default: timm downloads them)",
+    )
+
+    which = parser.add_argument_group("images and labels")
+    which.add_argument(
+        "--labels",
+        metavar="FILE|predicted",
+        help="a CSV 'image_id,labels' (separated by spaces or ';'); for a VOC root also .npy, xml "
+        "or mask; 'predicted': the classifier decides. Default: VOC's annotations, or labels.csv "
+        "beside the images",
+    )
+    which.add_argument(
+        "--label-threshold",
+        type=float,
+        metavar="P",
+        help="a class is predicted from this probability on (default: 0.5)",
+    )
+    which.add_argument("--ids", type=Path, metavar="LIST", help="only these ids, one a line")
+    which.add_argument("--voc-split", metavar="SPLIT", help="list of a VOC root, e.g. train")
+
+    maps = parser.add_argument_group("class maps")
+    maps.add_argument(
+        "--method",
+        metavar="NAME",
+        help="ad_cam (default), cam, ts_cam, coupled, transcam or clip_es",
+    )
+    maps.add_argument(
+        "--method-options", nargs="+", metavar="KEY=VALUE", help="e.g. power=3 num_steps=1"
+    )
+    maps.add_argument(
+        "--scales", type=int, nargs="+", metavar="PX", help="input sides in pixels (default: 448)"
+    )
+    maps.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="also look at the mirrored image",
+    )
+    maps.add_argument(
+        "--keep-ratio",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="keep the aspect ratio (default), or squash to squares",
+    )
+
+    mask = parser.add_argument_group("mask")
+    rules = mask.add_mutually_exclusive_group()
+    rules.add_argument(
+        "--threshold",
+        "--bg",
+        metavar="RULE",
+        help="where background ends: a score in [0, 1] (larger: more background), power:A or otsu",
+    )
+    rules.add_argument(
+        "--two-threshold",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="pixels that two background scores disagree on become 255, e.g. 0.2 0.5",
+    )
+    mask.add_argument(
+        "--crf",
+        choices=("none", "lattice", "pydensecrf"),
+        help="sharpen edges with a dense CRF (default: none)",
+    )
+    mask.add_argument(
+        "--crf-params", metavar="NAME", help="irn (default), psa, clip_es, toco or weaktr"
+    )
+
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--config", type=Path, help="a config whose sections `cam` and `mask` give the defaults"
+    )
+    _add_cfg_options(run)
+    run.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if any)")
+    run.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the network")
+    run.add_argument("--save-maps", action="store_true", help="also write OUT/maps/<id>.npz")
+    run.add_argument("--maps-dtype", choices=("uint8", "float16"), default="uint8")
+    run.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew; removes what OUT/manifest.jsonl lists, nothing else",
+    )
+    run.add_argument("--json", type=Path, metavar="FILE", help="write counts and seconds there")
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "evaluate",
+        _run_evaluate,
+        "score masks against the truth",
+        """\
+        Score masks (<id>.png) against true masks of the same names: mean IoU and per class IoU,
+        precision and recall. With --sweep, score maps of `generate --save-maps` at every
+        background score.""",
+        """\
+        adcam evaluate out --gt VOC2012/SegmentationClass --ids train.txt --json out.json
+        adcam evaluate out --gt VOC2012/SegmentationClass --ids train.txt --sweep
+        """,
+    )
+    parser.add_argument(
+        "pred_dir", type=Path, metavar="PRED_DIR", help="masks, or with --sweep maps"
+    )
+    parser.add_argument("--gt", type=Path, required=True, metavar="GT_DIR", help="true masks")
+    parser.add_argument("--ids", type=Path, metavar="LIST", help="only these ids, one a line")
+    parser.add_argument("--sweep", action="store_true", help="threshold curve of stored maps")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    parser.add_argument(
+        "--num-classes",
+        type=int,
+        metavar="N",
+        help="mask values, background included (default: from config.json, or the highest found)",
+    )
+    parser.add_argument(
+        "--average",
+        choices=("union", "gt_present", "per_image"),
+        default="union",
+        help="classes that enter the mean, see docs/metrics.md (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pred-ignore",
+        choices=("miss", "drop"),
+        default="miss",
+        help="a predicted 255 is wrong, or is not scored (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="score what is there, list what is not"
+    )
+
+
+def _add_info(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "info",
+        _run_info,
+        "show versions, devices and backends",
+        "Show versions, devices and backends, and why a backend cannot run.",
+        "adcam info\nadcam info --json\n",
+    )
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def _run_demo(args: argparse.Namespace) -> int:
+    from adcam.pipeline.demo import run_demo
+
+    run_demo(args.work_dir, quick=args.quick, weights=args.weights, from_scratch=args.from_scratch)
+    return EXIT_OK
+
+
+def _run_train(args: argparse.Namespace) -> int:
+    from adcam.pipeline.train import train_classifier
+
+    path = train_classifier(
+        _load_config(args.config, args.cfg_options),
+        _work_dir(args),
+        resume=args.resume,
+        launcher=args.launcher,
+    )
+    print(f"classifier: {path}")
+    return EXIT_OK
+
+
+def _run_compare(args: argparse.Namespace) -> int:
+    from adcam.pipeline.compare import run_compare
+    from adcam.pipeline.progress import track
+
+    work_dir = _work_dir(args)
+    results = run_compare(_load_config(args.config, args.cfg_options), work_dir, progress=track)
+    rows = [
+        (
+            item.row.name,
+            " ".join(map(str, item.row.views.scales)) + (" flip" if item.row.views.flip else ""),
+            item.row.crf or "",
+            f"{item.threshold:.2f}",
+            f"{item.chosen_miou:.1f}",
+            f"{item.result.miou:.1f}",
+        )
+        for item in results
+    ]
+    header = ("name", "scales", "CRF", "threshold", "mIoU, chosen on", "mIoU")
+    _print_table(header, rows, "Methods")
+    print(f"table: {work_dir / 'compare.csv'}")
+    return EXIT_OK
+
+
+def _run_generate(args: argparse.Namespace) -> int:
+    _check_generate(args)
+    from adcam.data.files import write_text_atomic
+    from adcam.pipeline.generate import generate
+
+    labeler = _build_labeler(args)
+    images = _open_images(args, labeler)
+    result = generate(
+        images,
+        labeler,
+        args.out,
+        labels="predicted" if args.labels == "predicted" else "given",
+        save_maps=args.save_maps,
+        maps_dtype=args.maps_dtype,
+        overwrite=args.overwrite,
+        report=_say,
+    )
+    if args.json:
+        summary = {
+            "ok": result.ok,
+            "skipped": result.skipped,
+            "failed": {failure.img_id: failure.error for failure in result.failed},
+            "seconds": dict(result.seconds),
+        }
+        write_text_atomic(args.json, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    if result.failed:
+        _say(f"{len(result.failed)} of {len(images)} images have no mask:")
+        for failure in result.failed[:_SHOWN_FAILURES]:
+            _say(f"  {failure.img_id}: {failure.error}")
+        if (more := len(result.failed) - _SHOWN_FAILURES) > 0:
+            _say(f"  … and {more} more, see {args.out / 'manifest.jsonl'}")
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in result.seconds.items())
+    _say(f"{result.ok} masks written, {result.skipped} were there; seconds: {stages}")
+    print(args.out / "masks")
+    return EXIT_SOME_FAILED if result.failed else EXIT_OK
+
+
+def _check_generate(args: argparse.Namespace) -> None:
+    """Refuse what contradicts itself before anything heavy is imported."""
+    if (args.checkpoint is None) == (args.model is None):
+        raise ValueError("give either --checkpoint FILE or --model NAME --classes A,B,…")
+    if args.model is not None and not args.classes:
+        raise ValueError('--model needs --classes, e.g. --classes "tabby cat,golden retriever"')
+    if args.model is None and (args.classes or args.weights):
+        raise ValueError("--classes and --weights go with --model; a checkpoint has its own")
+
+
+def _build_labeler(args: argparse.Namespace) -> PseudoLabeler:
+    from dataclasses import replace
+
+    from adcam.masks.background import parse_rule
+    from adcam.pipeline.infer import Views
+    from adcam.pipeline.labeler import PseudoLabeler, options_from_config
+
+    options: dict[str, Any] = {}
+    if args.config is not None:
+        options = options_from_config(_load_config(args.config, args.cfg_options))
+    elif args.cfg_options:
+        raise ValueError("--cfg-options changes a config: name one with --config")
+    for name in ("method", "crf", "crf_params", "dtype", "label_threshold"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    if args.method is not None:
+        # Options of the config's method do not fit another one.
+        options["method_options"] = {}
+    if args.method_options is not None:
+        options["method_options"] = _parse_pairs("--method-options", args.method_options)
+    views = options.get("views", Views())
+    if args.scales is not None:
+        views = replace(views, scales=tuple(args.scales))
+    if args.flip is not None:
+        views = replace(views, flip=args.flip)
+    if args.keep_ratio is not None:
+        views = replace(views, keep_ratio=args.keep_ratio)
+    options["views"] = views
+    if args.threshold is not None:
+        options["rule"] = parse_rule(args.threshold)
+        options["two_threshold"] = None
+    if args.two_threshold is not None:
+        options["two_threshold"] = tuple(args.two_threshold)
+    if args.checkpoint is not None:
+        return PseudoLabeler.from_checkpoint(args.checkpoint, device=args.device, **options)
+    return PseudoLabeler.from_imagenet(
+        args.model,
+        _split_names(args.classes),
+        weights=args.weights or "timm",
+        device=args.device,
+        **options,
+    )
+
+
+def _open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> ImageDataset:
+    from adcam.pipeline.sources import open_images, read_id_list
+
+    labels = args.labels or "auto"
+    everything = args.labels is None and args.model is not None
+    images = open_images(
+        args.images,
+        labeler.class_set,
+        labels=None if everything or labels == "predicted" else labels,
+        ids=None if args.ids is None else read_id_list(args.ids),
+        voc_split=args.voc_split,
+    )
+    if everything:
+        all_ids = range(labeler.class_set.num_fg_classes)
+        images = images.with_labels({record.img_id: all_ids for record in images.records})
+    return images
+
+
+def _run_evaluate(args: argparse.Namespace) -> int:
+    from adcam.data.files import write_text_atomic
+    from adcam.pipeline.evaluate import evaluate_maps, evaluate_masks
+    from adcam.pipeline.sources import read_id_list
+
+    common: dict[str, Any] = {
+        "ids": None if args.ids is None else read_id_list(args.ids),
+        "average": args.average,
+        "allow_missing": args.allow_missing,
+        "progress": True,
+    }
+    if args.sweep:
+        result = evaluate_maps(args.pred_dir, args.gt, **common)
+        _print_curve(result)
+    else:
+        result = evaluate_masks(
+            args.pred_dir,
+            args.gt,
+            num_classes=args.num_classes,
+            pred_ignore=args.pred_ignore,
+            **common,
+        )
+        _print_scores(result)
+    if missing := result["missing_predictions"]:
+        _say(f"{len(missing)} images without a prediction were left out, such as {missing[0]}")
+    if args.json:
+        write_text_atomic(args.json, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return EXIT_OK
+
+
+def _run_info(args: argparse.Namespace) -> int:
+    from adcam.pipeline.info import collect_info
+
+    info = collect_info()
+    if args.json:
+        print(json.dumps(info, indent=2))
+        return EXIT_OK
+    for title, values in info.items():
+        rows = [(name, _state(title, value)) for name, value in values.items()]
+        _print_table(("", ""), rows, title.replace("_", " "))
+    return EXIT_OK
+
+
+def _state(title: str, value: Any) -> str:
+    if title in ("crf_backends", "features"):
+        return "ready" if value is None else f"cannot run: {value}"
+    return (
+        {"versions": "not installed", "threads": "not set"}[title] if value is None else str(value)
+    )
+
+
+def _print_scores(result: Mapping[str, Any], title: str = "Scores in percent") -> None:
+    rows = [
+        (
+            name,
+            *(
+                _percent(result[key][name])
+                for key in ("iou_per_class", "precision_per_class", "recall_per_class")
+            ),
+        )
+        for name in result["iou_per_class"]
+    ]
+    rows.append(("mean", _percent(result["miou"]), "", ""))
+    _print_table(("class", "IoU", "precision", "recall"), rows, title)
+    policy = ", ".join(f"{key} {value}" for key, value in result["policy"].items())
+    ignored = 100 * (result["ignored_share"] or 0)
+    print(f"{result['num_images']} images; {ignored:.1f} % of the pixels left uncertain; {policy}")
+
+
+def _print_curve(result: Mapping[str, Any]) -> None:
+    points = list(zip(result["thresholds"], result["miou"], strict=True))
+    best = result["best_threshold"]
+    shown = [point for point in points if point[0] == best or round(point[0] * 100) % 5 == 0]
+    rows = [(f"{t:.2f}", f"{miou:.2f}", "best" if t == best else "") for t, miou in shown]
+    _print_table(("threshold", "mIoU", ""), rows, "Threshold curve")
+    _print_scores(result["best"], f"Scores in percent at {best:.2f}")
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=any(header))
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number and any(header) else "left")
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A file or a pipe has no width: do not wrap to a terminal's default there.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    return Console(width=width, highlight=False, markup=False)
+
+
+def _load_config(path: Path, cfg_options: Sequence[str]) -> Any:
+    from adcam.pipeline.config import load_config
+
+    return load_config(path, _parse_pairs("--cfg-options", cfg_options))
+
+
+def _parse_pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    from adcam.pipeline.config import parse_overrides
+
+    for text in texts:
+        if "=" not in text:
+            raise ValueError(f"{option} takes key=value, got {text!r}")
+    return parse_overrides(texts)
+
+
+def _work_dir(args: argparse.Namespace) -> Path:
+    return args.work_dir or Path("work_dirs") / args.config.stem
+
+
+def _split_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""What is installed, what it can run on, and why something cannot run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import sys
+import warnings
+from importlib import metadata
+from typing import Any
+
+from adcam.version import __version__
+
+# Distribution names; the first that is installed speaks for the package.
+_PACKAGES = {
+    "torch": ("torch",),
+    "torchvision": ("torchvision",),
+    "timm": ("timm",),
+    "numpy": ("numpy",),
+    "scipy": ("scipy",),
+    "scikit-image": ("scikit-image",),
+    "Pillow": ("Pillow",),
+    "safetensors": ("safetensors",),
+    "mmengine": ("onedl-mmengine", "mmengine"),
+    "mmcv": ("onedl-mmcv", "mmcv", "mmcv-lite"),
+    "mmsegmentation": ("onedl-mmsegmentation", "mmsegmentation"),
+    "ray": ("ray",),
+    "pydensecrf": ("pydensecrf2", "pydensecrf"),
+    "rich": ("rich",),
+    "tensorboard": ("tensorboard",),
+}
+
+# What each optional feature imports, and the extra that brings it.
+_FEATURES = {
+    "student networks (mmsegmentation)": ("mmseg", "seg"),
+    "clusters (Ray)": ("ray", "ray"),
+}
+
+
+def collect_info() -> dict[str, Any]:
+    """Look at this installation.
+
+    Returns:
+        ``versions`` by package (``None`` where absent), ``devices``, ``threads``, and
+        ``crf_backends`` and ``features``: from a name to ``None`` if it can run here, else to the
+        reason why not. JSON-serialisable.
+    """
+    import torch
+
+    from adcam.ops.dense_crf import available_backends
+
+    return {
+        "versions": {
+            "adcam": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            **{name: _version(names) for name, names in _PACKAGES.items()},
+        },
+        "devices": _devices(),
+        "threads": {
+            "cpu cores": len(os.sched_getaffinity(0))
+            if sys.platform == "linux"
+            else os.cpu_count(),
+            "torch threads": torch.get_num_threads(),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        },
+        "crf_backends": available_backends(),
+        "features": {name: _why_not(module, extra) for name, (module, extra) in _FEATURES.items()},
+    }
+
+
+def _version(distributions: tuple[str, ...]) -> str | None:
+    for name in distributions:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _devices() -> dict[str, str]:
+    import torch
+
+    devices = {"cpu": platform.processor() or platform.machine()}
+    if torch.version.cuda is None and torch.version.hip is None:
+        devices["cuda"] = "cannot be used: this torch is built for the CPU alone"
+    elif not torch.cuda.is_available():
+        devices["cuda"] = "cannot be used: torch finds no GPU, or no driver for it"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        devices[f"cuda:{index}"] = f"{properties.name}, {memory:.0f} GiB"
+    return devices
+
+
+def _why_not(module: str, extra: str) -> str | None:
+    """Import a package; the reason if that fails."""
+    if importlib.util.find_spec(module) is None:
+        return f"not installed; pip install 'adcam[{extra}]'"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(module)
+    except (ImportError, AssertionError, OSError) as error:
+        # mmseg asserts on the version of mmcv; a broken binary package raises OSError.
+        return f"installed, but its import fails: {error}"
+    return None
