@@ -7,25 +7,30 @@ see exactly the q and k that the fused kernel gets, so the block's output keeps 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
 from adcam.ops.token_attention import cls_attention, token_attention
+
+_Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
 
 class AttentionCapture:
     """Context manager that accumulates attention means over the blocks of one forward pass.
 
-    Never holds more than one (B, N, N) sum per requested set of blocks.
+    Never holds more than one (B, N, N) sum per requested set of blocks. Entering it again starts
+    anew.
 
     Args:
-        blocks: The transformer blocks in order; each has ``attn`` with ``q_norm``, ``k_norm`` and
-            ``scale``.
+        blocks: The transformer blocks in order; ``attn`` of each is timm's ``Attention``.
         num_prefix_tokens: Tokens before the patch tokens (class, distillation, registers).
-        layer_sets: Sets of block indices whose patch-to-patch attention is averaged.
+        layer_sets: Sets of block indices, each in 0..L-1 and named once, whose patch-to-patch
+            attention is averaged.
         has_cls_token: Whether token 0 is a class token.
 
     Attributes:
@@ -33,7 +38,8 @@ class AttentionCapture:
         patch2patch: From each of ``layer_sets`` to its mean (B, N, N).
 
     Raises:
-        ValueError: If a block's attention has no ``q_norm``/``k_norm`` to read from.
+        ValueError: If a block's attention is of another kind (differential, rotary, parallel), or
+            a layer set is empty, repeats a block or leaves 0..L-1.
     """
 
     def __init__(
@@ -54,17 +60,30 @@ class AttentionCapture:
         self._sums: dict[tuple[int, ...], Tensor] = {}
         for index, block in enumerate(self._blocks):
             attn = getattr(block, "attn", None)
-            if not all(hasattr(attn, name) for name in ("q_norm", "k_norm", "scale")):
+            # Others have q_norm and k_norm too, but attend with something else than softmax(q k).
+            if not isinstance(attn, Attention):
                 raise ValueError(
-                    f"block {index} ({type(attn).__name__}) has no q_norm/k_norm/scale to read "
-                    "attention from; use a model of timm's vision_transformer family"
+                    f"block {index} ({type(block).__name__}) attends by {type(attn).__name__}, "
+                    "whose attention cannot be read; use a model of timm's vision_transformer "
+                    "family with plain attention (vit_*, deit_*)"
+                )
+        legal = set(range(len(self._blocks)))
+        for layers in self._layer_sets:
+            if not layers or len(set(layers)) < len(layers) or not legal.issuperset(layers):
+                raise ValueError(
+                    f"a layer set names different blocks in 0..{len(self._blocks) - 1}, "
+                    f"got {layers}"
                 )
 
     def __enter__(self) -> AttentionCapture:
+        self._cls_rows.clear()
+        self._sums.clear()
         for index, block in enumerate(self._blocks):
-            attn: nn.Module = block.attn  # type: ignore[assignment]
-            self._handles.append(attn.q_norm.register_forward_hook(self._keep_query(index)))  # type: ignore[union-attr, operator]
-            self._handles.append(attn.k_norm.register_forward_hook(self._take_key(index, attn)))  # type: ignore[union-attr, operator]
+            attn: Any = block.attn
+            self._handles += [
+                attn.q_norm.register_forward_hook(self._keep_query(index)),
+                attn.k_norm.register_forward_hook(self._take_key(index, float(attn.scale))),
+            ]
         return self
 
     def __exit__(
@@ -90,28 +109,28 @@ class AttentionCapture:
         """Mean over heads and blocks, (B, N, N), for each requested set of blocks."""
         return {layers: self._sums[layers] / len(layers) for layers in self._layer_sets}
 
-    def _keep_query(self, index: int):  # type: ignore[no-untyped-def]
+    def _keep_query(self, index: int) -> _Hook:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             self._queries[index] = output
 
         return hook
 
-    def _take_key(self, index: int, attn: nn.Module):  # type: ignore[no-untyped-def]
+    def _take_key(self, index: int, scale: float) -> _Hook:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self._accumulate(index, self._queries.pop(index), output, float(attn.scale))  # type: ignore[arg-type]
+            self._accumulate(index, self._queries.pop(index), output, scale)
 
         return hook
 
     def _accumulate(self, index: int, query: Tensor, key: Tensor, scale: float) -> None:
         wanted = [layers for layers in self._layer_sets if index in layers]
-        cls_index = 0 if self._has_cls_token else None
+        cls_row: Tensor | None = None
         if wanted:
             patch2patch, cls_row = token_attention(
                 query,
                 key,
                 scale=scale,
                 num_prefix_tokens=self._num_prefix_tokens,
-                cls_index=cls_index,
+                cls_index=0 if self._has_cls_token else None,
             )
             for layers in wanted:
                 previous = self._sums.get(layers)
@@ -120,6 +139,5 @@ class AttentionCapture:
             cls_row = cls_attention(
                 query, key, scale=scale, num_prefix_tokens=self._num_prefix_tokens
             )
-        if self._has_cls_token:
-            assert cls_row is not None  # for the type checker: cls_index was given
+        if cls_row is not None:
             self._cls_rows[index] = cls_row

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from adcam.models.attention_capture import AttentionCapture
@@ -33,7 +32,8 @@ class TokenCAM(nn.Module):
         backbone_kwargs: Further arguments of ``timm.create_model`` (``embed_dim``, ``depth``, …).
 
     Raises:
-        ValueError: If the model is not a plain ViT, or weights do not fit.
+        ValueError: If the model is not a plain ViT, a further argument is none of its own, or
+            weights cannot be had or do not fit.
     """
 
     def __init__(
@@ -54,9 +54,12 @@ class TokenCAM(nn.Module):
             drop_path_rate=drop_path_rate,
             **(backbone_kwargs or {}),
         )
+        # Refuses attention that cannot be read now rather than after hours of training.
+        AttentionCapture(self.backbone.blocks, num_prefix_tokens=self.backbone.num_prefix_tokens)
         self.head = nn.Conv2d(self.backbone.embed_dim, num_fg_classes, kernel_size=3, padding=1)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        if self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)
 
     @property
     def depth(self) -> int:
@@ -66,7 +69,8 @@ class TokenCAM(nn.Module):
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
-        return tuple(self.backbone.patch_embed.patch_size)  # type: ignore[return-value]
+        height, width = self.backbone.patch_embed.patch_size
+        return int(height), int(width)
 
     @property
     def pixel_stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -141,21 +145,32 @@ def build_backbone(
         The model (``timm.models.vision_transformer.VisionTransformer`` or a subclass).
 
     Raises:
-        ValueError: If the name is unknown, the model is no plain ViT, or weights do not fit.
+        ValueError: If the name is unknown, the model is no plain ViT, a further argument is none of
+            its own, or weights cannot be had or do not fit.
     """
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(f"unknown timm model {name!r}; names like it: {close}")
-    model = timm.create_model(
-        name,
-        pretrained=weights == "timm",
-        num_classes=0,
-        global_pool="",
-        img_size=img_size,
-        dynamic_img_size=True,
-        drop_path_rate=drop_path_rate,
-        **kwargs,
-    )
+    try:
+        model = timm.create_model(
+            name,
+            pretrained=weights == "timm",
+            num_classes=0,
+            global_pool="",
+            img_size=img_size,
+            dynamic_img_size=True,
+            drop_path_rate=drop_path_rate,
+            **kwargs,
+        )
+    except (TypeError, AssertionError) as error:
+        raise ValueError(
+            f"{name!r} cannot be built as a plain ViT with {kwargs}: {error}"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"timm's weights of {name!r} cannot be fetched: {error} Without a network give a file "
+            "(.safetensors or .pth), or None for random weights"
+        ) from error
     if not isinstance(model, timm.models.vision_transformer.VisionTransformer):
         raise ValueError(
             f"{name!r} is a {type(model).__name__}; a model of timm's VisionTransformer family "
