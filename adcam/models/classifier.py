@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from adcam.models.token_cam import TokenCAM
 
+MODES = ("loss", "predict", "tensor")
 AMP_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -49,9 +50,7 @@ class Classifier(BaseModel):
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def forward(
-        self, inputs: Tensor, cls_label: Tensor | None = None, mode: str = "tensor"
-    ) -> Any:
+    def forward(self, inputs: Tensor, cls_label: Tensor | None = None, mode: str = "tensor") -> Any:
         """Loss, predictions or logits.
 
         Args:
@@ -59,7 +58,12 @@ class Classifier(BaseModel):
             cls_label: float32 (B, C), multi-hot.
             mode: ``"loss"`` -> dict of losses; ``"predict"`` -> list of (probabilities (C,),
                 labels (C,)) an image; ``"tensor"`` -> logits (B, C).
+
+        Raises:
+            ValueError: For another mode, or one that needs labels without them.
         """
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
         normalised = (inputs.float() - self.mean) / self.std
         with torch.autocast(
             inputs.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype != torch.float32
@@ -67,12 +71,14 @@ class Classifier(BaseModel):
             cam, cls_token = self.network.class_maps(normalised)
             cls_logits = self.cls_head(cls_token) if self.cls_head is not None else None
         logits = cam.float().mean(dim=(2, 3))
-        if mode == "loss":
-            losses = {"loss_patches": F.multilabel_soft_margin_loss(logits, cls_label)}
-            if cls_logits is not None:
-                loss = F.multilabel_soft_margin_loss(cls_logits.float(), cls_label)
-                losses["loss_cls_token"] = self.cls_token_loss * loss
-            return losses
+        if mode == "tensor":
+            return logits
+        if cls_label is None:
+            raise ValueError(f"mode {mode!r} needs cls_label")
         if mode == "predict":
-            return list(zip(logits.sigmoid(), cls_label, strict=True))  # type: ignore[arg-type]
-        return logits
+            return list(zip(logits.sigmoid(), cls_label, strict=True))
+        losses = {"loss_patches": F.multilabel_soft_margin_loss(logits, cls_label)}
+        if cls_logits is not None:
+            loss = F.multilabel_soft_margin_loss(cls_logits.float(), cls_label)
+            losses["loss_cls_token"] = self.cls_token_loss * loss
+        return losses

@@ -90,8 +90,8 @@ def load_classifier(path: str | Path) -> ClassifierFile:
         Network, classes and provenance.
 
     Raises:
-        ValueError: If the file is missing, no classifier of this project, of a newer format, or
-            its tensors do not fit the network it describes.
+        ValueError: If the file is missing, no classifier of this project, of a newer format, its
+            description cannot be used, or its tensors do not fit the network it describes.
     """
     path = Path(path)
     if not path.is_file():
@@ -112,22 +112,26 @@ def load_classifier(path: str | Path) -> ClassifierFile:
             f"{path}: these are bare weights without a head or class names. Train on them "
             "(model.weights in a config), or use them with --model NAME --weights FILE"
         )
-    header = json.loads(text)
-    if header["format"] > FORMAT:
-        raise ValueError(
-            f"{path}: format {header['format']} is newer than this version reads ({FORMAT})"
+    try:
+        header = json.loads(text)
+        if header["format"] > FORMAT:
+            raise ValueError(
+                f"format {header['format']} is newer than this version reads ({FORMAT})"
+            )
+        class_set = _read_class_set(header["class_set"])
+        network = TokenCAM(num_fg_classes=class_set.num_fg_classes, **header["network"])
+        network.load_state_dict(
+            {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
         )
-    description = header["class_set"]
-    class_set = ClassSet(
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: this classifier cannot be used: {error}") from error
+    return ClassifierFile(network.eval(), class_set, header["info"])
+
+
+def _read_class_set(description: Mapping[str, Any]) -> ClassSet:
+    return ClassSet(
         name=description["name"],
         classes=tuple(description["classes"]),
         mask_values=tuple(description["mask_values"]),
         palette=tuple((r, g, b) for r, g, b in description["palette"]),
     )
-    network = TokenCAM(num_fg_classes=class_set.num_fg_classes, **header["network"])
-    tensors = {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: tensors do not fit the network described: {error}") from error
-    return ClassifierFile(network.eval(), class_set, header["info"])

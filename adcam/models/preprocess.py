@@ -60,7 +60,12 @@ def to_inputs(
 
     Returns:
         float32 (3, H, W).
+
+    Raises:
+        ValueError: If the image is not uint8 (H, W, 3).
     """
+    if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3:
+        raise ValueError(f"img must be uint8 (H, W, 3), got {img.dtype} {img.shape}")
     tensor = torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)
     if tuple(tensor.shape[1:]) != tuple(input_hw):
         tensor = F.resize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,6 +14,11 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_DAMAGED = (
+    *(SafetensorError, pickle.UnpicklingError, struct.error, OSError, EOFError, RuntimeError),
+    *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
+)
+"""What reading a truncated, damaged or refused file raises, as seen on randomly damaged ones."""
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -35,11 +42,12 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path}: no such weights file")
     try:
+        state: Any
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{path}: cannot be read as weights ({error})") from error
     for container in ("state_dict", "model", "model_ema"):
         if isinstance(state, dict) and isinstance(state.get(container), dict):
@@ -73,7 +81,12 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
         name.removeprefix("backbone."): value.float() if value.is_floating_point() else value
         for name, value in state.items()
     }
-    state = checkpoint_filter_fn(state, backbone)
+    try:
+        state = checkpoint_filter_fn(state, backbone)
+    except (RuntimeError, ValueError, LookupError, AssertionError) as error:
+        raise ValueError(
+            f"{path}: weights do not fit {type(backbone).__name__}: {error}"
+        ) from error
     own = backbone.state_dict()
     if "fc_norm.weight" in state and "norm.weight" in own:
         state = {name.replace("fc_norm.", "norm."): value for name, value in state.items()}
