@@ -15,7 +15,7 @@ from adcam.data.dataset import ImageDataset, build_class_set
 from adcam.data.folder import load_folder
 from adcam.data.png import voc_palette
 from adcam.data.shapes import shapes_class_set
-from adcam.data.voc import load_voc, voc_class_set
+from adcam.data.voc import VOC_CLASSES, load_voc, voc_class_set
 from adcam.structures import ClassSet
 
 SOURCES = ("voc", "folder")
@@ -36,7 +36,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise ValueError(f"{path}: no such config; see configs/ for those that exist")
     try:
         cfg = Config.fromfile(str(path))
-    except (SyntaxError, OSError, KeyError, TypeError) as error:
+    # A config is a program; these are what a slip of its author raises.
+    except (SyntaxError, OSError, LookupError, TypeError, ValueError, NameError) as error:
         raise ValueError(f"{path}: cannot be read as a config ({error})") from error
     for key in overrides or {}:
         _check_key(cfg, key)
@@ -82,7 +83,8 @@ def build_dataset(data: Mapping[str, Any], split: str, *, labels: bool = True) -
 
     Args:
         data: ``source`` ("voc" or "folder"), ``root``, ``classes`` (names, or "voc", "shapes"),
-            ``labels`` ("xml", "mask", or a file relative to ``root``), ``mask_dir``.
+            ``labels`` ("xml", "mask", or a file relative to ``root``; a folder needs a CSV file),
+            ``mask_dir`` (below ``root``), ``expected_counts`` (images by split, "voc" only).
         split: Name of the split; for a folder a list of ids ``<split>.txt`` in it, or ``"all"``.
         labels: Whether image-level labels are attached.
 
@@ -99,6 +101,10 @@ def build_dataset(data: Mapping[str, Any], split: str, *, labels: bool = True) -
         )
     class_set = build_classes(data.get("classes", "voc"))
     label_source = data.get("labels", "xml") if labels else None
+    if source == "folder" and label_source in ("xml", "mask"):
+        raise ValueError(
+            f"data.labels {label_source!r} needs source='voc'; a folder's labels are in a CSV file"
+        )
     if label_source not in (None, "xml", "mask"):
         label_source = root / str(label_source)
     if source == "voc":
@@ -110,10 +116,22 @@ def build_dataset(data: Mapping[str, Any], split: str, *, labels: bool = True) -
             mask_dir=data.get("mask_dir", "auto"),
             expected_counts=data.get("expected_counts"),
         )
-    ids = None if split == "all" else (root / f"{split}.txt").read_text("utf-8").splitlines()
+    mask_dir = data.get("mask_dir")
     return load_folder(
-        root, labels_csv=label_source, classes=class_set, mask_dir=data.get("mask_dir"), ids=ids
+        root,
+        labels_csv=label_source,
+        classes=class_set,
+        mask_dir=None if mask_dir is None else root / mask_dir,
+        ids=None if split == "all" else _read_ids(root / f"{split}.txt"),
     )
+
+
+def _read_ids(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: the list of the split cannot be read ({error})") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def build_classes(classes: str | Sequence[str]) -> ClassSet:
@@ -129,10 +147,9 @@ def build_classes(classes: str | Sequence[str]) -> ClassSet:
         return shapes_class_set()
     if isinstance(classes, str):
         raise ValueError(f"classes must be 'voc', 'shapes' or a list of names, got {classes!r}")
-    try:
+    if set(classes) <= set(VOC_CLASSES):
         return voc_class_set(classes)
-    except ValueError:
-        return build_class_set("custom", classes)
+    return build_class_set("custom", classes)
 
 
 def load_palette() -> tuple[tuple[int, int, int], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -119,14 +119,14 @@ def compute_class_maps(
 
     Args:
         passes: Of :func:`run_network`, with the attention that ``method`` needs.
-        class_ids: The K present classes; only these are computed.
+        class_ids: The K present classes, in any order; only these are computed.
         method: Of :mod:`adcam.cams`.
         ori_hw: Height and width of the image.
 
     Returns:
         The maps; with no class, (0, H, W).
     """
-    class_ids = tuple(sorted(class_ids))
+    class_ids = tuple(sorted(set(class_ids)))
     if not class_ids:
         return ClassMaps((), np.zeros((0, *ori_hw), dtype=np.float32))
     with torch.inference_mode():
