@@ -28,12 +28,15 @@ class TrainView(Dataset[dict[str, Tensor]]):
         jitter: Strength of brightness, contrast and saturation changes, 0 for none.
 
     Raises:
-        ValueError: If an image has no known labels (``class_ids`` is ``None``).
+        ValueError: If an image has no known labels (``class_ids`` is ``None``), or an option is
+            outside its legal range.
     """
 
     def __init__(
         self, images: ImageDataset, *, img_size: int, min_area: float = 0.35, jitter: float = 0.3
     ) -> None:
+        if not 0 < min_area <= 1:
+            raise ValueError(f"min_area must lie in (0, 1], got {min_area}")
         self._images = images
         self._targets = make_targets(images)
         self._transform = v2.Compose(

@@ -2,48 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import get_world_size, init_dist, is_distributed, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import Runner
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from adcam.data.augment import EvalView, TrainView, class_counts
 from adcam.metrics.classification import MultiLabelAP
 from adcam.models.classifier import Classifier
-from adcam.models.classifier_file import save_classifier
+from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.models.token_cam import TokenCAM
 from adcam.pipeline.config import build_dataset, hash_config
 from adcam.structures import ClassSet
 
 CLASSIFIER_NAME = "classifier.safetensors"
+TRAIN_KEYS = (
+    *("epochs", "img_size", "batch_size", "num_workers", "min_area", "jitter", "amp"),
+    *("cls_token_loss", "seed", "val_interval", "log_interval"),
+)
+MODEL_KEYS = ("backbone", "img_size", "weights", "drop_path_rate", "backbone_kwargs")
 
 
 class MeanAveragePrecision(BaseMetric):
     """mAP of the validation images under mmengine, gathered over processes."""
 
     def __init__(self, class_set: ClassSet) -> None:
-        super().__init__(collect_device="cpu")
+        # "gpu" gathers through the backend of the processes, "cpu" through files in the cwd.
+        super().__init__(collect_device="gpu")
         self._class_set = class_set
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
-        """Keep scores and labels of a batch; unreadable images carry NaN labels and are dropped."""
+        """Keep scores and labels of a batch."""
         for score, target in data_samples:
-            if not target.isnan().any():
-                self.results.append((score.float().cpu().numpy(), target.cpu().numpy()))
+            self.results.append((score.float().cpu().numpy(), target.cpu().numpy()))
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """``mAP`` and ``AP/<class>`` in percent."""
+        """``mAP`` and ``AP/<class>`` in percent; an unreadable image has NaN labels and is dropped.
+
+        Not earlier: gathering takes as many results from every process.
+        """
         metric = MultiLabelAP(self._class_set.num_fg_classes)
         for score, target in results:
-            metric.update(score[None], target[None])
+            if not np.isnan(target).any():
+                metric.update(score[None], target[None])
         result = metric.compute()
         per_class = zip(self._class_set.classes, result.ap_per_class, strict=True)
         return {"mAP": result.mean_ap, **{f"AP/{name}": ap for name, ap in per_class}}
@@ -52,27 +63,28 @@ class MeanAveragePrecision(BaseMetric):
 class ExportClassifier(Hook):
     """Writes the classifier file whenever validation mAP reaches a new best."""
 
-    # After mmengine's CheckpointHook, so that an interrupted write leaves both consistent.
-    priority = "VERY_LOW"
-
     def __init__(
-        self, path: Path, network_options: dict[str, Any], class_set: ClassSet, info: dict[str, Any]
+        self,
+        path: Path,
+        network_options: dict[str, Any],
+        class_set: ClassSet,
+        info: dict[str, Any],
+        best: float | None,
     ) -> None:
         self._path = path
         self._network_options = network_options
         self._class_set = class_set
         self._info = info
+        self._best = best
+        self.has_run = False
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Compare with the best so far; the message hub carries it across a resume."""
+        """Compare with the best so far."""
+        self.has_run = True
         score = float((metrics or {})["mAP"])
-        hub = runner.message_hub
-        best = hub.get_info("exported_map") if "exported_map" in hub.runtime_info else None
-        if best is not None and score <= best and self._path.is_file():
+        if not is_main_process() or (self._best is not None and score <= self._best):
             return
-        hub.update_info("exported_map", score)
-        if not is_main_process():
-            return
+        self._best = score
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         info = {**self._info, "val_map": score, "epoch": runner.epoch}
         save_classifier(self._path, model.network, self._network_options, self._class_set, info)
@@ -97,6 +109,8 @@ def train_classifier(
     """
     work_dir = Path(work_dir)
     options = cfg.train
+    _check_keys(options, TRAIN_KEYS, "train")
+    _check_keys(cfg.model, MODEL_KEYS, "model")
     splits = [cfg.data.train] if isinstance(cfg.data.train, str) else list(cfg.data.train)
     train_sets = [build_dataset(cfg.data, split) for split in splits]
     val_set = build_dataset(cfg.data, cfg.data.val)
@@ -108,19 +122,18 @@ def train_classifier(
         "img_size": cfg.model.get("img_size", 224),
         "backbone_kwargs": dict(cfg.model.get("backbone_kwargs", {})),
     }
-    if not resume:
-        torch.manual_seed(options.seed)
+    torch.manual_seed(options.seed)
     network = TokenCAM(
         num_fg_classes=class_set.num_fg_classes,
         weights=cfg.model.get("weights"),
         drop_path_rate=cfg.model.get("drop_path_rate", 0.0),
         **network_options,
     )
-    model = Classifier(
+    model: nn.Module = Classifier(
         network, amp=options.amp, cls_token_loss=options.get("cls_token_loss", 0.0)
     )
     img_size = options.img_size
-    train_view = ConcatDataset(
+    train_view: ConcatDataset[dict[str, Tensor]] = ConcatDataset(
         [
             TrainView(images, img_size=img_size, min_area=options.min_area, jitter=options.jitter)
             for images in train_sets
@@ -135,16 +148,23 @@ def train_classifier(
         "train_counts": {s: class_counts(d) for s, d in zip(splits, train_sets, strict=True)},
     }
     classifier_path = work_dir / CLASSIFIER_NAME
-    batch_size = min(options.batch_size, len(train_view))
-    workers = dict(num_workers=options.num_workers, persistent_workers=options.num_workers > 0)
-    collate = dict(type="default_collate")
+    # On a resume the file, not the checkpoint, knows the best: the checkpoint is older.
+    best = None
+    if resume and classifier_path.is_file():
+        best = float(load_classifier(classifier_path).info["val_map"])
+    export = ExportClassifier(classifier_path, network_options, class_set, info, best)
+    model = _join_processes(model, launcher)
+    # Incomplete batches are dropped, so a set smaller than one makes a smaller batch.
+    batch_size = min(options.batch_size, -(-len(train_view) // get_world_size()))
+    workers = {"num_workers": options.num_workers, "persistent_workers": options.num_workers > 0}
+    collate = {"type": "default_collate"}
     runner = Runner(
         model=model,
         work_dir=str(work_dir),
         train_dataloader=dict(
             batch_size=batch_size,
             dataset=train_view,
-            sampler=dict(type="DefaultSampler", shuffle=True),
+            sampler={"type": "DefaultSampler", "shuffle": True},
             collate_fn=collate,
             drop_last=True,
             **workers,
@@ -152,34 +172,58 @@ def train_classifier(
         val_dataloader=dict(
             batch_size=options.batch_size,
             dataset=EvalView(val_set, img_size=img_size),
-            sampler=dict(type="DefaultSampler", shuffle=False),
+            sampler={"type": "DefaultSampler", "shuffle": False},
             collate_fn=collate,
             **workers,
         ),
         val_evaluator=[MeanAveragePrecision(class_set)],
-        train_cfg=dict(
-            by_epoch=True, max_epochs=options.epochs, val_interval=options.get("val_interval", 1)
-        ),
-        val_cfg=dict(),
+        train_cfg={
+            "by_epoch": True,
+            "max_epochs": options.epochs,
+            "val_interval": options.get("val_interval", 1),
+        },
+        val_cfg={},
         optim_wrapper=cfg.optim_wrapper.to_dict(),
         param_scheduler=_fit_schedulers(cfg.param_scheduler, options.epochs),
-        default_hooks=dict(
-            logger=dict(type="LoggerHook", interval=options.get("log_interval", 10)),
-            checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=1),
-        ),
-        custom_hooks=[ExportClassifier(classifier_path, network_options, class_set, info)],
-        visualizer=dict(
-            type="Visualizer",
-            vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
-        ),
+        default_hooks={
+            "logger": {"type": "LoggerHook", "interval": options.get("log_interval", 10)},
+            "checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 1},
+        },
+        custom_hooks=[export],
+        visualizer={
+            "type": "Visualizer",
+            "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
+        },
         resume=resume,
         launcher=launcher,
-        randomness=dict(seed=options.seed),
-        cfg=Config(dict(adcam=cfg.to_dict())),
+        randomness={"seed": options.seed},
+        cfg=Config({"adcam": cfg.to_dict()}),
         experiment_name="classifier",
     )
     runner.train()
+    if not export.has_run:
+        runner.val()  # resumed after the last epoch, which may have ended before its validation
     return classifier_path
+
+
+def _join_processes(model: nn.Module, launcher: str) -> nn.Module:
+    """Start talking to the other processes of ``launcher``.
+
+    mmengine does so on GPUs only; without one, gloo connects them and the model is wrapped here.
+    """
+    if launcher == "none":
+        return model
+    if torch.cuda.is_available() or launcher != "pytorch":
+        init_dist(launcher)
+        return model
+    if not is_distributed():
+        torch.distributed.init_process_group("gloo")
+    return MMDistributedDataParallel(module=model, broadcast_buffers=False)
+
+
+def _check_keys(section: Mapping[str, Any], legal: Sequence[str], name: str) -> None:
+    if unknown := sorted(section.keys() - set(legal)):
+        raise ValueError(f"config section {name!r} has no {unknown}; legal are {legal}")
 
 
 def _fit_schedulers(schedulers: Sequence[Any], epochs: int) -> list[dict[str, Any]]:
