@@ -171,8 +171,8 @@ def _add_compare(commands: Any) -> None:
         "score all methods of a config in one table",
         """\
         Score the methods that a config lists under `compare`, each at the threshold chosen on one
-        split and reported on another. Trains first if WORK_DIR has no classifier. Writes
-        WORK_DIR/compare.csv.""",
+        split and reported on another. Trains first if WORK_DIR has no classifier. The last row
+        makes the masks. Writes compare.csv, masks_<split>/ and report.html into WORK_DIR.""",
         """\
         adcam compare configs/voc_animals/adcam_deit-tiny.py --work-dir work
         """,
@@ -403,25 +403,19 @@ def _run_train(args: argparse.Namespace) -> int:
 
 
 def _run_compare(args: argparse.Namespace) -> int:
-    from adcam.pipeline.compare import run_compare
-    from adcam.pipeline.progress import track
+    from adcam.pipeline.experiment import print_results, run_experiment
 
-    work_dir = _work_dir(args)
-    results = run_compare(_load_config(args.config, args.cfg_options), work_dir, progress=track)
-    rows = [
-        (
-            item.row.name,
-            " ".join(map(str, item.row.views.scales)) + (" flip" if item.row.views.flip else ""),
-            item.row.crf or "",
-            f"{item.threshold:.2f}",
-            f"{item.chosen_miou:.1f}",
-            f"{item.result.miou:.1f}",
-        )
-        for item in results
-    ]
-    header = ("name", "scales", "CRF", "threshold", "mIoU, chosen on", "mIoU")
-    _print_table(header, rows, "Methods")
+    cfg, work_dir = _load_config(args.config, args.cfg_options), _work_dir(args)
+    options = ["--cfg-options", *args.cfg_options] if args.cfg_options else []
+    experiment = run_experiment(
+        cfg,
+        work_dir,
+        title=f"{args.config.stem}: methods side by side",
+        command=["adcam", "compare", str(args.config), *options],
+    )
+    print_results(experiment.results, cfg.compare.choose_on, cfg.compare.report_on)
     print(f"table: {work_dir / 'compare.csv'}")
+    print(f"report: {experiment.report}")
     return EXIT_OK
 
 

@@ -1,37 +1,20 @@
-"""The whole job on the generated set: data, training, methods, masks, scores, report."""
+"""The whole job on the generated set, and photographs labelled without training."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import shutil
 from pathlib import Path
 
 import skimage.data
 from rich.console import Console
-from rich.table import Table as ConsoleTable
 
 import adcam
-from adcam.data.files import write_text_atomic
 from adcam.data.shapes import make_shapes
-from adcam.models.classifier_file import load_classifier
-from adcam.pipeline.compare import RowResult, compare_methods, format_csv, rows_from_config
-from adcam.pipeline.config import build_dataset, hash_config, hash_file, load_config
-from adcam.pipeline.generate import generate
+from adcam.pipeline.config import load_config
+from adcam.pipeline.experiment import print_results, run_experiment
 from adcam.pipeline.labeler import PseudoLabeler
-from adcam.pipeline.progress import track
-from adcam.pipeline.reporting import (
-    build_comparison_report,
-    describe_machine,
-    make_picture_rows,
-    pick_spread,
-    score_masks,
-)
-from adcam.pipeline.train import train_classifier
 from adcam.report.figures import picture_row
-from adcam.report.model import KeyValues, PictureGrid, Section, Text
-from adcam.report.render import write_report
+from adcam.report.model import PictureGrid, Section, Text
 
 DEMO_CONFIG = "shapes/adcam_shapes-vit_demo.py"
 PHOTO_MODEL = "deit_tiny_patch16_224"
@@ -57,10 +40,11 @@ def find_config(name: str) -> Path:
         ValueError: If neither place has it.
     """
     package = Path(adcam.__file__).parent
-    for folder in (package.parent / "configs", package / "configs"):
+    folders = (package.parent / "configs", package / "configs")
+    for folder in folders:
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(f"the config {name} is missing from {package.parent / 'configs'}")
+    raise ValueError(f"the config {name} is in none of {[str(folder) for folder in folders]}")
 
 
 def run_demo(
@@ -73,9 +57,8 @@ def run_demo(
     """Make the generated set, train, compare all methods, write masks and the report.
 
     Args:
-        work_dir: Where everything goes; stages already finished there are made again, except the
-            images.
-        quick: A tenth of the data and of the training: shows that everything runs, says nothing
+        work_dir: Where everything goes. Its ``data`` and ``run`` folders are made anew.
+        quick: A tenth of the images and two epochs: shows that everything runs, and says nothing
             about quality.
         weights: ImageNet weights of DeiT-Tiny (a path, or ``"timm"``) for a page of photographs.
         from_scratch: Start from random weights instead of the small pre-trained ones.
@@ -83,94 +66,31 @@ def run_demo(
     Returns:
         Path of ``report.html``.
     """
-    console = Console(stderr=True)
     work_dir = Path(work_dir)
-    seconds: dict[str, float] = {}
-    data_root = work_dir / "data"
     cfg = load_config(find_config(DEMO_CONFIG))
-    cfg.data.root = str(data_root)
-    sizes = dict(cfg.demo)
+    cfg.data.root = str(work_dir / "data")
     if from_scratch:
-        cfg.model.weights = None
-        cfg.merge_from_dict(dict(cfg.demo_from_scratch))
+        cfg.merge_from_dict(cfg.from_scratch.to_dict())
+    else:
+        cfg.model.weights = str(Path(adcam.__file__).parent / "assets" / cfg.model.weights)
     if quick:
-        sizes = {**sizes, "num_train": sizes["num_train"] // 10, "num_val": sizes["num_val"] // 10}
+        cfg.demo.num_train //= 10
+        cfg.demo.num_val //= 10
         cfg.train.epochs = 2
-    with _stage(console, seconds, "make the images"):
-        make_shapes(data_root, **sizes)
-    with _stage(console, seconds, "train the classifier"):
-        checkpoint = train_classifier(cfg, work_dir / "classifier")
-    train_set, val_set = (build_dataset(cfg.data, split) for split in ("train", "val"))
-    classifier = load_classifier(checkpoint)
-    rows = rows_from_config(cfg)
-    with _stage(console, seconds, "compare the methods"):
-        chosen_few = train_set[: sizes["num_val"]]
-        results = compare_methods(classifier.network, rows, chosen_few, val_set, progress=track)
-        write_text_atomic(work_dir / "compare.csv", format_csv(results, val_set.class_set))
-    main = next(item for item in results if item.row.method == "ad_cam")
-    labeler = PseudoLabeler(
-        classifier.network,
-        classifier.class_set,
-        method="ad_cam",
-        method_options=main.row.options,
-        views=main.row.views,
-        rule=f"constant:{main.threshold}",
-        crf="lattice",
-        crf_params=cfg.mask.crf_params,
+    for made in ("data", "run"):
+        shutil.rmtree(work_dir / made, ignore_errors=True)
+    make_shapes(cfg.data.root, **cfg.demo.to_dict())
+    flags = [flag for flag, on in (("--quick", quick), ("--from-scratch", from_scratch)) if on]
+    experiment = run_experiment(
+        cfg,
+        work_dir / "run",
+        title="adcam demo: masks from image labels",
+        command=["adcam", "demo", *flags],
+        extra_sections=[make_photo_section(weights)],
     )
-    masks_root = work_dir / "masks_val"
-    with _stage(console, seconds, "masks with CRF"):
-        generate(val_set, labeler, masks_root, overwrite=True)
-    mask_name = "AD-CAM + CRF"
-    with _stage(console, seconds, "report"):
-        masks, per_image = score_masks(val_set, masks_root / "masks")
-        write_text_atomic(work_dir / "masks_val.json", json.dumps(masks.to_dict(), indent=2))
-        spread = pick_spread(per_image, each=3)
-        lead = spread[:: max(len(spread) // 4, 1)][:4]
-        pictures = [
-            make_picture_rows(
-                classifier.network,
-                results,
-                val_set,
-                indices,
-                masks_root / "masks",
-                mask_name=mask_name,
-            )
-            for indices in (lead, spread)
-        ]
-        report = build_comparison_report(
-            results,
-            masks,
-            val_set,
-            title="adcam demo: masks from image labels",
-            subtitle=f"{len(train_set)} training and {len(val_set)} validation images, generated; "
-            f"classifier mAP {classifier.info['val_map']:.1f}",
-            command="adcam demo" + (" --from-scratch" if from_scratch else ""),
-            choose_split="train",
-            lead_rows=pictures[0],
-            more_rows=pictures[1],
-            seconds=seconds,
-            provenance=[
-                KeyValues(
-                    {
-                        "config": DEMO_CONFIG,
-                        "config hash": hash_config(cfg.to_dict()),
-                        "classifier": hash_file(checkpoint),
-                        "seed": cfg.train.seed,
-                        "start": "random" if from_scratch else str(cfg.model.weights),
-                        "machine": describe_machine(),
-                    },
-                    "How this was made",
-                )
-            ],
-            extra_sections=[make_photo_section(weights)],
-            mask_name=mask_name,
-            threshold_note=f"threshold {main.threshold:.2f}, chosen on train",
-        )
-        path = write_report(report, work_dir)
-    _print_table(results, masks.miou, mask_name)
-    console.print(f"Report: {path}")
-    return path
+    print_results(experiment.results, cfg.compare.choose_on, cfg.compare.report_on)
+    Console().print(f"Report: {experiment.report}", soft_wrap=True)
+    return experiment.report
 
 
 def make_photo_section(weights: str | None, model: str = PHOTO_MODEL) -> Section:
@@ -191,13 +111,15 @@ def make_photo_section(weights: str | None, model: str = PHOTO_MODEL) -> Section
     rows = []
     for picture, class_name in PHOTOS:
         img = getattr(skimage.data, picture)()
-        score_maps, mask = {}, None
+        score_maps, masks = {}, {}
         for name, method in PHOTO_METHODS:
+            crf = "lattice" if method == "ad_cam" else "none"
             labeler = PseudoLabeler.from_imagenet(
-                model, [class_name], weights=weights, method=method, crf="lattice"
+                model, [class_name], weights=weights, method=method, crf=crf
             )
             label = labeler(img, labels=[class_name])
-            score_maps[name], mask = label.maps[class_name], label.mask
+            score_maps[name] = label.maps[class_name]
+            masks = {"AD-CAM + CRF": label.mask}
         rows.append(
             picture_row(
                 picture,
@@ -205,25 +127,8 @@ def make_photo_section(weights: str | None, model: str = PHOTO_MODEL) -> Section
                 score_maps=score_maps,
                 palette=labeler.class_set.palette,
                 labels=[class_name],
-                masks={"AD-CAM + CRF": mask},
+                masks=masks,
             )
         )
     caption = f"{model} with its own ImageNet head; the class is given, nothing is trained."
-    return Section(title, [PictureGrid(rows, caption, heat_scale=True)])
-
-
-@contextmanager
-def _stage(console: Console, seconds: dict[str, float], name: str) -> Iterator[None]:
-    console.print(f"· {name} …")
-    start = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - start
-    console.print(f"  {name}: {seconds[name]:.0f} s")
-
-
-def _print_table(results: Sequence[RowResult], masks_miou: float, mask_name: str) -> None:
-    table = ConsoleTable("method", "threshold (chosen on train)", "mIoU val, %")
-    for item in results:
-        table.add_row(item.row.name, f"{item.threshold:.2f}", f"{item.result.miou:.1f}")
-    table.add_row(mask_name, "", f"{masks_miou:.1f}")
-    Console().print(table)
+    return Section(title, [PictureGrid(rows, caption)])
