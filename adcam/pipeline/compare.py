@@ -285,7 +285,8 @@ def run_compare(
     Writes ``compare.csv`` into ``work_dir``.
 
     Args:
-        cfg: A training config with a ``compare`` section.
+        cfg: A training config with a ``compare`` section: ``rows``, the splits ``choose_on`` and
+            ``report_on``, and ``choose_stride``/``report_stride`` to use every n-th image.
         work_dir: Where the classifier is or will be.
         progress: As for :func:`compare_methods`.
     """
@@ -296,11 +297,12 @@ def run_compare(
     elif not classifier.is_file():
         classifier = train_classifier(cfg, work_dir)
     network = load_classifier(classifier).network
+    stride = cfg.compare.get("choose_stride", 1)
     results = compare_methods(
         network,
         rows_from_config(cfg),
-        build_dataset(cfg.data, cfg.compare.choose_on),
-        build_dataset(cfg.data, cfg.compare.report_on),
+        build_dataset(cfg.data, cfg.compare.choose_on)[::stride],
+        build_dataset(cfg.data, cfg.compare.report_on)[:: cfg.compare.get("report_stride", 1)],
         dtype=getattr(torch, cfg.compare.get("dtype", "float32")),
         progress=progress,
     )

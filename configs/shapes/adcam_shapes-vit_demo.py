@@ -1,0 +1,34 @@
+# `adcam demo`: fine-tune the small shipped ViT on image labels of the generated set, compare.
+_base_ = ["../_base_/data/shapes.py", "../_base_/schedule/classifier_10e.py"]
+demo = dict(num_train=1500, num_val=200, size_hw=(96, 96), seed=0)
+model = dict(
+    backbone="vit_tiny_patch16_224",
+    img_size=96,
+    backbone_kwargs=dict(patch_size=8, embed_dim=128, depth=6, num_heads=4, mlp_ratio=2),
+    weights="shapes_vit.safetensors",  # in adcam/assets, made by tools/pretrain_shapes.py
+    drop_path_rate=0.0,
+)
+train = dict(epochs=6, img_size=96, batch_size=32, num_workers=2, min_area=0.6, amp="bfloat16")
+# `adcam demo --from-scratch` changes these.
+from_scratch = dict(model=dict(weights=None), train=dict(epochs=20))
+views = dict(scales=[96])
+compare = dict(
+    choose_on="train",
+    report_on="val",
+    choose_stride=5,
+    rows=[
+        dict(name="CAM", method="cam", views=views),
+        dict(name="TS-CAM", method="ts_cam", views=views),
+        dict(name="TransCAM form", method="transcam", views=views),
+        dict(name="MCTformer form", method="coupled", views=views),
+        dict(name="CLIP-ES form", method="clip_es", views=views),
+        dict(name="AD-CAM", method="ad_cam", views=views),
+        dict(
+            name="AD-CAM + CRF",
+            method="ad_cam",
+            views=views,
+            crf="toco",
+            crf_thresholds=[0.3, 0.4, 0.5, 0.6],
+        ),
+    ],
+)
