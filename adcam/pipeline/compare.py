@@ -55,6 +55,10 @@ class Row:
     crf: str | None = None
     crf_thresholds: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.crf is not None and not self.crf_thresholds:
+            raise ValueError(f"row {self.name!r} has a CRF but no crf_thresholds to choose from")
+
     def build(self) -> Method:
         """The method with its options."""
         return build_method(self.method, **self.options)
@@ -107,7 +111,12 @@ def compare_methods(
 
     Returns:
         One result per row, same order.
+
+    Raises:
+        ValueError: If an image has no mask or unknown labels, which would count as no class.
     """
+    for images in (choose_set, report_set):
+        _check_truth(images)
     device = device or torch.device("cpu")
     track = progress or (lambda items, description, total: items)
     plain = [row for row in rows if row.crf is None]
@@ -135,6 +144,16 @@ def compare_methods(
         final = _score_crf(network, row, report_set, (best,), device, dtype, track)
         results[row.name] = RowResult(row, best, scores[best], final[best].compute(), None)
     return [results[row.name] for row in rows]
+
+
+def _check_truth(images: ImageDataset) -> None:
+    lacking = [r.img_id for r in images.records if r.class_ids is None or r.mask_path is None]
+    if lacking:
+        raise ValueError(
+            f"split {images.split!r} cannot be scored: {len(lacking)} of {len(images)} images lack "
+            f"a mask or labels, the first is {lacking[0]!r}"
+        )
+    images.check_files()
 
 
 def _sweep(
@@ -180,6 +199,8 @@ def _score_crf(
     track: Progress,
 ) -> dict[float, MeanIoU]:
     """Scores after a CRF; the network runs here, the CRF in a pool of processes."""
+    if row.crf is None:
+        raise ValueError(f"row {row.name!r} has no CRF")
     method = row.build()
     class_set = images.class_set
     metrics = {threshold: MeanIoU(class_set.num_classes) for threshold in thresholds}
@@ -197,8 +218,10 @@ def _score_crf(
                 network, sample.img, row.views, layer_sets, device=device, dtype=dtype
             )
             maps = compute_class_maps(passes, sample.class_ids or (), method, sample.ori_hw)
-            arguments = (maps, sample.img, thresholds, row.crf, class_set.mask_values)
-            waiting.append((pool.submit(_crf_masks, *arguments), sample.mask))
+            future = pool.submit(
+                _crf_masks, maps, sample.img, thresholds, row.crf, class_set.mask_values
+            )
+            waiting.append((future, sample.mask))
             # A bounded queue: maps at image size are large, and the CRF is the slower side.
             while len(waiting) > 2 * workers:
                 _count(*waiting.pop(0), metrics)
@@ -234,7 +257,7 @@ def rows_from_config(cfg: Config) -> list[Row]:
     """The rows of a config's ``compare.rows``.
 
     Raises:
-        ValueError: If two rows share a name.
+        ValueError: If a row has an unknown or missing key, or two share a name.
     """
     rows = []
     for entry in cfg.compare.rows:
@@ -243,7 +266,10 @@ def rows_from_config(cfg: Config) -> list[Row]:
         if "scales" in views:
             views["scales"] = tuple(views["scales"])
         values["crf_thresholds"] = tuple(values.get("crf_thresholds", ()))
-        rows.append(Row(views=Views(**views), **values))
+        try:
+            rows.append(Row(views=Views(**views), **values))
+        except TypeError as error:
+            raise ValueError(f"compare.rows, {values.get('name')!r}: {error}") from error
     names = [row.name for row in rows]
     if len(set(names)) != len(names):
         raise ValueError(f"two rows of compare.rows share a name: {names}")
