@@ -178,6 +178,9 @@ def _add_compare(commands: Any) -> None:
         """,
     )
     _add_config_arguments(parser)
+    parser.add_argument(
+        "--table-only", action="store_true", help="write compare.csv, no masks and no report"
+    )
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -403,9 +406,16 @@ def _run_train(args: argparse.Namespace) -> int:
 
 
 def _run_compare(args: argparse.Namespace) -> int:
+    from adcam.pipeline.compare import run_compare
     from adcam.pipeline.experiment import print_results, run_experiment
+    from adcam.pipeline.progress import track
 
     cfg, work_dir = _load_config(args.config, args.cfg_options), _work_dir(args)
+    if args.table_only:
+        results = run_compare(cfg, work_dir, progress=track)
+        print_results(results, cfg.compare.choose_on, cfg.compare.report_on)
+        print(f"table: {work_dir / 'compare.csv'}")
+        return EXIT_OK
     options = ["--cfg-options", *args.cfg_options] if args.cfg_options else []
     experiment = run_experiment(
         cfg,

@@ -1,0 +1,50 @@
+# AD-CAM's options one at a time, on every third image of train (the choosing split), with the
+# classifier that adcam_deit-tiny_10e_voc-animals.py left in W:
+#   adcam compare configs/voc_animals/ablation_ad-cam_voc-animals.py --table-only \
+#       --work-dir W/ablation --cfg-options compare.checkpoint=W/classifier.safetensors
+_base_ = ["./adcam_deit-tiny_10e_voc-animals.py"]
+views = dict(scales=[448])
+options = [
+    dict(),
+    dict(similarity="cosine"),
+    dict(similarity="bhattacharyya"),
+    dict(similarity="none"),
+    dict(power=1.0),
+    dict(power=3.0),
+    dict(power=4.0),
+    dict(normalize="row"),
+    dict(normalize="column"),
+    dict(num_steps=1),
+    dict(num_steps=3),
+    dict(num_steps=4),
+    dict(alpha=0.5),
+    dict(alpha=0.8),
+    dict(alpha=0.8, num_steps=None),
+    dict(layers="all"),
+    dict(layers="last:8"),
+    dict(layers="last:4"),
+    dict(init="cam"),
+    dict(rectify="relu"),
+    dict(cls_layers="all"),
+    dict(cls_layers="last:6"),
+    dict(cls_layers="last:2"),
+    dict(rectify="relu", cls_layers="all"),
+    dict(rectify="relu", cls_layers="all", layers="last:8"),
+]
+compare = dict(
+    _delete_=True,
+    choose_on="train",
+    report_on="train",
+    choose_stride=3,
+    report_stride=3,
+    dtype="bfloat16",
+    rows=[
+        dict(
+            name=", ".join(f"{key}={value}" for key, value in entry.items()) or "defaults",
+            method="ad_cam",
+            options=entry,
+            views=views,
+        )
+        for entry in options
+    ],
+)
