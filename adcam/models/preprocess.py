@@ -66,7 +66,7 @@ def to_inputs(
     """
     if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3:
         raise ValueError(f"img must be uint8 (H, W, 3), got {img.dtype} {img.shape}")
-    tensor = torch.from_numpy(np.ascontiguousarray(img)).permute(2, 0, 1)
+    tensor = torch.from_numpy(np.array(img, order="C")).permute(2, 0, 1)
     if tuple(tensor.shape[1:]) != tuple(input_hw):
         tensor = F.resize(
             tensor, list(input_hw), interpolation=F.InterpolationMode.BICUBIC, antialias=True

@@ -7,6 +7,7 @@ last norm the prefix tokens are dropped, the patch tokens form a (D, h, w) grid,
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -149,14 +150,15 @@ def build_backbone(
             its own, or weights cannot be had or do not fit.
     """
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        close = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise ValueError(f"unknown timm model {name!r}; names like it: {close}")
     try:
         model = timm.create_model(
             name,
             pretrained=weights == "timm",
             num_classes=0,
-            global_pool="",
+            # Pooling plays no part, but a distilled model insists on its two tokens.
+            global_pool="token" if "distilled" in name else "",
             img_size=img_size,
             dynamic_img_size=True,
             drop_path_rate=drop_path_rate,
