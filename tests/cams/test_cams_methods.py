@@ -1,0 +1,399 @@
+"""Every method against its formula written out in numpy, row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from adcam.cams import METHODS, build_method
+from adcam.cams.clip_es import box_mask
+from adcam.models.token_cam import TokenCAM
+from adcam.structures import TokenMaps
+
+DEPTH, CLASSES, GRID = 4, 5, (3, 5)
+
+
+def make_maps(*, batch: int = 2, grid_hw: tuple[int, int] = GRID, cls_token: bool = True) -> Any:
+    """Random token maps in float64 with the attention of every single block and of all sets used.
+
+    Returns the maps and the attention of each block, (L, B, N, N).
+    """
+    rng = np.random.default_rng(7)
+    num_patches = grid_hw[0] * grid_hw[1]
+    logits = 2 * rng.standard_normal((DEPTH, batch, 1 + num_patches, 1 + num_patches))
+    attn = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    cam = rng.standard_normal((batch, CLASSES, *grid_hw))
+    patches = torch.from_numpy(attn[:, :, 1:, 1:])
+    sets = [(0, 1, 2, 3), (1, 2, 3), (2, 3), (3,), (0, 2)]
+    maps = TokenMaps(
+        logits=torch.from_numpy(cam.mean(axis=(2, 3))),
+        cam=torch.from_numpy(cam),
+        grid_hw=grid_hw,
+        depth=DEPTH,
+        attn_cls2patch=torch.from_numpy(attn[:, :, 0, 1:]).transpose(0, 1) if cls_token else None,
+        attn_patch2patch={s: patches[list(s)].mean(dim=0) for s in sets},
+    )
+    return maps, attn[:, :, 1:, 1:], attn[:, :, 0, 1:]
+
+
+def ids(*rows: tuple[int, ...]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), -1)
+
+
+def run(name: str, maps: TokenMaps, class_ids: Tensor, **options: Any) -> np.ndarray:
+    return build_method(name, **options)(maps, class_ids).numpy()
+
+
+# Transcriptions of docs: one image, one class, plain loops where the formula has indices.
+
+
+def literal_sinkhorn(matrix: np.ndarray) -> np.ndarray:
+    for _ in range(3):
+        matrix = matrix / matrix.sum(axis=0, keepdims=True)
+        matrix = matrix / matrix.sum(axis=1, keepdims=True)
+    return (matrix + matrix.T) / 2
+
+
+def literal_similarity(a: np.ndarray, name: str) -> np.ndarray:
+    size = len(a)
+    if name == "none":
+        return np.ones((size, size))
+    out = np.empty((size, size))
+    received = a.sum(axis=0)
+    for i in range(size):
+        for j in range(size):
+            if name == "resource_allocation":
+                p_ij, p_ii, p_jj = (
+                    sum(a[x, k] * a[y, k] / received[k] for k in range(size))
+                    for x, y in ((i, j), (i, i), (j, j))
+                )
+                out[i, j] = p_ij / np.sqrt(p_ii * p_jj)
+            elif name == "cosine":
+                out[i, j] = a[i] @ a[j] / np.linalg.norm(a[i]) / np.linalg.norm(a[j])
+            elif name == "bhattacharyya":
+                out[i, j] = np.sqrt(a[i] * a[j]).sum()
+            else:
+                out[i, j] = 1 - 0.5 * np.abs(a[i] - a[j]).sum()
+    return out
+
+
+def literal_start(
+    cam: np.ndarray, rows: np.ndarray, init: str, rectify: str, cls_layers: tuple[int, ...]
+) -> np.ndarray:
+    """``cam`` (h, w), ``rows`` (L, N) -> (N,)."""
+    flat = cam.reshape(-1)
+    if rectify == "relu":
+        flat = np.maximum(flat, 0)
+    elif rectify == "shift":
+        flat = flat - flat.min()
+    return flat * rows[list(cls_layers)].mean(axis=0) if init == "coupled" else flat
+
+
+def literal_ad_cam(attn: np.ndarray, start: np.ndarray, option: dict[str, Any]) -> np.ndarray:
+    a = attn / attn.sum(axis=1, keepdims=True)
+    refined = a * literal_similarity(a, option["similarity"]) ** option["power"]
+    if option["normalize"] == "sinkhorn":
+        t = literal_sinkhorn(refined)
+    elif option["normalize"] == "row":
+        t = refined / refined.sum(axis=1, keepdims=True)
+    else:
+        t = refined / refined.sum(axis=0, keepdims=True)
+    alpha, current = option["alpha"], start
+    if option["num_steps"] is None:
+        return (1 - alpha) * np.linalg.inv(np.eye(len(t)) - alpha * t) @ start
+    for _ in range(option["num_steps"]):
+        current = t @ current
+        if alpha is not None:
+            current = alpha * current + (1 - alpha) * start
+    return current
+
+
+DEFAULT = {
+    "similarity": "resource_allocation",
+    "power": 2.0,
+    "normalize": "sinkhorn",
+    "num_steps": 2,
+    "alpha": None,
+    "layers": "last:1/2",
+    "init": "coupled",
+    "rectify": "shift",
+    "cls_layers": (0, 3),
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        *({"similarity": s} for s in ("cosine", "bhattacharyya", "overlap", "none")),
+        *({"power": p} for p in (0.0, 0.5, 1.0, 3.0)),
+        *({"normalize": n} for n in ("row", "column")),
+        *({"num_steps": n} for n in (0, 1, 5)),
+        *({"alpha": a} for a in (0.0, 0.5, 1.0)),
+        {"alpha": 0.8, "num_steps": None},
+        {"alpha": 0.8, "num_steps": None, "normalize": "row"},
+        *({"layers": x} for x in ("all", "last:1", "last:2/3", (0, 2))),
+        *({"cls_layers": x} for x in ("all", "last:1/3", (1,))),
+        *({"rectify": r} for r in ("relu", "none")),
+        {"init": "cam"},
+        {"init": "cam", "rectify": "relu"},
+    ],
+    ids=str,
+)
+def test_ad_cam_equals_its_formula(change: dict[str, Any]) -> None:
+    option = {**DEFAULT, **change}
+    maps, attn, rows = make_maps()
+    class_ids = ids((4, 0), (1, 3))
+    got = run("ad_cam", maps, class_ids, **option)
+    blocks: dict[Any, tuple[int, ...]] = {"all": (0, 1, 2, 3), "last:1": (3,), "last:1/2": (2, 3)}
+    blocks |= {"last:2/3": (1, 2, 3), "last:1/3": (2, 3)}
+    chosen = blocks.get(option["layers"], option["layers"])
+    cls_layers = blocks.get(option["cls_layers"], option["cls_layers"])
+    for b in range(2):
+        for k in range(2):
+            cam = maps.cam[b, class_ids[b, k]].numpy()
+            start = literal_start(cam, rows[:, b], option["init"], option["rectify"], cls_layers)
+            expected = literal_ad_cam(attn[list(chosen), b].mean(axis=0), start, option)
+            np.testing.assert_allclose(got[b, k].reshape(-1), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_ad_cam_defaults_are_the_documented_ones() -> None:
+    maps, _, _ = make_maps()
+    written_out = {**DEFAULT, "cls_layers": "last:1/3"}
+    class_ids = ids((2,), (2,))
+    assert np.array_equal(
+        run("ad_cam", maps, class_ids), run("ad_cam", maps, class_ids, **written_out)
+    )
+
+
+@pytest.mark.parametrize("layers", ["all", "last:1", (0, 2)])
+@pytest.mark.parametrize(("name", "init"), [("transcam", "cam"), ("coupled", "coupled")])
+def test_one_step_forms(name: str, init: str, layers: Any) -> None:
+    """TransCAM: A ReLU(cam). MCTformer: A (ReLU(cam) ∘ a_cls), attention of all blocks."""
+    maps, attn, rows = make_maps()
+    got = run(name, maps, ids((3,), (0,)), layers=layers)
+    chosen = {"all": (0, 1, 2, 3), "last:1": (3,)}.get(layers, layers)
+    for b, c in enumerate((3, 0)):
+        start = literal_start(maps.cam[b, c].numpy(), rows[:, b], init, "relu", (0, 1, 2, 3))
+        expected = attn[list(chosen), b].mean(axis=0) @ start
+        np.testing.assert_allclose(got[b, 0].reshape(-1), expected, rtol=1e-9)
+    if layers == "all":
+        assert np.array_equal(got, run(name, maps, ids((3,), (0,))))
+
+
+@pytest.mark.parametrize("threshold", [None, 0.4])
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_clip_es(threshold: float | None, num_steps: int) -> None:
+    """T² with the columns outside the box of the start map zeroed, times the start."""
+    maps, attn, rows = make_maps()
+    got = run("clip_es", maps, ids((3,), (0,)), num_steps=num_steps, box_threshold=threshold)
+    for b, c in enumerate((3, 0)):
+        start = literal_start(maps.cam[b, c].numpy(), rows[:, b], "coupled", "relu", (0, 1, 2, 3))
+        powered = np.linalg.matrix_power(
+            literal_sinkhorn(attn[1:, b].mean(axis=0)), num_steps
+        )  # last 2/3 of four blocks, rounded up
+        if threshold is not None:
+            box = box_mask(torch.from_numpy(start.reshape(GRID))[None], threshold)[0].numpy()
+            assert 0 < box.sum() < box.size
+            powered = powered * box.reshape(1, -1)
+        np.testing.assert_allclose(got[b, 0].reshape(-1), powered @ start, rtol=1e-9, atol=1e-15)
+
+
+def test_box_mask_exactly() -> None:
+    strong = torch.tensor(
+        [
+            [0.9, 0.0, 0.0, 0.0, 0.0, 0.0],
+            [0.0, 0.5, 0.0, 0.0, 0.0, 1.0],
+            [0.0, 0.0, 0.4, 0.0, 0.0, 0.7],
+            [0.0, 0.5, 0.0, 0.0, 0.0, 0.0],
+            [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        ]
+    )
+    # 0.4 is not above 0.4 of the maximum, so (3, 1) stands alone; diagonal neighbours join.
+    expected = torch.zeros(5, 6)
+    expected[0:2, 0:2] = 1
+    expected[1:3, 5] = 1
+    expected[3, 1] = 1
+    assert torch.equal(box_mask(strong[None], 0.4)[0], expected)
+    expected[0:4, 0:3] = 1  # now all four hang together
+    assert torch.equal(box_mask(strong[None], 0.39)[0], expected)
+
+
+def test_box_mask_of_several_maps_and_of_nothing() -> None:
+    maps = torch.zeros(2, 3, 4, 5)
+    maps[1, 2, 3, 1] = 2.0
+    boxes = box_mask(maps, 0.0)
+    assert boxes.sum() == 1
+    assert boxes[1, 2, 3, 1] == 1
+    for threshold in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"\[0, 1\)"):
+            box_mask(maps, threshold)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("grid_hw", [(4, 4), (3, 5), (5, 2)])
+@torch.no_grad()
+def test_ts_cam_of_a_deit_equals_the_papers_formula(grid_hw: tuple[int, int], relu: bool) -> None:
+    """Semantic map ∘ class-token row, heads averaged, blocks summed, from unfused attention."""
+    torch.manual_seed(0)
+    network = TokenCAM(
+        "deit_tiny_patch16_224",
+        num_fg_classes=CLASSES,
+        img_size=32,
+        backbone_kwargs={"patch_size": 8, "embed_dim": 24, "depth": DEPTH, "num_heads": 3},
+    ).eval()
+    for block in network.backbone.blocks:
+        nn.init.normal_(block.attn.qkv.weight, std=0.5)
+    plain = timm.create_model(
+        "deit_tiny_patch16_224",
+        img_size=32,
+        num_classes=0,
+        dynamic_img_size=True,
+        patch_size=8,
+        embed_dim=24,
+        depth=DEPTH,
+        num_heads=3,
+    ).eval()
+    plain.load_state_dict(network.backbone.state_dict())
+    rows = []
+    for block in plain.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda _m, _a, out: rows.append(out[:, :, 0]))
+    inputs = torch.randn(2, 3, 8 * grid_hw[0], 8 * grid_hw[1])
+    tokens = plain.forward_features(inputs)
+    num_patches = grid_hw[0] * grid_hw[1]
+    grid = torch.stack([tokens[:, 1 + p] for p in range(num_patches)], dim=-1)
+    semantic = nn.functional.conv2d(
+        grid.reshape(2, 24, *grid_hw), network.head.weight, network.head.bias, padding=1
+    )
+    attention = sum(row[:, :, 1:].sum(dim=1) / 3 for row in rows).reshape(2, 1, *grid_hw)
+    expected = attention * (semantic.clamp_min(0) if relu else semantic)
+
+    everything = torch.arange(CLASSES).expand(2, -1)
+    got = build_method("ts_cam", relu=relu)(network.token_maps(inputs), everything)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_cam_is_the_rectified_class_map() -> None:
+    maps, _, _ = make_maps()
+    got = run("cam", maps, ids((4, 0), (1, 1)))
+    assert np.array_equal(got[0, 0], np.maximum(maps.cam[0, 4].numpy(), 0))
+    assert np.array_equal(got[1, 0], np.maximum(maps.cam[1, 1].numpy(), 0))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_classes_come_in_the_order_asked_and_independent_of_each_other(name: str) -> None:
+    maps, _, _ = make_maps()
+    alone = [run(name, maps, ids((c,), (c,))) for c in range(CLASSES)]
+    got = run(name, maps, ids((4, 0, 2, 0), (1, 1, 3, 4)))
+    assert got.shape == (2, 4, *GRID)
+    for b, chosen in enumerate(((4, 0, 2, 0), (1, 1, 3, 4))):
+        for k, c in enumerate(chosen):
+            np.testing.assert_allclose(got[b, k], alone[c][b, 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_class_is_no_map(name: str) -> None:
+    maps, _, _ = make_maps()
+    assert run(name, maps, torch.zeros(2, 0, dtype=torch.int64)).shape == (2, 0, *GRID)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("class_ids", [((5,), (0,)), ((0,), (-1,))])
+def test_classes_out_of_range(name: str, class_ids: tuple[tuple[int, ...], ...]) -> None:
+    maps, _, _ = make_maps()
+    with pytest.raises(ValueError, match=r"0\.\.4"):
+        run(name, maps, ids(*class_ids))
+
+
+@pytest.mark.parametrize("class_ids", [torch.tensor([0, 1]), torch.zeros(3, 1, dtype=torch.int64)])
+def test_class_ids_of_another_shape(class_ids: Tensor) -> None:
+    maps, _, _ = make_maps()
+    with pytest.raises(ValueError, match=r"class_ids must be \(2, K\)"):
+        run("cam", maps, class_ids)
+
+
+@pytest.mark.parametrize("name", ["ts_cam", "coupled", "clip_es", "ad_cam"])
+def test_models_without_a_class_token_are_told_what_works(name: str) -> None:
+    maps, _, _ = make_maps(cls_token=False)
+    with pytest.raises(ValueError, match=rf"{name} needs a class token.*init='cam'"):
+        run(name, maps, ids((0,), (1,)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("cam", {}), ("transcam", {}), ("ad_cam", {"init": "cam"})]
+)
+def test_what_works_without_a_class_token(name: str, options: dict[str, Any]) -> None:
+    with_token, without_token = make_maps()[0], make_maps(cls_token=False)[0]
+    class_ids = ids((0,), (1,))
+    got = run(name, without_token, class_ids, **options)
+    assert np.array_equal(got, run(name, with_token, class_ids, **options))
+    assert got.max() > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_layer_sets_are_what_is_read(name: str) -> None:
+    """With exactly its layer sets a method runs; without them it says what is missing."""
+    maps, _, _ = make_maps()
+    method = build_method(name)
+    needed = method.layer_sets(DEPTH)
+    fields = {f: getattr(maps, f) for f in ("logits", "cam", "grid_hw", "depth", "attn_cls2patch")}
+    attention = {layers: maps.attn_patch2patch[layers] for layers in needed}
+    method(TokenMaps(**fields, attn_patch2patch=attention), ids((0,), (1,)))
+    if needed:
+        with pytest.raises(ValueError, match=r"was not captured.*layer_sets"):
+            method(TokenMaps(**fields), ids((0,), (1,)))
+    else:
+        method(TokenMaps(**fields), ids((0,), (1,)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_maps_do_not_swap_height_and_width(name: str) -> None:
+    """Transposing image, class maps and attention transposes the result."""
+    maps, _, _ = make_maps()
+    order = torch.arange(15).reshape(GRID).T.reshape(-1)
+    turned = TokenMaps(
+        logits=maps.logits,
+        cam=maps.cam.transpose(2, 3),
+        grid_hw=(5, 3),
+        depth=DEPTH,
+        attn_cls2patch=maps.attn_cls2patch[:, :, order],
+        attn_patch2patch={
+            layers: attn[:, order][:, :, order] for layers, attn in maps.attn_patch2patch.items()
+        },
+    )
+    class_ids = ids((0, 2), (1, 4))
+    np.testing.assert_allclose(
+        run(name, turned, class_ids),
+        run(name, maps, class_ids).transpose(0, 1, 3, 2),
+        rtol=1e-9,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("adcam", {}, r"unknown method 'adcam'; methods: \['ad_cam', 'cam'"),
+        ("cam", {"power": 2}, r"cam has no option \['power'\]"),
+        ("ad_cam", {"steps": 2}, r"no option \['steps'\]; options: .*'num_steps'"),
+    ],
+)
+def test_unknown_names(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_method(name, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"init": "grad"}, {"rectify": "abs"}, {"similarity": "dot"}, {"layers": "last:9"}],
+)
+def test_illegal_values(options: dict[str, Any]) -> None:
+    maps, _, _ = make_maps()
+    with pytest.raises(ValueError, match=next(iter(options))):
+        run("ad_cam", maps, ids((0,), (1,)), **options)

@@ -1,0 +1,157 @@
+"""Classifier files: round trip, float16, and files that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from adcam.models.classifier_file import FORMAT, load_classifier, save_classifier
+from adcam.models.token_cam import TokenCAM
+from adcam.structures import ClassSet
+
+OPTIONS: dict[str, Any] = {
+    "backbone": "vit_tiny_patch16_224",
+    "img_size": 32,
+    "backbone_kwargs": {
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 3,
+        "reg_tokens": 4,
+    },
+}
+PALETTE = tuple((i, (2 * i) % 256, (3 * i) % 256) for i in range(256))
+CLASSES = ClassSet("zoo", ("Löwe", "polar bear"), (3, 8), PALETTE)
+INFO = {"val_map": 71.25, "train_splits": ["train", "aux"], "note": "ünïcode"}
+
+
+def make_network(seed: int = 0) -> TokenCAM:
+    torch.manual_seed(seed)
+    return TokenCAM(num_fg_classes=2, **OPTIONS).eval()
+
+
+def write(path: Path, **options: Any) -> TokenCAM:
+    network = make_network()
+    save_classifier(path, network, OPTIONS, CLASSES, INFO, **options)
+    return network
+
+
+def rewrite_header(path: Path, change: dict[str, Any]) -> None:
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["adcam"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata={"adcam": json.dumps({**header, **change})})
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "c.safetensors"
+    network = write(path)
+    loaded = load_classifier(path)
+    assert loaded.class_set == CLASSES
+    assert loaded.info == INFO
+    assert not loaded.network.training
+    assert loaded.network.state_dict().keys() == network.state_dict().keys()
+    inputs = torch.randn(2, 3, 24, 40)
+    with torch.no_grad():
+        expected = network.token_maps(inputs, layer_sets=[(1,)])
+        got = loaded.network.token_maps(inputs, layer_sets=[(1,)])
+    assert torch.equal(got.cam, expected.cam)
+    assert torch.equal(got.attn_patch2patch[(1,)], expected.attn_patch2patch[(1,)])
+
+
+def test_float16_halves_the_file_and_loads_as_float32(tmp_path: Path) -> None:
+    write(tmp_path / "full.safetensors")
+    network = write(tmp_path / "half.safetensors", dtype=torch.float16)
+    full, half = ((tmp_path / f"{n}.safetensors").stat().st_size for n in ("full", "half"))
+    header = len(json.dumps({"palette": PALETTE}))
+    assert half - header < 0.6 * (full - header)
+    loaded = load_classifier(tmp_path / "half.safetensors").network
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.half().float())
+    assert {p.dtype for p in network.parameters()} == {torch.float32}  # the source is untouched
+
+
+def test_the_same_content_gives_the_same_bytes_and_leaves_nothing_else(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors")
+    write(tmp_path / "b.safetensors")
+    write(tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    write(path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        save_classifier(path, make_network(1), OPTIONS, CLASSES, {"bad": object()})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_missing_and_of_another_kind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gone\.safetensors: no such checkpoint"):
+        load_classifier(tmp_path / "gone.safetensors")
+    (tmp_path / "epoch_3.pth").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"epoch_3\.pth.*for resuming only"):
+        load_classifier(tmp_path / "epoch_3.pth")
+
+
+def test_truncated_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    write(path)
+    whole = path.read_bytes()
+    for size in (0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"c\.safetensors: not a readable safetensors file"):
+            load_classifier(path)
+    path.write_bytes(b"this is text, not tensors" * 10)
+    with pytest.raises(ValueError, match="not a readable"):
+        load_classifier(path)
+
+
+def test_bare_weights(tmp_path: Path) -> None:
+    save_file(make_network().backbone.state_dict(), tmp_path / "deit.safetensors")
+    with pytest.raises(ValueError, match=r"deit\.safetensors: these are bare weights"):
+        load_classifier(tmp_path / "deit.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": FORMAT + 1}, "newer than this version reads"),
+        ({"network": {**OPTIONS, "backbone": "resnet18"}}, "resnet18"),
+        ({"network": {**OPTIONS, "colour": 1}}, "colour"),
+        ({"network": {"img_size": 32}}, "backbone"),
+        ({"network": {**OPTIONS, "backbone_kwargs": {"depth": 3}}}, "do not fit|size mismatch"),
+        ({"class_set": {"name": "zoo"}}, "classes"),
+        (
+            {
+                "class_set": {
+                    "name": "zoo",
+                    "classes": ["a", "b", "c"],
+                    "mask_values": [1, 2, 3],
+                    "palette": PALETTE,
+                }
+            },
+            "head.weight",
+        ),
+    ],
+)
+def test_descriptions_that_cannot_be_used(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "c.safetensors"
+    write(path)
+    rewrite_header(path, change)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_classifier(path)
+    assert str(caught.value).startswith(str(path))

@@ -1,0 +1,214 @@
+"""Weights from files: containers, prefixes, grids, damage, malice."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from adcam.models.token_cam import TokenCAM
+from adcam.models.weights import load_backbone_weights, load_state_dict
+
+TINY = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+
+
+def make_vit(name: str = "deit_tiny_patch16_224", *, seed: int, **options: Any) -> Any:
+    torch.manual_seed(seed)
+    defaults = {"num_classes": 0, "global_pool": "", "img_size": 32, "dynamic_img_size": True}
+    return timm.create_model(name, **{**defaults, **TINY, **options})
+
+
+def same(model: nn.Module, state: dict[str, Tensor]) -> bool:
+    own = model.state_dict()
+    return all(torch.equal(own[name], state[name]) for name in own)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
+def test_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    source, target = make_vit(seed=1), make_vit(seed=2)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        save_file(source.state_dict(), path)
+    else:
+        torch.save(source.state_dict(), path)
+    assert not same(target, source.state_dict())
+    load_backbone_weights(target, path)
+    assert same(target, source.state_dict())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model": state, "epoch": 3},
+        lambda state: {"state_dict": state},
+        lambda state: {"model_ema": state},
+        lambda state: {"state_dict": {"model": state}},
+        lambda state: {f"module.{name}": value for name, value in state.items()},
+        lambda state: {"model": {f"module.{name}": value for name, value in state.items()}},
+        lambda state: {f"backbone.{name}": value for name, value in state.items()},
+        lambda state: {**state, "head.weight": torch.zeros(1000, 24), "head.bias": torch.zeros(1)},
+    ],
+)
+def test_containers_and_prefixes(tmp_path: Path, wrap: Any) -> None:
+    source, target = make_vit(seed=1), make_vit(seed=2)
+    torch.save(wrap(source.state_dict()), tmp_path / "w.pth")
+    load_backbone_weights(target, tmp_path / "w.pth")
+    assert same(target, source.state_dict())
+
+
+def test_token_cam_takes_a_path_and_computes_the_same(tmp_path: Path) -> None:
+    source = TokenCAM("deit_tiny_patch16_224", num_fg_classes=3, img_size=32, backbone_kwargs=TINY)
+    torch.save({"model": source.backbone.state_dict()}, tmp_path / "w.pth")
+    torch.manual_seed(5)
+    loaded = TokenCAM(
+        "deit_tiny_patch16_224",
+        num_fg_classes=3,
+        img_size=32,
+        weights=str(tmp_path / "w.pth"),
+        backbone_kwargs=TINY,
+    )
+    inputs = torch.randn(1, 3, 24, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded.eval().backbone.forward_features(inputs),
+            source.eval().backbone.forward_features(inputs),
+        )
+
+
+def test_float16_is_widened(tmp_path: Path) -> None:
+    source, target = make_vit(seed=1), make_vit(seed=2)
+    half = {name: value.half() for name, value in source.state_dict().items()}
+    save_file(half, tmp_path / "w.safetensors")
+    load_backbone_weights(target, tmp_path / "w.safetensors")
+    assert same(target, {name: value.float() for name, value in half.items()})
+    assert {value.dtype for value in target.state_dict().values()} == {torch.float32}
+
+
+def test_the_norm_of_average_pooled_models_becomes_the_final_norm(tmp_path: Path) -> None:
+    source = make_vit("vit_tiny_patch16_224", seed=1, global_pool="avg")
+    nn.init.normal_(source.fc_norm.weight)
+    target = make_vit("vit_tiny_patch16_224", seed=2)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    load_backbone_weights(target, tmp_path / "w.pth")
+    assert torch.equal(target.norm.weight, source.fc_norm.weight)
+
+
+@pytest.mark.parametrize("img_size", [24, 48, (24, 40)])
+def test_another_grid_is_resampled(tmp_path: Path, img_size: Any) -> None:
+    """A position embedding that is linear in the column stays so, away from the border."""
+    source = make_vit(seed=1, img_size=64)  # 8×8
+    with torch.no_grad():
+        column = torch.arange(8.0).repeat(8)
+        source.pos_embed[:, 1:] = column[None, :, None]
+    target = make_vit(seed=2, img_size=img_size)
+    height, width = target.patch_embed.grid_size
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    load_backbone_weights(target, tmp_path / "w.pth")
+    grid = target.pos_embed[0, 1:].unflatten(0, (height, width))  # (h, w, D)
+    assert torch.equal(target.pos_embed[:, 0], source.pos_embed[:, 0])
+    torch.testing.assert_close(grid, grid[:1].expand_as(grid), rtol=0, atol=1e-4)  # rows alike
+    assert bool((grid[:, 1:] - grid[:, :-1] > 0.5).all())  # columns rise
+
+
+def test_shapes_that_do_not_fit_are_listed(tmp_path: Path) -> None:
+    torch.save(make_vit(seed=1, embed_dim=48).state_dict(), tmp_path / "wide.pth")
+    with pytest.raises(ValueError, match=r"wide\.pth.*48.*24"):
+        load_backbone_weights(make_vit(seed=2), tmp_path / "wide.pth")
+
+
+def test_missing_blocks_are_counted(tmp_path: Path) -> None:
+    torch.save(make_vit(seed=1, depth=1).state_dict(), tmp_path / "shallow.pth")
+    with pytest.raises(ValueError, match=r"Missing 12: \['blocks\.1\."):
+        load_backbone_weights(make_vit(seed=2), tmp_path / "shallow.pth")
+
+
+@pytest.mark.parametrize("img_size", [32, 48])
+def test_distilled_weights_do_not_fit_a_model_without_that_token(
+    tmp_path: Path, img_size: int
+) -> None:
+    source = make_vit("deit_tiny_distilled_patch16_224", seed=1, global_pool="token", img_size=32)
+    torch.save(source.state_dict(), tmp_path / "distilled.pth")
+    with pytest.raises(ValueError, match=r"distilled\.pth: weights do not fit"):
+        load_backbone_weights(make_vit(seed=2, img_size=img_size), tmp_path / "distilled.pth")
+
+
+def test_foreign_content_is_refused(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(2, 2)}, tmp_path / "resnet.pth")
+    with pytest.raises(ValueError, match="do not fit"):
+        load_backbone_weights(make_vit(seed=2), tmp_path / "resnet.pth")
+    for content in ({"epoch": 3}, torch.zeros(3), [1, 2], {"model": {}}):
+        torch.save(content, tmp_path / "none.pth")
+        with pytest.raises(ValueError, match="holds no tensors by name"):
+            load_state_dict(tmp_path / "none.pth")
+
+
+def test_missing_file_folder_and_suffix(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gone\.pth: no such weights file"):
+        load_state_dict(tmp_path / "gone.pth")
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(ValueError, match="no such weights file"):
+        load_state_dict(tmp_path / "folder.pth")
+    with pytest.raises(ValueError, match=r"must end in .*\.safetensors"):
+        load_state_dict(tmp_path / "model.h5")
+
+
+class _Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, legacy: bool) -> None:
+    victim = tmp_path / "made-by-the-pickle"
+    path = tmp_path / "evil.pth"
+    content = {"model": {"a": torch.zeros(2)}, "x": _Malicious(victim)}
+    if legacy:
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=r"evil\.pth: cannot be read as weights"):
+        load_state_dict(path)
+    assert not victim.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_damaged_files_are_value_errors_with_their_name(tmp_path: Path, kind: str) -> None:
+    tensors = {"a": torch.randn(4, 4), "b": torch.zeros(3)}
+    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    if kind == "safetensors":
+        save_file(tensors, path)
+    else:
+        buffer = io.BytesIO()
+        torch.save({"model": tensors}, buffer, _use_new_zipfile_serialization=kind == "zip")
+        path.write_bytes(buffer.getvalue())
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    refused = 0
+    for trial in range(80):
+        damaged = bytearray(whole)
+        if trial % 2:
+            del damaged[rng.randrange(len(whole)) :]
+        else:
+            for _ in range(3):
+                damaged[rng.randrange(len(whole))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_state_dict(path)  # damage to the numbers themselves cannot be seen
+        except ValueError as error:
+            assert str(error).startswith(str(path))
+            refused += 1
+    assert refused >= 40
