@@ -1,0 +1,224 @@
+"""Who may import whom: the picture in docs/architecture.md, held by a test."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "adcam"
+STAGES = ("data", "models", "cams", "masks", "boxes", "metrics", "report", "seg")
+OPTIONAL = ("mmseg", "mmcv", "ray", "triton", "pydensecrf")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, e.g. ``"adcam.ops.diffusion"``, and where the statement stands."""
+
+    module: str
+    path: Path
+    line: int
+    at_top_level: bool
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line} imports {self.module}"
+
+
+def find_imports(source: str, path: Path) -> Iterator[Import]:
+    """Yield every import of a file; ``from a import b`` counts as ``a.b``.
+
+    Everything outside functions runs on import and counts as top level, except the body of
+    ``if TYPE_CHECKING:``.
+    """
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    package = parts[:-1]
+
+    def visit(node: ast.AST, at_top_level: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, path, node.lineno, at_top_level)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            for alias in node.names:
+                yield Import(f"{module}.{alias.name}", path, node.lineno, at_top_level)
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            for child in node.body:
+                yield from visit(child, False)
+            for child in node.orelse:
+                yield from visit(child, at_top_level)
+        else:
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            for child in ast.iter_child_nodes(node):
+                yield from visit(child, at_top_level and not is_function)
+
+    yield from visit(ast.parse(source), True)
+
+
+def is_within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+IMPORTS = [
+    found
+    for path in sorted(PACKAGE.rglob("*.py"))
+    for found in find_imports(path.read_text(encoding="utf-8"), path)
+]
+
+
+def imports_below(folder: Path) -> list[Import]:
+    return [found for found in IMPORTS if folder == found.path or folder in found.path.parents]
+
+
+def test_finds_every_form_of_import() -> None:
+    source = """
+import torch.nn as nn
+from . import sibling
+from .. import structures
+from ..ops.diffusion import diffuse
+if TYPE_CHECKING:
+    import mmseg
+def late():
+    from ray import data
+class Body:
+    import triton
+"""
+    found = list(find_imports(source, PACKAGE / "cams" / "example.py"))
+
+    assert [(f.module, f.at_top_level) for f in found] == [
+        ("torch.nn", True),
+        ("adcam.cams.sibling", True),
+        ("adcam.structures", True),
+        ("adcam.ops.diffusion.diffuse", True),
+        ("mmseg", False),
+        ("ray.data", False),
+        ("triton", True),
+    ]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_imports_no_other_stage(stage: str) -> None:
+    allowed = ("adcam.structures", "adcam.ops", f"adcam.{stage}")
+    wrong = [
+        str(found)
+        for found in imports_below(PACKAGE / stage)
+        if is_within(found.module, "adcam")
+        and not any(is_within(found.module, package) for package in allowed)
+    ]
+    assert wrong == []
+
+
+def test_ops_imports_nothing_else_of_ours() -> None:
+    wrong = [
+        str(found)
+        for found in imports_below(PACKAGE / "ops")
+        if is_within(found.module, "adcam") and not is_within(found.module, "adcam.ops")
+    ]
+    assert wrong == []
+
+
+def test_structures_imports_nothing_of_ours() -> None:
+    assert [
+        str(found)
+        for found in imports_below(PACKAGE / "structures.py")
+        if is_within(found.module, "adcam")
+    ] == []
+
+
+def test_cli_only_calls_the_pipeline() -> None:
+    allowed = ("adcam.pipeline", "adcam.version", "adcam.__version__")
+    wrong = [
+        str(found)
+        for name in ("cli.py", "__main__.py")
+        for found in imports_below(PACKAGE / name)
+        if is_within(found.module, "adcam")
+        and not any(is_within(found.module, package) for package in (*allowed, "adcam.cli"))
+    ]
+    assert wrong == []
+
+
+def may_import(path: Path, package: str) -> bool:
+    """Whether a file may import an optional package at all."""
+    place = path.relative_to(PACKAGE)
+    if package in ("mmseg", "mmcv"):
+        return place.parts[0] == "seg"
+    if package == "ray":
+        return place.as_posix() == "pipeline/engine_ray.py"
+    if package == "triton":
+        return is_kernel_file(path)
+    return place.as_posix() == "ops/dense_crf/pydensecrf.py"
+
+
+def is_kernel_file(path: Path) -> bool:
+    """Files of Triton kernels: under ops/, with ``triton`` in the name, imported when used."""
+    return "triton" in path.stem and PACKAGE / "ops" in path.parents
+
+
+def test_optional_packages_have_one_place() -> None:
+    wrong = [
+        str(found)
+        for found in IMPORTS
+        for package in OPTIONAL
+        if is_within(found.module, package) and not may_import(found.path, package)
+    ]
+    assert wrong == []
+
+
+def test_optional_packages_are_imported_when_used() -> None:
+    wrong = [
+        str(found)
+        for found in IMPORTS
+        if found.at_top_level
+        and not is_kernel_file(found.path)
+        and any(is_within(found.module, package) for package in OPTIONAL)
+    ]
+    assert wrong == []
+
+
+def modules_after(*statements: str) -> set[str]:
+    """Return the top-level modules loaded by a fresh interpreter that ran the statements."""
+    code = "\n".join(
+        [*statements, "import json, sys", "print(json.dumps(sorted(sys.modules)), flush=True)"]
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return {name.partition(".")[0] for name in json.loads(run.stdout)}
+
+
+def test_import_adcam_is_light() -> None:
+    heavy = {"torch", "torchvision", "timm", "mmengine", "matplotlib", "numpy", "scipy", "cv2"}
+    assert modules_after("import adcam") & heavy == set()
+
+
+def test_import_ops_needs_no_model_library() -> None:
+    heavy = {"timm", "torchvision", "mmengine", "matplotlib", "skimage", "cv2"}
+    assert modules_after("import adcam.ops") & heavy == set()
+
+
+def test_import_adcam_takes_under_a_second() -> None:
+    # Processor time of the import statement: a busy machine does not lengthen it.
+    code = "import time; t = time.process_time(); import adcam; print(time.process_time() - t)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert float(run.stdout) < 1.0
+
+
+def test_every_module_imports_without_optional_packages() -> None:
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in PACKAGE.rglob("*.py")
+        if not is_kernel_file(path) and path.name != "__main__.py"
+    )
+    blocked = [f"sys.modules[{name!r}] = None" for name in OPTIONAL if name != "triton"]
+    loaded = modules_after("import sys", *blocked, *(f"import {module}" for module in modules))
+    assert "adcam" in loaded

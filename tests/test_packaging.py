@@ -1,0 +1,155 @@
+"""What an installation contains and depends on."""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import entry_points, metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import setuptools
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import adcam
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+# Distribution that provides an import name, where the two differ.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "mmcv": "onedl-mmcv",
+    "mmengine": "onedl-mmengine",
+    "mmseg": "onedl-mmsegmentation",
+    "pydensecrf": "pydensecrf2",
+    "skimage": "scikit-image",
+    "triton": "torch",
+}
+
+
+@pytest.fixture
+def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The keyword arguments that setup.py hands to setuptools."""
+    arguments: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **given: arguments.update(given))
+    runpy.run_path(str(ROOT / "setup.py"))
+    return arguments
+
+
+def requirements_of(arguments: dict[str, Any]) -> Iterator[Requirement]:
+    for lines in (arguments["install_requires"], *arguments["extras_require"].values()):
+        yield from map(Requirement, lines)
+
+
+def read_pins(name: str) -> list[Requirement]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def pins_for(python: str, pins: list[Requirement]) -> dict[str, list[str]]:
+    """Return all versions pinned for each package on one Python."""
+    found: dict[str, list[str]] = {}
+    for pin in pins:
+        if pin.marker is None or pin.marker.evaluate({"python_version": python}):
+            found.setdefault(canonicalize_name(pin.name), []).append(
+                str(pin.specifier).removeprefix("==")
+            )
+    return found
+
+
+def test_installed_metadata() -> None:
+    installed = metadata("adcam")
+    assert installed["Version"] == adcam.__version__
+    assert installed["License-Expression"] == "Apache-2.0"
+    supported = SpecifierSet(installed["Requires-Python"])
+    assert [p for p in ("3.9", *PYTHONS, "3.14") if supported.contains(p)] == list(PYTHONS)
+    (script,) = entry_points(group="console_scripts", name="adcam")
+    assert script.value == "adcam.cli:main"
+
+
+def test_console_script_starts() -> None:
+    (script,) = entry_points(group="console_scripts", name="adcam")
+    assert callable(script.load())
+
+
+def test_constraints_pin_exact_versions() -> None:
+    for pin in read_pins("constraints.txt"):
+        assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), pin
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_constraints_cover_every_requirement_once(
+    setup_arguments: dict[str, Any], python: str
+) -> None:
+    pinned = pins_for(python, read_pins("constraints.txt"))
+    assert {name: versions for name, versions in pinned.items() if len(versions) > 1} == {}
+    for requirement in requirements_of(setup_arguments):
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": python}):
+            (version,) = pinned[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), (requirement, version)
+
+
+def test_lower_bounds_are_the_tested_ones(setup_arguments: dict[str, Any]) -> None:
+    tested = pins_for("3.10", read_pins("constraints-lower.txt"))
+    for requirement in map(Requirement, setup_arguments["install_requires"]):
+        (version,) = tested[canonicalize_name(requirement.name)]
+        (bound,) = requirement.specifier
+        assert bound.operator == ">="
+        assert Version(bound.version) == Version(version), requirement
+
+
+def test_every_import_is_declared(setup_arguments: dict[str, Any]) -> None:
+    declared = {canonicalize_name(r.name) for r in requirements_of(setup_arguments)}
+    known = sys.stdlib_module_names | {"adcam"}
+    missing = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (ROOT / "adcam").rglob("*.py")
+        for name in imported_names(path)
+        if name not in known and canonicalize_name(DISTRIBUTIONS.get(name, name)) not in declared
+    }
+    assert missing == set()
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """Yield the top-level module of every absolute import in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "adcam", source / "adcam", ignore=shutil.ignore_patterns("__pycache__"))
+
+    build = "from setuptools import build_meta; build_meta.build_wheel('..')"
+    subprocess.run(
+        [sys.executable, "-c", build], cwd=source, check=True, capture_output=True, text=True
+    )
+
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    # READMEs beside the operations are for readers of the source.
+    wanted = {
+        path.relative_to(source).as_posix()
+        for path in (source / "adcam").rglob("*")
+        if path.is_file() and path.suffix != ".md"
+    }
+    assert packed == wanted

@@ -1,0 +1,170 @@
+"""What may be in the repository at all: sizes, paths, hosts, dangerous calls."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MIB = 2**20
+
+# Put together from pieces, so that this file passes its own test.
+MACHINE_PATHS = ["/" + name + "/" for name in ("work", "root", "home", "Users", "opt")]
+REGISTRY_HOSTS = [
+    "py" + "pi.org",
+    "python" + "hosted.org",
+    "download.py" + "torch.org",
+    "ana" + "conda.org",
+    "ghc" + "r.io",
+]
+
+
+def tracked_files() -> list[Path]:
+    """Paths of all files under version control, relative to the root."""
+    try:
+        run = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    paths = [Path(name) for name in run.stdout.split("\0") if name]
+    return [path for path in paths if (ROOT / path).is_file()]
+
+
+def tracked_lines() -> Iterator[tuple[str, str]]:
+    """Yield ``("path:line", text)`` for every line of every tracked text file."""
+    for path in tracked_files():
+        try:
+            text = (ROOT / path).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            yield f"{path}:{number}", line
+
+
+def test_no_large_files() -> None:
+    def limit(path: Path) -> int:
+        return 3 * MIB if path.suffix == ".safetensors" else MIB
+
+    sizes = {path: (ROOT / path).stat().st_size for path in tracked_files()}
+    assert {str(path): size for path, size in sizes.items() if size > limit(path)} == {}
+
+
+def test_no_path_of_a_machine() -> None:
+    # Not a machine's path when something precedes it: https://host/home/, data/work/.
+    pattern = re.compile(r"(?<![\w.~$)}/-])(?:" + "|".join(map(re.escape, MACHINE_PATHS)) + ")")
+    assert pattern.search("see " + MACHINE_PATHS[0] + "x")
+    assert [where for where, line in tracked_lines() if pattern.search(line)] == []
+
+
+def test_no_package_registry_host() -> None:
+    pattern = re.compile("|".join(map(re.escape, REGISTRY_HOSTS)))
+    assert [where for where, line in tracked_lines() if pattern.search(line)] == []
+
+
+def test_readme_names_both_commands() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "make demo" in readme
+    assert "make test" in readme
+
+
+def test_ci_runs_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    lines = script.read_text(encoding="utf-8").splitlines()
+    assert "set -euo pipefail" in lines
+    assert lines[-1] == "make test"
+
+
+def find_dangers(source: str) -> Iterator[tuple[int, str]]:
+    """Yield line and description of each call or handler that the project forbids.
+
+    Pickles of strangers run code when they are read, and a handler of every exception hides
+    bugs. ``except BaseException`` that cleans up and raises again is fine.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            keywords = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg}
+            if keywords.get("allow_pickle", "False") != "False":
+                yield node.lineno, "allow_pickle"
+            if keywords.get("weights_only", "True") != "True":
+                yield node.lineno, "weights_only is not True"
+            name = ast.unparse(node.func)
+            if name == "torch.load" and "weights_only" not in keywords:
+                yield node.lineno, "torch.load without weights_only=True"
+            if name in ("pickle.load", "pickle.loads"):
+                yield node.lineno, name
+        elif isinstance(node, ast.ExceptHandler):
+            caught = {"BaseException"} if node.type is None else set(names_in(node.type))
+            raises_again = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+            if "Exception" in caught or ("BaseException" in caught and not raises_again):
+                yield node.lineno, "handler of every exception"
+
+
+def names_in(node: ast.expr) -> Iterator[str]:
+    return (n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "np.load(path, allow_pickle=True)",
+        "torch.load(path, weights_only=False)",
+        "torch.load(path)",
+        "pickle.loads(data)",
+        "try: f()\nexcept: pass",
+        "try: f()\nexcept Exception: raise",
+        "try: f()\nexcept (OSError, Exception): pass",
+        "try: f()\nexcept BaseException: pass",
+    ],
+)
+def test_dangers_are_found(line: str) -> None:
+    assert list(find_dangers(line))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "np.load(path, allow_pickle=False)",
+        "torch.load(path, weights_only=True)",
+        "try: f()\nexcept OSError: pass",
+        "try: f()\nexcept BaseException:\n    clean()\n    raise",
+    ],
+)
+def test_safe_forms_pass(line: str) -> None:
+    assert list(find_dangers(line)) == []
+
+
+def test_no_dangers_in_the_code() -> None:
+    paths = [p for folder in ("adcam", "tools") for p in sorted((ROOT / folder).rglob("*.py"))]
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {what}"
+        for path in paths
+        for line, what in find_dangers(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+def test_every_environment_variable_is_documented() -> None:
+    in_python = re.compile(r"environ(?:\.get\(|\[)\s*[\"'](\w+)|getenv\([\"'](\w+)")
+    in_configs = re.compile(r"\{\{\$(\w+):")
+    read = {
+        name
+        for folder in ("adcam", "configs", "tools", "tests")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for pattern in (in_python, in_configs)
+        for groups in pattern.finditer(path.read_text(encoding="utf-8"))
+        for name in groups.groups()
+        if name
+    }
+    documented = set(
+        re.findall(r"`([A-Z][A-Z_]+)`", (ROOT / "docs" / "environment.md").read_text("utf-8"))
+    )
+    assert "ADCAM_SHARED" in read
+    assert read - documented == set()
