@@ -29,3 +29,25 @@ def voc_animals(shared_dir: Path) -> Path:
 def deit_tiny(shared_dir: Path) -> Path:
     """DeiT-Tiny ImageNet weights, float16 safetensors, timm names."""
     return shared_dir / "weights" / "deit_tiny_patch16_224.fp16.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random classifier of cat, dog and horse, 3 blocks of width 24, patches of 16 pixels."""
+    import torch
+
+    from adcam.models.classifier_file import save_classifier
+    from adcam.models.token_cam import TokenCAM
+    from adcam.pipeline.config import build_classes
+
+    torch.manual_seed(0)
+    options = {
+        "backbone": "vit_tiny_patch16_224",
+        "img_size": 32,
+        "backbone_kwargs": {"embed_dim": 24, "depth": 3, "num_heads": 2},
+    }
+    class_set = build_classes(["cat", "dog", "horse"])
+    path = tmp_path_factory.mktemp("classifier") / "classifier.safetensors"
+    network = TokenCAM(num_fg_classes=class_set.num_fg_classes, **options)
+    save_classifier(path, network, options, class_set, {})
+    return path

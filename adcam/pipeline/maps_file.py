@@ -95,9 +95,12 @@ def load_maps(path: str | Path) -> StoredMaps:
     if not path.is_file():
         raise ValueError(f"{path}: no such maps file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
+        # From memory: np.load leaves a file that it opened itself open where it is no archive.
+        file = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("a single array, no archive")
+        arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read as maps ({error})") from error
     if arrays.keys() != _KINDS.keys() or any(
         arrays[name].dtype.kind not in kinds for name, kinds in _KINDS.items()

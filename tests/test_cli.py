@@ -1,0 +1,351 @@
+"""The command line: exit codes, messages, and the commands of docs/cli.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adcam.cli import build_parser, main
+from adcam.data.png import read_mask, voc_palette, write_mask
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with photos, labels, truth and a classifier, as in docs/cli.md."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("beach", "garden", "trip/yard"):
+        coarse = Image.fromarray(rng.integers(0, 255, (4, 6, 3), dtype=np.uint8))
+        path = tmp_path / "photos" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse.resize((64, 40), Image.Resampling.BICUBIC).save(path)
+        write_mask(
+            tmp_path / "truth" / f"{name}.png",
+            rng.choice(np.array([0, 8, 12, 255], np.uint8), (40, 64)),
+            voc_palette(),
+        )
+    (tmp_path / "labels.csv").write_text(
+        "image_id,labels\nbeach,dog\ngarden,cat horse\ntrip/yard,\n"
+    )
+    (tmp_path / "classifier.safetensors").write_bytes(tiny_checkpoint.read_bytes())
+    return tmp_path
+
+
+GENERATE = "generate photos --checkpoint classifier.safetensors --out out --scales 64 --device cpu"
+
+
+def run(command: str) -> int:
+    return main(shlex.split(command))
+
+
+def test_the_documented_commands_work(place: Path) -> None:
+    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    commands = re.findall(r"^\$ adcam ((?:.*\\\n)*.+)$", text, flags=re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        assert run(command.replace("\\\n", " ")) == 0, command
+
+
+def test_every_command_and_option_of_the_parser_is_documented() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    subparsers = next(a for a in build_parser()._actions if isinstance(a.choices, dict))
+    assert set(subparsers.choices) == {"demo", "train", "generate", "evaluate", "compare", "info"}
+    for name in subparsers.choices:
+        assert f"`adcam {name}" in text, name
+    options = re.findall(r"`(--[a-z-]+)", text)
+    known = {o for p in subparsers.choices.values() for a in p._actions for o in a.option_strings}
+    assert options and set(options) <= known
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom adcam.cli import main\n"
+        "try:\n    main(['generate', '--help'])\nexcept SystemExit as stop:\n    code = stop.code\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'mmengine', 'rich', 'timm'} & set(sys.modules)\n"
+        "sys.exit(code or bool(heavy))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "exit codes" in result.stdout and "--two-threshold LOW HIGH" in result.stdout
+
+
+def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "the usual way" in capsys.readouterr().err
+
+
+def test_generate_then_evaluate(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(f"{GENERATE} --labels labels.csv --save-maps --json run.json") == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == "out/masks" and "3 masks written" in captured.err
+    summary = json.loads((place / "run.json").read_text())
+    assert summary["ok"] == 3 and summary["failed"] == {}
+    assert not read_mask(place / "out" / "masks" / "trip" / "yard.png").any()
+    assert run("evaluate out --gt truth --json scores.json") == 0
+    printed = capsys.readouterr().out
+    scores = json.loads((place / "scores.json").read_text())
+    assert f"{scores['miou']:.2f}" in printed and "horse" in printed
+    assert run("evaluate out --gt truth --sweep --json curve.json") == 0
+    curve = json.loads((place / "curve.json").read_text())
+    assert len(curve["miou"]) == 101 and "best" in capsys.readouterr().out
+
+
+def test_options_reach_the_configuration(place: Path) -> None:
+    (place / "my.py").write_text(
+        "cam = dict(method='ts_cam', scales=[96], flip=True)\n"
+        "mask = dict(rule='0.25', chosen_on='my val', crf='lattice', crf_params='psa')\n"
+    )
+    common = "generate photos --checkpoint classifier.safetensors --labels predicted --device cpu"
+    assert run(f"{common} --out a --config my.py") == 0
+    found = json.loads((place / "a" / "config.json").read_text())["labeler"]
+    assert (found["method"], found["views"]["scales"]) == ("ts_cam", [96])
+    assert (found["rule"], found["chosen_on"]) == ("constant:0.25", "my val")
+    assert (found["crf"], found["crf_params"]["name"]) == ("lattice", "psa")
+    assert (
+        run(
+            f"{common} --out b --config my.py --cfg-options mask.crf=none cam.scales=[64] --no-flip"
+            " --method ad_cam --method-options power=1.5 layers=last:1 --threshold power:3"
+        )
+        == 0
+    )
+    found = json.loads((place / "b" / "config.json").read_text())["labeler"]
+    assert (found["method"], found["method_options"]["power"]) == ("ad_cam", 1.5)
+    assert found["views"] == {"scales": [64], "flip": False, "keep_ratio": True}
+    assert (found["rule"], found["chosen_on"], found["crf"]) == ("power:3.0", "given", "none")
+    assert run(f"{common} --out c --scales 64 --two-threshold 0.2 0.6 --label-threshold 0") == 0
+    assert 255 in read_mask(place / "c" / "masks" / "beach.png")
+
+
+def test_an_imagenet_model_takes_its_classes_as_labels(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adcam.pipeline.labeler import PseudoLabeler
+
+    asked = {}
+
+    def fake(model: str, classes: list[str], **options: object) -> PseudoLabeler:
+        asked.update(model=model, classes=classes, weights=options.pop("weights"))
+        return PseudoLabeler.from_checkpoint("classifier.safetensors", **options)
+
+    monkeypatch.setattr(PseudoLabeler, "from_imagenet", fake)
+    command = (
+        'generate photos/beach.jpg --model deit --classes "tabby cat, dog" --out out --scales 64 '
+        "--device cpu --weights w.pth"
+    )
+    assert run(command) == 0
+    assert asked == {"model": "deit", "classes": ["tabby cat", "dog"], "weights": "w.pth"}
+    entry = json.loads((place / "out" / "manifest.jsonl").read_text())
+    assert entry["classes"] == ["cat", "dog", "horse"] and entry["labels"] == "given"
+
+
+def test_one_bad_image_is_listed_and_the_exit_code_says_so(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "photos" / "bad.jpg").write_text("text")
+    assert run(f"{GENERATE} --labels predicted") == 1
+    err = capsys.readouterr().err
+    assert "1 of 4 images have no mask:\n  bad: photos/bad.jpg: not an image" in err
+    assert run(f"{GENERATE} --labels predicted") == 1
+    assert "3 of 4 images are done already" in capsys.readouterr().err
+    (place / "photos" / "bad.jpg").unlink()
+    assert run(f"{GENERATE} --labels predicted") == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffimage_id,labels\nbeach,dog\ngarden,cat horse\ntrip/yard,\n",
+        "image_id,labels\r\nbeach,dog\r\ngarden,cat horse\r\ntrip/yard,\r\n",
+        "\ufeffimage_id,labels\r\nbeach.jpg,dog;\r\ngarden.jpg,cat;horse\r\n\r\ntrip/yard.jpg,\r\n",
+    ],
+    ids=["BOM", "CRLF", "all of it"],
+)
+def test_labels_of_any_spreadsheet(place: Path, text: str) -> None:
+    (place / "labels.csv").write_bytes(text.encode())
+    assert run(f"{GENERATE} --labels labels.csv") == 0
+    lines = (place / "out" / "manifest.jsonl").read_text().splitlines()
+    assert [json.loads(line)["classes"] for line in lines] == [["dog"], ["cat", "horse"], []]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("beach,wolf\n", r"labels\.csv, line 2: unknown class 'wolf'; legal are cat, dog, horse"),
+        ("beach,dog\nbeach.jpg,cat\n", r"labels\.csv, line 3: image id 'beach' is already on"),
+        ("beach,dog\n", r"2 of 3 images have no labels: garden, trip/yard\..*--labels predicted"),
+        ("beach,dog\nmoon,cat\n", r"1 labelled ids have no image in photos, such as 'moon'"),
+    ],
+)
+def test_wrong_labels(
+    place: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    (place / "labels.csv").write_text("image_id,labels\n" + text)
+    assert run(f"{GENERATE} --labels labels.csv") == 2
+    err = capsys.readouterr().err
+    assert re.search(message, err) and len(err.splitlines()) == 1
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("generate photos --out out", "either --checkpoint FILE or --model"),
+        ("generate photos --out out --model deit_tiny_patch16_224", "--model needs --classes"),
+        ("generate photos --out out --checkpoint c.safetensors --classes cat", "go with --model"),
+        ("generate photos --out out --checkpoint nothing.safetensors", "no such checkpoint"),
+        (GENERATE.replace("photos", "nothing"), "no such image, list or folder"),
+        (GENERATE, "3 of 3 images have no labels"),
+        (f"{GENERATE} --labels nothing.csv", "nothing.csv"),
+        (f"{GENERATE} --labels predicted --method gradcam", "unknown method 'gradcam'"),
+        (f"{GENERATE} --labels predicted --method-options power", "--method-options takes key=val"),
+        (f"{GENERATE} --labels predicted --threshold high", "background rule must be"),
+        (f"{GENERATE} --labels predicted --crf-params voc", "crf_params must be one of"),
+        (f"{GENERATE} --labels predicted --cfg-options a=1", "name one with --config"),
+        (f"{GENERATE} --labels predicted --config nothing.py", "no such config"),
+        (f"{GENERATE} --labels predicted --ids nothing.txt", "nothing.txt"),
+        (f"{GENERATE} --labels predicted --voc-split train", "is no VOC root"),
+        ("evaluate nothing --gt truth", "no such folder"),
+        ("evaluate photos --gt truth", "none of the 3 images"),
+        ("evaluate truth --gt truth --sweep", "none of the 3 images"),
+        ("train nothing.py", "no such config"),
+        ("train my.py --cfg-options epochs", "--cfg-options takes key=value"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(
+    place: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
+) -> None:
+    (place / "my.py").write_text("train = dict(epochs=1)\n")
+    assert run(command) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.startswith(f"adcam {command.split()[0]}: error: ")
+    assert len(err.splitlines()) == 1 and "Traceback" not in err
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["generate", "generate photos --out out --crf maybe", "fly", "evaluate masks"]
+)
+def test_wrong_usage_exits_with_2(place: Path, command: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(command)
+    assert stop.value.code == 2
+
+
+def test_debug_shows_the_traceback(place: Path) -> None:
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        run("generate photos --out out --checkpoint nothing.safetensors --debug")
+
+
+def test_another_configuration_is_refused_with_a_diff(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"{GENERATE} --labels labels.csv") == 0
+    masks = {p: p.read_bytes() for p in (place / "out").rglob("*.*")}
+    capsys.readouterr()
+    assert run(f"{GENERATE} --labels labels.csv --threshold 0.7 --flip") == 2
+    err = capsys.readouterr().err
+    assert 'labeler.rule: "constant:0.4" -> "constant:0.7"' in err
+    assert "labeler.views.flip: false -> true" in err and "--overwrite" in err
+    assert {p: p.read_bytes() for p in (place / "out").rglob("*.*")} == masks
+    assert run(f"{GENERATE} --labels labels.csv --threshold 0.7 --flip --overwrite") == 0
+
+
+def test_a_folder_that_cannot_be_written_to(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "out").write_text("a file, which even root cannot write into")
+    assert run(f"{GENERATE} --labels predicted") == 2
+    assert "cannot write into the folder out" in capsys.readouterr().err
+    assert run(f"{GENERATE} --labels predicted".replace("--out out", "--out out/deeper")) == 2
+    assert (place / "out").read_text().startswith("a file")
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
+)
+def test_a_read_only_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "out").mkdir(mode=0o500)
+    assert run(f"{GENERATE} --labels predicted") == 2
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_masks_that_are_missing_or_of_another_size(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"{GENERATE} --labels labels.csv") == 0
+    (place / "out" / "masks" / "beach.png").unlink()
+    capsys.readouterr()
+    assert run("evaluate out --gt truth") == 2
+    assert "lacks 1 of 3 images: beach" in capsys.readouterr().err
+    assert run("evaluate out --gt truth --allow-missing --json s.json") == 0
+    assert json.loads((place / "s.json").read_text())["missing_predictions"] == ["beach"]
+    assert "1 images without a prediction" in capsys.readouterr().err
+    (place / "ids.txt").write_text("garden\n")
+    assert run("evaluate out --gt truth --ids ids.txt") == 0
+    write_mask(place / "truth" / "garden.png", np.zeros((64, 40), np.uint8), voc_palette())
+    capsys.readouterr()
+    assert run("evaluate out --gt truth --ids ids.txt") == 2
+    assert "out/masks/garden.png is of 40×64" in capsys.readouterr().err
+
+
+def test_info_prints_backends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info --json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["crf_backends"]["lattice"] is None
+    assert run("info") == 0
+    printed = capsys.readouterr().out
+    assert "lattice" in printed and found["versions"]["torch"] in printed
+
+
+def test_train_and_demo_pass_their_arguments_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from adcam.pipeline import demo, train
+
+    calls: list[tuple[object, ...]] = []
+
+    def fake_train(cfg: object, work_dir: Path, *, resume: bool, launcher: str) -> Path:
+        calls.append((cfg.train.epochs, work_dir, resume, launcher))  # type: ignore[attr-defined]
+        return work_dir / "classifier.safetensors"
+
+    def fake_demo(work_dir: Path, **options: object) -> None:
+        calls.append((work_dir, options))
+
+    monkeypatch.setattr(train, "train_classifier", fake_train)
+    monkeypatch.setattr(demo, "run_demo", fake_demo)
+    (place / "my.py").write_text("train = dict(epochs=1)\n")
+    assert run("train my.py --cfg-options train.epochs=7 --resume") == 0
+    assert "classifier: work_dirs/my/classifier.safetensors" in capsys.readouterr().out
+    assert run("demo --quick --work-dir d --weights w.pth") == 0
+    assert calls == [
+        (7, Path("work_dirs/my"), True, "none"),
+        (Path("d"), {"quick": True, "weights": "w.pth", "from_scratch": False}),
+    ]
+
+
+@pytest.mark.parametrize("name", ["train", "generate", "evaluate", "demo", "info"])
+def test_tools_are_twins(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+    assert stop.value.code == 0
+    assert f"usage: adcam {name}" in capsys.readouterr().out
