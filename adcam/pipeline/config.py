@@ -107,6 +107,8 @@ def build_dataset(data: Mapping[str, Any], split: str, *, labels: bool = True) -
         )
     if label_source not in (None, "xml", "mask"):
         label_source = root / str(label_source)
+        if not label_source.is_file():
+            raise ValueError(f"data.labels: there is no file {label_source}")
     if source == "voc":
         return load_voc(
             root,
@@ -159,13 +161,21 @@ def load_palette() -> tuple[tuple[int, int, int], ...]:
 
 def _check_key(cfg: Config, key: str) -> None:
     """Refuse an override whose section does not exist: a typo must not pass silently."""
-    node: Any = cfg
-    *sections, _ = key.split(".")
+    node: Any = cfg.to_dict()
+    *sections, last = key.split(".")
     for section in sections:
-        if isinstance(node, list) and section.isdigit() and int(section) < len(node):
-            node = node[int(section)]
-        elif isinstance(node, Mapping | Config) and section in node:
-            node = node[section]
-        else:
-            legal = sorted(node) if isinstance(node, Mapping) else sorted(cfg.keys())
-            raise ValueError(f"--cfg-options {key}: no section {section!r}; there are {legal}")
+        children = _children(node)
+        if section not in children:
+            raise ValueError(
+                f"--cfg-options {key}: no section {section!r}; there are {sorted(children)}"
+            )
+        node = children[section]
+    # A section may get new keys, a list no new items, and anything else has no keys.
+    if not isinstance(node, dict) and last not in _children(node):
+        raise ValueError(f"--cfg-options {key}: {'.'.join(sections)} is no section with {last!r}")
+
+
+def _children(node: Any) -> dict[str, Any]:
+    if isinstance(node, list):
+        return {str(index): value for index, value in enumerate(node)}
+    return node if isinstance(node, dict) else {}
