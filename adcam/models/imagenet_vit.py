@@ -1,0 +1,268 @@
+"""An ImageNet ViT with its own linear head as a classifier: masks without any training.
+
+The head was trained on the class token alone, so its answers on patch tokens mean little. Class
+maps come from the gradient instead: how much the class gains when the class token attends more to
+a patch, read in the last blocks and rectified. It is the gradient part of attention times gradient
+(Chefer et al., "Transformer Interpretability Beyond Attention Visualization", CVPR 2021, arXiv
+2012.09838), rectified as in LeGrad (Bousselham et al., ICCV 2025, arXiv 2404.03214); the methods'
+coupled start multiplies the attention in. docs/methods.md has what else was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import timm
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from adcam.models.attention_capture import AttentionCapture
+from adcam.models.imagenet_classes import resolve_classes
+from adcam.models.token_cam import compute_grid_hw
+from adcam.models.weights import load_state_dict
+from adcam.ops.token_attention import resolve_layers
+from adcam.structures import TokenMaps
+
+
+class ImageNetViT(nn.Module):
+    """A frozen timm ViT that answers for chosen ImageNet classes.
+
+    Args:
+        name: timm name of the vision_transformer family, e.g. ``"deit_tiny_patch16_224"``.
+        classes: The C classes asked for, in the forms of
+            :func:`adcam.models.imagenet_classes.resolve_classes`: ``"tabby cat"``, ``"dog"``,
+            ``"n02123045"``, ``281``, ``"big cat=lion|tiger"``.
+        weights: ``"timm"`` for timm's published weights of that name (needs a reachable hub), a
+            path to ``.safetensors``/``.pth`` with the head in it, or ``None`` for random.
+        img_size: Side in pixels of the position embedding, ``None`` for the model's own. Other
+            input sizes work: it is resampled to their grid.
+        layers: Blocks whose attention makes the class maps. Earlier ones are less sure of the
+            class; each costs its share of a backward pass.
+        model_kwargs: Further arguments of ``timm.create_model`` (``num_classes``, ``depth``, …).
+
+    Attributes:
+        classes: Names of the C classes.
+        class_groups: Output indices of the model that count as each class.
+
+    Raises:
+        ValueError: If the model is no plain ViT with a linear head on its class token, a class
+            cannot be found, or weights do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        classes: Sequence[str | int],
+        weights: str | None = "timm",
+        img_size: int | None = None,
+        layers: str | tuple[int, ...] = "last:1/3",
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.vit = _build_vit(name, weights, img_size, model_kwargs or {})
+        # Refuses attention that cannot be read now rather than at the first image.
+        AttentionCapture(self.vit.blocks, num_prefix_tokens=self.vit.num_prefix_tokens)
+        # The tokens the head reads: DeiT's distilled models average a head on each of the two.
+        self._num_readers = 2 if isinstance(self.vit, VisionTransformerDistilled) else 1
+        self._explained = [self.vit.blocks[i].attn for i in resolve_layers(layers, self.depth)]
+        for attn in self._explained:
+            attn.fused_attn = False  # the fused kernel has no attention to differentiate by
+        groups = resolve_classes(classes, num_outputs=self.vit.num_classes)
+        self.classes = tuple(group.name for group in groups)
+        self.class_groups = tuple(group.indices for group in groups)
+        if any(len(indices) == self.vit.num_classes for indices in self.class_groups):
+            raise ValueError("a class that holds all outputs of the model is always present")
+        self.requires_grad_(False).eval()
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks L."""
+        return len(self.vit.blocks)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        height, width = self.vit.patch_embed.patch_size
+        return int(height), int(width)
+
+    @property
+    def pixel_stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Channel mean and standard deviation of RGB in [0, 1] that the weights expect."""
+        cfg = self.vit.pretrained_cfg
+        return tuple(cfg["mean"]), tuple(cfg["std"])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, C) of normalised images (B, 3, H, W), as in :meth:`token_maps`."""
+        compute_grid_hw(inputs, self.patch_size)
+        return self._log_odds(self.vit(inputs).float())
+
+    def token_maps(
+        self, inputs: Tensor, *, layer_sets: Sequence[tuple[int, ...]] = ()
+    ) -> TokenMaps:
+        """Logits, class maps and attention of a batch: one forward pass, C short backward ones.
+
+        The sigmoid of a logit is the softmax probability of the class, summed over its ImageNet
+        classes. With ``A`` the attention of a block, ``Y_c`` the log-sum-exp of the outputs of
+        class c, and r the tokens the head reads::
+
+            cam_c = sum over blocks of mean over heads k and tokens r of ReLU(dY_c / dA[k, r, :])
+
+        It is non-negative and finds what speaks for the class, however little it is attended to:
+        use it through the coupled start, which weighs it by the attention. ``Y_c`` takes no
+        notice of the other classes: the log odds in its place measured worse.
+
+        Args:
+            inputs: (B, 3, H, W) normalised images; H and W multiples of the patch.
+            layer_sets: Sets of block indices whose patch-to-patch attention is wanted.
+
+        Returns:
+            The maps, float32 whatever the autocast dtype, without gradient. Works under
+            ``torch.no_grad`` and ``torch.inference_mode``.
+
+        Raises:
+            ValueError: If H or W does not fit the patch, or inputs are not (B, 3, H, W).
+        """
+        grid_hw = compute_grid_hw(inputs, self.patch_size)
+        capture = _DetachedCapture(
+            self.vit.blocks,
+            num_prefix_tokens=self.vit.num_prefix_tokens,
+            layer_sets=layer_sets,
+            has_cls_token=self.vit.has_class_token,
+        )
+        # Nothing before the first tape asks for a gradient, so autograd records from there on.
+        with torch.inference_mode(False), torch.enable_grad():
+            with capture, _AttentionTape(self._explained) as tape:
+                # A tensor made in inference mode cannot be recorded, a copy can.
+                logits = self.vit(inputs.detach().clone()).float()  # (B, outputs)
+            cams = [self._class_map(logits, tape.attns, c) for c in range(len(self.classes))]
+        return TokenMaps(
+            logits=self._log_odds(logits.detach()),
+            cam=torch.stack(cams, dim=1).unflatten(2, grid_hw),
+            grid_hw=grid_hw,
+            depth=self.depth,
+            attn_cls2patch=capture.cls2patch,
+            attn_patch2patch=capture.patch2patch,
+        )
+
+    def _class_map(self, logits: Tensor, attns: Sequence[Tensor], class_id: int) -> Tensor:
+        """One class' map (B, N) from logits (B, outputs) and attentions (B, heads, T, T)."""
+        score = logits[:, self.class_groups[class_id]].logsumexp(dim=1).sum()
+        gradients = torch.autograd.grad(score, attns, retain_graph=True)
+        patches = slice(self.vit.num_prefix_tokens, None)
+        rows = [grad[:, :, : self._num_readers, patches].float().relu() for grad in gradients]
+        return torch.stack(rows).mean(dim=(2, 3)).sum(dim=0)
+
+    def _log_odds(self, logits: Tensor) -> Tensor:
+        """(B, outputs) -> (B, C): log of p / (1 - p), p the summed softmax of each class."""
+        odds = []
+        for indices in self.class_groups:
+            rest = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+            rest[list(indices)] = False
+            odds.append(logits[:, ~rest].logsumexp(dim=1) - logits[:, rest].logsumexp(dim=1))
+        return torch.stack(odds, dim=1)
+
+
+class _DetachedCapture(AttentionCapture):
+    """Capture that leaves the recorded graph alone: its sums would keep every block's alive."""
+
+    def _accumulate(self, index: int, query: Tensor, key: Tensor, scale: float) -> None:
+        super()._accumulate(index, query.detach(), key.detach(), scale)
+
+
+class _AttentionTape:
+    """Context manager that records the attention of some blocks for differentiation.
+
+    Attributes:
+        attns: (B, heads, T, T) after softmax, one per block, parts of one graph.
+    """
+
+    def __init__(self, modules: Sequence[Any]) -> None:
+        self._modules = modules
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.attns: list[Tensor] = []
+
+    def __enter__(self) -> _AttentionTape:
+        for attn in self._modules:
+            self._handles.append(attn.attn_drop.register_forward_pre_hook(self._record))
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _record(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.attns.append(args[0].requires_grad_())
+
+
+def _build_vit(
+    name: str, weights: str | None, img_size: int | None, kwargs: Mapping[str, Any]
+) -> Any:
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise ValueError(f"unknown timm model {name!r}; names like it: {close}")
+    try:
+        model = timm.create_model(
+            name, pretrained=weights == "timm", img_size=img_size, dynamic_img_size=True, **kwargs
+        )
+    except (TypeError, AssertionError) as error:
+        raise ValueError(
+            f"{name!r} cannot be built as a plain ViT with {dict(kwargs)}: {error}"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"timm's weights of {name!r} cannot be fetched: {error} Without a network give a file "
+            "(.safetensors or .pth) with the model's head"
+        ) from error
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(
+            f"{name!r} is a {type(model).__name__}; a model of timm's VisionTransformer family "
+            "(vit_*, deit_*) is needed, whose attention can be read"
+        )
+    if not isinstance(model.head, nn.Linear):
+        raise ValueError(
+            f"{name!r} has no classifier head; take an ImageNet classifier, e.g. "
+            "'deit_tiny_patch16_224', or train one"
+        )
+    if model.global_pool != "token":
+        raise ValueError(
+            f"the head of {name!r} reads its tokens by global_pool={model.global_pool!r}; only a "
+            "head on the class token ('token') can be explained by that token's attention"
+        )
+    if weights not in (None, "timm"):
+        _load_weights(model, weights)
+    return model
+
+
+def _load_weights(model: Any, path: str) -> None:
+    loaded = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in load_state_dict(path).items()
+    }
+    try:
+        state = checkpoint_filter_fn(loaded, model)
+    except (RuntimeError, ValueError, LookupError, AssertionError) as error:
+        raise ValueError(f"{path}: weights do not fit {type(model).__name__}: {error}") from error
+    own = model.state_dict()
+    wrong = [
+        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in sorted(own.keys() & state.keys())
+        if state[name].shape != own[name].shape
+    ]
+    missing = sorted(own.keys() - state.keys())
+    if missing or wrong:
+        raise ValueError(
+            f"{path}: weights do not fit {type(model).__name__} with {model.num_classes} outputs. "
+            f"Missing {len(missing)}: {missing[:5]}; wrong shape {len(wrong)}: {wrong[:5]}"
+        )
+    model.load_state_dict({name: state[name] for name in own})
