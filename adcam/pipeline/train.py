@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ TRAIN_KEYS = (
     *("cls_token_loss", "seed", "val_interval", "log_interval"),
 )
 MODEL_KEYS = ("backbone", "img_size", "weights", "drop_path_rate", "backbone_kwargs")
+_RUNS = itertools.count()
+"""mmengine shares its loggers among runs of one name and second; a number keeps them apart."""
 
 
 class MeanAveragePrecision(BaseMetric):
@@ -198,7 +201,7 @@ def train_classifier(
         launcher=launcher,
         randomness={"seed": options.seed},
         cfg=Config({"adcam": cfg.to_dict()}),
-        experiment_name="classifier",
+        experiment_name=f"classifier_{next(_RUNS)}",
     )
     runner.train()
     if not export.has_run:
