@@ -19,7 +19,7 @@ def read_version() -> str:
 INSTALL_REQUIRES = [
     "torch>=2.6",
     "torchvision>=0.21",
-    "timm>=1.0.20",
+    "timm>=1.0.23",
     "numpy>=2.0",
     "scipy>=1.14",
     "scikit-image>=0.25",

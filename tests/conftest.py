@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, and a slow machine is no failure. To look for new examples:
+# make test PYTEST_ARGS=--hypothesis-profile=default
+settings.register_profile("adcam", derandomize=True, deadline=None)
+settings.load_profile("adcam")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("ADCAM_SHARED", ROOT.parent / "shared"))

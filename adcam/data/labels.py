@@ -50,10 +50,11 @@ def normalize_img_id(text: str) -> str:
     """The one spelling of an image id: a relative POSIX path without image suffix, NFC.
 
     ``"./holidays//dog 1.JPG"`` -> ``"holidays/dog 1"``. Only suffixes of images are cut (``"v1.2"``
-    stays), and letters with accents are composed, since file systems disagree on that.
+    stays), and letters with accents are composed, since file systems disagree on that. White space
+    at both ends is cut, also before the suffix, since a CSV cell cannot keep it.
     """
-    posix = PurePosixPath(unicodedata.normalize("NFC", text))
-    return str(posix.with_suffix("") if is_image_path(posix) else posix)
+    posix = PurePosixPath(unicodedata.normalize("NFC", text.strip()))
+    return str(posix.with_suffix("") if is_image_path(posix) else posix).strip()
 
 
 def read_labels_csv(path: str | Path, classes: Sequence[str] | None = None) -> LabelTable:
@@ -236,7 +237,7 @@ def _read_rows(path: Path) -> list[_Row]:
             if not cells[0].strip():
                 raise ValueError(f"{where}: the image id is empty")
             cell = unicodedata.normalize("NFC", cells[1])
-            rows.append(_Row(reader.line_num, normalize_img_id(cells[0].strip()), cell))
+            rows.append(_Row(reader.line_num, normalize_img_id(cells[0]), cell))
     except csv.Error as err:
         raise ValueError(f"{path}, line {reader.line_num}: not a CSV file ({err})") from err
     if not header_seen:
