@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=textwrap.dedent(
             """\
             the usual way:
-              adcam train configs/voc_animals/adcam_deit-tiny.py --work-dir work
+              adcam train configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py --work-dir work
               adcam generate photos/ --checkpoint work/classifier.safetensors --out masks
               adcam evaluate masks --gt photos/truth
 
@@ -147,7 +147,7 @@ def _add_train(commands: Any) -> None:
         Train a classifier on image-level labels. The best one by validation mAP becomes
         WORK_DIR/classifier.safetensors, which `adcam generate` takes.""",
         """\
-        adcam train configs/voc_animals/adcam_deit-tiny.py
+        adcam train configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py
         adcam train my_config.py --work-dir work --cfg-options train.epochs=3 data.root=photos
         adcam train my_config.py --work-dir work --resume
         torchrun --nproc-per-node 4 -m adcam.cli train my_config.py --launcher pytorch
@@ -174,7 +174,7 @@ def _add_compare(commands: Any) -> None:
         split and reported on another. Trains first if WORK_DIR has no classifier. The last row
         makes the masks. Writes compare.csv, masks_<split>/ and report.html into WORK_DIR.""",
         """\
-        adcam compare configs/voc_animals/adcam_deit-tiny.py --work-dir work
+        adcam compare configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py --work-dir work
         """,
     )
     _add_config_arguments(parser)

@@ -38,9 +38,7 @@ class ClassSet:
 
     def __post_init__(self) -> None:
         if len(self.classes) != len(self.mask_values):
-            raise ValueError(
-                f"{len(self.classes)} classes but {len(self.mask_values)} mask values"
-            )
+            raise ValueError(f"{len(self.classes)} classes but {len(self.mask_values)} mask values")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"a class name is given twice: {list(self.classes)}")
         if len(set(self.mask_values)) != len(self.mask_values):

@@ -39,7 +39,7 @@ from adcam.structures import ClassMaps, ClassSet, PseudoMask, TokenMaps
 CRF_CHOICES = ("none", "lattice", "pydensecrf")
 DTYPES = ("float32", "bfloat16", "float16")
 
-DEFAULT_RULE = BackgroundRule("constant", 0.4, "voc-animals train, ad_cam at 448")
+DEFAULT_RULE = BackgroundRule("constant", 0.58, "voc-animals train, ad_cam at 448")
 """Background rule where none is given, with the split, method and scale it was chosen on."""
 
 
@@ -274,9 +274,6 @@ class PseudoLabeler:
     ) -> PseudoLabeler:
         """Use an ImageNet ViT with its own head; nothing is trained.
 
-        Methods that can start from the class maps alone do so (``init="cam"``) unless
-        ``method_options`` are given: these class maps weigh patches by attention already.
-
         Args:
             model_name: timm name, e.g. ``"deit_tiny_patch16_224"``.
             classes: As for :class:`adcam.models.imagenet_vit.ImageNetViT`: ``"tabby cat"``,
@@ -291,9 +288,6 @@ class PseudoLabeler:
         from adcam.models.imagenet_vit import ImageNetViT
 
         network = ImageNetViT(model_name, classes=classes, weights=weights)
-        if not options.get("method_options"):
-            method = build_method(options.get("method", LabelerOptions.method))
-            options["method_options"] = {"init": "cam"} if hasattr(method, "init") else {}
         return cls(network, build_classes(network.classes), device=device, **options)
 
     def __call__(

@@ -20,7 +20,7 @@ from adcam.data.folder import load_folder
 from adcam.data.png import read_mask
 from adcam.pipeline.generate import STAGES, generate
 from adcam.pipeline.infer import Views
-from adcam.pipeline.labeler import PseudoLabeler
+from adcam.pipeline.labeler import DEFAULT_RULE, PseudoLabeler
 from adcam.pipeline.maps_file import load_maps
 
 ROWS = {"a": "cat", "b c": "dog horse", "sub/ü": "", "sub/z": "horse"}
@@ -88,7 +88,7 @@ def test_masks_maps_manifest_and_config(
         assert entry["ori_hw"] == list(mask.shape)
         assert entry["image"] == f"../photos/{img_id}.png"
         assert entry["labels"] == "given" and entry["status"] == "ok"
-        assert (entry["rule"], entry["threshold"]) == ("constant", 0.4)
+        assert (entry["rule"], entry["threshold"]) == (DEFAULT_RULE.rule, DEFAULT_RULE.value)
         assert entry["chosen_on"] == labeler.options.rule.chosen_on
         assert entry["weights"] == labeler.weights_hash
     config = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))

@@ -166,7 +166,7 @@ def test_a_large_image_is_labelled_small_and_its_mask_enlarged(
     assert label.img.shape == (22, 35, 3)
     assert label.class_maps.score_maps.shape == (1, 22, 35)
     assert label.maps["dog"].shape == label.mask.shape == (44, 70)
-    small = np.where(label.class_maps.score_maps[0] > np.float32(0.4), 12, 0)
+    small = np.where(label.class_maps.score_maps[0] > np.float32(DEFAULT_RULE.value), 12, 0)
     np.testing.assert_array_equal(label.mask, small.repeat(2, axis=0).repeat(2, axis=1))
 
 
@@ -304,5 +304,5 @@ def test_an_imagenet_model_needs_no_training(img: np.ndarray) -> None:
     assert label.class_set.classes == ("tabby cat", "dog")
     assert label.maps["tabby cat"].shape == (44, 70)
     assert set(np.unique(label.mask)) <= {0, 1}
-    assert labeler.describe()["method_options"]["init"] == "cam"
+    assert labeler.describe()["method_options"]["init"] == "coupled"
     assert labeler.describe()["class_groups"][0] == [281]
