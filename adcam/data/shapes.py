@@ -66,17 +66,28 @@ def render(
     Raises:
         ValueError: ``size_hw`` is smaller than 32 on a side.
     """
-    if min(size_hw) < _MIN_SIDE:
-        raise ValueError(f"size_hw must be at least {_MIN_SIDE} on each side, got {size_hw}")
-    scene = _Scene(rng, size_hw)
-    for _ in range(rng.integers(3, 7)):
-        scene.add_clutter()
-    num_animals = int(rng.choice(4, p=(0.06, 0.44, 0.32, 0.18)))
-    for _ in range(num_animals):
-        scene.add_animal(int(rng.integers(len(CLASSES))), crowd=num_animals)
-    for _ in range(rng.integers(0, 3)):
-        scene.add_clutter(in_front=True)
-    return scene.finish()
+    return _draw_scene(rng, size_hw).finish()
+
+
+def render_coats(
+    rng: np.random.Generator, *, size_hw: tuple[int, int] = (96, 96)
+) -> tuple[np.ndarray, tuple[int, ...], tuple[tuple[float, int], ...]]:
+    """Draw the scene that :func:`render` draws, and tell its animals' coats instead of a mask.
+
+    Args:
+        rng: As for :func:`render`.
+        size_hw: As for :func:`render`.
+
+    Returns:
+        ``img`` and ``class_ids`` as of :func:`render`, and per animal, in the order drawn, the hue
+        of its first colour in [0, 1) and its pattern, 0..``NUM_PATTERNS`` - 1.
+
+    Raises:
+        ValueError: ``size_hw`` is smaller than 32 on a side.
+    """
+    scene = _draw_scene(rng, size_hw)
+    img, _, class_ids = scene.finish()
+    return img, class_ids, tuple((coat.hue, coat.pattern) for coat in scene.coats)
 
 
 def make_shapes(
@@ -137,6 +148,20 @@ def make_shapes(
     write_text_atomic(root / "meta.json", json.dumps(meta, indent=2) + "\n")
 
 
+def _draw_scene(rng: np.random.Generator, size_hw: tuple[int, int]) -> _Scene:
+    if min(size_hw) < _MIN_SIDE:
+        raise ValueError(f"size_hw must be at least {_MIN_SIDE} on each side, got {size_hw}")
+    scene = _Scene(rng, size_hw)
+    for _ in range(rng.integers(3, 7)):
+        scene.add_clutter()
+    num_animals = int(rng.choice(4, p=(0.06, 0.44, 0.32, 0.18)))
+    for _ in range(num_animals):
+        scene.add_animal(int(rng.integers(len(CLASSES))), crowd=num_animals)
+    for _ in range(rng.integers(0, 3)):
+        scene.add_clutter(in_front=True)
+    return scene
+
+
 class _Scene:
     """A picture and its mask while they are being drawn, at ``_SCALE`` times the final size."""
 
@@ -148,6 +173,7 @@ class _Scene:
         self.img = _paint_ground(rng, self.ground, (self.height, self.width))
         self.mask = Image.new("L", self.img.size)
         self.places: list[_Point] = []
+        self.coats: list[_Coat] = []
 
     def add_clutter(self, *, in_front: bool = False) -> None:
         """Draw a rock, a bush, some grass or flowers; those in front may cover animals."""
@@ -172,6 +198,7 @@ class _Scene:
             parts = [part.mirrored() for part in parts]
         size = rng.uniform(9.5, 13) * self.unit * (1.1, 1.0, 0.88)[crowd - 1]
         coat = _random_coat(rng, self.ground, vivid=True)
+        self.coats.append(coat)
         centre = self._inside(parts, self._free_place(), size)
         self._draw(parts, centre, size, coat=coat, value=class_id + 1)
 
@@ -504,6 +531,11 @@ class _Coat:
     angle: float
     period: float  # in radii of a head
 
+    @property
+    def hue(self) -> float:
+        """Hue of the first colour, in [0, 1)."""
+        return colorsys.rgb_to_hsv(*self.colours[0].tolist())[0]
+
     def paint(self, rng: np.random.Generator, hw: tuple[int, ...], size: float) -> np.ndarray:
         """Texture of ``hw`` pixels, float32 (h, w, 3); ``size`` is its owner's unit length."""
         height, width = hw
@@ -538,6 +570,7 @@ def _plain(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 _PATTERNS = (_stripes, _waves, _spots, _checks, _plain)
+NUM_PATTERNS = len(_PATTERNS)
 
 
 def _random_coat(rng: np.random.Generator, ground: np.ndarray, *, vivid: bool) -> _Coat:

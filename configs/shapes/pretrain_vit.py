@@ -13,5 +13,5 @@ data = dict(size_hw=(96, 96), num_images=12000, seed=1000)
 corrupt = dict(hidden=0.4, offset=0.5, noise=0.3)
 loss_weights = [1.0, 1.0, 1.0]  # restore patches, tell classes, tell coats
 optim = dict(
-    lr=1e-3, weight_decay=0.03, batch_size=32, num_steps=4000, warmup_steps=100, bfloat16=True
+    lr=1e-3, weight_decay=0.03, batch_size=32, num_steps=1000, warmup_steps=100, bfloat16=True
 )
