@@ -20,7 +20,6 @@ from adcam.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from adcam.data.dataset import ImageDataset
     from adcam.pipeline.labeler import PseudoLabeler
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -431,8 +430,8 @@ def _run_compare(args: argparse.Namespace) -> int:
 
 def _run_generate(args: argparse.Namespace) -> int:
     _check_generate(args)
-    from adcam.data.files import write_text_atomic
     from adcam.pipeline.generate import generate
+    from adcam.pipeline.json_file import write_json
 
     labeler = _build_labeler(args)
     images = _open_images(args, labeler)
@@ -453,7 +452,7 @@ def _run_generate(args: argparse.Namespace) -> int:
             "failed": {failure.img_id: failure.error for failure in result.failed},
             "seconds": dict(result.seconds),
         }
-        write_text_atomic(args.json, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        write_json(args.json, summary)
     if result.failed:
         _say(f"{len(result.failed)} of {len(images)} images have no mask:")
         for failure in result.failed[:_SHOWN_FAILURES]:
@@ -479,7 +478,6 @@ def _check_generate(args: argparse.Namespace) -> None:
 def _build_labeler(args: argparse.Namespace) -> PseudoLabeler:
     from dataclasses import replace
 
-    from adcam.masks.background import parse_rule
     from adcam.pipeline.infer import Views
     from adcam.pipeline.labeler import PseudoLabeler, options_from_config
 
@@ -505,7 +503,7 @@ def _build_labeler(args: argparse.Namespace) -> PseudoLabeler:
         views = replace(views, keep_ratio=args.keep_ratio)
     options["views"] = views
     if args.threshold is not None:
-        options["rule"] = parse_rule(args.threshold)
+        options["rule"] = args.threshold
         options["two_threshold"] = None
     if args.two_threshold is not None:
         options["two_threshold"] = tuple(args.two_threshold)
@@ -520,7 +518,7 @@ def _build_labeler(args: argparse.Namespace) -> PseudoLabeler:
     )
 
 
-def _open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> ImageDataset:
+def _open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> Any:
     from adcam.pipeline.sources import open_images, read_id_list
 
     labels = args.labels or "auto"
@@ -539,8 +537,8 @@ def _open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> ImageDatas
 
 
 def _run_evaluate(args: argparse.Namespace) -> int:
-    from adcam.data.files import write_text_atomic
     from adcam.pipeline.evaluate import evaluate_maps, evaluate_masks
+    from adcam.pipeline.json_file import write_json
     from adcam.pipeline.sources import read_id_list
 
     common: dict[str, Any] = {
@@ -564,7 +562,7 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     if missing := result["missing_predictions"]:
         _say(f"{len(missing)} images without a prediction were left out, such as {missing[0]}")
     if args.json:
-        write_text_atomic(args.json, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        write_json(args.json, result)
     return EXIT_OK
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -14,12 +13,12 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from adcam.data.files import write_text_atomic
 from adcam.masks.background import BackgroundRule
 from adcam.models.classifier_file import load_classifier
 from adcam.pipeline.compare import RowResult, run_compare
 from adcam.pipeline.config import build_dataset, hash_config, hash_file
 from adcam.pipeline.generate import generate
+from adcam.pipeline.json_file import write_json
 from adcam.pipeline.labeler import PseudoLabeler
 from adcam.pipeline.progress import track
 from adcam.pipeline.reporting import (
@@ -100,8 +99,7 @@ def run_experiment(
         generate(images, labeler, masks_root, overwrite=True)
     with stage(console, seconds, "report"):
         masks, per_image = score_masks(images, masks_root / "masks")
-        text = json.dumps(masks.to_dict(), indent=2)
-        write_text_atomic(work_dir / f"masks_{images.split}.json", text)
+        write_json(work_dir / f"masks_{images.split}.json", masks.to_dict())
         spread = pick_spread(per_image, each=3)
         shown = [item for item in results if item.row.crf is None]
         rows = make_picture_rows(

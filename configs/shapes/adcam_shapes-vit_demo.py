@@ -1,6 +1,6 @@
 # `adcam demo`: fine-tune the small shipped ViT on image labels of the generated set, compare.
 _base_ = ["../_base_/data/shapes.py", "../_base_/schedule/classifier_10e.py"]
-demo = dict(num_train=1500, num_val=200, size_hw=(96, 96), seed=0)
+demo = dict(num_train=1200, num_val=200, size_hw=(96, 96), seed=0)
 model = dict(
     backbone="vit_tiny_patch16_224",
     img_size=96,
@@ -9,6 +9,7 @@ model = dict(
     drop_path_rate=0.0,
 )
 train = dict(epochs=6, img_size=96, batch_size=32, num_workers=2, min_area=0.6, amp="bfloat16")
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
 # `adcam demo --from-scratch` changes these.
 from_scratch = dict(model=dict(weights=None), train=dict(epochs=20))
 views = dict(scales=[96])
@@ -28,7 +29,7 @@ compare = dict(
             method="ad_cam",
             views=views,
             crf="toco",
-            crf_thresholds=[0.3, 0.4, 0.5, 0.6],
+            crf_thresholds=[0.02, 0.05, 0.1, 0.2, 0.3],
         ),
     ],
 )
