@@ -1,10 +1,26 @@
 """Package metadata. Settings of the development tools are in pyproject.toml."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+
+
+class BuildWithConfigs(build_py):
+    """Put configs/ inside the package, where an installation without a checkout finds it."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(
+                ROOT / "configs",
+                Path(self.build_lib, "adcam", "configs"),
+                ignore=shutil.ignore_patterns("__pycache__"),
+                dirs_exist_ok=True,
+            )
 
 
 def read_version() -> str:
@@ -63,6 +79,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["adcam", "adcam.*"]),
     package_data={"adcam": ["py.typed", "report/*.j2", "assets/*"]},
+    cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.10,<3.14",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,

@@ -131,12 +131,13 @@ def imported_names(path: Path) -> Iterator[str]:
             yield node.module.partition(".")[0]
 
 
-def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+def test_wheel_holds_package_and_configs_and_nothing_else(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "adcam", source / "adcam", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("adcam", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
 
     build = "from setuptools import build_meta; build_meta.build_wheel('..')"
     subprocess.run(
@@ -147,9 +148,14 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     # READMEs beside the operations are for readers of the source.
-    wanted = {
+    package = {
         path.relative_to(source).as_posix()
         for path in (source / "adcam").rglob("*")
         if path.is_file() and path.suffix != ".md"
     }
-    assert packed == wanted
+    configs = {
+        f"adcam/{path.relative_to(source).as_posix()}"
+        for path in (source / "configs").rglob("*")
+        if path.is_file()
+    }
+    assert packed == package | configs

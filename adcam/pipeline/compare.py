@@ -316,14 +316,12 @@ def run_compare(
             ``report_on``, and ``choose_stride``/``report_stride`` to use every n-th image.
         work_dir: Where the classifier is or will be.
         progress: As for :func:`compare_methods`.
+
+    Raises:
+        ValueError: If the config has no ``compare`` section, or something in it is wrong.
     """
     work_dir = Path(work_dir)
-    classifier = work_dir / CLASSIFIER_NAME
-    if "checkpoint" in cfg.compare:
-        classifier = Path(cfg.compare.checkpoint)
-    elif not classifier.is_file():
-        classifier = train_classifier(cfg, work_dir)
-    network = load_classifier(classifier).network
+    network = load_classifier(find_classifier(cfg, work_dir)).network
     stride = cfg.compare.get("choose_stride", 1)
     results = compare_methods(
         network,
@@ -336,3 +334,19 @@ def run_compare(
     class_set = build_dataset(cfg.data, cfg.compare.report_on).class_set
     write_text_atomic(work_dir / "compare.csv", format_csv(results, class_set))
     return results
+
+
+def find_classifier(cfg: Config, work_dir: Path) -> Path:
+    """The classifier that is compared: ``compare.checkpoint``, or that of ``work_dir``.
+
+    It is trained if ``work_dir`` has none.
+
+    Raises:
+        ValueError: If the config has no ``compare`` section.
+    """
+    if "compare" not in cfg:
+        raise ValueError("the config has no section 'compare'; configs/voc_animals has examples")
+    if "checkpoint" in cfg.compare:
+        return Path(cfg.compare.checkpoint)
+    path = work_dir / CLASSIFIER_NAME
+    return path if path.is_file() else train_classifier(cfg, work_dir)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from adcam.masks.background import BackgroundRule
 from adcam.models.classifier_file import load_classifier
-from adcam.pipeline.compare import RowResult, run_compare
+from adcam.pipeline.compare import RowResult, find_classifier, run_compare
 from adcam.pipeline.config import build_dataset, hash_config, hash_file
 from adcam.pipeline.generate import generate
 from adcam.pipeline.json_file import write_json
@@ -28,7 +28,6 @@ from adcam.pipeline.reporting import (
     pick_spread,
     score_masks,
 )
-from adcam.pipeline.train import CLASSIFIER_NAME, train_classifier
 from adcam.report.model import KeyValues, Section
 from adcam.report.render import write_report
 
@@ -74,10 +73,8 @@ def run_experiment(
     console = Console(stderr=True)
     work_dir = Path(work_dir)
     seconds: dict[str, float] = {}
-    checkpoint = work_dir / CLASSIFIER_NAME
-    if not checkpoint.is_file():
-        with stage(console, seconds, "train the classifier"):
-            train_classifier(cfg, work_dir)
+    with stage(console, seconds, "train the classifier"):
+        checkpoint = find_classifier(cfg, work_dir)
     with stage(console, seconds, "compare the methods"):
         results = run_compare(cfg, work_dir, progress=track)
     classifier = load_classifier(checkpoint)
