@@ -21,10 +21,10 @@ PHOTO_MODEL = "deit_tiny_patch16_224"
 PHOTOS = (
     ("chelsea", "tabby cat"),
     ("coffee", "espresso"),
-    ("rocket", "missile"),
+    ("rocket", "rocket=657|744"),
     ("astronaut", "space shuttle"),
 )
-"""Pictures that come with scikit-image, and an ImageNet class that each shows."""
+"""Pictures that come with scikit-image, and an ImageNet class (a name or a group) each shows."""
 PHOTO_METHODS = (
     ("CAM", "cam"),
     ("TS-CAM", "ts_cam"),
@@ -117,8 +117,9 @@ def make_photo_section(weights: str | None, model: str = PHOTO_MODEL) -> Section
             labeler = PseudoLabeler.from_imagenet(
                 model, [class_name], weights=weights, method=method, crf=crf
             )
-            label = labeler(img, labels=[class_name])
-            score_maps[name] = label.maps[class_name]
+            shown = labeler.class_set.classes[0]
+            label = labeler(img, labels=[shown])
+            score_maps[name] = label.maps[shown]
             masks = {"AD-CAM + CRF": label.mask}
         rows.append(
             picture_row(
@@ -126,7 +127,7 @@ def make_photo_section(weights: str | None, model: str = PHOTO_MODEL) -> Section
                 img,
                 score_maps=score_maps,
                 palette=labeler.class_set.palette,
-                labels=[class_name],
+                labels=[shown],
                 masks=masks,
             )
         )
