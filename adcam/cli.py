@@ -307,7 +307,7 @@ def _add_generate(commands: Any) -> None:
         help="sharpen edges with a dense CRF (default: none)",
     )
     mask.add_argument(
-        "--crf-params", metavar="NAME", help="irn (default), psa, clip_es, toco or weaktr"
+        "--crf-params", metavar="NAME", help="toco (default), irn, psa, clip_es or weaktr"
     )
 
     run = parser.add_argument_group("run")

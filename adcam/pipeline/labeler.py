@@ -74,7 +74,7 @@ class LabelerOptions:
     rule: BackgroundRule = DEFAULT_RULE
     two_threshold: tuple[float, float] | None = None
     crf: str = "none"
-    crf_params: str = "irn"
+    crf_params: str = "toco"
     dtype: str = "float32"
     label_threshold: float = 0.5
     max_pixels: int = 1 << 22
