@@ -65,6 +65,11 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
+# One thread: the tensors of the tests are small, and threads that wait for one another on a busy
+# machine cost five times the time.
+test: export OMP_NUM_THREADS ?= 1
+test-all: export OMP_NUM_THREADS ?= 1
+
 test: $(EXTRAS) lint
 	@$(BIN)/python -m pytest -m 'not slow and not gpu' $(PYTEST_ARGS)
 
