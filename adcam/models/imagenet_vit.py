@@ -64,7 +64,12 @@ class ImageNetViT(nn.Module):
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.vit = _build_vit(name, weights, img_size, model_kwargs or {})
+        _check_name(name)
+        kwargs = dict(model_kwargs or {})
+        # Before the weights are fetched, so that a mistyped class is told at once.
+        num_outputs = kwargs.get("num_classes") or timm.get_pretrained_cfg(name).num_classes
+        groups = resolve_classes(classes, num_outputs=num_outputs)
+        self.vit = _build_vit(name, weights, img_size, kwargs)
         # Refuses attention that cannot be read now rather than at the first image.
         AttentionCapture(self.vit.blocks, num_prefix_tokens=self.vit.num_prefix_tokens)
         # The tokens the head reads: DeiT's distilled models average a head on each of the two.
@@ -72,7 +77,6 @@ class ImageNetViT(nn.Module):
         self._explained = [self.vit.blocks[i].attn for i in resolve_layers(layers, self.depth)]
         for attn in self._explained:
             attn.fused_attn = False  # the fused kernel has no attention to differentiate by
-        groups = resolve_classes(classes, num_outputs=self.vit.num_classes)
         self.classes = tuple(group.name for group in groups)
         self.class_groups = tuple(group.indices for group in groups)
         if any(len(indices) == self.vit.num_classes for indices in self.class_groups):
@@ -205,12 +209,15 @@ class _AttentionTape:
         self.attns.append(args[0].requires_grad_())
 
 
-def _build_vit(
-    name: str, weights: str | None, img_size: int | None, kwargs: Mapping[str, Any]
-) -> Any:
+def _check_name(name: str) -> None:
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise ValueError(f"unknown timm model {name!r}; names like it: {close}")
+
+
+def _build_vit(
+    name: str, weights: str | None, img_size: int | None, kwargs: Mapping[str, Any]
+) -> Any:
     try:
         model = timm.create_model(
             name, pretrained=weights == "timm", img_size=img_size, dynamic_img_size=True, **kwargs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from adcam.data.png import voc_palette
 from adcam.data.shapes import shapes_class_set
 from adcam.data.voc import VOC_CLASSES, load_voc, voc_class_set
 from adcam.structures import ClassSet
+
+logger = logging.getLogger(__name__)
 
 SOURCES = ("voc", "folder")
 
@@ -141,7 +144,8 @@ def build_classes(classes: str | Sequence[str]) -> ClassSet:
 
     Args:
         classes: ``"voc"`` (all 20), ``"shapes"``, or names; names that are all VOC's keep VOC's
-            mask values, others are numbered from 1.
+            mask values, others are numbered from 1. Names that are VOC's in part are logged as a
+            warning: they may be a typing error.
     """
     if classes == "voc":
         return voc_class_set()
@@ -151,6 +155,12 @@ def build_classes(classes: str | Sequence[str]) -> ClassSet:
         raise ValueError(f"classes must be 'voc', 'shapes' or a list of names, got {classes!r}")
     if set(classes) <= set(VOC_CLASSES):
         return voc_class_set(classes)
+    if set(classes) & set(VOC_CLASSES):
+        logger.warning(
+            "%s: not all VOC classes, so mask values are 1 to %d in this order instead of VOC's",
+            [name for name in classes if name not in VOC_CLASSES],
+            len(classes),
+        )
     return build_class_set("custom", classes)
 
 

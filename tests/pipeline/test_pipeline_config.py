@@ -157,11 +157,13 @@ def test_a_missing_config(tmp_path: Path) -> None:
         load_config(tmp_path / "gone.py")
 
 
-def test_classes() -> None:
+def test_classes(caplog: pytest.LogCaptureFixture) -> None:
     assert build_classes("voc").classes == VOC_CLASSES
     assert build_classes(["cow", "cat"]).mask_values == (10, 8)
+    assert not caplog.records
     own = build_classes(["cat", "zebra"])
     assert own.mask_values == (1, 2)
+    assert "['zebra']: not all VOC classes" in caplog.text
     with pytest.raises(ValueError, match="given twice"):
         build_classes(["cat", "cat"])
     with pytest.raises(ValueError, match="'coco'"):
