@@ -9,7 +9,7 @@ from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
 
-def select_cam(maps: TokenMaps, class_ids: Tensor, *, rectify: str = "relu") -> Tensor:
+def select_cam(maps: TokenMaps, class_ids: Tensor, *, rectify: str) -> Tensor:
     """Class maps of chosen classes.
 
     Args:
@@ -73,7 +73,7 @@ def start_maps(
     *,
     init: str,
     method: str,
-    rectify: str = "relu",
+    rectify: str,
     cls_layers: str | tuple[int, ...] = "all",
 ) -> Tensor:
     """The maps a diffusion starts from.

@@ -16,7 +16,13 @@ from adcam.structures import TokenMaps
 
 @dataclass(frozen=True)
 class CAM:
-    """Rectified class maps; no attention is used."""
+    """Rectified class maps; no attention is used.
+
+    Attributes:
+        rectify: Negative class evidence: ``"shift"`` keeps its order, ``"relu"`` cuts it off.
+    """
+
+    rectify: str = "shift"
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """No patch-to-patch attention is needed."""
@@ -24,4 +30,4 @@ class CAM:
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
-        return select_cam(maps, class_ids)
+        return select_cam(maps, class_ids, rectify=self.rectify)

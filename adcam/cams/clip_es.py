@@ -31,12 +31,14 @@ class CLIPES:
         num_steps: Powers of the transition; more spreads further.
         box_threshold: Activation outside the bounding boxes of what exceeds this share of a map's
             maximum is dropped before diffusion (the paper's 0.4); ``None`` keeps everything.
+        rectify: Negative class evidence: ``"shift"`` keeps its order, ``"relu"`` cuts it off.
     """
 
     init: str = "coupled"
     layers: str | tuple[int, ...] = "last:2/3"
     num_steps: int = 2
     box_threshold: float | None = None
+    rectify: str = "shift"
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """The sets of blocks whose patch-to-patch attention is needed."""
@@ -44,7 +46,7 @@ class CLIPES:
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
-        start = start_maps(maps, class_ids, init=self.init, method="clip_es")
+        start = start_maps(maps, class_ids, init=self.init, method="clip_es", rectify=self.rectify)
         if self.box_threshold is not None:
             # Zeroing the columns of T² outside the boxes is zeroing the start there.
             start = start * box_mask(start, self.box_threshold)

@@ -20,11 +20,12 @@ class TSCAM:
     """Direct coupling of attention and activation.
 
     Attributes:
-        relu: Rectify the class map first. ``True`` suits several labels an image, where other
-            classes push a map below zero; the paper's single-label maps are not rectified.
+        rectify: Negative class evidence: ``"shift"`` keeps its order, ``"relu"`` cuts it off.
+            The paper's maps of single labels are as they are, ``"none"``; with several labels
+            other classes push a map below zero.
     """
 
-    relu: bool = True
+    rectify: str = "shift"
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """No patch-to-patch attention is needed."""
@@ -32,6 +33,6 @@ class TSCAM:
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) maps for class ids (B, K)."""
-        cam = select_cam(maps, class_ids, rectify="relu" if self.relu else "none")
+        cam = select_cam(maps, class_ids, rectify=self.rectify)
         # The paper sums over the blocks, the map is their mean.
         return cam * class_token_map(maps, method="ts_cam") * maps.depth

@@ -171,29 +171,31 @@ def test_ad_cam_defaults_are_the_documented_ones() -> None:
     )
 
 
+@pytest.mark.parametrize("rectify", ["shift", "relu"])
 @pytest.mark.parametrize("layers", ["all", "last:1", (0, 2)])
 @pytest.mark.parametrize(("name", "init"), [("transcam", "cam"), ("coupled", "coupled")])
-def test_one_step_forms(name: str, init: str, layers: Any) -> None:
-    """TransCAM: A ReLU(cam). MCTformer: A (ReLU(cam) ∘ a_cls), attention of all blocks."""
+def test_one_step_forms(name: str, init: str, layers: Any, rectify: str) -> None:
+    """TransCAM: A cam⁺. MCTformer: A (cam⁺ ∘ a_cls), attention of all blocks."""
     maps, attn, rows = make_maps()
-    got = run(name, maps, ids((3,), (0,)), layers=layers)
+    got = run(name, maps, ids((3,), (0,)), layers=layers, rectify=rectify)
     chosen = {"all": (0, 1, 2, 3), "last:1": (3,)}.get(layers, layers)
     for b, c in enumerate((3, 0)):
-        start = literal_start(maps.cam[b, c].numpy(), rows[:, b], init, "relu", (0, 1, 2, 3))
+        start = literal_start(maps.cam[b, c].numpy(), rows[:, b], init, rectify, (0, 1, 2, 3))
         expected = attn[list(chosen), b].mean(axis=0) @ start
         np.testing.assert_allclose(got[b, 0].reshape(-1), expected, rtol=1e-9)
-    if layers == "all":
+    if layers == "all" and rectify == "shift":
         assert np.array_equal(got, run(name, maps, ids((3,), (0,))))
 
 
 @pytest.mark.parametrize("threshold", [None, 0.4])
-@pytest.mark.parametrize("num_steps", [1, 2])
-def test_clip_es(threshold: float | None, num_steps: int) -> None:
+@pytest.mark.parametrize(("num_steps", "rectify"), [(1, "shift"), (2, "shift"), (2, "relu")])
+def test_clip_es(threshold: float | None, num_steps: int, rectify: str) -> None:
     """T² with the columns outside the box of the start map zeroed, times the start."""
     maps, attn, rows = make_maps()
-    got = run("clip_es", maps, ids((3,), (0,)), num_steps=num_steps, box_threshold=threshold)
+    options = {"num_steps": num_steps, "box_threshold": threshold, "rectify": rectify}
+    got = run("clip_es", maps, ids((3,), (0,)), **options)
     for b, c in enumerate((3, 0)):
-        start = literal_start(maps.cam[b, c].numpy(), rows[:, b], "coupled", "relu", (0, 1, 2, 3))
+        start = literal_start(maps.cam[b, c].numpy(), rows[:, b], "coupled", rectify, (0, 1, 2, 3))
         powered = np.linalg.matrix_power(
             literal_sinkhorn(attn[1:, b].mean(axis=0)), num_steps
         )  # last 2/3 of four blocks, rounded up
@@ -235,10 +237,10 @@ def test_box_mask_of_several_maps_and_of_nothing() -> None:
             box_mask(maps, threshold)
 
 
-@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("rectify", ["none", "relu"])
 @pytest.mark.parametrize("grid_hw", [(4, 4), (3, 5), (5, 2)])
 @torch.no_grad()
-def test_ts_cam_of_a_deit_equals_the_papers_formula(grid_hw: tuple[int, int], relu: bool) -> None:
+def test_ts_cam_of_a_deit_equals_the_papers_formula(grid_hw: tuple[int, int], rectify: str) -> None:
     """Semantic map ∘ class-token row, heads averaged, blocks summed, from unfused attention."""
     torch.manual_seed(0)
     network = TokenCAM(
@@ -272,18 +274,20 @@ def test_ts_cam_of_a_deit_equals_the_papers_formula(grid_hw: tuple[int, int], re
         grid.reshape(2, 24, *grid_hw), network.head.weight, network.head.bias, padding=1
     )
     attention = sum(row[:, :, 1:].sum(dim=1) / 3 for row in rows).reshape(2, 1, *grid_hw)
-    expected = attention * (semantic.clamp_min(0) if relu else semantic)
+    expected = attention * (semantic.clamp_min(0) if rectify == "relu" else semantic)
 
     everything = torch.arange(CLASSES).expand(2, -1)
-    got = build_method("ts_cam", relu=relu)(network.token_maps(inputs), everything)
+    got = build_method("ts_cam", rectify=rectify)(network.token_maps(inputs), everything)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
 def test_cam_is_the_rectified_class_map() -> None:
     maps, _, _ = make_maps()
-    got = run("cam", maps, ids((4, 0), (1, 1)))
+    got = run("cam", maps, ids((4, 0), (1, 1)), rectify="relu")
     assert np.array_equal(got[0, 0], np.maximum(maps.cam[0, 4].numpy(), 0))
     assert np.array_equal(got[1, 0], np.maximum(maps.cam[1, 1].numpy(), 0))
+    shifted = run("cam", maps, ids((4,), (1,)))[0, 0]
+    assert np.array_equal(shifted, maps.cam[0, 4].numpy() - maps.cam[0, 4].numpy().min())
 
 
 @pytest.mark.parametrize("name", METHODS)
