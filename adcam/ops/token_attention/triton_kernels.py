@@ -14,23 +14,18 @@ import torch
 import triton
 import triton.language as tl
 
-# Autotuning times kernels on a GPU. The interpreter has none, and wants blocks that make several
-# out of a small input.
+# Tuning times kernels on a GPU. The interpreter has none, and wants small blocks, so that a small
+# input has several.
 if os.environ.get("TRITON_INTERPRET") == "1":
-    _CONFIGS = [triton.Config({"block_rows": 16, "block_columns": 32})]
+    CONFIGS = [triton.Config({"block_rows": 16, "block_columns": 32})]
 else:
-    _CONFIGS = [
-        triton.Config(
-            {"block_rows": rows, "block_columns": columns}, num_warps=warps, num_stages=stages
-        )
-        for rows, columns, warps, stages in (
-            (64, 64, 4, 3),
-            (64, 128, 4, 3),
-            (128, 64, 4, 3),
-            (128, 64, 8, 3),
-            (128, 128, 8, 2),
-            (128, 128, 8, 3),
-        )
+    CONFIGS = [
+        triton.Config({"block_rows": 64, "block_columns": 64}, num_warps=4, num_stages=3),
+        triton.Config({"block_rows": 64, "block_columns": 128}, num_warps=4, num_stages=3),
+        triton.Config({"block_rows": 128, "block_columns": 64}, num_warps=4, num_stages=3),
+        triton.Config({"block_rows": 128, "block_columns": 64}, num_warps=8, num_stages=3),
+        triton.Config({"block_rows": 128, "block_columns": 128}, num_warps=8, num_stages=2),
+        triton.Config({"block_rows": 128, "block_columns": 128}, num_warps=8, num_stages=3),
     ]
 
 
@@ -88,7 +83,7 @@ def accumulate(
     return result
 
 
-@triton.autotune(_CONFIGS, key=["head_dim"])
+@triton.autotune(CONFIGS, key=["head_dim"])
 @triton.jit
 def _row_normalizers(
     q,
@@ -137,7 +132,7 @@ def _row_normalizers(
 
 
 # Tuning runs the kernel on the caller's tensors: what it added has to be taken back.
-@triton.autotune(_CONFIGS, key=["head_dim"], restore_value=["total"])
+@triton.autotune(CONFIGS, key=["head_dim"], restore_value=["total"])
 @triton.jit
 def _add_mean(
     q,
