@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from adcam.ops._backends import summarize_reasons
+from adcam.ops._backends import choose_backend, summarize_reasons
 from adcam.ops._checks import (
     at_least_float32,
     check_choice,
@@ -14,7 +16,7 @@ from adcam.ops._checks import (
     check_square,
     without_autocast,
 )
-from adcam.ops.common_neighbor import reference
+from adcam.ops.common_neighbor import blocked, reference
 
 __all__ = ["SIMILARITIES", "available_backends", "common_neighbor", "neighbor_similarity"]
 
@@ -23,11 +25,15 @@ SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya", "overlap", "no
 
 def available_backends() -> dict[str, str | None]:
     """From each backend to ``None`` if it can run on this machine, else to the reason why not."""
-    return summarize_reasons({"reference": []})
+    return summarize_reasons({"torch": [], "reference": []})
 
 
 def common_neighbor(
-    attn: torch.Tensor, *, similarity: str = "resource_allocation", power: float = 2.0
+    attn: torch.Tensor,
+    *,
+    similarity: str = "resource_allocation",
+    power: float = 2.0,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Weaken attention between tokens whose own attentions differ.
 
@@ -46,19 +52,27 @@ def common_neighbor(
             token i attends to. Rows need not sum to 1. Differentiable.
         similarity: One of :data:`SIMILARITIES`; ``"none"`` gives ``R = A``.
         power: >= 0. Larger cuts dissimilar pairs harder; 0 gives ``R = A``.
+        backend: ``"torch"`` (half of the product, block by block, on the CPU), ``"reference"``, or
+            ``"auto"`` for the first that can run. The backward is the reference's in each.
 
     Returns:
         (..., N, N) in [0, 1], not symmetric; float64 for float64 input, else float32.
 
     Raises:
         ValueError: If ``attn`` is not square, not floating point, or holds a negative, infinite or
-            NaN value; if ``similarity`` is unknown; if ``power`` is negative or not finite.
+            NaN value; if ``similarity`` or ``backend`` is unknown; if ``power`` is negative or not
+            finite.
+        RuntimeError: If the backend asked for cannot run here; the message holds the reason.
     """
     if not (math.isfinite(power) and power >= 0):
         raise ValueError(f"power must be finite and >= 0, got {power}")
     _check(attn, similarity)
+    chosen = choose_backend("common_neighbor", backend, _not_supported_reasons(attn, similarity))
     with without_autocast(attn):
-        return reference.refine(at_least_float32(attn), similarity, power)
+        attn = at_least_float32(attn)
+        if chosen == "reference":
+            return reference.refine(attn, similarity, power)
+        return _Refine.apply(attn, similarity, power, blocked.refine)
 
 
 def neighbor_similarity(
@@ -94,6 +108,39 @@ def neighbor_similarity(
     with without_autocast(attn):
         rows = reference.normalize_rows(at_least_float32(attn))
         return reference.similarity_of_rows(rows, similarity)
+
+
+class _Refine(torch.autograd.Function):
+    """A fast forward; the backward runs the reference again and goes back through that.
+
+    Between the two only ``attn`` is kept, where the reference alone keeps every step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        attn: torch.Tensor,
+        similarity: str,
+        power: float,
+        refine: Callable[[torch.Tensor, str, float], torch.Tensor],
+    ) -> torch.Tensor:
+        ctx.save_for_backward(attn)
+        ctx.options = similarity, power
+        return refine(attn, similarity, power)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (attn,) = ctx.saved_tensors
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            attn = attn if create_graph else attn.detach().requires_grad_()
+            refined = reference.refine(attn, *ctx.options)
+            (grad_attn,) = torch.autograd.grad(refined, attn, grad, create_graph=create_graph)
+        return grad_attn, None, None, None
+
+
+def _not_supported_reasons(attn: torch.Tensor, similarity: str) -> dict[str, list[str]]:
+    return {"torch": blocked.not_supported_reasons(attn, similarity), "reference": []}
 
 
 def _check(attn: torch.Tensor, similarity: str) -> None:

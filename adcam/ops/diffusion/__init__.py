@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from adcam.ops._backends import summarize_reasons
+from adcam.ops._backends import choose_backend, summarize_reasons
 from adcam.ops._checks import (
     at_least_float32,
     check_choice,
@@ -13,7 +13,7 @@ from adcam.ops._checks import (
     check_square,
     without_autocast,
 )
-from adcam.ops.diffusion import reference
+from adcam.ops.diffusion import reference, scaling
 
 __all__ = ["NORMALIZATIONS", "available_backends", "diffuse", "transition"]
 
@@ -23,7 +23,7 @@ SINKHORN_ITERS = 3  # as CLIP-ES
 
 def available_backends() -> dict[str, str | None]:
     """From each backend to ``None`` if it can run on this machine, else to the reason why not."""
-    return summarize_reasons({"reference": []})
+    return summarize_reasons({"torch": [], "reference": []})
 
 
 def diffuse(
@@ -33,6 +33,7 @@ def diffuse(
     normalize: str = "sinkhorn",
     num_steps: int | None = 2,
     alpha: float | None = None,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Spread each map over the tokens in proportion to the affinity.
 
@@ -56,6 +57,8 @@ def diffuse(
             stands for infinitely many and needs ``alpha``.
         alpha: Restart weight in [0, 1] (below 1 for ``num_steps=None``); ``None`` means no
             restart, like 1. Larger lets the map travel further; 0 returns ``maps``.
+        backend: ``"torch"`` (``T`` as the affinity and two scaling vectors, on any device, not for
+            ``num_steps=None``), ``"reference"``, or ``"auto"`` for the first that can run.
 
     Returns:
         (..., K, N) in the wider dtype of the two, at least float32. Differentiable in both.
@@ -65,6 +68,7 @@ def diffuse(
             a negative, infinite or NaN value, an option is outside its legal set, or the closed
             form does not exist (``alpha`` times the spectral radius of ``T`` is 1 or more). The
             values of ``maps`` are not checked.
+        RuntimeError: If the backend asked for cannot run here; the message holds the reason.
     """
     _check_walk(num_steps, alpha)
     check_float("maps", maps)
@@ -79,8 +83,12 @@ def diffuse(
             f"got {tuple(maps.shape)} and {tuple(affinity.shape)}"
         )
     dtype = torch.promote_types(at_least_float32(maps).dtype, at_least_float32(affinity).dtype)
+    chosen = choose_backend("diffusion", backend, _not_supported_reasons(num_steps))
     start = maps.to(dtype)
     with without_autocast(affinity):
+        if chosen == "torch" and num_steps is not None:
+            scaled = scaling.scale(affinity.to(dtype), normalize, SINKHORN_ITERS)
+            return scaling.walk(start, scaled, num_steps, alpha)
         matrix = reference.transition(affinity.to(dtype), normalize, SINKHORN_ITERS)
         if num_steps is not None:
             return reference.walk(start, matrix, num_steps, alpha)
@@ -124,6 +132,10 @@ def transition(
         raise ValueError(f"num_iters must be >= 1, got {num_iters}")
     _check_affinity(affinity, normalize)
     return reference.transition(at_least_float32(affinity), normalize, num_iters)
+
+
+def _not_supported_reasons(num_steps: int | None) -> dict[str, list[str]]:
+    return {"torch": scaling.not_supported_reasons(num_steps), "reference": []}
 
 
 def _check_affinity(affinity: torch.Tensor, normalize: str) -> None:
