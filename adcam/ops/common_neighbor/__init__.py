@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 
-from adcam.ops._backends import choose_backend, summarize_reasons
+from adcam.ops._backends import (
+    choose_backend,
+    summarize_reasons,
+    triton_not_supported_reasons,
+)
 from adcam.ops._checks import (
     at_least_float32,
     check_choice,
@@ -16,6 +19,7 @@ from adcam.ops._checks import (
     check_square,
     without_autocast,
 )
+from adcam.ops._recompute import recompute_backward
 from adcam.ops.common_neighbor import blocked, reference
 
 __all__ = ["SIMILARITIES", "available_backends", "common_neighbor", "neighbor_similarity"]
@@ -25,7 +29,9 @@ SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya", "overlap", "no
 
 def available_backends() -> dict[str, str | None]:
     """From each backend to ``None`` if it can run on this machine, else to the reason why not."""
-    return summarize_reasons({"torch": [], "reference": []})
+    return summarize_reasons(
+        {"triton": triton_not_supported_reasons(), "torch": [], "reference": []}
+    )
 
 
 def common_neighbor(
@@ -52,8 +58,10 @@ def common_neighbor(
             token i attends to. Rows need not sum to 1. Differentiable.
         similarity: One of :data:`SIMILARITIES`; ``"none"`` gives ``R = A``.
         power: >= 0. Larger cuts dissimilar pairs harder; 0 gives ``R = A``.
-        backend: ``"torch"`` (half of the product, block by block, on the CPU), ``"reference"``, or
-            ``"auto"`` for the first that can run. The backward is the reference's in each.
+        backend: ``"triton"`` (GPU; ``"resource_allocation"`` and ``"cosine"``, not float64),
+            ``"torch"`` (half of the product, block by block, on the CPU; not ``"overlap"`` and
+            ``"none"``), ``"reference"``, or ``"auto"`` for the first of them that can run. The
+            backward is the reference's in each.
 
     Returns:
         (..., N, N) in [0, 1], not symmetric; float64 for float64 input, else float32.
@@ -68,11 +76,22 @@ def common_neighbor(
         raise ValueError(f"power must be finite and >= 0, got {power}")
     _check(attn, similarity)
     chosen = choose_backend("common_neighbor", backend, _not_supported_reasons(attn, similarity))
+    slow = partial(_refine_by_reference, similarity=similarity, power=power)
     with without_autocast(attn):
-        attn = at_least_float32(attn)
         if chosen == "reference":
-            return reference.refine(attn, similarity, power)
-        return _Refine.apply(attn, similarity, power, blocked.refine)
+            return slow(attn)
+        if chosen == "torch":
+            fast = partial(blocked.refine, similarity=similarity, power=power)
+            return recompute_backward(fast, slow, at_least_float32(attn))
+        from adcam.ops.common_neighbor import triton_kernels
+
+        half_product = attn.dtype in (torch.float16, torch.bfloat16) or (
+            torch.get_float32_matmul_precision() == "medium"
+        )
+        fast = partial(
+            triton_kernels.refine, similarity=similarity, power=power, half_product=half_product
+        )
+        return recompute_backward(fast, slow, attn)
 
 
 def neighbor_similarity(
@@ -110,37 +129,21 @@ def neighbor_similarity(
         return reference.similarity_of_rows(rows, similarity)
 
 
-class _Refine(torch.autograd.Function):
-    """A fast forward; the backward runs the reference again and goes back through that.
-
-    Between the two only ``attn`` is kept, where the reference alone keeps every step.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        attn: torch.Tensor,
-        similarity: str,
-        power: float,
-        refine: Callable[[torch.Tensor, str, float], torch.Tensor],
-    ) -> torch.Tensor:
-        ctx.save_for_backward(attn)
-        ctx.options = similarity, power
-        return refine(attn, similarity, power)
-
-    @staticmethod
-    def backward(ctx: Any, *grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (attn,) = ctx.saved_tensors
-        create_graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            attn = attn if create_graph else attn.detach().requires_grad_()
-            refined = reference.refine(attn, *ctx.options)
-            (grad_attn,) = torch.autograd.grad(refined, attn, grad, create_graph=create_graph)
-        return grad_attn, None, None, None
-
-
 def _not_supported_reasons(attn: torch.Tensor, similarity: str) -> dict[str, list[str]]:
-    return {"torch": blocked.not_supported_reasons(attn, similarity), "reference": []}
+    triton_reasons = triton_not_supported_reasons(attn)
+    if similarity not in ("resource_allocation", "cosine"):
+        triton_reasons.append(f"no kernel for similarity {similarity!r}")
+    if attn.dtype == torch.float64:
+        triton_reasons.append("no kernel for float64")
+    return {
+        "triton": triton_reasons,
+        "torch": blocked.not_supported_reasons(attn, similarity),
+        "reference": [],
+    }
+
+
+def _refine_by_reference(attn: torch.Tensor, similarity: str, power: float) -> torch.Tensor:
+    return reference.refine(at_least_float32(attn), similarity, power)
 
 
 def _check(attn: torch.Tensor, similarity: str) -> None:

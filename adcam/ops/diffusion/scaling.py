@@ -7,11 +7,6 @@ from dataclasses import dataclass
 import torch
 
 
-def not_supported_reasons(num_steps: int | None) -> list[str]:
-    """Why this backend cannot run; nothing if it can."""
-    return ["the closed form needs the transition itself"] if num_steps is None else []
-
-
 @dataclass(frozen=True)
 class ScaledAffinity:
     """A transition T without its matrix: T = diag(rows) W diag(columns), W = affinity + diag(own).
