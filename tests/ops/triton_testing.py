@@ -8,17 +8,19 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib
 import importlib.util
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 
 # Compute capability -> shared memory that one block may use, in bytes: CUDA C++ Programming
 # Guide, table "Technical specifications per compute capability", less the 1 KiB that CUDA takes.
@@ -98,6 +100,19 @@ def compile_ahead(
     assert compiled.asm["cubin"][:4] == b"\x7fELF"
     assert compiled.metadata.shared <= SHARED_MEMORY[capability]
     return compiled
+
+
+@contextlib.contextmanager
+def nan_poisoned() -> Iterator[None]:
+    """Make ``torch.empty`` and ``torch.empty_like`` return NaN, so that nothing left out is 0."""
+
+    def poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda *args, **kwargs: make(*args, **kwargs).fill_(torch.nan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", poisoned(torch.empty))
+        patch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+        yield
 
 
 @functools.cache
