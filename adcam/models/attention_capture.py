@@ -128,7 +128,7 @@ class AttentionCapture:
         return hook
 
     def _accumulate(self, index: int, query: Tensor, key: Tensor, scale: float) -> None:
-        options = {"scale": scale, "num_prefix_tokens": self._num_prefix_tokens}
+        options: dict[str, Any] = {"scale": scale, "num_prefix_tokens": self._num_prefix_tokens}
         if self._has_cls_token:
             self._cls_rows[index] = cls_attention(query, key, **options)
         named_by = tuple(i for i, layers in enumerate(self._layer_sets) if index in layers)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
-from triton_testing import CAPABILITIES, compile_ahead, interpreted, needs_triton
+from triton_testing import CAPABILITIES, compile_ahead, interpreted, nan_poisoned, needs_triton
 
 from adcam.ops.token_attention import accumulate_token_attention, token_attention
 
@@ -28,26 +25,17 @@ def make_qk(
     return q, k
 
 
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """New tensors hold NaN: what a kernel leaves out, or reads before it wrote, shows."""
-    with mock.patch.object(
-        torch, "empty", lambda *size, **options: torch.full(size, torch.nan, **options)
-    ):
-        yield
-
-
 def check(q: torch.Tensor, k: torch.Tensor, num_prefix_tokens: int) -> None:
     """Both ways of the second kernel, written and added, against the reference."""
     options: dict[str, Any] = {"scale": 0.3, "num_prefix_tokens": num_prefix_tokens}
     want, _ = token_attention(q, k, cls_index=None, backend="reference", **options)
-    with poisoned_memory():
+    with nan_poisoned():
         got = accumulate_token_attention(None, q, k, backend="triton", **options)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, want, rtol=0, atol=ATOL)
     total = torch.rand(got.shape, generator=torch.Generator().manual_seed(1)).to(q.device)
     before = total.clone()
-    with poisoned_memory():
+    with nan_poisoned():
         added = accumulate_token_attention(total, q, k, backend="triton", **options)
     assert added.data_ptr() == total.data_ptr()
     torch.testing.assert_close(added - before, want, rtol=0, atol=ATOL)

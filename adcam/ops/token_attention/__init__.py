@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from adcam.ops._backends import (
     triton_not_supported_reasons,
 )
 from adcam.ops._checks import at_least_float32, check_float, without_autocast
+from adcam.ops._recompute import recompute_backward
 from adcam.ops.token_attention import blocked, reference
 from adcam.ops.token_attention.layers import resolve_layers
 
@@ -78,7 +81,7 @@ def token_attention(
     _check(q, k, scale, num_prefix_tokens)
     if cls_index is not None:
         _check_cls_index(cls_index, num_prefix_tokens)
-    options = {"scale": scale, "num_prefix_tokens": num_prefix_tokens}
+    options: dict[str, Any] = {"scale": scale, "num_prefix_tokens": num_prefix_tokens}
     patch2patch = accumulate_token_attention(None, q, k, backend=backend, **options)
     cls2patch = None if cls_index is None else cls_attention(q, k, cls_index=cls_index, **options)
     return patch2patch, cls2patch
@@ -104,8 +107,8 @@ def accumulate_token_attention(
     holds one (B, N, N) tensor however many blocks and heads there are.
 
     Args:
-        total: (B, N, N), what an earlier call returned, or ``None`` to start. Its memory is used
-            for the result, unless autograd records: go on with what is returned.
+        total: (B, N, N), what an earlier call returned, or ``None`` to start. The fast backends add
+            to it in place unless autograd records: go on with what is returned.
         q: As in :func:`token_attention`.
         k: As in :func:`token_attention`.
         scale: As in :func:`token_attention`.
@@ -124,13 +127,18 @@ def accumulate_token_attention(
     if total is not None:
         _check_total(total, q, num_prefix_tokens)
     chosen = choose_backend("token_attention", backend, _not_supported_reasons(q, k))
-    arguments = (q, k, scale, num_prefix_tokens, chosen)
+    options: dict[str, Any] = {"scale": scale, "num_prefix_tokens": num_prefix_tokens}
+    slow = partial(_reference, **options)
     with without_autocast(q):
-        tensors = [q, k] if total is None else [total, q, k]
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            mean = _PatchAttention.apply(*arguments)
-            return mean if total is None else total + mean
-        return _accumulate(total, *arguments)
+        if chosen == "reference":
+            mean = slow(q, k)
+        else:
+            fast = partial(_load(chosen), **options)
+            tensors = [q, k] if total is None else [total, q, k]
+            if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+                return fast(total, q, k)
+            mean = recompute_backward(partial(fast, None), slow, q, k)
+    return mean if total is None else total + mean
 
 
 def cls_attention(
@@ -164,58 +172,21 @@ def cls_attention(
         )
 
 
-class _PatchAttention(torch.autograd.Function):
-    """Any backend forward; the backward runs the reference and goes back through that.
-
-    Between the two only q and k are kept, where the reference keeps the attention of each head.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        scale: float,
-        num_prefix_tokens: int,
-        backend: str,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(q, k)
-        ctx.options = scale, num_prefix_tokens
-        return _accumulate(None, q, k, scale, num_prefix_tokens, backend)
-
-    @staticmethod
-    def backward(ctx: Any, *grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k = ctx.saved_tensors
-        create_graph = torch.is_grad_enabled()
-        with torch.enable_grad(), without_autocast(q):
-            # Views: q and k have a gradient each, also where they are one tensor.
-            q, k = (
-                x.view_as(x) if create_graph and x.requires_grad else x.detach().requires_grad_()
-                for x in (q, k)
-            )
-            mean = reference.patch_attention(at_least_float32(q), at_least_float32(k), *ctx.options)
-            grads = torch.autograd.grad(mean, (q, k), grad, create_graph=create_graph)
-        return *grads, None, None, None
-
-
-def _accumulate(
-    total: torch.Tensor | None,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    scale: float,
-    num_prefix_tokens: int,
-    backend: str,
+def _reference(
+    q: torch.Tensor, k: torch.Tensor, *, scale: float, num_prefix_tokens: int
 ) -> torch.Tensor:
-    if backend == "triton":
-        from adcam.ops.token_attention import triton_kernels
-
-        return triton_kernels.accumulate(total, q, k, scale, num_prefix_tokens)
-    if backend == "torch":
-        return blocked.accumulate(total, q, k, scale, num_prefix_tokens)
-    mean = reference.patch_attention(
+    return reference.patch_attention(
         at_least_float32(q), at_least_float32(k), scale, num_prefix_tokens
     )
-    return mean if total is None else total.add_(mean)
+
+
+def _load(backend: str) -> Callable[..., torch.Tensor]:
+    """The ``accumulate`` of a fast backend."""
+    if backend == "torch":
+        return blocked.accumulate
+    from adcam.ops.token_attention import triton_kernels
+
+    return triton_kernels.accumulate
 
 
 def _not_supported_reasons(q: torch.Tensor, k: torch.Tensor) -> dict[str, list[str]]:

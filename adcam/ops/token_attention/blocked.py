@@ -14,6 +14,7 @@ def accumulate(
     total: torch.Tensor | None,
     q: torch.Tensor,
     k: torch.Tensor,
+    *,
     scale: float,
     num_prefix_tokens: int,
 ) -> torch.Tensor:

@@ -33,6 +33,7 @@ def accumulate(
     total: torch.Tensor | None,
     q: torch.Tensor,
     k: torch.Tensor,
+    *,
     scale: float,
     num_prefix_tokens: int,
 ) -> torch.Tensor:
@@ -55,6 +56,7 @@ def accumulate(
         "head_dim": head_dim,
         # A product needs sides of at least 16, and blocks powers of 2.
         "padded_dim": max(triton.next_power_of_2(head_dim), 16),
+        "enable_fp_fusion": True,  # the default; Triton 3.9 warns where it is left unsaid
     }
 
     def row_grid(config: dict[str, int]) -> tuple[int]:
