@@ -94,7 +94,8 @@ def test_interpreted_refusals() -> None:
 def test_passes_compile(capability: int, attn_type: str) -> None:
     from adcam.ops.common_neighbor import triton_kernels
 
-    types = {"attn": attn_type, "totals": "*fp32", "received": "*fp32", "tokens": "i32"}
+    types = dict.fromkeys(("row_scale", "column_scale", "received"), "*fp32")
+    types |= {"attn": attn_type, "tokens": "i32"}
     compile_ahead(
         triton_kernels.row_and_column_sums,
         capability,
@@ -130,7 +131,7 @@ def test_product_compiles(capability: int, features: str, index: int) -> None:
         signature={
             "attn": "*fp32" if features == "*fp32" else "*bf16",
             "features": features,
-            "totals": "*fp32",
+            "row_scale": "*fp32",
             "refined": "*fp32",
             "tokens": "i32:16",
             "size_class": "i32",
@@ -146,21 +147,16 @@ def test_product_compiles(capability: int, features: str, index: int) -> None:
 
 
 @needs_triton
-def test_odd_sizes_and_any_power_compile() -> None:
+@pytest.mark.parametrize("constants", [{"power": 1.5}, {"power": 0.0, "tokens": 1}])
+def test_odd_sizes_and_any_power_compile(constants: dict[str, float]) -> None:
     from adcam.ops.common_neighbor import triton_kernels
 
+    pointers = dict.fromkeys(("attn", "features", "row_scale", "refined"), "*fp32")
     compile_ahead(
         triton_kernels.gate_product,
         90,
-        signature={
-            "attn": "*fp32",
-            "features": "*fp32",
-            "totals": "*fp32",
-            "refined": "*fp32",
-            "tokens": "i32",
-            "size_class": "i32",
-        },
-        constants={"power": 1.5, "block": 64, "block_k": 32},
+        signature={**pointers, "tokens": "i32", "size_class": "i32"},
+        constants={**constants, "block": 64, "block_k": 32},
     )
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from memory_testing import peak_bytes
 
 from adcam.ops.common_neighbor import SIMILARITIES, common_neighbor
 from adcam.ops.diffusion import (
@@ -458,6 +459,17 @@ def test_the_vectors_stand_for_the_transition(
     identity = torch.eye(13, dtype=dtype).expand(2, 13, 13)
     # Map i is the i-th unit vector: row i of the result is column i of T.
     close(scaled.apply(identity).mT, reference.transition(affinity, normalize, num_iters))
+
+
+@pytest.mark.parametrize("shape", [(784,), (2, 300)])
+def test_memory_of_diffusing(shape: tuple[int, ...]) -> None:
+    affinity = make_affinity(*shape, dtype=torch.float32)
+    maps = make_maps(*shape[:-1], 2, shape[-1], dtype=torch.float32)
+    peak = {
+        name: peak_bytes(lambda name=name: diffuse(maps, affinity, backend=name)) / affinity.nbytes
+        for name in ("torch", "reference")
+    }
+    assert peak["torch"] < 0.1 < 1.5 < peak["reference"]
 
 
 def test_sums_below_the_normal_numbers_stay_finite() -> None:

@@ -105,14 +105,20 @@ def test_interpreted_refusals() -> None:
         diffuse(maps.double(), affinity, backend="triton")
 
 
+BLOCKS = {"block_rows": 32, "block_columns": 64}
 KERNELS = [
-    ("balance_rows", {"is_first": True, "is_last": False, "block_rows": 32, "block_columns": 64}),
-    ("balance_rows", {"is_first": False, "is_last": False, "block_rows": 32, "block_columns": 64}),
-    ("balance_rows", {"is_first": False, "is_last": True, "block_rows": 32, "block_columns": 64}),
+    ("balance_rows", {"is_first": True, "is_last": False, **BLOCKS}),
+    ("balance_rows", {"is_first": False, "is_last": False, **BLOCKS}),
+    ("balance_rows", {"is_first": False, "is_last": True, **BLOCKS}),
     ("balance_columns", {"is_first": True, "block": 128}),
     ("balance_columns", {"is_first": False, "block": 128}),
-    ("step_rows", {"block_rows": 32, "block_columns": 64, "block_maps": 16}),
+    ("step_rows", {**BLOCKS, "block_maps": 16}),
     ("step_columns", {"block": 128}),
+    # At launch, a number that is 1 becomes a constant: one token, one map, one block of rows.
+    ("balance_rows", {"is_first": False, "is_last": False, **BLOCKS, "tokens": 1}),
+    ("balance_columns", {"is_first": True, "block": 128, "tokens": 1, "row_blocks": 1}),
+    ("step_rows", {**BLOCKS, "block_maps": 16, "tokens": 1, "num_maps": 1}),
+    ("step_columns", {"block": 128, "tokens": 1, "row_blocks": 1}),
 ]
 
 

@@ -104,7 +104,7 @@ def compile_ahead(
 
 @contextlib.contextmanager
 def nan_poisoned() -> Iterator[None]:
-    """Make ``torch.empty`` and ``torch.empty_like`` return NaN, so that nothing left out is 0."""
+    """Make new empty tensors hold NaN, so that what is left out is not 0 by chance."""
 
     def poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         return lambda *args, **kwargs: make(*args, **kwargs).fill_(torch.nan)
@@ -112,6 +112,7 @@ def nan_poisoned() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", poisoned(torch.empty))
         patch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+        patch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
         yield
 
 

@@ -10,9 +10,9 @@ import torch
 SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya")
 """The similarities that are a matrix product."""
 
-_ROWS = 192
+_ROWS = 128
 """Rows of the product at a time: enough for the full rate of a matrix product, few enough that a
-block of 2,304 columns stays in the cache of one core until it is gated."""
+block of 2,304 columns stays in the cache until it is gated."""
 
 
 def not_supported_reasons(attn: torch.Tensor, similarity: str) -> list[str]:
@@ -28,35 +28,39 @@ def not_supported_reasons(attn: torch.Tensor, similarity: str) -> list[str]:
 def refine(attn: torch.Tensor, similarity: str, power: float) -> torch.Tensor:
     """As :func:`adcam.ops.common_neighbor.reference.refine`, without gradient.
 
-    Beside input and output it holds one (N, N) buffer and one block of rows, for the whole batch.
+    Beside input and output it holds one block of rows, for the whole batch.
     """
     refined = torch.empty(attn.shape, dtype=attn.dtype)
-    directions = torch.empty(attn.shape[-2:], dtype=attn.dtype)
+    scratch = torch.empty(_ROWS * attn.shape[-1], dtype=attn.dtype)
     images = attn.detach()[None].flatten(end_dim=-3)  # (B, N, N)
     for source, target in zip(images, refined[None].flatten(end_dim=-3), strict=True):
-        _refine_image(source, target, directions, similarity, power)
+        _refine_image(source, target, scratch, similarity, power)
     return refined
 
 
 def _refine_image(
     attn: torch.Tensor,
     refined: torch.Tensor,
-    directions: torch.Tensor,
+    scratch: torch.Tensor,
     similarity: str,
     power: float,
 ) -> None:
-    """Fill ``refined`` (N, N); ``directions`` (N, N) is scratch space."""
+    """Fill ``refined`` (N, N): with the features first, then row by row with what replaces them."""
     total = _non_zero(attn.sum(dim=-1, keepdim=True))
-    torch.div(attn, total, out=directions)
-    _to_unit_features(directions, similarity)
-    for start, end in _row_blocks(attn.shape[0]):
+    torch.div(attn, total, out=refined)
+    _to_unit_features(refined, similarity)
+    blocks = list(_row_blocks(attn.shape[0]))
+    for start, end in blocks:
         # The product is symmetric: what lies left of this block is an earlier block, transposed.
-        gate = directions[start:end] @ directions[start:].mT  # (rows, N - start)
+        below = refined[start:].mT
+        gate = scratch[: (end - start) * below.shape[1]].view(end - start, -1)  # (rows, N - start)
+        torch.mm(refined[start:end], below, out=gate)
         gate.clamp_(max=1).diagonal().fill_(1)
-        gate.pow_(power)
-        torch.mul(attn[start:end, start:], gate, out=refined[start:end, start:])
-        below = gate[:, end - start :].mT
-        torch.mul(attn[end:, start:end], below, out=refined[end:, start:end])
+        torch.pow(gate, power, out=refined[start:end, start:])
+    for start, end in blocks:
+        mirrored = refined[start:end, end:].mT
+        torch.mul(attn[end:, start:end], mirrored, out=refined[end:, start:end])
+        refined[start:end, start:].mul_(attn[start:end, start:])
     refined.div_(total)
 
 

@@ -1,6 +1,6 @@
 """Common-neighbour refinement in Triton: two passes over the attention, then one product.
 
-1. :func:`row_and_column_sums`: total of each row, and the columns' sums of the scaled rows.
+1. :func:`row_and_column_sums`: the rows' scales, and the columns' sums of the scaled rows.
 2. :func:`unit_features`: the vectors whose products are the similarity, written once.
 3. :func:`gate_product`: a tile of the product, gated on its way out. The product is symmetric, so
    a tile above the diagonal gates its mirror image too, and the tiles below it are left out.
@@ -48,99 +48,105 @@ def refine(
         (..., N, N) float32.
     """
     tokens = attn.shape[-1]
-    refined = torch.empty(attn.shape, dtype=torch.float32, device=attn.device)
+    refined = attn.new_empty(attn.shape, dtype=torch.float32)
     if attn.numel() == 0:
         return refined
     attn = attn.detach().contiguous()
     images = attn.numel() // tokens**2
     row_blocks = triton.cdiv(tokens, _ROWS)
-    like = {"dtype": torch.float32, "device": attn.device}
-    totals = torch.empty(images, tokens, **like)
-    received = torch.empty(images, row_blocks, tokens, **like)
-    row_and_column_sums[(row_blocks, images)](
-        attn, totals, received, tokens, _ROWS, _COLUMNS, enable_fp_fusion=True
-    )
-    received = received.sum(dim=1)  # (B, N)
-    if similarity == "cosine":
-        received.fill_(1)
-    features = torch.empty(
-        attn.shape, dtype=torch.float16 if half_product else torch.float32, device=attn.device
-    )
-    unit_features[(tokens, images)](
-        attn, totals, received, features, tokens, min(triton.next_power_of_2(tokens), 1024),
-        enable_fp_fusion=True,
-    )  # fmt: skip
-    arguments = attn, features, totals, refined, tokens, tokens.bit_length(), float(power)
-    if INTERPRETED:
-        count = triton.cdiv(tokens, 16)
-        gate_product[(count, count, images)](*arguments, block=16, block_k=16)
-    else:
-        tuned_gate_product[
-            lambda meta: (
-                triton.cdiv(tokens, meta["block"]),
-                triton.cdiv(tokens, meta["block"]),
-                images,
-            )
-        ](*arguments, enable_fp_fusion=True)
+    row_scale = attn.new_empty((images, tokens), dtype=torch.float32)
+    received = attn.new_empty((images, row_blocks, tokens), dtype=torch.float32)
+    features = attn.new_empty(attn.shape, dtype=torch.float16 if half_product else torch.float32)
+    with torch.cuda.device_of(attn):  # Triton launches on the current device
+        row_and_column_sums[(row_blocks, images)](
+            attn, row_scale, received, tokens, _ROWS, _COLUMNS, enable_fp_fusion=True
+        )
+        if similarity == "resource_allocation":
+            degree = received.sum(dim=1)  # (B, N)
+            column_scale = torch.where(degree > 0, degree, 1).rsqrt()
+        else:
+            column_scale = torch.ones_like(row_scale)
+        columns = min(triton.next_power_of_2(tokens), 1024)
+        unit_features[(tokens, images)](
+            attn, row_scale, column_scale, features, tokens, columns, enable_fp_fusion=True
+        )
+        arguments = attn, features, row_scale, refined, tokens, tokens.bit_length(), float(power)
+        if INTERPRETED:
+            count = triton.cdiv(tokens, 16)
+            gate_product[(count, count, images)](*arguments, block=16, block_k=16)
+        else:
+            tuned_gate_product[
+                lambda meta: (
+                    triton.cdiv(tokens, meta["block"]),
+                    triton.cdiv(tokens, meta["block"]),
+                    images,
+                )
+            ](*arguments, enable_fp_fusion=True)
     return refined
 
 
 @triton.jit
-def row_and_column_sums(attn, totals, received, tokens, rows: tl.constexpr, columns: tl.constexpr):
-    """Sums of a block of rows, and what its scaled rows add to each column.
+def _inverse(total):
+    """1 / total, and 1 for 0; below float32's smallest normal number it would be infinite."""
+    return 1 / tl.where(total > 0, tl.maximum(total, 1.1754943508222875e-38), 1)
 
-    Grid (row blocks, B). ``totals`` (B, N); ``received`` (B, row blocks, N), to be summed over
+
+@triton.jit
+def row_and_column_sums(
+    attn, row_scale, received, tokens, rows: tl.constexpr, columns: tl.constexpr
+):
+    """What scales a block of rows to sum 1, and what they then add to each column.
+
+    Grid (row blocks, B). ``row_scale`` (B, N); ``received`` (B, row blocks, N), to be summed over
     the blocks. The second reading of the rows comes out of the cache.
     """
     block, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = block * rows + tl.arange(0, rows)
     column = tl.arange(0, columns)
     start = attn + image * tokens * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
-    row_sum = tl.zeros((rows,), tl.float32)
+    total = tl.zeros((rows,), tl.float32)
     for first in range(0, tokens, columns):
         inside = (row[:, None] < tokens) & (first + column[None, :] < tokens)
-        row_sum += tl.sum(tl.load(start + first, mask=inside, other=0).to(tl.float32), axis=1)
-    tl.store(totals + image * tokens + row, row_sum, mask=row < tokens)
-    divisor = tl.where(row_sum > 0, row_sum, 1)
+        total += tl.sum(tl.load(start + first, mask=inside, other=0).to(tl.float32), axis=1)
+    scale = _inverse(total)
+    tl.store(row_scale + image * tokens + row, scale, mask=row < tokens)
     out = received + (image * tl.num_programs(0) + block) * tokens + column
     for first in range(0, tokens, columns):
         inside = (row[:, None] < tokens) & (first + column[None, :] < tokens)
-        values = tl.load(start + first, mask=inside, other=0).to(tl.float32)
-        column_sum = tl.sum(values / divisor[:, None], axis=0)
-        tl.store(out + first, column_sum, mask=first + column < tokens)
+        value = tl.load(start + first, mask=inside, other=0).to(tl.float32)
+        tl.store(out + first, tl.sum(value * scale[:, None], axis=0), mask=first + column < tokens)
 
 
 @triton.jit
-def unit_features(attn, totals, received, features, tokens, columns: tl.constexpr):
-    """One row of A D^(-1/2), scaled to length 1. Grid (N, B); ``features`` (B, N, N)."""
+def unit_features(attn, row_scale, column_scale, features, tokens, columns: tl.constexpr):
+    """One row of A, its columns scaled, itself scaled to length 1. Grid (N, B)."""
     row, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     column = tl.arange(0, columns)
     start = image * tokens * tokens + row * tokens
-    total = tl.load(totals + image * tokens + row)
-    total = tl.where(total > 0, total, 1)
+    scale = tl.load(row_scale + image * tokens + row)
     squares = tl.zeros((columns,), tl.float32)
     for first in range(0, tokens, columns):
         inside = first + column < tokens
-        weight = tl.load(received + image * tokens + first + column, mask=inside, other=0)
+        weight = tl.load(column_scale + image * tokens + first + column, mask=inside, other=0)
         value = tl.load(attn + start + first + column, mask=inside, other=0).to(tl.float32)
-        value = value / total / tl.sqrt(tl.where(weight > 0, weight, 1))
+        value *= scale * weight
         squares += value * value
     norm = tl.sqrt(tl.sum(squares, axis=0))
-    norm = tl.where(norm > 0, norm, 1)
+    unit = 1 / tl.where(norm > 0, norm, 1)
     for first in range(0, tokens, columns):
         inside = first + column < tokens
-        weight = tl.load(received + image * tokens + first + column, mask=inside, other=0)
+        weight = tl.load(column_scale + image * tokens + first + column, mask=inside, other=0)
         value = tl.load(attn + start + first + column, mask=inside, other=0).to(tl.float32)
-        value = value / total / tl.sqrt(tl.where(weight > 0, weight, 1)) / norm
-        out = features + start + first + column
-        tl.store(out, value.to(features.dtype.element_ty), mask=inside)
+        value *= scale * weight  # in the order above: unit may be large
+        value *= unit
+        tl.store(features + start + first + column, value, mask=inside)
 
 
 @triton.jit
 def gate_product(
     attn,
     features,
-    totals,
+    row_scale,
     refined,
     tokens,
     size_class,
@@ -180,19 +186,18 @@ def gate_product(
     else:
         positive = tl.where(sim > 0, sim, 1)
         gate = tl.where(sim > 0, tl.exp2(tl.log2(positive) * power), 0.0)
-    _write_gated(attn, totals, refined, gate, row, column, tokens, image)
+    _write_gated(attn, row_scale, refined, gate, row, column, tokens, image)
     if tile_column > tile_row:
-        _write_gated(attn, totals, refined, tl.trans(gate), column, row, tokens, image)
+        _write_gated(attn, row_scale, refined, tl.trans(gate), column, row, tokens, image)
 
 
 @triton.jit
-def _write_gated(attn, totals, refined, gate, row, column, tokens, image):
+def _write_gated(attn, row_scale, refined, gate, row, column, tokens, image):
     inside = (row[:, None] < tokens) & (column[None, :] < tokens)
     place = image * tokens * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
-    total = tl.load(totals + image * tokens + row, mask=row < tokens, other=1)
+    scale = tl.load(row_scale + image * tokens + row, mask=row < tokens, other=0)
     value = tl.load(attn + place, mask=inside, other=0).to(tl.float32)
-    value = value * gate / tl.where(total > 0, total, 1)[:, None]
-    tl.store(refined + place, value, mask=inside)
+    tl.store(refined + place, value * scale[:, None] * gate, mask=inside)
 
 
 tuned_gate_product = triton.autotune(configs=CONFIGS, key=["size_class"])(gate_product)

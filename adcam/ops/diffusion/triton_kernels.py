@@ -46,34 +46,34 @@ def diffuse(
     images = affinity.numel() // tokens**2
     row_blocks = triton.cdiv(tokens, _ROWS)
     column_blocks = triton.cdiv(tokens, 128)
-    like = {"dtype": torch.float32, "device": affinity.device}
-    rows, columns, own = (torch.empty(images, tokens, **like) for _ in range(3))
-    partial = torch.empty(images, row_blocks, tokens, **like)
-    for index in range(num_iters + 1):
-        balance_rows[(row_blocks, images)](
-            affinity, own, rows, columns, partial, tokens,
-            index == 0, index == num_iters, _ROWS, _COLUMNS, enable_fp_fusion=True,
-        )  # fmt: skip
-        if index < num_iters:
-            balance_columns[(column_blocks, images)](
-                own, rows, columns, partial, tokens, row_blocks, index == 0, 128,
-                enable_fp_fusion=True,
+    rows, columns, own = start.new_empty((3, images, tokens)).unbind()
+    partial = start.new_empty((images, row_blocks, tokens))
+    with torch.cuda.device_of(affinity):  # Triton launches on the current device
+        for index in range(num_iters + 1):
+            balance_rows[(row_blocks, images)](
+                affinity, own, rows, columns, partial, tokens,
+                index == 0, index == num_iters, _ROWS, _COLUMNS, enable_fp_fusion=True,
             )  # fmt: skip
-    map_blocks = triton.cdiv(num_maps, _MAPS)
-    pulled = torch.empty(images, num_maps, tokens, **like)
-    pushed = torch.empty(images, row_blocks, num_maps, tokens, **like)
-    current = start
-    for _ in range(num_steps):
-        step_rows[(row_blocks, map_blocks, images)](
-            affinity, own, rows, columns, current, pulled, pushed, tokens, num_maps,
-            _ROWS, _COLUMNS, _MAPS, enable_fp_fusion=True,
-        )  # fmt: skip
-        stepped = torch.empty_like(start)
-        step_columns[(column_blocks, num_maps, images)](
-            own, rows, columns, current, start, pulled, pushed, stepped, tokens, row_blocks,
-            1.0 if alpha is None else alpha, 128, enable_fp_fusion=True,
-        )  # fmt: skip
-        current = stepped
+            if index < num_iters:
+                balance_columns[(column_blocks, images)](
+                    own, rows, columns, partial, tokens, row_blocks, index == 0, 128,
+                    enable_fp_fusion=True,
+                )  # fmt: skip
+        map_blocks = triton.cdiv(num_maps, _MAPS)
+        pulled = start.new_empty((images, num_maps, tokens))
+        pushed = start.new_empty((images, row_blocks, num_maps, tokens))
+        current = start
+        for _ in range(num_steps):
+            step_rows[(row_blocks, map_blocks, images)](
+                affinity, own, rows, columns, current, pulled, pushed, tokens, num_maps,
+                _ROWS, _COLUMNS, _MAPS, enable_fp_fusion=True,
+            )  # fmt: skip
+            stepped = torch.empty_like(start)
+            step_columns[(column_blocks, num_maps, images)](
+                own, rows, columns, current, start, pulled, pushed, stepped, tokens, row_blocks,
+                1.0 if alpha is None else float(alpha), 128, enable_fp_fusion=True,
+            )  # fmt: skip
+            current = stepped
     return current
 
 
@@ -197,7 +197,7 @@ def step_rows(
         factor = tl.load(columns + vector + first + column, mask=here, other=0)
         there = (index[:, None] < num_maps) & here[None, :]
         scaled = tl.load(start + first + column[None, :], mask=there, other=0) * factor[None, :]
-        total = tl.dot(scaled, tl.trans(value), total, input_precision="ieee")
+        total = tl.dot(scaled, tl.trans(value), total, input_precision="tf32x3")
     mask = (index[:, None] < num_maps) & (row[None, :] < tokens)
     scaled = tl.load(start + row[None, :], mask=mask, other=0)  # (maps, rows)
     row_factor = tl.load(rows + vector + row, mask=row < tokens, other=0)
@@ -212,7 +212,7 @@ def step_rows(
         here = first + column < tokens
         inside = (row[:, None] < tokens) & here[None, :]
         value = tl.load(affinity + place + first, mask=inside, other=0).to(tl.float32)
-        given = tl.dot(scaled, value, input_precision="ieee")
+        given = tl.dot(scaled, value, input_precision="tf32x3")
         tl.store(out + first, given, mask=(index[:, None] < num_maps) & here[None, :])
 
 
