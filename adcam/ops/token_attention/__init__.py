@@ -127,13 +127,17 @@ def accumulate_token_attention(
     if total is not None:
         _check_total(total, q, num_prefix_tokens)
     chosen = choose_backend("token_attention", backend, _not_supported_reasons(q, k))
-    options: dict[str, Any] = {"scale": scale, "num_prefix_tokens": num_prefix_tokens}
-    slow = partial(_reference, **options)
+
+    def slow(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return reference.patch_attention(
+            at_least_float32(q), at_least_float32(k), scale, num_prefix_tokens
+        )
+
     with without_autocast(q):
         if chosen == "reference":
             mean = slow(q, k)
         else:
-            fast = partial(_load(chosen), **options)
+            fast = partial(_load(chosen), scale=scale, num_prefix_tokens=num_prefix_tokens)
             tensors = [q, k] if total is None else [total, q, k]
             if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
                 return fast(total, q, k)
@@ -170,14 +174,6 @@ def cls_attention(
         return reference.cls_attention(
             at_least_float32(q), at_least_float32(k), scale, num_prefix_tokens, cls_index
         )
-
-
-def _reference(
-    q: torch.Tensor, k: torch.Tensor, *, scale: float, num_prefix_tokens: int
-) -> torch.Tensor:
-    return reference.patch_attention(
-        at_least_float32(q), at_least_float32(k), scale, num_prefix_tokens
-    )
 
 
 def _load(backend: str) -> Callable[..., torch.Tensor]:
