@@ -37,8 +37,9 @@ MODULES = (
 # new inventory.
 FIXED = (
     "adcam.ops.common_neighbor.common_neighbor"
-    "(attn, *, similarity='resource_allocation', power=2.0)",
-    "adcam.ops.diffusion.diffuse(maps, affinity, *, normalize='sinkhorn', num_steps=2, alpha=None)",
+    "(attn, *, similarity='resource_allocation', power=2.0, backend='auto')",
+    "adcam.ops.diffusion.diffuse"
+    "(maps, affinity, *, normalize='sinkhorn', num_steps=2, alpha=None, backend='auto')",
     "adcam.ops.dense_crf.dense_crf"
     "(prob, img, *, gaussian=(3, 3), bilateral=(50, 5, 10), num_iters=10, backend='auto')",
 )

@@ -15,7 +15,7 @@ import torch
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-from adcam.ops.token_attention import cls_attention, token_attention
+from adcam.ops.token_attention import accumulate_token_attention, cls_attention
 
 _Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
@@ -23,8 +23,9 @@ _Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 class AttentionCapture:
     """Context manager that accumulates attention means over the blocks of one forward pass.
 
-    Never holds more than one (B, N, N) sum per requested set of blocks. Entering it again starts
-    anew.
+    Each block's attention is computed once, however many sets name it, and added to one running
+    (B, N, N) sum for all blocks that the same sets name: one set holds one sum, nested sets one
+    each. Entering it again starts anew.
 
     Args:
         blocks: The transformer blocks in order; ``attn`` of each is timm's ``Attention``.
@@ -57,6 +58,7 @@ class AttentionCapture:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._queries: dict[int, Tensor] = {}
         self._cls_rows: dict[int, Tensor] = {}
+        # From the sets that name a block, as indices into the layer sets, to the blocks' sum.
         self._sums: dict[tuple[int, ...], Tensor] = {}
         for index, block in enumerate(self._blocks):
             attn = getattr(block, "attn", None)
@@ -107,7 +109,11 @@ class AttentionCapture:
     @property
     def patch2patch(self) -> dict[tuple[int, ...], Tensor]:
         """Mean over heads and blocks, (B, N, N), for each requested set of blocks."""
-        return {layers: self._sums[layers] / len(layers) for layers in self._layer_sets}
+        means = {}
+        for index, layers in enumerate(self._layer_sets):
+            sums = [total for named_by, total in self._sums.items() if index in named_by]
+            means[layers] = sum(sums[1:], start=sums[0]) / len(layers)
+        return means
 
     def _keep_query(self, index: int) -> _Hook:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -122,22 +128,11 @@ class AttentionCapture:
         return hook
 
     def _accumulate(self, index: int, query: Tensor, key: Tensor, scale: float) -> None:
-        wanted = [layers for layers in self._layer_sets if index in layers]
-        cls_row: Tensor | None = None
-        if wanted:
-            patch2patch, cls_row = token_attention(
-                query,
-                key,
-                scale=scale,
-                num_prefix_tokens=self._num_prefix_tokens,
-                cls_index=0 if self._has_cls_token else None,
+        options: dict[str, Any] = {"scale": scale, "num_prefix_tokens": self._num_prefix_tokens}
+        if self._has_cls_token:
+            self._cls_rows[index] = cls_attention(query, key, **options)
+        named_by = tuple(i for i, layers in enumerate(self._layer_sets) if index in layers)
+        if named_by:
+            self._sums[named_by] = accumulate_token_attention(
+                self._sums.get(named_by), query, key, **options
             )
-            for layers in wanted:
-                previous = self._sums.get(layers)
-                self._sums[layers] = patch2patch if previous is None else previous + patch2patch
-        elif self._has_cls_token:
-            cls_row = cls_attention(
-                query, key, scale=scale, num_prefix_tokens=self._num_prefix_tokens
-            )
-        if cls_row is not None:
-            self._cls_rows[index] = cls_row

@@ -9,7 +9,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from adcam.models import attention_capture
 from adcam.models.attention_capture import AttentionCapture
+from adcam.ops.token_attention import accumulate_token_attention
 
 TINY = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -168,6 +170,22 @@ def test_the_same_set_twice_is_counted_once() -> None:
     attns = oracle_attention("deit", inputs)
     expected = (attns[0] + attns[1]).mean(dim=1)[:, 1:, 1:] / 2
     torch.testing.assert_close(capture.patch2patch[(0, 1)], expected, rtol=0, atol=1e-5)
+
+
+def test_each_block_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_vit("deit", fused=True)
+    capture = make_capture(model, (0, 1, 2, 3), (2, 3), (1,))
+    started: list[bool] = []
+
+    def count(total: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        started.append(total is None)
+        return accumulate_token_attention(total, *args, **kwargs)
+
+    monkeypatch.setattr(attention_capture, "accumulate_token_attention", count)
+    with torch.no_grad(), capture:
+        model.forward_features(torch.randn(1, 3, 16, 24))
+    # Three sums: of block 0, of block 1, of blocks 2 and 3.
+    assert started == [True, True, True, False]
 
 
 @pytest.mark.parametrize("layers", [(), (1, 1), (4,), (-1,)])

@@ -7,8 +7,16 @@ import math
 
 import pytest
 import torch
+from memory_testing import peak_bytes
+from triton_testing import nan_poisoned
 
-from adcam.ops.common_neighbor import SIMILARITIES, common_neighbor, neighbor_similarity
+from adcam.ops.common_neighbor import (
+    SIMILARITIES,
+    available_backends,
+    blocked,
+    common_neighbor,
+    neighbor_similarity,
+)
 
 DTYPES = (torch.float32, torch.float64)
 ATOL = {torch.float32: 3e-6, torch.float64: 1e-14}
@@ -300,6 +308,108 @@ def test_a_sink_counts_less_than_other_neighbours() -> None:
     assert cosine[0] < cosine[1] < cosine[2]
     for index in (1, 2):
         assert allocation[index] - allocation[0] < (cosine[index] - cosine[0]) / 2
+
+
+# The blocked product against the reference
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("similarity", blocked.SIMILARITIES)
+@pytest.mark.parametrize(
+    ("tokens", "rows"), [(1, 192), (2, 1), (7, 3), (63, 16), (64, 16), (196, 192), (197, 64)]
+)
+def test_blocked_equals_reference(
+    dtype: torch.dtype, similarity: str, tokens: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocked, "_ROWS", rows)
+    attn = make_attn(2, tokens, dtype=dtype, seed=tokens)
+    if tokens > 7:
+        attn[0, 2], attn[0, :, 2], attn[1, 5], attn[1, :, 7] = 0, 0, 0, 0
+    for power in (0, 0.5, 1, 2, 3):
+        with nan_poisoned():
+            got = common_neighbor(attn, similarity=similarity, power=power, backend="torch")
+        want = common_neighbor(attn, similarity=similarity, power=power, backend="reference")
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, want, rtol=0, atol=ATOL[dtype])
+
+
+def test_blocks_cover_all_rows_evenly() -> None:
+    for tokens in (0, 1, 191, 192, 193, 784, 1369, 2304):
+        blocks = list(blocked._row_blocks(tokens))
+        assert [row for block in blocks for row in range(*block)] == list(range(tokens))
+        sizes = [end - start for start, end in blocks]
+        assert max(sizes) <= blocked._ROWS and max(sizes) - min(sizes) <= 1
+
+
+def test_blocked_takes_any_layout() -> None:
+    attn = make_attn(2, 3, 20)
+    for view in (attn.mT, attn[:, 1], attn[:, :, 1:, 1:], attn[:, :1].expand(2, 4, 20, 20)):
+        got = common_neighbor(view, backend="torch")
+        want = common_neighbor(view, backend="reference")
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-14)
+    for shape in ((0, 0), (0, 5, 5), (2, 0, 0)):
+        assert common_neighbor(torch.ones(shape), backend="torch").shape == shape
+
+
+def test_padding_makes_a_batch_of_several_sizes() -> None:
+    sizes = (20, 13, 7)
+    batch = torch.zeros(3, 20, 20, dtype=torch.float64)
+    for index, tokens in enumerate(sizes):
+        batch[index, :tokens, :tokens] = make_attn(tokens)
+    refined = common_neighbor(batch)
+    for index, tokens in enumerate(sizes):
+        torch.testing.assert_close(
+            refined[index, :tokens, :tokens], common_neighbor(make_attn(tokens)), rtol=0, atol=1e-14
+        )
+        assert (refined[index, tokens:] == 0).all() and (refined[index, :, tokens:] == 0).all()
+
+
+def test_memory_of_refining() -> None:
+    tokens = 784
+    attn = make_attn(tokens, dtype=torch.float32)
+    peak = {
+        name: peak_bytes(lambda name=name: common_neighbor(attn, backend=name)) / attn.nbytes
+        for name in ("torch", "reference")
+    }
+    # The result and a block of rows; the input comes on top.
+    assert peak["torch"] < 1.25 < 3.5 < peak["reference"]
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_second_derivative(backend: str) -> None:
+    attn = make_attn(4, seed=4).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: common_neighbor(x, backend=backend), (attn,))
+
+
+def test_gradient_of_a_half_precision_input() -> None:
+    attn = make_attn(9, dtype=torch.bfloat16).requires_grad_()
+    (grad,) = torch.autograd.grad(common_neighbor(attn).square().sum(), attn)
+    wide = attn.detach().float().requires_grad_()
+    (want,) = torch.autograd.grad(common_neighbor(wide).square().sum(), wide)
+    assert torch.equal(grad, want.bfloat16())
+
+
+def test_no_gradient_is_kept_where_none_is_wanted() -> None:
+    attn = make_attn(9).requires_grad_()
+    with torch.no_grad():
+        assert not common_neighbor(attn).requires_grad
+    assert not common_neighbor(attn.detach()).requires_grad
+    assert common_neighbor(attn).requires_grad
+
+
+def test_backends() -> None:
+    found = available_backends()
+    assert list(found) == ["triton", "torch", "reference"]
+    assert found["torch"] is None and found["reference"] is None
+    with pytest.raises(RuntimeError, match="'torch' cannot run: similarity 'overlap' is not a mat"):
+        common_neighbor(make_attn(3), similarity="overlap", backend="torch")
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run"):
+        common_neighbor(make_attn(3), backend="triton")
+    with pytest.raises(ValueError, match=r"backend must be one of.*'numpy'"):
+        common_neighbor(make_attn(3), backend="numpy")
+
+
+# Callers' mistakes
 
 
 def test_unknown_similarity() -> None:

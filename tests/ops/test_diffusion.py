@@ -6,9 +6,17 @@ import math
 
 import pytest
 import torch
+from memory_testing import peak_bytes
 
 from adcam.ops.common_neighbor import SIMILARITIES, common_neighbor
-from adcam.ops.diffusion import NORMALIZATIONS, diffuse, transition
+from adcam.ops.diffusion import (
+    NORMALIZATIONS,
+    available_backends,
+    diffuse,
+    reference,
+    scaling,
+    transition,
+)
 
 DTYPES = (torch.float32, torch.float64)
 ATOL = {torch.float32: 3e-6, torch.float64: 1e-13}
@@ -416,6 +424,92 @@ def test_autocast_does_not_reach_inside() -> None:
         closed = diffuse(maps, affinity, num_steps=None, alpha=0.5)
     assert torch.equal(walked, diffuse(maps, affinity))
     assert torch.equal(closed, diffuse(maps, affinity, num_steps=None, alpha=0.5))
+
+
+# The scaling vectors against the reference
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+@pytest.mark.parametrize("tokens", [1, 2, 17, 63, 197])
+def test_scaling_equals_reference(dtype: torch.dtype, normalize: str, tokens: int) -> None:
+    affinity, maps = make_affinity(2, tokens, dtype=dtype), make_maps(2, 3, tokens, dtype=dtype)
+    if tokens > 7:
+        affinity[0, 2], affinity[0, :, 2], affinity[1, 5], affinity[1, :, 7] = 0, 0, 0, 0
+    for num_steps, alpha in ((0, None), (1, None), (2, None), (5, 0.6)):
+        got, want = (
+            diffuse(
+                maps, affinity, normalize=normalize, num_steps=num_steps, alpha=alpha, backend=name
+            )
+            for name in ("torch", "reference")
+        )
+        assert got.dtype == dtype
+        close(got, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("normalize", NORMALIZATIONS)
+@pytest.mark.parametrize("num_iters", [1, 2, 20])
+def test_the_vectors_stand_for_the_transition(
+    dtype: torch.dtype, normalize: str, num_iters: int
+) -> None:
+    affinity = make_affinity(2, 13, dtype=dtype)
+    affinity[0, 4] = 0
+    scaled = scaling.scale(affinity, normalize, num_iters)
+    identity = torch.eye(13, dtype=dtype).expand(2, 13, 13)
+    # Map i is the i-th unit vector: row i of the result is column i of T.
+    close(scaled.apply(identity).mT, reference.transition(affinity, normalize, num_iters))
+
+
+@pytest.mark.parametrize("shape", [(784,), (2, 300)])
+def test_memory_of_diffusing(shape: tuple[int, ...]) -> None:
+    affinity = make_affinity(*shape, dtype=torch.float32)
+    maps = make_maps(*shape[:-1], 2, shape[-1], dtype=torch.float32)
+    peak = {
+        name: peak_bytes(lambda name=name: diffuse(maps, affinity, backend=name)) / affinity.nbytes
+        for name in ("torch", "reference")
+    }
+    assert peak["torch"] < 0.1 < 1.5 < peak["reference"]
+
+
+def test_sums_below_the_normal_numbers_stay_finite() -> None:
+    affinity = make_affinity(9, dtype=torch.float32)
+    affinity[3] *= 1e-40  # such a row has no inverse sum in float32
+    for backend in ("torch", "reference"):
+        assert torch.isfinite(diffuse(make_maps(2, 9).float(), affinity, backend=backend)).all()
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_second_derivative(backend: str) -> None:
+    maps, affinity = make_maps(1, 3).requires_grad_(), make_affinity(3).requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda m, a: diffuse(m, a, backend=backend), (maps, affinity)
+    )
+
+
+def test_padding_makes_a_batch_of_several_sizes() -> None:
+    sizes = (20, 13, 7)
+    affinity = torch.zeros(3, 20, 20, dtype=torch.float64)
+    maps = torch.zeros(3, 2, 20, dtype=torch.float64)
+    for index, tokens in enumerate(sizes):
+        affinity[index, :tokens, :tokens] = make_affinity(tokens)
+        maps[index, :, :tokens] = make_maps(2, tokens)
+    spread = diffuse(maps, affinity)
+    for index, tokens in enumerate(sizes):
+        close(spread[index, :, :tokens], diffuse(make_maps(2, tokens), make_affinity(tokens)))
+
+
+def test_backends() -> None:
+    found = available_backends()
+    assert list(found) == ["triton", "torch", "reference"]
+    assert found["torch"] is None and found["reference"] is None
+    maps, affinity = make_maps(1, 3), make_affinity(3)
+    with pytest.raises(RuntimeError, match="'torch' cannot run: the closed form needs"):
+        diffuse(maps, affinity, num_steps=None, alpha=0.5, backend="torch")
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run"):
+        diffuse(maps, affinity, backend="triton")
+    with pytest.raises(ValueError, match=r"backend must be one of.*'numpy'"):
+        diffuse(maps, affinity, backend="numpy")
 
 
 # Callers' mistakes

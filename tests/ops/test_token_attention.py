@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from memory_testing import peak_bytes
 
-from adcam.ops.token_attention import cls_attention, token_attention
+from adcam.ops.token_attention import (
+    accumulate_token_attention,
+    available_backends,
+    blocked,
+    cls_attention,
+    token_attention,
+)
 
+BACKENDS = ("torch", "reference")
 DTYPES = (torch.float32, torch.float64)
 ATOL = {torch.float32: 1e-6, torch.float64: 1e-14}
 
@@ -45,14 +54,22 @@ def test_by_hand(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("num_prefix_tokens", "cls_index"), [(0, None), (1, 0), (2, 0), (2, 1), (5, 0), (5, None)]
 )
-@pytest.mark.parametrize("tokens", [16, 63])
+@pytest.mark.parametrize(("tokens", "block_numel"), [(16, 10**6), (63, 10**6), (63, 500), (63, 1)])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_the_full_softmax(
-    dtype: torch.dtype, num_prefix_tokens: int, cls_index: int | None, tokens: int
+    dtype: torch.dtype,
+    num_prefix_tokens: int,
+    cls_index: int | None,
+    tokens: int,
+    block_numel: int,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(blocked, "_BLOCK_NUMEL", block_numel)  # one block, uneven ones, one row
     q, k = make_qk(tokens=tokens, dtype=dtype)
     options = {"scale": 0.7, "num_prefix_tokens": num_prefix_tokens}
     full = torch.einsum("bhid,bhjd->bhij", q, k).mul(0.7).softmax(dim=-1).mean(dim=1)
-    patch2patch, cls2patch = token_attention(q, k, cls_index=cls_index, **options)
+    patch2patch, cls2patch = token_attention(q, k, cls_index=cls_index, backend=backend, **options)
     want = full[:, num_prefix_tokens:, num_prefix_tokens:]
     assert patch2patch.dtype == dtype
     torch.testing.assert_close(patch2patch, want, rtol=0, atol=ATOL[dtype])
@@ -118,8 +135,8 @@ def test_large_logits_do_not_overflow() -> None:
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(half: torch.dtype) -> None:
     q, k = make_qk(dtype=half)
-    got, got_cls = token_attention(q, k, scale=0.5)
-    want, want_cls = token_attention(q.float(), k.float(), scale=0.5)
+    got, got_cls = token_attention(q, k, scale=0.5, backend="reference")
+    want, want_cls = token_attention(q.float(), k.float(), scale=0.5, backend="reference")
     assert got.dtype == torch.float32
     assert torch.equal(got, want)
     assert got_cls is not None
@@ -128,6 +145,28 @@ def test_half_precision_is_computed_in_float32(half: torch.dtype) -> None:
     assert torch.equal(
         cls_attention(q, k, scale=0.5), cls_attention(q.float(), k.float(), scale=0.5)
     )
+
+
+def test_float16_products_are_not_rounded() -> None:
+    q, k = make_qk(dtype=torch.float16)
+    got, _ = token_attention(q, k, scale=0.5, backend="torch")
+    want, _ = token_attention(q, k, scale=0.5, backend="reference")
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+def test_bfloat16_products_are_rounded_once() -> None:
+    q, k = make_qk(tokens=63, dim=64, dtype=torch.bfloat16)
+    got, _ = token_attention(q, k, scale=0.125, backend="torch")
+    want, _ = token_attention(q, k, scale=0.125, backend="reference")
+    assert got.dtype == torch.float32
+    # Rounding to 8 bits moves a score s by up to |s| / 512, so its exponential and the sum that
+    # divides it by a factor of up to exp(|s| / 512) each. Half as much again for other roundings.
+    largest = float((q.float() @ k.float().mT).abs().max()) * 0.125
+    assert 3 < largest < 8
+    difference = (got - want).abs()
+    assert (difference <= want * math.expm1(3 * largest / 512)).all()
+    assert difference.max() > 0
 
 
 def test_autocast_does_not_reach_inside() -> None:
@@ -149,10 +188,80 @@ def test_inputs_are_not_changed() -> None:
     assert torch.equal(k, kept_k)
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend: str) -> None:
     q, k = (x.requires_grad_() for x in make_qk(heads=2, tokens=5, dim=3))
-    assert torch.autograd.gradcheck(lambda q, k: token_attention(q, k, scale=0.5), (q, k))
+    total = torch.rand(2, 4, 4, dtype=torch.float64, requires_grad=True)
+
+    def accumulate(*tensors: torch.Tensor | None) -> torch.Tensor:
+        return accumulate_token_attention(*tensors, scale=0.5, backend=backend)
+
+    assert torch.autograd.gradcheck(accumulate, (None, q, k))
+    assert torch.autograd.gradcheck(accumulate, (total, q, k))
+    assert torch.autograd.gradcheck(accumulate, (None, q, k.detach()))
+    assert torch.autograd.gradgradcheck(accumulate, (None, q.detach(), k))
+    assert torch.autograd.gradgradcheck(accumulate, (None, q, k))
+    assert torch.autograd.gradcheck(lambda x: accumulate(None, x, x), (q,))
     assert torch.autograd.gradcheck(lambda q, k: cls_attention(q, k, scale=0.5), (q, k))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_is_the_reference(dtype: torch.dtype) -> None:
+    grads = []
+    for backend in BACKENDS:
+        q, k = (x.requires_grad_() for x in make_qk(dtype=dtype))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out, _ = token_attention(q, k, scale=0.5, backend=backend)
+        out.square().sum().backward()
+        assert q.grad is not None
+        assert k.grad is not None
+        assert q.grad.dtype == dtype
+        grads += [q.grad, k.grad]
+    atol = 1e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(grads[0], grads[2], rtol=0, atol=atol)
+    torch.testing.assert_close(grads[1], grads[3], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_running_sum(dtype: torch.dtype, backend: str) -> None:
+    total, want = None, torch.zeros(2, 14, 14)
+    for seed in range(3):
+        q, k = make_qk(dtype=dtype, seed=seed)
+        options: dict[str, Any] = {"scale": 0.5, "num_prefix_tokens": 2, "backend": backend}
+        before = total
+        total = accumulate_token_attention(before, q, k, **options)
+        # The fast one holds no second (N, N) tensor.
+        assert before is None or (total is before) == (backend == "torch")
+        want = want + token_attention(q, k, **options)[0]
+    torch.testing.assert_close(total, want, rtol=0, atol=ATOL.get(dtype, 1e-6))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autograd_leaves_the_running_sum_alone(backend: str) -> None:
+    q, k = make_qk()
+    total = torch.rand(2, 15, 15, dtype=torch.float64)
+    kept = total.clone()
+    got = accumulate_token_attention(total, q.requires_grad_(), k, scale=0.5, backend=backend)
+    assert torch.equal(total, kept)
+    assert got.requires_grad
+    with torch.no_grad():
+        again = accumulate_token_attention(total, q, k, scale=0.5, backend=backend)
+    torch.testing.assert_close(again, got)
+
+
+def test_memory_at_768_pixels() -> None:
+    q, k = make_qk(batch=1, tokens=2305, dim=64, dtype=torch.float32)
+
+    def two_blocks(backend: str) -> None:
+        total = None
+        for _ in range(2):
+            total = accumulate_token_attention(total, q, k, scale=0.125, backend=backend)
+
+    peak = {name: peak_bytes(lambda name=name: two_blocks(name)) for name in BACKENDS}
+    size = 4 * 2304**2  # of the result; the attention of all heads and blocks is six times it
+    assert size <= peak["torch"] < 1.3 * size
+    assert peak["reference"] > 2 * size
 
 
 def test_equals_timm_attention() -> None:
@@ -208,3 +317,21 @@ def test_illegal_options(function: object) -> None:
         function(q, k.float(), scale=1.0)
     with pytest.raises(ValueError, match=r"q must have a dtype.*torch\.int64"):
         function(q.long(), k.long(), scale=1.0)
+    total = torch.zeros(2, 4, 4, dtype=torch.float64)
+    for wrong in (total.float(), total[:1], total[:, 1:]):
+        with pytest.raises(
+            ValueError, match=r"total must be \(2, 4, 4\) torch\.float64 on cpu, got"
+        ):
+            accumulate_token_attention(wrong, q, k, scale=1.0)
+
+
+def test_backends() -> None:
+    assert list(available_backends()) == ["triton", *BACKENDS]
+    q, k = make_qk(tokens=5)
+    with pytest.raises(ValueError, match=r"backend must be one of .*'numpy'"):
+        token_attention(q, k, scale=1.0, backend="numpy")
+    with pytest.raises(RuntimeError, match=r"'triton' cannot run: .*q and k are float64"):
+        token_attention(q, k, scale=1.0, backend="triton")
+    assert torch.equal(
+        token_attention(q, k, scale=1.0)[0], token_attention(q, k, scale=1.0, backend="torch")[0]
+    )

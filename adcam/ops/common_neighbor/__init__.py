@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 
+from adcam.ops._backends import (
+    choose_backend,
+    summarize_reasons,
+    triton_not_supported_reasons,
+)
 from adcam.ops._checks import (
     at_least_float32,
     check_choice,
@@ -13,15 +19,27 @@ from adcam.ops._checks import (
     check_square,
     without_autocast,
 )
-from adcam.ops.common_neighbor import reference
+from adcam.ops._recompute import recompute_backward
+from adcam.ops.common_neighbor import blocked, reference
 
-__all__ = ["SIMILARITIES", "common_neighbor", "neighbor_similarity"]
+__all__ = ["SIMILARITIES", "available_backends", "common_neighbor", "neighbor_similarity"]
 
 SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya", "overlap", "none")
 
 
+def available_backends() -> dict[str, str | None]:
+    """From each backend to ``None`` if it can run on this machine, else to the reason why not."""
+    return summarize_reasons(
+        {"triton": triton_not_supported_reasons(), "torch": [], "reference": []}
+    )
+
+
 def common_neighbor(
-    attn: torch.Tensor, *, similarity: str = "resource_allocation", power: float = 2.0
+    attn: torch.Tensor,
+    *,
+    similarity: str = "resource_allocation",
+    power: float = 2.0,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Weaken attention between tokens whose own attentions differ.
 
@@ -40,19 +58,40 @@ def common_neighbor(
             token i attends to. Rows need not sum to 1. Differentiable.
         similarity: One of :data:`SIMILARITIES`; ``"none"`` gives ``R = A``.
         power: >= 0. Larger cuts dissimilar pairs harder; 0 gives ``R = A``.
+        backend: ``"triton"`` (GPU; ``"resource_allocation"`` and ``"cosine"``, not float64),
+            ``"torch"`` (half of the product, block by block, on the CPU; not ``"overlap"`` and
+            ``"none"``), ``"reference"``, or ``"auto"`` for the first of them that can run. The
+            backward is the reference's in each.
 
     Returns:
         (..., N, N) in [0, 1], not symmetric; float64 for float64 input, else float32.
 
     Raises:
         ValueError: If ``attn`` is not square, not floating point, or holds a negative, infinite or
-            NaN value; if ``similarity`` is unknown; if ``power`` is negative or not finite.
+            NaN value; if ``similarity`` or ``backend`` is unknown; if ``power`` is negative or not
+            finite.
+        RuntimeError: If the backend asked for cannot run here; the message holds the reason.
     """
     if not (math.isfinite(power) and power >= 0):
         raise ValueError(f"power must be finite and >= 0, got {power}")
     _check(attn, similarity)
+    chosen = choose_backend("common_neighbor", backend, _not_supported_reasons(attn, similarity))
+    slow = partial(_refine_by_reference, similarity=similarity, power=power)
     with without_autocast(attn):
-        return reference.refine(at_least_float32(attn), similarity, power)
+        if chosen == "reference":
+            return slow(attn)
+        if chosen == "torch":
+            fast = partial(blocked.refine, similarity=similarity, power=power)
+            return recompute_backward(fast, slow, at_least_float32(attn))
+        from adcam.ops.common_neighbor import triton_kernels
+
+        half_product = attn.dtype in (torch.float16, torch.bfloat16) or (
+            torch.get_float32_matmul_precision() == "medium"
+        )
+        fast = partial(
+            triton_kernels.refine, similarity=similarity, power=power, half_product=half_product
+        )
+        return recompute_backward(fast, slow, attn)
 
 
 def neighbor_similarity(
@@ -88,6 +127,23 @@ def neighbor_similarity(
     with without_autocast(attn):
         rows = reference.normalize_rows(at_least_float32(attn))
         return reference.similarity_of_rows(rows, similarity)
+
+
+def _not_supported_reasons(attn: torch.Tensor, similarity: str) -> dict[str, list[str]]:
+    triton_reasons = triton_not_supported_reasons(attn)
+    if similarity not in ("resource_allocation", "cosine"):
+        triton_reasons.append(f"no kernel for similarity {similarity!r}")
+    if attn.dtype == torch.float64:
+        triton_reasons.append("no kernel for float64")
+    return {
+        "triton": triton_reasons,
+        "torch": blocked.not_supported_reasons(attn, similarity),
+        "reference": [],
+    }
+
+
+def _refine_by_reference(attn: torch.Tensor, similarity: str, power: float) -> torch.Tensor:
+    return reference.refine(at_least_float32(attn), similarity, power)
 
 
 def _check(attn: torch.Tensor, similarity: str) -> None:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
+from adcam.ops._backends import (
+    choose_backend,
+    summarize_reasons,
+    triton_not_supported_reasons,
+)
 from adcam.ops._checks import (
     at_least_float32,
     check_choice,
@@ -12,12 +19,20 @@ from adcam.ops._checks import (
     check_square,
     without_autocast,
 )
-from adcam.ops.diffusion import reference
+from adcam.ops._recompute import recompute_backward
+from adcam.ops.diffusion import reference, scaling
 
-__all__ = ["NORMALIZATIONS", "diffuse", "transition"]
+__all__ = ["NORMALIZATIONS", "available_backends", "diffuse", "transition"]
 
 NORMALIZATIONS = ("sinkhorn", "row", "column", "none")
 SINKHORN_ITERS = 3  # as CLIP-ES
+
+
+def available_backends() -> dict[str, str | None]:
+    """From each backend to ``None`` if it can run on this machine, else to the reason why not."""
+    return summarize_reasons(
+        {"triton": triton_not_supported_reasons(), "torch": [], "reference": []}
+    )
 
 
 def diffuse(
@@ -27,6 +42,7 @@ def diffuse(
     normalize: str = "sinkhorn",
     num_steps: int | None = 2,
     alpha: float | None = None,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Spread each map over the tokens in proportion to the affinity.
 
@@ -50,6 +66,10 @@ def diffuse(
             stands for infinitely many and needs ``alpha``.
         alpha: Restart weight in [0, 1] (below 1 for ``num_steps=None``); ``None`` means no
             restart, like 1. Larger lets the map travel further; 0 returns ``maps``.
+        backend: ``"triton"`` (GPU; ``normalize="sinkhorn"`` alone, not float64), ``"torch"``
+            (any device; ``T`` as the affinity and two scaling vectors, as in Triton),
+            ``"reference"`` (``T`` as a matrix, the only one with ``num_steps=None``), or
+            ``"auto"`` for the first of them that can run.
 
     Returns:
         (..., K, N) in the wider dtype of the two, at least float32. Differentiable in both.
@@ -59,6 +79,7 @@ def diffuse(
             a negative, infinite or NaN value, an option is outside its legal set, or the closed
             form does not exist (``alpha`` times the spectral radius of ``T`` is 1 or more). The
             values of ``maps`` are not checked.
+        RuntimeError: If the backend asked for cannot run here; the message holds the reason.
     """
     _check_walk(num_steps, alpha)
     check_float("maps", maps)
@@ -73,12 +94,27 @@ def diffuse(
             f"got {tuple(maps.shape)} and {tuple(affinity.shape)}"
         )
     dtype = torch.promote_types(at_least_float32(maps).dtype, at_least_float32(affinity).dtype)
-    start = maps.to(dtype)
+    reasons = _not_supported_reasons(maps, affinity, normalize, num_steps)
+    chosen = choose_backend("diffusion", backend, reasons)
     with without_autocast(affinity):
-        matrix = reference.transition(affinity.to(dtype), normalize, SINKHORN_ITERS)
-        if num_steps is not None:
-            return reference.walk(start, matrix, num_steps, alpha)
-        return reference.equilibrium(start, matrix, 0.0 if alpha is None else alpha)
+        if num_steps is None or chosen == "reference":
+            matrix = reference.transition(affinity.to(dtype), normalize, SINKHORN_ITERS)
+            if num_steps is None:
+                return reference.equilibrium(
+                    maps.to(dtype), matrix, 0.0 if alpha is None else alpha
+                )
+            return reference.walk(maps.to(dtype), matrix, num_steps, alpha)
+        slow = partial(
+            _walk_by_scaling, normalize=normalize, num_steps=num_steps, alpha=alpha, dtype=dtype
+        )
+        if chosen == "torch":
+            return slow(maps, affinity)
+        from adcam.ops.diffusion import triton_kernels
+
+        fast = partial(
+            triton_kernels.diffuse, num_iters=SINKHORN_ITERS, num_steps=num_steps, alpha=alpha
+        )
+        return recompute_backward(fast, slow, maps, affinity)
 
 
 def transition(
@@ -118,6 +154,30 @@ def transition(
         raise ValueError(f"num_iters must be >= 1, got {num_iters}")
     _check_affinity(affinity, normalize)
     return reference.transition(at_least_float32(affinity), normalize, num_iters)
+
+
+def _not_supported_reasons(
+    maps: torch.Tensor, affinity: torch.Tensor, normalize: str, num_steps: int | None
+) -> dict[str, list[str]]:
+    closed_form = ["the closed form needs the transition as a matrix"] * (num_steps is None)
+    triton_reasons = triton_not_supported_reasons(maps, affinity) + closed_form
+    if normalize != "sinkhorn":
+        triton_reasons.append(f"no kernel for normalize={normalize!r}")
+    if torch.float64 in (maps.dtype, affinity.dtype):
+        triton_reasons.append("no kernel for float64")
+    return {"triton": triton_reasons, "torch": closed_form, "reference": []}
+
+
+def _walk_by_scaling(
+    maps: torch.Tensor,
+    affinity: torch.Tensor,
+    normalize: str,
+    num_steps: int,
+    alpha: float | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    scaled = scaling.scale(affinity.to(dtype), normalize, SINKHORN_ITERS)
+    return scaling.walk(maps.to(dtype), scaled, num_steps, alpha)
 
 
 def _check_affinity(affinity: torch.Tensor, normalize: str) -> None:

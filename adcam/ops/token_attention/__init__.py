@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 
+from adcam.ops._backends import (
+    choose_backend,
+    summarize_reasons,
+    triton_not_supported_reasons,
+)
 from adcam.ops._checks import at_least_float32, check_float, without_autocast
-from adcam.ops.token_attention import reference
+from adcam.ops._recompute import recompute_backward
+from adcam.ops.token_attention import blocked, reference
 from adcam.ops.token_attention.layers import resolve_layers
 
-__all__ = ["cls_attention", "resolve_layers", "token_attention"]
+__all__ = [
+    "accumulate_token_attention",
+    "available_backends",
+    "cls_attention",
+    "resolve_layers",
+    "token_attention",
+]
+
+
+def available_backends() -> dict[str, str | None]:
+    """From each backend to ``None`` if it can run on this machine, else to the reason why not."""
+    return summarize_reasons(
+        {"triton": triton_not_supported_reasons(), "torch": [], "reference": []}
+    )
 
 
 def token_attention(
@@ -20,6 +42,7 @@ def token_attention(
     scale: float,
     num_prefix_tokens: int = 1,
     cls_index: int | None = 0,
+    backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of one block, mean over heads, on the patch tokens.
 
@@ -30,8 +53,8 @@ def token_attention(
         cls2patch   = mean_h attn_h[cls_index, P:]
 
     Rows are not scaled again after the prefix columns are dropped, so they sum to less than 1;
-    what is missing went to the prefix tokens. Heads are summed one after another: no
-    (B, H, P + N, P + N) tensor exists unless autograd keeps one.
+    what is missing went to the prefix tokens. No (B, H, P + N, P + N) tensor exists in any backend
+    unless the reference is differentiated.
 
     Args:
         q: Queries (B, H, P + N, d); float16, bfloat16, float32 or float64. Whatever the model does
@@ -41,22 +64,85 @@ def token_attention(
         num_prefix_tokens: P >= 0: class, distillation and register tokens together, as in timm.
         cls_index: Position of the class token among the prefix tokens; ``None`` if the model has
             none or its row is not wanted.
+        backend: ``"triton"`` (a CUDA device; no float64), ``"torch"`` (blocks of rows, any device;
+            products of bfloat16 are rounded to bfloat16), ``"reference"`` (in float32 or wider) or
+            ``"auto"`` for the first that can run.
 
     Returns:
         ``patch2patch`` (B, N, N) and ``cls2patch`` (B, N), or ``None`` for ``cls_index=None``; in
-        [0, 1], at least float32. Differentiable. NaN in ``q`` or ``k`` is passed on, not raised.
+        [0, 1], at least float32. Differentiable: the backward of each backend is the reference's,
+        run again from q and k. NaN in ``q`` or ``k`` is passed on, not raised.
 
     Raises:
         ValueError: If the shapes do not match or leave no patch token, a tensor is not floating
             point, or an option is outside its legal range.
+        RuntimeError: If the backend asked for cannot run here; the message holds the reasons.
     """
     _check(q, k, scale, num_prefix_tokens)
     if cls_index is not None:
         _check_cls_index(cls_index, num_prefix_tokens)
-    with without_autocast(q):
-        return reference.token_attention(
-            at_least_float32(q), at_least_float32(k), scale, num_prefix_tokens, cls_index
+    options: dict[str, Any] = {"scale": scale, "num_prefix_tokens": num_prefix_tokens}
+    patch2patch = accumulate_token_attention(None, q, k, backend=backend, **options)
+    cls2patch = None if cls_index is None else cls_attention(q, k, cls_index=cls_index, **options)
+    return patch2patch, cls2patch
+
+
+def accumulate_token_attention(
+    total: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    *,
+    scale: float,
+    num_prefix_tokens: int = 1,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Add the ``patch2patch`` of :func:`token_attention` to a running sum over blocks.
+
+    ::
+
+        total = None
+        for q, k in blocks:
+            total = accumulate_token_attention(total, q, k, scale=scale)
+
+    holds one (B, N, N) tensor however many blocks and heads there are.
+
+    Args:
+        total: (B, N, N), what an earlier call returned, or ``None`` to start. The fast backends add
+            to it in place unless autograd records: go on with what is returned.
+        q: As in :func:`token_attention`.
+        k: As in :func:`token_attention`.
+        scale: As in :func:`token_attention`.
+        num_prefix_tokens: As in :func:`token_attention`.
+        backend: As in :func:`token_attention`.
+
+    Returns:
+        (B, N, N), float64 for float64 inputs, else float32. Differentiable in all tensors.
+
+    Raises:
+        ValueError: As in :func:`token_attention`, or if ``total`` is not of the shape, dtype and
+            device of the result.
+        RuntimeError: As in :func:`token_attention`.
+    """
+    _check(q, k, scale, num_prefix_tokens)
+    if total is not None:
+        _check_total(total, q, num_prefix_tokens)
+    chosen = choose_backend("token_attention", backend, _not_supported_reasons(q, k))
+
+    def slow(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return reference.patch_attention(
+            at_least_float32(q), at_least_float32(k), scale, num_prefix_tokens
         )
+
+    with without_autocast(q):
+        if chosen == "reference":
+            mean = slow(q, k)
+        else:
+            fast = partial(_load(chosen), scale=scale, num_prefix_tokens=num_prefix_tokens)
+            tensors = [q, k] if total is None else [total, q, k]
+            if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+                return fast(total, q, k)
+            mean = recompute_backward(partial(fast, None), slow, q, k)
+    return mean if total is None else total + mean
 
 
 def cls_attention(
@@ -90,6 +176,22 @@ def cls_attention(
         )
 
 
+def _load(backend: str) -> Callable[..., torch.Tensor]:
+    """The ``accumulate`` of a fast backend."""
+    if backend == "torch":
+        return blocked.accumulate
+    from adcam.ops.token_attention import triton_kernels
+
+    return triton_kernels.accumulate
+
+
+def _not_supported_reasons(q: torch.Tensor, k: torch.Tensor) -> dict[str, list[str]]:
+    triton = triton_not_supported_reasons(q, k)
+    if q.dtype == torch.float64:
+        triton.append("it computes in float32, q and k are float64")
+    return {"triton": triton, "torch": [], "reference": []}
+
+
 def _check(q: torch.Tensor, k: torch.Tensor, scale: float, num_prefix_tokens: int) -> None:
     check_float("q", q)
     if q.ndim != 4 or q.shape != k.shape or q.dtype != k.dtype:
@@ -111,4 +213,14 @@ def _check_cls_index(cls_index: int, num_prefix_tokens: int) -> None:
         raise ValueError(
             f"cls_index must lie in 0..{num_prefix_tokens - 1} for num_prefix_tokens="
             f"{num_prefix_tokens} (None for no class row), got {cls_index}"
+        )
+
+
+def _check_total(total: torch.Tensor, q: torch.Tensor, num_prefix_tokens: int) -> None:
+    patches = q.shape[2] - num_prefix_tokens
+    want = ((q.shape[0], patches, patches), at_least_float32(q[:0]).dtype, q.device)
+    if (tuple(total.shape), total.dtype, total.device) != want:
+        raise ValueError(
+            f"total must be {want[0]} {want[1]} on {want[2]}, "
+            f"got {tuple(total.shape)} {total.dtype} on {total.device}"
         )
