@@ -365,16 +365,16 @@ def test_batch_arguments():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_labels", [2, 21])
-def test_gpu_equals_the_reference(num_labels):
+def test_gpu_equals_the_reference(gpu, num_labels):
     probs = [make_prob(num_labels, 63, 101), make_prob(num_labels, 40, 29)]
     imgs = [make_img(63, 101), make_img(40, 29)]
-    got = dense_crf_batch([torch.from_numpy(prob).cuda() for prob in probs], imgs)
+    got = dense_crf_batch([torch.from_numpy(prob).to(gpu) for prob in probs], imgs)
     for prob, img, refined in zip(probs, imgs, got, strict=True):
         assert refined.device.type == "cuda"
         np.testing.assert_allclose(
             refined.cpu().numpy(), dense_crf(prob, img, backend="reference"), atol=5e-4
         )
-    single = dense_crf(torch.from_numpy(probs[0]).cuda(), torch.from_numpy(imgs[0]))
+    single = dense_crf(torch.from_numpy(probs[0]).to(gpu), torch.from_numpy(imgs[0]))
     np.testing.assert_allclose(single.cpu().numpy(), got[0].cpu().numpy(), atol=1e-5)
 
 

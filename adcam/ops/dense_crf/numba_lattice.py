@@ -61,6 +61,25 @@ class _Lattice:
     before: Int
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One kernel's share of a lattice: its vertices and what comes before them.
+
+    Attributes:
+        keys: (M,) int64, sorted.
+        step: (d+1,) int64, what a step along each direction of the blur adds to a key.
+        columns: Of ``corners`` and ``weights``.
+        offset: Number of vertices of the parts before; vertices are ``offset + 1 .. offset + M``.
+        compat: Weight of the kernel.
+    """
+
+    keys: NDArray[np.int64]
+    step: NDArray[np.int64]
+    columns: slice
+    offset: int
+    compat: float
+
+
 class MeanField:
     """The lattices of an image, ready for any number of inferences.
 
@@ -89,15 +108,16 @@ class MeanField:
             kernels.append((img, *bilateral))
         shape = (img.shape[0] * img.shape[1], sum(3 + kernel[0].shape[2] for kernel in kernels))
         corners, weights = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32)
-        neighbours = []
-        column, offset = 0, 0
-        for kernel in kernels:
-            columns = slice(column, column + 3 + kernel[0].shape[2])
-            neighbours.append(
-                _build_lattice(*kernel, corners[:, columns], weights[:, columns], offset)
+        parts: list[_Part] = []
+        for colour, sigma_xy, sigma_rgb, compat in kernels:
+            first = sum(len(part.step) for part in parts)
+            columns = slice(first, first + 3 + colour.shape[2])
+            offset = sum(len(part.keys) for part in parts)
+            keys, step = _find_vertices(
+                colour, sigma_xy, sigma_rgb, corners[:, columns], weights[:, columns], offset
             )
-            column, offset = columns.stop, offset + neighbours[-1].shape[2] - 1
-        self._lattice = _Lattice(corners, weights, *_join(neighbours))
+            parts.append(_Part(keys, step, columns, offset, compat))
+        self._lattice = _connect_and_normalise(parts, corners, weights)
 
     def infer(self, unary: Float, *, num_iters: int) -> Float:
         """Run mean field.
@@ -163,28 +183,26 @@ def _run(steps: Callable[[_Worker], None]) -> None:
             future.result()
 
 
-def _build_lattice(
+def _find_vertices(
     colour: NDArray[np.uint8],
     sigma_xy: float,
     sigma_rgb: float,
-    compat: float,
     corners: Int,
     weights: Float,
     offset: int,
-) -> Int:
-    """Build the lattice of positions and ``colour``.
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find the vertices around every pixel's position and ``colour``.
 
     Args:
         colour: (H, W, 3), or (H, W, 0) for a lattice of positions alone.
         sigma_xy: In pixels.
         sigma_rgb: In grey levels.
-        compat: Weight of the kernel.
         corners: (N, d+1), overwritten by those of :class:`_Lattice`, numbered from ``offset + 1``.
-        weights: (N, d+1), overwritten by those of :class:`_Lattice`.
-        offset: Number of vertices of the lattices before this one.
+        weights: (N, d+1), overwritten by the barycentric weights.
+        offset: Number of vertices of the parts before.
 
     Returns:
-        (2, d+1, M+1) ``after`` and ``before`` of :class:`_Lattice`, numbered from 1.
+        ``keys`` and ``step`` of :class:`_Part`.
     """
     height, width, num_colours = colour.shape
     dim, num_pixels = 2 + num_colours, height * width
@@ -210,27 +228,47 @@ def _build_lattice(
     _run(embed)
     # Sorted keys: the neighbours of successive vertices are successive vertices.
     keys, number = np.unique(np.concatenate(found), return_inverse=True)
-    numbers = np.split(number.astype(np.int32) + 1, np.cumsum([len(part) for part in found])[:-1])
-    num_vertices = len(keys)
-    neighbours = np.zeros((2, dim + 1, num_vertices + 1), dtype=np.int32)
-    lattice = _Lattice(corners, weights, *neighbours)
-    tables = np.zeros((2, 1, num_vertices + 1), dtype=np.float32)
-    parts = np.zeros((_STRIPS, 1, num_vertices + 1), dtype=np.float32)
+    number = number.astype(np.int32) + np.int32(offset + 1)
+    numbers = np.split(number, np.cumsum([len(part) for part in found])[:-1])
 
-    def connect_and_normalise(worker: _Worker) -> None:
+    def renumber(worker: _Worker) -> None:
         for strip, start, stop in worker.strips(num_pixels):
             _renumber(corners, numbers[strip], start, stop)
-            _splat_ones(corners, weights, parts[strip, 0], start, stop)
-        for axis in range(worker.index, dim + 1, worker.count):
-            ahead, behind = neighbours[:, axis] if step[axis] > 0 else neighbours[::-1, axis]
-            _connect(keys, abs(step[axis]), ahead, behind)
-        worker.wait()
-        row_sum = _blur_all(worker, lattice, parts, tables, (0,))
-        share = worker.share(num_pixels)
-        _normalise(corners, weights, row_sum[0], np.float32(compat), offset, *share)
 
-    _run(connect_and_normalise)
-    return neighbours
+    _run(renumber)
+    return keys, step
+
+
+def _connect_and_normalise(parts: list[_Part], corners: Int, weights: Float) -> _Lattice:
+    """Make a lattice of its parts; ``weights`` become those of :class:`_Lattice`."""
+    num_axes = max((len(part.step) for part in parts), default=0)
+    num_vertices = sum(len(part.keys) for part in parts)
+    neighbours = np.zeros((2, num_axes, num_vertices + 1), dtype=np.int32)
+    lattice = _Lattice(corners, weights, *neighbours)
+    tables = np.zeros((2, 1, num_vertices + 1), dtype=np.float32)
+    sums = np.zeros((_STRIPS, 1, num_vertices + 1), dtype=np.float32)
+
+    def steps(worker: _Worker) -> None:
+        for strip, start, stop in worker.strips(len(corners)):
+            _splat_ones(corners, weights, sums[strip, 0], start, stop)
+        for part in parts:
+            for axis in range(worker.index, len(part.step), worker.count):
+                step = part.step[axis]
+                ahead, behind = neighbours[:, axis] if step > 0 else neighbours[::-1, axis]
+                _connect(part.keys, abs(step), ahead, behind, part.offset + 1)
+        worker.wait()
+        row_sum = _blur_all(worker, lattice, sums, tables, (0,))
+        for part in parts:
+            _normalise(
+                corners[:, part.columns],
+                weights[:, part.columns],
+                row_sum[0],
+                np.float32(part.compat),
+                *worker.share(len(corners)),
+            )
+
+    _run(steps)
+    return lattice
 
 
 def _number_box(extent: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
@@ -252,20 +290,6 @@ def _number_box(extent: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray
     return radix, step, int(radix @ (lowest - 2))
 
 
-def _join(neighbours: list[Int]) -> Int:
-    """Number the vertices of lattices (2, d+1, M+1) through."""
-    num_axes = max((one.shape[1] for one in neighbours), default=0)
-    num_vertices = sum(one.shape[2] - 1 for one in neighbours)
-    joined = np.zeros((2, num_axes, num_vertices + 1), dtype=np.int32)
-    offset = 0
-    for one in neighbours:
-        _, axes, size = one.shape
-        there = joined[:, :axes, offset + 1 : offset + size]
-        np.add(one[:, :, 1:], offset, out=there, where=one[:, :, 1:] > 0)
-        offset += size - 1
-    return joined
-
-
 def _infer(lattice: _Lattice, log_ratio: Float, num_iters: int) -> Float:
     """Marginals (C, N) from ``log(prob / prob of the last label)`` (C-1, N)."""
     num_channels, num_pixels = log_ratio.shape
@@ -275,7 +299,7 @@ def _infer(lattice: _Lattice, log_ratio: Float, num_iters: int) -> Float:
     num_groups = -(-num_channels // len(lanes))
     row_size = lattice.after.shape[1] * len(lanes)
     tables = np.zeros((2, num_groups, row_size), dtype=np.float32)
-    parts = np.zeros((_STRIPS, num_groups, row_size), dtype=np.float32)
+    sums = np.zeros((_STRIPS, num_groups, row_size), dtype=np.float32)
 
     def iterate(worker: _Worker) -> None:
         table = tables[0]
@@ -287,7 +311,7 @@ def _infer(lattice: _Lattice, log_ratio: Float, num_iters: int) -> Float:
                     lattice.corners,
                     lattice.weights,
                     table,
-                    parts[strip],
+                    sums[strip],
                     marginals,
                     not is_first,
                     is_last,
@@ -298,21 +322,21 @@ def _infer(lattice: _Lattice, log_ratio: Float, num_iters: int) -> Float:
                 )
             if not is_last:
                 worker.wait()
-                table = _blur_all(worker, lattice, parts, tables, lanes)
+                table = _blur_all(worker, lattice, sums, tables, lanes)
 
     _run(iterate)
     return marginals
 
 
 def _blur_all(
-    worker: _Worker, lattice: _Lattice, parts: Float, tables: Float, lanes: tuple[int, ...]
+    worker: _Worker, lattice: _Lattice, sums: Float, tables: Float, lanes: tuple[int, ...]
 ) -> Float:
     """Add up the strips, leave zeros in them, and blur: one thread's share; then wait.
 
     Args:
         worker: The thread.
         lattice: Its neighbours are used.
-        parts: (_STRIPS, G, (M+1)·lanes) float32, sums at the vertices by strip.
+        sums: (_STRIPS, G, (M+1)·lanes) float32, sums at the vertices by strip.
         tables: (2, G, (M+1)·lanes) float32, overwritten; the values of vertex 0 are zero.
         lanes: As long as channels lie side by side.
 
@@ -321,7 +345,7 @@ def _blur_all(
     """
     source, target = tables
     start, stop = worker.share(lattice.after.shape[1], first=1)
-    _gather_strips(parts, source, start * len(lanes), stop * len(lanes))
+    _gather_strips(sums, source, start * len(lanes), stop * len(lanes))
     for after, before in zip(lattice.after, lattice.before, strict=True):
         worker.wait()
         _blur(source, target, after, before, start, stop, lanes)
@@ -361,6 +385,7 @@ def _embed(  # type: ignore[no-untyped-def]
     residual = np.empty(size, np.float32)
     offset = np.empty(size, np.float32)
     order = np.empty(size, np.int32)
+    rank = np.empty(size, np.int32)
     scaled = np.empty(size, np.float32)
 
     bits = 12
@@ -394,11 +419,14 @@ def _embed(  # type: ignore[no-untyped-def]
             total += nearest
             residual[j] = elevated[j] - nearest * fsize
         for j in range(size):
-            place = np.int32(total)
-            for i in range(j):
-                place += np.int32(residual[j] <= residual[i])
-            for i in range(j + 1, size):
-                place += np.int32(residual[j] < residual[i])
+            rank[j] = np.int32(total)
+        for i in range(dim):
+            for j in range(i + 1, size):
+                smaller = np.int32(residual[i] < residual[j])
+                rank[i] += smaller
+                rank[j] += 1 - smaller
+        for j in range(size):
+            place = rank[j]
             if place < 0:
                 place += size
                 cell[j] += one
@@ -461,8 +489,11 @@ def _renumber(corners, numbers, start, stop):  # type: ignore[no-untyped-def]
 
 
 @_kernel()
-def _connect(keys, step, ahead, behind):  # type: ignore[no-untyped-def]
-    """Find the vertices whose key is ``step`` > 0 larger: two walks along the sorted keys."""
+def _connect(keys, step, ahead, behind, first):  # type: ignore[no-untyped-def]
+    """Find the vertices whose key is ``step`` > 0 larger: two walks along the sorted keys.
+
+    The vertex of the first key has the number ``first``.
+    """
     other = 0
     for vertex in range(len(keys)):
         wanted = keys[vertex] + step
@@ -471,19 +502,19 @@ def _connect(keys, step, ahead, behind):  # type: ignore[no-untyped-def]
         if other == len(keys):
             return
         if keys[other] == wanted:
-            ahead[vertex + 1] = other + 1
-            behind[other + 1] = vertex + 1
+            ahead[first + vertex] = first + other
+            behind[first + other] = first + vertex
 
 
 @_kernel()
-def _splat_ones(corners, weights, part, start, stop):  # type: ignore[no-untyped-def]
+def _splat_ones(corners, weights, total, start, stop):  # type: ignore[no-untyped-def]
     for pixel in range(start, stop):
         for p in range(corners.shape[1]):
-            part[corners[pixel, p]] += weights[pixel, p]
+            total[corners[pixel, p]] += weights[pixel, p]
 
 
 @_kernel(fastmath=_FAST_MATH)
-def _normalise(corners, weights, row_sum, compat, offset, start, stop):  # type: ignore[no-untyped-def]
+def _normalise(corners, weights, row_sum, compat, start, stop):  # type: ignore[no-untyped-def]
     for pixel in range(start, stop):
         total = np.float32(1e-20)
         for p in range(corners.shape[1]):
@@ -491,19 +522,18 @@ def _normalise(corners, weights, row_sum, compat, offset, start, stop):  # type:
         factor = np.sqrt(compat / total)
         for p in range(corners.shape[1]):
             weights[pixel, p] *= factor
-            corners[pixel, p] += offset
 
 
 @_kernel()
-def _gather_strips(parts, table, start, stop):  # type: ignore[no-untyped-def]
-    for group in range(parts.shape[1]):
+def _gather_strips(sums, table, start, stop):  # type: ignore[no-untyped-def]
+    for group in range(sums.shape[1]):
         for i in range(start, stop):
-            table[group, i] = parts[0, group, i]
-            parts[0, group, i] = 0
-        for strip in range(1, parts.shape[0]):
+            table[group, i] = sums[0, group, i]
+            sums[0, group, i] = 0
+        for strip in range(1, sums.shape[0]):
             for i in range(start, stop):
-                table[group, i] += parts[strip, group, i]
-                parts[strip, group, i] = 0
+                table[group, i] += sums[strip, group, i]
+                sums[strip, group, i] = 0
 
 
 @_kernel(fastmath=_FAST_MATH)
@@ -526,7 +556,7 @@ def _update(  # type: ignore[no-untyped-def]
     corners,
     weights,
     table,
-    part,
+    strip_sum,
     marginals,
     has_message,
     is_last,
@@ -539,7 +569,7 @@ def _update(  # type: ignore[no-untyped-def]
 
     ``table`` (G, (M+1)·lanes) is sliced if ``has_message``. The new marginals are written to
     ``marginals`` (C, N) if ``is_last``; else their differences to the last label are added to
-    ``part``, of the shape of ``table``.
+    ``strip_sum``, of the shape of ``table``.
     """
     width = len(lanes)
     num_channels = len(log_ratio)
@@ -592,7 +622,7 @@ def _update(  # type: ignore[no-untyped-def]
                 for i in range(length):
                     values[c, i] = (values[c, i] - last[i]) * total[i]
             for group in range(num_groups):
-                column = part[group]
+                column = strip_sum[group]
                 for i in range(length):
                     for p in range(len(unrolled)):
                         corner, weight = corners[block + i, p], weights[block + i, p]
