@@ -304,7 +304,7 @@ def _add_generate(commands: Any) -> None:
     mask.add_argument(
         "--crf",
         choices=("none", "lattice", "pydensecrf"),
-        help="sharpen edges with a dense CRF (default: none)",
+        help="sharpen edges with a dense CRF: ours, or the C++ package (default: none)",
     )
     mask.add_argument(
         "--crf-params", metavar="NAME", help="toco (default), irn, psa, clip_es or weaktr"
@@ -575,7 +575,10 @@ def _run_info(args: argparse.Namespace) -> int:
         return EXIT_OK
     for title, values in info.items():
         rows = [(name, _state(title, value)) for name, value in values.items()]
-        _print_table(("", ""), rows, title.replace("_", " "))
+        heading = title.replace("_", " ")
+        if title == "crf_backends":
+            heading += ": --crf lattice takes the first that is ready"
+        _print_table(("", ""), rows, heading)
     return EXIT_OK
 
 

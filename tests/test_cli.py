@@ -308,10 +308,14 @@ def test_masks_that_are_missing_or_of_another_size(
 def test_info_prints_backends(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info --json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["crf_backends"]["lattice"] is None
+    assert found["crf_backends"]["reference"] is None
+    assert list(found["crf_backends"]) == ["numba", "reference", "torch", "pydensecrf"]
     assert run("info") == 0
     printed = capsys.readouterr().out
-    assert "lattice" in printed and found["versions"]["torch"] in printed
+    assert (
+        "crf backends: --crf lattice takes the first that is ready" in printed
+        and found["versions"]["torch"] in printed
+    )
 
 
 def test_train_and_demo_pass_their_arguments_on(

@@ -1,19 +1,21 @@
 """Refinement of class maps and label maps with a dense CRF, under published parameter sets.
 
-The CRF itself is :func:`adcam.ops.dense_crf.dense_crf`. Give it the labels that are present alone
+The CRF itself is :class:`adcam.ops.dense_crf.DenseCRF`. Give it the labels that are present alone
 (background and the K classes of the image): its time grows with their number, and an absent label
 can only do harm.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adcam.ops.dense_crf import MIN_PROB, dense_crf
+from adcam.ops.dense_crf import MIN_PROB, DenseCRF
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,28 @@ CRF_PARAMS: dict[str, CRFParams] = {
 """Parameter sets of published pipelines by name. SEAM uses ``psa``; ReCAM uses ``irn``."""
 
 
+def build_refinement(
+    img: NDArray[np.uint8], *, params: str | CRFParams = "irn", backend: str = "auto"
+) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """Prepare an image for any number of :func:`refine`: what it alone decides is built once.
+
+    Args:
+        img: (H, W, 3) uint8.
+        params: A name in ``CRF_PARAMS`` or a set of one's own.
+        backend: As in :class:`adcam.ops.dense_crf.DenseCRF`.
+
+    Returns:
+        From ``prob`` of :func:`refine` to its result.
+
+    Raises:
+        ValueError: Unknown name, or arguments that the CRF refuses.
+        RuntimeError: The backend cannot run here.
+    """
+    chosen = _get_params(params)
+    crf = DenseCRF(img, gaussian=chosen.gaussian, bilateral=chosen.bilateral, backend=backend)
+    return partial(crf.infer, num_iters=chosen.num_iters)
+
+
 def refine(
     prob: NDArray[Any],
     img: NDArray[np.uint8],
@@ -62,24 +86,16 @@ def refine(
         prob: (K+1, H, W) floating point in [0, 1], background first.
         img: (H, W, 3) uint8.
         params: A name in ``CRF_PARAMS`` or a set of one's own.
-        backend: As in :func:`adcam.ops.dense_crf.dense_crf`.
+        backend: As in :class:`adcam.ops.dense_crf.DenseCRF`.
 
     Returns:
         (K+1, H, W) float32, sums to 1 over labels.
 
     Raises:
-        ValueError: Unknown name, or arguments that ``dense_crf`` refuses.
+        ValueError: Unknown name, or arguments that the CRF refuses.
         RuntimeError: The backend cannot run here.
     """
-    chosen = _get_params(params)
-    return dense_crf(
-        prob,
-        img,
-        gaussian=chosen.gaussian,
-        bilateral=chosen.bilateral,
-        num_iters=chosen.num_iters,
-        backend=backend,
-    )
+    return build_refinement(img, params=params, backend=backend)(prob)
 
 
 def refine_labels(
@@ -104,14 +120,14 @@ def refine_labels(
         gt_prob: In (0, 1), larger keeps the result closer to ``label``; above
             ``1 / num_labels`` for the label to be the likeliest.
         params: A name in ``CRF_PARAMS`` or a set of one's own.
-        backend: As in :func:`adcam.ops.dense_crf.dense_crf`.
+        backend: As in :class:`adcam.ops.dense_crf.DenseCRF`.
 
     Returns:
         (H, W) likeliest labels, in the dtype of ``label``.
 
     Raises:
         ValueError: Labels that are not integers in range, ``gt_prob`` out of range, unknown
-            ``params``, or arguments that ``dense_crf`` refuses.
+            ``params``, or arguments that the CRF refuses.
         RuntimeError: The backend cannot run here.
     """
     if label.ndim != 2 or not np.issubdtype(label.dtype, np.integer):

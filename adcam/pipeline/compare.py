@@ -21,7 +21,7 @@ from adcam.cams import Method, build_method
 from adcam.data.dataset import ImageDataset
 from adcam.data.files import write_text_atomic
 from adcam.masks.background import compute_bg_score, compute_mask, stack_probabilities
-from adcam.masks.crf import refine
+from adcam.masks.crf import build_refinement
 from adcam.metrics.miou import MeanIoU, MeanIoUResult, ThresholdCurve, ThresholdCurveResult
 from adcam.models.classifier_file import load_classifier
 from adcam.pipeline.config import build_dataset
@@ -238,12 +238,13 @@ def _crf_masks(
     crf: str,
     mask_values: Sequence[int],
 ) -> list[np.ndarray]:
+    refine = build_refinement(img, params=crf) if maps.class_ids else None
     masks = []
     for threshold in thresholds:
         prob = None
-        if maps.class_ids:
+        if refine is not None:
             bg_score = compute_bg_score(maps.score_maps, rule="constant", threshold=threshold)
-            prob = refine(stack_probabilities(maps.score_maps, bg_score), img, params=crf)
+            prob = refine(stack_probabilities(maps.score_maps, bg_score))
         mask = compute_mask(maps, mask_values=mask_values, threshold=threshold, prob=prob)
         masks.append(mask.mask)
     return masks

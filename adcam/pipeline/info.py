@@ -28,6 +28,7 @@ _PACKAGES = {
     "mmcv": ("onedl-mmcv", "mmcv", "mmcv-lite"),
     "mmsegmentation": ("onedl-mmsegmentation", "mmsegmentation"),
     "ray": ("ray",),
+    "numba": ("numba",),
     "pydensecrf": ("pydensecrf2", "pydensecrf"),
     "rich": ("rich",),
     "tensorboard": ("tensorboard",),
@@ -49,7 +50,7 @@ def collect_info() -> dict[str, Any]:
     Returns:
         ``versions`` by package (``None`` where absent), ``devices``, ``threads``, and
         ``op_backends``, ``crf_backends`` and ``features``: from a name to ``None`` if it can run
-        here, else to the reason why not. JSON-serialisable.
+        here, else to the reason why not; backends in the order they are tried. JSON-serialisable.
     """
     import torch
 

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from adcam.masks.background import (
     stack_probabilities,
 )
 from adcam.masks.confident import compute_confident_mask
-from adcam.masks.crf import CRF_PARAMS, refine
+from adcam.masks.crf import CRF_PARAMS, build_refinement
 from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
 from adcam.pipeline.config import build_classes
@@ -36,7 +36,10 @@ from adcam.pipeline.infer import Network, Views, compute_class_maps, compute_sco
 from adcam.report.figures import overlay_mask, side_by_side
 from adcam.structures import ClassMaps, ClassSet, PseudoMask, TokenMaps
 
-CRF_CHOICES = ("none", "lattice", "pydensecrf")
+CRF_BACKENDS = {"lattice": "auto", "pydensecrf": "pydensecrf"}
+"""Backend of each CRF. ``lattice`` is our own, by the fastest means that can run."""
+
+CRF_CHOICES = ("none", *CRF_BACKENDS)
 DTYPES = ("float32", "bfloat16", "float16")
 
 DEFAULT_RULE = BackgroundRule("constant", 0.58, "voc-animals train, ad_cam at 448")
@@ -54,7 +57,7 @@ class LabelerOptions:
         rule: Where background ends (:mod:`adcam.masks.background`).
         two_threshold: ``(low, high)`` background scores in place of ``rule``: what they disagree
             on becomes 255 (:mod:`adcam.masks.confident`).
-        crf: ``"none"``, or the backend of the dense CRF: ``"lattice"``, ``"pydensecrf"``.
+        crf: ``"none"``, or who computes the dense CRF: ``"lattice"`` (ours) or ``"pydensecrf"``.
         crf_params: Key of :data:`adcam.masks.crf.CRF_PARAMS`.
         dtype: Of the network: ``"float32"``, or ``"bfloat16"``/``"float16"`` by autocast, faster
             on a GPU and a little less exact.
@@ -235,7 +238,7 @@ class PseudoLabeler:
         self.class_set = class_set
         self.device = resolve_device(device)
         crf = self.options.crf
-        if crf != "none" and (reason := available_backends()[crf]):
+        if crf == "pydensecrf" and (reason := available_backends()[crf]):
             raise ValueError(f"the CRF backend {crf!r} cannot run here: {reason}")
         self.weights_hash = hash_network(network)
         self.network = network
@@ -355,8 +358,9 @@ class PseudoLabeler:
         """Mask at the size ``ori_hw`` from maps and image (h, w): step three."""
         options, values = self.options, self.class_set.mask_values
         crf = None
-        if options.crf != "none":
-            crf = partial(refine, img=img, params=options.crf_params, backend=options.crf)
+        if options.crf != "none" and maps.class_ids:
+            backend = CRF_BACKENDS[options.crf]
+            crf = build_refinement(img, params=options.crf_params, backend=backend)
         if options.two_threshold is not None:
             low, high = options.two_threshold
             mask = compute_confident_mask(
@@ -365,7 +369,7 @@ class PseudoLabeler:
         else:
             rule, threshold = options.rule.rule, options.rule.value
             prob = None
-            if crf is not None and maps.class_ids:
+            if crf is not None:
                 bg_score = compute_bg_score(maps.score_maps, rule=rule, threshold=threshold)
                 prob = crf(stack_probabilities(maps.score_maps, bg_score))
             mask = compute_mask(

@@ -80,7 +80,7 @@ def test_refine_labels_is_that_of_irn(scene, num_labels):
     crf.addPairwiseGaussian(sxy=3, compat=3)
     crf.addPairwiseBilateral(sxy=50, srgb=5, rgbim=img, compat=10)
     expected = np.array(crf.inference(10)).reshape(num_labels, HEIGHT, WIDTH).argmax(0)
-    for backend in ("pydensecrf", "lattice"):
+    for backend in ("pydensecrf", "reference", "auto"):
         np.testing.assert_array_equal(
             refine_labels(noisy, img, num_labels, backend=backend), expected
         )

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import BrokenBarrierError
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from adcam.ops.dense_crf import MIN_PROB, available_backends, dense_crf, lattice
+from adcam.ops.dense_crf import (
+    MIN_PROB,
+    DenseCRF,
+    available_backends,
+    dense_crf,
+    dense_crf_batch,
+    reference,
+)
 
-REASON = available_backends()["pydensecrf"]
-needs_pydensecrf = pytest.mark.skipif(REASON is not None, reason=f"pydensecrf: {REASON}")
-BACKENDS = ["lattice", pytest.param("pydensecrf", marks=needs_pydensecrf)]
+
+def needs(backend):
+    reason = available_backends()[backend]
+    return pytest.mark.skipif(reason is not None, reason=f"{backend}: {reason}")
+
+
+FAST = [pytest.param("numba", marks=needs("numba")), "torch"]
+OURS = ["reference", *FAST]
+BACKENDS = [*OURS, pytest.param("pydensecrf", marks=needs("pydensecrf"))]
+needs_pydensecrf = needs("pydensecrf")
 
 
 def make_img(height, width, *, seed=0):
@@ -41,13 +58,13 @@ def make_prob(num_labels, height, width, *, seed=0):
 @given(dim=st.integers(1, 6), seed=st.integers(0, 10_000), spread=st.sampled_from([0.1, 3.0, 40.0]))
 def test_simplex_encloses_its_point(dim, seed, spread):
     features = np.random.default_rng(seed).normal(0, spread, (dim, 23)).astype(np.float32)
-    cell, order, weights = lattice._find_simplices(features)
+    cell, order, weights = reference._find_simplices(features)
     vertices = [(dim + 1) * cell.astype(np.float64)]
     for p in range(dim):
         step = np.ones((dim + 1, 23))
         np.put_along_axis(step, order[p][None], -dim, axis=0)
         vertices.append(vertices[-1] + step)
-    elevated = lattice._elevate(features)
+    elevated = reference._elevate(features)
     assert all((vertex.sum(axis=0) == 0).all() for vertex in vertices)
     assert (weights >= -1e-4).all()
     np.testing.assert_allclose(weights.sum(axis=0), 1, atol=1e-5)
@@ -60,7 +77,7 @@ def test_simplex_encloses_its_point(dim, seed, spread):
 
 def test_elevation_is_a_scaled_isometry():
     features = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32)
-    elevated = lattice._elevate(features)
+    elevated = reference._elevate(features)
     np.testing.assert_allclose(elevated.sum(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(
         elevated.T @ elevated, features.T @ features * (2 / 3) * 6**2, rtol=1e-4, atol=1e-3
@@ -120,7 +137,7 @@ def test_filter_equals_the_definition(dim, spread):
     rng = np.random.default_rng(dim)
     features = rng.uniform(-spread, spread, (dim, 90)).astype(np.float32)
     values = rng.normal(size=(90, 3)).astype(np.float32)
-    tested = lattice.PermutohedralLattice(features)
+    tested = reference.PermutohedralLattice(features)
     expected, num_vertices = naive_filter(features, values)
     assert tested.num_vertices == num_vertices
     np.testing.assert_allclose(tested.filter(values), expected, rtol=1e-3, atol=1e-4)
@@ -135,7 +152,7 @@ def test_neighbours_beyond_the_border_are_absent(seed):
     features = (line + rng.normal(0, 0.2, (2, 40))).astype(np.float32)
     values = rng.normal(size=(40, 1)).astype(np.float32)
     expected, _ = naive_filter(features, values)
-    got = lattice.PermutohedralLattice(features).filter(values)
+    got = reference.PermutohedralLattice(features).filter(values)
     np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -164,11 +181,11 @@ def test_filter_approximates_the_gaussian(sigma_xy, sigma_rgb, tolerance):
     features = exact_features(img, sigma_xy, sigma_rgb)
     values = make_prob(3, 19, 27).reshape(3, -1).T
     expected = exact_kernel(features) @ values
-    got = lattice._NormalisedKernel(features.astype(np.float32)).apply(values)
+    got = reference._NormalisedKernel(features.astype(np.float32)).apply(values)
     assert np.abs(got - expected).mean() < tolerance
     # A wrong width would do worse than this.
     for wrong in (0.6, 1.7):
-        other = lattice._NormalisedKernel((wrong * features).astype(np.float32)).apply(values)
+        other = reference._NormalisedKernel((wrong * features).astype(np.float32)).apply(values)
         assert np.abs(other - expected).mean() > np.abs(got - expected).mean()
 
 
@@ -193,6 +210,172 @@ def test_mean_field_approximates_brute_force(backend):
     got = dense_crf(prob, img, backend=backend, **settings)
     assert (got.argmax(0) == expected.argmax(0)).mean() > 0.95
     assert np.abs(got - expected).mean() < 0.03
+
+
+# ---- fast paths against the reference ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("kernels", [((3, 3), (50, 5, 10)), (None, (36, 3, 4)), ((1, 3), None)])
+@pytest.mark.parametrize(("num_labels", "hw"), [(2, (63, 101)), (3, (40, 29)), (6, (17, 64))])
+def test_fast_paths_equal_the_reference(backend, kernels, num_labels, hw):
+    prob, img = make_prob(num_labels, *hw), make_img(*hw)
+    settings = {"gaussian": kernels[0], "bilateral": kernels[1]}
+    got, expected = (dense_crf(prob, img, backend=b, **settings) for b in (backend, "reference"))
+    assert np.abs(got - expected).mean() < 2e-6
+    np.testing.assert_allclose(got, expected, atol=5e-4)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("num_labels", [5, 9, 21, 81])
+def test_many_labels_equal_the_reference(backend, num_labels):
+    prob, img = make_prob(num_labels, 13, 22), make_img(13, 22)
+    got, expected = (dense_crf(prob, img, num_iters=4, backend=b) for b in (backend, "reference"))
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_crf_serves_many_inferences(backend):
+    img = make_img(23, 31)
+    first, second = make_prob(2, 23, 31), make_prob(4, 23, 31, seed=1)
+    crf = DenseCRF(img, bilateral=(20, 9, 5), backend=backend)
+    for prob in (first, second, first):
+        expected = dense_crf(prob, img, bilateral=(20, 9, 5), num_iters=3, backend=backend)
+        np.testing.assert_array_equal(crf.infer(prob, num_iters=3), expected)
+    with pytest.raises(ValueError, match=r"\(31, 23\) but img is \(23, 31\)"):
+        crf.infer(first.transpose(0, 2, 1))
+
+
+@needs("numba")
+def test_numba_lattice_is_that_of_the_reference():
+    """Noise: thousands of vertices in each strip, so that the hash tables grow."""
+    from adcam.ops.dense_crf import numba_lattice
+
+    img = np.random.default_rng(0).integers(0, 256, (90, 71, 3)).astype(np.uint8)
+    tested = numba_lattice.MeanField(img, gaussian=(3, 3), bilateral=(36, 3, 4))._lattice
+    oracle = reference.MeanField(img, gaussian=(3, 3), bilateral=(36, 3, 4))
+    sizes = [kernel._lattice.num_vertices for kernel, _ in oracle._kernels]
+    assert sizes[1] > 8192
+    assert tested.after.shape == tested.before.shape == (6, sum(sizes) + 1)
+    assert tested.corners.shape == (90 * 71, 9)
+    assert tested.corners[:, :3].max() == sizes[0] < tested.corners[:, 3:].min()
+    vertices = np.arange(sum(sizes) + 1)
+    for after, before in zip(tested.after, tested.before, strict=True):
+        there = after > 0
+        assert there.any() or sizes[0] == 0
+        np.testing.assert_array_equal(before[after[there]], vertices[there])
+        assert np.count_nonzero(before) == there.sum()
+
+
+@needs("numba")
+@pytest.mark.parametrize("threads", [2, 3, 16])
+def test_threads_do_not_change_a_bit(monkeypatch, threads):
+    prob, img = make_prob(3, 37, 53), make_img(37, 53)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    expected = dense_crf(prob, img, backend="numba")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    np.testing.assert_array_equal(dense_crf(prob, img, backend="numba"), expected)
+
+
+@needs("numba")
+def test_threads_of_the_caller_may_share_a_crf(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    probs = [make_prob(3, 37, 53, seed=seed) for seed in range(6)]
+    crf = DenseCRF(make_img(37, 53), backend="numba")
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(crf.infer, probs))
+    for prob, got in zip(probs, together, strict=True):
+        np.testing.assert_array_equal(got, crf.infer(prob))
+
+
+@needs("numba")
+def test_an_error_in_one_thread_does_not_hang_the_others(monkeypatch):
+    from adcam.ops.dense_crf import numba_lattice
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+    def steps(worker):
+        if worker.index == 1:
+            raise KeyError("here")
+        worker.wait()
+
+    with pytest.raises((KeyError, BrokenBarrierError)):
+        numba_lattice._run(steps)
+
+
+@needs("numba")
+def test_exponential():
+    from numba import njit
+
+    from adcam.ops.dense_crf import numba_lattice
+
+    single = numba_lattice._exp
+
+    @njit
+    def exp(values):
+        out = np.empty_like(values)
+        for i in range(len(values)):
+            out[i] = single(values[i])
+        return out
+
+    x = -np.geomspace(1e-6, 87, 20_000).astype(np.float32)
+    np.testing.assert_allclose(exp(x), np.exp(x.astype(np.float64)), rtol=3e-7)
+    assert exp(np.array([0, -0.0], dtype=np.float32)).tolist() == [1, 1]
+    assert exp(np.array([-1e30, -np.inf], dtype=np.float32)).max() < 2e-38
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_torch_simplices_are_those_of_the_reference(dim):
+    from adcam.ops.dense_crf import torch_lattice
+
+    features = np.random.default_rng(dim).normal(0, 20, (dim, 500)).astype(np.float32)
+    for got, expected in zip(
+        torch_lattice._find_simplices(torch.from_numpy(features)),
+        reference._find_simplices(features),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got.numpy(), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_equals_its_images(backend):
+    """Different sizes and numbers of labels; the images know nothing of one another."""
+    sizes = [(21, 34), (34, 21), (1, 5), (40, 28)]
+    probs = [make_prob(2 + i, *hw, seed=i) for i, hw in enumerate(sizes)]
+    imgs = [make_img(*hw, seed=i) for i, hw in enumerate(sizes)]
+    got = dense_crf_batch(probs, imgs, num_iters=4, backend=backend)
+    for prob, img, refined in zip(probs, imgs, got, strict=True):
+        expected = dense_crf(prob, img, num_iters=4, backend=backend)
+        np.testing.assert_allclose(refined, expected, atol=1e-5)
+    tensors = dense_crf_batch(
+        [torch.from_numpy(prob) for prob in probs], imgs, num_iters=4, backend=backend
+    )
+    assert all(isinstance(refined, torch.Tensor) for refined in tensors)
+    np.testing.assert_array_equal(tensors[3].numpy(), got[3])
+
+
+def test_batch_arguments():
+    assert dense_crf_batch([], []) == []
+    with pytest.raises(ValueError, match="one image for each of probs, got 1, 0"):
+        dense_crf_batch([], [make_img(3, 5)])
+    for backend in ("reference", "torch"):
+        with pytest.raises(ValueError, match="without NaN"):
+            dense_crf_batch([with_nan(make_prob(3, 9, 14))], [make_img(9, 14)], backend=backend)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_labels", [2, 21])
+def test_gpu_equals_the_reference(gpu, num_labels):
+    probs = [make_prob(num_labels, 63, 101), make_prob(num_labels, 40, 29)]
+    imgs = [make_img(63, 101), make_img(40, 29)]
+    got = dense_crf_batch([torch.from_numpy(prob).to(gpu) for prob in probs], imgs)
+    for prob, img, refined in zip(probs, imgs, got, strict=True):
+        assert refined.device.type == "cuda"
+        np.testing.assert_allclose(
+            refined.cpu().numpy(), dense_crf(prob, img, backend="reference"), atol=5e-4
+        )
+    single = dense_crf(torch.from_numpy(probs[0]).to(gpu), torch.from_numpy(imgs[0]))
+    np.testing.assert_allclose(single.cpu().numpy(), got[0].cpu().numpy(), atol=1e-5)
 
 
 # ---- exact and limiting cases --------------------------------------------------------------------
@@ -344,14 +527,26 @@ def with_nan(prob):
         ({"gaussian": (3, 3, 3)}, r"\(sigma_xy, compat\)"),
         ({"bilateral": (50, float("nan"), 10)}, "sigma_rgb of bilateral"),
         ({"bilateral": (50, 5, -1)}, "compat of bilateral .* >= 0, got -1"),
+        ({"bilateral": (1e-4, 1e-4, 1), "backend": "reference"}, "sigmas are too small"),
+        ({"bilateral": (1e-4, 1e-4, 1), "backend": "torch"}, "sigmas are too small"),
         ({"bilateral": (1e-4, 1e-4, 1)}, "sigmas are too small"),
-        ({"backend": "cuda"}, "'cuda'; choose 'auto', 'lattice' or 'pydensecrf'"),
+        ({"backend": "cuda"}, "backend must be one of .*'numba', 'reference', .*got 'cuda'"),
     ],
 )
 def test_bad_arguments(change, message):
     arguments = {"prob": make_prob(3, 9, 14), "img": make_img(9, 14)} | change
     with pytest.raises(ValueError, match=message):
         dense_crf(arguments.pop("prob"), arguments.pop("img"), **arguments)
+
+
+def test_without_numba_the_reference_computes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "adcam.ops.dense_crf.numba_lattice", raising=False)
+    assert "pip install numba" in available_backends()["numba"]
+    prob, img = make_prob(2, 8, 5), make_img(8, 5)
+    np.testing.assert_array_equal(dense_crf(prob, img), dense_crf(prob, img, backend="reference"))
+    with pytest.raises(RuntimeError, match=r"'numba' cannot run: .*numba"):
+        DenseCRF(img, backend="numba")
 
 
 def test_rounding_outside_the_unit_interval_is_forgiven():
@@ -366,7 +561,7 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch):
     assert "pip install" in reason
     with pytest.raises(RuntimeError, match=r"cannot run: .*pydensecrf"):
         dense_crf(make_prob(2, 3, 5), make_img(3, 5), backend="pydensecrf")
-    assert available_backends()["lattice"] is None
+    assert available_backends()["reference"] is None
     assert dense_crf(make_prob(2, 3, 5), make_img(3, 5)).shape == (2, 3, 5)
 
 
@@ -378,11 +573,12 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch):
     "kernels", [((3, 3), (50, 5, 10)), ((1, 3), (67, 3, 4)), (None, (8, 13, 4))]
 )
 @pytest.mark.parametrize(("num_labels", "hw"), [(2, (48, 73)), (3, (81, 52)), (21, (40, 31))])
-def test_equals_pydensecrf(kernels, num_labels, hw):
+@pytest.mark.parametrize("backend", OURS)
+def test_equals_pydensecrf(kernels, num_labels, hw, backend):
     assert hw[0] * hw[1] % 4 == 0  # else the C++ code adds vertices of its own, see below
     prob, img = make_prob(num_labels, *hw), make_img(*hw)
     settings = {"gaussian": kernels[0], "bilateral": kernels[1]}
-    ours = dense_crf(prob, img, backend="lattice", **settings)
+    ours = dense_crf(prob, img, backend=backend, **settings)
     theirs = dense_crf(prob, img, backend="pydensecrf", **settings)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert np.abs(ours - theirs).mean() < 1e-6
@@ -397,12 +593,36 @@ def test_equals_pydensecrf(kernels, num_labels, hw):
         (np.random.default_rng(0).integers(0, 60, (37, 53, 3)).astype(np.uint8), 1e-3),
     ],
 )
-def test_close_to_pydensecrf_where_it_pads(img, mean_tolerance):
+@pytest.mark.parametrize("backend", OURS)
+def test_close_to_pydensecrf_where_it_pads(img, mean_tolerance, backend):
     """H·W is no multiple of 4: the SSE code pads with points at the origin (README)."""
     prob = make_prob(3, 37, 53)
-    ours, theirs = (dense_crf(prob, img, backend=b) for b in ("lattice", "pydensecrf"))
+    ours, theirs = (dense_crf(prob, img, backend=b) for b in (backend, "pydensecrf"))
     assert (ours.argmax(0) == theirs.argmax(0)).mean() > 0.999
     assert np.abs(ours - theirs).mean() < mean_tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@needs_pydensecrf
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("bilateral", [(50, 5, 10), (36, 3, 4)])
+def test_agrees_with_pydensecrf_on_photographs(voc_animals: Path, backend, bilateral):
+    paths = sorted((voc_animals / "JPEGImages").glob("*.jpg"))[::180]
+    assert len(paths) >= 8
+    for number, path in enumerate(paths):
+        with Image.open(path) as picture:
+            img = np.asarray(picture.convert("RGB"))
+        num_labels = 2 + number % 3
+        # As class maps are: smooth, from a coarse grid.
+        coarse = torch.from_numpy(make_prob(num_labels, 14, 14, seed=number))[None]
+        prob = torch.nn.functional.interpolate(coarse, img.shape[:2], mode="bilinear")[0]
+        ours, theirs = (
+            dense_crf(prob.numpy(), img, bilateral=bilateral, backend=b)
+            for b in (backend, "pydensecrf")
+        )
+        assert (ours.argmax(0) == theirs.argmax(0)).mean() >= 0.999
+        assert np.abs(ours - theirs).mean() <= 1e-2
 
 
 @needs_pydensecrf

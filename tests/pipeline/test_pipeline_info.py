@@ -19,7 +19,7 @@ def test_versions_devices_and_backends() -> None:
     assert found["versions"]["adcam"] == __version__
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert found["versions"]["numpy"] == np.__version__
-    assert found["crf_backends"]["lattice"] is None and "pydensecrf" in found["crf_backends"]
+    assert found["crf_backends"]["reference"] is None and "pydensecrf" in found["crf_backends"]
     for op in ("common_neighbor", "diffusion", "token_attention"):
         assert found["op_backends"][f"{op}: reference"] is None
     assert "cpu" in found["devices"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -132,14 +133,17 @@ def test_the_crf_sees_background_first_and_decides(
 ) -> None:
     seen = {}
 
-    def fake(prob: np.ndarray, img: np.ndarray, *, params: str, backend: str) -> np.ndarray:
-        seen.update(prob=prob, img=img, params=params, backend=backend)
-        return prob[[1, 2, 0]]
+    def build(img: np.ndarray, **options: str) -> Callable[[np.ndarray], np.ndarray]:
+        def fake(prob: np.ndarray) -> np.ndarray:
+            seen.update(prob=prob, img=img, **options)
+            return prob[[1, 2, 0]]
 
-    monkeypatch.setattr(labeler_module, "refine", fake)
+        return fake
+
+    monkeypatch.setattr(labeler_module, "build_refinement", build)
     labeler = load(tiny_checkpoint, crf="lattice", crf_params="psa", rule="0.3")
     label = labeler(img, labels=["cat", "horse"])
-    assert seen["params"] == "psa" and seen["backend"] == "lattice"
+    assert seen["params"] == "psa" and seen["backend"] == "auto"
     np.testing.assert_array_equal(seen["img"], img)
     maps = np.stack([np.full((44, 70), 0.3, np.float32), *label.maps.values()])
     np.testing.assert_allclose(seen["prob"], maps / maps.sum(0), rtol=1e-5)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from adcam.ops._backends import choose_backend, summarize_reasons
+
 MIN_PROB = 1e-5
 """Probabilities are raised to this before the logarithm, as ``unary_from_softmax`` of pydensecrf
 does; a larger value lets the pairwise terms overrule confident pixels more easily."""
@@ -29,10 +31,114 @@ def available_backends() -> dict[str, str | None]:
 
     Returns:
         From each backend's name to ``None`` if it can run, else to the reason why it cannot.
+        ``"auto"`` is the first that can run, in this order.
     """
+    return summarize_reasons(_reasons())
+
+
+def _reasons() -> dict[str, list[str]]:
     from adcam.ops.dense_crf import pydensecrf
 
-    return {"lattice": None, "pydensecrf": pydensecrf.unavailable_reason()}
+    numba_reasons = []
+    try:
+        import adcam.ops.dense_crf.numba_lattice  # noqa: F401
+    except ImportError as error:
+        numba_reasons.append(f"{error}; install it with `pip install numba`")
+    return {
+        "numba": numba_reasons,
+        "reference": [],
+        "torch": [],
+        "pydensecrf": pydensecrf.not_supported_reasons(),
+    }
+
+
+class DenseCRF:
+    """A fully connected CRF over the pixels of one image, for any number of inferences.
+
+    What depends on the image alone, the lattices of the two kernels, is built once; every
+    inference, whatever its number of labels, reuses it. Not differentiable.
+
+    Args:
+        img: (H, W, 3) uint8, an array or a tensor. The order of the three channels does not change
+            what the kernel means.
+        gaussian: ``(sigma_xy, compat)`` of the smoothness kernel, or ``None`` to leave it out.
+            ``sigma_xy`` in pixels: larger smooths over a wider neighbourhood.
+            ``compat``: larger removes more small islands.
+        bilateral: ``(sigma_xy, sigma_rgb, compat)`` of the appearance kernel, or ``None``.
+            ``sigma_xy`` in pixels: larger couples pixels farther apart. ``sigma_rgb`` in grey
+            levels of 0..255: larger lets labels cross stronger edges. ``compat``: larger makes
+            labels follow the image rather than ``prob``.
+        backend: ``"numba"`` (compiled, on as many threads as torch uses, at most four),
+            ``"reference"`` (NumPy and SciPy, one thread), ``"torch"`` (on the device of ``img``),
+            ``"pydensecrf"`` (the C++ code, extra ``crf``; builds its lattices for each inference),
+            or ``"auto"``: ``"torch"`` for a tensor on another device than the CPU, else the first
+            of :func:`available_backends` that can run.
+
+    Raises:
+        ValueError: Wrong shape or dtype, a kernel that makes no sense (sigma <= 0, compat < 0) or
+            whose lattice cannot be numbered in 64 bits, or an unknown backend.
+        RuntimeError: The backend asked for cannot run here; the message holds the reason.
+    """
+
+    def __init__(
+        self,
+        img: NDArray[np.uint8] | torch.Tensor,
+        *,
+        gaussian: tuple[float, float] | None = (3, 3),
+        bilateral: tuple[float, float, float] | None = (50, 5, 10),
+        backend: str = "auto",
+    ) -> None:
+        _check_kernels(gaussian, bilateral)
+        _check_img(img)
+        self._hw = tuple(img.shape[:2])
+        self._backend = choose_backend("dense CRF", _resolve_auto(backend, img), _reasons())
+        self._mean_field: Any
+        if self._backend == "torch":
+            from adcam.ops.dense_crf import torch_lattice
+
+            self._mean_field = torch_lattice.MeanField(
+                [_as_tensor(img)], gaussian=gaussian, bilateral=bilateral
+            )
+            return
+        if self._backend == "numba":
+            from adcam.ops.dense_crf.numba_lattice import MeanField
+        elif self._backend == "reference":
+            from adcam.ops.dense_crf.reference import MeanField
+        else:
+            from adcam.ops.dense_crf.pydensecrf import MeanField
+        self._mean_field = MeanField(_as_numpy(img), gaussian=gaussian, bilateral=bilateral)
+
+    def infer(self, prob: ArrayT, *, num_iters: int = 10) -> ArrayT:
+        """Refine per-pixel label probabilities.
+
+        The energy of a labelling is the sum of ``-log(prob)`` over pixels plus, for every pair of
+        pixels with different labels, the two kernels between them times their ``compat``. The
+        result is its mean-field approximation, started from ``prob``.
+
+        Args:
+            prob: (C, H, W) floating point, in [0, 1]; C >= 1 labels. Values below ``MIN_PROB``
+                count as ``MIN_PROB``. Scores that do not sum to 1 over labels are allowed: only
+                their ratios matter.
+            num_iters: Mean-field updates, >= 0; 0 returns the clipped, normalised ``prob``.
+
+        Returns:
+            (C, H, W) float32 marginals that sum to 1 over labels: an array for an array, a tensor
+            on the same device for a tensor.
+
+        Raises:
+            ValueError: Wrong shape, dtype or range, NaN, or ``num_iters`` < 0.
+        """
+        _check_num_iters(num_iters)
+        _check_prob(prob, self._hw)
+        if self._backend == "torch":
+            unary = _compute_unary_tensor(prob)
+            (refined,) = self._mean_field.infer([unary], num_iters=num_iters)
+            return refined if isinstance(prob, torch.Tensor) else refined.numpy()
+        unary = -np.log(np.clip(_as_numpy(prob).astype(np.float32), MIN_PROB, 1.0))
+        marginals = self._mean_field.infer(unary, num_iters=num_iters)
+        if isinstance(prob, torch.Tensor):
+            return torch.from_numpy(marginals).to(prob.device)
+        return marginals
 
 
 def dense_crf(
@@ -44,65 +150,104 @@ def dense_crf(
     num_iters: int = 10,
     backend: str = "auto",
 ) -> ArrayT:
-    """Refine per-pixel label probabilities with a fully connected CRF.
+    """Refine per-pixel label probabilities with a fully connected CRF, once.
 
-    The energy of a labelling is the sum of ``-log(prob)`` over pixels plus, for every pair of
-    pixels with different labels, the two kernels between them times their ``compat``. The result
-    is its mean-field approximation, started from ``prob``. Not differentiable.
+    ``DenseCRF(img, ...).infer(prob, ...)``; for several inferences on an image keep the
+    :class:`DenseCRF`.
 
     Args:
-        prob: (C, H, W) floating point, in [0, 1]; C >= 1 labels. Values below ``MIN_PROB`` count
-            as ``MIN_PROB``. Scores that do not sum to 1 over labels are allowed: only their
-            ratios matter.
-        img: (H, W, 3) uint8, the image that ``prob`` belongs to. The order of the three channels
-            does not change what the kernel means.
-        gaussian: ``(sigma_xy, compat)`` of the smoothness kernel, or ``None`` to leave it out.
-            ``sigma_xy`` in pixels: larger smooths over a wider neighbourhood.
-            ``compat``: larger removes more small islands.
-        bilateral: ``(sigma_xy, sigma_rgb, compat)`` of the appearance kernel, or ``None``.
-            ``sigma_xy`` in pixels: larger couples pixels farther apart. ``sigma_rgb`` in grey
-            levels of 0..255: larger lets labels cross stronger edges. ``compat``: larger makes
-            labels follow the image rather than ``prob``.
-        num_iters: Mean-field updates, >= 0; 0 returns the clipped, normalised ``prob``.
-        backend: ``"lattice"`` (NumPy and SciPy, always there), ``"pydensecrf"`` (the C++ code,
-            extra ``crf``) or ``"auto"``, which is ``"lattice"``.
+        prob: As for :meth:`DenseCRF.infer`.
+        img: As for :class:`DenseCRF`; it follows ``prob`` to another device.
+        gaussian: As for :class:`DenseCRF`.
+        bilateral: As for :class:`DenseCRF`.
+        num_iters: As for :meth:`DenseCRF.infer`.
+        backend: As for :class:`DenseCRF`.
 
     Returns:
-        (C, H, W) float32 marginals that sum to 1 over labels: an array for an array, a tensor on
-        the same device for a tensor. Both backends compute on the CPU.
+        (C, H, W) float32 marginals, as of :meth:`DenseCRF.infer`.
 
     Raises:
-        ValueError: Wrong shape, dtype or range, NaN, a kernel that makes no sense (sigma <= 0,
-            compat < 0), or an unknown backend.
-        RuntimeError: The backend asked for cannot run here; the message holds the reason.
+        ValueError: As the two.
+        RuntimeError: As the class.
     """
-    if backend not in ("auto", "lattice", "pydensecrf"):
+    if isinstance(prob, torch.Tensor) and prob.device.type != "cpu":
+        img = torch.as_tensor(img, device=prob.device)
+    crf = DenseCRF(img, gaussian=gaussian, bilateral=bilateral, backend=backend)
+    return crf.infer(prob, num_iters=num_iters)
+
+
+def dense_crf_batch(
+    probs: Sequence[ArrayT],
+    imgs: Sequence[NDArray[np.uint8] | torch.Tensor],
+    *,
+    gaussian: tuple[float, float] | None = (3, 3),
+    bilateral: tuple[float, float, float] | None = (50, 5, 10),
+    num_iters: int = 10,
+    backend: str = "auto",
+) -> list[ArrayT]:
+    """Refine the label probabilities of several images, each with its own CRF.
+
+    ``"torch"`` computes all of them together, whatever their sizes and numbers of labels, which
+    fills a GPU; its memory grows with the sum of their pixels times the largest number of labels.
+    The other backends take them one after another.
+
+    Args:
+        probs: As for :meth:`DenseCRF.infer`, one an image; tensors on one device.
+        imgs: As for :class:`DenseCRF`; they follow ``probs`` to another device.
+        gaussian: As for :class:`DenseCRF`.
+        bilateral: As for :class:`DenseCRF`.
+        num_iters: As for :meth:`DenseCRF.infer`.
+        backend: As for :class:`DenseCRF`.
+
+    Returns:
+        The marginals of each image, as of :func:`dense_crf`.
+
+    Raises:
+        ValueError: As :func:`dense_crf`, or not one image for each of ``probs``.
+        RuntimeError: As :func:`dense_crf`.
+    """
+    if len(probs) != len(imgs):
         raise ValueError(
-            f"unknown dense CRF backend {backend!r}; choose 'auto', 'lattice' or 'pydensecrf'"
+            f"there must be one image for each of probs, got {len(imgs)}, {len(probs)}"
         )
-    if num_iters < 0:
-        raise ValueError(f"num_iters must be at least 0, got {num_iters}")
-    _check_kernel("gaussian", gaussian, ("sigma_xy", "compat"))
-    _check_kernel("bilateral", bilateral, ("sigma_xy", "sigma_rgb", "compat"))
-    prob_array = _as_numpy(prob)
-    img_array = _as_numpy(img)
-    _check_arrays(prob_array, img_array)
-    unary = -np.log(np.clip(prob_array.astype(np.float32), MIN_PROB, 1.0))
+    if not probs:
+        return []
+    backend = choose_backend("dense CRF", _resolve_auto(backend, probs[0]), _reasons())
+    kernels: dict[str, Any] = {"gaussian": gaussian, "bilateral": bilateral}
+    if backend != "torch":
+        return [
+            dense_crf(prob, img, **kernels, num_iters=num_iters, backend=backend)
+            for prob, img in zip(probs, imgs, strict=True)
+        ]
+    from adcam.ops.dense_crf import torch_lattice
 
-    if backend == "pydensecrf":
-        from adcam.ops.dense_crf import pydensecrf
+    _check_kernels(gaussian, bilateral)
+    _check_num_iters(num_iters)
+    for prob, img in zip(probs, imgs, strict=True):
+        _check_img(img)
+        _check_prob(prob, tuple(img.shape[:2]))
+    unaries = [_compute_unary_tensor(prob) for prob in probs]
+    tensors = [_as_tensor(img).to(unaries[0].device) for img in imgs]
+    refined = torch_lattice.MeanField(tensors, **kernels).infer(unaries, num_iters=num_iters)
+    if isinstance(probs[0], torch.Tensor):
+        return refined
+    return [marginals.numpy() for marginals in refined]
 
-        if reason := pydensecrf.unavailable_reason():
-            raise RuntimeError(f"the dense CRF backend 'pydensecrf' cannot run: {reason}")
-        infer = pydensecrf.infer
-    else:
-        from adcam.ops.dense_crf import lattice
 
-        infer = lattice.infer
-    marginals = infer(unary, img_array, gaussian=gaussian, bilateral=bilateral, num_iters=num_iters)
-    if isinstance(prob, torch.Tensor):
-        return torch.from_numpy(marginals).to(prob.device)
-    return marginals
+def _resolve_auto(backend: str, array: NDArray[Any] | torch.Tensor) -> str:
+    is_elsewhere = isinstance(array, torch.Tensor) and array.device.type != "cpu"
+    return "torch" if backend == "auto" and is_elsewhere else backend
+
+
+def _compute_unary_tensor(prob: NDArray[Any] | torch.Tensor) -> torch.Tensor:
+    return -_as_tensor(prob).float().clamp(MIN_PROB, 1).log()
+
+
+def _as_tensor(array: NDArray[Any] | torch.Tensor) -> torch.Tensor:
+    if isinstance(array, torch.Tensor):
+        return array.detach()
+    # A copy: torch takes no negative strides and warns of read-only memory.
+    return torch.from_numpy(np.array(array, order="C"))
 
 
 def _as_numpy(array: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
@@ -113,29 +258,48 @@ def _as_numpy(array: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
     return np.asarray(array)
 
 
-def _check_arrays(prob: NDArray[Any], img: NDArray[Any]) -> None:
-    if img.ndim != 3 or img.shape[2] != 3 or img.dtype != np.uint8:
-        raise ValueError(f"img must be (H, W, 3) uint8, got {img.shape} {img.dtype}")
-    if prob.ndim != 3 or not np.issubdtype(prob.dtype, np.floating):
-        raise ValueError(f"prob must be (C, H, W) floating point, got {prob.shape} {prob.dtype}")
-    if prob.size == 0:
-        raise ValueError(f"prob must have at least one label and one pixel, got {prob.shape}")
-    if prob.shape[1:] != img.shape[:2]:
-        raise ValueError(
-            f"prob is for images of (H, W) = {prob.shape[1:]} but img is {img.shape[:2]}"
-        )
-    low, high = prob.min(), prob.max()
+def _check_img(img: NDArray[np.uint8] | torch.Tensor) -> None:
+    if img.ndim != 3 or img.shape[2] != 3 or img.dtype not in (np.uint8, torch.uint8):
+        raise ValueError(f"img must be (H, W, 3) uint8, got {tuple(img.shape)} {img.dtype}")
+    if 0 in img.shape:
+        raise ValueError(f"img must have at least one pixel, got {tuple(img.shape)}")
+
+
+def _check_prob(prob: NDArray[Any] | torch.Tensor, hw: tuple[int, ...]) -> None:
+    shape = tuple(prob.shape)
+    is_float = (
+        prob.is_floating_point()
+        if isinstance(prob, torch.Tensor)
+        else np.issubdtype(prob.dtype, np.floating)
+    )
+    if len(shape) != 3 or not is_float:
+        raise ValueError(f"prob must be (C, H, W) floating point, got {shape} {prob.dtype}")
+    if shape[0] == 0:
+        raise ValueError(f"prob must have at least one label, got {shape}")
+    if shape[1:] != hw:
+        raise ValueError(f"prob is for images of (H, W) = {shape[1:]} but img is {hw}")
+    values = prob.detach() if isinstance(prob, torch.Tensor) else prob
+    low, high = float(values.min()), float(values.max())
     if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):  # also true for NaN
         raise ValueError(f"prob must lie in [0, 1] without NaN, got values in [{low}, {high}]")
 
 
-def _check_kernel(name: str, values: Sequence[float] | None, fields: tuple[str, ...]) -> None:
-    if values is None:
-        return
-    if len(values) != len(fields):
-        raise ValueError(f"{name} must be ({', '.join(fields)}) or None, got {values!r}")
-    for field, value in zip(fields, values, strict=True):
-        lowest_is_legal = field == "compat"
-        if not np.isfinite(value) or value < 0 or (value == 0 and not lowest_is_legal):
-            bound = ">= 0" if lowest_is_legal else "> 0"
-            raise ValueError(f"{field} of {name} must be finite and {bound}, got {value}")
+def _check_num_iters(num_iters: int) -> None:
+    if num_iters < 0:
+        raise ValueError(f"num_iters must be at least 0, got {num_iters}")
+
+
+def _check_kernels(gaussian: Sequence[float] | None, bilateral: Sequence[float] | None) -> None:
+    for name, values, fields in (
+        ("gaussian", gaussian, ("sigma_xy", "compat")),
+        ("bilateral", bilateral, ("sigma_xy", "sigma_rgb", "compat")),
+    ):
+        if values is None:
+            continue
+        if len(values) != len(fields):
+            raise ValueError(f"{name} must be ({', '.join(fields)}) or None, got {values!r}")
+        for field, value in zip(fields, values, strict=True):
+            lowest_is_legal = field == "compat"
+            if not np.isfinite(value) or value < 0 or (value == 0 and not lowest_is_legal):
+                bound = ">= 0" if lowest_is_legal else "> 0"
+                raise ValueError(f"{field} of {name} must be finite and {bound}, got {value}")

@@ -37,20 +37,8 @@ class PermutohedralLattice:
         cell, order, weights = _find_simplices(features)
         # Every lattice vertex is one integer point of Z^d; see the README.
         point = (cell[:dim] - cell[dim]).astype(np.int64)  # (d, N)
-        # The other vertices of a simplex are one step away at most and their neighbours another:
-        # two free places on each side keep a key from running into the next row.
         point -= point.min(axis=1, keepdims=True) - 2
-        sizes = [int(size) + 3 for size in point.max(axis=1)]
-        radix = np.ones(dim, dtype=np.int64)
-        for axis in range(dim - 1, 0, -1):
-            if int(radix[axis]) * sizes[axis] * sizes[axis - 1] > _MAX_CELLS:
-                raise ValueError(
-                    "the positions span more lattice cells than 64 bits can number: the sigmas "
-                    "are too small for this image"
-                )
-            radix[axis - 1] = radix[axis] * sizes[axis]
-        # Key difference between a vertex and its next one along each of the d+1 blur directions.
-        step = np.append(radix, -radix.sum())
+        radix, step = number_cells(point.max(axis=1) - 2)
 
         key = np.empty((dim + 1, num_points), dtype=np.int64)
         key[0] = radix @ point
@@ -95,50 +83,57 @@ class PermutohedralLattice:
         return out
 
 
-def infer(
-    unary: Float,
-    img: NDArray[np.uint8],
-    *,
-    gaussian: tuple[float, float] | None,
-    bilateral: tuple[float, float, float] | None,
-    num_iters: int,
-) -> Float:
-    """Run mean field; arguments as in :func:`adcam.ops.dense_crf.dense_crf`, already checked.
+class MeanField:
+    """The lattices of an image, ready for any number of inferences.
 
     Args:
-        unary: (C, H, W) float32, ``-log`` of the probabilities.
         img: (H, W, 3) uint8.
         gaussian: ``(sigma_xy, compat)`` or ``None``.
         bilateral: ``(sigma_xy, sigma_rgb, compat)`` or ``None``.
-        num_iters: Number of updates.
-
-    Returns:
-        (C, H, W) float32 marginals.
 
     Raises:
         ValueError: A sigma is so small that the lattice cannot be numbered in 64 bits.
     """
-    kernels: list[tuple[_NormalisedKernel, np.float32]] = []
-    if gaussian is not None:
-        features = _position_features(*img.shape[:2], sigma_xy=gaussian[0])
-        kernels.append((_NormalisedKernel(features), np.float32(gaussian[1])))
-    if bilateral is not None:
-        sigma_xy, sigma_rgb, compat = bilateral
-        position = _position_features(*img.shape[:2], sigma_xy=sigma_xy)
-        colour = img.reshape(-1, 3).T.astype(np.float32) / np.float32(sigma_rgb)
-        features = np.concatenate([position, colour])  # (5, N)
-        kernels.append((_NormalisedKernel(features), np.float32(compat)))
 
-    log_prob = np.ascontiguousarray(-unary.reshape(len(unary), -1).T)  # (N, C)
-    marginals = _softmax(log_prob)
-    for _ in range(num_iters):
-        logits = log_prob.copy()
-        for kernel, weight in kernels:
-            message = kernel.apply(marginals)
-            message *= weight
-            logits += message
-        marginals = _softmax(logits)
-    return np.ascontiguousarray(marginals.T).reshape(unary.shape)
+    def __init__(
+        self,
+        img: NDArray[np.uint8],
+        *,
+        gaussian: tuple[float, float] | None,
+        bilateral: tuple[float, float, float] | None,
+    ) -> None:
+        self._kernels: list[tuple[_NormalisedKernel, np.float32]] = []
+        if gaussian is not None:
+            sigma_xy, compat = gaussian
+            features = _position_features(*img.shape[:2], sigma_xy=sigma_xy)
+            self._kernels.append((_NormalisedKernel(features), np.float32(compat)))
+        if bilateral is not None:
+            sigma_xy, sigma_rgb, compat = bilateral
+            position = _position_features(*img.shape[:2], sigma_xy=sigma_xy)
+            colour = img.reshape(-1, 3).T.astype(np.float32) / np.float32(sigma_rgb)
+            features = np.concatenate([position, colour])  # (5, N)
+            self._kernels.append((_NormalisedKernel(features), np.float32(compat)))
+
+    def infer(self, unary: Float, *, num_iters: int) -> Float:
+        """Run mean field.
+
+        Args:
+            unary: (C, H, W) float32, ``-log`` of the probabilities.
+            num_iters: Number of updates.
+
+        Returns:
+            (C, H, W) float32 marginals.
+        """
+        log_prob = np.ascontiguousarray(-unary.reshape(len(unary), -1).T)  # (N, C)
+        marginals = _softmax(log_prob)
+        for _ in range(num_iters):
+            logits = log_prob.copy()
+            for kernel, weight in self._kernels:
+                message = kernel.apply(marginals)
+                message *= weight
+                logits += message
+            marginals = _softmax(logits)
+        return np.ascontiguousarray(marginals.T).reshape(unary.shape)
 
 
 class _NormalisedKernel:
@@ -212,6 +207,43 @@ def _find_simplices(features: Float) -> tuple[Float, NDArray[np.intp], Float]:
     return cell, order, weights
 
 
+def axis_scales(dim: int) -> Float:
+    """Length that elevation gives to each of the ``dim`` axes: (d,) float32."""
+    blur_scale = np.float32(np.sqrt(2 / 3) * (dim + 1))
+    j = np.arange(1, dim + 1)
+    scales: Float = (blur_scale / np.sqrt(j * (j + 1))).astype(np.float32)
+    return scales
+
+
+def number_cells(largest: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number lattice points in mixed radix.
+
+    Two free places on each side keep a key from running into the next row: the other vertices of
+    a simplex are one step away at most and their neighbours another.
+
+    Args:
+        largest: (d,) how far the vertices of remainder 0 reach from their least coordinates, which
+            lie at 2.
+
+    Returns:
+        radix: (d,) int64; a point's key is its product with the coordinates.
+        step: (d+1,) int64, what a step along each direction of the blur adds to a key.
+
+    Raises:
+        ValueError: There are more points than 64 bits can number.
+    """
+    sizes = [int(size) + 5 for size in largest]
+    radix = np.ones(len(sizes), dtype=np.int64)
+    for axis in range(len(sizes) - 1, 0, -1):
+        if int(radix[axis]) * sizes[axis] * sizes[axis - 1] > _MAX_CELLS:
+            raise ValueError(
+                "the positions span more lattice cells than 64 bits can number: the sigmas "
+                "are too small for this image"
+            )
+        radix[axis - 1] = radix[axis] * sizes[axis]
+    return radix, np.append(radix, -radix.sum())
+
+
 def _elevate(features: Float) -> Float:
     """Map (d, N) points onto the plane of zero sum in d+1 dimensions, scaled for the blur.
 
@@ -219,11 +251,11 @@ def _elevate(features: Float) -> Float:
     splat, blur and slice together have unit standard deviation).
     """
     dim, num_points = features.shape
-    blur_scale = np.float32(np.sqrt(2 / 3) * (dim + 1))
+    scales = axis_scales(dim)
     elevated = np.empty((dim + 1, num_points), dtype=np.float32)
     tail_sum = np.zeros(num_points, dtype=np.float32)
     for j in range(dim, 0, -1):
-        scaled = features[j - 1] * np.float32(blur_scale / np.sqrt(j * (j + 1)))
+        scaled = features[j - 1] * scales[j - 1]
         elevated[j] = tail_sum - np.float32(j) * scaled
         tail_sum += scaled
     elevated[0] = tail_sum
