@@ -8,7 +8,6 @@ merge and then compute; boxes are ``x0, y0, x1, y1`` and both corners belong to 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

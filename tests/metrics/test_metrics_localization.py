@@ -68,7 +68,8 @@ def golden(shared_dir: Path):
     stored = np.load(folder / "wsol_boxes.npz", allow_pickle=False)
     true_boxes = json.loads((folder / "wsol_gt_boxes.json").read_text())
     values = json.loads((folder / "wsol_boxes.json").read_text())
-    maps = {str(i): m / 255 for i, m in zip(stored["image_ids"], stored["score_maps_u8"])}
+    ids = stored["image_ids"].tolist()
+    maps = dict(zip(ids, stored["score_maps_u8"] / 255, strict=True))
     masks = dict(zip(maps, stored["px_gt"], strict=True))
     return maps, true_boxes, masks, values
 
@@ -110,8 +111,9 @@ def test_pixel_average_precision_equals_wsolevaluation(golden):
 def test_published_unit_case(threshold, box):
     metric = MaxBoxAccuracy((1.0,), multi_contour=False, step=0.2)
     metric.update(SCORE_MAP, [box])
-    curve = dict(zip(np.round(metric.compute().thresholds, 3), metric.compute().curves[1.0]))
-    assert curve[threshold] == 100.0
+    result = metric.compute()
+    index = int(np.argmin(np.abs(np.array(result.thresholds) - threshold)))
+    assert result.curves[1.0][index] == 100.0
 
 
 def test_iou_counts_both_corners():
@@ -400,7 +402,7 @@ def test_localization_against_its_definition_and_merged():
         for k in right:
             right[k] += any(
                 c == guess["class_id"] and max(plain_iou(box, b) for b in guess["boxes"]) > 0.5
-                for c, box in list(zip(guess["pred_class_ids"], guess["pred_boxes"]))[:k]
+                for c, box in zip(guess["pred_class_ids"][:k], guess["pred_boxes"][:k], strict=True)
             )
     result = whole.compute()
     assert result.top_loc == {k: 100 * n / 200 for k, n in right.items()}

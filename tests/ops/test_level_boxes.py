@@ -32,7 +32,7 @@ def at(found: LevelBoxes, level: int) -> list[tuple[int, ...]]:
 
 
 def make_map(generator: np.random.Generator) -> np.ndarray:
-    """A small map of one of several kinds: few levels, plateaus, smooth, constant, one pixel wide."""
+    """A small map: of few levels, plateaus, smooth, constant, or one pixel wide."""
     height, width = (int(side) for side in generator.integers(1, 15, size=2))
     kind = generator.integers(6)
     if kind == 0:
@@ -154,9 +154,11 @@ def test_other_arrays_are_refused(levels: np.ndarray) -> None:
 
 def test_unknown_choices_are_refused() -> None:
     levels = np.zeros((2, 2), np.uint8)
-    with pytest.raises(ValueError, match="contours must be one of .*'all', 'largest'.*got 'outer'"):
+    with pytest.raises(
+        ValueError, match=r"contours must be one of .*'all', 'largest'.*got 'outer'"
+    ):
         level_boxes(levels, contours="outer")
-    with pytest.raises(ValueError, match="backend must be one of .*got 'cuda'"):
+    with pytest.raises(ValueError, match=r"backend must be one of .*got 'cuda'"):
         level_boxes(levels, backend="cuda")
 
 

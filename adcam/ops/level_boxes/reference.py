@@ -1,4 +1,4 @@
-"""The specification of :func:`adcam.ops.level_boxes.level_boxes`: OpenCV, once for every grey level.
+"""The specification of :func:`adcam.ops.level_boxes.level_boxes`: OpenCV at every grey level.
 
 Thresholding, contours and their order are those of ``compute_bboxes_from_scoremaps`` in
 clovaai/wsolevaluation, ``evaluation.py``.
