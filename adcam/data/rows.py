@@ -59,7 +59,7 @@ def count_cells(path: Path, separator: str) -> int:
     raise ValueError(f"{path}: the file is empty")
 
 
-def read_pairs(path: Path, columns: tuple[str, str], separator: str | None) -> dict[str, Row]:
+def read_pairs(path: Path, columns: tuple[str, ...], separator: str | None) -> dict[str, Row]:
     """Rows by their first cell, which must not repeat, in the order of the file.
 
     Raises:
