@@ -737,7 +737,7 @@ def _run_info(args: argparse.Namespace) -> int:
 
 
 def _state(title: str, value: Any) -> str:
-    if title in ("crf_backends", "features"):
+    if title in ("op_backends", "crf_backends", "features"):
         return "ready" if value is None else f"cannot run: {value}"
     return (
         {"versions": "not installed", "threads": "not set"}[title] if value is None else str(value)

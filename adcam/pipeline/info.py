@@ -17,6 +17,7 @@ from adcam.version import __version__
 _PACKAGES = {
     "torch": ("torch",),
     "torchvision": ("torchvision",),
+    "triton": ("triton",),
     "timm": ("timm",),
     "numpy": ("numpy",),
     "scipy": ("scipy",),
@@ -32,6 +33,9 @@ _PACKAGES = {
     "tensorboard": ("tensorboard",),
 }
 
+# Operations on tensors that choose among backends. Each has an `available_backends`.
+_OPS = ("common_neighbor", "diffusion")
+
 # What each optional feature imports, and the extra that brings it.
 _FEATURES = {
     "student networks (mmsegmentation)": ("mmseg", "seg"),
@@ -44,8 +48,8 @@ def collect_info() -> dict[str, Any]:
 
     Returns:
         ``versions`` by package (``None`` where absent), ``devices``, ``threads``, and
-        ``crf_backends`` and ``features``: from a name to ``None`` if it can run here, else to the
-        reason why not. JSON-serialisable.
+        ``op_backends``, ``crf_backends`` and ``features``: from a name to ``None`` if it can run
+        here, else to the reason why not. JSON-serialisable.
     """
     import torch
 
@@ -66,6 +70,7 @@ def collect_info() -> dict[str, Any]:
             "torch threads": torch.get_num_threads(),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
+        "op_backends": _op_backends(),
         "crf_backends": available_backends(),
         "features": {name: _why_not(module, extra) for name, (module, extra) in _FEATURES.items()},
     }
@@ -93,6 +98,14 @@ def _devices() -> dict[str, str]:
         memory = properties.total_memory / 2**30
         devices[f"cuda:{index}"] = f"{properties.name}, {memory:.0f} GiB"
     return devices
+
+
+def _op_backends() -> dict[str, str | None]:
+    return {
+        f"{op}: {name}": reason
+        for op in _OPS
+        for name, reason in importlib.import_module(f"adcam.ops.{op}").available_backends().items()
+    }
 
 
 def _why_not(module: str, extra: str) -> str | None:

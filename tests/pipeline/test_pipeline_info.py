@@ -20,6 +20,8 @@ def test_versions_devices_and_backends() -> None:
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert found["versions"]["numpy"] == np.__version__
     assert found["crf_backends"]["lattice"] is None and "pydensecrf" in found["crf_backends"]
+    for op in ("common_neighbor", "diffusion"):
+        assert found["op_backends"][f"{op}: reference"] is None
     assert "cpu" in found["devices"]
     assert len([n for n in found["devices"] if n.startswith("cuda:")]) == torch.cuda.device_count()
     json.dumps(found)

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from adcam.ops._backends import summarize_reasons
 from adcam.ops._checks import (
     at_least_float32,
     check_choice,
@@ -15,9 +16,14 @@ from adcam.ops._checks import (
 )
 from adcam.ops.common_neighbor import reference
 
-__all__ = ["SIMILARITIES", "common_neighbor", "neighbor_similarity"]
+__all__ = ["SIMILARITIES", "available_backends", "common_neighbor", "neighbor_similarity"]
 
 SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya", "overlap", "none")
+
+
+def available_backends() -> dict[str, str | None]:
+    """From each backend to ``None`` if it can run on this machine, else to the reason why not."""
+    return summarize_reasons({"reference": []})
 
 
 def common_neighbor(

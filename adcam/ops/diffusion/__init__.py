@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from adcam.ops._backends import summarize_reasons
 from adcam.ops._checks import (
     at_least_float32,
     check_choice,
@@ -14,10 +15,15 @@ from adcam.ops._checks import (
 )
 from adcam.ops.diffusion import reference
 
-__all__ = ["NORMALIZATIONS", "diffuse", "transition"]
+__all__ = ["NORMALIZATIONS", "available_backends", "diffuse", "transition"]
 
 NORMALIZATIONS = ("sinkhorn", "row", "column", "none")
 SINKHORN_ITERS = 3  # as CLIP-ES
+
+
+def available_backends() -> dict[str, str | None]:
+    """From each backend to ``None`` if it can run on this machine, else to the reason why not."""
+    return summarize_reasons({"reference": []})
 
 
 def diffuse(

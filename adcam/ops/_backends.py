@@ -1,0 +1,90 @@
+"""How an operation chooses what computes it.
+
+An operation names its backends, the one it would rather use first, each with the reasons why it
+cannot run on the arguments at hand. Nothing here imports an optional package.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from adcam.ops._checks import check_choice
+
+_LOGGER = logging.getLogger(__name__)
+
+_LOWEST_CAPABILITY = (8, 0)
+"""The oldest GPUs that the kernels are compiled for in the tests (Ampere)."""
+
+
+def choose_backend(op: str, backend: str, reasons: Mapping[str, Sequence[str]]) -> str:
+    """Name the backend that computes.
+
+    Args:
+        op: Name of the operation, for messages.
+        backend: ``"auto"`` for the first that can run, or a name.
+        reasons: From each backend, the preferred one first, to why it cannot run; nothing if it
+            can. The last one always can.
+
+    Raises:
+        ValueError: If the name is unknown.
+        RuntimeError: If the backend asked for by name cannot run; the message holds the reasons.
+    """
+    check_choice("backend", backend, ("auto", *reasons))
+    if backend == "auto":
+        chosen = next(name for name, why in reasons.items() if not why)
+        for name, why in reasons.items():
+            if name == chosen:
+                break
+            _log_fallback(op, name, "; ".join(why), chosen)
+        return chosen
+    if reasons[backend]:
+        raise RuntimeError(
+            f"the {op} backend {backend!r} cannot run: {'; '.join(reasons[backend])}"
+        )
+    return backend
+
+
+def summarize_reasons(reasons: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
+    """From each backend to ``None`` if it can run, else to the reasons in one line."""
+    return {name: "; ".join(why) or None for name, why in reasons.items()}
+
+
+def triton_not_supported_reasons(*tensors: torch.Tensor) -> list[str]:
+    """Why Triton kernels cannot run on these tensors; without tensors, on this machine.
+
+    Under ``TRITON_INTERPRET=1`` they run on the CPU, slowly, for tests.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return ["triton is not installed (torch brings it on Linux)"]
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return []
+    if not torch.cuda.is_available():
+        return ["torch finds no CUDA device"]
+    if elsewhere := sorted({tensor.device.type for tensor in tensors} - {"cuda"}):
+        return [f"a tensor is on {', '.join(elsewhere)}, not on cuda"]
+    devices = {tensor.device for tensor in tensors} or {torch.device("cuda")}
+    if len(devices) > 1:
+        return [f"the tensors are on several devices: {sorted(map(str, devices))}"]
+    capability = torch.cuda.get_device_capability(devices.pop())
+    if capability < _LOWEST_CAPABILITY:
+        return ["the GPU is sm_{}{}, older than sm_{}{}".format(*capability, *_LOWEST_CAPABILITY)]
+    return []
+
+
+def gradient_not_supported_reasons(*tensors: torch.Tensor) -> list[str]:
+    """Why a backend without a backward cannot take these tensors."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return ["it has no backward and a tensor requires a gradient"]
+    return []
+
+
+@functools.cache
+def _log_fallback(op: str, name: str, why: str, chosen: str) -> None:
+    """Cached, so that each fallback is logged once a process."""
+    _LOGGER.info("%s: backend %r in place of %r: %s", op, chosen, name, why)

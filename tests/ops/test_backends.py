@@ -1,0 +1,67 @@
+"""How an operation chooses its backend."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from adcam.ops import _backends
+from adcam.ops._backends import (
+    choose_backend,
+    gradient_not_supported_reasons,
+    summarize_reasons,
+    triton_not_supported_reasons,
+)
+
+REASONS = {"triton": ["no GPU", "no kernel"], "torch": [], "reference": []}
+
+
+def test_named_backend_runs_or_says_why_not() -> None:
+    assert choose_backend("diffusion", "reference", REASONS) == "reference"
+    with pytest.raises(RuntimeError, match=r"diffusion backend 'triton' cannot run: no GPU; no k"):
+        choose_backend("diffusion", "triton", REASONS)
+    with pytest.raises(ValueError, match=r"backend.*auto.*triton.*torch.*reference.*'numpy'"):
+        choose_backend("diffusion", "numpy", REASONS)
+
+
+def test_auto_falls_back_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    _backends._log_fallback.cache_clear()
+    with caplog.at_level(logging.INFO, logger=_backends.__name__):
+        assert [choose_backend("diffusion", "auto", REASONS) for _ in range(3)] == ["torch"] * 3
+        assert choose_backend("diffusion", "auto", {"torch": [], "reference": []}) == "torch"
+    assert [record.getMessage() for record in caplog.records] == [
+        "diffusion: backend 'torch' in place of 'triton': no GPU; no kernel"
+    ]
+
+
+def test_summary() -> None:
+    assert summarize_reasons(REASONS) == {
+        "triton": "no GPU; no kernel",
+        "torch": None,
+        "reference": None,
+    }
+
+
+def test_why_triton_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(_backends.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert triton_not_supported_reasons(torch.ones(1)) == ["torch finds no CUDA device"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert triton_not_supported_reasons(torch.ones(1)) == ["a tensor is on cpu, not on cuda"]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert triton_not_supported_reasons() == ["the GPU is sm_75, older than sm_80"]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert triton_not_supported_reasons() == []
+    monkeypatch.setattr(_backends.importlib.util, "find_spec", lambda name: None)
+    assert "not installed" in triton_not_supported_reasons()[0]
+
+
+def test_why_a_backend_without_backward_cannot_run() -> None:
+    leaf = torch.ones(1, requires_grad=True)
+    assert gradient_not_supported_reasons(torch.ones(1)) == []
+    assert "no backward" in gradient_not_supported_reasons(torch.ones(1), leaf)[0]
+    with torch.no_grad():
+        assert gradient_not_supported_reasons(leaf) == []

@@ -1,0 +1,57 @@
+"""The test tools themselves: a small kernel, interpreted, compiled ahead of time, on a GPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from triton_testing import CAPABILITIES, compile_ahead, interpreted, needs_triton
+
+
+def row_sums(values: torch.Tensor) -> torch.Tensor:
+    import triton_example
+
+    out = torch.full(values.shape[:1], torch.nan, device=values.device)
+    triton_example.row_sums[(values.shape[0],)](values, out, values.shape[1], 16)
+    return out
+
+
+@pytest.mark.parametrize("columns", [1, 16, 37])
+@interpreted
+def test_interpreter(columns: int) -> None:
+    assert os.environ["TRITON_INTERPRET"] == "1"
+    values = torch.rand(3, columns, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(row_sums(values), values.sum(dim=1))
+
+
+@interpreted
+def failing_body(message: str) -> None:
+    raise ValueError(message)
+
+
+@needs_triton
+def test_a_failure_comes_back() -> None:
+    with pytest.raises(ValueError, match="from the other side"):
+        failing_body(message="from the other side")
+    assert os.environ.get("TRITON_INTERPRET") != "1"
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_compiler(capability: int) -> None:
+    import triton_example
+
+    compiled = compile_ahead(
+        triton_example.row_sums,
+        capability,
+        signature={"values": "*fp32", "out": "*fp32", "columns": "i32"},
+        constants={"block": 16},
+    )
+    assert "ld.global" in compiled.asm["ptx"]
+
+
+@pytest.mark.gpu
+def test_gpu(gpu: torch.device) -> None:
+    values = torch.rand(3, 37, generator=torch.Generator().manual_seed(0)).to(gpu)
+    torch.testing.assert_close(row_sums(values), values.sum(dim=1))

@@ -1,0 +1,121 @@
+"""Three places where a Triton kernel is tested: the interpreter, the compiler, a GPU.
+
+- :func:`interpreted` runs a test on the CPU, in Triton's interpreter.
+- :func:`compile_ahead` compiles a kernel for a GPU that is not there.
+- The fixture ``gpu`` (conftest.py) is the real device.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib
+import importlib.util
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pytest
+
+# Compute capability -> shared memory that one block may use, in bytes: CUDA C++ Programming
+# Guide, table "Technical specifications per compute capability", less the 1 KiB that CUDA takes.
+SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+CAPABILITIES = tuple(SHARED_MEMORY)
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+def interpreted(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in a process where Triton interprets its kernels on CPU tensors.
+
+    ``triton.jit`` looks at ``TRITON_INTERPRET`` when it decorates, and triton decorates its own
+    library on import: an interpreter cannot be had in a process that also compiles. All such
+    tests share one other process, which imports the test's module by name.
+
+    Args:
+        test: A function at the top of a test module, imports of kernel files inside it. Parameters
+            are passed on pickled, so fixtures must be picklable.
+    """
+
+    @needs_triton
+    @functools.wraps(test)
+    def run(**kwargs: Any) -> None:
+        _interpreter().submit(_call, test.__module__, test.__name__, kwargs).result()
+
+    return run
+
+
+def compile_ahead(
+    kernel: Any,
+    capability: int,
+    *,
+    signature: Mapping[str, str],
+    constants: Mapping[str, Any],
+    num_warps: int = 4,
+    num_stages: int = 3,
+) -> Any:
+    """Compile a kernel for a GPU that need not be here, and check what comes out.
+
+    Args:
+        kernel: What ``triton.jit`` (or ``autotune`` around it) made.
+        capability: One of :data:`CAPABILITIES`.
+        signature: From each argument that is not constant to its type, such as ``"*fp32"``,
+            ``"i32"``, ``"i64"``, ``"fp32"``. Pointers count as aligned to 16 bytes, as those of
+            torch are; write ``"*fp32:1"`` for one that is not, ``"i32:16"`` for a multiple of 16.
+        constants: From each ``tl.constexpr`` argument to its value.
+        num_warps: As at launch.
+        num_stages: As at launch.
+
+    Returns:
+        Triton's compiled kernel: ``.asm["ptx"]``, ``.asm["cubin"]``, ``.metadata.shared``.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = kernel.fn if hasattr(kernel, "configs") else kernel
+    types, attrs = {}, {}
+    for name in function.arg_names:
+        if name in constants:
+            types[name] = "constexpr"
+            continue
+        kind, _, divisor = signature[name].partition(":")
+        types[name] = kind
+        if divisor == "16" or (kind.startswith("*") and not divisor):
+            attrs[(function.arg_names.index(name),)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        ASTSource(function, signature=types, constexprs=dict(constants), attrs=attrs),
+        target=GPUTarget("cuda", capability, 32),
+        # As every launch says it: Triton 3.9 warns when the choice is left to its default.
+        options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True},
+    )
+    assert f".target sm_{capability}" in compiled.asm["ptx"]
+    assert compiled.asm["cubin"][:4] == b"\x7fELF"
+    assert compiled.metadata.shared <= SHARED_MEMORY[capability]
+    return compiled
+
+
+@functools.cache
+def _interpreter() -> ProcessPoolExecutor:
+    pool = ProcessPoolExecutor(
+        max_workers=1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_interpreter,
+    )
+    atexit.register(pool.shutdown)
+    return pool
+
+
+def _start_interpreter() -> None:
+    if "triton" in sys.modules:
+        raise RuntimeError("triton was imported before the interpreter could be chosen")
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _call(module: str, name: str, kwargs: dict[str, Any]) -> None:
+    getattr(importlib.import_module(module), name).__wrapped__(**kwargs)
