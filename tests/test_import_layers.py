@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "adcam"
 STAGES = ("data", "models", "cams", "masks", "boxes", "metrics", "report", "seg")
-OPTIONAL = ("mmseg", "mmcv", "ray", "triton", "pydensecrf")
+OPTIONAL = ("mmseg", "mmcv", "ray", "triton", "numba", "pydensecrf")
 
 
 @dataclass(frozen=True)
@@ -151,14 +151,16 @@ def may_import(path: Path, package: str) -> bool:
         return place.parts[0] == "seg"
     if package == "ray":
         return place.as_posix() == "pipeline/engine_ray.py"
-    if package == "triton":
+    if package in ("triton", "numba"):
         return is_kernel_file(path)
     return place.as_posix() == "ops/dense_crf/pydensecrf.py"
 
 
 def is_kernel_file(path: Path) -> bool:
-    """Files of Triton kernels: under ops/, with ``triton`` in the name, imported when used."""
-    return "triton" in path.stem and PACKAGE / "ops" in path.parents
+    """Files of kernels: under ops/, their compiler in the name, imported when used."""
+    return PACKAGE / "ops" in path.parents and (
+        "triton" in path.stem or path.stem.startswith("numba_")
+    )
 
 
 def test_optional_packages_have_one_place() -> None:

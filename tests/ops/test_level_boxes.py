@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 
 import numpy as np
@@ -13,11 +14,10 @@ from adcam.ops.level_boxes import (
     CONTOURS,
     LevelBoxes,
     available_backends,
-    component_tree,
     level_boxes,
 )
 
-BACKENDS = ("component_tree", "opencv")
+BACKENDS = ("numba", "reference")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -96,14 +96,14 @@ def test_constant_maps(backend: str, value: int) -> None:
 
 
 def test_equals_opencv_on_1000_random_maps() -> None:
-    if reason := component_tree.unavailable_reason():
+    if reason := available_backends()["numba"]:
         pytest.skip(reason)
     generator = np.random.default_rng(7)
     for number in range(1000):
         levels = make_map(generator)
         for contours in CONTOURS:
-            fast = level_boxes(levels, contours=contours, backend="component_tree")
-            plain = level_boxes(levels, contours=contours, backend="opencv")
+            fast = level_boxes(levels, contours=contours, backend="numba")
+            plain = level_boxes(levels, contours=contours, backend="reference")
             # Both cover the same levels, and a map has few: compare at each that occurs.
             for level in {0, *np.unique(levels).tolist(), *(np.unique(levels) - 1).tolist()}:
                 assert Counter(at(fast, level)) == Counter(at(plain, level)), (
@@ -111,14 +111,27 @@ def test_equals_opencv_on_1000_random_maps() -> None:
                 )
 
 
+def test_equals_opencv_on_larger_maps() -> None:
+    if reason := available_backends()["numba"]:
+        pytest.skip(reason)
+    generator = np.random.default_rng(8)
+    for sigma in (0.0, 0.7, 1.5):
+        noise = gaussian_filter(generator.random((47, 62)), sigma)
+        levels = ((noise - noise.min()) / np.ptp(noise) * 30).astype(np.uint8)
+        for contours in CONTOURS:
+            fast = level_boxes(levels, contours=contours, backend="numba")
+            plain = level_boxes(levels, contours=contours, backend="reference")
+            assert all(at(fast, level) == at(plain, level) for level in range(31))
+
+
 def test_equals_opencv_on_real_maps(shared_dir) -> None:
-    if reason := component_tree.unavailable_reason():
+    if reason := available_backends()["numba"]:
         pytest.skip(reason)
     stored = np.load(shared_dir / "golden" / "wsol_boxes.npz", allow_pickle=False)
     for levels in stored["score_maps_u8"][:6]:
         for contours in CONTOURS:
-            fast = level_boxes(levels, contours=contours, backend="component_tree")
-            plain = level_boxes(levels, contours=contours, backend="opencv")
+            fast = level_boxes(levels, contours=contours, backend="numba")
+            plain = level_boxes(levels, contours=contours, backend="reference")
             assert all(at(fast, level) == at(plain, level) for level in range(256))
 
 
@@ -162,17 +175,17 @@ def test_unknown_choices_are_refused() -> None:
         level_boxes(levels, backend="cuda")
 
 
-def test_without_numba(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(component_tree, "unavailable_reason", lambda: "no numba here")
-    package._choose_backend.cache_clear()
+def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = {"numba": ["no numba here"], "reference": []}
+    monkeypatch.setattr(package, "_not_supported_reasons", lambda: reasons)
+    assert available_backends() == {"numba": "no numba here", "reference": None}
     levels = np.array([[0, 3]], dtype=np.uint8)
-    try:
-        for _ in range(2):
-            assert at(level_boxes(levels), 0) == [(1, 0, 2, 1)]
-        assert [record.message for record in caplog.records] == [
-            "level_boxes calls OpenCV at every level: no numba here"
-        ]
-        with pytest.raises(RuntimeError, match="'component_tree' of level_boxes cannot run: no nu"):
-            level_boxes(levels, backend="component_tree")
-    finally:
-        package._choose_backend.cache_clear()
+    assert at(level_boxes(levels), 0) == [(1, 0, 2, 1)]
+    with pytest.raises(RuntimeError, match="backend 'numba' cannot run: no numba here"):
+        level_boxes(levels, backend="numba")
+
+
+def test_the_reason_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "adcam.ops.level_boxes.numba_component_tree", None)
+    reason = package._not_supported_reasons.__wrapped__()["numba"]
+    assert "pip install numba" in reason[0]

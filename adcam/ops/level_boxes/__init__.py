@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adcam.ops.level_boxes import component_tree, reference
+from adcam.ops._backends import choose_backend, summarize_reasons
+from adcam.ops.level_boxes import reference
 
-__all__ = ["BACKENDS", "CONTOURS", "LevelBoxes", "available_backends", "level_boxes"]
+__all__ = ["CONTOURS", "LevelBoxes", "available_backends", "level_boxes"]
 
 CONTOURS = ("all", "largest")
-BACKENDS = ("auto", "component_tree", "opencv")
 
 
 class LevelBoxes(NamedTuple):
@@ -37,7 +36,7 @@ class LevelBoxes(NamedTuple):
 
 def available_backends() -> dict[str, str | None]:
     """From each backend's name to ``None`` if it can run here, else to the reason why not."""
-    return {"component_tree": component_tree.unavailable_reason(), "opencv": None}
+    return summarize_reasons(_not_supported_reasons())
 
 
 def level_boxes(
@@ -53,8 +52,8 @@ def level_boxes(
         contours: ``"all"``, or ``"largest"``: at each t the contour of largest ``cv2.contourArea``,
             which is the area of the polygon through the centres of its pixels; of equally large
             ones the one OpenCV lists first.
-        backend: ``"component_tree"`` (one pass over the pixels, needs numba), ``"opencv"`` (one
-            call a level) or ``"auto"``: the first of them that can run. They give the same boxes.
+        backend: ``"numba"`` (one pass over the pixels), ``"reference"`` (one call of OpenCV a
+            level) or ``"auto"``: the first of them that can run. They give the same boxes.
 
     Returns:
         The boxes. At each t from 0 to the highest level less one there is at least one; above
@@ -69,19 +68,18 @@ def level_boxes(
         raise ValueError(f"levels must be uint8 (H, W), got {levels.dtype} {levels.shape}")
     if contours not in CONTOURS:
         raise ValueError(f"contours must be one of {CONTOURS}, got {contours!r}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {BACKENDS}, got {backend!r}")
-    if backend == "auto":
-        backend = _choose_backend()
-    elif reason := available_backends()[backend]:
-        raise RuntimeError(f"the backend {backend!r} of level_boxes cannot run: {reason}")
-    find = reference.level_boxes if backend == "opencv" else component_tree.level_boxes
-    return LevelBoxes(*find(levels, contours == "largest"))
+    if choose_backend("level_boxes", backend, _not_supported_reasons()) == "numba":
+        from adcam.ops.level_boxes import numba_component_tree
+
+        return LevelBoxes(*numba_component_tree.level_boxes(levels, contours == "largest"))
+    return LevelBoxes(*reference.level_boxes(levels, contours == "largest"))
 
 
 @cache
-def _choose_backend() -> str:
-    if reason := component_tree.unavailable_reason():
-        logging.getLogger(__name__).warning("level_boxes calls OpenCV at every level: %s", reason)
-        return "opencv"
-    return "component_tree"
+def _not_supported_reasons() -> dict[str, list[str]]:
+    numba_reasons = []
+    try:
+        import adcam.ops.level_boxes.numba_component_tree  # noqa: F401
+    except ImportError as error:
+        numba_reasons.append(f"{error}; install it with `pip install numba`")
+    return {"numba": numba_reasons, "reference": []}

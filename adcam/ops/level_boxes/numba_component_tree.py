@@ -1,26 +1,16 @@
-"""All grey levels in one pass: a flood that meets every component when it is complete.
+"""All grey levels in one pass, compiled by Numba: a flood that meets components when complete.
 
-The functions are plain loops over arrays, compiled by numba when first used; each is self-contained
-so that its machine code can be cached on disk. README.md beside this derives what they compute.
+README.md beside this derives what the loops compute. Imported when used: importing Numba and
+loading the compiled code takes part of a second, and compiling it the first time some seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
-
-
-def unavailable_reason() -> str | None:
-    """Return why this backend cannot run here, ``None`` if it can."""
-    try:
-        import numba  # noqa: F401
-    except ImportError as error:
-        return f"{error}; install it with `pip install numba`"
-    return None
 
 
 def level_boxes(
@@ -28,17 +18,15 @@ def level_boxes(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """As :func:`adcam.ops.level_boxes.reference.level_boxes`, levels with one box joined."""
     if largest:
-        filled = _compiled(_fill_holes)(levels)
-        weights = _compiled(_block_weights)(filled)
-        components = _compiled(_find_components)(filled, weights, True, False)
-        return _compiled(_choose_largest)(*components, int(levels.max()))
+        filled = _fill_holes(levels)
+        weights = _block_weights(filled)
+        components = _find_components(filled, weights, True, False)
+        return _choose_largest(*components, int(levels.max()))
     no_weights = np.zeros(levels.shape, dtype=np.int32)
-    boxes, start, stop, _, _ = _compiled(_find_components)(levels, no_weights, True, False)
+    boxes, start, stop, _, _ = _find_components(levels, no_weights, True, False)
     # Holes are the components of the inverted map that do not reach its frame.
     inverted = 255 - levels
-    holes, hole_start, hole_stop, _, _ = _compiled(_find_components)(
-        inverted, no_weights, False, True
-    )
+    holes, hole_start, hole_stop, _, _ = _find_components(inverted, no_weights, False, True)
     # The contour of a hole runs through the pixels around it: one more on each side.
     holes += np.array([-1, -1, 1, 1])
     return (
@@ -48,13 +36,7 @@ def level_boxes(
     )
 
 
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    import numba
-
-    return numba.njit(cache=True)(function)
-
-
+@njit(cache=True)
 def _find_components(
     levels: NDArray[np.uint8], weights: NDArray[np.int32], diagonal: bool, framed: bool
 ) -> Any:
@@ -180,6 +162,7 @@ def _find_components(
     return boxes, start[:n].copy(), stop[:n].copy(), found[:n, 4].copy(), found[:n, 5].copy()
 
 
+@njit(cache=True)
 def _fill_holes(levels: NDArray[np.uint8]) -> Any:
     """Raise every pixel to the lowest rim on its way to the frame, by the 4 neighbours.
 
@@ -216,6 +199,7 @@ def _fill_holes(levels: NDArray[np.uint8]) -> Any:
     return filled
 
 
+@njit(cache=True)
 def _block_weights(levels: NDArray[np.uint8]) -> Any:
     """Give each 2x2 block's third and fourth highest pixel 1: half the block, in half pixels.
 
@@ -241,6 +225,7 @@ def _block_weights(levels: NDArray[np.uint8]) -> Any:
     return weights
 
 
+@njit(cache=True)
 def _choose_largest(
     boxes: NDArray[np.int64],
     start: NDArray[np.int64],
