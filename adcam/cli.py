@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_generate(commands)
     _add_evaluate(commands)
+    _add_boxes(commands)
     _add_compare(commands)
     _add_info(commands)
     return parser
@@ -226,7 +227,11 @@ def _add_generate(commands: Any) -> None:
         help="a folder, a VOC root, a .txt list of image paths, or one image",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
+    _add_source_arguments(parser)
+    _add_mask_arguments(parser)
 
+
+def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group(
         "classifier", "one of your own, or an ImageNet model as it is"
     )
@@ -286,6 +291,8 @@ def _add_generate(commands: Any) -> None:
         help="keep the aspect ratio (default), or squash to squares",
     )
 
+
+def _add_mask_arguments(parser: argparse.ArgumentParser) -> None:
     mask = parser.add_argument_group("mask")
     rules = mask.add_mutually_exclusive_group()
     rules.add_argument(
@@ -336,16 +343,26 @@ def _add_evaluate(commands: Any) -> None:
         """\
         Score masks (<id>.png) against true masks of the same names: mean IoU and per class IoU,
         precision and recall. With --sweep, score maps of `generate --save-maps` at every
-        background score.""",
+        background score. With --metadata, score maps in wsolevaluation's format (<id>.npy) by its
+        MaxBoxAccV2, or with --mask-root by its PxAP.""",
         """\
         adcam evaluate out --gt VOC2012/SegmentationClass --ids train.txt --json out.json
         adcam evaluate out --gt VOC2012/SegmentationClass --ids train.txt --sweep
+        adcam evaluate test_maps --metadata metadata/CUB/test \\
+            --choose-maps val_maps --choose-metadata metadata/CUB/val
         """,
     )
     parser.add_argument(
         "pred_dir", type=Path, metavar="PRED_DIR", help="masks, or with --sweep maps"
     )
-    parser.add_argument("--gt", type=Path, required=True, metavar="GT_DIR", help="true masks")
+    truth = parser.add_mutually_exclusive_group(required=True)
+    truth.add_argument("--gt", type=Path, metavar="GT_DIR", help="true masks")
+    truth.add_argument(
+        "--metadata",
+        type=Path,
+        metavar="DIR",
+        help="true boxes or masks: a split's metadata folder of wsolevaluation",
+    )
     parser.add_argument("--ids", type=Path, metavar="LIST", help="only these ids, one a line")
     parser.add_argument("--sweep", action="store_true", help="threshold curve of stored maps")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
@@ -369,6 +386,93 @@ def _add_evaluate(commands: Any) -> None:
     )
     parser.add_argument(
         "--allow-missing", action="store_true", help="score what is there, list what is not"
+    )
+    localization = parser.add_argument_group("localisation", "with --metadata")
+    localization.add_argument(
+        "--choose-maps",
+        type=Path,
+        metavar="DIR",
+        help="score maps of another split, to choose the thresholds on; default: the best for the "
+        'images scored, called "oracle" in the output',
+    )
+    localization.add_argument(
+        "--choose-metadata", type=Path, metavar="DIR", help="metadata folder of that split"
+    )
+    localization.add_argument(
+        "--largest-contour",
+        action="store_true",
+        help="one box, of the largest contour (MaxBoxAcc), not one a contour (MaxBoxAccV2)",
+    )
+    localization.add_argument(
+        "--mask-root", type=Path, metavar="DIR", help="masks of the metadata: score PxAP"
+    )
+
+
+def _add_boxes(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "boxes",
+        _run_boxes,
+        "find boxes in images",
+        """\
+        Find boxes around the classes of each image, from the same maps as `generate`. OUT is a
+        table (.csv) or COCO's instances (.json).""",
+        """\
+        adcam boxes photos/ --checkpoint classifier.safetensors --out boxes.csv --threshold 0.4
+        adcam boxes photos/ --checkpoint classifier.safetensors --out boxes.json --threshold 0.1 \\
+            --rule ts_cam --method ts_cam --labels predicted
+        """,
+    )
+    parser.add_argument(
+        "images",
+        type=Path,
+        metavar="IMAGES",
+        help="a folder, a VOC root, a .txt list of image paths, or one image",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="ends in .csv or .json"
+    )
+    box = parser.add_argument_group("boxes")
+    box.add_argument(
+        "--threshold",
+        dest="box_threshold",
+        type=float,
+        required=True,
+        metavar="T",
+        help="share of a map's maximum, in [0, 1), above which pixels belong to the object; "
+        "larger gives smaller boxes. `adcam evaluate --metadata` finds the best on known boxes",
+    )
+    box.add_argument(
+        "--chosen-on",
+        default="given",
+        metavar="NAME",
+        help="split that the threshold was chosen on, to be written into the .json",
+    )
+    box.add_argument(
+        "--rule",
+        choices=("wsol", "ts_cam"),
+        default="wsol",
+        help="a box for each contour as wsolevaluation has it (default), or one for each class as "
+        "TS-CAM has it; see docs/localization.md",
+    )
+    box.add_argument(
+        "--score-maps",
+        type=Path,
+        metavar="DIR",
+        help="also write the maps in wsolevaluation's format, <path of the image>.npy; needs one "
+        "class an image",
+    )
+    box.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if any)")
+    _add_source_arguments(parser)
+    # What a labeler takes for masks, and boxes do not need.
+    parser.set_defaults(
+        config=None,
+        cfg_options=[],
+        threshold=None,
+        two_threshold=None,
+        crf=None,
+        crf_params=None,
+        dtype=None,
     )
 
 
@@ -541,6 +645,8 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     from adcam.pipeline.json_file import write_json
     from adcam.pipeline.sources import read_id_list
 
+    if args.metadata is not None:
+        return _run_evaluate_localization(args)
     common: dict[str, Any] = {
         "ids": None if args.ids is None else read_id_list(args.ids),
         "average": args.average,
@@ -564,6 +670,57 @@ def _run_evaluate(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, result)
     return EXIT_OK
+
+
+def _run_evaluate_localization(args: argparse.Namespace) -> int:
+    from adcam.pipeline.json_file import write_json
+    from adcam.pipeline.localization import evaluate_boxes, evaluate_pixels
+
+    if args.mask_root is not None:
+        if args.choose_maps or args.choose_metadata or args.largest_contour:
+            raise ValueError("PxAP (--mask-root) has no threshold to choose and no contours")
+        result = evaluate_pixels(args.pred_dir, args.metadata, args.mask_root, progress=True)
+        print(f"PxAP of {result['split']}: {result['px_ap']:.2f} ({result['num_images']} images)")
+    else:
+        result = evaluate_boxes(
+            args.pred_dir,
+            args.metadata,
+            choose_maps_dir=args.choose_maps,
+            choose_metadata_dir=args.choose_metadata,
+            multi_contour=not args.largest_contour,
+            progress=True,
+        )
+        _print_box_scores(result)
+    if args.json:
+        write_json(args.json, result)
+    return EXIT_OK
+
+
+def _run_boxes(args: argparse.Namespace) -> int:
+    _check_generate(args)
+    from adcam.pipeline.localization import find_boxes, write_boxes
+    from adcam.pipeline.progress import track
+
+    labeler = _build_labeler(args)
+    images = _open_images(args, labeler)
+    boxes = find_boxes(
+        images,
+        labeler,
+        rule=args.rule,
+        threshold=args.box_threshold,
+        chosen_on=args.chosen_on,
+        labels="predicted" if args.labels == "predicted" else "given",
+        image_root=args.images if args.images.is_dir() else None,
+        score_map_dir=args.score_maps,
+    )
+    found = list(track(boxes, "boxes", len(images)))
+    write_boxes(args.out, found, labeler.class_set)
+    failed = [image for image in found if image.error is not None]
+    for image in failed[:_SHOWN_FAILURES]:
+        _say(f"  {image.img_id}: {image.error}")
+    _say(f"{sum(len(image.boxes.boxes) for image in found)} boxes, {len(failed)} images failed")
+    print(args.out)
+    return EXIT_SOME_FAILED if failed else EXIT_OK
 
 
 def _run_info(args: argparse.Namespace) -> int:
@@ -606,6 +763,21 @@ def _print_scores(result: Mapping[str, Any], title: str = "Scores in percent") -
     policy = ", ".join(f"{key} {value}" for key, value in result["policy"].items())
     ignored = 100 * (result["ignored_share"] or 0)
     print(f"{result['num_images']} images; {ignored:.1f} % of the pixels left uncertain; {policy}")
+
+
+def _print_box_scores(result: Mapping[str, Any]) -> None:
+    rows = [
+        (f"IoU {delta}", f"{accuracy:.2f}", f"{result['best_thresholds'][delta]:.3f}")
+        for delta, accuracy in result["box_acc"].items()
+    ]
+    rows.append(("mean", f"{result['max_box_acc_v2']:.2f}", ""))
+    title = f"Box accuracy of {result['split']} in percent"
+    _print_table(("", "box accuracy", "threshold"), rows, title)
+    contours = "all contours" if result["policy"]["multi_contour"] else "the largest contour"
+    print(
+        f"{result['num_images']} images; boxes of {contours}; "
+        f"thresholds chosen on: {result['chosen_on']}"
+    )
 
 
 def _print_curve(result: Mapping[str, Any]) -> None:

@@ -27,7 +27,8 @@ class ClassSet:
         name: Data set name, e.g. ``"voc12"``.
         classes: Foreground class names in classifier order; background is not among them.
         mask_values: Value of each class in a mask, same order, each in 1..254. Background is 0.
-            For VOC this is 1..20; for a subset that keeps VOC's values it is not contiguous.
+            For VOC this is 1..20; for a subset that keeps VOC's values it is not contiguous. Empty
+            for classes that no mask can show, such as the 1,000 of ImageNet.
         palette: RGB colour of each *mask value*, 256 entries, so index 255 is the ignore colour.
     """
 
@@ -37,7 +38,7 @@ class ClassSet:
     palette: tuple[tuple[int, int, int], ...]
 
     def __post_init__(self) -> None:
-        if len(self.classes) != len(self.mask_values):
+        if self.mask_values and len(self.classes) != len(self.mask_values):
             raise ValueError(f"{len(self.classes)} classes but {len(self.mask_values)} mask values")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"a class name is given twice: {list(self.classes)}")
@@ -78,6 +79,8 @@ class Sample:
             ``None`` for "not known".
         mask: uint8 (H, W) of mask values, 255 = ignore; ``None`` where there is none.
         img_path: The file the image came from.
+        boxes: int64 (n, 4) ``x0, y0, x1, y1`` in pixels of the image, n >= 1; ``None`` where there
+            are none.
     """
 
     img_id: str
@@ -85,6 +88,7 @@ class Sample:
     class_ids: tuple[int, ...] | None = None
     mask: np.ndarray | None = None
     img_path: Path | None = None
+    boxes: np.ndarray | None = None
 
     @property
     def ori_hw(self) -> tuple[int, int]:
@@ -143,6 +147,25 @@ class PseudoMask:
     """
 
     mask: np.ndarray
+    rule: str
+    threshold: float
+    chosen_on: str
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes made from class maps.
+
+    Attributes:
+        class_ids: Class of each box, 0-based foreground ids, ascending; one may occur repeatedly.
+        boxes: int64 (n, 4), ``x0, y0, x1, y1`` in pixels of the maps, as the rule has them.
+        rule: How maps became boxes: ``"wsol"`` or ``"ts_cam"``.
+        threshold: Share of a map's maximum above which pixels belong to the object.
+        chosen_on: The split the threshold was chosen on; ``"given"`` when the user gave it.
+    """
+
+    class_ids: tuple[int, ...]
+    boxes: np.ndarray
     rule: str
     threshold: float
     chosen_on: str

@@ -23,12 +23,17 @@ MODULES = (
     "adcam.ops.common_neighbor",
     "adcam.ops.dense_crf",
     "adcam.ops.diffusion",
+    "adcam.ops.level_boxes",
     "adcam.ops.token_attention",
     "adcam.cams",
     "adcam.masks.background",
     "adcam.masks.confident",
     "adcam.masks.crf",
+    "adcam.boxes",
+    "adcam.boxes.ts_cam",
+    "adcam.boxes.wsol",
     "adcam.metrics.classification",
+    "adcam.metrics.localization",
     "adcam.metrics.miou",
     "adcam.models.token_cam",
 )
@@ -42,6 +47,9 @@ FIXED = (
     "(maps, affinity, *, normalize='sinkhorn', num_steps=2, alpha=None, backend='auto')",
     "adcam.ops.dense_crf.dense_crf"
     "(prob, img, *, gaussian=(3, 3), bilateral=(50, 5, 10), num_iters=10, backend='auto')",
+    "adcam.metrics.localization.MaxBoxAccuracy"
+    "(iou_thresholds=(0.3, 0.5, 0.7), multi_contour=True, step=0.001)",
+    "adcam.metrics.localization.PixelAveragePrecision(step=0.001)",
 )
 
 

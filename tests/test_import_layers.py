@@ -151,7 +151,7 @@ def may_import(path: Path, package: str) -> bool:
         return place.parts[0] == "seg"
     if package == "ray":
         return place.as_posix() == "pipeline/engine_ray.py"
-    if package == "triton":
+    if package in ("triton", "numba"):
         return is_kernel_file(path)
     if package == "numba":
         return place.as_posix() == "ops/dense_crf/numba_lattice.py"

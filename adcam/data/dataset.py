@@ -27,12 +27,14 @@ class Record:
         class_ids: Present foreground classes (0-based, ascending), ``()`` for "none of them",
             ``None`` for "not known".
         mask_path: The mask that the image should have, ``None`` if it should have none.
+        boxes: True boxes ``(x0, y0, x1, y1)`` in pixels of the image, ``None`` if there are none.
     """
 
     img_id: str
     img_path: Path
     class_ids: tuple[int, ...] | None = None
     mask_path: Path | None = None
+    boxes: tuple[tuple[int, int, int, int], ...] | None = None
 
 
 class ImageDataset(Sequence[Sample]):
@@ -111,7 +113,8 @@ class ImageDataset(Sequence[Sample]):
                 f"{record.mask_path} has {mask.shape[0]}×{mask.shape[1]} pixels (height × width), "
                 f"but its image {record.img_path} has {img.shape[0]}×{img.shape[1]}"
             )
-        return Sample(record.img_id, img, record.class_ids, mask, record.img_path)
+        boxes = None if record.boxes is None else np.array(record.boxes, dtype=np.int64)
+        return Sample(record.img_id, img, record.class_ids, mask, record.img_path, boxes)
 
     def load_image(self, index: int) -> np.ndarray:
         """RGB image, uint8 (H, W, 3).
@@ -223,16 +226,23 @@ class ImageDataset(Sequence[Sample]):
         return f"{self.class_set.name}/{self.split} ({len(self.records)} images)"
 
 
-def build_class_set(name: str, classes: Sequence[str]) -> ClassSet:
+def build_class_set(name: str, classes: Sequence[str], *, masks: bool = True) -> ClassSet:
     """A class set with mask values 1..K in the order given and VOC's colours.
+
+    Args:
+        name: Name of the data set.
+        classes: Class names in classifier order.
+        masks: Whether masks may show the classes; without, there are no mask values and any number
+            of classes.
 
     Raises:
         ValueError: A class is given twice, or there are more than the 254 that fit beside
             background and ignore.
     """
-    if len(classes) > 254:
+    if masks and len(classes) > 254:
         raise ValueError(f"a mask can show at most 254 classes, got {len(classes)}")
-    return ClassSet(name, tuple(classes), tuple(range(1, len(classes) + 1)), voc_palette())
+    values = tuple(range(1, len(classes) + 1)) if masks else ()
+    return ClassSet(name, tuple(classes), values, voc_palette())
 
 
 def _some(items: Sequence[str]) -> str:

@@ -26,3 +26,10 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def none_if_nan(value: Any) -> Any:
     """``None`` for a float NaN, which JSON does not know; any other value as it is."""
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def check_same_policy(mine: dict[str, Any], other: dict[str, Any]) -> None:
+    """Raise ``ValueError`` naming the entries in which two policies of one metric differ."""
+    different = {key: (mine[key], other[key]) for key in mine if mine[key] != other[key]}
+    if different:
+        raise ValueError(f"cannot merge counts of different policies: {different}")

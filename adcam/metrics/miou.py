@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from adcam.metrics._numbers import none_if_nan, ratio, to_numpy
+from adcam.metrics._numbers import check_same_policy, none_if_nan, ratio, to_numpy
 from adcam.structures import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class MeanIoU:
         Raises:
             ValueError: If the other one counts under a different policy.
         """
-        _check_same_policy(self._policy, other._policy)
+        check_same_policy(self._policy, other._policy)
         self._confusion += other._confusion
         self._num_images += other._num_images
         self._image_mious += other._image_mious
@@ -310,7 +310,7 @@ class ThresholdCurve:
         Raises:
             ValueError: If the other one uses other thresholds, mask values or another policy.
         """
-        _check_same_policy(self._settings(), other._settings())
+        check_same_policy(self._settings(), other._settings())
         self._histogram += other._histogram
         self._num_images += other._num_images
 
@@ -468,9 +468,3 @@ def _check_classes(num_classes: int, ignore_index: int) -> None:
 def _check_choice(name: str, value: str, legal: Sequence[str]) -> None:
     if value not in legal:
         raise ValueError(f"{name} must be one of {list(legal)}, got {value!r}")
-
-
-def _check_same_policy(mine: dict[str, Any], other: dict[str, Any]) -> None:
-    different = {key: (mine[key], other[key]) for key in mine if mine[key] != other[key]}
-    if different:
-        raise ValueError(f"cannot merge counts of different policies: {different}")

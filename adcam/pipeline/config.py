@@ -12,16 +12,19 @@ from typing import Any
 
 from mmengine.config import Config
 
+from adcam.data.cub import load_cub
 from adcam.data.dataset import ImageDataset, build_class_set
 from adcam.data.folder import load_folder
+from adcam.data.imagenet import load_ilsvrc
 from adcam.data.png import voc_palette
 from adcam.data.shapes import shapes_class_set
 from adcam.data.voc import VOC_CLASSES, load_voc, voc_class_set
+from adcam.data.wsol import load_wsol
 from adcam.structures import ClassSet
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("voc", "folder")
+SOURCES = ("voc", "folder", "cub", "ilsvrc", "wsol")
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -85,9 +88,11 @@ def build_dataset(data: Mapping[str, Any], split: str, *, labels: bool = True) -
     """The images of one split of a config's ``data`` section.
 
     Args:
-        data: ``source`` ("voc" or "folder"), ``root``, ``classes`` (names, or "voc", "shapes"),
+        data: ``source`` (of :data:`SOURCES`), ``root``, ``classes`` (names, or "voc", "shapes"),
             ``labels`` ("xml", "mask", or a file relative to ``root``; a folder needs a CSV file),
-            ``mask_dir`` (below ``root``), ``expected_counts`` (images by split, "voc" only).
+            ``mask_dir`` (below ``root``), ``expected_counts`` (images by split, not for a folder).
+            "cub", "ilsvrc" and "wsol" bring their own labels and boxes; "wsol" takes ``metadata``,
+            the folder of the splits, below ``root`` or absolute, and ``classes`` names its labels.
         split: Name of the split; for a folder a list of ids ``<split>.txt`` in it, or ``"all"``.
         labels: Whether image-level labels are attached.
 
@@ -102,6 +107,9 @@ def build_dataset(data: Mapping[str, Any], split: str, *, labels: bool = True) -
         raise ValueError(
             f"data.root {root} is no folder; set ADCAM_DATA_ROOT or --cfg-options data.root=…"
         )
+    if source in ("cub", "ilsvrc", "wsol"):
+        images = _build_localization(source, root, data, split)
+        return images if labels else images.with_labels({})
     class_set = build_classes(data.get("classes", "voc"))
     label_source = data.get("labels", "xml") if labels else None
     if source == "folder" and label_source in ("xml", "mask"):
@@ -129,6 +137,20 @@ def build_dataset(data: Mapping[str, Any], split: str, *, labels: bool = True) -
         mask_dir=None if mask_dir is None else root / mask_dir,
         ids=None if split == "all" else _read_ids(root / f"{split}.txt"),
     )
+
+
+def _build_localization(
+    source: str, root: Path, data: Mapping[str, Any], split: str
+) -> ImageDataset:
+    # Without the key, CUB and ILSVRC are counted as the whole data sets that they are.
+    counts = {key: data[key] for key in ("expected_counts",) if key in data}
+    if source == "cub":
+        return load_cub(root, split, **counts)
+    if source == "ilsvrc":
+        return load_ilsvrc(root, split, **counts)
+    if "metadata" not in data:
+        raise ValueError("data.metadata must name the folder of the splits for source 'wsol'")
+    return load_wsol(root, root / data["metadata"], split, classes=data.get("classes"), **counts)
 
 
 def _read_ids(path: Path) -> list[str]:

@@ -35,7 +35,7 @@ _PACKAGES = {
 }
 
 # Operations on tensors that choose among backends. Each has an `available_backends`.
-_OPS = ("common_neighbor", "diffusion", "token_attention")
+_OPS = ("common_neighbor", "diffusion", "token_attention", "level_boxes")
 
 # What each optional feature imports, and the extra that brings it.
 _FEATURES = {

@@ -152,3 +152,11 @@ def test_build_class_set() -> None:
         build_class_set("many", [str(i) for i in range(255)])
     with pytest.raises(ValueError, match="given twice"):
         build_class_set("twice", ["a", "a"])
+
+
+def test_more_classes_than_masks_can_show() -> None:
+    names = [f"n{i}" for i in range(1000)]
+    class_set = build_class_set("ilsvrc", names, masks=False)
+    assert (class_set.num_fg_classes, class_set.mask_values) == (1000, ())
+    with pytest.raises(ValueError, match="at most 254 classes, got 1000"):
+        build_class_set("ilsvrc", names)

@@ -18,7 +18,13 @@ def test_examples_of_the_page():
 
 
 @pytest.mark.parametrize(
-    "name", ["adcam.metrics.miou", "adcam.metrics.classification", "adcam.masks.background"]
+    "name",
+    [
+        "adcam.metrics.miou",
+        "adcam.metrics.classification",
+        "adcam.metrics.localization",
+        "adcam.masks.background",
+    ],
 )
 def test_examples_of_the_docstrings(name):
     result = doctest.testmod(importlib.import_module(name))

@@ -199,6 +199,39 @@ def test_a_folder_with_labels_and_lists(tmp_path: Path) -> None:
     assert masked.records[0].mask_path == tmp_path / "set" / "masks" / "sub" / "b.png"
 
 
+def test_a_metadata_folder_of_wsolevaluation(tmp_path: Path) -> None:
+    folder = tmp_path / "metadata" / "val"
+    folder.mkdir(parents=True)
+    (folder / "image_ids.txt").write_text("x/1.jpg\n")
+    (folder / "class_labels.txt").write_text("x/1.jpg,1\n")
+    (folder / "image_sizes.txt").write_text("x/1.jpg,6,4\n")
+    (folder / "localization.txt").write_text("x/1.jpg,1,1,5,3\n")
+    data = {
+        "source": "wsol",
+        "root": str(tmp_path),
+        "metadata": "metadata",
+        "classes": ["cat", "zebra"],
+    }
+    (record,) = build_dataset(data, "train-fullsup").records
+    assert (record.class_ids, record.boxes) == ((1,), ((1, 1, 5, 3),))
+    assert record.img_path == tmp_path / "x" / "1.jpg"
+    (record,) = build_dataset(data, "val", labels=False).records
+    assert record.class_ids is None
+    with pytest.raises(ValueError, match="1 images, but val has 2"):
+        build_dataset({**data, "expected_counts": {"val": 2}}, "val")
+    del data["metadata"]
+    with pytest.raises(ValueError, match=r"data\.metadata must name the folder"):
+        build_dataset(data, "val")
+
+
+@pytest.mark.parametrize(
+    ("source", "file"), [("cub", r"classes\.txt"), ("ilsvrc", r"LOC_synset_mapping\.txt")]
+)
+def test_official_files_of_localisation_sets(tmp_path: Path, source: str, file: str) -> None:
+    with pytest.raises(ValueError, match=f"{file}: cannot be read"):
+        build_dataset({"source": source, "root": str(tmp_path)}, "train")
+
+
 @pytest.mark.parametrize(
     ("change", "split", "message"),
     [

@@ -1,0 +1,115 @@
+"""ILSVRC 2012 in the layout of its localisation task (CLS-LOC).
+
+Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge" (IJCV 2015). Read are::
+
+    LOC_synset_mapping.txt                   n01440764 tench, Tinca tinca
+    ImageSets/CLS-LOC/train_cls.txt          n01440764/n01440764_10026 1
+    ImageSets/CLS-LOC/val.txt                ILSVRC2012_val_00000001 1
+    Data/CLS-LOC/train/<synset>/<name>.JPEG, Data/CLS-LOC/val/<name>.JPEG
+    Annotations/CLS-LOC/val/<name>.xml       synset and boxes, often several
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from pathlib import Path
+
+from adcam.data.dataset import ImageDataset, Record, build_class_set
+from adcam.data.rows import Box, Row, check_box, check_count, read_rows
+
+EXPECTED_COUNTS = {"train": 1_281_167, "val": 50_000}
+"""Images of the two splits with labels."""
+
+SPLITS = {"train": "train", "val": "val", "train-weaksup": "train", "test": "val"}
+"""Names of splits, with those of wsolevaluation; its train-fullsup, ImageNetV2, is another data
+set."""
+
+
+def load_ilsvrc(
+    root: str | Path,
+    split: str,
+    *,
+    expected_counts: Mapping[str, int] | None = EXPECTED_COUNTS,
+) -> ImageDataset:
+    """Load a split: ``train`` with labels, ``val`` with labels and boxes.
+
+    Classes are WordNet ids in the order of ``LOC_synset_mapping.txt``, which is the order of the
+    outputs of ImageNet classifiers; names in words are not unique (two are "crane").
+
+    Args:
+        root: The folder that holds ``Data``, ``Annotations`` and ``ImageSets``, often ``ILSVRC``;
+            ``LOC_synset_mapping.txt`` lies in it or beside it.
+        split: One of :data:`SPLITS`.
+        expected_counts: Images that a split must have; ``None`` checks nothing.
+
+    Returns:
+        The images in the order of the list; ids as in it.
+
+    Raises:
+        ValueError: Unknown split, a file is missing or malformed, an annotation without an object
+            or with several classes, or the count is another one.
+    """
+    root = Path(root)
+    if split not in SPLITS:
+        raise ValueError(f"ILSVRC has the splits {', '.join(SPLITS)}, got {split!r}")
+    mapping = root / "LOC_synset_mapping.txt"
+    if not mapping.is_file() and (root.parent / mapping.name).is_file():
+        mapping = root.parent / mapping.name
+    classes = [row.cells[0] for row in read_rows(mapping, ("synset", "names"), None)]
+    id_of = {synset: class_id for class_id, synset in enumerate(classes)}
+
+    folder = SPLITS[split]
+    list_path = (
+        root / "ImageSets" / "CLS-LOC" / ("train_cls.txt" if folder == "train" else "val.txt")
+    )
+    rows = read_rows(list_path, ("image", "number"), None)
+    check_count(list_path, folder, len(rows), expected_counts)
+    records = []
+    for row in rows:
+        name = row.cells[0]
+        img_path = root / "Data" / "CLS-LOC" / folder / f"{name}.JPEG"
+        if folder == "train":
+            class_id, boxes = _class_of(id_of, name.split("/")[0], row.where), None
+        else:
+            class_id, boxes = _read_annotation(
+                root / "Annotations" / "CLS-LOC" / folder / f"{name}.xml", id_of
+            )
+        records.append(Record(name, img_path, (class_id,), boxes=boxes))
+    return ImageDataset(build_class_set("ilsvrc", classes, masks=False), split, records)
+
+
+def _class_of(id_of: Mapping[str, int], synset: str, where: str) -> int:
+    if synset not in id_of:
+        raise ValueError(
+            f"{where}: unknown class {synset!r}; legal are the {len(id_of)} synsets of "
+            f"LOC_synset_mapping.txt, such as {next(iter(id_of))!r}"
+        )
+    return id_of[synset]
+
+
+def _read_annotation(path: Path, id_of: Mapping[str, int]) -> tuple[int, tuple[Box, ...]]:
+    """The class of all objects, and their boxes."""
+    try:
+        objects = list(ET.parse(path).getroot().iter("object"))
+    except OSError as err:
+        raise ValueError(f"{path}: cannot be read ({err.strerror})") from err
+    except ET.ParseError as err:
+        raise ValueError(f"{path}: not an XML file ({err})") from err
+    synsets = sorted({obj.findtext("name", "").strip() for obj in objects})
+    if len(synsets) != 1:
+        raise ValueError(f"{path}: expected objects of one class, got {synsets}")
+    boxes = []
+    for number, obj in enumerate(objects, start=1):
+        row = Row(
+            f"{path}, object {number}",
+            tuple(obj.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")),
+        )
+        try:
+            x0, y0, x1, y1 = (int(cell) for cell in row.cells)
+        except ValueError as err:
+            raise ValueError(
+                f"{row.where}: a box must be four whole numbers, got {row.cells}"
+            ) from err
+        boxes.append(check_box(row.where, (x0, y0, x1, y1)))
+    return _class_of(id_of, synsets[0], str(path)), tuple(boxes)

@@ -1,0 +1,85 @@
+"""Boxes of the contours of a grey map at all its levels. Derivation: README.md beside this."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adcam.ops._backends import choose_backend, summarize_reasons
+from adcam.ops.level_boxes import reference
+
+__all__ = ["CONTOURS", "LevelBoxes", "available_backends", "level_boxes"]
+
+CONTOURS = ("all", "largest")
+
+
+class LevelBoxes(NamedTuple):
+    """Boxes with the levels at which they are there; a box may be listed more than once.
+
+    Attributes:
+        boxes: int64 (n, 4), ``x0, y0, x1, y1`` with x1 and y1 one past the last pixel.
+        start: int64 (n,), 0..254.
+        stop: int64 (n,): row i is a contour of ``levels > t`` for ``start[i] <= t < stop[i]``.
+    """
+
+    boxes: NDArray[np.int64]
+    start: NDArray[np.int64]
+    stop: NDArray[np.int64]
+
+    def at(self, level: int) -> NDArray[np.int64]:
+        """The boxes of ``levels > level``, (m, 4), in no order; none from the highest level on."""
+        return self.boxes[(self.start <= level) & (level < self.stop)]
+
+
+def available_backends() -> dict[str, str | None]:
+    """From each backend's name to ``None`` if it can run here, else to the reason why not."""
+    return summarize_reasons(_not_supported_reasons())
+
+
+def level_boxes(
+    levels: NDArray[np.uint8], *, contours: str = "all", backend: str = "auto"
+) -> LevelBoxes:
+    """Boxes around the contours of ``levels > t`` for every t.
+
+    A contour is what ``cv2.findContours`` returns in tree mode: the outer border of every
+    8-connected component, and the border of every hole in one.
+
+    Args:
+        levels: uint8 (H, W), H and W at least 1.
+        contours: ``"all"``, or ``"largest"``: at each t the contour of largest ``cv2.contourArea``,
+            which is the area of the polygon through the centres of its pixels; of equally large
+            ones the one OpenCV lists first.
+        backend: ``"numba"`` (one pass over the pixels), ``"reference"`` (one call of OpenCV a
+            level) or ``"auto"``: the first of them that can run. They give the same boxes.
+
+    Returns:
+        The boxes. At each t from 0 to the highest level less one there is at least one; above
+        there is none.
+
+    Raises:
+        ValueError: Another shape or dtype, or an unknown choice.
+        RuntimeError: The backend asked for cannot run here; the message holds the reason.
+    """
+    levels = np.ascontiguousarray(levels)
+    if levels.dtype != np.uint8 or levels.ndim != 2 or not levels.size:
+        raise ValueError(f"levels must be uint8 (H, W), got {levels.dtype} {levels.shape}")
+    if contours not in CONTOURS:
+        raise ValueError(f"contours must be one of {CONTOURS}, got {contours!r}")
+    if choose_backend("level_boxes", backend, _not_supported_reasons()) == "numba":
+        from adcam.ops.level_boxes import numba_component_tree
+
+        return LevelBoxes(*numba_component_tree.level_boxes(levels, contours == "largest"))
+    return LevelBoxes(*reference.level_boxes(levels, contours == "largest"))
+
+
+@cache
+def _not_supported_reasons() -> dict[str, list[str]]:
+    numba_reasons = []
+    try:
+        import adcam.ops.level_boxes.numba_component_tree  # noqa: F401
+    except ImportError as error:
+        numba_reasons.append(f"{error}; install it with `pip install numba`")
+    return {"numba": numba_reasons, "reference": []}
