@@ -71,6 +71,28 @@ def test_boxes_are_scaled_to_the_map_and_scored(splits: Path) -> None:
     json.dumps(result, allow_nan=False)
 
 
+def test_files_give_wsolevaluations_own_values(
+    shared_dir: Path, voc_animals: Path, tmp_path: Path
+) -> None:
+    stored = np.load(shared_dir / "golden" / "wsol_boxes.npz", allow_pickle=False)
+    image_ids = stored["image_ids"].tolist()
+    (tmp_path / "animals" / "val").mkdir(parents=True)
+    for name in ("image_ids", "class_labels", "image_sizes", "localization"):
+        text = (voc_animals / "metadata" / "val" / f"{name}.txt").read_text()
+        kept = [line for line in text.splitlines() if line.split(",")[0] in image_ids]
+        (tmp_path / "animals" / "val" / f"{name}.txt").write_text("\n".join(kept))
+    for image_id, levels in zip(image_ids, stored["score_maps_u8"], strict=True):
+        write_score_map(tmp_path / "maps", image_id, levels / 255)
+    values = json.loads((shared_dir / "golden" / "wsol_boxes.json").read_text())["metrics"]
+    for multi_contour in (False, True):
+        result = evaluate_boxes(
+            tmp_path / "maps", tmp_path / "animals" / "val", multi_contour=multi_contour
+        )
+        expected = values[f"step=0.001,multi_contour={multi_contour}"]
+        assert result["max_box_acc_v2"] == expected["mean"]
+        assert list(result["box_acc"].values()) == list(expected["box_acc"].values())
+
+
 def test_thresholds_of_another_split_are_named(splits: Path) -> None:
     arguments = (splits / "test_maps", splits / "birds" / "test")
     chosen = evaluate_boxes(splits / "val_maps", splits / "birds" / "val")
