@@ -52,6 +52,8 @@ def _reasons() -> dict[str, list[str]]:
         import adcam.ops.dense_crf.numba_lattice  # noqa: F401
     except ImportError as error:
         numba_reasons.append(f"{error}; install it with `pip install numba`")
+    except RuntimeError as error:  # no folder for compiled code can be written
+        numba_reasons.append(f"{error}; name one in NUMBA_CACHE_DIR")
     return {
         "numba": numba_reasons,
         "reference": [],
