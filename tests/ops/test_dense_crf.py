@@ -549,6 +549,19 @@ def test_without_numba_the_reference_computes(monkeypatch):
         DenseCRF(img, backend="numba")
 
 
+@needs("numba")
+def test_without_a_folder_for_compiled_code_the_reference_computes(monkeypatch):
+    import numba
+
+    def njit(**options):
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr(numba, "njit", njit)
+    monkeypatch.delitem(sys.modules, "adcam.ops.dense_crf.numba_lattice", raising=False)
+    assert "no locator available; name one in NUMBA_CACHE_DIR" in available_backends()["numba"]
+    assert dense_crf(make_prob(2, 8, 5), make_img(8, 5)).shape == (2, 8, 5)
+
+
 def test_rounding_outside_the_unit_interval_is_forgiven():
     prob = np.array([1 + 1e-6, -1e-6])[:, None, None] * np.ones((2, 3, 5))
     np.testing.assert_allclose(dense_crf(prob, make_img(3, 5))[0], 1, atol=1e-3)

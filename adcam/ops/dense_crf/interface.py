@@ -8,6 +8,7 @@ symmetric normalisation and Potts compatibility; the derivation is in this folde
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +23,13 @@ does; a larger value lets the pairwise terms overrule confident pixels more easi
 
 _RANGE_SLACK = 1e-4
 """How far outside [0, 1] a probability may lie: rounding of an interpolation, not an error."""
+
+_MODULES = {
+    "numba": "numba_lattice",
+    "reference": "reference",
+    "torch": "torch_lattice",
+    "pydensecrf": "pydensecrf",
+}
 
 ArrayT = TypeVar("ArrayT", NDArray[Any], torch.Tensor)
 
@@ -44,6 +52,8 @@ def _reasons() -> dict[str, list[str]]:
         import adcam.ops.dense_crf.numba_lattice  # noqa: F401
     except ImportError as error:
         numba_reasons.append(f"{error}; install it with `pip install numba`")
+    except RuntimeError as error:  # no folder for compiled code can be written
+        numba_reasons.append(f"{error}; name one in NUMBA_CACHE_DIR")
     return {
         "numba": numba_reasons,
         "reference": [],
@@ -92,21 +102,12 @@ class DenseCRF:
         _check_img(img)
         self._hw = tuple(img.shape[:2])
         self._backend = choose_backend("dense CRF", _resolve_auto(backend, img), _reasons())
-        self._mean_field: Any
-        if self._backend == "torch":
-            from adcam.ops.dense_crf import torch_lattice
-
-            self._mean_field = torch_lattice.MeanField(
-                [_as_tensor(img)], gaussian=gaussian, bilateral=bilateral
-            )
-            return
-        if self._backend == "numba":
-            from adcam.ops.dense_crf.numba_lattice import MeanField
-        elif self._backend == "reference":
-            from adcam.ops.dense_crf.reference import MeanField
-        else:
-            from adcam.ops.dense_crf.pydensecrf import MeanField
-        self._mean_field = MeanField(_as_numpy(img), gaussian=gaussian, bilateral=bilateral)
+        module = import_module(f"adcam.ops.dense_crf.{_MODULES[self._backend]}")
+        self._mean_field = module.MeanField(
+            [_as_tensor(img)] if self._backend == "torch" else _as_numpy(img),
+            gaussian=gaussian,
+            bilateral=bilateral,
+        )
 
     def infer(self, prob: ArrayT, *, num_iters: int = 10) -> ArrayT:
         """Refine per-pixel label probabilities.
@@ -131,8 +132,8 @@ class DenseCRF:
         _check_num_iters(num_iters)
         _check_prob(prob, self._hw)
         if self._backend == "torch":
-            unary = _compute_unary_tensor(prob)
-            (refined,) = self._mean_field.infer([unary], num_iters=num_iters)
+            unaries = [_compute_unary_tensor(prob)]
+            (refined,) = self._mean_field.infer(unaries, num_iters=num_iters)
             return refined if isinstance(prob, torch.Tensor) else refined.numpy()
         unary = -np.log(np.clip(_as_numpy(prob).astype(np.float32), MIN_PROB, 1.0))
         marginals = self._mean_field.infer(unary, num_iters=num_iters)

@@ -355,7 +355,8 @@ def _blur_all(
 
 
 # Where a kernel takes `lanes` or `unrolled`, the tuple's length alone counts: Numba compiles one
-# version for each, in which it is a constant and the loops over it are unrolled.
+# version for each, in which it is a constant and the loops over it are unrolled. Indices read from
+# memory are made unsigned: of others Numba asks at each access whether they count from the end.
 
 
 def _kernel(**options: Any) -> Any:
@@ -454,7 +455,7 @@ def _embed(  # type: ignore[no-untyped-def]
                         keys[count] = key
                         count += 1
                         break
-                    slot = (slot + 1) & ((1 << bits) - 1)
+                    slot = (slot + np.uint64(1)) & np.uint64((1 << bits) - 1)
                 last_keys[p] = key
                 last_numbers[p] = table_numbers[slot]
             corners[pixel, p] = last_numbers[p]
@@ -469,7 +470,7 @@ def _embed(  # type: ignore[no-untyped-def]
             for number in range(count):
                 slot = _hash(keys[number], bits)
                 while table_keys[slot] >= 0:
-                    slot = (slot + 1) & ((1 << bits) - 1)
+                    slot = (slot + np.uint64(1)) & np.uint64((1 << bits) - 1)
                 table_keys[slot] = keys[number]
                 table_numbers[slot] = number
     return keys[:count].copy()
@@ -478,14 +479,14 @@ def _embed(  # type: ignore[no-untyped-def]
 @_kernel(inline="always")
 def _hash(key, bits):  # type: ignore[no-untyped-def]
     """The top ``bits`` of the key times 2^64 / golden ratio (Knuth, TAOCP 3, section 6.4)."""
-    return np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits))
+    return (np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits)
 
 
 @_kernel()
 def _renumber(corners, numbers, start, stop):  # type: ignore[no-untyped-def]
     for pixel in range(start, stop):
         for p in range(corners.shape[1]):
-            corners[pixel, p] = numbers[corners[pixel, p]]
+            corners[pixel, p] = numbers[np.uintp(corners[pixel, p])]
 
 
 @_kernel()
@@ -539,11 +540,12 @@ def _gather_strips(sums, table, start, stop):  # type: ignore[no-untyped-def]
 @_kernel(fastmath=_FAST_MATH)
 def _blur(source, target, after, before, start, stop, lanes):  # type: ignore[no-untyped-def]
     half = np.float32(0.5)
-    width = len(lanes)
+    width = np.uintp(len(lanes))
     for group in range(source.shape[0]):
         values, blurred = source[group], target[group]
-        for vertex in range(start, stop):
-            here, one, other = vertex * width, after[vertex] * width, before[vertex] * width
+        for vertex in range(np.uintp(start), np.uintp(stop)):
+            here = vertex * width
+            one, other = np.uintp(after[vertex]) * width, np.uintp(before[vertex]) * width
             for lane in range(width):
                 blurred[here + lane] = values[here + lane] + half * (
                     values[one + lane] + values[other + lane]
@@ -589,12 +591,13 @@ def _update(  # type: ignore[no-untyped-def]
             for group in range(num_groups):
                 column = table[group]
                 for i in range(length):
-                    for lane in range(width):
-                        message = zero
-                        for p in range(len(unrolled)):
-                            corner = corners[block + i, p]
-                            message += weights[block + i, p] * column[corner * width + lane]
-                        values[group * width + lane, i] += message
+                    for p in range(len(unrolled)):
+                        corner = np.uintp(corners[block + i, p]) * np.uintp(width)
+                        weight = weights[block + i, p]
+                        for lane in range(width):
+                            values[group * width + lane, i] += (
+                                weight * column[corner + np.uintp(lane)]
+                            )
 
         for i in range(length):
             top[i] = zero
@@ -625,9 +628,10 @@ def _update(  # type: ignore[no-untyped-def]
                 column = strip_sum[group]
                 for i in range(length):
                     for p in range(len(unrolled)):
-                        corner, weight = corners[block + i, p], weights[block + i, p]
+                        corner = np.uintp(corners[block + i, p]) * np.uintp(width)
+                        weight = weights[block + i, p]
                         for lane in range(width):
-                            column[corner * width + lane] += (
+                            column[corner + np.uintp(lane)] += (
                                 weight * values[group * width + lane, i]
                             )
 
