@@ -14,6 +14,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+import adcam.models.shapes_vit  # noqa: F401  # timm learns its name
 from adcam.models.attention_capture import AttentionCapture
 from adcam.models.weights import load_backbone_weights
 from adcam.structures import TokenMaps
