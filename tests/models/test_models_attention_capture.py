@@ -172,6 +172,21 @@ def test_the_same_set_twice_is_counted_once() -> None:
     torch.testing.assert_close(capture.patch2patch[(0, 1)], expected, rtol=0, atol=1e-5)
 
 
+def test_products_in_bfloat16() -> None:
+    model = make_vit("deit", fused=True)
+    inputs = torch.randn(1, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    means = []
+    for dtype in (None, torch.bfloat16):
+        capture = AttentionCapture(
+            model.blocks, num_prefix_tokens=1, layer_sets=[(1, 2)], product_dtype=dtype
+        )
+        with torch.no_grad(), capture:
+            model.forward_features(inputs)
+        means.append(capture.patch2patch[(1, 2)])
+    assert means[1].dtype == torch.float32
+    assert 0 < (means[0] - means[1]).abs().sum() < 0.02 * means[0].sum()
+
+
 def test_each_block_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_vit("deit", fused=True)
     capture = make_capture(model, (0, 1, 2, 3), (2, 3), (1,))
