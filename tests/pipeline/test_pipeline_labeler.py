@@ -12,19 +12,19 @@ from mmengine.config import Config
 from PIL import Image
 
 from adcam import PseudoLabeler
-from adcam.data.images import ImageError, read_image
+from adcam.data.images import ImageError, fit_pixels, read_image
 from adcam.data.png import read_mask
 from adcam.masks.background import BackgroundRule
 from adcam.models.classifier_file import load_classifier
 from adcam.pipeline import labeler as labeler_module
+from adcam.pipeline import masking
 from adcam.pipeline.infer import Views
 from adcam.pipeline.labeler import (
     DEFAULT_RULE,
-    fit_pixels,
     hash_network,
     options_from_config,
-    resize_maps,
 )
+from adcam.pipeline.masking import resize_maps
 
 SMALL = Views(scales=(64,))
 
@@ -136,7 +136,7 @@ def test_the_crf_sees_background_first_and_decides(
         seen.update(prob=prob, img=img, params=params, backend=backend)
         return prob[[1, 2, 0]]
 
-    monkeypatch.setattr(labeler_module, "refine", fake)
+    monkeypatch.setattr(masking, "refine", fake)
     labeler = load(tiny_checkpoint, crf="lattice", crf_params="psa", rule="0.3")
     label = labeler(img, labels=["cat", "horse"])
     assert seen["params"] == "psa" and seen["backend"] == "lattice"
