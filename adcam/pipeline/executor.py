@@ -145,15 +145,17 @@ class _Worker:
         # Forking after torch ran can deadlock.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
+        with suppress(ConnectionError):  # it died; its first call says so
+            self._connection.send_bytes(function)
 
     def call(self, item: Any) -> Any:
         """Let the process work on an item and wait for what it says."""
         try:
             self._connection.send_bytes(pickle.dumps(item))
-            result, error = pickle.loads(self._connection.recv_bytes())
+            result, error = self._connection.recv()
         except (EOFError, ConnectionError) as died:
             self.close()
             code = self.process.exitcode
@@ -172,19 +174,19 @@ class _Worker:
         self.process.join()
 
 
-def _serve(connection: Connection, function: bytes) -> None:
-    """Answer items until the caller closes its end."""
+def _serve(connection: Connection) -> None:
+    """Answer items, after the function that answers them, until the caller closes its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit_threads(1)
-    call: Callable[[Any], Any] = pickle.loads(function)
     with suppress(EOFError, ConnectionError):  # the caller is done, or dead
+        call: Callable[[Any], Any] = connection.recv()
         while True:
-            item = pickle.loads(connection.recv_bytes())
+            item = connection.recv()
             try:
                 answer: tuple[Any, Exception | None] = (call(item), None)
             except _SENT_BACK as error:
                 answer = (None, error)
-            connection.send_bytes(pickle.dumps(answer))
+            connection.send(answer)
 
 
 def limit_threads(num_threads: int) -> None:

@@ -83,6 +83,7 @@ def measure(
         for variant in variants.values():
             variant.run()
     names = list(variants)
+    gc.collect()
     start = time.perf_counter()
     for turn in range(repeats):
         if turn and time.perf_counter() - start > max_seconds:
@@ -94,7 +95,6 @@ def measure(
 
 
 def _run_once(variant: Variant, timing: Timing, device: str) -> None:
-    gc.collect()
     cpu_before = _cpu_seconds()
     if device == "cpu":
         before = _reset_peak()
