@@ -89,11 +89,12 @@ def peers_recipe(
         (H, W) positions among background (0) and ``class_ids`` (1, 2, …).
     """
     ori_hw = (img.shape[0], img.shape[1])
+    mean, std = network.pixel_stats
     maps = torch.zeros(len(class_ids), *ori_hw)
     for scale in scales:
         input_hw = compute_input_hw(ori_hw, scale, network.patch_size)
         for mirrored in (False, True) if flip else (False,):
-            inputs = to_inputs(img, input_hw)[None]
+            inputs = to_inputs(img, input_hw, mean=mean, std=std)[None]
             grid = _ad_cam(network, inputs.flip(-1) if mirrored else inputs, class_ids)
             grid = _min_max(grid.flip(-1) if mirrored else grid)
             maps += F.interpolate(grid[None], size=ori_hw, mode="bilinear")[0]
