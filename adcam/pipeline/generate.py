@@ -6,8 +6,9 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -204,24 +205,26 @@ def generate(
     if num_left <= FEW:
         workers = 0
     run = _run_whole if on_cpu or not workers else _run_split
-    finished = run(windows, labeler, output, workers=workers, batch_size=batch_size)
     spent = dict.fromkeys(STAGES, 0.0)
     failed = []
-    for item in track(finished, "generate", num_left) if progress else finished:
-        record = images.records[item.task.index]
-        if item.entry["status"] == "failed":
-            failed.append(Failure(record.img_id, item.entry["error"]))
-        for stage, seconds in item.seconds.items():
-            spent[stage] += seconds
-        folder.append(
-            {
-                "id": record.img_id,
-                "image": _relative(record.img_path, folder.path),
-                **item.entry,
-                **hashes,
-                "seconds": round(sum(item.seconds.values()), 4),
-            }
-        )
+    with closing(
+        run(windows, labeler, output, workers=workers, batch_size=batch_size)
+    ) as finished:  # whatever ends this loop ends the workers
+        for item in track(finished, "generate", num_left) if progress else finished:
+            record = images.records[item.task.index]
+            if item.entry["status"] == "failed":
+                failed.append(Failure(record.img_id, item.entry["error"]))
+            for stage, seconds in item.seconds.items():
+                spent[stage] += seconds
+            folder.append(
+                {
+                    "id": record.img_id,
+                    "image": _relative(record.img_path, folder.path),
+                    **item.entry,
+                    **hashes,
+                    "seconds": round(sum(item.seconds.values()), 4),
+                }
+            )
     folder.finish(record.img_id for record in images.records)
     lanes = dict.fromkeys(STAGES, max(workers, 1))
     if run is _run_split:
@@ -250,7 +253,7 @@ def _run_whole(
     *,
     workers: int,
     batch_size: int,
-) -> Iterator[Finished]:
+) -> Generator[Finished, None, None]:
     """Every stage of an image in one process: this one, or one of ``workers``."""
     label = partial(label_window, labeler=labeler, output=output, batch_size=batch_size)
     if not workers:
@@ -280,7 +283,7 @@ def _run_split(
     *,
     workers: int,
     batch_size: int,
-) -> Iterator[Finished]:
+) -> Generator[Finished, None, None]:
     """Decoding in threads, network and method in this process, the rest in ``workers``.
 
     A GPU is fed by one process. What computes on the CPU here stays out of the workers' way.

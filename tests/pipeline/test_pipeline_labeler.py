@@ -306,3 +306,20 @@ def test_an_imagenet_model_needs_no_training(img: np.ndarray) -> None:
     assert set(np.unique(label.mask)) <= {0, 1}
     assert labeler.describe()["method_options"]["init"] == "coupled"
     assert labeler.describe()["class_groups"][0] == [281]
+
+
+def test_compiling_takes_the_mlps_alone_and_once(
+    tiny_checkpoint: Path, img: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+
+    def compile_module(module: torch.nn.Module, *, dynamic: bool) -> None:
+        compiled.append(type(module).__name__)
+        module._compiled_call_impl = module._call_impl
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_module)
+    plain, labeler = load(tiny_checkpoint), load(tiny_checkpoint, compile=True)
+    for _ in range(2):
+        np.testing.assert_array_equal(labeler(img, ["cat"]).mask, plain(img, ["cat"]).mask)
+    assert compiled == ["Mlp"] * 3
+    assert labeler.describe() == {**plain.describe(), "compile": True}
