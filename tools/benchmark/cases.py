@@ -277,7 +277,7 @@ def _build_growth(num_images: int, setting: Setting) -> dict[str, Variant]:
     def run() -> Peak:
         arguments = [
             *("generate", str(photos), "--checkpoint", str(_checkpoint(setting))),
-            *("--labels", "predicted", "--label-threshold", "0.9", "--scales", "64"),
+            *("--labels", "predicted", "--label-threshold", "0.3", "--scales", "128"),
             *("--out", str(photos) + "_out", "--overwrite", "--device", setting.device),
         ]
         if setting.workers is not None:
@@ -410,8 +410,8 @@ CASES: dict[str, Case] = {
         repeats=1,
     ),
     "growth": Case(
-        "masks at 64 px in a process of its own; size: images; memory: its largest process",
-        (100, 1000),
+        "masks at 128 px in a process of its own; size: images; memory: its largest process",
+        (100, 550, 1000),
         _GENERATE_TESTS,
         _build_growth,
         repeats=1,
