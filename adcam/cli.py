@@ -324,6 +324,25 @@ def _add_mask_arguments(parser: argparse.ArgumentParser) -> None:
     _add_cfg_options(run)
     run.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if any)")
     run.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the network")
+    run.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compile the network's MLPs: for long runs on a GPU (docs/performance.md)",
+    )
+    run.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes to label images in; 0: this one alone (default: by the processors there "
+        "are). Changes no result",
+    )
+    run.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="most images of one size that the network sees at once (default: 1, on a GPU 8)",
+    )
     run.add_argument("--save-maps", action="store_true", help="also write OUT/maps/<id>.npz")
     run.add_argument("--maps-dtype", choices=("uint8", "float16"), default="uint8")
     run.add_argument(
@@ -331,7 +350,9 @@ def _add_mask_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="start anew; removes what OUT/manifest.jsonl lists, nothing else",
     )
-    run.add_argument("--json", type=Path, metavar="FILE", help="write counts and seconds there")
+    run.add_argument(
+        "--json", type=Path, metavar="FILE", help="write counts, seconds and shares of time there"
+    )
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -534,7 +555,7 @@ def _run_compare(args: argparse.Namespace) -> int:
 
 def _run_generate(args: argparse.Namespace) -> int:
     _check_generate(args)
-    from adcam.pipeline.generate import generate
+    from adcam.pipeline.generate import default_workers, generate
     from adcam.pipeline.json_file import write_json
 
     labeler = _build_labeler(args)
@@ -547,24 +568,21 @@ def _run_generate(args: argparse.Namespace) -> int:
         save_maps=args.save_maps,
         maps_dtype=args.maps_dtype,
         overwrite=args.overwrite,
+        workers=default_workers(labeler) if args.workers is None else args.workers,
+        batch_size=args.batch_size,
         report=_say,
     )
     if args.json:
-        summary = {
-            "ok": result.ok,
-            "skipped": result.skipped,
-            "failed": {failure.img_id: failure.error for failure in result.failed},
-            "seconds": dict(result.seconds),
-        }
-        write_json(args.json, summary)
+        write_json(args.json, result.to_dict())
     if result.failed:
         _say(f"{len(result.failed)} of {len(images)} images have no mask:")
         for failure in result.failed[:_SHOWN_FAILURES]:
             _say(f"  {failure.img_id}: {failure.error}")
         if (more := len(result.failed) - _SHOWN_FAILURES) > 0:
             _say(f"  … and {more} more, see {args.out / 'manifest.jsonl'}")
-    stages = ", ".join(f"{name} {value:.1f}" for name, value in result.seconds.items())
-    _say(f"{result.ok} masks written, {result.skipped} were there; seconds: {stages}")
+    _say(f"{result.ok} masks written, {result.skipped} were there")
+    if result.ok + len(result.failed):
+        _say(result.format_times())
     print(args.out / "masks")
     return EXIT_SOME_FAILED if result.failed else EXIT_OK
 
@@ -590,7 +608,7 @@ def _build_labeler(args: argparse.Namespace) -> PseudoLabeler:
         options = options_from_config(_load_config(args.config, args.cfg_options))
     elif args.cfg_options:
         raise ValueError("--cfg-options changes a config: name one with --config")
-    for name in ("method", "crf", "crf_params", "dtype", "label_threshold"):
+    for name in ("method", "crf", "crf_params", "dtype", "compile", "label_threshold"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     if args.method is not None:

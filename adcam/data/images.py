@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import warnings
 import zlib
@@ -104,6 +105,22 @@ def read_image_hw(path: str | Path) -> tuple[int, int]:
     with open_image(Path(path)) as img:
         width, height = img.size
         return (width, height) if _orientation(img) >= 5 else (height, width)
+
+
+def fit_pixels(img: np.ndarray, max_pixels: int) -> np.ndarray:
+    """The image itself, or one of about ``max_pixels`` pixels and the same aspect ratio.
+
+    Args:
+        img: RGB uint8 (H, W, 3).
+        max_pixels: Largest number of pixels; no side becomes less than one.
+    """
+    height, width = img.shape[:2]
+    if height * width <= max_pixels:
+        return img
+    scale = math.sqrt(max_pixels / (height * width))
+    size_wh = (max(int(width * scale), 1), max(int(height * scale), 1))
+    small = Image.fromarray(img).resize(size_wh, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return np.array(small)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from adcam.masks.background import BackgroundRule
 from adcam.models.classifier_file import load_classifier
 from adcam.pipeline.compare import RowResult, find_classifier, run_compare
 from adcam.pipeline.config import build_dataset, hash_config, hash_file
-from adcam.pipeline.generate import generate
+from adcam.pipeline.generate import default_workers, generate
 from adcam.pipeline.json_file import write_json
 from adcam.pipeline.labeler import PseudoLabeler
 from adcam.pipeline.progress import track
@@ -93,7 +93,9 @@ def run_experiment(
     )
     masks_root = work_dir / f"masks_{images.split}"
     with stage(console, seconds, "write the masks"):
-        generate(images, labeler, masks_root, overwrite=True)
+        generated = generate(
+            images, labeler, masks_root, overwrite=True, workers=default_workers(labeler)
+        )
     with stage(console, seconds, "report"):
         masks, per_image = score_masks(images, masks_root / "masks")
         write_json(work_dir / f"masks_{images.split}.json", masks.to_dict())
@@ -119,6 +121,7 @@ def run_experiment(
             lead_rows=rows[:: max(len(rows) // 4, 1)][:4],
             more_rows=rows,
             seconds=seconds,
+            generated=generated,
             provenance=[
                 KeyValues(
                     {

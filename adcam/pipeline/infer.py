@@ -1,4 +1,4 @@
-"""One image through network and methods: joins models, cams and masks; touches no file."""
+"""Images through network and method: joins models and cams; touches no file."""
 
 from __future__ import annotations
 
@@ -61,6 +61,62 @@ class Views:
             raise ValueError(f"scales must be positive sides in pixels, got {self.scales}")
 
 
+def make_inputs(network: Network, img: np.ndarray, views: Views) -> tuple[Tensor, ...]:
+    """What the network sees of an image: (3, h, w) normalised, one per scale, not mirrored.
+
+    Args:
+        network: The classifier, asked for its patch and the statistics of its pixels.
+        img: RGB uint8 (H, W, 3).
+        views: Scales; mirroring is left to :func:`run_batch`.
+
+    Raises:
+        ValueError: A scale is smaller than a patch.
+    """
+    mean, std = network.pixel_stats
+    ori_hw = (img.shape[0], img.shape[1])
+    sizes = (
+        compute_input_hw(ori_hw, scale, network.patch_size, keep_ratio=views.keep_ratio)
+        for scale in views.scales
+    )
+    return tuple(to_inputs(img, input_hw, mean=mean, std=std) for input_hw in sizes)
+
+
+def run_batch(
+    network: Network,
+    inputs: Sequence[Sequence[Tensor]],
+    layer_sets: Sequence[tuple[int, ...]],
+    *,
+    flip: bool,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> list[TokenMaps]:
+    """Token maps of images of equal input sizes, one batch a scale.
+
+    Args:
+        network: The classifier, on ``device``, in eval mode.
+        inputs: Of :func:`make_inputs`, one per image.
+        layer_sets: Sets of blocks whose attention the methods need.
+        flip: Whether each image is followed by its mirrored version.
+        device: Where to compute.
+        dtype: ``float32``, or ``bfloat16``/``float16`` for autocast.
+
+    Returns:
+        One per scale, with B = 2 · images if ``flip`` (image, mirrored image, next image, …), else
+        B = images.
+    """
+    passes = []
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
+    ):
+        for of_scale in zip(*inputs, strict=True):
+            batch = torch.stack(of_scale).to(device)
+            if flip:
+                batch = torch.stack([batch, batch.flip(-1)], dim=1).flatten(0, 1)
+            passes.append(network.token_maps(batch, layer_sets=layer_sets))
+    return passes
+
+
 def run_network(
     network: Network,
     img: np.ndarray,
@@ -70,7 +126,7 @@ def run_network(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> list[TokenMaps]:
-    """Token maps of every scale, mirrored version in the same batch.
+    """Token maps of every scale of one image, mirrored version in the same batch.
 
     Args:
         network: The classifier, on ``device``, in eval mode.
@@ -83,30 +139,22 @@ def run_network(
     Returns:
         One per scale, with B = 2 (image, mirrored image) if ``views.flip`` else 1.
     """
-    mean, std = network.pixel_stats
-    passes = []
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
-    ):
-        for scale in views.scales:
-            input_hw = compute_input_hw(
-                (img.shape[0], img.shape[1]),
-                scale,
-                network.patch_size,
-                keep_ratio=views.keep_ratio,
-            )
-            inputs = to_inputs(img, input_hw, mean=mean, std=std).to(device).unsqueeze(0)
-            if views.flip:
-                inputs = torch.cat([inputs, inputs.flip(-1)])
-            passes.append(network.token_maps(inputs, layer_sets=layer_sets))
-    return passes
+    inputs = make_inputs(network, img, views)
+    return run_batch(network, [inputs], layer_sets, flip=views.flip, device=device, dtype=dtype)
 
 
 def compute_scores(passes: Sequence[TokenMaps]) -> np.ndarray:
-    """Class probabilities, (C,) float32: sigmoid of the logits averaged over scales and views."""
-    logits = torch.cat([maps.logits for maps in passes]).float().mean(dim=0)
-    return logits.sigmoid().cpu().numpy()
+    """Class probabilities of one image, (C,) float32.
+
+    The sigmoid of the logits averaged over scales and views.
+    """
+    return compute_batch_scores(passes, 1)[0]
+
+
+def compute_batch_scores(passes: Sequence[TokenMaps], num_images: int) -> np.ndarray:
+    """Class probabilities of every image of :func:`run_batch`, (images, C) float32."""
+    logits = torch.cat([maps.logits.unflatten(0, (num_images, -1)) for maps in passes], dim=1)
+    return logits.float().mean(dim=1).sigmoid().cpu().numpy()
 
 
 def compute_class_maps(
@@ -126,12 +174,39 @@ def compute_class_maps(
     Returns:
         The maps; with no class, (0, H, W).
     """
-    class_ids = tuple(sorted(set(class_ids)))
-    if not class_ids:
-        return ClassMaps((), np.zeros((0, *ori_hw), dtype=np.float32))
+    return compute_batch_maps(passes, [class_ids], method, [ori_hw])[0]
+
+
+def compute_batch_maps(
+    passes: Sequence[TokenMaps],
+    class_ids: Sequence[Sequence[int]],
+    method: Method,
+    ori_hws: Sequence[tuple[int, int]],
+) -> list[ClassMaps]:
+    """As :func:`compute_class_maps`, for every image of :func:`run_batch` at once.
+
+    Args:
+        passes: Of :func:`run_batch`.
+        class_ids: Present classes of each image; their numbers may differ.
+        method: Of :mod:`adcam.cams`.
+        ori_hws: Height and width of each image.
+    """
+    present = [tuple(sorted(set(ids))) for ids in class_ids]
+    most = max(map(len, present))
+    if most == 0:
+        return [ClassMaps((), np.zeros((0, *hw), dtype=np.float32)) for hw in ori_hws]
+    # A batch has one number of classes: images with fewer compute some class again, not kept.
+    padded = torch.tensor([(*ids, *[0] * (most - len(ids))) for ids in present])  # (images, K)
+    num_views = len(passes[0].cam) // len(present)
     with torch.inference_mode():
-        grids = [
-            method(maps, torch.tensor([class_ids] * len(maps.cam), device=maps.cam.device))
-            for maps in passes
+        ids = padded.to(passes[0].cam.device).repeat_interleave(num_views, dim=0)
+        grids = [method(maps, ids).unflatten(0, (-1, num_views)) for maps in passes]
+        return [
+            ClassMaps(
+                present[i],
+                fuse_maps([grid[i, :, : len(present[i])] for grid in grids], hw).cpu().numpy(),
+            )
+            if present[i]
+            else ClassMaps((), np.zeros((0, *hw), dtype=np.float32))
+            for i, hw in enumerate(ori_hws)
         ]
-        return ClassMaps(class_ids, fuse_maps(grids, ori_hw).cpu().numpy())

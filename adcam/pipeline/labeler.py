@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,28 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch.nn import functional as F
+from timm.layers import Mlp
 
 from adcam.cams import build_method
-from adcam.data.images import read_image
+from adcam.data.images import fit_pixels, read_image
 from adcam.data.png import write_mask
-from adcam.masks.background import (
-    BackgroundRule,
-    compute_bg_score,
-    compute_mask,
-    parse_rule,
-    stack_probabilities,
-)
-from adcam.masks.confident import compute_confident_mask
-from adcam.masks.crf import CRF_PARAMS, build_refinement
+from adcam.masks.background import BackgroundRule, parse_rule
+from adcam.masks.crf import CRF_PARAMS
 from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
 from adcam.pipeline.config import build_classes
-from adcam.pipeline.infer import Network, Views, compute_class_maps, compute_scores, run_network
+from adcam.pipeline.infer import (
+    Network,
+    Views,
+    compute_batch_maps,
+    compute_batch_scores,
+    compute_scores,
+    make_inputs,
+    run_batch,
+)
+from adcam.pipeline.masking import CRF_BACKENDS, Masking, resize_maps
 from adcam.report.figures import overlay_mask, side_by_side
 from adcam.structures import ClassMaps, ClassSet, PseudoMask, TokenMaps
-
-CRF_BACKENDS = {"lattice": "auto", "pydensecrf": "pydensecrf"}
-"""Backend of each CRF. ``lattice`` is our own, by the fastest means that can run."""
 
 CRF_CHOICES = ("none", *CRF_BACKENDS)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -61,6 +59,8 @@ class LabelerOptions:
         crf_params: Key of :data:`adcam.masks.crf.CRF_PARAMS`.
         dtype: Of the network: ``"float32"``, or ``"bfloat16"``/``"float16"`` by autocast, faster
             on a GPU and a little less exact.
+        compile: Compile the network's MLPs with ``torch.compile``, in every process that runs it:
+            seconds to half a minute before the first image, and the last bits change.
         label_threshold: Where no labels are given, classes with at least this probability are
             taken as present. Larger finds fewer.
         max_pixels: Larger images are labelled at this many pixels, and their masks enlarged
@@ -79,6 +79,7 @@ class LabelerOptions:
     crf: str = "none"
     crf_params: str = "toco"
     dtype: str = "float32"
+    compile: bool = False
     label_threshold: float = 0.5
     max_pixels: int = 1 << 22
 
@@ -100,9 +101,9 @@ class LabelerOptions:
 def options_from_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Read the sections ``cam`` and ``mask`` of a config as options of a labeler.
 
-    ``cam`` holds ``method``, ``method_options``, ``scales``, ``flip``, ``keep_ratio``, ``dtype``
-    and ``max_pixels``; ``mask`` holds ``rule`` (text), ``chosen_on``, ``two_threshold``, ``crf``,
-    ``crf_params`` and ``label_threshold``. Every key may be absent.
+    ``cam`` holds ``method``, ``method_options``, ``scales``, ``flip``, ``keep_ratio``, ``dtype``,
+    ``compile`` and ``max_pixels``; ``mask`` holds ``rule`` (text), ``chosen_on``,
+    ``two_threshold``, ``crf``, ``crf_params`` and ``label_threshold``. Every key may be absent.
 
     Returns:
         Keyword arguments of :class:`LabelerOptions`, those that the config gives.
@@ -112,7 +113,7 @@ def options_from_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """
     cam, mask = dict(cfg.get("cam", {})), dict(cfg.get("mask", {}))
     legal = {
-        "cam": ("method", "method_options", "dtype", "max_pixels", *_names(Views)),
+        "cam": ("method", "method_options", "dtype", "compile", "max_pixels", *_names(Views)),
         "mask": ("rule", "chosen_on", "two_threshold", "crf", "crf_params", "label_threshold"),
     }
     for name, section in (("cam", cam), ("mask", mask)):
@@ -206,6 +207,7 @@ class PseudoLabeler:
         class_set: Its classes.
         options: Every other choice.
         device: Where the network runs.
+        masking: From maps to a mask, by the same options.
     """
 
     def __init__(
@@ -240,6 +242,13 @@ class PseudoLabeler:
         crf = self.options.crf
         if crf == "pydensecrf" and (reason := available_backends()[crf]):
             raise ValueError(f"the CRF backend {crf!r} cannot run here: {reason}")
+        self.masking = Masking(
+            self.options.rule,
+            self.options.two_threshold,
+            crf,
+            self.options.crf_params,
+            class_set.mask_values,
+        )
         self.weights_hash = hash_network(network)
         self.network = network
         if isinstance(network, torch.nn.Module):
@@ -339,53 +348,47 @@ class PseudoLabeler:
 
     def run_network(self, img: np.ndarray) -> list[TokenMaps]:
         """Token maps of every scale of RGB uint8 (h, w, 3): step one of a call."""
-        return run_network(
+        return self.run_batch([self.make_inputs(img)])
+
+    def make_inputs(self, img: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """What the network sees of an image (:func:`adcam.pipeline.infer.make_inputs`)."""
+        return make_inputs(self.network, img, self.options.views)
+
+    def run_batch(self, inputs: Sequence[Sequence[torch.Tensor]]) -> list[TokenMaps]:
+        """Token maps of images of equal input sizes (:func:`adcam.pipeline.infer.run_batch`)."""
+        if self.options.compile:
+            compile_mlps(self.network)  # here: a compiled module does not go to other processes
+        return run_batch(
             self.network,
-            img,
-            self.options.views,
+            inputs,
             self._layer_sets,
+            flip=self.options.views.flip,
             device=self.device,
             dtype=self._dtype,
         )
+
+    def compute_batch_scores(self, passes: Sequence[TokenMaps], num_images: int) -> np.ndarray:
+        """Class probabilities of every image of a batch, (images, C) float32."""
+        return compute_batch_scores(passes, num_images)
 
     def compute_maps(
         self, passes: Sequence[TokenMaps], class_ids: Sequence[int], hw: tuple[int, int]
     ) -> ClassMaps:
         """Maps of the present classes by the method, (K, h, w): step two."""
-        return compute_class_maps(passes, class_ids, self._method, hw)
+        return self.compute_batch_maps(passes, [class_ids], [hw])[0]
+
+    def compute_batch_maps(
+        self,
+        passes: Sequence[TokenMaps],
+        class_ids: Sequence[Sequence[int]],
+        hws: Sequence[tuple[int, int]],
+    ) -> list[ClassMaps]:
+        """Maps of every image of a batch (:func:`adcam.pipeline.infer.compute_batch_maps`)."""
+        return compute_batch_maps(passes, class_ids, self._method, hws)
 
     def compute_mask(self, maps: ClassMaps, img: np.ndarray, ori_hw: tuple[int, int]) -> PseudoMask:
         """Mask at the size ``ori_hw`` from maps and image (h, w): step three."""
-        options, values = self.options, self.class_set.mask_values
-        crf = None
-        if options.crf != "none" and maps.class_ids:
-            backend = CRF_BACKENDS[options.crf]
-            crf = build_refinement(img, params=options.crf_params, backend=backend)
-        if options.two_threshold is not None:
-            low, high = options.two_threshold
-            mask = compute_confident_mask(
-                maps, mask_values=values, fg_threshold=high, bg_threshold=low, crf=crf
-            )
-        else:
-            rule, threshold = options.rule.rule, options.rule.value
-            prob = None
-            if crf is not None:
-                bg_score = compute_bg_score(maps.score_maps, rule=rule, threshold=threshold)
-                prob = crf(stack_probabilities(maps.score_maps, bg_score))
-            mask = compute_mask(
-                maps,
-                mask_values=values,
-                rule=rule,
-                threshold=threshold,
-                chosen_on=options.rule.chosen_on,
-                prob=prob,
-            )
-        if mask.mask.shape == ori_hw:
-            return mask
-        enlarged = Image.fromarray(mask.mask).resize(
-            (ori_hw[1], ori_hw[0]), Image.Resampling.NEAREST
-        )
-        return replace(mask, mask=np.asarray(enlarged))
+        return self.masking(maps, img, ori_hw)
 
     def describe(self) -> dict[str, Any]:
         """Everything that changes maps and masks, as JSON reads it back."""
@@ -402,6 +405,7 @@ class PseudoLabeler:
             "mask_values": list(self.class_set.mask_values),
             "device": self.device.type,
             "dtype": options.dtype,
+            "compile": options.compile,
             "views": asdict(options.views),
             "method": options.method,
             "method_options": vars(self._method),
@@ -439,6 +443,17 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return resolved
 
 
+def compile_mlps(network: Network) -> None:
+    """Compile the MLPs of a ViT that are not compiled yet, for inputs of any size.
+
+    The attention stays as it is: compiled, it would be traced again for every block, since each
+    has its own hooks (:mod:`adcam.models.attention_capture`).
+    """
+    for module in network.modules() if isinstance(network, torch.nn.Module) else ():
+        if isinstance(module, Mlp) and module._compiled_call_impl is None:
+            module.compile(dynamic=True)
+
+
 def hash_network(network: Network) -> str:
     """First 16 hex digits of the SHA-256 over names, types, shapes and bytes of all tensors."""
     digest = hashlib.sha256()
@@ -448,41 +463,6 @@ def hash_network(network: Network) -> str:
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
         digest.update(array.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def fit_pixels(img: np.ndarray, max_pixels: int) -> np.ndarray:
-    """The image itself, or one of about ``max_pixels`` pixels and the same aspect ratio.
-
-    Args:
-        img: RGB uint8 (H, W, 3).
-        max_pixels: Largest number of pixels; no side becomes less than one.
-    """
-    height, width = img.shape[:2]
-    if height * width <= max_pixels:
-        return img
-    scale = math.sqrt(max_pixels / (height * width))
-    size_wh = (max(int(width * scale), 1), max(int(height * scale), 1))
-    small = Image.fromarray(img).resize(size_wh, Image.Resampling.BICUBIC, reducing_gap=2.0)
-    return np.array(small)
-
-
-def resize_maps(score_maps: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:
-    """Maps (K, h, w) at another size, float32 (K, *hw), bilinear."""
-    if score_maps.shape[1:] == tuple(hw):
-        return score_maps.astype(np.float32, copy=False)
-    if not len(score_maps):
-        return np.zeros((0, *hw), dtype=np.float32)
-    tensor = torch.from_numpy(np.ascontiguousarray(score_maps, dtype=np.float32))
-    resized = F.interpolate(tensor[None], size=tuple(hw), mode="bilinear", align_corners=False)
-    return resized[0].numpy()
-
-
-def _resize_mask(mask: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """A mask at another size, nearest value."""
-    if mask.shape == hw:
-        return mask
-    size_wh = (hw[1], hw[0])
-    return np.array(Image.fromarray(mask).resize(size_wh, Image.Resampling.NEAREST))
 
 
 def _to_rgb(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:

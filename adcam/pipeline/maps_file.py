@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adcam.pipeline.labeler import resize_maps
+from adcam.pipeline.masking import resize_maps
 from adcam.structures import ClassMaps, ClassSet
 
 STRIDE = 16

@@ -13,6 +13,7 @@ from adcam.data.dataset import ImageDataset
 from adcam.data.png import read_mask
 from adcam.metrics.miou import MeanIoU, MeanIoUResult
 from adcam.pipeline.compare import RowResult
+from adcam.pipeline.generate import GenerateResult
 from adcam.pipeline.infer import Network, compute_class_maps, run_network
 from adcam.report.figures import picture_row
 from adcam.report.model import (
@@ -49,6 +50,7 @@ def build_comparison_report(
     lead_rows: Sequence[PictureRow],
     more_rows: Sequence[PictureRow],
     seconds: Mapping[str, float],
+    generated: GenerateResult,
     provenance: Sequence[KeyValues],
     extra_sections: Sequence[Section] = (),
     mask_name: str = "mask",
@@ -67,6 +69,7 @@ def build_comparison_report(
         lead_rows: Pictures of the first screen.
         more_rows: Best, median and worst images.
         seconds: Wall time by stage.
+        generated: The run that made the masks.
         provenance: Versions, settings, hashes.
         extra_sections: Placed before the class scores.
         mask_name: What the masks on disk are, e.g. ``"AD-CAM + CRF"``.
@@ -98,7 +101,8 @@ def build_comparison_report(
         caption = "The best, the middle and the worst images by mIoU of their mask."
         sections.insert(1, Section("Best, median, worst", [PictureGrid(more_rows, caption)]))
     stages = [Stage(name, value) for name, value in seconds.items()]
-    sections.append(Section("Where the time went", [TimeTable(stages, describe_machine())]))
+    times: list[Block] = [TimeTable(stages, describe_machine()), generate_times(generated)]
+    sections.append(Section("Where the time went", times))
     others = [value for name, value in scores.items() if not name.startswith("AD-CAM")]
     best_name = max(scores, key=lambda name: scores[name])
     headlines = [
@@ -164,6 +168,24 @@ def comparison_table(
             f"threshold a method, chosen on {choose_split}, reported on {split}."
         ),
         command=command,
+    )
+
+
+def generate_times(generated: GenerateResult) -> Table:
+    """Seconds of each stage of the run that made the masks."""
+    return Table(
+        columns=[
+            Column("stage"),
+            Column("seconds", digits=1, hint="summed over threads and processes"),
+            Column("in", digits=0, hint="threads or processes"),
+            Column("share of wall time, %", digits=0),
+        ],
+        rows=[
+            [stage, generated.seconds[stage], generated.lanes[stage], 100 * share]
+            for stage, share in generated.shares.items()
+        ],
+        caption=f"Writing the masks took {generated.seconds['total']:.0f} s for {generated.ok} "
+        "images; stages overlap where they run in several processes.",
     )
 
 

@@ -8,20 +8,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from adcam.cli import main
 from adcam.data.dataset import build_class_set
 from adcam.data.folder import load_folder
 from adcam.data.png import read_mask
-from adcam.pipeline.generate import STAGES, generate
+from adcam.models.classifier_file import load_classifier
+from adcam.models.token_cam import TokenCAM
+from adcam.pipeline import generate as generate_module
+from adcam.pipeline.generate import FEW, default_workers, generate
 from adcam.pipeline.infer import Views
 from adcam.pipeline.labeler import DEFAULT_RULE, PseudoLabeler
 from adcam.pipeline.maps_file import load_maps
+from adcam.pipeline.masking import Masking
+from adcam.pipeline.stages import STAGES, Failed, Mapped, Task, decode, infer_window
+from adcam.structures import ClassMaps, TokenMaps
 
 ROWS = {"a": "cat", "b c": "dog horse", "sub/ü": "", "sub/z": "horse"}
 
@@ -152,14 +161,14 @@ def test_bad_images_are_listed_and_tried_again(
 def test_an_image_the_pipeline_cannot_handle_does_not_end_the_run(
     photos: Path, labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compute_mask = PseudoLabeler.compute_mask
+    make_mask = Masking.__call__
 
-    def fail(self: PseudoLabeler, maps: object, img: np.ndarray, ori_hw: tuple[int, int]) -> object:
+    def fail(self: Masking, maps: ClassMaps, img: np.ndarray, ori_hw: tuple[int, int]) -> object:
         if ori_hw == (43, 64):
             raise MemoryError
-        return compute_mask(self, maps, img, ori_hw)  # type: ignore[arg-type]
+        return make_mask(self, maps, img, ori_hw)
 
-    monkeypatch.setattr(PseudoLabeler, "compute_mask", fail)
+    monkeypatch.setattr(Masking, "__call__", fail)
     result = generate(
         load_folder(photos), labeler, tmp_path / "out", labels="predicted", progress=False
     )
@@ -220,18 +229,35 @@ def test_a_labeler_that_fails_on_every_image_fails_before_writing(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", [{"labels": "guessed"}, {"maps_dtype": "float64"}])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"labels": "guessed"}, "labels must be one of"),
+        ({"maps_dtype": "float64"}, "maps_dtype must be one of"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
 def test_wrong_options(
-    photos: Path, labeler: PseudoLabeler, tmp_path: Path, option: dict[str, str]
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path, option: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match="must be one of"):
+    with pytest.raises(ValueError, match=message):
         generate(load_folder(photos), labeler, tmp_path / "out", progress=False, **option)
 
 
+@pytest.mark.parametrize(
+    ("num_images", "end"),
+    [
+        (12, signal.SIGKILL),
+        # So many that other processes help.
+        pytest.param(2 * FEW, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(2 * FEW, signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_half_way_the_same_command_gives_the_same_bytes(
-    tmp_path: Path, tiny_checkpoint: Path
+    tmp_path: Path, tiny_checkpoint: Path, num_images: int, end: signal.Signals
 ) -> None:
-    for seed in range(12):
+    for seed in range(num_images):
         make_photo(tmp_path / "photos" / f"{seed:02d}.jpg", seed, (90, 120 + seed))
     (tmp_path / "photos" / "07.jpg").write_text("not a picture")
 
@@ -255,10 +281,11 @@ def test_killed_half_way_the_same_command_gives_the_same_bytes(
         if manifest.is_file() and manifest.read_bytes().count(b"\n") >= 2:
             break
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    process.send_signal(end)
+    code = 130 if end == signal.SIGINT else -end
+    assert process.wait() == code, "the run ended before it could be killed"
     done = manifest.read_bytes().count(b"\n")
-    assert 2 <= done < 12
+    assert 2 <= done < num_images
     # What a kill in the middle of a write leaves, wherever this one happened to hit.
     with manifest.open("ab") as file:
         file.write(b'{"id": "1')
@@ -266,7 +293,7 @@ def test_killed_half_way_the_same_command_gives_the_same_bytes(
 
     assert main(command("killed")) == 1
     whole, resumed = (stable(read_tree(tmp_path / name)) for name in ("whole", "killed"))
-    assert len([name for name in whole if name.startswith("masks/")]) == 11
+    assert len([name for name in whole if name.startswith("masks/")]) == num_images - 1
     assert resumed == whole
 
 
@@ -300,3 +327,143 @@ def test_a_huge_image_in_bounded_memory(tmp_path: Path, tiny_checkpoint: Path) -
     assert mask.shape == (9_000, 12_000) and len(np.unique(mask)) > 1
     # Measured 2.2 GiB, of which the imports take 0.7 (3.2 GiB with the lattice CRF).
     assert peak_mib < 3 * 1024
+
+
+class Deadly(TokenCAM):
+    """A network that takes its process down at the sight of a black image, as bad kernels do."""
+
+    def token_maps(
+        self, inputs: torch.Tensor, *, layer_sets: Sequence[tuple[int, ...]] = ()
+    ) -> TokenMaps:
+        if inputs.std(dim=(0, 2, 3)).max() == 0 and inputs.max() < -0.9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().token_maps(inputs, layer_sets=layer_sets)
+
+
+def test_workers_write_the_same_bytes_and_one_that_dies_names_its_image(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    loaded = load_classifier(tiny_checkpoint)
+    network = Deadly(
+        "vit_tiny_patch16_224",
+        num_fg_classes=3,
+        img_size=32,
+        backbone_kwargs={"embed_dim": 24, "depth": 3, "num_heads": 2},
+    )
+    network.load_state_dict(loaded.network.state_dict())
+    labeler = PseudoLabeler(network, loaded.class_set, device="cpu", views=Views((64,), flip=True))
+    photos = tmp_path / "photos"
+    for seed in range(FEW + 2):
+        make_photo(photos / f"{seed:02d}.png", seed, (40, 64 + seed % 3))
+    (photos / "04.png").write_text("not a picture")
+    alone = generate(
+        load_folder(photos),
+        labeler,
+        tmp_path / "alone",
+        labels="predicted",
+        save_maps=True,
+        progress=False,
+    )
+    Image.new("RGB", (64, 40)).save(photos / "05 black.png")
+    together = generate(
+        load_folder(photos),
+        labeler,
+        tmp_path / "together",
+        labels="predicted",
+        save_maps=True,
+        workers=2,
+        progress=False,
+    )
+    assert [f.img_id for f in alone.failed] == ["04"]
+    assert [f.img_id for f in together.failed] == ["04", "05 black"]
+    assert together.failed[1].error == "its worker process was killed by SIGKILL"
+    assert together.ok == alone.ok == FEW + 1
+    one, two = (stable(read_tree(tmp_path / name)) for name in ("alone", "together"))
+    lines = [line for line in two["manifest.jsonl"] if line["id"] != "05 black"]  # type: ignore
+    assert {**two, "manifest.jsonl": lines} == one
+    assert (alone.lanes["network"], together.lanes["network"]) == (1, 2)
+    assert all(0 <= share <= 1 for share in together.shares.values())
+
+
+def test_a_network_fed_by_this_process_writes_the_same_bytes(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"labels": "predicted", "batch_size": 2, "save_maps": True, "progress": False}
+    images = load_folder(photos)
+    generate(images, labeler, tmp_path / "inline", **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(generate_module, "FEW", 0)
+    monkeypatch.setattr(generate_module, "_run_whole", generate_module._run_split)
+    result = generate(images, labeler, tmp_path / "split", workers=1, **options)  # type: ignore[arg-type]
+    assert (result.ok, result.lanes["network"], result.lanes["crf"]) == (4, 1, 1)
+    inline, split = (stable(read_tree(tmp_path / name)) for name in ("inline", "split"))
+    assert inline == split
+
+
+def test_a_batch_is_the_same_when_a_part_of_it_is_done(
+    labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(12):
+        make_photo(tmp_path / "photos" / f"{seed:02d}.png", seed, (40, 64 if seed % 2 else 96))
+    images = load_folder(tmp_path / "photos")
+    sizes: list[int] = []
+    run_batch = PseudoLabeler.run_batch
+
+    def count(self: PseudoLabeler, inputs: Sequence[object]) -> object:
+        sizes.append(len(inputs))
+        return run_batch(self, inputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PseudoLabeler, "run_batch", count)
+    out = tmp_path / "out"
+    generate(images, labeler, out, labels="predicted", batch_size=2, progress=False)
+    assert sizes == [1, *[2, 2] * 2, 2, 2]  # one blank image, windows of eight and of four
+    before = stable(read_tree(out))
+    sizes.clear()
+    (out / "masks" / "03.png").unlink()
+    (out / "masks" / "08.png").unlink()
+    result = generate(images, labeler, out, labels="predicted", batch_size=2, progress=False)
+    assert (result.ok, result.skipped) == (2, 10)
+    assert sizes == [1, 2, 2]
+    assert stable(read_tree(out)) == before
+
+
+def test_what_fails_as_a_batch_is_tried_image_by_image(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(3):
+        make_photo(photos / f"{index}.png", index)
+    tasks = [
+        Task(index, photos / f"{index}.png", (index,), tmp_path / f"{index}.png", None)
+        for index in range(3)
+    ]
+    decoded = [decode(task, labeler) for task in tasks]
+    expected = infer_window(decoded, labeler, batch_size=1)
+    run_batch = PseudoLabeler.run_batch
+
+    def little_memory(self: PseudoLabeler, inputs: Sequence[Sequence[torch.Tensor]]) -> object:
+        if len(inputs) > 1 or torch.equal(inputs[0][0], decoded[1].inputs[0]):  # type: ignore
+            raise torch.OutOfMemoryError("no room")
+        return run_batch(self, inputs)
+
+    monkeypatch.setattr(PseudoLabeler, "run_batch", little_memory)
+    results = infer_window(decoded, labeler, batch_size=3)
+    assert [result.task.index for result in results] == [0, 1, 2]
+    assert isinstance(results[1], Failed) and results[1].error == "no room"
+    for i in (0, 2):
+        assert isinstance(results[i], Mapped) and isinstance(expected[i], Mapped)
+        np.testing.assert_array_equal(results[i].maps.score_maps, expected[i].maps.score_maps)
+
+
+@pytest.mark.parametrize(
+    ("processors", "device", "workers"),
+    [(1, "cpu", 0), (2, "cpu", 2), (64, "cpu", 16), (1, "cuda", 0), (8, "cuda", 7)],
+)
+def test_workers_by_default(
+    labeler: PseudoLabeler,
+    processors: int,
+    device: str,
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(generate_module, "num_processors", lambda: processors)
+    monkeypatch.setattr(labeler, "device", torch.device(device))
+    assert default_workers(labeler) == workers

@@ -15,7 +15,16 @@ from adcam.cams.fuse import fuse_maps
 from adcam.cams.normalize import min_max
 from adcam.models.preprocess import to_inputs
 from adcam.models.token_cam import TokenCAM
-from adcam.pipeline.infer import Views, compute_class_maps, compute_scores, run_network
+from adcam.pipeline.infer import (
+    Views,
+    compute_batch_maps,
+    compute_batch_scores,
+    compute_class_maps,
+    compute_scores,
+    make_inputs,
+    run_batch,
+    run_network,
+)
 from adcam.structures import TokenMaps
 
 CPU = torch.device("cpu")
@@ -162,3 +171,30 @@ def test_illegal_scales(scales: tuple[int, ...]) -> None:
 def test_a_scale_below_the_patch() -> None:
     with pytest.raises(ValueError, match="at least one patch"):
         run_network(Mirror(), make_img(), Views((3,)), [], device=CPU)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_images_of_a_batch_do_not_mix(flip: bool) -> None:
+    network, views = Mirror(), Views((16, 32), flip=flip)
+    imgs = [make_img(24, 40, seed) for seed in range(3)]
+    present = [(2,), (), (0, 1)]
+    inputs = [make_inputs(network, img, views) for img in imgs]
+    passes = run_batch(network, inputs, [], flip=flip, device=CPU)
+    assert [len(maps.cam) for maps in passes] == [6 if flip else 3] * 2
+    scores = compute_batch_scores(passes, 3)
+    maps = compute_batch_maps(passes, present, build_method("cam"), [(24, 40), (24, 40), (12, 20)])
+    assert maps[1].class_ids == () and maps[1].score_maps.shape == (0, 24, 40)
+    for i, hw in ((0, (24, 40)), (2, (12, 20))):
+        alone = run_network(network, imgs[i], views, [], device=CPU)
+        expected = compute_class_maps(alone, present[i], build_method("cam"), hw)
+        assert maps[i].class_ids == expected.class_ids == present[i]
+        np.testing.assert_allclose(maps[i].score_maps, expected.score_maps, atol=1e-6)
+        np.testing.assert_allclose(scores[i], compute_scores(alone), rtol=1e-6)
+
+
+def test_a_batch_without_any_class() -> None:
+    network = Mirror()
+    inputs = [make_inputs(network, make_img(), Views((16,)))] * 2
+    passes = run_batch(network, inputs, [], flip=False, device=CPU)
+    maps = compute_batch_maps(passes, [(), ()], build_method("cam"), [(24, 40), (8, 9)])
+    assert [m.score_maps.shape for m in maps] == [(0, 24, 40), (0, 8, 9)]

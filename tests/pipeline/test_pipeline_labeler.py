@@ -13,19 +13,19 @@ from mmengine.config import Config
 from PIL import Image
 
 from adcam import PseudoLabeler
-from adcam.data.images import ImageError, read_image
+from adcam.data.images import ImageError, fit_pixels, read_image
 from adcam.data.png import read_mask
 from adcam.masks.background import BackgroundRule
 from adcam.models.classifier_file import load_classifier
 from adcam.pipeline import labeler as labeler_module
+from adcam.pipeline import masking
 from adcam.pipeline.infer import Views
 from adcam.pipeline.labeler import (
     DEFAULT_RULE,
-    fit_pixels,
     hash_network,
     options_from_config,
-    resize_maps,
 )
+from adcam.pipeline.masking import resize_maps
 
 SMALL = Views(scales=(64,))
 
@@ -140,7 +140,7 @@ def test_the_crf_sees_background_first_and_decides(
 
         return fake
 
-    monkeypatch.setattr(labeler_module, "build_refinement", build)
+    monkeypatch.setattr(masking, "build_refinement", build)
     labeler = load(tiny_checkpoint, crf="lattice", crf_params="psa", rule="0.3")
     label = labeler(img, labels=["cat", "horse"])
     assert seen["params"] == "psa" and seen["backend"] == "auto"
@@ -310,3 +310,20 @@ def test_an_imagenet_model_needs_no_training(img: np.ndarray) -> None:
     assert set(np.unique(label.mask)) <= {0, 1}
     assert labeler.describe()["method_options"]["init"] == "coupled"
     assert labeler.describe()["class_groups"][0] == [281]
+
+
+def test_compiling_takes_the_mlps_alone_and_once(
+    tiny_checkpoint: Path, img: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+
+    def compile_module(module: torch.nn.Module, *, dynamic: bool) -> None:
+        compiled.append(type(module).__name__)
+        module._compiled_call_impl = module._call_impl
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_module)
+    plain, labeler = load(tiny_checkpoint), load(tiny_checkpoint, compile=True)
+    for _ in range(2):
+        np.testing.assert_array_equal(labeler(img, ["cat"]).mask, plain(img, ["cat"]).mask)
+    assert compiled == ["Mlp"] * 3
+    assert labeler.describe() == {**plain.describe(), "compile": True}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from adcam.pipeline.config import build_classes
-from adcam.pipeline.labeler import resize_maps
 from adcam.pipeline.maps_file import encode_maps, load_maps
+from adcam.pipeline.masking import resize_maps
 from adcam.structures import ClassMaps
 
 CLASSES = build_classes(["cat", "dog", "horse"])

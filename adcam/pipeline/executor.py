@@ -1,0 +1,218 @@
+"""Work in stages: results in order, a bounded number of items under way, processes that may die.
+
+:func:`run_ahead` joins two stages with a bounded queue: it pulls items from the stage before and
+hands them to threads or to a :class:`WorkerPool`, so that both run at once and memory does not
+grow. Nothing here knows what an image is.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_SENT_BACK = (OSError, ValueError, RuntimeError, MemoryError)
+
+
+class WorkerCrash(Exception):  # noqa: N818  # what happened, not a caller's error
+    """The process that had an item was killed: by a fault in compiled code, or for its memory."""
+
+
+def run_ahead(
+    submit: Callable[[T], Future[R]], items: Iterable[T], *, max_ahead: int
+) -> Iterator[R]:
+    """Results in the order of the items.
+
+    Args:
+        submit: Starts the work on an item.
+        items: Pulled while fewer than ``max_ahead`` of them are under way.
+        max_ahead: Bound on the items under way; larger evens out items that take longer than
+            others, and costs memory.
+
+    Raises:
+        Exception: What the work on an item raised, when it is that item's turn.
+    """
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(submit(item))
+        while waiting and (len(waiting) >= max_ahead or waiting[0].done()):
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def submit_inline(function: Callable[[T], R]) -> Callable[[T], Future[R]]:
+    """A ``submit`` that does the work at once, in the caller."""
+
+    def submit(item: T) -> Future[R]:
+        future: Future[R] = Future()
+        future.set_result(function(item))
+        return future
+
+    return submit
+
+
+class WorkerPool(Generic[T, R]):
+    """Processes that call one function, each with one thread of computation.
+
+    Unlike ``concurrent.futures.ProcessPoolExecutor``, a process that dies costs the item it had
+    and no other: a thread beside each process waits for its answers, so it is known which.
+
+    Workers are spawned, so a script that uses them needs ``if __name__ == "__main__":``
+    (:mod:`multiprocessing`). They ignore Ctrl-C, which the caller handles, and end with their
+    caller whatever ends it.
+
+    Args:
+        function: Called with an item; both must pickle. It is sent to each worker once.
+        num_workers: Number of processes; each starts with its first item.
+        on_crash: Says what an item comes to whose process was killed: called, in a thread of this
+            process, with the item, the crash, and a function that gives an item to a new process.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[T], R],
+        num_workers: int,
+        *,
+        on_crash: Callable[[T, WorkerCrash, Callable[[T], R]], R],
+    ) -> None:
+        # Plain pickle: multiprocessing's own would move tensors to shared memory, which is small
+        # in containers.
+        self._function = pickle.dumps(function)
+        self._on_crash = on_crash
+        self._threads = ThreadPoolExecutor(num_workers)
+        self._own = threading.local()
+        self._workers: list[_Worker] = []
+        self._is_closed = False
+
+    def submit(self, item: T) -> Future[R]:
+        """Start the work on an item."""
+        return self._threads.submit(self._call, item)
+
+    def __enter__(self) -> WorkerPool[T, R]:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the processes; what they were doing is lost if an error brought us here."""
+        self._is_closed = True
+        for worker in list(self._workers):
+            worker.process.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._workers:
+            worker.close()
+
+    def _call(self, item: T) -> R:
+        worker: _Worker | None = getattr(self._own, "worker", None)
+        if worker is None:
+            worker = self._own.worker = _Worker(self._function)
+            self._workers.append(worker)
+            if self._is_closed:  # it was started while the others were ended
+                worker.process.kill()
+        try:
+            result: R = worker.call(item)
+        except WorkerCrash as crash:
+            if self._is_closed:
+                raise
+            self._workers.remove(worker)
+            self._own.worker = None
+            return self._on_crash(item, crash, self._call)
+        return result
+
+
+class _Worker:
+    """A process and the caller's end of its pipe."""
+
+    def __init__(self, function: bytes) -> None:
+        # Forking after torch ran can deadlock.
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+        with suppress(ConnectionError):  # it died; its first call says so
+            self._connection.send_bytes(function)
+
+    def call(self, item: Any) -> Any:
+        """Let the process work on an item and wait for what it says."""
+        try:
+            self._connection.send_bytes(pickle.dumps(item))
+            result, error = self._connection.recv()
+        except (EOFError, ConnectionError) as died:
+            self.close()
+            code = self.process.exitcode
+            if code is not None and code < 0:
+                name = signal.Signals(-code).name
+                raise WorkerCrash(f"its worker process was killed by {name}") from died
+            raise RuntimeError(
+                f"a worker process ended with exit code {code}; what it printed says why"
+            ) from died
+        if error is not None:
+            raise error
+        return result
+
+    def close(self) -> None:
+        self._connection.close()
+        self.process.join()
+
+
+def _serve(connection: Connection) -> None:
+    """Answer items, after the function that answers them, until the caller closes its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    limit_threads(1)
+    with suppress(EOFError, ConnectionError):  # the caller is done, or dead
+        call: Callable[[Any], Any] = connection.recv()
+        while True:
+            item = connection.recv()
+            try:
+                answer: tuple[Any, Exception | None] = (call(item), None)
+            except _SENT_BACK as error:
+                answer = (None, error)
+            connection.send(answer)
+
+
+def limit_threads(num_threads: int) -> None:
+    """Bound the threads that computations of this process use.
+
+    More threads than processors cost more than they give: those that wait spin.
+    """
+    torch.set_num_threads(num_threads)
+    # Read by libraries that are not loaded yet (numba, OpenBLAS).
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(num_threads)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of torch's in this process; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def num_processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,176 @@
+"""The benchmark tool: what it times does the same thing, and how it times."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adcam.data.shapes import make_shapes
+from adcam.models.classifier_file import load_classifier
+from adcam.ops.dense_crf import available_backends
+from adcam.ops.token_attention import token_attention
+from adcam.pipeline.infer import Views
+from adcam.pipeline.labeler import PseudoLabeler
+
+FOLDER = Path(__file__).resolve().parents[1] / "tools" / "benchmark"
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    """The modules of tools/benchmark by name; they import one another as scripts do."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import cases
+    import measure
+    import rivals
+    import run
+
+    return {"cases": cases, "measure": measure, "rivals": rivals, "run": run}
+
+
+def test_every_case_names_tests_that_exist(tool: dict[str, ModuleType]) -> None:
+    root = FOLDER.parents[1]
+    for case in tool["cases"].CASES.values():
+        assert case.tests and all((root / test).is_file() for test in case.tests)
+        assert case.sizes and case.repeats >= 1
+
+
+def test_variants_take_turns_and_each_round_begins_with_another(
+    tool: dict[str, ModuleType],
+) -> None:
+    seen: list[str] = []
+    variants = {
+        name: tool["measure"].Variant(lambda name=name: seen.append(name)) for name in "abc"
+    }
+    timings = tool["measure"].measure(variants, device="cpu", repeats=3, max_seconds=60)
+    assert "".join(seen) == "abc" + "abc" + "bca" + "cab"
+    assert [len(timings[name].wall) for name in "abc"] == [3, 3, 3]
+    seen.clear()
+    timings = tool["measure"].measure(variants, device="cpu", repeats=1, max_seconds=60)
+    assert "".join(seen) == "abc" and len(timings["a"].cpu) == 1
+
+
+def test_peak_memory_is_what_a_run_adds(tool: dict[str, ModuleType]) -> None:
+    kept = np.ones(64 * 2**17)  # 64 MiB that were there before
+    variants = {
+        "small": tool["measure"].Variant(lambda: None),
+        "large": tool["measure"].Variant(lambda: np.ones(96 * 2**17).sum()),  # 96 MiB
+        "told": tool["measure"].Variant(lambda: tool["measure"].Peak(7.5)),
+    }
+    timings = tool["measure"].measure(variants, device="cpu", repeats=1, max_seconds=60)
+    assert kept.size and timings["small"].peak_mib < 16
+    if sys.platform == "linux":
+        assert 90 < timings["large"].peak_mib < 120
+    assert timings["told"].peak_mib == 7.5
+
+
+def test_a_row_has_all_that_a_number_depends_on(
+    tool: dict[str, ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    case = tool["cases"].Case(
+        "two ways",
+        (5,),
+        ("tests/test_docs.py",),
+        lambda size, setting: {
+            "adcam": tool["measure"].Variant(lambda: sum(range(size))),
+            "rival": tool["measure"].Variant(lambda: sum(range(10 * size)), score=lambda: 61.25),
+        },
+    )
+    monkeypatch.setattr(tool["run"], "CASES", {"sum": case})
+    asked: list[Any] = []
+    monkeypatch.setattr(tool["run"], "run_tests", lambda cases: asked.append(cases) or [])
+    out = tmp_path / "rows.csv"
+    arguments = ["--op", "sum", "--sizes", "1000", "--device", "cpu", "--repeats", "3"]
+    assert tool["run"].main([*arguments, "--out", str(out)]) == 0
+    assert asked == [["sum"]]
+    first, second = csv.DictReader(out.read_text().splitlines())
+    assert (first["variant"], second["variant"]) == ("adcam", "rival")
+    assert (first["times_ours"], second["score"]) == ("1.000", "61.25")
+    assert float(second["times_ours"]) > 1
+    for key in ("device", "processor", "threads", "torch", "python", "commit", "date", "dtype"):
+        assert first[key]
+    assert "rival" in capsys.readouterr().out
+
+
+def test_nothing_is_timed_when_tests_fail(
+    tool: dict[str, ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    red = tmp_path / "test_red.py"
+    red.write_text("def test_red():\n    assert False\n")
+
+    def build(size: int, setting: object) -> dict[str, Any]:
+        raise AssertionError("timed")
+
+    case = tool["cases"].Case("red", (1,), (str(red),), build)
+    monkeypatch.setattr(tool["run"], "CASES", {"red": case})
+    out = tmp_path / "rows.csv"
+    assert tool["run"].main(["--op", "red", "--out", str(out)]) == 1
+    assert "nothing is timed: tests fail in" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_rivals_compute_what_adcam_computes(
+    tool: dict[str, ModuleType], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 3, 13, 8, generator=generator) for _ in range(2))
+    for ours, theirs in zip(
+        token_attention(q, k, scale=0.4),
+        tool["rivals"].explicit_attention(q, k, scale=0.4),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+    network = load_classifier(tiny_checkpoint).network.eval()
+    inputs = torch.randn(1, 3, 48, 64, generator=generator)
+    with torch.inference_mode():
+        maps = network.token_maps(inputs, layer_sets=[(0, 1, 2)])
+    before = [block.attn.fused_attn for block in network.backbone.blocks]
+    cam, attn = tool["rivals"].extract_attention(network, inputs)
+    assert attn.shape == (3, 1, 2, 13, 13)
+    torch.testing.assert_close(cam, maps.cam, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        attn.mean(dim=(0, 2))[:, 1:, 1:], maps.attn_patch2patch[(0, 1, 2)], rtol=1e-4, atol=1e-6
+    )
+    assert [block.attn.fused_attn for block in network.backbone.blocks] == before
+
+
+@pytest.mark.skipif(
+    available_backends()["pydensecrf"] is not None, reason="pydensecrf is not installed"
+)
+def test_the_peers_recipe_gives_the_same_mask(
+    tool: dict[str, ModuleType], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    make_shapes(tmp_path / "shapes", num_train=1, num_val=1, size_hw=(60, 84), seed=0)
+    lists = tmp_path / "shapes" / "ImageSets" / "Segmentation"
+    path = tmp_path / "shapes" / "JPEGImages" / f"{(lists / 'val.txt').read_text().strip()}.png"
+    labeler = PseudoLabeler.from_checkpoint(
+        tiny_checkpoint, device="cpu", views=Views((48, 64), flip=True), crf="pydensecrf"
+    )
+    for block in labeler.network.backbone.blocks:  # type: ignore[attr-defined]
+        block.attn.qkv.weight.data *= 20  # random weights attend to all alike: nothing to compare
+    label = labeler(path, labels=["cat", "horse"])
+    assert len(np.unique(label.mask)) == 3
+    mask = tool["rivals"].peers_recipe(
+        labeler.network,
+        label.img,
+        (0, 2),
+        scales=(48, 64),
+        flip=True,
+        threshold=labeler.options.rule.value,
+        crf_params=labeler.options.crf_params,
+    )
+    values = np.array([0, *(labeler.class_set.mask_values[i] for i in (0, 2))])
+    assert (values[mask] == label.mask).mean() > 0.995

@@ -1,0 +1,419 @@
+"""The registry of benchmark cases: what is timed, at which sizes, against what."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rivals
+import torch
+from measure import ROOT, Peak, Variant
+from torch import Tensor
+
+from adcam.cams import build_method
+from adcam.data.dataset import ImageDataset
+from adcam.data.shapes import make_shapes
+from adcam.models.classifier_file import save_classifier
+from adcam.models.token_cam import TokenCAM
+from adcam.ops import common_neighbor, dense_crf, diffusion, token_attention
+from adcam.ops.common_neighbor import reference as common_neighbor_reference
+from adcam.ops.diffusion import reference as diffusion_reference
+from adcam.ops.token_attention import reference as token_attention_reference
+from adcam.pipeline.config import build_dataset
+from adcam.pipeline.generate import default_workers, generate
+from adcam.pipeline.infer import Views
+from adcam.pipeline.labeler import PseudoLabeler
+from adcam.pipeline.reporting import score_masks
+
+SCALES = (224, 336, 448)
+HEADS, HEAD_WIDTH, NUM_CLASSES = 3, 64, 3  # DeiT-Tiny; labels of a CRF are one more
+CRF_HW = (375, 500)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run is asked for.
+
+    Attributes:
+        device: ``"cpu"`` or a CUDA device.
+        batch: Images at once, where a case has batches.
+        data: VOC root with ``labels.csv`` and masks; ``None`` for generated pictures.
+        split: List of ``data``.
+        checkpoint: A classifier; ``None`` for DeiT-Tiny with random weights.
+        workers: Processes of ``generate``; ``None`` for its default.
+        scratch: An empty folder.
+    """
+
+    device: str
+    batch: int
+    data: Path | None
+    split: str
+    checkpoint: Path | None
+    workers: int | None
+    scratch: Path
+
+    def rand(self, *shape: int) -> Tensor:
+        """Seeded numbers in [0, 1) on the device."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(shape, generator=generator).to(self.device)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to time.
+
+    Attributes:
+        summary: What is done, and what a size is.
+        sizes: Those timed if none are named.
+        tests: Tests that must pass before a number counts.
+        build: From size and setting to the variants, adcam's own first.
+        repeats: Most runs of a variant; one if each size is one long run.
+    """
+
+    summary: str
+    sizes: tuple[int, ...]
+    tests: tuple[str, ...]
+    build: Callable[[int, Setting], Mapping[str, Variant]]
+    repeats: int = 20
+
+
+def _attention_like(setting: Setting, tokens: int) -> Tensor:
+    """(B, N, N) rows that are peaked and sum to 1, as a ViT's are."""
+    return (8 * setting.rand(setting.batch, tokens, tokens)).softmax(dim=-1)
+
+
+def _gemm(setting: Setting, tokens: int) -> Callable[[], Any]:
+    """One N×N×N product, the work that no exact resource allocation can avoid."""
+    left = setting.rand(setting.batch, tokens, tokens)
+    return lambda: left @ left.mT
+
+
+def _with_rivals(
+    ours: Callable[[], Any],
+    reference: Callable[..., Any],
+    arguments: Sequence[Any],
+    **others: Callable[[], Any],
+) -> dict[str, Variant]:
+    compiled = torch.compile(reference, dynamic=False)
+    variants = {
+        "adcam": ours,
+        "torch eager": partial(reference, *arguments),
+        "torch.compile": partial(compiled, *arguments),
+        **{name.replace("_", " "): run for name, run in others.items()},
+    }
+    return {name: Variant(torch.inference_mode()(run)) for name, run in variants.items()}
+
+
+def _build_token_attention(tokens: int, setting: Setting) -> dict[str, Variant]:
+    q, k = (setting.rand(setting.batch, HEADS, 1 + tokens, HEAD_WIDTH) - 0.5 for _ in range(2))
+    scale = HEAD_WIDTH**-0.5
+    return _with_rivals(
+        lambda: token_attention.token_attention(q, k, scale=scale),
+        token_attention_reference.token_attention,
+        (q, k, scale, 1, 0),
+        explicit_attention=lambda: rivals.explicit_attention(q, k, scale=scale),
+        gemm_roofline=lambda: q @ k.mT,
+    )
+
+
+def _build_common_neighbor(tokens: int, setting: Setting) -> dict[str, Variant]:
+    attn = _attention_like(setting, tokens)
+    return _with_rivals(
+        lambda: common_neighbor.common_neighbor(attn),
+        common_neighbor_reference.refine,
+        (attn, "resource_allocation", 2.0),
+        gemm_roofline=_gemm(setting, tokens),
+    )
+
+
+def _diffuse(maps: Tensor, affinity: Tensor) -> Tensor:
+    matrix = diffusion_reference.transition(affinity, "sinkhorn", diffusion.SINKHORN_ITERS)
+    return diffusion_reference.walk(maps, matrix, 2, None)
+
+
+def _refine(maps: Tensor, attn: Tensor) -> Tensor:
+    return _diffuse(maps, common_neighbor_reference.refine(attn, "resource_allocation", 2.0))
+
+
+def _build_diffusion(tokens: int, setting: Setting) -> dict[str, Variant]:
+    maps = setting.rand(setting.batch, NUM_CLASSES, tokens)
+    affinity = _attention_like(setting, tokens)
+    return _with_rivals(
+        lambda: diffusion.diffuse(maps, affinity),
+        _diffuse,
+        (maps, affinity),
+        gemm_roofline=_gemm(setting, tokens),
+    )
+
+
+def _build_refine(tokens: int, setting: Setting) -> dict[str, Variant]:
+    maps = setting.rand(setting.batch, NUM_CLASSES, tokens)
+    attn = _attention_like(setting, tokens)
+    return _with_rivals(
+        lambda: diffusion.diffuse(maps, common_neighbor.common_neighbor(attn)),
+        _refine,
+        (maps, attn),
+        gemm_roofline=_gemm(setting, tokens),
+    )
+
+
+def _build_dense_crf(labels: int, setting: Setting) -> dict[str, Variant]:
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.random((labels + 3, 6, 8), dtype=np.float32))
+    smooth = torch.nn.functional.interpolate(coarse[None], CRF_HW, mode="bicubic")[0].numpy()
+    img = np.clip(smooth[:3] * 200 + rng.normal(20, 8, (3, *CRF_HW)), 0, 255)
+    img = np.ascontiguousarray(img.transpose(1, 2, 0).astype(np.uint8))
+    prob = np.exp(4 * smooth[3:])
+    prob /= prob.sum(axis=0)
+    runs = {"adcam": partial(dense_crf.dense_crf, prob, img)}
+    for backend, reason in dense_crf.available_backends().items():
+        if reason is None:
+            runs[backend] = partial(dense_crf.dense_crf, prob, img, backend=backend)
+    return {name: Variant(run) for name, run in runs.items()}
+
+
+def _build_forward(side: int, setting: Setting) -> dict[str, Variant]:
+    network = _network(setting)
+    inputs = setting.rand(setting.batch, 3, side, side)
+    ids = torch.tensor([[0, 1]] * setting.batch, device=setting.device)
+    method = build_method("ad_cam")
+    layer_sets = method.layer_sets(network.depth)
+    compiled = torch.compile(network, dynamic=False)
+    runs: dict[str, Callable[[], Any]] = {
+        "plain": lambda: network(inputs),
+        "capture": lambda: network.token_maps(inputs, layer_sets=layer_sets),
+        "capture + AD-CAM": lambda: method(network.token_maps(inputs, layer_sets=layer_sets), ids),
+        "all attention by hooks": lambda: rivals.extract_attention(network, inputs),
+        "torch.compile, plain": lambda: compiled(inputs),
+    }
+    variants = {}
+    for dtype in ("float32", "bfloat16"):
+        for name, run in runs.items():
+            if dtype == "float32" or name == "plain" or "capture" in name:
+                label = name if dtype == "float32" else f"{name}, bfloat16"
+                variants[label] = Variant(_inference(run, setting.device, dtype), dtype)
+    return variants
+
+
+def _inference(run: Callable[[], Any], device: str, dtype: str) -> Callable[[], Any]:
+    def wrapped() -> Any:
+        kind = torch.device(device).type
+        with (
+            torch.inference_mode(),
+            torch.autocast(kind, dtype=getattr(torch, dtype), enabled=dtype != "float32"),
+        ):
+            return run()
+
+    return wrapped
+
+
+def _build_generate(num_images: int, setting: Setting) -> dict[str, Variant]:
+    images, checkpoint = _images(num_images, setting), _checkpoint(setting)
+
+    def labeler(dtype: str) -> PseudoLabeler:
+        views = Views(SCALES, flip=True)
+        return PseudoLabeler.from_checkpoint(
+            checkpoint, device=setting.device, views=views, dtype=dtype, crf=_fastest_crf()
+        )
+
+    def ours(dtype: str, workers: int | None, out: Path) -> Variant:
+        made = labeler(dtype)
+        count = default_workers(made) if workers is None else workers
+        return Variant(
+            lambda: generate(images, made, out, overwrite=True, workers=count, progress=False),
+            dtype,
+            _miou_of(images, out / "masks"),
+        )
+
+    out = setting.scratch
+    variants = {
+        "adcam, bfloat16": ours("bfloat16", setting.workers, out / "bfloat16"),
+        "adcam, float32": ours("float32", setting.workers, out / "float32"),
+        "adcam, float32, one process": ours("float32", 0, out / "inline"),
+    }
+    if dense_crf.available_backends()["pydensecrf"] is None:
+        options = labeler("float32").options
+        network = _network(setting)
+
+        def peers() -> None:
+            for index, record in enumerate(images.records):
+                ids = record.class_ids or ()
+                img = images.load_image(index)
+                mask = np.zeros(img.shape[:2], dtype=np.intp)
+                if ids:
+                    mask = rivals.peers_recipe(
+                        network,
+                        img,
+                        ids,
+                        scales=SCALES,
+                        flip=True,
+                        threshold=options.rule.value or 0.0,
+                        crf_params=options.crf_params,
+                    )
+                values = np.array([0, *(images.class_set.mask_values[i] for i in ids)])
+                path = out / "peers" / f"{record.img_id}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                rivals.save_mask(path, values[mask])
+
+        variants["peers' recipe"] = Variant(peers, score=_miou_of(images, out / "peers"))
+    return variants
+
+
+def _build_growth(num_images: int, setting: Setting) -> dict[str, Variant]:
+    photos = setting.scratch / f"growth_{num_images}"
+    photos.mkdir()
+    few = _images(20, setting)
+    for index in range(num_images):
+        source = few.records[index % len(few)].img_path
+        (photos / f"{index:05d}{source.suffix}").symlink_to(source.resolve())
+
+    def run() -> Peak:
+        arguments = [
+            *("generate", str(photos), "--checkpoint", str(_checkpoint(setting))),
+            *("--labels", "predicted", "--label-threshold", "0.3", "--scales", "128"),
+            *("--out", str(photos) + "_out", "--overwrite", "--device", setting.device),
+        ]
+        if setting.workers is not None:
+            arguments += ["--workers", str(setting.workers)]
+        # Its processes are waited for by a process of their own, whose account of the largest
+        # among them is not mixed with that of other runs.
+        script = (
+            "import resource, sys; from adcam.cli import main; code = main(sys.argv[1:]);"
+            "own, rest = (resource.getrusage(who).ru_maxrss for who in"
+            " (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)); print(max(own, rest), code)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", f"if __name__ == '__main__': {script}", *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        return Peak(int(done.stdout.split()[-2]) / 1024)
+
+    return {"adcam": Variant(run)}
+
+
+def _network(setting: Setting) -> Any:
+    from adcam.models.classifier_file import load_classifier
+
+    return load_classifier(_checkpoint(setting)).network.to(setting.device).eval()
+
+
+def _checkpoint(setting: Setting) -> Path:
+    """The classifier asked for, or DeiT-Tiny with random weights: as fast, and good for nothing."""
+    if setting.checkpoint is not None:
+        return setting.checkpoint
+    path = setting.scratch / "random.safetensors"
+    if not path.exists():
+        torch.manual_seed(0)
+        images = _images(1, setting)
+        options = {"backbone": "deit_tiny_patch16_224", "img_size": 224}
+        num_fg_classes = images.class_set.num_fg_classes
+        network = TokenCAM(num_fg_classes=num_fg_classes, **options)  # type: ignore[arg-type]
+        save_classifier(path, network, options, images.class_set, {})
+    return path
+
+
+def _images(count: int, setting: Setting) -> ImageDataset:
+    """The first images of the split asked for, or generated ones, with labels and masks."""
+    config: dict[str, Any] = {"source": "voc", "labels": "labels.csv"}
+    if setting.data is not None:
+        config |= {"root": str(setting.data), "classes": _classes_of(setting)}
+        images = build_dataset(config, setting.split)
+    else:
+        root = setting.scratch / f"shapes_{count}"
+        if not root.exists():
+            make_shapes(root, num_train=1, num_val=count, size_hw=CRF_HW, seed=0)
+        images = build_dataset({**config, "root": str(root), "classes": "shapes"}, "val")
+    if len(images) < count:
+        raise ValueError(f"{count} images asked for, but {images.split} has {len(images)}")
+    return images[:count]
+
+
+def _classes_of(setting: Setting) -> list[str]:
+    from adcam.models.classifier_file import load_classifier
+
+    if setting.checkpoint is None:
+        raise ValueError("--data needs --checkpoint, a classifier of its classes")
+    return list(load_classifier(setting.checkpoint).class_set.classes)
+
+
+def _miou_of(images: ImageDataset, masks: Path) -> Callable[[], float]:
+    return lambda: score_masks(images, masks)[0].miou
+
+
+def _fastest_crf() -> str:
+    """The CRF that ``--crf`` users get first: the first of the labeler's own that can run."""
+    from adcam.pipeline.labeler import CRF_CHOICES
+
+    reasons = dense_crf.available_backends()
+    return next(name for name in CRF_CHOICES if name != "none" and reasons.get(name) is None)
+
+
+_ATTENTION_TESTS = ("tests/ops/test_token_attention.py", "tests/ops/test_layers.py")
+_REFINE_TESTS = ("tests/ops/test_common_neighbor.py", "tests/ops/test_diffusion.py")
+_FORWARD_TESTS = ("tests/models/test_models_attention_capture.py", *_ATTENTION_TESTS)
+_GENERATE_TESTS = ("tests/pipeline/test_pipeline_generate.py",)
+
+CASES: dict[str, Case] = {
+    "token_attention": Case(
+        "attention of one block of DeiT-Tiny, mean over heads; size: patches N",
+        (196, 784, 2304),
+        _ATTENTION_TESTS,
+        _build_token_attention,
+    ),
+    "common_neighbor": Case(
+        "refined affinity, resource allocation, power 2; size: patches N",
+        (196, 784, 2304),
+        _REFINE_TESTS[:1],
+        _build_common_neighbor,
+    ),
+    "diffusion": Case(
+        "Sinkhorn and two steps of three maps; size: patches N",
+        (196, 784, 2304),
+        _REFINE_TESTS[1:],
+        _build_diffusion,
+    ),
+    "refine": Case(
+        "common_neighbor and diffusion, AD-CAM's whole refinement; size: patches N",
+        (196, 784, 2304),
+        _REFINE_TESTS,
+        _build_refine,
+    ),
+    "dense_crf": Case(
+        f"CRF of a {CRF_HW[1]}x{CRF_HW[0]} image, 10 updates; size: labels",
+        (2, 4, 21),
+        ("tests/ops/test_dense_crf.py",),
+        _build_dense_crf,
+        repeats=5,
+    ),
+    "forward": Case(
+        "DeiT-Tiny with 3x3 head, square image; size: side in pixels",
+        (224, 448),
+        _FORWARD_TESTS,
+        _build_forward,
+        repeats=10,
+    ),
+    "generate": Case(
+        "masks at 224, 336 and 448 px with mirroring and CRF; size: images; score: mIoU",
+        (20,),
+        _GENERATE_TESTS,
+        _build_generate,
+        repeats=1,
+    ),
+    "growth": Case(
+        "masks at 128 px in a process of its own; size: images; memory: its largest process",
+        (100, 550, 1000),
+        _GENERATE_TESTS,
+        _build_growth,
+        repeats=1,
+    ),
+}

@@ -1,0 +1,209 @@
+"""Timing of several variants of one computation, side by side, on a machine that may be noisy."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import gc
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to do what a case is about.
+
+    Attributes:
+        run: Does it once. What it returns is dropped, but for a :class:`Peak`.
+        dtype: Of the computation.
+        score: Quality of what ``run`` left, in percent; asked once, after the timing.
+    """
+
+    run: Callable[[], Any]
+    dtype: str = "float32"
+    score: Callable[[], float] | None = None
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Peak memory in MiB, from a variant that works in processes of its own."""
+
+    mib: float
+
+
+@dataclass
+class Timing:
+    """What was measured of a variant.
+
+    Attributes:
+        wall: Seconds of each run, by the clock on the wall or, on a GPU, between two CUDA events.
+        cpu: Processor seconds of each run, of this process and of those it waited for. On a
+            busy machine they say more than the wall.
+        peak_mib: Memory that a run takes on top of what was there before; the largest of all.
+    """
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    peak_mib: float = 0.0
+
+
+def measure(
+    variants: Mapping[str, Variant], *, device: str, repeats: int, max_seconds: float
+) -> dict[str, Timing]:
+    """Run the variants in turn, so that whatever disturbs the machine disturbs them all.
+
+    Each runs once unmeasured (compilation, caches), then ``repeats`` times, fewer if
+    ``max_seconds`` are over, but at least once. Each round begins with another variant.
+
+    Args:
+        variants: By name.
+        device: ``"cpu"`` or a CUDA device.
+        repeats: Measured runs of each variant.
+        max_seconds: For all of them together, warm-up not counted.
+    """
+    timings = {name: Timing() for name in variants}
+    if repeats > 1:
+        for variant in variants.values():
+            variant.run()
+    names = list(variants)
+    gc.collect()
+    start = time.perf_counter()
+    for turn in range(repeats):
+        if turn and time.perf_counter() - start > max_seconds:
+            break
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            _run_once(variants[name], timings[name], device)
+    return timings
+
+
+def _run_once(variant: Variant, timing: Timing, device: str) -> None:
+    cpu_before = _cpu_seconds()
+    if device == "cpu":
+        before = _reset_peak()
+        start = time.perf_counter()
+        result = variant.run()
+        timing.wall.append(time.perf_counter() - start)
+        peak_mib = _peak_mib() - before
+    else:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        start_event = torch.cuda.Event(enable_timing=True)
+        end_event = torch.cuda.Event(enable_timing=True)
+        start_event.record()
+        result = variant.run()
+        end_event.record()
+        torch.cuda.synchronize(device)
+        timing.wall.append(start_event.elapsed_time(end_event) / 1000)
+        peak_mib = (torch.cuda.max_memory_allocated(device) - before) / _MIB
+    timing.cpu.append(_cpu_seconds() - cpu_before)
+    if isinstance(result, Peak):
+        peak_mib = result.mib
+    timing.peak_mib = max(timing.peak_mib, peak_mib)
+
+
+def _cpu_seconds() -> float:
+    own, waited = (
+        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return own.ru_utime + own.ru_stime + waited.ru_utime + waited.ru_stime
+
+
+def _reset_peak() -> float:
+    """Forget the peak of this process' resident memory; what it holds now, in MiB.
+
+    Linux: proc(5), ``/proc/pid/clear_refs``. Elsewhere the peak is that of the whole process.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but is still held is not in use
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak_mib()
+
+
+def _peak_mib() -> float:
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def make_rows(
+    case: str, size: int, batch: int, device: str, variants: Mapping[str, Variant], timings: Any
+) -> list[dict[str, Any]]:
+    """One line of the CSV for each variant; the first variant is what others are compared with."""
+    first = next(iter(timings.values()))
+    own, own_cpu = statistics.median(first.wall), statistics.median(first.cpu)
+    about = describe_environment(device)
+    rows = []
+    for name, timing in timings.items():
+        median = statistics.median(timing.wall)
+        low, high = np.percentile(timing.wall, [25, 75])
+        score = variants[name].score
+        rows.append(
+            {
+                "case": case,
+                "size": size,
+                "batch": batch,
+                "variant": name,
+                "dtype": variants[name].dtype,
+                "median_s": f"{median:.6g}",
+                "iqr_s": f"{high - low:.3g}",
+                "cpu_median_s": f"{statistics.median(timing.cpu):.6g}",
+                "times_ours": f"{median / own:.3f}",
+                "times_ours_cpu": f"{statistics.median(timing.cpu) / max(own_cpu, 1e-9):.3f}",
+                "peak_mib": f"{timing.peak_mib:.1f}",
+                "score": "" if score is None else f"{score():.2f}",
+                "runs": len(timing.wall),
+                **about,
+            }
+        )
+    return rows
+
+
+def describe_environment(device: str) -> dict[str, Any]:
+    """Device, threads, versions, commit and date: what a number means nothing without."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+    )
+    return {
+        "device": device,
+        "processor": _processor() if device == "cpu" else torch.cuda.get_device_name(device),
+        "processors": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "timm": metadata.version("timm"),
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,146 @@
+"""Time adcam and its rivals in one run, each number with all that it depends on.
+
+    python tools/benchmark/run.py --list
+    python tools/benchmark/run.py --op refine dense_crf --out rows.csv
+    python tools/benchmark/run.py --op generate --sizes 20 --data VOC_ROOT --checkpoint FILE
+
+The variants of a case take turns, so that noise hits all alike. Numbers of an operation whose tests
+fail are worth nothing: its tests run first, and nothing is timed unless they pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import CASES, Setting
+from measure import ROOT, make_rows, measure
+
+from adcam.data.files import write_text_atomic
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, test, time, print, write."""
+    args = parse_args(argv)
+    if args.list or not args.op:
+        for name, case in CASES.items():
+            print(f"{name:<16} {case.summary} (default: {', '.join(map(str, case.sizes))})")
+        return 0
+    if failed := run_tests(args.op):
+        print(f"nothing is timed: tests fail in {', '.join(failed)}", file=sys.stderr)
+        return 1
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows: list[dict[str, Any]] = []
+    for name in args.op:
+        for size in args.sizes or CASES[name].sizes:
+            rows += run_case(name, size, args)
+            print_rows([row for row in rows if (row["case"], row["size"]) == (name, size)])
+            if args.out is not None:
+                write_text_atomic(args.out, format_csv(rows))
+    return 0
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="show the cases and end")
+    parser.add_argument("--op", nargs="+", choices=CASES, metavar="CASE", help="what to time")
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="what --list says it is")
+    parser.add_argument("--batch", type=int, default=1, help="default: %(default)s")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="a GPU if any"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="of torch in this process")
+    parser.add_argument("--repeats", type=int, metavar="N", help="most runs of a variant")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="for each case and size (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, metavar="F.csv", help="write the rows there")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="leave the others out")
+    images = parser.add_argument_group("images (generate and growth)")
+    images.add_argument("--data", type=Path, metavar="VOC_ROOT", help="default: generated ones")
+    images.add_argument("--split", default="val", help="default: %(default)s")
+    images.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: random weights")
+    images.add_argument("--workers", type=int, metavar="N", help="processes of adcam generate")
+    return parser.parse_args(argv)
+
+
+def run_tests(cases: Sequence[str]) -> list[str]:
+    """Run the tests of some cases; those of whose files some failed."""
+    files = dict.fromkeys(test for name in cases for test in CASES[name].tests)
+    failed = []
+    for test in files:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow and not gpu", test]
+        if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+            failed.append(test)
+    return failed
+
+
+def run_case(name: str, size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of one case at one size."""
+    case = CASES[name]
+    with tempfile.TemporaryDirectory(prefix="adcam-benchmark-") as scratch:
+        setting = Setting(
+            args.device,
+            args.batch,
+            args.data,
+            args.split,
+            args.checkpoint,
+            args.workers,
+            Path(scratch),
+        )
+        variants = case.build(size, setting)
+        if args.only:
+            if unknown := sorted(set(args.only) - variants.keys()):
+                raise ValueError(f"{name} has no variant {unknown}; it has {list(variants)}")
+            variants = {key: value for key, value in variants.items() if key in args.only}
+        timings = measure(
+            variants,
+            device=args.device,
+            repeats=args.repeats or case.repeats,
+            max_seconds=args.seconds,
+        )
+        return make_rows(name, size, args.batch, args.device, variants, timings)
+
+
+def format_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """The rows as a table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    first = rows[0]
+    columns = (
+        *("variant", "median_s", "iqr_s", "cpu_median_s", "times_ours", "times_ours_cpu"),
+        *("peak_mib", "score", "runs"),
+    )
+    about = (f"{first[key]}" for key in ("processor", "threads", "torch", "commit"))
+    table = Table(
+        *columns,
+        title=f"{first['case']} {first['size']}, batch {first['batch']} ({', '.join(about)})",
+        title_justify="left",
+    )
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in columns))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
