@@ -20,7 +20,8 @@ from adcam.data.images import ImageError
 from adcam.data.score_maps import SCORE_MAP_HW, find_score_map, read_score_map, write_score_map
 from adcam.data.wsol import WsolMetadata, read_wsol_mask, read_wsol_metadata
 from adcam.metrics.localization import MaxBoxAccuracy, PixelAveragePrecision
-from adcam.pipeline.labeler import PseudoLabel, PseudoLabeler, resize_maps
+from adcam.pipeline.labeler import PseudoLabel, PseudoLabeler
+from adcam.pipeline.masking import resize_maps
 from adcam.pipeline.progress import track
 from adcam.structures import Boxes, ClassMaps, ClassSet
 
