@@ -11,12 +11,16 @@ import importlib.util
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 
 import torch
 
 from adcam.ops._checks import check_choice
 
 _LOGGER = logging.getLogger(__name__)
+
+_LOWEST_TRITON = (3, 8)
+"""The oldest version that constraints.txt names, and so the oldest that is tested."""
 
 _LOWEST_CAPABILITY = (8, 0)
 """The oldest GPUs that the kernels are compiled for in the tests (Ampere)."""
@@ -60,8 +64,8 @@ def triton_not_supported_reasons(*tensors: torch.Tensor) -> list[str]:
 
     Under ``TRITON_INTERPRET=1`` they run on the CPU, slowly, for tests.
     """
-    if importlib.util.find_spec("triton") is None:
-        return ["triton is not installed (torch brings it on Linux)"]
+    if reason := triton_package_reason():
+        return [reason]
     if os.environ.get("TRITON_INTERPRET") == "1":
         return []
     if not torch.cuda.is_available():
@@ -75,6 +79,20 @@ def triton_not_supported_reasons(*tensors: torch.Tensor) -> list[str]:
     if capability < _LOWEST_CAPABILITY:
         return ["the GPU is sm_{}{}, older than sm_{}{}".format(*capability, *_LOWEST_CAPABILITY)]
     return []
+
+
+@functools.cache
+def triton_package_reason() -> str | None:
+    """Why the installed Triton cannot be used; ``None`` if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (torch brings it on Linux)"
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:  # nightly builds of torch bring it under another name
+        return None
+    if tuple(int(number) for number in version.split(".")[:2]) < _LOWEST_TRITON:
+        return "triton {} is older than {}.{}".format(version, *_LOWEST_TRITON)
+    return None
 
 
 def gradient_not_supported_reasons(*tensors: torch.Tensor) -> list[str]:

@@ -46,7 +46,7 @@ def test_summary() -> None:
 
 def test_why_triton_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(_backends.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(_backends, "triton_package_reason", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert triton_not_supported_reasons(torch.ones(1)) == ["torch finds no CUDA device"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -55,8 +55,23 @@ def test_why_triton_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert triton_not_supported_reasons() == ["the GPU is sm_75, older than sm_80"]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert triton_not_supported_reasons() == []
+    monkeypatch.setattr(_backends, "triton_package_reason", lambda: "too old")
+    assert triton_not_supported_reasons() == ["too old"]
+
+
+def test_which_triton_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = _backends.triton_package_reason.__wrapped__  # without its cache
+    monkeypatch.setattr(_backends.importlib.util, "find_spec", lambda name: object())
+    for version, reason in {
+        "3.2.0": "triton 3.2.0 is older than 3.8",
+        "3.8.0": None,
+        "3.10.1+git1": None,
+        "4.0": None,
+    }.items():
+        monkeypatch.setattr(_backends.metadata, "version", lambda name, version=version: version)
+        assert look() == reason
     monkeypatch.setattr(_backends.importlib.util, "find_spec", lambda name: None)
-    assert "not installed" in triton_not_supported_reasons()[0]
+    assert look() == "triton is not installed (torch brings it on Linux)"
 
 
 def test_why_a_backend_without_backward_cannot_run() -> None:

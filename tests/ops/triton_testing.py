@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import functools
 import importlib
-import importlib.util
 import multiprocessing
 import os
 import sys
@@ -22,13 +21,15 @@ from typing import Any
 import pytest
 import torch
 
+from adcam.ops._backends import triton_package_reason
+
 # Compute capability -> shared memory that one block may use, in bytes: CUDA C++ Programming
 # Guide, table "Technical specifications per compute capability", less the 1 KiB that CUDA takes.
 SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 CAPABILITIES = tuple(SHARED_MEMORY)
 
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+    triton_package_reason() is not None, reason=triton_package_reason() or ""
 )
 
 

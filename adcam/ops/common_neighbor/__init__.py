@@ -58,10 +58,11 @@ def common_neighbor(
             token i attends to. Rows need not sum to 1. Differentiable.
         similarity: One of :data:`SIMILARITIES`; ``"none"`` gives ``R = A``.
         power: >= 0. Larger cuts dissimilar pairs harder; 0 gives ``R = A``.
-        backend: ``"triton"`` (GPU; ``"resource_allocation"`` and ``"cosine"``, not float64),
-            ``"torch"`` (half of the product, block by block, on the CPU; not ``"overlap"`` and
-            ``"none"``), ``"reference"``, or ``"auto"`` for the first of them that can run. The
-            backward is the reference's in each.
+        backend: ``"triton"`` (GPU; ``"resource_allocation"`` and ``"cosine"``, not float64; the
+            product of half-precision inputs has float16 operands), ``"torch"`` (half of the
+            product, block by block, on the CPU; not ``"overlap"`` and ``"none"``),
+            ``"reference"``, or ``"auto"`` for the first of them that can run. The backward is the
+            reference's in each.
 
     Returns:
         (..., N, N) in [0, 1], not symmetric; float64 for float64 input, else float32.

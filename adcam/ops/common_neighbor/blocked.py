@@ -75,7 +75,7 @@ def _to_unit_features(rows: torch.Tensor, similarity: str) -> None:
 
 def _row_blocks(tokens: int) -> Iterator[tuple[int, int]]:
     """Start and end of each block; equal sizes, so that none is a sliver."""
-    count = max(math.ceil(tokens / _ROWS), 1)
+    count = math.ceil(tokens / _ROWS)
     for index in range(count):
         yield index * tokens // count, (index + 1) * tokens // count
 
