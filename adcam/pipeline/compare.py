@@ -26,6 +26,7 @@ from adcam.metrics.miou import MeanIoU, MeanIoUResult, ThresholdCurve, Threshold
 from adcam.models.classifier_file import load_classifier
 from adcam.pipeline.config import build_dataset
 from adcam.pipeline.infer import Network, Views, compute_class_maps, run_network
+from adcam.pipeline.labeler import DTYPES
 from adcam.pipeline.train import CLASSIFIER_NAME, train_classifier
 from adcam.structures import ClassMaps, ClassSet
 
@@ -322,6 +323,9 @@ def run_compare(
         ValueError: If the config has no ``compare`` section, or something in it is wrong.
     """
     work_dir = Path(work_dir)
+    dtype = cfg.compare.get("dtype", "float32")
+    if dtype not in DTYPES:
+        raise ValueError(f"compare.dtype must be one of {DTYPES}, got {dtype!r}")
     network = load_classifier(find_classifier(cfg, work_dir)).network
     stride = cfg.compare.get("choose_stride", 1)
     results = compare_methods(
@@ -329,7 +333,7 @@ def run_compare(
         rows_from_config(cfg),
         build_dataset(cfg.data, cfg.compare.choose_on)[::stride],
         build_dataset(cfg.data, cfg.compare.report_on)[:: cfg.compare.get("report_stride", 1)],
-        dtype=getattr(torch, cfg.compare.get("dtype", "float32")),
+        dtype=getattr(torch, dtype),
         progress=progress,
     )
     class_set = build_dataset(cfg.data, cfg.compare.report_on).class_set

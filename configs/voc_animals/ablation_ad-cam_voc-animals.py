@@ -1,5 +1,5 @@
-# AD-CAM's options one at a time, on every third image of train (the choosing split), with the
-# classifier that adcam_deit-tiny_10e_voc-animals.py left in W:
+# AD-CAM's options one at a time, and the other methods with the class maps cut off at zero, on
+# every third image of train (the choosing split), with the classifier that adcam_deit-tiny_10e_voc-animals.py left in W:
 #   adcam compare configs/voc_animals/ablation_ad-cam_voc-animals.py --table-only \
 #       --work-dir W/ablation --cfg-options compare.checkpoint=W/classifier.safetensors
 _base_ = ["./adcam_deit-tiny_10e_voc-animals.py"]
@@ -31,6 +31,7 @@ options = [
     dict(rectify="relu", cls_layers="all"),
     dict(rectify="relu", cls_layers="all", layers="last:8"),
 ]
+others = ["cam", "ts_cam", "transcam", "coupled", "clip_es"]
 compare = dict(
     _delete_=True,
     choose_on="train",
@@ -46,5 +47,15 @@ compare = dict(
             views=views,
         )
         for entry in options
+    ]
+    + [
+        dict(
+            name=", ".join([method, *(f"{key}={value}" for key, value in entry.items())]),
+            method=method,
+            options=entry,
+            views=views,
+        )
+        for method in others
+        for entry in (dict(), dict(rectify="relu"))
     ],
 )

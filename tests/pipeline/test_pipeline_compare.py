@@ -292,3 +292,7 @@ def test_one_command_trains_once_and_repeats_itself(
     run_compare(mini_cfg, tmp_path / "c")
     assert trainings == [1, 1]
     assert (tmp_path / "c" / "compare.csv").read_bytes() == first
+
+    mini_cfg.compare.dtype = "float8"
+    with pytest.raises(ValueError, match=r"compare\.dtype must be one of .* got 'float8'"):
+        run_compare(mini_cfg, tmp_path / "d")
