@@ -38,6 +38,8 @@ INSTALL_REQUIRES = [
     "timm>=1.0.23",
     "numpy>=2.0",
     "scipy>=1.14",
+    # Compiles the dense CRF on the user's machine; wheels for Python 3.10 to 3.13 hold its LLVM.
+    "numba>=0.61",
     "scikit-image>=0.25",
     "Pillow>=11.0",
     "onedl-mmengine>=0.10.12",
