@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from adcam.boxes._levels import cut_level, quantise
-from adcam.ops.level_boxes import level_boxes
+from adcam.boxes._levels import boxes_above
 
 CUB_THRESHOLD = 0.1
 """``MODEL.CAM_THR`` of its configs for CUB-200-2011."""
@@ -40,8 +39,7 @@ def compute_box(score_map: NDArray[np.floating], *, threshold: float) -> NDArray
     Raises:
         ValueError: Another shape or dtype, NaN, or a value outside its range.
     """
-    levels = quantise(score_map)
-    boxes = level_boxes(levels, contours="largest").at(cut_level(levels, threshold))
+    boxes = boxes_above(score_map, threshold, contours="largest")
     return boxes[0] if len(boxes) else np.array([0, 0, 1, 1], dtype=np.int64)
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from adcam.boxes._levels import cut_level, quantise
-from adcam.ops.level_boxes import level_boxes
+from adcam.boxes._levels import boxes_above
 
 
 def compute_boxes(
@@ -35,12 +34,10 @@ def compute_boxes(
     Raises:
         ValueError: Another shape or dtype, NaN, or a value outside its range.
     """
-    levels = quantise(score_map)
-    found = level_boxes(levels, contours="all" if multi_contour else "largest")
-    boxes = found.at(cut_level(levels, threshold))
+    boxes = boxes_above(score_map, threshold, contours="all" if multi_contour else "largest")
     if not len(boxes):
         return np.zeros((1, 4), dtype=np.int64)
-    height, width = levels.shape
+    height, width = score_map.shape
     boxes[:, 2:] = np.minimum(boxes[:, 2:], [width - 1, height - 1])
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     # By area, then by coordinates: the same order whatever found them.

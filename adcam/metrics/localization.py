@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adcam.metrics._numbers import check_same_policy, none_if_nan, ratio, to_numpy
-from adcam.ops.level_boxes import level_boxes
+from adcam.ops.level_boxes import check_score_map, level_boxes, score_levels
 from adcam.structures import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -153,9 +153,8 @@ class MaxBoxAccuracy:
             ValueError: Another shape or dtype, NaN, a score outside [0, 1], or a box with
                 negative or unordered coordinates.
         """
-        scores = _check_score_map(score_map)
+        levels = score_levels(to_numpy(score_map))
         true_boxes = _check_boxes("boxes", boxes)
-        levels = (scores * 255).astype(np.uint8)
         peak = int(levels.max())
         found = level_boxes(levels, contours="all" if self._policy["multi_contour"] else "largest")
         last_xy = np.array([levels.shape[1] - 1, levels.shape[0] - 1])
@@ -302,7 +301,7 @@ class PixelAveragePrecision:
         Raises:
             ValueError: Shapes that differ, another dtype, NaN, or values outside these ranges.
         """
-        scores = _check_score_map(score_map)
+        scores = check_score_map(to_numpy(score_map))
         mask = to_numpy(gt_mask)
         if mask.shape != scores.shape or mask.dtype.kind not in "iub":
             raise ValueError(
@@ -570,19 +569,6 @@ def _score_thresholds(step: float) -> np.ndarray:
         raise ValueError(f"step must lie between 0 and 1, got {step}")
     thresholds = np.arange(0, 1, step)
     return thresholds[thresholds < 1]
-
-
-def _check_score_map(score_map: np.ndarray | torch.Tensor) -> np.ndarray:
-    scores = to_numpy(score_map)
-    if scores.ndim != 2 or scores.dtype.kind != "f" or not scores.size:
-        raise ValueError(
-            f"score_map must be floating point (H, W), got {scores.dtype} {scores.shape}"
-        )
-    scores = scores.astype(np.float64, copy=False)
-    low, high = float(scores.min()), float(scores.max())
-    if not (low >= 0 and high <= 1):  # also true for NaN
-        raise ValueError(f"score_map must lie in [0, 1] without NaN, got values in [{low}, {high}]")
-    return scores
 
 
 def _check_boxes(name: str, boxes: Any) -> np.ndarray:

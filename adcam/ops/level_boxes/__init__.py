@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from adcam.ops._backends import choose_backend, summarize_reasons
 from adcam.ops.level_boxes import reference
 
-__all__ = ["CONTOURS", "LevelBoxes", "available_backends", "level_boxes"]
+__all__ = [
+    "CONTOURS",
+    "LevelBoxes",
+    "available_backends",
+    "check_score_map",
+    "level_boxes",
+    "score_levels",
+]
 
 CONTOURS = ("all", "largest")
 
@@ -75,6 +82,32 @@ def level_boxes(
     return LevelBoxes(*reference.level_boxes(levels, contours == "largest"))
 
 
+def check_score_map(score_map: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The map as float64 (H, W) in [0, 1].
+
+    Raises:
+        ValueError: Another shape or dtype, NaN, or a score outside [0, 1].
+    """
+    scores = np.asarray(score_map)
+    if scores.ndim != 2 or scores.dtype.kind != "f" or not scores.size:
+        raise ValueError(
+            f"score_map must be floating point (H, W), got {scores.dtype} {scores.shape}"
+        )
+    low, high = float(scores.min()), float(scores.max())
+    if not (low >= 0 and high <= 1):  # also true for NaN
+        raise ValueError(f"score_map must lie in [0, 1] without NaN, got values in [{low}, {high}]")
+    return scores.astype(np.float64, copy=False)
+
+
+def score_levels(score_map: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Scores times 255, truncated, as both wsolevaluation and TS-CAM have it: uint8 (H, W).
+
+    Raises:
+        ValueError: As :func:`check_score_map`.
+    """
+    return (check_score_map(score_map) * 255).astype(np.uint8)
+
+
 @cache
 def _not_supported_reasons() -> dict[str, list[str]]:
     numba_reasons = []
@@ -82,4 +115,6 @@ def _not_supported_reasons() -> dict[str, list[str]]:
         import adcam.ops.level_boxes.numba_component_tree  # noqa: F401
     except ImportError as error:
         numba_reasons.append(f"{error}; install it with `pip install numba`")
+    except RuntimeError as error:  # no folder for compiled code can be written
+        numba_reasons.append(f"{error}; name one in NUMBA_CACHE_DIR")
     return {"numba": numba_reasons, "reference": []}
