@@ -148,12 +148,15 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
-        with suppress(ConnectionError):  # it died; its first call says so
-            self._connection.send_bytes(function)
+        # Sent with the first item: it waits for the process to be up, and must be stoppable then.
+        self._unsent: bytes | None = function
 
     def call(self, item: Any) -> Any:
         """Let the process work on an item and wait for what it says."""
         try:
+            if self._unsent is not None:
+                self._connection.send_bytes(self._unsent)
+                self._unsent = None
             self._connection.send_bytes(pickle.dumps(item))
             result, error = self._connection.recv()
         except (EOFError, ConnectionError) as died:
