@@ -750,10 +750,8 @@ def _run_info(args: argparse.Namespace) -> int:
         return EXIT_OK
     for title, values in info.items():
         rows = [(name, _state(title, value)) for name, value in values.items()]
-        heading = title.replace("_", " ")
-        if title == "crf_backends":
-            heading += ": --crf lattice takes the first that is ready"
-        _print_table(("", ""), rows, heading)
+        _print_table(("", ""), rows, title.replace("_", " "))
+    print("--crf lattice takes numba, or reference where that cannot run.")
     return EXIT_OK
 
 

@@ -172,7 +172,11 @@ def _build_dense_crf(labels: int, setting: Setting) -> dict[str, Variant]:
     img = np.ascontiguousarray(img.transpose(1, 2, 0).astype(np.uint8))
     prob = np.exp(4 * smooth[3:])
     prob /= prob.sum(axis=0)
-    runs = {"adcam": partial(dense_crf.dense_crf, prob, img)}
+    again = dense_crf.DenseCRF(img)
+    runs = {
+        "adcam": partial(dense_crf.dense_crf, prob, img),
+        "adcam, second pass": partial(again.infer, prob),
+    }
     for backend, reason in dense_crf.available_backends().items():
         if reason is None:
             runs[backend] = partial(dense_crf.dense_crf, prob, img, backend=backend)
@@ -220,7 +224,7 @@ def _build_generate(num_images: int, setting: Setting) -> dict[str, Variant]:
     def labeler(dtype: str) -> PseudoLabeler:
         views = Views(SCALES, flip=True)
         return PseudoLabeler.from_checkpoint(
-            checkpoint, device=setting.device, views=views, dtype=dtype, crf=_fastest_crf()
+            checkpoint, device=setting.device, views=views, dtype=dtype, crf="lattice"
         )
 
     def ours(dtype: str, workers: int | None, out: Path) -> Variant:
@@ -348,14 +352,6 @@ def _classes_of(setting: Setting) -> list[str]:
 
 def _miou_of(images: ImageDataset, masks: Path) -> Callable[[], float]:
     return lambda: score_masks(images, masks)[0].miou
-
-
-def _fastest_crf() -> str:
-    """The CRF that ``--crf`` users get first: the first of the labeler's own that can run."""
-    from adcam.pipeline.labeler import CRF_CHOICES
-
-    reasons = dense_crf.available_backends()
-    return next(name for name in CRF_CHOICES if name != "none" and reasons.get(name) is None)
 
 
 _ATTENTION_TESTS = ("tests/ops/test_token_attention.py", "tests/ops/test_layers.py")
