@@ -494,6 +494,7 @@ def _add_boxes(commands: Any) -> None:
         crf=None,
         crf_params=None,
         dtype=None,
+        compile=None,
     )
 
 

@@ -15,7 +15,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from adcam.data.files import write_bytes_atomic, write_text_atomic
 from adcam.data.png import voc_palette, write_mask
 from adcam.structures import ClassSet
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raised whenever the same seed would give other pixels."""
 
 CLASSES = ("bear", "bull", "cat", "elephant", "owl", "rabbit")
@@ -154,7 +154,7 @@ def _draw_scene(rng: np.random.Generator, size_hw: tuple[int, int]) -> _Scene:
     scene = _Scene(rng, size_hw)
     for _ in range(rng.integers(3, 7)):
         scene.add_clutter()
-    num_animals = int(rng.choice(4, p=(0.06, 0.44, 0.32, 0.18)))
+    num_animals = int(rng.choice(4, p=(0.06, 0.5, 0.34, 0.1)))
     for _ in range(num_animals):
         scene.add_animal(int(rng.integers(len(CLASSES))), crowd=num_animals)
     for _ in range(rng.integers(0, 3)):
@@ -259,8 +259,8 @@ class _Scene:
         self.mask.paste(value, box, stencil.crop(box))
         pen = ImageDraw.Draw(self.img)
         for part, points in zip(parts, outlines, strict=True):
-            if part.colour is not None:
-                pen.polygon(points, fill=part.colour)
+            if (colour := part.fill(coat)) is not None:
+                pen.polygon(points, fill=colour)
 
 
 def _rim(area: np.ndarray) -> np.ndarray:
@@ -274,14 +274,24 @@ def _rim(area: np.ndarray) -> np.ndarray:
 class _Part:
     """A polygon around (0, 0), y downwards, length 1 = radius of a head.
 
-    ``colour`` is ``None`` where the part wears the coat of its owner.
+    ``colour`` is ``None`` where the part wears the coat of its owner; ``pale`` mixes it with the
+    coat's first colour, so that a face has its animal's hue.
     """
 
     points: np.ndarray  # (n, 2) of x, y
     colour: _Colour | None = None
+    pale: bool = False
 
     def mirrored(self) -> _Part:
-        return _Part(self.points * (-1, 1), self.colour)
+        return replace(self, points=self.points * (-1, 1))
+
+    def fill(self, coat: _Coat) -> _Colour | None:
+        """Colour on an animal with this coat, ``None`` for the coat itself."""
+        if self.colour is None or not self.pale:
+            return self.colour
+        mixed = 0.5 * np.array(self.colour) + 0.5 * coat.colours[0]
+        red, green, blue = (int(v) for v in mixed)
+        return red, green, blue
 
     def placed(self, centre: _Point, size: float) -> list[float]:
         """Corners in pixels: x, y, x, y, …"""
@@ -304,13 +314,17 @@ def _poly(*points: _Point, colour: _Colour | None = None) -> _Part:
     return _Part(np.array(points, dtype=np.float64), colour)
 
 
+def _pale(parts: Sequence[_Part]) -> list[_Part]:
+    return [replace(part, pale=True) for part in parts]
+
+
 def _turned(points: np.ndarray, angle: float) -> np.ndarray:
     cos, sin = math.cos(angle), math.sin(angle)
     return points @ np.array([[cos, sin], [-sin, cos]])
 
 
 def _moved(parts: Sequence[_Part], to: _Point, *, angle: float) -> list[_Part]:
-    return [_Part(_turned(part.points, angle) + to, part.colour) for part in parts]
+    return [replace(part, points=_turned(part.points, angle) + to) for part in parts]
 
 
 # Heads: the only thing that differs between the classes.
@@ -327,8 +341,14 @@ def _eyes(dx: float, y: float, radius: float, colour: _Colour, pupil: float) -> 
 def _bear() -> list[_Part]:
     ears = [_oval(s * 0.78, -0.75, 0.4, 0.4) for s in (-1, 1)]
     inner = [_oval(s * 0.78, -0.75, 0.2, 0.2, _IVORY) for s in (-1, 1)]
-    muzzle = [_oval(0, 0.38, 0.55, 0.42, _IVORY), _oval(0, 0.2, 0.24, 0.17, _BLACK)]
-    return [*ears, *inner, _oval(0, 0, 1, 1), *muzzle, *_eyes(0.42, -0.25, 0.15, _BLACK, 0.1)]
+    muzzle = [*_pale([_oval(0, 0.38, 0.55, 0.42, _IVORY)]), _oval(0, 0.2, 0.24, 0.17, _BLACK)]
+    return [
+        *ears,
+        *_pale(inner),
+        _oval(0, 0, 1, 1),
+        *muzzle,
+        *_eyes(0.42, -0.25, 0.15, _BLACK, 0.1),
+    ]
 
 
 def _bull() -> list[_Part]:
@@ -344,7 +364,7 @@ def _bull() -> list[_Part]:
     return [
         *horns,
         _oval(0, 0, 0.92, 1.05),
-        *muzzle,
+        *_pale(muzzle),
         *nostrils,
         *_eyes(0.42, -0.2, 0.2, _WHITE, 0.1),
     ]
@@ -363,7 +383,7 @@ def _cat() -> list[_Part]:
         for s in (-1, 1)
         for y, d in ((0.35, -0.1), (0.48, 0.08))
     ]
-    return [*ears, _oval(0, 0, 1, 0.92), *inner, *eyes, *slits, *nose, *whiskers]
+    return [*ears, _oval(0, 0, 1, 0.92), *_pale(inner), *eyes, *slits, *nose, *whiskers]
 
 
 def _elephant() -> list[_Part]:
@@ -373,7 +393,7 @@ def _elephant() -> list[_Part]:
     rings = [_oval(0, y, 0.27, 0.05, _BLACK) for y in (0.75, 1.05, 1.35)]
     tusks = [_poly((s * 0.3, 0.5), (s * 0.6, 0.5), (s * 0.75, 1.3), colour=_WHITE) for s in (-1, 1)]
     return [
-        *ears, *inner, _oval(0, 0, 0.85, 0.95), *trunk, *rings, *tusks,
+        *ears, *_pale(inner), _oval(0, 0, 0.85, 0.95), *trunk, *rings, *tusks,
         *_eyes(0.4, -0.2, 0.15, _WHITE, 0.09),
     ]  # fmt: skip
 
@@ -382,7 +402,13 @@ def _owl() -> list[_Part]:
     tufts = [_poly((s * 0.3, -0.85), (s * 0.98, -1.35), (s * 0.95, -0.3)) for s in (-1, 1)]
     discs = [_oval(s * 0.45, -0.1, 0.48, 0.5, _WHITE) for s in (-1, 1)]
     beak = [_poly((-0.2, 0.15), (0.2, 0.15), (0, 0.7), colour=_ORANGE)]
-    return [*tufts, _oval(0, 0, 1.05, 1), *discs, *_eyes(0.45, -0.1, 0.3, _YELLOW, 0.17), *beak]
+    return [
+        *tufts,
+        _oval(0, 0, 1.05, 1),
+        *_pale(discs),
+        *_eyes(0.45, -0.1, 0.3, _YELLOW, 0.17),
+        *beak,
+    ]
 
 
 def _rabbit() -> list[_Part]:
@@ -392,7 +418,7 @@ def _rabbit() -> list[_Part]:
     nose = [_oval(0, 0.25, 0.16, 0.11, _PINK)]
     teeth = [_poly((-0.17, 0.6), (0.17, 0.6), (0.15, 0.95), (-0.15, 0.95), colour=_WHITE)]
     return [
-        *ears, *inner, _oval(0, 0, 0.95, 0.95), *cheeks, *teeth, *nose,
+        *ears, *_pale(inner), _oval(0, 0, 0.95, 0.95), *_pale(cheeks), *teeth, *nose,
         *_eyes(0.45, -0.2, 0.19, _BLACK, 0.1),
     ]  # fmt: skip
 
