@@ -91,26 +91,31 @@ def build_comparison_report(
             PictureGrid(lead_rows, "Score maps by method, and the masks.", legend, max_side=320)
         )
     swept = [item for item in results if item.curve is not None]
+    curves = [threshold_curves(swept, images.split)] if swept else []
     sections = [
-        Section("Over the whole range of thresholds", [threshold_curves(swept, images.split)]),
+        *[Section("Over the whole range of thresholds", [curve]) for curve in curves],
         *extra_sections,
         Section("By class", [per_class_scores(results, masks, mask_name, class_set)]),
         Section("What is taken for what", [confusion_matrix(masks, class_set)]),
     ]
     if more_rows:
         caption = "The best, the middle and the worst images by mIoU of their mask."
-        sections.insert(1, Section("Best, median, worst", [PictureGrid(more_rows, caption)]))
+        sections.insert(
+            len(curves), Section("Best, median, worst", [PictureGrid(more_rows, caption)])
+        )
     stages = [Stage(name, value) for name, value in seconds.items()]
     times: list[Block] = [TimeTable(stages, describe_machine()), generate_times(generated)]
     sections.append(Section("Where the time went", times))
-    others = [value for name, value in scores.items() if not name.startswith("AD-CAM")]
-    best_name = max(scores, key=lambda name: scores[name])
+    # A CRF is shown beside the maps it starts from, and compared with nothing that has none.
+    plain = {item.row.name: item.result.miou for item in results if item.row.crf is None} or scores
+    others = [value for name, value in plain.items() if not name.startswith("AD-CAM")]
+    best_name = max(plain, key=lambda name: plain[name])
     headlines = [
-        Headline(f"{best_name}, {images.split}", scores[best_name], "% mIoU", "maps, threshold"),
+        Headline(f"{best_name}, {images.split}", plain[best_name], "% mIoU", "maps, threshold"),
         Headline(f"{mask_name}, {images.split}", masks.miou, "% mIoU", threshold_note),
     ]
     if others and best_name.startswith("AD-CAM"):
-        gain = scores[best_name] - max(others)
+        gain = plain[best_name] - max(others)
         headlines.append(Headline("over the next method", gain, "points"))
     return Report(
         title=title,
