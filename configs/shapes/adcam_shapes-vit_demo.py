@@ -17,7 +17,14 @@ optim_wrapper = dict(
 )
 # `adcam demo --from-scratch` changes these.
 from_scratch = dict(
-    model=dict(weights=None), train=dict(epochs=20), optim_wrapper=dict(optimizer=dict(lr=1e-3))
+    model=dict(weights=None),
+    train=dict(epochs=20),
+    optim_wrapper=dict(
+        optimizer=dict(lr=1e-3),
+        paramwise_cfg=dict(
+            custom_keys={"network.head": dict(lr_mult=1.0), "cls_head": dict(lr_mult=1.0)}
+        ),
+    ),
 )
 views = dict(scales=[96])
 # Chosen on train. The class token of so small a network looks at single patches, so AD-CAM starts
