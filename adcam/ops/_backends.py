@@ -1,12 +1,13 @@
 """How an operation chooses what computes it.
 
 An operation names its backends, the one it would rather use first, each with the reasons why it
-cannot run on the arguments at hand. Nothing here imports an optional package.
+cannot run on the arguments at hand. Optional packages are imported when asked about, not before.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import logging
 import os
@@ -95,10 +96,14 @@ def triton_package_reason() -> str | None:
     return None
 
 
-def gradient_not_supported_reasons(*tensors: torch.Tensor) -> list[str]:
-    """Why a backend without a backward cannot take these tensors."""
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return ["it has no backward and a tensor requires a gradient"]
+def numba_not_supported_reasons(module: str) -> list[str]:
+    """Why the compiled kernels of a module, named in full, cannot run on this machine."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return [f"{error}; install it with `pip install numba`"]
+    except RuntimeError as error:  # no folder for compiled code can be written
+        return [f"{error}; name one in NUMBA_CACHE_DIR"]
     return []
 
 

@@ -23,9 +23,14 @@ def recompute_backward(
         slow: Computes the same, differentiably.
         tensors: What both take, and all that gradients flow to.
     """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if records_gradient(*tensors):
         return _Recompute.apply(fast, slow, *tensors)
     return fast(*tensors)
+
+
+def records_gradient(*tensors: torch.Tensor) -> bool:
+    """Whether autograd records what is done with these tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 class _Recompute(torch.autograd.Function):

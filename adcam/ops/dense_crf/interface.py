@@ -15,7 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adcam.ops._backends import choose_backend, summarize_reasons
+from adcam.ops._backends import (
+    choose_backend,
+    numba_not_supported_reasons,
+    summarize_reasons,
+)
 
 MIN_PROB = 1e-5
 """Probabilities are raised to this before the logarithm, as ``unary_from_softmax`` of pydensecrf
@@ -47,15 +51,8 @@ def available_backends() -> dict[str, str | None]:
 def _reasons() -> dict[str, list[str]]:
     from adcam.ops.dense_crf import pydensecrf
 
-    numba_reasons = []
-    try:
-        import adcam.ops.dense_crf.numba_lattice  # noqa: F401
-    except ImportError as error:
-        numba_reasons.append(f"{error}; install it with `pip install numba`")
-    except RuntimeError as error:  # no folder for compiled code can be written
-        numba_reasons.append(f"{error}; name one in NUMBA_CACHE_DIR")
     return {
-        "numba": numba_reasons,
+        "numba": numba_not_supported_reasons("adcam.ops.dense_crf.numba_lattice"),
         "reference": [],
         "torch": [],
         "pydensecrf": pydensecrf.not_supported_reasons(),

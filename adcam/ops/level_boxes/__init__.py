@@ -8,7 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adcam.ops._backends import choose_backend, summarize_reasons
+from adcam.ops._backends import (
+    choose_backend,
+    numba_not_supported_reasons,
+    summarize_reasons,
+)
 from adcam.ops.level_boxes import reference
 
 __all__ = [
@@ -110,11 +114,7 @@ def score_levels(score_map: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 @cache
 def _not_supported_reasons() -> dict[str, list[str]]:
-    numba_reasons = []
-    try:
-        import adcam.ops.level_boxes.numba_component_tree  # noqa: F401
-    except ImportError as error:
-        numba_reasons.append(f"{error}; install it with `pip install numba`")
-    except RuntimeError as error:  # no folder for compiled code can be written
-        numba_reasons.append(f"{error}; name one in NUMBA_CACHE_DIR")
-    return {"numba": numba_reasons, "reference": []}
+    return {
+        "numba": numba_not_supported_reasons("adcam.ops.level_boxes.numba_component_tree"),
+        "reference": [],
+    }

@@ -15,7 +15,7 @@ from adcam.ops._backends import (
     triton_not_supported_reasons,
 )
 from adcam.ops._checks import at_least_float32, check_float, without_autocast
-from adcam.ops._recompute import recompute_backward
+from adcam.ops._recompute import recompute_backward, records_gradient
 from adcam.ops.token_attention import blocked, reference
 from adcam.ops.token_attention.layers import resolve_layers
 
@@ -139,7 +139,7 @@ def accumulate_token_attention(
         else:
             fast = partial(_load(chosen), scale=scale, num_prefix_tokens=num_prefix_tokens)
             tensors = [q, k] if total is None else [total, q, k]
-            if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+            if not records_gradient(*tensors):
                 return fast(total, q, k)
             mean = recompute_backward(partial(fast, None), slow, q, k)
     return mean if total is None else total + mean
