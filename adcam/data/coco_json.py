@@ -106,6 +106,8 @@ def read_coco_json(path: str | Path) -> CocoFile:
         ) from err
     except ValueError as err:
         raise ValueError(f"{path}: {err}") from err
+    if empty := [image.img_id for image in images if min(image.hw) < 1]:
+        raise ValueError(f"{path}: image {empty[0]!r} has no pixels")
     if len(annotations_of) != len(images) or len({image.img_id for image in images}) != len(images):
         raise ValueError(f"{path}: two images have the same id or the same file name")
     return CocoFile(

@@ -202,6 +202,12 @@ def changed(**changes: Any) -> dict[str, Any]:
         ),
         (
             changed(
+                images=[{"id": 1, "file_name": "a.jpg", "height": 0, "width": 2}], annotations=[]
+            ),
+            "image 'a' has no pixels",
+        ),
+        (
+            changed(
                 images=[{"id": 1, "file_name": "../a.jpg", "height": 1, "width": 2}], annotations=[]
             ),
             "must stay below",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import runpy
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -593,6 +594,37 @@ def test_exit_codes_and_output(
     with pytest.raises(SystemExit) as stop:
         main(["convert", "nothing", "x"])
     assert stop.value.code == 2
+
+
+def test_maps_of_other_projects_are_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cams(tmp_path / "cams")
+    convert_cams(tmp_path / "cams", tmp_path / "out", VOC, threshold="0.4")
+    words = ["evaluate", str(tmp_path / "cams"), "--gt", str(tmp_path / "out" / "masks"), "--sweep"]
+    assert main([*words, "--format", "clip_es", "--json", str(tmp_path / "x.json")]) == 0
+    curve = json.loads((tmp_path / "x.json").read_text())
+    assert (curve["best_threshold"], curve["best_miou"]) == (0.4, 100)
+    assert set(curve["best"]["iou_per_class"]) == {"background", "cat", "dog", "person"}
+    assert main([*words, "--format", "irn"]) == 2
+    assert "a file of format clip_es, not irn" in capsys.readouterr().err
+    assert main([*words, "--classes", "cat,dog"]) == 2
+    assert "class 7 is not in 0..1" in capsys.readouterr().err
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        for i in range(count):
+            path = tmp_path / str(count) / f"{i:03}.png"
+            write_mask(path, np.full((200, 300), i % 3, np.uint8), voc_palette())
+        tracemalloc.start()
+        convert_masks_to_yolo(tmp_path / str(count), tmp_path / f"out{count}", VOC)
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    peak(3)
+    assert peak(48) < 1.3 * peak(6)
 
 
 def test_classes_are_named_on_the_command_line(tmp_path: Path) -> None:
