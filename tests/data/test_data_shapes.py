@@ -131,7 +131,7 @@ def test_another_seed_gives_other_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [{"num_train": -1}, {"num_val": -2}, {"seed": -3}])
 def test_negative_counts_and_seeds_are_refused(tmp_path: Path, bad: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="must (not be negative|be at least 0)"):
+    with pytest.raises(ValueError, match=r"must (not be negative|be at least 0)"):
         make_shapes(tmp_path, **{"num_train": 1, "num_val": 1, **bad})
     assert not (tmp_path / "meta.json").exists()
 
@@ -181,5 +181,5 @@ def test_box_set_depends_on_seed_split_and_number_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [{"num_val": 0}, {"seed": -1}, {"size_hw": (96, 20)}])
 def test_impossible_box_sets_are_refused(tmp_path: Path, bad: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="at least|negative"):
+    with pytest.raises(ValueError, match=r"at least|negative"):
         make_shape_boxes(tmp_path, **{"num_train": 1, "num_val": 1, "num_test": 1, **bad})
