@@ -213,10 +213,6 @@ def compare_boxes(
     chosen_on = ORACLE if same else choose_set.split
     for images in (choose_set, report_set):
         _check_boxes(images)
-    network_ids = {
-        name: _match_classes(name, classifiers, report_set.class_set)
-        for name in sorted({row.network for row in rows})
-    }
     options: dict[str, Any] = {
         "device": device or torch.device("cpu"),
         "dtype": dtype,
@@ -229,9 +225,7 @@ def compare_boxes(
             write_score_map(score_map_dir / folders[name], image_id, maps.score_map)
 
     chosen = {row.name: _BoxCounts() for row in rows}
-    for sample, found in iterate_maps(
-        classifiers, network_ids, rows, choose_set, num_guesses=0, **options
-    ):
+    for sample, found in iterate_maps(classifiers, rows, choose_set, num_guesses=0, **options):
         for name, maps in found.items():
             chosen[name].update(sample, maps)
             if not same:
@@ -244,7 +238,7 @@ def compare_boxes(
     located = {row.name: LocalizationAccuracy(TOP_K) for row in rows}
     outcomes: dict[str, list[BoxOutcome]] = {row.name: [] for row in rows}
     for sample, found in iterate_maps(
-        classifiers, network_ids, rows, report_set, num_guesses=TOP_K[-1], **options
+        classifiers, rows, report_set, num_guesses=TOP_K[-1], **options
     ):
         for name, maps in found.items():
             reported[name].update(sample, maps)
@@ -314,7 +308,6 @@ def _locate(
 
 def iterate_maps(
     classifiers: Mapping[str, ClassifierFile],
-    network_ids: Mapping[str, Sequence[int]],
     rows: Sequence[BoxRow],
     images: ImageDataset,
     *,
@@ -327,7 +320,6 @@ def iterate_maps(
 
     Args:
         classifiers: As for :func:`compare_boxes`.
-        network_ids: By name of the network, its id of each class of the data.
         rows: What to compare.
         images: Images of one class.
         num_guesses: Of how many guesses to make maps beside that of the true class.
@@ -337,7 +329,14 @@ def iterate_maps(
 
     Yields:
         An image, and by name of the row its maps.
+
+    Raises:
+        ValueError: A network is not there, or does not know a class of the data.
     """
+    network_ids = {
+        name: _match_classes(name, classifiers, images.class_set)
+        for name in sorted({row.network for row in rows})
+    }
     methods = {row.name: row.build() for row in rows}
     groups: dict[tuple[str, Views], list[BoxRow]] = defaultdict(list)
     for row in rows:
@@ -429,14 +428,29 @@ class BoxComparison:
         images: The reporting split.
         classifiers: The networks by name.
         checkpoints: Their files.
-        dtype: Of the networks.
+        device: Where they are.
+        dtype: Of their passes.
     """
 
     results: list[BoxRowResult]
     images: ImageDataset
     classifiers: Mapping[str, ClassifierFile]
     checkpoints: Mapping[str, Path]
+    device: torch.device
     dtype: torch.dtype
+
+    def iterate_maps(
+        self, img_ids: Sequence[str]
+    ) -> Iterator[tuple[Sample, dict[str, SampleMaps]]]:
+        """Some images of the split with the maps of all rows, made again."""
+        yield from iterate_maps(
+            self.classifiers,
+            [result.row for result in self.results],
+            self.images.subset(img_ids),
+            num_guesses=0,
+            device=self.device,
+            dtype=self.dtype,
+        )
 
 
 def run_compare_boxes(
@@ -470,6 +484,7 @@ def run_compare_boxes(
     report_set = build_dataset(cfg.data, options.report_on)[:: options.get("report_stride", 1)]
     checkpoints = find_networks(cfg, work_dir, {row.network for row in rows})
     classifiers = {name: load_classifier(path) for name, path in checkpoints.items()}
+    device = resolve_device(None)
     wants_maps = options.get("score_maps", False)
     results = compare_boxes(
         classifiers,
@@ -477,7 +492,7 @@ def run_compare_boxes(
         choose_set,
         report_set,
         threshold=options.get("threshold"),
-        device=resolve_device(None),
+        device=device,
         dtype=getattr(torch, dtype),
         progress=progress,
         score_map_dir=work_dir / "score_maps" if wants_maps else None,
@@ -493,7 +508,9 @@ def run_compare_boxes(
             "rows": [result.to_dict() for result in results],
         },
     )
-    return BoxComparison(results, report_set, classifiers, checkpoints, getattr(torch, dtype))
+    return BoxComparison(
+        results, report_set, classifiers, checkpoints, device, getattr(torch, dtype)
+    )
 
 
 def find_networks(cfg: Config, work_dir: Path, names: set[str]) -> dict[str, Path]:
