@@ -1,4 +1,4 @@
-"""ADL, the attention-based dropout layer: hide what a classifier looks at most, while it is trained.
+"""ADL, the attention-based dropout layer: in training, hide what a classifier looks at most.
 
 Choe and Shim, "Attention-based Dropout Layer for Weakly Supervised Object Localization", CVPR 2019
 (arXiv 1908.10028). InCA (:mod:`adcam.models.losses`) drops the background as well.

@@ -144,9 +144,7 @@ class Classifier(BaseModel):
         if cls_token_loss > 0:
             if not isinstance(network, TokenCAM) or not network.backbone.has_class_token:
                 raise ValueError("cls_token_loss > 0, but the backbone has no class token")
-            self.cls_head = torch.nn.Linear(
-                network.backbone.embed_dim, network.head.out_channels
-            )
+            self.cls_head = torch.nn.Linear(network.backbone.embed_dim, network.head.out_channels)
         self.inca = inca
         self.dropout = None if inca is None else inca.build_dropout()
         mean, std = network.pixel_stats

@@ -70,7 +70,7 @@ class TokenCAM(nn.Module):
         backbone_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.backbone_name = backbone
+        self.name = backbone
         self.backbone = build_backbone(
             backbone,
             img_size=img_size,
@@ -144,7 +144,7 @@ class TokenCAM(nn.Module):
             depth=self.depth,
             attn_cls2patch=capture.cls2patch,
             attn_patch2patch=capture.patch2patch,
-            model=self.backbone_name,
+            model=self.name,
         )
 
     def train_maps(
@@ -172,7 +172,7 @@ class TokenCAM(nn.Module):
         if layers is None:
             return TrainMaps(*self.class_maps(inputs))
         if not self.backbone.has_class_token:
-            raise ValueError(f"{self.backbone_name} has no class token whose attention to read")
+            raise ValueError(f"{self.name} has no class token whose attention to read")
         grid_hw = compute_grid_hw(inputs, self.patch_size)
         num_prefix = self.backbone.num_prefix_tokens
         capture = AttentionCapture(self.backbone.blocks, num_prefix_tokens=num_prefix)

@@ -163,7 +163,11 @@ def load_ts_cam_weights(network: nn.Module, path: str | Path) -> None:
             )
     load_backbone_weights(network.get_submodule("backbone"), path)
     network.get_submodule("head").load_state_dict(
-        {name.removeprefix("head."): value.float() for name, value in head.items() if value is not None}
+        {
+            name.removeprefix("head."): value.float()
+            for name, value in head.items()
+            if value is not None
+        }
     )
 
 

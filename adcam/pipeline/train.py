@@ -163,6 +163,13 @@ def train_classifier(
         if single_label:
             _check_single_labels(images)
     class_set = val_set.class_set
+    for images in train_sets:
+        if images.class_set.classes != class_set.classes:
+            raise ValueError(
+                f"{images.split!r} has {images.class_set.num_fg_classes} classes, "
+                f"{val_set.split!r} has {class_set.num_fg_classes}, or others; name them in "
+                "data.classes"
+            )
     network_options = cfg.model.to_dict()
     only_for_training = {
         key: network_options.pop(key)
