@@ -24,6 +24,7 @@ from adcam.data.dataset import ImageDataset
 from adcam.metrics.classification import MultiLabelAP
 from adcam.models.classifier import Classifier, InCA
 from adcam.models.classifier_file import build_network, load_classifier, save_classifier
+from adcam.models.weights import load_ts_cam_weights
 from adcam.pipeline.config import build_dataset, hash_config
 from adcam.structures import ClassSet
 
@@ -151,9 +152,7 @@ def train_classifier(
     _check_choice("task", task, TASKS)
     _check_choice("train.choose", choose, CHOICES)
     _check_keys(options, TRAIN_KEYS, "train")
-    kind = cfg.model.get("kind", "token_cam")
-    _check_choice("model.kind", kind, tuple(MODEL_KEYS))
-    _check_keys(cfg.model, MODEL_KEYS[kind], "model")
+    network_options, only_for_training = _read_network_options(cfg)
     single_label = task == "localization"
     splits = [cfg.data.train] if isinstance(cfg.data.train, str) else list(cfg.data.train)
     train_sets = [build_dataset(cfg.data, split) for split in splits]
@@ -170,12 +169,6 @@ def train_classifier(
                 f"{val_set.split!r} has {class_set.num_fg_classes}, or others; name them in "
                 "data.classes"
             )
-    network_options = cfg.model.to_dict()
-    only_for_training = {
-        key: network_options.pop(key)
-        for key in ("weights", "drop_path_rate")
-        if key in network_options
-    }
     torch.manual_seed(options.seed)
     network = build_network(
         num_fg_classes=class_set.num_fg_classes, **only_for_training, **network_options
@@ -290,6 +283,36 @@ def _join_processes(model: nn.Module, launcher: str) -> nn.Module:
     if not is_distributed():
         torch.distributed.init_process_group("gloo")
     return MMDistributedDataParallel(module=model, broadcast_buffers=False)
+
+
+def import_ts_cam(cfg: Config, checkpoint: str | Path, path: str | Path) -> None:
+    """Turn a checkpoint of TS-CAM's own code into a classifier file.
+
+    Args:
+        cfg: The config whose ``model`` it is, and whose ``data`` name its classes.
+        checkpoint: As for :func:`adcam.models.weights.load_ts_cam_weights`.
+        path: The classifier to write. It says that its epoch was chosen on the test, "oracle": the
+            authors keep the one that is best there.
+
+    Raises:
+        ValueError: If the config, the data or the checkpoint is wrong.
+    """
+    class_set = build_dataset(cfg.data, cfg.data.val).class_set
+    network_options, _ = _read_network_options(cfg)
+    network = build_network(num_fg_classes=class_set.num_fg_classes, **network_options)
+    load_ts_cam_weights(network, checkpoint)
+    info = {"imported_from": Path(checkpoint).name, "chosen_on": "oracle"}
+    save_classifier(path, network, network_options, class_set, info)
+
+
+def _read_network_options(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What rebuilds the network, and what only its training needs."""
+    options = cfg.model.to_dict()
+    kind = options.get("kind", "token_cam")
+    _check_choice("model.kind", kind, tuple(MODEL_KEYS))
+    _check_keys(options, MODEL_KEYS[kind], "model")
+    names = ("weights", "drop_path_rate")
+    return options, {name: options.pop(name) for name in names if name in options}
 
 
 def _read_inca(cfg: Config) -> InCA | None:
