@@ -25,7 +25,13 @@ from adcam.masks.crf import build_refinement
 from adcam.metrics.miou import MeanIoU, MeanIoUResult, ThresholdCurve, ThresholdCurveResult
 from adcam.models.classifier_file import load_classifier
 from adcam.pipeline.config import build_dataset
-from adcam.pipeline.infer import Network, Views, compute_class_maps, run_network
+from adcam.pipeline.infer import (
+    Network,
+    Views,
+    compute_class_maps,
+    find_layer_sets,
+    run_network,
+)
 from adcam.pipeline.labeler import DTYPES
 from adcam.pipeline.train import CLASSIFIER_NAME, train_classifier
 from adcam.structures import ClassMaps, ClassSet
@@ -181,7 +187,7 @@ def _sweep(
     for sample in track(images, f"score {images.split}", len(images)):
         for views, group in by_views.items():
             layer_sets = sorted(
-                {layers for row in group for layers in methods[row.name].layer_sets(network.depth)}
+                {layers for row in group for layers in find_layer_sets(methods[row.name], network)}
             )
             passes = run_network(network, sample.img, views, layer_sets, device=device, dtype=dtype)
             for row in group:
@@ -207,7 +213,7 @@ def _score_crf(
     method = row.build()
     class_set = images.class_set
     metrics = {threshold: MeanIoU(class_set.num_classes) for threshold in thresholds}
-    layer_sets = method.layer_sets(network.depth)
+    layer_sets = find_layer_sets(method, network)
     workers = os.cpu_count() or 1
     with ProcessPoolExecutor(
         workers,
