@@ -28,6 +28,7 @@ from adcam.pipeline.reporting import describe_machine, pick_spread
 from adcam.report.figures import draw_boxes, overlay_heat
 from adcam.report.model import (
     Block,
+    Cell,
     Column,
     Curves,
     Headline,
@@ -243,7 +244,7 @@ def box_table(results: Sequence[BoxRowResult], split: str, command: str) -> Tabl
         Column("threshold", digits=3, hint="of the last four columns"),
         Column("V2, oracle", hint=f"thresholds best for {split} itself, as the protocol has it"),
     ]
-    rows = [
+    rows: list[list[Cell]] = [
         [
             item.row.name,
             item.boxes.max_box_acc_v2,
