@@ -36,7 +36,13 @@ from adcam.metrics.localization import (
 from adcam.models.classifier_file import ClassifierFile, load_classifier
 from adcam.pipeline.compare import Progress, find_classifier, read_rows
 from adcam.pipeline.config import build_dataset, load_config
-from adcam.pipeline.infer import Views, compute_class_maps, compute_scores, run_network
+from adcam.pipeline.infer import (
+    Views,
+    compute_class_maps,
+    compute_scores,
+    find_layer_sets,
+    run_network,
+)
 from adcam.pipeline.json_file import write_json
 from adcam.pipeline.labeler import DTYPES, resolve_device
 from adcam.pipeline.train import CLASSIFIER_NAME, train_classifier
@@ -349,7 +355,7 @@ def iterate_maps(
         for (name, views), group in groups.items():
             network = classifiers[name].network
             layer_sets = sorted(
-                {layers for row in group for layers in methods[row.name].layer_sets(network.depth)}
+                {layers for row in group for layers in find_layer_sets(methods[row.name], network)}
             )
             passes = run_network(network, sample.img, views, layer_sets, device=device, dtype=dtype)
             for row in group:

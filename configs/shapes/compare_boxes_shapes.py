@@ -1,5 +1,6 @@
 # `adcam demo --task localization`: fine-tune the small shipped ViT on image labels of the generated
-# localisation set; boxes with thresholds chosen on train-fullsup, reported on test.
+# localisation set, plainly, with ADL's dropping and with InCA; boxes with thresholds chosen on
+# train-fullsup, reported on test.
 _base_ = ["../_base_/data/shape_boxes.py", "../_base_/schedule/classifier_10e.py"]
 task = "localization"
 demo = dict(num_train=800, num_val=150, num_test=200, size_hw=(96, 96), seed=0)
@@ -17,15 +18,23 @@ optim_wrapper = dict(
         custom_keys={"network.head": dict(lr_mult=30.0), "cls_head": dict(lr_mult=30.0)}
     ),
 )
+# docs/methods.md: InCA on a ViT acts on the class token's attention; ADL is its dropping of the
+# most discriminative part alone.
+adl = dict(fg_threshold=0.3, drop_background=False, contrastive=None, consistency_weight=0.0)
+in_ca = dict(fg_threshold=0.3)
 views = dict(scales=[96], keep_ratio=False)
 # As in the demo for masks: the class token of so small a network looks at single patches.
 ad_cam = dict(init="cam", rectify="relu", num_steps=4)
 compare = dict(
     choose_on="train-fullsup",
     report_on="test",
+    networks=dict(adl=dict(options=dict(inca=adl)), inca=dict(options=dict(inca=in_ca))),
     rows=[
         dict(name="CAM", method="cam", views=views),
+        dict(name="ADL", network="adl", method="cam", views=views),
+        dict(name="InCA", network="inca", method="cam", views=views),
         dict(name="TS-CAM", method="ts_cam", views=views),
-        dict(name="AD-CAM", method="ad_cam", options=ad_cam, views=views),
+        dict(name="TS-CAM + AD-CAM", method="ad_cam", options=ad_cam, views=views),
+        dict(name="InCA + AD-CAM", network="inca", method="ad_cam", options=ad_cam, views=views),
     ],
 )

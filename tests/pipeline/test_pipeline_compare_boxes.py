@@ -47,6 +47,7 @@ class Colours(nn.Module):
     Its classes are green, blue and red, so that ids differ from the data's.
     """
 
+    name = "colours"
     patch_size = (1, 1)
     depth = 2
     pixel_stats = ((0.0,) * 3, (1.0,) * 3)
