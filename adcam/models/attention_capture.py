@@ -111,10 +111,6 @@ class AttentionCapture:
             return None
         return torch.stack([self._cls_rows[index] for index in sorted(self._cls_rows)], dim=1)
 
-    def cls_row(self, index: int) -> Tensor:
-        """(B, N) class-token row of one block, mean over heads, as soon as it has attended."""
-        return self._cls_rows[index]
-
     @property
     def patch2patch(self) -> dict[tuple[int, ...], Tensor]:
         """Mean over heads and blocks, (B, N, N), for each requested set of blocks."""

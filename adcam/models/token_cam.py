@@ -8,9 +8,9 @@ last norm the prefix tokens are dropped, the patch tokens form a (D, h, w) grid,
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -156,10 +156,12 @@ class TokenCAM(nn.Module):
     ) -> TrainMaps:
         """Class maps, class token, and patch tokens with their attention at chosen blocks.
 
-        The attention of a block is its class-token row, mean over heads. Tokens come with zero
-        mean and unit variance: a few channels of huge values (Sun et al., "Massive Activations in
-        Large Language Models", arXiv 2402.17762, also in ViTs) would decide every distance. With
-        ``dropout``, patch tokens are dropped behind each block; the class token never is.
+        The attention of a block is the class-token row, mean over heads, of it and all blocks
+        before, as TS-CAM adds them up: one block alone attends to spots of the object. Tokens come
+        with zero mean and unit variance: a few channels of huge values (Sun et al., "Massive
+        Activations in Large Language Models", arXiv 2402.17762, also in ViTs) would decide every
+        distance. With ``dropout``, patch tokens are dropped behind each block; the class token
+        never is.
 
         Args:
             inputs: (B, 3, H, W) normalised images.
@@ -178,22 +180,20 @@ class TokenCAM(nn.Module):
         capture = AttentionCapture(self.backbone.blocks, num_prefix_tokens=num_prefix)
         spots: list[Spot] = []
 
-        def take(index: int) -> Callable[..., Tensor | None]:
-            def hook(block: nn.Module, args: tuple[Tensor, ...], tokens: Tensor) -> Tensor | None:
-                row = capture.cls_row(index).unsqueeze(1).unflatten(2, grid_hw)  # (B, 1, h, w)
-                attn = scale_attention(row)
-                patches = tokens[:, num_prefix:]
-                plain = F.layer_norm(patches.float(), patches.shape[2:])
-                spots.append(Spot(_to_grid(plain, grid_hw), attn))
-                if dropout is None:
-                    return None
-                kept = dropout(_to_grid(patches, grid_hw), attn).flatten(2).transpose(1, 2)
-                return torch.cat([tokens[:, :num_prefix], kept], dim=1)
-
-            return hook
+        def hook(block: nn.Module, args: tuple[Tensor, ...], tokens: Tensor) -> Tensor | None:
+            # The blocks so far are in it; there is a class token, so it is not None.
+            rows = cast("Tensor", capture.cls2patch).mean(dim=1, keepdim=True)  # (B, 1, N)
+            attn = scale_attention(rows.unflatten(2, grid_hw))
+            patches = tokens[:, num_prefix:]
+            plain = F.layer_norm(patches.float(), patches.shape[2:])
+            spots.append(Spot(_to_grid(plain, grid_hw), attn))
+            if dropout is None:
+                return None
+            kept = dropout(_to_grid(patches, grid_hw), attn).flatten(2).transpose(1, 2)
+            return torch.cat([tokens[:, :num_prefix], kept], dim=1)
 
         blocks = resolve_layers(layers, self.depth)
-        handles = [self.backbone.blocks[i].register_forward_hook(take(i)) for i in blocks]
+        handles = [self.backbone.blocks[i].register_forward_hook(hook) for i in blocks]
         try:
             with capture:
                 cam, cls_token = self.class_maps(inputs)

@@ -22,7 +22,7 @@ _DAMAGED = (
 )
 """What reading a truncated, damaged or refused file raises, as seen on randomly damaged ones."""
 
-_NUMPY_SCALARS = [
+_NUMPY_SCALARS: list[Any] = [
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
     np.float64(0).__reduce__()[0],
     np.dtype,
