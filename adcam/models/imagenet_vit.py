@@ -65,6 +65,7 @@ class ImageNetViT(nn.Module):
     ) -> None:
         super().__init__()
         _check_name(name)
+        self.name = name
         kwargs = dict(model_kwargs or {})
         # Before the weights are fetched, so that a mistyped class is told at once.
         num_outputs = kwargs.get("num_classes") or timm.get_pretrained_cfg(name).num_classes
@@ -157,6 +158,7 @@ class ImageNetViT(nn.Module):
             depth=self.depth,
             attn_cls2patch=capture.cls2patch,
             attn_patch2patch=capture.patch2patch,
+            model=self.name,
         )
 
     def _class_map(self, logits: Tensor, attns: Sequence[Tensor], class_id: int) -> Tensor:
