@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 
 import adcam.models.shapes_vit  # noqa: F401  # timm learns its name
@@ -91,7 +90,6 @@ class TokenCAM(nn.Module):
         inputs: Tensor,
         *,
         layer_sets: Sequence[tuple[int, ...]] = (),
-        product_dtype: torch.dtype | None = None,
     ) -> TokenMaps:
         """Logits, class maps and attention of a batch in one pass.
 
@@ -99,7 +97,6 @@ class TokenCAM(nn.Module):
             inputs: (B, 3, H, W) normalised images; H and W multiples of the patch.
             layer_sets: Sets of block indices whose patch-to-patch attention is wanted. Each set
                 costs one (B, N, N) tensor; no set, no N×N work.
-            product_dtype: As in :class:`adcam.models.attention_capture.AttentionCapture`.
 
         Returns:
             The maps, float32 whatever the autocast dtype; gradients flow if enabled.
@@ -112,7 +109,6 @@ class TokenCAM(nn.Module):
             num_prefix_tokens=self.backbone.num_prefix_tokens,
             layer_sets=layer_sets,
             has_cls_token=self.backbone.has_class_token,
-            product_dtype=product_dtype,
         )
         with capture:
             cam = self.class_maps(inputs)[0].float()
