@@ -377,6 +377,23 @@ def test_batch_arguments():
             dense_crf_batch([with_nan(make_prob(3, 9, 14))], [make_img(9, 14)], backend=backend)
 
 
+def test_device_of_the_computation():
+    prob, img = make_prob(3, 9, 14), make_img(9, 14)
+    got = DenseCRF(img, backend="torch", device="cpu").infer(prob)
+    np.testing.assert_array_equal(got, dense_crf(prob, img, backend="torch"))
+    with pytest.raises(ValueError, match=r"device must be 'cpu' .*'reference', got cuda"):
+        DenseCRF(img, backend="reference", device="cuda")
+
+
+@pytest.mark.gpu
+def test_gpu_computes_for_arrays(gpu):
+    """The image goes to the device, probabilities go there and back."""
+    prob, img = make_prob(3, 63, 101), make_img(63, 101)
+    got = DenseCRF(img, device=gpu).infer(prob)
+    assert isinstance(got, np.ndarray)
+    np.testing.assert_allclose(got, dense_crf(prob, img, backend="reference"), atol=5e-4)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_labels", [2, 21])
 def test_gpu_equals_the_reference(gpu, num_labels):

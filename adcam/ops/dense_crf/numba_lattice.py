@@ -242,7 +242,7 @@ def _build(colour: NDArray[np.uint8], kernels: list[_Gaussian]) -> _Lattice:
 
     num_axes = max((len(kernel.step) for kernel in kernels), default=0)
     neighbours = np.zeros((2, num_axes, first), dtype=np.int32)
-    lattice = _Lattice(corners, weights, *neighbours, spans)
+    lattice = _Lattice(corners, weights, neighbours[0], neighbours[1], spans)
     tables = np.zeros((2, 1, first), dtype=np.float32)
     sums = np.zeros((_STRIPS, 1, first), dtype=np.float32)
 
@@ -347,7 +347,7 @@ def _infer(lattice: _Lattice, log_ratio: Float, num_iters: int) -> Float:
 
 
 def _blur_all(
-    worker: _Worker, lattice: _Lattice, sums: Float, tables: Float, lanes: tuple[int, ...]
+    worker: _Worker, lattice: _Lattice, sums: Float, tables: Float, lanes: tuple[np.float32, ...]
 ) -> Float:
     """Add up the strips, leave zeros in them, and blur: one thread's share; then wait.
 
@@ -372,9 +372,9 @@ def _blur_all(
     return source
 
 
-# Where a kernel takes `lanes` or `unrolled`, the tuple's length alone counts: Numba compiles one
-# version for each, in which it is a constant and the loops over it are unrolled. Indices read from
-# memory are made unsigned: of others Numba asks at each access whether they count from the end.
+# Where a kernel takes `lanes`, zeros in float32, or `unrolled`, the tuple's length counts: Numba
+# compiles one version for each, in which it is a constant and the loops over it are unrolled.
+# Indices are unsigned: of others Numba asks at each access whether they count from the end.
 
 
 def _kernel(**options: Any) -> Any:
@@ -385,10 +385,10 @@ def _kernel(**options: Any) -> Any:
 
 
 @intrinsic
-def _load(typing_context, array, index, lanes):  # type: ignore[no-untyped-def]
+def _load(typing_context: Any, array: Any, index: Any, lanes: Any) -> Any:
     """The values of a contiguous ``array`` from ``index`` on, as many as ``lanes``."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vector = ir.VectorType(ir.FloatType(), len(lanes))
         data = context.make_array(array)(context, builder, args[0]).data
         place = builder.bitcast(builder.gep(data, [args[1]]), vector.as_pointer())
@@ -398,10 +398,10 @@ def _load(typing_context, array, index, lanes):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _store(typing_context, array, index, values):  # type: ignore[no-untyped-def]
+def _store(typing_context: Any, array: Any, index: Any, values: Any) -> Any:
     """Write ``values`` to a contiguous ``array`` from ``index`` on."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vector = _pack(builder, args[2])
         data = context.make_array(array)(context, builder, args[0]).data
         place = builder.bitcast(builder.gep(data, [args[1]]), vector.type.as_pointer())
@@ -412,10 +412,10 @@ def _store(typing_context, array, index, values):  # type: ignore[no-untyped-def
 
 
 @intrinsic
-def _fma(typing_context, scale, values, addend):  # type: ignore[no-untyped-def]
+def _fma(typing_context: Any, scale: Any, values: Any, addend: Any) -> Any:
     """``scale * values + addend``."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         scales = ir.Constant(args[1].type, ir.Undefined)
         for lane in range(len(values)):
             scales = builder.insert_value(scales, args[0], lane)
@@ -426,7 +426,7 @@ def _fma(typing_context, scale, values, addend):  # type: ignore[no-untyped-def]
     return values(scale, values, addend), generate
 
 
-def _pack(builder, values):  # type: ignore[no-untyped-def]
+def _pack(builder: Any, values: Any) -> Any:
     """LLVM vector of the numbers in an LLVM array."""
     width = values.type.count
     vector = ir.Constant(ir.VectorType(ir.FloatType(), width), ir.Undefined)
@@ -436,7 +436,7 @@ def _pack(builder, values):  # type: ignore[no-untyped-def]
     return vector
 
 
-def _unpack(builder, vector, array_type):  # type: ignore[no-untyped-def]
+def _unpack(builder: Any, vector: Any, array_type: Any) -> Any:
     """The reverse of :func:`_pack`; the compiler removes both between two operations."""
     values = ir.Constant(array_type, ir.Undefined)
     for lane in range(array_type.count):
@@ -742,9 +742,9 @@ def _update(  # type: ignore[no-untyped-def]
 
         if is_last:
             for c in range(len(marginals) - 1):
-                group_values, lane = values[c // len(lanes)], np.uintp(c % len(lanes))
+                group_values, shift = values[c // len(lanes)], np.uintp(c % len(lanes))
                 for i in range(length):
-                    marginals[c, first + i] = group_values[i * width + lane] * total[i]
+                    marginals[c, first + i] = group_values[i * width + shift] * total[i]
             for i in range(length):
                 marginals[-1, first + i] = last[i] * total[i]
         else:
