@@ -130,9 +130,8 @@ class MeanField:
         """
         if len(unary) == 1:
             return np.ones_like(unary)
-        # The softmax sees differences between labels alone: the last label needs no channel.
-        log_ratio = (unary[-1] - unary[:-1]).reshape(len(unary) - 1, -1)
-        return _infer(self._lattice, log_ratio, num_iters).reshape(unary.shape)
+        marginals = _infer(self._lattice, unary.reshape(len(unary), -1), num_iters)
+        return marginals.reshape(unary.shape)
 
 
 class _Worker:
@@ -302,19 +301,22 @@ def _number_box(extent: NDArray[np.float64]) -> tuple[NDArray[np.int64], int]:
     return radix @ forms, int(radix @ (low - 2))
 
 
-def _infer(lattice: _Lattice, log_ratio: Float, num_iters: int) -> Float:
-    """Marginals (C, N) from ``log(prob / prob of the last label)`` (C-1, N)."""
-    num_channels, num_pixels = log_ratio.shape
-    marginals = np.empty((num_channels + 1, num_pixels), dtype=np.float32)
+def _infer(lattice: _Lattice, unary: Float, num_iters: int) -> Float:
+    """Marginals (C, N) from ``-log`` of the probabilities (C, N)."""
+    num_labels, num_pixels = unary.shape
+    marginals = np.empty((num_labels, num_pixels), dtype=np.float32)
+    # The softmax sees differences between labels alone: the last label needs no channel.
+    num_channels = num_labels - 1
     width = min(1 << (num_channels - 1).bit_length(), _MAX_LANES)
     lanes = (np.float32(0),) * width
     unrolled = (0,) * lattice.corners.shape[1]
     num_groups = -(-num_channels // width)
     # Channels that only fill the last group up have probability zero.
-    evidence = np.full((num_groups, num_pixels, width), _NEVER, dtype=np.float32)
-    for channel, values in enumerate(log_ratio):
-        evidence[channel // width, :, channel % width] = values
-    evidence = evidence.reshape(num_groups, -1)  # (G, N·lanes)
+    log_ratio = np.full((num_groups, num_pixels, width), _NEVER, dtype=np.float32)
+    for channel in range(num_channels):
+        group, lane = divmod(channel, width)
+        np.subtract(unary[-1], unary[channel], out=log_ratio[group, :, lane])
+    log_ratio = log_ratio.reshape(num_groups, -1)  # (G, N·lanes)
     row_size = lattice.after.shape[1] * width
     tables = np.zeros((2, num_groups, row_size), dtype=np.float32)
     sums = np.zeros((_STRIPS, num_groups, row_size), dtype=np.float32)
@@ -325,7 +327,7 @@ def _infer(lattice: _Lattice, log_ratio: Float, num_iters: int) -> Float:
             is_first, is_last = update == 0, update == num_iters
             for strip, start, stop in worker.strips(num_pixels):
                 _update(
-                    evidence,
+                    log_ratio,
                     lattice.corners,
                     lattice.weights,
                     table,
