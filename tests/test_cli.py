@@ -62,7 +62,7 @@ def test_every_command_and_option_of_the_parser_is_documented() -> None:
     text = (ROOT / "docs" / "cli.md").read_text("utf-8")
     subparsers = next(a for a in build_parser()._actions if isinstance(a.choices, dict))
     assert set(subparsers.choices) == {
-        *("demo", "train", "generate", "evaluate", "boxes", "compare", "info")
+        *("demo", "train", "generate", "evaluate", "boxes", "compare", "convert", "info")
     }
     for name in subparsers.choices:
         assert f"`adcam {name}" in text, name
@@ -340,7 +340,15 @@ def test_train_and_demo_pass_their_arguments_on(
     assert run("demo --quick --work-dir d --weights w.pth") == 0
     assert calls == [
         (7, Path("work_dirs/my"), True, "none"),
-        (Path("d"), {"quick": True, "weights": "w.pth", "from_scratch": False}),
+        (
+            Path("d"),
+            {
+                "task": "segmentation",
+                "quick": True,
+                "weights": "w.pth",
+                "from_scratch": False,
+            },
+        ),
     ]
 
 

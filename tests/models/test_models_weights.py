@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adcam.models.token_cam import TokenCAM
-from adcam.models.weights import load_backbone_weights, load_state_dict
+from adcam.models.weights import load_backbone_weights, load_state_dict, load_ts_cam_weights
 
 TINY = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -212,3 +213,53 @@ def test_damaged_files_are_value_errors_with_their_name(tmp_path: Path, kind: st
             assert str(error).startswith(str(path))
             refused += 1
     assert refused >= 40
+
+
+def make_ts_cam(*, num_fg_classes: int = 3, img_size: int = 32) -> TokenCAM:
+    return TokenCAM(
+        "deit_tiny_patch16_224",
+        num_fg_classes=num_fg_classes,
+        img_size=img_size,
+        backbone_kwargs=TINY,
+    ).eval()
+
+
+def write_ts_cam(path: Path, **change: Any) -> TokenCAM:
+    """A checkpoint as vasgaowei/TS-CAM's train_cam.py writes it, and the network in it."""
+    torch.manual_seed(4)
+    network = make_ts_cam()
+    nn.init.normal_(network.head.bias)  # type: ignore[arg-type]
+    state = {
+        f"module.{name.removeprefix('backbone.')}": value
+        for name, value in network.state_dict().items()
+    }
+    assert {"module.cls_token", "module.head.weight", "module.blocks.0.attn.qkv.weight"} <= set(
+        state
+    )
+    torch.save({"epoch": 7, "state_dict": {**state, **change}, "best_map": np.float64(87.7)}, path)
+    return network
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_ts_cams_own_code(tmp_path: Path) -> None:
+    source = write_ts_cam(tmp_path / "model_best.pth")
+    target = make_ts_cam()
+    inputs = torch.randn(2, 3, 24, 40)
+    assert not torch.equal(target(inputs), source(inputs))
+    load_ts_cam_weights(target, tmp_path / "model_best.pth")
+    assert torch.equal(target(inputs), source(inputs))
+
+
+def test_ts_cam_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "model_best.pth"
+    write_ts_cam(path)
+    with pytest.raises(
+        ValueError, match=r"head\.weight is \(3, 24, 3, 3\) in the file, \(5, 24, 3, 3\)"
+    ):
+        load_ts_cam_weights(make_ts_cam(num_fg_classes=5), path)
+    write_ts_cam(path, **{"module.head.weight": torch.zeros(3, 24)})
+    with pytest.raises(ValueError, match="no TS-CAM checkpoint: its head must be a 3×3"):
+        load_ts_cam_weights(make_ts_cam(), path)
+    write_ts_cam(path, **{"module.norm.weight": torch.zeros(5)})
+    with pytest.raises(ValueError, match=r"model_best\.pth: weights do not fit"):
+        load_ts_cam_weights(make_ts_cam(), path)
