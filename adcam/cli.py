@@ -320,8 +320,9 @@ def _add_mask_arguments(parser: argparse.ArgumentParser) -> None:
     )
     mask.add_argument(
         "--crf",
-        choices=("none", "lattice", "pydensecrf"),
-        help="sharpen edges with a dense CRF: ours, or the C++ package (default: none)",
+        choices=("none", "lattice", "lattice-gpu", "pydensecrf"),
+        help="sharpen edges with a dense CRF: ours, on CPU or GPU, or the C++ package "
+        "(default: none)",
     )
     mask.add_argument(
         "--crf-params", metavar="NAME", help="toco (default), irn, psa, clip_es or weaktr"
@@ -929,7 +930,7 @@ def _run_info(args: argparse.Namespace) -> int:
     for title, values in info.items():
         rows = [(name, _state(title, value)) for name, value in values.items()]
         _print_table(("", ""), rows, title.replace("_", " "))
-    print("--crf lattice takes numba, or reference where that cannot run; on a GPU torch.")
+    print("--crf lattice takes numba, or reference where that cannot run; lattice-gpu torch.")
     return EXIT_OK
 
 
