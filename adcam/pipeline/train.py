@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_world_size, init_dist, is_distributed, is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
@@ -24,6 +23,7 @@ from adcam.models.classifier import Classifier
 from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.models.token_cam import TokenCAM
 from adcam.pipeline.config import build_dataset, hash_config
+from adcam.pipeline.training import RUNS, check_keys, fit_schedulers, join_processes
 from adcam.structures import ClassSet
 
 CLASSIFIER_NAME = "classifier.safetensors"
@@ -32,8 +32,6 @@ TRAIN_KEYS = (
     *("cls_token_loss", "seed", "val_interval", "log_interval"),
 )
 MODEL_KEYS = ("backbone", "img_size", "weights", "drop_path_rate", "backbone_kwargs")
-_RUNS = itertools.count()
-"""mmengine shares its loggers among runs of one name and second; a number keeps them apart."""
 
 
 class MeanAveragePrecision(BaseMetric):
@@ -112,8 +110,8 @@ def train_classifier(
     """
     work_dir = Path(work_dir)
     options = cfg.train
-    _check_keys(options, TRAIN_KEYS, "train")
-    _check_keys(cfg.model, MODEL_KEYS, "model")
+    check_keys(options, TRAIN_KEYS, "train")
+    check_keys(cfg.model, MODEL_KEYS, "model")
     splits = [cfg.data.train] if isinstance(cfg.data.train, str) else list(cfg.data.train)
     train_sets = [build_dataset(cfg.data, split) for split in splits]
     val_set = build_dataset(cfg.data, cfg.data.val)
@@ -156,7 +154,7 @@ def train_classifier(
     if resume and classifier_path.is_file():
         best = float(load_classifier(classifier_path).info["val_map"])
     export = ExportClassifier(classifier_path, network_options, class_set, info, best)
-    model = _join_processes(model, launcher)
+    model = join_processes(model, launcher)
     # Incomplete batches are dropped, so a set smaller than one makes a smaller batch.
     batch_size = min(options.batch_size, -(-len(train_view) // get_world_size()))
     workers = {"num_workers": options.num_workers, "persistent_workers": options.num_workers > 0}
@@ -187,7 +185,7 @@ def train_classifier(
         },
         val_cfg={},
         optim_wrapper=cfg.optim_wrapper.to_dict(),
-        param_scheduler=_fit_schedulers(cfg.param_scheduler, options.epochs),
+        param_scheduler=fit_schedulers(cfg.param_scheduler, options.epochs),
         default_hooks={
             "logger": {"type": "LoggerHook", "interval": options.get("log_interval", 10)},
             "checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 1},
@@ -201,41 +199,9 @@ def train_classifier(
         launcher=launcher,
         randomness={"seed": options.seed},
         cfg=Config({"adcam": cfg.to_dict()}),
-        experiment_name=f"classifier_{next(_RUNS)}",
+        experiment_name=f"classifier_{next(RUNS)}",
     )
     runner.train()
     if not export.has_run:
         runner.val()  # resumed after the last epoch, which may have ended before its validation
     return classifier_path
-
-
-def _join_processes(model: nn.Module, launcher: str) -> nn.Module:
-    """Start talking to the other processes of ``launcher``.
-
-    mmengine does so on GPUs only; without one, gloo connects them and the model is wrapped here.
-    """
-    if launcher == "none":
-        return model
-    if torch.cuda.is_available() or launcher != "pytorch":
-        init_dist(launcher)
-        return model
-    if not is_distributed():
-        torch.distributed.init_process_group("gloo")
-    return MMDistributedDataParallel(module=model, broadcast_buffers=False)
-
-
-def _check_keys(section: Mapping[str, Any], legal: Sequence[str], name: str) -> None:
-    if unknown := sorted(section.keys() - set(legal)):
-        raise ValueError(f"config section {name!r} has no {unknown}; legal are {legal}")
-
-
-def _fit_schedulers(schedulers: Sequence[Any], epochs: int) -> list[dict[str, Any]]:
-    """A scheduler without an end runs to the last epoch, so that ``train.epochs`` alone is changed.
-
-    Parts that would begin after the last epoch are left out, and a warm-up ends with it.
-    """
-    return [
-        {**entry, "end": min(entry.get("end", epochs), epochs)}
-        for entry in schedulers
-        if entry.get("begin", 0) < epochs
-    ]

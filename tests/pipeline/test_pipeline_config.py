@@ -318,11 +318,11 @@ def test_the_voc12_config_trains_on_a_miniature(
 @pytest.mark.parametrize("epochs", [1, 3, 10, 40])
 def test_fewer_or_more_epochs_adapt_the_schedule(epochs: int) -> None:
     """Warm-up first, then a cosine that reaches 0 with the last step, whatever `train.epochs`."""
-    from adcam.pipeline.train import _fit_schedulers
+    from adcam.pipeline.training import fit_schedulers
 
     path = ROOT / "configs/voc12/adcam_deit-small_60e_voc12.py"
     cfg: Config = load_config(path, {"train.epochs": epochs})
-    fitted = _fit_schedulers(cfg.param_scheduler, cfg.train.epochs)
+    fitted = fit_schedulers(cfg.param_scheduler, cfg.train.epochs)
     assert fitted[0]["type"] == "LinearLR"
     assert fitted[0]["end"] == min(5, epochs)
     assert [entry["type"] for entry in fitted[1:]] == (["CosineAnnealingLR"] if epochs > 5 else [])
