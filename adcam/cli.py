@@ -87,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_boxes(commands)
     _add_compare(commands)
+    _add_segment(commands)
     _add_info(commands)
     return parser
 
@@ -498,6 +499,55 @@ def _add_boxes(commands: Any) -> None:
     )
 
 
+def _add_segment(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "segment",
+        _run_segment,
+        "train a segmentation network on the masks, test and use it",
+        """\
+        Train a network of mmsegmentation on masks, score it, and write masks of new images with it.
+        WORK_DIR/segmenter.safetensors is the result; an interrupted training goes on by itself.
+        Needs mmsegmentation: pip install 'adcam[seg]'.""",
+        """\
+        adcam segment configs/seg/voc_animals/deit-tiny_fcn_voc-animals.py --check \\
+            --cfg-options data.masks=out
+        adcam segment configs/seg/voc_animals/deit-tiny_fcn_voc-animals.py train --work-dir work \\
+            --cfg-options data.masks=out
+        adcam segment configs/seg/voc_animals/deit-tiny_fcn_voc-animals.py test --work-dir work \\
+            --cfg-options test.flip=True test.crf=toco
+        adcam segment configs/seg/voc_animals/deit-tiny_fcn_voc-animals.py predict photos/ \\
+            --work-dir work --out predicted
+        """,
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="see configs/seg")
+    parser.add_argument("action", nargs="?", choices=("train", "test", "predict"))
+    parser.add_argument("images", nargs="?", type=Path, metavar="IMAGES", help="for `predict`")
+    parser.add_argument(
+        "--check", action="store_true", help="look at all images and masks, and stop"
+    )
+    parser.add_argument(
+        "--work-dir", type=Path, help="where results go (default: work_dirs/<name of the config>)"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="for `test` and `predict` (default: WORK_DIR/segmenter.safetensors)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="for `predict` and, if wanted, `test`: masks"
+    )
+    parser.add_argument("--restart", action="store_true", help="train from the first step again")
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm"),
+        default="none",
+        help="who started the processes of distributed training (default: %(default)s)",
+    )
+    _add_cfg_options(parser)
+
+
 def _add_info(commands: Any) -> None:
     parser = _add_command(
         commands,
@@ -740,6 +790,56 @@ def _run_boxes(args: argparse.Namespace) -> int:
     _say(f"{sum(len(image.boxes.boxes) for image in found)} boxes, {len(failed)} images failed")
     print(args.out)
     return EXIT_SOME_FAILED if failed else EXIT_OK
+
+
+def _run_segment(args: argparse.Namespace) -> int:
+    _check_segment(args)
+    from adcam.pipeline import segment
+
+    config = segment.read_segmentation_config(
+        args.config, _parse_pairs("--cfg-options", args.cfg_options)
+    )
+    work_dir = _work_dir(args)
+    checkpoint = args.checkpoint or work_dir / segment.SEGMENTER_NAME
+    if args.check:
+        _print_check(segment.check_segmentation(config))
+    if args.action == "train":
+        path = segment.train_segmenter(
+            config, work_dir=work_dir, resume=not args.restart, launcher=args.launcher
+        )
+        print(f"network: {path}")
+    elif args.action == "test":
+        scores = segment.test_segmenter(config, checkpoint, work_dir=work_dir, masks_out=args.out)
+        _print_scores(scores, f"Scores of {scores['split']} in percent")
+        print(work_dir / f"test_{scores['split']}.json")
+    elif args.action == "predict":
+        result = segment.predict_segmenter(config, checkpoint, args.images, args.out)
+        for img_id, error in list(result["failed"].items())[:_SHOWN_FAILURES]:
+            _say(f"  {img_id}: {error}")
+        _say(f"{result['ok']} masks written, {len(result['failed'])} images failed")
+        print(result["masks"])
+        return EXIT_SOME_FAILED if result["failed"] else EXIT_OK
+    return EXIT_OK
+
+
+def _check_segment(args: argparse.Namespace) -> None:
+    """Refuse what contradicts itself before anything heavy is imported."""
+    if args.check == (args.action is not None):
+        raise ValueError("give either --check or one of train, test and predict")
+    if args.action == "predict" and (args.images is None or args.out is None):
+        raise ValueError("predict needs IMAGES and --out DIR")
+    if args.action != "predict" and args.images is not None:
+        raise ValueError(f"{args.images}: only predict takes images")
+
+
+def _print_check(splits: Mapping[str, Any]) -> None:
+    for split, found in splits.items():
+        pixels = found["pixels"]
+        total = sum(pixels.values()) + found["ignored"]
+        rows = [(name, str(count), f"{100 * count / total:.2f} %") for name, count in pixels.items()]
+        rows.append(("ignored", str(found["ignored"]), f"{100 * found['ignored'] / total:.2f} %"))
+        _print_table(("class", "pixels", "share"), rows, f"{split}: {found['images']} images")
+    print("nothing is wrong")
 
 
 def _run_info(args: argparse.Namespace) -> int:

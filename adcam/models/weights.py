@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models import get_pretrained_cfg
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -104,3 +105,93 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
             f"Missing {len(missing)}: {missing[:5]}; wrong shape {len(wrong)}: {wrong[:5]}"
         )
     backbone.load_state_dict({name: state[name] for name in own})
+
+
+def find_weights(source: str | Path, name: str | None = None) -> Path:
+    """File of published weights on this machine; nothing is downloaded.
+
+    Args:
+        source: A file; ``"timm"`` for timm's weights of ``name``, looked for in the cache of
+            huggingface_hub; or ``"torchvision:resnet50"`` and the like for torchvision's first
+            ImageNet weights (``IMAGENET1K_V1``) of that name, looked for in the cache of torch.hub.
+        name: timm name of the network, for ``"timm"``.
+
+    Raises:
+        ValueError: The name is unknown, or there is no such file; the message says what to fetch
+            and where to put it.
+    """
+    kind, _, model = str(source).partition(":")
+    if kind == "timm":
+        return _find_timm(model or name or "")
+    if kind == "torchvision" and model:
+        return _find_torchvision(model)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such weights file; name a file, 'timm' or 'torchvision:<model>'"
+        )
+    return path
+
+
+def load_convnet_weights(backbone: nn.Module, path: str | Path) -> None:
+    """Load ImageNet weights with torchvision's names into a convolutional backbone.
+
+    Args:
+        backbone: Such as mmsegmentation's ``ResNet``, whose names are the same.
+        path: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``; its classifier ``fc`` is dropped.
+
+    Raises:
+        ValueError: If names or shapes do not fit; the message lists them.
+    """
+    state = load_state_dict(path)
+    state = {n.removeprefix("backbone."): t for n, t in state.items() if not n.startswith("fc.")}
+    own = backbone.state_dict()
+    wrong = sorted(
+        name
+        for name, tensor in own.items()
+        if not name.endswith("num_batches_tracked")
+        and (name not in state or state[name].shape != tensor.shape)
+    )
+    if wrong:
+        raise ValueError(
+            f"{path}: weights do not fit {type(backbone).__name__}: {len(wrong)} tensors are "
+            f"missing or of another shape, such as {wrong[:5]}"
+        )
+    backbone.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()})
+
+
+def load_any_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
+    """:func:`load_backbone_weights` for a timm ViT, else :func:`load_convnet_weights`."""
+    load = (
+        load_backbone_weights if isinstance(backbone, VisionTransformer) else load_convnet_weights
+    )
+    load(backbone, path)
+
+
+def _find_timm(name: str) -> Path:
+    from huggingface_hub import constants, try_to_load_from_cache  # slow to import
+
+    config = get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None or not config.hf_hub_id:
+        raise ValueError(f"timm publishes no weights of {name!r}")
+    found = try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
+    if isinstance(found, str):
+        return Path(found)
+    raise ValueError(
+        f"timm's weights of {name} are not on this machine ({constants.HF_HUB_CACHE}). Where there "
+        f"is a network, run `hf download {config.hf_hub_id} model.safetensors`; then name the file "
+        "it prints, or copy it and name the copy"
+    )
+
+
+def _find_torchvision(name: str) -> Path:
+    from torchvision.models import get_model_weights  # slow to import
+
+    try:
+        url = get_model_weights(name).IMAGENET1K_V1.url
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"torchvision publishes no ImageNet weights of {name!r}") from error
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    raise ValueError(f"{path}: torchvision's weights of {name} are not here. Fetch {url} to there")

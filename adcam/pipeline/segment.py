@@ -25,7 +25,7 @@ from adcam.data.images import ImageError, read_image_hw
 from adcam.data.png import read_mask, write_mask
 from adcam.masks.crf import CRF_PARAMS, refine
 from adcam.metrics.miou import MeanIoU, compute_confusion
-from adcam.models.weights import load_backbone_weights, load_state_dict
+from adcam.models.weights import find_weights, load_any_backbone_weights, load_state_dict
 from adcam.pipeline.config import build_classes, build_dataset, hash_config, hash_file, load_config
 from adcam.pipeline.evaluate import name_classes
 from adcam.pipeline.json_file import write_json
@@ -46,6 +46,7 @@ from adcam.structures import IGNORE_INDEX, ClassSet, Sample
 from adcam.version import __version__
 
 if TYPE_CHECKING:
+    from adcam.seg.dataset import Confidence
     from adcam.seg.segmenter import Segmenter, SegViews
 
 TRAIN_KEYS = (
@@ -126,8 +127,8 @@ def train_segmenter(
     val_set = _build_split(config, config.data.val)
     seed = options.seed
     torch.manual_seed(seed)
-    model: Any = join_processes(_build_network(config, sync=launcher != "none"), launcher)
     confidence = _read_confidence(config) if options.get("confidence") else None
+    model: Any = join_processes(_build_network(config, sync=launcher != "none"), launcher)
     parts = [
         SegmentationDataset(images, images.class_set, config.train_pipeline, confidence)
         for images in train_sets.values()
@@ -495,7 +496,8 @@ def _build_network(config: Config, *, sync: bool, weights: bool = True) -> Segme
     segmenter.init_weights()
     if weights and (source := config.get("weights")) is not None:
         backbone = segmenter.backbone
-        load_backbone_weights(getattr(backbone, "network", backbone), source)
+        path = find_weights(source, config.model.backbone.get("name"))
+        load_any_backbone_weights(getattr(backbone, "network", backbone), path)
     return segmenter
 
 
@@ -539,8 +541,13 @@ def _load_segmenter(segmenter: Segmenter, checkpoint: str | Path, class_set: Cla
     segmenter.load_state_dict({name: state[name] for name in own})
 
 
-def _read_confidence(config: Config) -> Any:
-    """From a sample to how far its pseudo mask is trusted, read from the maps that made it."""
+def _read_confidence(config: Config) -> Confidence:
+    """From a sample to how far its pseudo mask is trusted, read from the maps that made it.
+
+    The score of the pixel's class; of background, what the likeliest class leaves.
+    """
+    if config.data.get("masks") is None:
+        raise ValueError("train.confidence needs data.masks, the folder of `adcam generate`")
     folder = Path(config.data.masks).expanduser() / MAPS_DIR
     if not folder.is_dir():
         raise ValueError(
@@ -549,12 +556,11 @@ def _read_confidence(config: Config) -> Any:
         )
 
     def confidence(sample: Sample) -> np.ndarray:
-        maps = load_maps(folder / f"{sample.img_id}.npz").upsample()
+        stored = load_maps(folder / f"{sample.img_id}.npz")
+        maps = stored.upsample()
         trust = 1 - maps.score_maps.max(axis=0, initial=0)
         for class_id, score_map in zip(maps.class_ids, maps.score_maps, strict=True):
-            value = sample_values[class_id]
-            trust = np.where(sample.mask == value, score_map, trust)
+            trust = np.where(sample.mask == stored.mask_values[class_id], score_map, trust)
         return np.rint(255 * trust).astype(np.uint8)
 
-    sample_values = build_classes(config.data.get("classes", "voc")).mask_values
     return confidence

@@ -1,0 +1,443 @@
+"""Segmentation networks: what is refused before a training, what one writes, resumes and predicts."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from adcam.data.png import read_mask, voc_palette, write_mask
+from adcam.pipeline.evaluate import evaluate_masks
+
+pytest.importorskip("mmseg", reason="mmsegmentation is not installed (extra `seg`)")
+
+from adcam.pipeline import segment
+
+# Warnings raised inside mmengine, mmsegmentation and tensorboard are theirs.
+pytestmark = pytest.mark.filterwarnings("default")
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs" / "seg"
+TINY_VIT = {
+    "model.backbone.backbone_kwargs": {
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 3,
+    },
+    "model.decode_head.in_channels": 24,
+    "model.decode_head.channels": 16,
+}
+
+
+def read_config(root: Path, **options: Any) -> Config:
+    """Four steps of a tiny network on `mini_shapes`."""
+    crop = (32, 32)
+    return segment.read_segmentation_config(
+        CONFIGS / "shapes" / "vit_fcn_shapes.py",
+        {
+            "data.root": str(root),
+            **TINY_VIT,
+            "train.max_iters": 4,
+            "train.batch_size": 4,
+            "train.num_workers": 0,
+            "train.crop_size": crop,
+            "train_pipeline.0.crop_size": crop,
+            "train.log_interval": 1,
+            "train.val_interval": 4,
+            "train.checkpoint_interval": 2,
+            **options,
+        },
+    )
+
+
+@pytest.fixture
+def cfg(mini_shapes: Path) -> Config:
+    return read_config(mini_shapes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, mini_shapes: Path) -> Path:
+    """A work_dir after four steps; read only."""
+    work_dir = tmp_path_factory.mktemp("segmenter")
+    path = segment.train_segmenter(read_config(mini_shapes), work_dir=work_dir)
+    assert path == work_dir / "segmenter.safetensors"
+    return work_dir
+
+
+@pytest.fixture
+def own_shapes(tmp_path: Path, mini_shapes: Path) -> Path:
+    """A copy of `mini_shapes` to damage."""
+    return Path(shutil.copytree(mini_shapes, tmp_path / "shapes"))
+
+
+def read_log(work_dir: Path) -> list[dict[str, Any]]:
+    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def losses(work_dir: Path) -> dict[int, float]:
+    """Loss of each step; of one trained twice, the later one."""
+    return {line["step"]: line["loss"] for line in read_log(work_dir) if "loss" in line}
+
+
+def test_check_counts_images_and_pixels(cfg: Config, mini_shapes: Path) -> None:
+    found = segment.check_segmentation(cfg)
+    assert {split: values["images"] for split, values in found.items()} == {"train": 40, "val": 15}
+    masks = [read_mask(path) for path in (mini_shapes / "SegmentationClass").glob("train_*.png")]
+    assert len(masks) == 40
+    names = ("background", *segment.build_classes("shapes").classes)
+    expected = {name: sum(int((m == v).sum()) for m in masks) for v, name in enumerate(names)}
+    assert found["train"]["pixels"] == expected
+    assert found["train"]["ignored"] == sum(int((m == 255).sum()) for m in masks)
+    json.dumps(found)
+
+
+def mask_of(root: Path, img_id: str = "train_00003") -> Path:
+    return root / "SegmentationClass" / f"{img_id}.png"
+
+
+def spoil_missing(path: Path) -> str:
+    path.unlink()
+    return "no such file"
+
+
+def spoil_size(path: Path) -> str:
+    write_mask(path, np.zeros((48, 63), np.uint8), voc_palette())
+    return "48×63 pixels"
+
+
+def spoil_range(path: Path) -> str:
+    mask = read_mask(path).copy()
+    mask[0, 0] = 7
+    write_mask(path, mask, voc_palette())
+    return r"values \[7\]; legal are 0, 1, 2, 3, 4, 5, 6 and 255"
+
+
+def spoil_rgb(path: Path) -> str:
+    Image.open(path).convert("RGB").save(path)
+    return "must be an 8-bit palette or grayscale PNG, got mode RGB"
+
+
+def spoil_16_bit(path: Path) -> str:
+    Image.fromarray(read_mask(path).astype(np.uint16)).save(path)
+    return "must be an 8-bit palette or grayscale PNG, got mode I;16"
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_missing, spoil_size, spoil_range, spoil_rgb, spoil_16_bit]
+)
+@pytest.mark.parametrize("pseudo", [False, True])
+def test_bad_masks_are_told_before_training(
+    own_shapes: Path, tmp_path: Path, spoil: Any, pseudo: bool
+) -> None:
+    cfg = read_config(own_shapes)
+    path = mask_of(own_shapes)
+    if pseudo:
+        folder = shutil.copytree(own_shapes / "SegmentationClass", tmp_path / "out" / "masks")
+        cfg.data.masks = str(tmp_path / "out")
+        path = Path(folder) / path.name
+    message = spoil(path).replace("I;16", "I;16")
+    with pytest.raises(ValueError, match=message) as raised:
+        segment.train_segmenter(cfg, work_dir=tmp_path / "run")
+    assert str(path) in str(raised.value)
+    assert "1 of 40 images cannot be used" in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_without_a_palette_are_fine(own_shapes: Path) -> None:
+    path = mask_of(own_shapes)
+    Image.fromarray(read_mask(path)).save(path)
+    assert segment.check_segmentation(read_config(own_shapes))["train"]["masks"] == 40
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.decode_head.num_classes": 6}, "num_classes is 6, but the data has 7 classes"),
+        ({"data.val": "test"}, "no list for split 'test'"),
+        ({"data.masks": "nowhere"}, "data.masks nowhere is no folder"),
+        ({"weights": "gone.safetensors"}, "gone.safetensors: no such weights file"),
+        ({"weights": "torchvision:resnet7"}, "no ImageNet weights of 'resnet7'"),
+        ({"train.amp": "fp8"}, "amp must be one of"),
+        ({"model.type": "CascadeEncoderDecoder"}, "model.type must be 'EncoderDecoder'"),
+        ({"train.confidence": True}, "train.confidence needs data.masks"),
+    ],
+)
+def test_mistakes_of_a_config_are_told_before_training(
+    cfg: Config, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    cfg.merge_from_dict(change)
+    with pytest.raises(ValueError, match=message):
+        segment.train_segmenter(cfg, work_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_options_are_refused(mini_shapes: Path) -> None:
+    with pytest.raises(ValueError, match=r"section 'train' has no \['epochs'\]"):
+        read_config(mini_shapes, **{"train.epochs": 3})
+
+
+def test_an_empty_split_is_refused(own_shapes: Path, cfg: Config) -> None:
+    (own_shapes / "ImageSets" / "Segmentation" / "train.txt").write_text("\n")
+    with pytest.raises(ValueError, match="the list is empty"):
+        segment.check_segmentation(read_config(own_shapes))
+
+
+def test_training_writes_checkpoint_log_and_network(finished: Path) -> None:
+    assert list(losses(finished)) == [1, 2, 3, 4]
+    assert (finished / "iter_4.pth").is_file()
+    assert list(finished.glob("*/vis_data/events.out.tfevents.*"))
+    (scores,) = [line for line in read_log(finished) if "mIoU" in line]
+    assert 0 < scores["mIoU"] < 100
+
+
+def test_the_test_scores_equal_those_of_validation_and_of_evaluate(
+    finished: Path, cfg: Config, tmp_path: Path, mini_shapes: Path
+) -> None:
+    scores = segment.test_segmenter(
+        cfg, finished / "segmenter.safetensors", work_dir=tmp_path, masks_out=tmp_path / "out"
+    )
+    assert json.loads((tmp_path / "test_val.json").read_text()) == scores
+    (validation,) = [line for line in read_log(finished) if "mIoU" in line]
+    assert scores["miou"] == pytest.approx(validation["mIoU"], abs=1e-3)
+    ids = [f"val_{i:05d}" for i in range(15)]
+    again = evaluate_masks(tmp_path / "out", mini_shapes / "SegmentationClass", ids=ids)
+    assert again["iou_per_class"] == scores["iou_per_class"]
+    assert np.sum(scores["confusion"]) == 15 * 48 * 64
+    # The masks are there, so the second time nothing is computed.
+    stamp = max(path.stat().st_mtime_ns for path in (tmp_path / "out" / "masks").iterdir())
+    assert scores == segment.test_segmenter(
+        cfg, finished / "segmenter.safetensors", work_dir=tmp_path, masks_out=tmp_path / "out"
+    )
+    assert stamp == max(path.stat().st_mtime_ns for path in (tmp_path / "out" / "masks").iterdir())
+
+
+def test_mmsegmentations_metric_gives_the_same_numbers(
+    finished: Path, cfg: Config, tmp_path: Path, mini_shapes: Path
+) -> None:
+    import torch
+    from mmseg.evaluation import IoUMetric
+
+    scores = segment.test_segmenter(
+        cfg, finished / "segmenter.safetensors", work_dir=tmp_path, masks_out=tmp_path / "out"
+    )
+    areas = [
+        IoUMetric.intersect_and_union(
+            torch.from_numpy(read_mask(path)),
+            torch.from_numpy(read_mask(mini_shapes / "SegmentationClass" / path.name)),
+            7,
+            255,
+        )
+        for path in sorted((tmp_path / "out" / "masks").glob("*.png"))
+    ]
+    assert len(areas) == 15
+    # float64: mmsegmentation divides in float32, which alone is off by up to 1e-5 percent.
+    totals = [sum(column).double() for column in zip(*areas, strict=True)]
+    theirs = IoUMetric.total_area_to_metrics(*totals, metrics=["mIoU"])
+    np.testing.assert_allclose(
+        list(scores["iou_per_class"].values()), 100 * np.array(theirs["IoU"]), rtol=0, atol=1e-6
+    )
+    assert scores["miou"] == pytest.approx(100 * float(np.mean(theirs["IoU"])), abs=1e-6)
+
+
+def test_restricted_to_labels_only_they_are_predicted(
+    finished: Path, cfg: Config, tmp_path: Path
+) -> None:
+    cfg.test.update(labels="given", crf="toco", flip=True, scales=[1.0, 1.5])
+    segment.test_segmenter(
+        cfg, finished / "segmenter.safetensors", work_dir=tmp_path, masks_out=tmp_path / "out"
+    )
+    images = segment.build_dataset(cfg.data, "val")
+    for record in images.records:
+        values = set(np.unique(read_mask(tmp_path / "out" / "masks" / f"{record.img_id}.png")))
+        assert values <= {0, *(i + 1 for i in record.class_ids or ())}
+
+
+def test_predict_any_folder_and_go_on(finished: Path, cfg: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "photos" / "more"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 51, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "a.jpg")
+    Image.fromarray(pixels[:20]).save(folder.parent / "b.png")
+    (folder.parent / "broken.jpg").write_text("no image")
+    network = finished / "segmenter.safetensors"
+    result = segment.predict_segmenter(cfg, network, folder.parent, tmp_path / "out")
+    assert result["ok"] == 2
+    assert list(result["failed"]) == ["broken"]
+    mask = Image.open(tmp_path / "out" / "masks" / "more" / "a.png")
+    assert (mask.mode, mask.size) == ("P", (51, 37))
+    assert read_mask(tmp_path / "out" / "masks" / "b.png").shape == (20, 51)
+    before = (tmp_path / "out" / "masks" / "b.png").stat().st_mtime_ns
+    assert segment.predict_segmenter(cfg, network, folder.parent, tmp_path / "out") == result
+    assert (tmp_path / "out" / "masks" / "b.png").stat().st_mtime_ns == before
+    cfg.test.flip = True
+    with pytest.raises(ValueError, match="another configuration"):
+        segment.predict_segmenter(cfg, network, folder.parent, tmp_path / "out")
+
+
+def test_the_network_of_another_head_is_refused(
+    finished: Path, cfg: Config, tmp_path: Path
+) -> None:
+    network = finished / "segmenter.safetensors"
+    other = copy.deepcopy(cfg)
+    other.model.decode_head.channels = 8
+    with pytest.raises(ValueError, match="does not fit the network of the config"):
+        segment.test_segmenter(other, network, work_dir=tmp_path)
+    cfg.data.classes = ["a", "b", "c", "d", "e", "f"]
+    with pytest.raises(ValueError, match="was trained for the classes"):
+        segment.predict_segmenter(cfg, network, cfg.data.root, tmp_path / "out")
+
+
+def test_confidence_weights_come_from_the_maps(cfg: Config, tmp_path: Path) -> None:
+    from adcam.pipeline.maps_file import encode_maps
+    from adcam.structures import ClassMaps, Sample
+
+    class_set = segment.build_classes("shapes")
+    scores = np.stack([np.full((32, 32), 0.8), np.full((32, 32), 0.4)]).astype(np.float32)
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "a.npz").write_bytes(
+        encode_maps(ClassMaps((1, 3), scores), class_set, (32, 32))
+    )
+    cfg.data.masks = str(tmp_path)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:8], mask[8:16], mask[16:24] = class_set.mask_values[1], class_set.mask_values[3], 255
+    weight = segment._read_confidence(cfg)(Sample("a", np.zeros((32, 32, 3), np.uint8), mask=mask))
+    np.testing.assert_allclose(weight[0], 204)
+    np.testing.assert_allclose(weight[8], 102)
+    np.testing.assert_allclose(weight[31], 51)  # background: what the likeliest class leaves
+
+
+TRAIN_SCRIPT = """
+    import sys
+    import torch
+    from mmengine.config import Config
+    from adcam.pipeline import segment
+
+    torch.set_num_threads(1)
+    segment.train_segmenter(Config.fromfile(sys.argv[1]), work_dir=sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_killed_and_resumed_as_if_never_killed(
+    tmp_path: Path, mini_shapes: Path, num_workers: int
+) -> None:
+    """kill -9 between two checkpoints: the same batches, crops, drop path and losses follow."""
+    cfg = read_config(
+        mini_shapes,
+        **{
+            "train.max_iters": 60,
+            "train.checkpoint_interval": 10,
+            "train.val_interval": 25,
+            "train.num_workers": num_workers,
+            "model.backbone.drop_path_rate": 0.3,
+        },
+    )
+    segment.train_segmenter(cfg, work_dir=tmp_path / "whole")
+    cfg.dump(str(tmp_path / "config.py"))
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(TRAIN_SCRIPT))
+    command = [sys.executable, str(script), str(tmp_path / "config.py"), str(tmp_path / "run")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not (tmp_path / "run" / "iter_20.pth").exists():
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert max(losses(tmp_path / "run")) < 60
+    assert not (tmp_path / "run" / "segmenter.safetensors").exists()
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    whole, resumed = ((tmp_path / n / "segmenter.safetensors") for n in ("whole", "run"))
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def make_voc(root: Path, rng: np.random.Generator) -> None:
+    """VOC 2012 with SBD in its exact layout, four training and two validation images."""
+    ids = {"train_aug": [f"2008_00000{i}" for i in range(4)], "val": ["2007_000033", "2009_000001"]}
+    for split, folder in (("train_aug", "SegmentationClassAug"), ("val", "SegmentationClass")):
+        for i, img_id in enumerate(ids[split]):
+            hw = (60 + 7 * i, 80)
+            coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+            (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
+            coarse.resize((hw[1], hw[0])).save(root / "JPEGImages" / f"{img_id}.jpg")
+            mask = np.zeros(hw, np.uint8)
+            mask[10:40, 10:50] = 12
+            mask[45:, 60:] = 15
+            mask[9:11] = 255
+            write_mask(root / folder / f"{img_id}.png", mask, voc_palette())
+            (root / "Annotations").mkdir(exist_ok=True)
+            (root / "Annotations" / f"{img_id}.xml").write_text(
+                "<annotation><object><name>dog</name></object>"
+                "<object><name>person</name></object></annotation>"
+            )
+        lists = root / "ImageSets" / "Segmentation"
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / f"{split}.txt").write_text("\n".join(ids[split]) + "\n")
+
+
+def shrink(size: int) -> dict[str, Any]:
+    """Options that make any config of configs/seg a matter of seconds."""
+    return {
+        "weights": None,
+        "train.max_iters": 2,
+        "train.batch_size": 2,
+        "train.num_workers": 0,
+        "train.crop_size": (size, size),
+        "train_pipeline.1.crop_size": (size, size),
+        "train_pipeline.0.scale": (8 * size, size),
+        "train.val_interval": 2,
+        "test.short_side": size,
+    }
+
+
+def run_every_stage(cfg: Config, tmp_path: Path, images: Path) -> None:
+    segment.check_segmentation(cfg)
+    network = segment.train_segmenter(cfg, work_dir=tmp_path / "run")
+    scores = segment.test_segmenter(cfg, network, work_dir=tmp_path / "run")
+    assert 0 <= scores["miou"] <= 100
+    result = segment.predict_segmenter(cfg, network, images, tmp_path / "predicted")
+    assert result["failed"] == {}
+    assert len(list((tmp_path / "predicted" / "masks").rglob("*.png"))) == result["ok"] > 0
+
+
+def configs_of(folder: str) -> list[Any]:
+    """Configs of a folder; the deepest networks are left to the slow tests."""
+    names = sorted(path.name for path in (CONFIGS / folder).glob("*.py"))
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if "r101" in name else []) for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", configs_of("voc12"))
+def test_the_voc_configs_run_through_every_stage(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "VOC2012"
+    make_voc(root, np.random.default_rng(0))
+    masks = shutil.copytree(root / "SegmentationClassAug", tmp_path / "out" / "masks").parent
+    options = {
+        **shrink(64),
+        "data.root": str(root),
+        "data.masks": str(masks),
+        "data.expected_counts": {"train_aug": 4, "val": 2},
+    }
+    cfg = segment.read_segmentation_config(CONFIGS / "voc12" / name, options)
+    run_every_stage(cfg, tmp_path, root / "JPEGImages")
