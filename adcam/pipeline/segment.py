@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -493,7 +494,9 @@ def _build_network(config: Config, *, sync: bool, weights: bool = True) -> Segme
         crop_size=tuple(config.train.crop_size),
         sync=sync and torch.cuda.is_available() and get_world_size() > 1,
     )
+    logging.disable(logging.INFO)  # mmengine logs three lines a tensor
     segmenter.init_weights()
+    logging.disable(logging.NOTSET)
     if weights and (source := config.get("weights")) is not None:
         backbone = segmenter.backbone
         path = find_weights(source, config.model.backbone.get("name"))

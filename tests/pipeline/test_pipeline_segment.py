@@ -299,7 +299,9 @@ def test_the_network_of_another_head_is_refused(
         segment.test_segmenter(other, network, work_dir=tmp_path)
     cfg.data.classes = ["a", "b", "c", "d", "e", "f"]
     with pytest.raises(ValueError, match="was trained for the classes"):
-        segment.predict_segmenter(cfg, network, cfg.data.root, tmp_path / "out")
+        segment.predict_segmenter(
+            cfg, network, Path(cfg.data.root) / "JPEGImages", tmp_path / "out"
+        )
 
 
 def test_confidence_weights_come_from_the_maps(cfg: Config, tmp_path: Path) -> None:
