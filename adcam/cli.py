@@ -836,7 +836,9 @@ def _print_check(splits: Mapping[str, Any]) -> None:
     for split, found in splits.items():
         pixels = found["pixels"]
         total = sum(pixels.values()) + found["ignored"]
-        rows = [(name, str(count), f"{100 * count / total:.2f} %") for name, count in pixels.items()]
+        rows = [
+            (name, str(count), f"{100 * count / total:.2f} %") for name, count in pixels.items()
+        ]
         rows.append(("ignored", str(found["ignored"]), f"{100 * found['ignored'] / total:.2f} %"))
         _print_table(("class", "pixels", "share"), rows, f"{split}: {found['images']} images")
     print("nothing is wrong")

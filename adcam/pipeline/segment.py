@@ -504,9 +504,7 @@ def _build_network(config: Config, *, sync: bool, weights: bool = True) -> Segme
     return segmenter
 
 
-def _save_segmenter(
-    path: Path, segmenter: Segmenter, config: Config, class_set: ClassSet
-) -> None:
+def _save_segmenter(path: Path, segmenter: Segmenter, config: Config, class_set: ClassSet) -> None:
     tensors = {name: value.cpu().contiguous() for name, value in segmenter.state_dict().items()}
     header = {
         "adcam": __version__,

@@ -23,7 +23,15 @@ from adcam.models.classifier import Classifier
 from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.models.token_cam import TokenCAM
 from adcam.pipeline.config import build_dataset, hash_config
-from adcam.pipeline.training import RUNS, check_keys, fit_schedulers, join_processes
+from adcam.pipeline.training import (
+    RUNS,
+    RepeatableDataset,
+    RepeatableEpochs,
+    RepeatableSteps,
+    check_keys,
+    fit_schedulers,
+    join_processes,
+)
 from adcam.structures import ClassSet
 
 CLASSIFIER_NAME = "classifier.safetensors"
@@ -164,8 +172,8 @@ def train_classifier(
         work_dir=str(work_dir),
         train_dataloader=dict(
             batch_size=batch_size,
-            dataset=train_view,
-            sampler={"type": "DefaultSampler", "shuffle": True},
+            dataset=RepeatableDataset(train_view, options.seed),
+            sampler=RepeatableEpochs(train_view, shuffle=True, seed=options.seed),
             collate_fn=collate,
             drop_last=True,
             **workers,
@@ -190,7 +198,7 @@ def train_classifier(
             "logger": {"type": "LoggerHook", "interval": options.get("log_interval", 10)},
             "checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 1},
         },
-        custom_hooks=[export],
+        custom_hooks=[RepeatableSteps(options.seed), export],
         visualizer={
             "type": "Visualizer",
             "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],

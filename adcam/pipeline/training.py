@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import DefaultSampler
 from mmengine.dist import get_dist_info, init_dist, is_distributed
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
@@ -26,7 +27,7 @@ RUNS = itertools.count()
 
 
 def seed_everything(*entropy: int) -> None:
-    """Set the generators of Python, NumPy and PyTorch from some numbers, all of which matter."""
+    """Set the generators of Python, NumPy and PyTorch; any other numbers give other states."""
     words = np.random.SeedSequence(entropy).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
@@ -69,12 +70,23 @@ class RepeatableSampler(Sampler[tuple[int, int]]):
         self._done = num_samples
 
 
+class RepeatableEpochs(DefaultSampler):
+    """mmengine's shuffled epochs, with the position of each draw for :class:`RepeatableDataset`."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        start = self.epoch * self.num_samples
+        for place, index in enumerate(super().__iter__(), start):
+            yield index, place * self.world_size + self.rank
+
+
 class RepeatableDataset(Dataset[Any]):
     """Seeds the random generators before each item by its position in the training.
 
+    So neither the number of workers nor an interruption changes what is drawn.
+
     Args:
         dataset: Whose transforms draw from Python's, NumPy's or PyTorch's global generator.
-        seed: That of :class:`RepeatableSampler`.
+        seed: That of the run.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
@@ -86,7 +98,7 @@ class RepeatableDataset(Dataset[Any]):
         return len(self._dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, draw: tuple[int, int]) -> Any:
-        """The item of a draw of :class:`RepeatableSampler`."""
+        """The item of a draw of :class:`RepeatableSampler` or :class:`RepeatableEpochs`."""
         index, position = draw
         seed_everything(self._seed, 0, position)
         return self._dataset[index]

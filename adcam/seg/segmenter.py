@@ -61,9 +61,7 @@ class Segmenter(EncoderDecoder):
         **kwargs: Of ``EncoderDecoder``.
     """
 
-    def __init__(
-        self, *, amp: str = "none", views: SegViews | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, amp: str = "none", views: SegViews | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if amp not in AMP_DTYPES:
             raise ValueError(f"amp must be one of {sorted(AMP_DTYPES)}, got {amp!r}")
@@ -105,9 +103,7 @@ class Segmenter(EncoderDecoder):
         pixels = self._normalise(pixels.to(self.data_preprocessor.mean.device).float())
         total: Tensor | float = 0.0
         for hw in views.sizes(ori_hw):
-            inputs = F.interpolate(
-                pixels, hw, mode="bilinear", align_corners=False, antialias=True
-            )
+            inputs = F.interpolate(pixels, hw, mode="bilinear", align_corners=False, antialias=True)
             meta = {"ori_shape": hw, "img_shape": hw, "pad_shape": hw, "padding_size": [0] * 4}
             for mirrored in (False, True) if views.flip else (False,):
                 view = inputs.flip(3) if mirrored else inputs

@@ -137,9 +137,7 @@ def spoil_16_bit(path: Path) -> str:
     return "must be an 8-bit palette or grayscale PNG, got mode I;16"
 
 
-@pytest.mark.parametrize(
-    "spoil", [spoil_missing, spoil_size, spoil_range, spoil_rgb, spoil_16_bit]
-)
+@pytest.mark.parametrize("spoil", [spoil_missing, spoil_size, spoil_range, spoil_rgb, spoil_16_bit])
 @pytest.mark.parametrize("pseudo", [False, True])
 def test_bad_masks_are_told_before_training(
     own_shapes: Path, tmp_path: Path, spoil: Any, pseudo: bool
@@ -357,7 +355,10 @@ def test_killed_and_resumed_as_if_never_killed(
     command = [sys.executable, str(script), str(tmp_path / "config.py"), str(tmp_path / "run")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        command,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     while not (tmp_path / "run" / "iter_20.pth").exists():
