@@ -167,7 +167,7 @@ def is_kernel_file(path: Path) -> bool:
 
 def is_imported_when_used(path: Path) -> bool:
     """Files that need an optional package from their first line on: kernels, parts of mmseg."""
-    return is_kernel_file(path) or (PACKAGE / "seg" == path.parent and path.stem != "__init__")
+    return is_kernel_file(path) or (path.parent == PACKAGE / "seg" and path.stem != "__init__")
 
 
 def module_of(path: Path) -> str:

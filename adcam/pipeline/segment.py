@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import barrier, is_distributed, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -41,7 +42,8 @@ from adcam.pipeline.training import (
     RepeatableSteps,
     check_keys,
     fit_schedulers,
-    join_processes,
+    start_processes,
+    wrap_model,
 )
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
 from adcam.version import __version__
@@ -54,12 +56,13 @@ TRAIN_KEYS = (
     *("max_iters", "batch_size", "num_workers", "crop_size", "amp", "seed", "confidence"),
     *("val_interval", "checkpoint_interval", "log_interval"),
 )
-TEST_KEYS = ("split", "scales", "flip", "short_side", "crf", "labels")
+TEST_KEYS = ("split", "scales", "flip", "short_side", "crf", "labels", "min_prob")
 DATA_KEYS = (
     *("source", "root", "classes", "labels", "train", "val", "mask_dir", "metadata"),
     *("expected_counts", "masks"),
 )
 SEGMENTER_NAME = "segmenter.safetensors"
+SELF_TRAINING_KEYS = ("rounds", *(key for key in TEST_KEYS if key != "split"))
 _SHOWN = 10
 
 
@@ -80,6 +83,7 @@ def read_segmentation_config(path: str | Path, options: Mapping[str, Any] | None
     check_keys(config.data, DATA_KEYS, "data")
     check_keys(config.train, TRAIN_KEYS, "train")
     check_keys(config.test, TEST_KEYS, "test")
+    check_keys(config.get("self_training", {}), SELF_TRAINING_KEYS, "self_training")
     return config
 
 
@@ -119,9 +123,25 @@ def train_segmenter(
     Raises:
         ValueError: As :func:`check_segmentation`, or weights do not fit.
     """
+    work_dir = Path(work_dir)
+    rounds = config.get("self_training", {}).get("rounds", 1)
+    if rounds == 1:
+        return _train_once(config, work_dir, resume, launcher)
+    for number in range(1, rounds + 1):
+        round_dir = work_dir / f"round_{number}"
+        path = round_dir / SEGMENTER_NAME
+        if not (resume and path.is_file()):
+            _train_once(config, round_dir, resume, launcher)
+        if number < rounds:
+            config = _with_masks_of(config, path, round_dir / "train_masks")
+    if is_main_process():
+        write_bytes_atomic(work_dir / SEGMENTER_NAME, path.read_bytes())
+    return work_dir / SEGMENTER_NAME
+
+
+def _train_once(config: Config, work_dir: Path, resume: bool, launcher: str) -> Path:
     from adcam.seg.dataset import SegmentationDataset, WholeImages
 
-    work_dir = Path(work_dir)
     check_segmentation(config)
     options = config.train
     train_sets = _train_sets(config)
@@ -129,7 +149,8 @@ def train_segmenter(
     seed = options.seed
     torch.manual_seed(seed)
     confidence = _read_confidence(config) if options.get("confidence") else None
-    model: Any = join_processes(_build_network(config, sync=launcher != "none"), launcher)
+    start_processes(launcher)
+    model = wrap_model(_build_network(config, sync=is_distributed()))
     parts = [
         SegmentationDataset(images, images.class_set, config.train_pipeline, confidence)
         for images in train_sets.values()
@@ -354,14 +375,16 @@ class _Predictor:
             if sample.class_ids is None:
                 raise ValueError(f"image {sample.img_id!r} has no labels to keep to")
             indices = np.array([0, *(i + 1 for i in sample.class_ids)])
-            prob = prob[indices]
+            prob = prob[indices] / prob[indices].sum(axis=0)
         if (crf := self._test.get("crf", "none")) != "none":
             # The time of a CRF grows with its labels, and one that no pixel believes in never wins.
             likely = np.flatnonzero(prob.reshape(len(prob), -1).max(axis=1) >= _LIKELY)
             prob, indices = prob[likely], indices[likely]
             if len(prob) > 1:
                 prob = refine(prob / prob.sum(axis=0), sample.img, params=crf)
-        return self._values[indices[prob.argmax(axis=0)]]
+        mask = self._values[indices[prob.argmax(axis=0)]]
+        mask[prob.max(axis=0) < self._test.get("min_prob", 0.0)] = IGNORE_INDEX
+        return mask
 
 
 _LIKELY = 0.05
@@ -396,6 +419,27 @@ def _write_masks(
         folder.append({**entry, "status": "ok", **hashes})
         yield mask
     folder.finish(record.img_id for record in images.records)
+
+
+def _with_masks_of(config: Config, checkpoint: Path, out: Path) -> Config:
+    """The config of the next round: the network's masks of the training images in place of the old.
+
+    What the network sees and may say is ``self_training``'s: image labels are known in training.
+    """
+    section = {key: value for key, value in config.self_training.items() if key != "rounds"}
+    if is_main_process():
+        settings = copy.deepcopy(config)
+        settings.test = {**config.test, "labels": "given", **section}
+        splits = [config.data.train] if isinstance(config.data.train, str) else config.data.train
+        for split in splits:
+            images = _build_split(config, split, labels=True)
+            predictor = _Predictor(settings, checkpoint, images.class_set)
+            for _ in track(_write_masks(images, predictor, out), f"masks {split}", len(images)):
+                pass
+    barrier()
+    following = copy.deepcopy(config)
+    following.data.masks = str(out)
+    return following
 
 
 def _build_split(config: Config, split: str, *, labels: bool = False) -> ImageDataset:
@@ -492,13 +536,13 @@ def _build_network(config: Config, *, sync: bool, weights: bool = True) -> Segme
         amp=config.train.amp,
         views=views,
         crop_size=tuple(config.train.crop_size),
-        sync=sync and torch.cuda.is_available() and get_world_size() > 1,
+        sync=sync and torch.cuda.is_available(),
     )
     logging.disable(logging.INFO)  # mmengine logs three lines a tensor
     segmenter.init_weights()
     logging.disable(logging.NOTSET)
     if weights and (source := config.get("weights")) is not None:
-        backbone = segmenter.backbone
+        backbone: Any = segmenter.backbone
         path = find_weights(source, config.model.backbone.get("name"))
         load_any_backbone_weights(getattr(backbone, "network", backbone), path)
     return segmenter

@@ -30,7 +30,8 @@ from adcam.pipeline.training import (
     RepeatableSteps,
     check_keys,
     fit_schedulers,
-    join_processes,
+    start_processes,
+    wrap_model,
 )
 from adcam.structures import ClassSet
 
@@ -162,7 +163,8 @@ def train_classifier(
     if resume and classifier_path.is_file():
         best = float(load_classifier(classifier_path).info["val_map"])
     export = ExportClassifier(classifier_path, network_options, class_set, info, best)
-    model = join_processes(model, launcher)
+    start_processes(launcher)
+    model = wrap_model(model)
     # Incomplete batches are dropped, so a set smaller than one makes a smaller batch.
     batch_size = min(options.batch_size, -(-len(train_view) // get_world_size()))
     workers = {"num_workers": options.num_workers, "persistent_workers": options.num_workers > 0}

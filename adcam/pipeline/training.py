@@ -119,18 +119,23 @@ class RepeatableSteps(Hook):
         seed_everything(self._seed, 1, runner.iter, get_dist_info()[0])
 
 
-def join_processes(model: nn.Module, launcher: str) -> nn.Module:
-    """Start talking to the other processes of ``launcher``.
-
-    mmengine does so on GPUs only; without one, gloo connects them and the model is wrapped here.
-    """
-    if launcher == "none":
-        return model
+def start_processes(launcher: str) -> None:
+    """Join the other processes of ``launcher``; mmengine connects them on GPUs, gloo elsewhere."""
+    if launcher == "none" or is_distributed():
+        return
     if torch.cuda.is_available() or launcher != "pytorch":
         init_dist(launcher)
-        return model
-    if not is_distributed():
+    else:
         torch.distributed.init_process_group("gloo")
+
+
+def wrap_model(model: nn.Module) -> nn.Module:
+    """The model as several processes train it; on GPUs mmengine wraps it, and without them nobody.
+
+    Call it after :func:`start_processes`.
+    """
+    if not is_distributed() or torch.cuda.is_available():
+        return model
     return MMDistributedDataParallel(module=model, broadcast_buffers=False)
 
 

@@ -26,13 +26,14 @@ class DeepLabV2Head(BaseDecodeHead):
         kwargs.setdefault("dropout_ratio", 0)
         super().__init__(channels=kwargs.pop("channels", 1), **kwargs)
         self.conv_seg = nn.Identity()  # the branches classify
-        self.branches = nn.ModuleList(
+        branches = [
             nn.Conv2d(self.in_channels, self.out_channels, 3, padding=d, dilation=d)
             for d in dilations
-        )
-        for branch in self.branches:
+        ]
+        for branch in branches:
             nn.init.normal_(branch.weight, std=0.01)
             nn.init.zeros_(branch.bias)
+        self.branches = nn.ModuleList(branches)
         self.init_cfg = None  # mmengine would initialise conv_seg
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,7 @@ class Segmenter(EncoderDecoder):
         self._views = views or SegViews()
 
     def loss(self, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Tensor]:
-        """Losses of a batch; hands weight maps, where there are any, to the losses that use them."""
+        """Losses of a batch; weight maps, where there are any, go to the losses that use them."""
         if "weight_map" in data_samples[0]:
             weight = torch.cat([sample.weight_map.data for sample in data_samples])
             for module in self.modules():
@@ -122,9 +123,10 @@ class Segmenter(EncoderDecoder):
             pixels = pixels.flip(1)
         return (pixels - preprocessor.mean) / preprocessor.std
 
-    def _autocast(self, inputs: Tensor) -> torch.autocast:
-        enabled = self._amp_dtype != torch.float32
-        return torch.autocast(inputs.device.type, dtype=self._amp_dtype, enabled=enabled)
+    def _autocast(self, inputs: Tensor) -> AbstractContextManager[Any]:
+        if self._amp_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(inputs.device.type, dtype=self._amp_dtype)
 
 
 def build_segmenter(

@@ -52,6 +52,8 @@ class TimmViT(BaseModule):
         depth = len(self.network.blocks)
         self.out_indices = [index % depth for index in out_indices]
         self.norm = norm
+        # Distributed training refuses parameters that no output depends on.
+        self.network.prune_intermediate_layers(self.out_indices, prune_norm=not norm)
 
     def init_weights(self) -> None:
         """Keep timm's initialisation or what was loaded."""

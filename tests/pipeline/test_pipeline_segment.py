@@ -1,4 +1,4 @@
-"""Segmentation networks: what is refused before a training, what one writes, resumes and predicts."""
+"""Segmentation networks: what is refused, and what a training writes, resumes and predicts."""
 
 from __future__ import annotations
 
@@ -321,15 +321,75 @@ def test_confidence_weights_come_from_the_maps(cfg: Config, tmp_path: Path) -> N
     np.testing.assert_allclose(weight[31], 51)  # background: what the likeliest class leaves
 
 
+def test_self_training_makes_the_masks_of_the_next_round(cfg: Config, tmp_path: Path) -> None:
+    cfg.self_training = {"rounds": 2, "flip": True, "min_prob": 0.4}
+    path = segment.train_segmenter(cfg, work_dir=tmp_path)
+    assert path == tmp_path / "segmenter.safetensors"
+    assert path.read_bytes() == (tmp_path / "round_2" / "segmenter.safetensors").read_bytes()
+    images = segment.build_dataset(cfg.data, "train")
+    values: set[int] = set()
+    for record in images.records:
+        mask = read_mask(tmp_path / "round_1" / "train_masks" / "masks" / f"{record.img_id}.png")
+        held = set(np.unique(mask).tolist())
+        assert held <= {0, 255, *(i + 1 for i in record.class_ids or ())}
+        values |= held
+    assert 255 in values and len(values) > 2
+    # Nothing is trained or predicted twice, and a lost last round is trained alone.
+    (tmp_path / "round_2" / "segmenter.safetensors").unlink()
+    before = (tmp_path / "round_1" / "segmenter.safetensors").stat().st_mtime_ns
+    content = path.read_bytes()
+    segment.train_segmenter(cfg, work_dir=tmp_path)
+    assert (tmp_path / "round_1" / "segmenter.safetensors").stat().st_mtime_ns == before
+    assert path.read_bytes() == content
+
+
 TRAIN_SCRIPT = """
+    import os
     import sys
     import torch
     from mmengine.config import Config
     from adcam.pipeline import segment
 
     torch.set_num_threads(1)
-    segment.train_segmenter(Config.fromfile(sys.argv[1]), work_dir=sys.argv[2])
+    launcher = "pytorch" if "RANK" in os.environ else "none"
+    segment.train_segmenter(
+        Config.fromfile(sys.argv[1]), work_dir=sys.argv[2], launcher=launcher
+    )
+    if launcher == "pytorch":
+        torch.distributed.destroy_process_group()
 """
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(tmp_path: Path, mini_shapes: Path) -> None:
+    """torchrun on CPUs: the images of a step are those of one process with twice the batch."""
+    cfg = read_config(mini_shapes, **{"train.batch_size": 2, "train.max_iters": 3})
+    # Batch statistics are of each process alone; without them the mean gradient is the same.
+    cfg.model.decode_head.norm_cfg = {"type": "GN", "num_groups": 1}
+    cfg.model.decode_head.dropout_ratio = 0
+    cfg.dump(str(tmp_path / "config.py"))
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(TRAIN_SCRIPT))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
+            *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
+            *(str(script), str(tmp_path / "config.py"), str(tmp_path / "two")),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    cfg.train.batch_size = 4
+    segment.train_segmenter(cfg, work_dir=tmp_path / "one")
+    assert list(losses(tmp_path / "two")) == [1, 2, 3]
+    two, one = (
+        [line["mIoU"] for line in read_log(tmp_path / name) if "mIoU" in line]
+        for name in ("two", "one")
+    )
+    assert two == pytest.approx(one, abs=0.5)
 
 
 @pytest.mark.slow

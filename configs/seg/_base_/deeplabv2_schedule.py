@@ -1,5 +1,6 @@
 # DeepLab-v2 (arXiv 1606.00915, sections 4.1 and 4.1.1; prototxt of its release): rate 2.5e-4, ten
 # times that for the head, power 0.9, batch 10, 20,000 steps, crops of 321.
+_base_ = ["./crops_512.py"]
 train = dict(max_iters=20000, batch_size=10, crop_size=(321, 321))
 train_pipeline = [
     dict(type="RandomResize", scale=(2048, 375), ratio_range=(0.5, 1.5), keep_ratio=True),

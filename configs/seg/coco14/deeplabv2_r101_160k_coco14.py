@@ -2,7 +2,6 @@
 # schedule (schedule_160k.py).
 _base_ = [
     "../_base_/coco14.py",
-    "../_base_/crops_512.py",
     "../_base_/deeplabv2_r101.py",
     "../_base_/deeplabv2_schedule.py",
 ]
