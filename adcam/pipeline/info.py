@@ -39,7 +39,7 @@ _OPS = ("common_neighbor", "diffusion", "token_attention", "level_boxes")
 
 # What each optional feature imports, and the extra that brings it.
 _FEATURES = {
-    "student networks (mmsegmentation)": ("mmseg", "seg"),
+    "student networks (mmsegmentation)": ("mmseg.models", "seg"),
     "clusters (Ray)": ("ray", "ray"),
 }
 
@@ -73,16 +73,20 @@ def collect_info() -> dict[str, Any]:
         },
         "op_backends": _op_backends(),
         "crf_backends": available_backends(),
-        "features": {name: _why_not(module, extra) for name, (module, extra) in _FEATURES.items()},
+        "features": {
+            name: why_not_importable(module, extra) for name, (module, extra) in _FEATURES.items()
+        },
     }
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:
+    """Version of the first that is installed, and its name where it is not the usual one."""
     for name in distributions:
         try:
-            return metadata.version(name)
+            version = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+        return f"{version} ({name})" if name.startswith("onedl-") else version
     return None
 
 
@@ -109,9 +113,9 @@ def _op_backends() -> dict[str, str | None]:
     }
 
 
-def _why_not(module: str, extra: str) -> str | None:
-    """Import a package; the reason if that fails."""
-    if importlib.util.find_spec(module) is None:
+def why_not_importable(module: str, extra: str) -> str | None:
+    """Import a module of an optional package; the reason if that fails, ``None`` if it works."""
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
         return f"not installed; pip install 'adcam[{extra}]'"
     try:
         with warnings.catch_warnings():

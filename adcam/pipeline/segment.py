@@ -30,6 +30,7 @@ from adcam.metrics.miou import MeanIoU, compute_confusion
 from adcam.models.weights import find_weights, load_any_backbone_weights, load_state_dict
 from adcam.pipeline.config import build_classes, build_dataset, hash_config, hash_file, load_config
 from adcam.pipeline.evaluate import name_classes
+from adcam.pipeline.info import why_not_importable
 from adcam.pipeline.json_file import write_json
 from adcam.pipeline.manifest import MAPS_DIR, MASK_DIR, RunFolder, hash_or_none
 from adcam.pipeline.maps_file import load_maps
@@ -74,8 +75,11 @@ def read_segmentation_config(path: str | Path, options: Mapping[str, Any] | None
         options: Dotted keys to values, as ``--cfg-options``.
 
     Raises:
-        ValueError: It cannot be read, lacks a section, or has options that nothing reads.
+        ValueError: It cannot be read, lacks a section, or has options that nothing reads; or
+            mmsegmentation cannot be imported.
     """
+    if (reason := why_not_importable("mmseg.models", "seg")) is not None:
+        raise ValueError(f"segmentation networks need mmsegmentation: {reason}")
     config = load_config(path, options)
     needed = ("data", "model", "train", "train_pipeline", "test", "optim_wrapper")
     if missing := [key for key in (*needed, "param_scheduler") if key not in config]:
