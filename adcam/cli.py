@@ -604,6 +604,8 @@ def _add_convert(commands: Any) -> None:
             "--overwrite", action="store_true", help="make anew what is there already"
         )
         converter.add_argument("--json", type=Path, metavar="FILE", help="write all counts there")
+
+
 def _add_segment(commands: Any) -> None:
     parser = _add_command(
         commands,
@@ -925,6 +927,8 @@ def _run_convert(args: argparse.Namespace) -> int:
         f"{result.num_images} images, {result.kept} of them were there; {len(result.failed)} failed"
     )
     return EXIT_SOME_FAILED if result.failed else EXIT_OK
+
+
 def _run_segment(args: argparse.Namespace) -> int:
     _check_segment(args)
     from adcam.pipeline import segment

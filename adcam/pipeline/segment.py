@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from mmengine.config import Config
 from mmengine.dist import barrier, is_distributed, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from safetensors import safe_open
 from safetensors.torch import save
 from torch.utils.data import ConcatDataset, Dataset
@@ -105,8 +104,26 @@ def check_segmentation(config: Config) -> dict[str, Any]:
         ValueError: Something is wrong; the message names files, values and what would be right.
     """
     splits = {**_train_sets(config), config.data.val: _build_split(config, config.data.val)}
-    _check_heads(config, next(iter(splits.values())).class_set)
+    check_heads(config, next(iter(splits.values())).class_set)
     return {split: _check_images(images, split) for split, images in splits.items()}
+
+
+def check_heads(config: Config, class_set: ClassSet) -> None:
+    """Every head must have an output for background and each class.
+
+    Raises:
+        ValueError: One has another number.
+    """
+    wanted = class_set.num_fg_classes + 1
+    for name in ("decode_head", "auxiliary_head"):
+        heads = config.model.get(name) or []
+        for head in heads if isinstance(heads, list) else [heads]:
+            if head.get("num_classes") != wanted:
+                raise ValueError(
+                    f"model.{name}.num_classes is {head.get('num_classes')}, but the data has "
+                    f"{wanted} classes: background and {class_set.num_fg_classes} of "
+                    f"{class_set.name}"
+                )
 
 
 def train_segmenter(
@@ -146,14 +163,21 @@ def train_segmenter(
 def _train_once(config: Config, work_dir: Path, resume: bool, launcher: str) -> Path:
     from adcam.seg.dataset import SegmentationDataset, WholeImages
 
-    check_segmentation(config)
     options = config.train
+    if options.amp == "float16" and not torch.cuda.is_available():
+        raise ValueError("train.amp 'float16' needs a GPU; on a CPU take 'bfloat16' or 'none'")
+    start_processes(launcher)
+    # What began once was checked; on COCO that takes minutes.
+    begun = resume and find_latest_checkpoint(str(work_dir)) is not None
+    if is_main_process() and not begun:
+        check_segmentation(config)
+    barrier()
     train_sets = _train_sets(config)
     val_set = _build_split(config, config.data.val)
+    check_heads(config, val_set.class_set)
     seed = options.seed
     torch.manual_seed(seed)
     confidence = _read_confidence(config) if options.get("confidence") else None
-    start_processes(launcher)
     model = wrap_model(_build_network(config, sync=is_distributed()))
     parts = [
         SegmentationDataset(images, images.class_set, config.train_pipeline, confidence)
@@ -199,7 +223,8 @@ def _train_once(config: Config, work_dir: Path, resume: bool, launcher: str) -> 
                 "type": "CheckpointHook",
                 "by_epoch": False,
                 "interval": options.get("checkpoint_interval", options.max_iters),
-                "max_keep_ckpts": 1,
+                # mmengine removes the oldest before it writes; a kill then must leave one whole.
+                "max_keep_ckpts": 2,
             },
         },
         custom_hooks=[RepeatableSteps(seed)],
@@ -355,7 +380,7 @@ class _Predictor:
             raise ValueError(f"test.crf must be 'none' or one of {sorted(CRF_PARAMS)}, got {crf!r}")
         if (labels := self._test.get("labels", "none")) not in ("none", "given"):
             raise ValueError(f"test.labels must be 'none' or 'given', got {labels!r}")
-        _check_heads(config, class_set)
+        check_heads(config, class_set)
         self._segmenter = _build_network(config, sync=False, weights=False)
         _load_segmenter(self._segmenter, checkpoint, class_set)
         self._segmenter.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -512,20 +537,6 @@ def _check_images(images: ImageDataset, split: str) -> dict[str, Any]:
     }
 
 
-def _check_heads(config: Config, class_set: ClassSet) -> None:
-    """Every head must have an output for background and each class."""
-    wanted = class_set.num_fg_classes + 1
-    for name in ("decode_head", "auxiliary_head"):
-        heads = config.model.get(name) or []
-        for head in heads if isinstance(heads, list) else [heads]:
-            if head.get("num_classes") != wanted:
-                raise ValueError(
-                    f"model.{name}.num_classes is {head.get('num_classes')}, but the data has "
-                    f"{wanted} classes: background and {class_set.num_fg_classes} of "
-                    f"{class_set.name}"
-                )
-
-
 def _build_network(config: Config, *, sync: bool, weights: bool = True) -> Segmenter:
     from adcam.seg.segmenter import SegViews, build_segmenter
 
@@ -542,9 +553,7 @@ def _build_network(config: Config, *, sync: bool, weights: bool = True) -> Segme
         crop_size=tuple(config.train.crop_size),
         sync=sync and torch.cuda.is_available(),
     )
-    logging.disable(logging.INFO)  # mmengine logs three lines a tensor
     segmenter.init_weights()
-    logging.disable(logging.NOTSET)
     if weights and (source := config.get("weights")) is not None:
         backbone: Any = segmenter.backbone
         path = find_weights(source, config.model.backbone.get("name"))
@@ -554,11 +563,14 @@ def _build_network(config: Config, *, sync: bool, weights: bool = True) -> Segme
 
 def _save_segmenter(path: Path, segmenter: Segmenter, config: Config, class_set: ClassSet) -> None:
     tensors = {name: value.cpu().contiguous() for name, value in segmenter.state_dict().items()}
+    # Without the places of files: the same training in another folder gives the same bytes.
+    settings = {key: value for key, value in config.to_dict().items() if key != "weights"}
+    settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("root", "masks")}
     header = {
         "adcam": __version__,
         "classes": list(class_set.classes),
         "max_iters": config.train.max_iters,
-        "config": hash_config(config.to_dict()),
+        "config": hash_config(settings),
     }
     write_bytes_atomic(path, save(tensors, metadata={"segmenter": json.dumps(header)}))
 

@@ -198,7 +198,8 @@ def train_classifier(
         param_scheduler=fit_schedulers(cfg.param_scheduler, options.epochs),
         default_hooks={
             "logger": {"type": "LoggerHook", "interval": options.get("log_interval", 10)},
-            "checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 1},
+            # mmengine removes the oldest before it writes; a kill then must leave one whole.
+            "checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2},
         },
         custom_hooks=[RepeatableSteps(options.seed), export],
         visualizer={

@@ -32,7 +32,8 @@ class DeepLabV2Head(BaseDecodeHead):
         ]
         for branch in branches:
             nn.init.normal_(branch.weight, std=0.01)
-            nn.init.zeros_(branch.bias)
+            if branch.bias is not None:
+                nn.init.zeros_(branch.bias)
         self.branches = nn.ModuleList(branches)
         self.init_cfg = None  # mmengine would initialise conv_seg
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -63,19 +65,31 @@ class Segmenter(EncoderDecoder):
     """
 
     def __init__(self, *, amp: str = "none", views: SegViews | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
         if amp not in AMP_DTYPES:
             raise ValueError(f"amp must be one of {sorted(AMP_DTYPES)}, got {amp!r}")
+        super().__init__(**kwargs)
         self._amp_dtype = AMP_DTYPES[amp]
         self._views = views or SegViews()
+
+    def init_weights(self) -> None:
+        """Initialise once, though mmengine asks again, and without three log lines a tensor."""
+        if self.is_init:
+            return
+        logging.disable(logging.INFO)
+        super().init_weights()
+        logging.disable(logging.NOTSET)
 
     def loss(self, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Tensor]:
         """Losses of a batch; weight maps, where there are any, go to the losses that use them."""
         if "weight_map" in data_samples[0]:
-            weight = torch.cat([sample.weight_map.data for sample in data_samples])
+            weights = [sample.weight_map.data for sample in data_samples]
+            hw = inputs.shape[
+                2:
+            ]  # crops of small images were padded, with labels that do not count
+            padded = [F.pad(w, (0, hw[1] - w.shape[2], 0, hw[0] - w.shape[1])) for w in weights]
             for module in self.modules():
                 if isinstance(module, ConfidenceCrossEntropy):
-                    module.weight_map = weight
+                    module.weight_map = torch.cat(padded)
         with self._autocast(inputs):
             losses: dict[str, Tensor] = super().loss(inputs, data_samples)
         return losses
@@ -102,7 +116,7 @@ class Segmenter(EncoderDecoder):
         ori_hw = (img.shape[0], img.shape[1])
         pixels = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))[None]
         pixels = self._normalise(pixels.to(self.data_preprocessor.mean.device).float())
-        total: Tensor | float = 0.0
+        total = pixels.new_zeros(())
         for hw in views.sizes(ori_hw):
             inputs = F.interpolate(pixels, hw, mode="bilinear", align_corners=False, antialias=True)
             meta = {"ori_shape": hw, "img_shape": hw, "pad_shape": hw, "padding_size": [0] * 4}
@@ -113,7 +127,6 @@ class Segmenter(EncoderDecoder):
                 logits = logits.flip(3) if mirrored else logits
                 logits = F.interpolate(logits.float(), ori_hw, mode="bilinear", align_corners=False)
                 total = total + logits.softmax(dim=1)
-        assert isinstance(total, Tensor)
         return (total / total.sum(dim=1, keepdim=True))[0].cpu().numpy()
 
     def _normalise(self, pixels: Tensor) -> Tensor:
@@ -145,7 +158,7 @@ def build_segmenter(
     Raises:
         ValueError: For another ``type``.
     """
-    settings = ConfigDict(model)
+    settings = ConfigDict(copy.deepcopy(dict(model)))
     if (kind := settings.pop("type", "EncoderDecoder")) != "EncoderDecoder":
         raise ValueError(f"model.type must be 'EncoderDecoder', got {kind!r}")
     settings.pop("pretrained", None)  # a link that would be downloaded; see `weights`

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
+import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,10 +19,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from miniatures import write_coco, write_sbd, write_voc
 from mmengine.config import Config
 from PIL import Image
 
+from adcam.cli import main
 from adcam.data.png import read_mask, voc_palette, write_mask
+from adcam.data.shapes import make_shapes
+from adcam.pipeline.converters.data_sets import convert_coco, convert_sbd
 from adcam.pipeline.evaluate import evaluate_masks
 
 pytest.importorskip("mmseg", reason="mmsegmentation is not installed (extra `seg`)")
@@ -171,6 +179,11 @@ def test_masks_without_a_palette_are_fine(own_shapes: Path) -> None:
         ({"weights": "gone.safetensors"}, "gone.safetensors: no such weights file"),
         ({"weights": "torchvision:resnet7"}, "no ImageNet weights of 'resnet7'"),
         ({"train.amp": "fp8"}, "amp must be one of"),
+        pytest.param(
+            {"train.amp": "float16"},
+            "'float16' needs a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         ({"model.type": "CascadeEncoderDecoder"}, "model.type must be 'EncoderDecoder'"),
         ({"train.confidence": True}, "train.confidence needs data.masks"),
     ],
@@ -227,7 +240,6 @@ def test_the_test_scores_equal_those_of_validation_and_of_evaluate(
 def test_mmsegmentations_metric_gives_the_same_numbers(
     finished: Path, cfg: Config, tmp_path: Path, mini_shapes: Path
 ) -> None:
-    import torch
     from mmseg.evaluation import IoUMetric
 
     scores = segment.test_segmenter(
@@ -343,6 +355,44 @@ def test_self_training_makes_the_masks_of_the_next_round(cfg: Config, tmp_path: 
     assert path.read_bytes() == content
 
 
+def test_the_documented_commands_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ADCAM_DATA_ROOT", raising=False)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    make_shapes(tmp_path / "data" / "shapes", num_train=4, num_val=2, size_hw=(96, 96), seed=0)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (70, 50)).save(tmp_path / "photos" / "a.jpg")
+    text = (ROOT / "docs" / "segmentation.md").read_text("utf-8")
+    commands = re.findall(r"^\$ adcam ((?:.*\\\n)*.+)$", text, flags=re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        assert main(shlex.split(command.replace("\\\n", " "))) == 0, command
+    assert "nothing is wrong" in capsys.readouterr().out
+    assert (tmp_path / "predicted" / "masks" / "a.png").is_file()
+    assert (tmp_path / "work" / "segmenter" / "test_val.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_table_of_costs_is_what_the_tool_prints() -> None:
+    row = runpy.run_path(str(ROOT / "tools" / "segmentation_cost.py"))["row"]
+    paths = sorted(CONFIGS.glob("voc12/*.py")) + sorted(CONFIGS.glob("coco14/*.py"))
+    text = (ROOT / "docs" / "segmentation.md").read_text("utf-8")
+    assert [line for line in map(row, paths) if line not in text] == []
+    assert len(re.findall(r"^\| `(?:voc12|coco14)/", text, flags=re.MULTILINE)) == len(paths) == 8
+
+
+@pytest.mark.parametrize(
+    "words", ["", "train --check", "predict --out x", "predict photos", "train photos"]
+)
+def test_commands_that_contradict_themselves(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["segment", "configs/seg/shapes/vit_fcn_shapes.py", *words.split()]) == 2
+    assert "error:" in capsys.readouterr().err
+
+
 TRAIN_SCRIPT = """
     import os
     import sys
@@ -397,7 +447,7 @@ def test_two_processes_train_one_network(tmp_path: Path, mini_shapes: Path) -> N
 def test_killed_and_resumed_as_if_never_killed(
     tmp_path: Path, mini_shapes: Path, num_workers: int
 ) -> None:
-    """kill -9 between two checkpoints: the same batches, crops, drop path and losses follow."""
+    """kill -9 while a checkpoint is written: the same batches, crops and losses follow."""
     cfg = read_config(
         mini_shapes,
         **{
@@ -434,30 +484,6 @@ def test_killed_and_resumed_as_if_never_killed(
     assert whole.read_bytes() == resumed.read_bytes()
 
 
-def make_voc(root: Path, rng: np.random.Generator) -> None:
-    """VOC 2012 with SBD in its exact layout, four training and two validation images."""
-    ids = {"train_aug": [f"2008_00000{i}" for i in range(4)], "val": ["2007_000033", "2009_000001"]}
-    for split, folder in (("train_aug", "SegmentationClassAug"), ("val", "SegmentationClass")):
-        for i, img_id in enumerate(ids[split]):
-            hw = (60 + 7 * i, 80)
-            coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-            (root / "JPEGImages").mkdir(parents=True, exist_ok=True)
-            coarse.resize((hw[1], hw[0])).save(root / "JPEGImages" / f"{img_id}.jpg")
-            mask = np.zeros(hw, np.uint8)
-            mask[10:40, 10:50] = 12
-            mask[45:, 60:] = 15
-            mask[9:11] = 255
-            write_mask(root / folder / f"{img_id}.png", mask, voc_palette())
-            (root / "Annotations").mkdir(exist_ok=True)
-            (root / "Annotations" / f"{img_id}.xml").write_text(
-                "<annotation><object><name>dog</name></object>"
-                "<object><name>person</name></object></annotation>"
-            )
-        lists = root / "ImageSets" / "Segmentation"
-        lists.mkdir(parents=True, exist_ok=True)
-        (lists / f"{split}.txt").write_text("\n".join(ids[split]) + "\n")
-
-
 def shrink(size: int) -> dict[str, Any]:
     """Options that make any config of configs/seg a matter of seconds."""
     return {
@@ -484,17 +510,20 @@ def run_every_stage(cfg: Config, tmp_path: Path, images: Path) -> None:
 
 
 def configs_of(folder: str) -> list[Any]:
-    """Configs of a folder; the deepest networks are left to the slow tests."""
+    """Configs of a folder; most are left to the slow tests."""
     names = sorted(path.name for path in (CONFIGS / folder).glob("*.py"))
     return [
-        pytest.param(name, marks=[pytest.mark.slow] if "r101" in name else []) for name in names
+        pytest.param(name, marks=[] if "v3plus_r50" in name else [pytest.mark.slow])
+        for name in names
     ]
 
 
 @pytest.mark.parametrize("name", configs_of("voc12"))
 def test_the_voc_configs_run_through_every_stage(name: str, tmp_path: Path) -> None:
     root = tmp_path / "VOC2012"
-    make_voc(root, np.random.default_rng(0))
+    write_voc(root)
+    write_sbd(tmp_path / "benchmark_RELEASE")
+    convert_sbd(tmp_path / "benchmark_RELEASE", root, partial=True)
     masks = shutil.copytree(root / "SegmentationClassAug", tmp_path / "out" / "masks").parent
     options = {
         **shrink(64),
@@ -504,3 +533,21 @@ def test_the_voc_configs_run_through_every_stage(name: str, tmp_path: Path) -> N
     }
     cfg = segment.read_segmentation_config(CONFIGS / "voc12" / name, options)
     run_every_stage(cfg, tmp_path, root / "JPEGImages")
+
+
+@pytest.mark.parametrize("name", configs_of("coco14"))
+def test_the_coco_configs_run_through_every_stage(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    root = tmp_path / "coco"
+    write_coco(root, "train2014", "val2014")
+    for split in ("train2014", "val2014"):
+        convert_coco(root / "annotations" / f"instances_{split}.json", root, partial=True)
+    masks = shutil.copytree(root / "masks" / "train2014", tmp_path / "out" / "masks").parent
+    options = {
+        **shrink(64),
+        "data.root": str(root),
+        "data.masks": str(masks),
+        "data.expected_counts": {"train2014_objects": 2, "val2014": 3},
+    }
+    cfg = segment.read_segmentation_config(CONFIGS / "coco14" / name, options)
+    run_every_stage(cfg, tmp_path, root / "val2014")

@@ -82,8 +82,8 @@ def test_loss_falls_and_everything_is_logged(finished: Path) -> None:
 
 
 def test_files_of_a_run(finished: Path) -> None:
-    assert (finished / "epoch_2.pth").is_file()
-    assert not (finished / "epoch_1.pth").exists()
+    # The last two: a kill while one is written leaves the other.
+    assert {path.name for path in finished.glob("*.pth")} == {"epoch_1.pth", "epoch_2.pth"}
     assert list(finished.glob("*/vis_data/events.out.tfevents.*"))
     assert list(finished.glob("*.py"))  # the config
 
