@@ -20,6 +20,7 @@ from adcam.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from adcam.pipeline.compare_boxes import BoxRowResult
     from adcam.pipeline.converters import Converted
     from adcam.pipeline.labeler import PseudoLabeler
 
@@ -124,10 +125,17 @@ def _add_demo(commands: Any) -> None:
         """\
         adcam demo
         adcam demo --quick --work-dir /tmp/demo
+        adcam demo --task localization
         """,
     )
     parser.add_argument(
         "--work-dir", type=Path, default=Path("work_dirs/demo"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--task",
+        choices=("segmentation", "localization"),
+        default="segmentation",
+        help="masks, or boxes of single animals (default: %(default)s)",
     )
     parser.add_argument("--quick", action="store_true", help="fewer pictures, shorter training")
     parser.add_argument(
@@ -670,7 +678,13 @@ def _add_info(commands: Any) -> None:
 def _run_demo(args: argparse.Namespace) -> int:
     from adcam.pipeline.demo import run_demo
 
-    run_demo(args.work_dir, quick=args.quick, weights=args.weights, from_scratch=args.from_scratch)
+    run_demo(
+        args.work_dir,
+        task=args.task,
+        quick=args.quick,
+        weights=args.weights,
+        from_scratch=args.from_scratch,
+    )
     return EXIT_OK
 
 
@@ -693,22 +707,48 @@ def _run_compare(args: argparse.Namespace) -> int:
     from adcam.pipeline.progress import track
 
     cfg, work_dir = _load_config(args.config, args.cfg_options), _work_dir(args)
+    if cfg.get("task") == "localization":
+        return _run_compare_boxes(args, cfg, work_dir)
     if args.table_only:
         results = run_compare(cfg, work_dir, progress=track)
         print_results(results, cfg.compare.choose_on, cfg.compare.report_on)
         print(f"table: {work_dir / 'compare.csv'}")
         return EXIT_OK
-    options = ["--cfg-options", *args.cfg_options] if args.cfg_options else []
     experiment = run_experiment(
         cfg,
         work_dir,
         title=f"{args.config.stem}: methods side by side",
-        command=["adcam", "compare", str(args.config), *options],
+        command=_compare_command(args),
     )
     print_results(experiment.results, cfg.compare.choose_on, cfg.compare.report_on)
     print(f"table: {work_dir / 'compare.csv'}")
     print(f"report: {experiment.report}")
     return EXIT_OK
+
+
+def _run_compare_boxes(args: argparse.Namespace, cfg: Any, work_dir: Path) -> int:
+    from adcam.pipeline.box_report import run_box_experiment
+    from adcam.pipeline.compare_boxes import run_compare_boxes
+    from adcam.pipeline.progress import track
+
+    report = None
+    if args.table_only:
+        comparison = run_compare_boxes(cfg, work_dir, progress=track)
+    else:
+        title = f"{args.config.stem}: boxes side by side"
+        comparison, report = run_box_experiment(
+            cfg, work_dir, title=title, command=_compare_command(args)
+        )
+    _print_box_comparison(comparison.results, comparison.images.split)
+    print(f"table: {work_dir / 'compare.csv'}")
+    if report is not None:
+        print(f"report: {report}")
+    return EXIT_OK
+
+
+def _compare_command(args: argparse.Namespace) -> list[str]:
+    options = ["--cfg-options", *args.cfg_options] if args.cfg_options else []
+    return ["adcam", "compare", str(args.config), *options]
 
 
 def _run_generate(args: argparse.Namespace) -> int:
@@ -1048,6 +1088,19 @@ def _print_box_scores(result: Mapping[str, Any]) -> None:
         f"{result['num_images']} images; boxes of {contours}; "
         f"thresholds chosen on: {result['chosen_on']}"
     )
+
+
+def _print_box_comparison(results: Sequence[BoxRowResult], split: str) -> None:
+    deltas = list(results[0].boxes.box_acc)
+    header = ("method", "MaxBoxAccV2", *(f"IoU {delta:g}" for delta in deltas))
+    rows = []
+    for item in results:
+        values = [item.boxes.max_box_acc_v2, *item.boxes.box_acc.values()]
+        values += [item.localization.gt_known, item.localization.top_loc[1]]
+        values.append(item.boxes_oracle.max_box_acc_v2)
+        rows.append((item.row.name, *(f"{value:.1f}" for value in values)))
+    title = f"Boxes on {split}, percent; thresholds chosen on: {results[0].chosen_on}"
+    _print_table((*header, "GT-known", "Top-1 Loc", "V2, oracle"), rows, title)
 
 
 def _print_curve(result: Mapping[str, Any]) -> None:

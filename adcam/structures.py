@@ -100,7 +100,8 @@ class Sample:
 class TokenMaps:
     """What a classifier says about a batch of images of one size, on its token grid.
 
-    ``N = h * w`` patch tokens in row-major order; C foreground classes; L blocks.
+    ``N = h * w`` patch tokens in row-major order; C foreground classes; L blocks. A convolutional
+    network has logits and class maps alone.
 
     Attributes:
         logits: (B, C) float, before the sigmoid.
@@ -111,7 +112,9 @@ class TokenMaps:
             heads, prefix columns dropped (so a row sums to less than 1). ``None`` for models
             without a class token.
         attn_patch2patch: From a tuple of block indices to (B, N, N): mean over heads and over
-            those blocks of the patch-to-patch attention, prefix rows and columns dropped.
+            those blocks of the patch-to-patch attention, prefix rows and columns dropped. Always
+            empty for convolutional networks, whose ``depth`` is 0.
+        model: What errors call the network.
     """
 
     logits: torch.Tensor
@@ -120,6 +123,7 @@ class TokenMaps:
     depth: int
     attn_cls2patch: torch.Tensor | None = None
     attn_patch2patch: Mapping[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+    model: str = "this model"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from adcam.data.shapes import make_shapes
+from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
 from adcam.ops.token_attention import token_attention
@@ -145,6 +146,24 @@ def test_rivals_compute_what_adcam_computes(
         attn.mean(dim=(0, 2))[:, 1:, 1:], maps.attn_patch2patch[(0, 1, 2)], rtol=1e-4, atol=1e-6
     )
     assert [block.attn.fused_attn for block in network.backbone.blocks] == before
+
+
+@pytest.mark.parametrize("all_contours", [True, False])
+def test_boxes_by_one_opencv_call_a_threshold_count_the_same(
+    tool: dict[str, ModuleType], all_contours: bool
+) -> None:
+    rng = np.random.default_rng(4)
+    maps = [np.kron(rng.random((4, 5)) ** 2, np.ones((5, 6))) for _ in range(12)]
+    low = rng.integers(0, 8, (12, 1, 2))
+    boxes = np.concatenate([low, low + rng.integers(3, 16, low.shape)], axis=2)
+    metric = MaxBoxAccuracy(multi_contour=all_contours, step=0.01)
+    for score_map, true_boxes in zip(maps, boxes, strict=True):
+        metric.update(score_map, true_boxes)
+    plain = tool["rivals"].plain_box_accuracy(
+        maps, boxes, np.arange(0, 1, 0.01), all_contours=all_contours
+    )
+    assert 0 < plain < 100
+    assert plain == pytest.approx(metric.compute().max_box_acc_v2)
 
 
 @pytest.mark.skipif(

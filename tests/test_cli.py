@@ -340,7 +340,15 @@ def test_train_and_demo_pass_their_arguments_on(
     assert run("demo --quick --work-dir d --weights w.pth") == 0
     assert calls == [
         (7, Path("work_dirs/my"), True, "none"),
-        (Path("d"), {"quick": True, "weights": "w.pth", "from_scratch": False}),
+        (
+            Path("d"),
+            {
+                "task": "segmentation",
+                "quick": True,
+                "weights": "w.pth",
+                "from_scratch": False,
+            },
+        ),
     ]
 
 

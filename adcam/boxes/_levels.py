@@ -21,4 +21,6 @@ def boxes_above(
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
     levels = score_levels(score_map)
-    return level_boxes(levels, contours=contours).at(int(threshold * int(levels.max())))
+    foreground = (levels > int(threshold * int(levels.max()))).astype(np.uint8)
+    # Of a single level one call of OpenCV finds the contours sooner than the pass over all levels.
+    return level_boxes(foreground, contours=contours, backend="reference").at(0)

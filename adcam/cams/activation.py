@@ -60,7 +60,7 @@ def class_token_map(
     """
     if maps.attn_cls2patch is None:
         raise ValueError(
-            f"{method} needs a class token, and this model has none; "
+            f"{method} needs a class token, and {maps.model} has none; "
             "use 'cam', or 'ad_cam' with init='cam'"
         )
     rows = maps.attn_cls2patch[:, list(resolve_layers(layers, maps.depth))]  # (B, l, N)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adcam.cams.activation import class_token_map, select_cam
+from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
 
@@ -28,7 +29,8 @@ class TSCAM:
     rectify: str = "shift"
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
-        """No patch-to-patch attention is needed."""
+        """No patch-to-patch attention is needed, but blocks that attend."""
+        resolve_layers("all", depth)
         return ()
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:

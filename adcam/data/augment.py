@@ -26,6 +26,9 @@ class TrainView(Dataset[dict[str, Tensor]]):
         min_area: Smallest share of the image that a crop covers, in (0, 1]; smaller shows more
             parts and fewer whole objects, and more often misses what the label promises.
         jitter: Strength of brightness, contrast and saturation changes, 0 for none.
+        resize: Side in pixels of the square that an image is resized to before a crop of
+            ``img_size`` is cut out of it, as TS-CAM does (256 for 224); larger shows less of the
+            image. ``None`` leaves the crop to ``min_area``.
 
     Raises:
         ValueError: If an image has no known labels (``class_ids`` is ``None``), or an option is
@@ -33,15 +36,28 @@ class TrainView(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self, images: ImageDataset, *, img_size: int, min_area: float = 0.35, jitter: float = 0.3
+        self,
+        images: ImageDataset,
+        *,
+        img_size: int,
+        min_area: float = 0.35,
+        jitter: float = 0.3,
+        resize: int | None = None,
     ) -> None:
         if not 0 < min_area <= 1:
             raise ValueError(f"min_area must lie in (0, 1], got {min_area}")
+        if resize is not None and resize < img_size:
+            raise ValueError(f"resize must be at least img_size {img_size}, got {resize}")
         self._images = images
         self._targets = make_targets(images)
+        crop = (
+            v2.RandomResizedCrop(img_size, scale=(min_area, 1.0), antialias=True)
+            if resize is None
+            else v2.Compose([v2.Resize([resize, resize], antialias=True), v2.RandomCrop(img_size)])
+        )
         self._transform = v2.Compose(
             [
-                v2.RandomResizedCrop(img_size, scale=(min_area, 1.0), antialias=True),
+                crop,
                 v2.RandomHorizontalFlip(),
                 v2.ColorJitter(jitter, jitter, jitter),
             ]

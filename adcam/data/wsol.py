@@ -161,7 +161,10 @@ def load_wsol(
         )
         for image_id in metadata.image_ids
     ]
-    return ImageDataset(build_class_set(metadata_root.name, names, masks=False), split, records)
+    # metadata/<set>/<split> is the layout; a folder of one data set may leave out <set>.
+    named = metadata_root if metadata_root.name != "metadata" else Path(image_root)
+    class_set = build_class_set(named.resolve().name, names, masks=False)
+    return ImageDataset(class_set, split, records)
 
 
 def read_wsol_mask(

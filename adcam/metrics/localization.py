@@ -27,6 +27,9 @@ ORACLE = "oracle"
 ERROR_TYPES = ("right", "classification", "multi_instance", "part", "more", "wrong")
 """What can be said of the first guess; each image has exactly one (:func:`classify_error`)."""
 
+NUM_IOU_BINS = 20
+"""Bins of equal width over [0, 1] in which GT-known boxes are counted by their IoU."""
+
 
 @dataclass(frozen=True, eq=False)
 class BoxAccuracyResult:
@@ -367,6 +370,8 @@ class LocalizationResult:
         errors: By :data:`ERROR_TYPES`, what became of the first guess; they sum to 100.
         per_class: By class id, the same numbers under ``"top_loc"``, ``"top_cls"``, ``"gt_known"``
             and ``"errors"`` for its images alone.
+        iou_histogram: Images by the IoU of the box of the true class, in :data:`NUM_IOU_BINS` bins;
+            a bin has its lower end, the last both.
         num_images: Number of images counted.
         policy: Every choice that changes the numbers.
     """
@@ -376,6 +381,7 @@ class LocalizationResult:
     gt_known: float
     errors: dict[str, float]
     per_class: dict[int, dict[str, Any]]
+    iou_histogram: tuple[int, ...]
     num_images: int
     policy: dict[str, Any]
 
@@ -385,6 +391,7 @@ class LocalizationResult:
         return {
             **_to_json(scores),
             "per_class": {str(class_id): _to_json(v) for class_id, v in self.per_class.items()},
+            "iou_histogram": list(self.iou_histogram),
             "num_images": self.num_images,
             "policy": dict(self.policy),
         }
@@ -428,6 +435,7 @@ class LocalizationAccuracy:
         }
         # By class: images, GT-known, Top-k Loc and Top-k classification by k, error types.
         self._counts: dict[int, np.ndarray] = {}
+        self._iou_counts = np.zeros(NUM_IOU_BINS, dtype=np.int64)
 
     def update(
         self,
@@ -463,11 +471,13 @@ class LocalizationAccuracy:
         named = np.array(guesses) == class_id  # (m,)
         located = named & (_best_iou(guessed_boxes, true_boxes) > 0.5)
         error = classify_error(guessed_boxes[0], true_boxes) if named[0] else "classification"
-        row = [1, _best_iou(known_box, true_boxes)[0] >= 0.5]
+        known_iou = _best_iou(known_box, true_boxes)[0]
+        row = [1, known_iou >= 0.5]
         row += [located[:k].any() for k in self._top_k]
         row += [named[:k].any() for k in self._top_k]
         row += [error == name for name in ERROR_TYPES]
         self._counts_of(class_id)[:] += np.array(row, dtype=np.int64)
+        self._iou_counts[min(int(known_iou * NUM_IOU_BINS), NUM_IOU_BINS - 1)] += 1
 
     def merge(self, other: LocalizationAccuracy) -> None:
         """Add the counts of another instance.
@@ -478,6 +488,7 @@ class LocalizationAccuracy:
         check_same_policy(self._policy, other._policy)
         for class_id, counts in other._counts.items():
             self._counts_of(class_id)[:] += counts
+        self._iou_counts += other._iou_counts
 
     def compute(self) -> LocalizationResult:
         """Scores of everything counted so far, NaN if nothing was."""
@@ -487,6 +498,7 @@ class LocalizationAccuracy:
             per_class={
                 class_id: self._scores(counts) for class_id, counts in sorted(self._counts.items())
             },
+            iou_histogram=tuple(self._iou_counts.tolist()),
             num_images=int(total[0]),
             policy=dict(self._policy),
         )

@@ -1,7 +1,8 @@
-"""The classifier as mmengine trains it: normalisation, loss, mixed precision."""
+"""The classifier as mmengine trains it: normalisation, losses, mixed precision."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,43 +10,143 @@ from mmengine.model import BaseModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from adcam.models.adl import AttentionDropout
+from adcam.models.losses import (
+    Spot,
+    contrastive_attention_loss,
+    foreground_consistency_loss,
+    split_attention,
+)
+from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM
 
 MODES = ("loss", "predict", "tensor")
 AMP_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@dataclass(frozen=True)
+class InCA:
+    """What InCA adds to training; each part goes by itself.
+
+    ADL is ``InCA(drop_background=False, contrastive=None, consistency_weight=0)`` on a network with
+    ``attention="channel"``.
+
+    Attributes:
+        layers: Where: blocks of a ViT, depths 0 to 2 of a convolutional network.
+        fg_threshold: As in :func:`adcam.models.losses.split_attention`.
+        drop_threshold: As there.
+        drop_rate: As in :class:`adcam.models.adl.AttentionDropout`.
+        drop_foreground: Whether the most discriminative part is dropped.
+        drop_background: Whether the background is dropped.
+        contrastive: ``"hinge"`` or ``"infonce"``, ``None`` for no contrastive attention loss.
+        contrastive_weight: Its weight λ_ca, its mean over ``layers`` being taken; larger parts
+            object and background harder.
+        margin: As in :func:`adcam.models.losses.contrastive_attention_loss`.
+        temperature: As there.
+        consistency_weight: Weight λ_fc of the foreground consistency loss; larger makes earlier
+            attention more like the last. 0 for none.
+    """
+
+    layers: str | tuple[int, ...] = "all"
+    fg_threshold: float = 0.3
+    drop_threshold: float = 0.8
+    drop_rate: float = 0.75
+    drop_foreground: bool = True
+    drop_background: bool = True
+    contrastive: str | None = "hinge"
+    contrastive_weight: float = 1.0
+    margin: float = 1.0
+    temperature: float = 0.07
+    consistency_weight: float = 1.0
+
+    def build_dropout(self) -> AttentionDropout | None:
+        """The dropout of all depths, ``None`` if nothing is dropped.
+
+        Raises:
+            ValueError: If an option is outside its range.
+        """
+        dropout = AttentionDropout(
+            drop_rate=self.drop_rate,
+            drop_threshold=self.drop_threshold,
+            fg_threshold=self.fg_threshold,
+            drop_foreground=self.drop_foreground,
+            drop_background=self.drop_background,
+        )
+        return dropout if self.drop_foreground or self.drop_background else None
+
+    def compute_losses(self, spots: tuple[Spot, ...]) -> dict[str, Tensor]:
+        """Weighted losses of what a network shows, ``loss_contrastive`` and ``loss_consistency``.
+
+        Raises:
+            ValueError: If an option is outside its range.
+        """
+        losses = {}
+        if self.contrastive is not None:
+            parts = [
+                contrastive_attention_loss(
+                    spot.features,
+                    split_attention(
+                        spot.attn,
+                        fg_threshold=self.fg_threshold,
+                        drop_threshold=self.drop_threshold,
+                    ),
+                    version=self.contrastive,
+                    margin=self.margin,
+                    temperature=self.temperature,
+                )
+                for spot in spots
+            ]
+            losses["loss_contrastive"] = self.contrastive_weight * torch.stack(parts).mean()
+        if self.consistency_weight:
+            *early, last = (spot.attn for spot in spots)
+            losses["loss_consistency"] = self.consistency_weight * foreground_consistency_loss(
+                early, last
+            )
+        return losses
+
+
 class Classifier(BaseModel):
-    """Multi-label training of a :class:`TokenCAM`.
+    """Training of a network whose logits are averages of class maps.
 
     Args:
         network: What is trained.
+        single_label: Whether every image has exactly one class: cross-entropy, as TS-CAM and InCA,
+            and softmax, in place of the multi-label soft margin and the sigmoid.
         amp: ``"none"``, ``"bfloat16"`` (also on CPUs; halves the time where the processor has
             AMX) or ``"float16"`` (needs mmengine's ``AmpOptimWrapper`` for loss scaling).
         cls_token_loss: Weight of the same loss on a linear head of the class token, used only in
             training. It keeps the class token looking at the classes: without it the token's last
             blocks get no gradient, and its attention stays what pre-training left. 0 for none.
+        inca: What InCA adds while training, ``None`` for nothing.
 
     Raises:
-        ValueError: For an unknown ``amp``, or a class-token loss without a class token.
+        ValueError: For an unknown ``amp``, a class-token loss without a class token, or an option
+            of InCA outside its range.
     """
 
     def __init__(
-        self, network: TokenCAM, *, amp: str = "none", cls_token_loss: float = 0.0
+        self,
+        network: TokenCAM | NonlocalCAM,
+        *,
+        single_label: bool = False,
+        amp: str = "none",
+        cls_token_loss: float = 0.0,
+        inca: InCA | None = None,
     ) -> None:
         super().__init__()
         if amp not in AMP_DTYPES:
             raise ValueError(f"amp must be one of {sorted(AMP_DTYPES)}, got {amp!r}")
-        if cls_token_loss > 0 and not network.backbone.has_class_token:
-            raise ValueError("cls_token_loss > 0, but the backbone has no class token")
         self.network = network
+        self.single_label = single_label
         self.amp_dtype = AMP_DTYPES[amp]
         self.cls_token_loss = cls_token_loss
-        self.cls_head = (
-            torch.nn.Linear(network.backbone.embed_dim, network.head.out_channels)
-            if cls_token_loss > 0
-            else None
-        )
+        self.cls_head = None
+        if cls_token_loss > 0:
+            if not isinstance(network, TokenCAM) or not network.backbone.has_class_token:
+                raise ValueError("cls_token_loss > 0, but the backbone has no class token")
+            self.cls_head = torch.nn.Linear(network.backbone.embed_dim, network.head.out_channels)
+        self.inca = inca
+        self.dropout = None if inca is None else inca.build_dropout()
         mean, std = network.pixel_stats
         self.register_buffer("mean", 255 * torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -64,21 +165,34 @@ class Classifier(BaseModel):
         """
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+        inca = self.inca if mode == "loss" else None
         normalised = (inputs.float() - self.mean) / self.std
         with torch.autocast(
             inputs.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype != torch.float32
         ):
-            cam, cls_token = self.network.class_maps(normalised)
-            cls_logits = self.cls_head(cls_token) if self.cls_head is not None else None
-        logits = cam.float().mean(dim=(2, 3))
+            maps = self.network.train_maps(
+                normalised,
+                layers=None if inca is None else inca.layers,
+                dropout=None if inca is None else self.dropout,
+            )
+            cls_logits = None if self.cls_head is None else self.cls_head(maps.cls_token)
+        logits = maps.cam.float().mean(dim=(2, 3))
         if mode == "tensor":
             return logits
         if cls_label is None:
             raise ValueError(f"mode {mode!r} needs cls_label")
         if mode == "predict":
-            return list(zip(logits.sigmoid(), cls_label, strict=True))
-        losses = {"loss_patches": F.multilabel_soft_margin_loss(logits, cls_label)}
+            scores = logits.softmax(dim=1) if self.single_label else logits.sigmoid()
+            return list(zip(scores, cls_label, strict=True))
+        losses = {"loss_patches": self._compare(logits, cls_label)}
         if cls_logits is not None:
-            loss = F.multilabel_soft_margin_loss(cls_logits.float(), cls_label)
+            loss = self._compare(cls_logits.float(), cls_label)
             losses["loss_cls_token"] = self.cls_token_loss * loss
+        if inca is not None:
+            losses |= inca.compute_losses(maps.spots)
         return losses
+
+    def _compare(self, logits: Tensor, cls_label: Tensor) -> Tensor:
+        if self.single_label:
+            return F.cross_entropy(logits, cls_label)
+        return F.multilabel_soft_margin_loss(logits, cls_label)

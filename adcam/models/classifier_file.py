@@ -18,10 +18,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM
 from adcam.structures import ClassSet
 
 FORMAT = 1
+NETWORKS: Mapping[str, type[TokenCAM] | type[NonlocalCAM]] = {
+    "token_cam": TokenCAM,
+    "nonlocal_cam": NonlocalCAM,
+}
+"""``kind`` of a network in configs and files; where there is none it is the first."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +40,14 @@ class ClassifierFile:
         info: Where it came from: scores, split names, hash of the configuration.
     """
 
-    network: TokenCAM
+    network: TokenCAM | NonlocalCAM
     class_set: ClassSet
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_classifier(
     path: str | Path,
-    network: TokenCAM,
+    network: TokenCAM | NonlocalCAM,
     network_options: Mapping[str, Any],
     class_set: ClassSet,
     info: Mapping[str, Any],
@@ -53,7 +59,7 @@ def save_classifier(
     Args:
         path: ``*.safetensors``.
         network: The network.
-        network_options: Arguments of :class:`TokenCAM` that rebuild it, without weights.
+        network_options: Arguments of :func:`build_network` that rebuild it, without weights.
         class_set: Its classes.
         info: JSON-serialisable provenance.
         dtype: Of the stored floating-point tensors; ``float16`` halves the file.
@@ -119,13 +125,31 @@ def load_classifier(path: str | Path) -> ClassifierFile:
                 f"format {header['format']} is newer than this version reads ({FORMAT})"
             )
         class_set = _read_class_set(header["class_set"])
-        network = TokenCAM(num_fg_classes=class_set.num_fg_classes, **header["network"])
+        network = build_network(num_fg_classes=class_set.num_fg_classes, **header["network"])
         network.load_state_dict(
             {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: this classifier cannot be used: {error}") from error
     return ClassifierFile(network.eval(), class_set, header["info"])
+
+
+def build_network(
+    kind: str = "token_cam", *, num_fg_classes: int, **options: Any
+) -> TokenCAM | NonlocalCAM:
+    """Make a network by the name of its kind.
+
+    Args:
+        kind: A key of :data:`NETWORKS`.
+        num_fg_classes: Number of foreground classes.
+        **options: Further arguments of its class.
+
+    Raises:
+        ValueError: If the kind is unknown, or the class refuses an argument.
+    """
+    if kind not in NETWORKS:
+        raise ValueError(f"model.kind must be one of {sorted(NETWORKS)}, got {kind!r}")
+    return NETWORKS[kind](num_fg_classes=num_fg_classes, **options)
 
 
 def _read_class_set(description: Mapping[str, Any]) -> ClassSet:

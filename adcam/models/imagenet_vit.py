@@ -65,6 +65,7 @@ class ImageNetViT(nn.Module):
     ) -> None:
         super().__init__()
         _check_name(name)
+        self.name = name
         kwargs = dict(model_kwargs or {})
         # Before the weights are fetched, so that a mistyped class is told at once.
         num_outputs = kwargs.get("num_classes") or timm.get_pretrained_cfg(name).num_classes
@@ -110,7 +111,6 @@ class ImageNetViT(nn.Module):
         inputs: Tensor,
         *,
         layer_sets: Sequence[tuple[int, ...]] = (),
-        product_dtype: torch.dtype | None = None,
     ) -> TokenMaps:
         """Logits, class maps and attention of a batch: one forward pass, C short backward ones.
 
@@ -127,7 +127,6 @@ class ImageNetViT(nn.Module):
         Args:
             inputs: (B, 3, H, W) normalised images; H and W multiples of the patch.
             layer_sets: Sets of block indices whose patch-to-patch attention is wanted.
-            product_dtype: As in :class:`adcam.models.attention_capture.AttentionCapture`.
 
         Returns:
             The maps, float32 whatever the autocast dtype, without gradient. Works under
@@ -142,7 +141,6 @@ class ImageNetViT(nn.Module):
             num_prefix_tokens=self.vit.num_prefix_tokens,
             layer_sets=layer_sets,
             has_cls_token=self.vit.has_class_token,
-            product_dtype=product_dtype,
         )
         # Nothing before the first tape asks for a gradient, so autograd records from there on.
         with torch.inference_mode(False), torch.enable_grad():
@@ -157,6 +155,7 @@ class ImageNetViT(nn.Module):
             depth=self.depth,
             attn_cls2patch=capture.cls2patch,
             attn_patch2patch=capture.patch2patch,
+            model=self.name,
         )
 
     def _class_map(self, logits: Tensor, attns: Sequence[Tensor], class_id: int) -> Tensor:

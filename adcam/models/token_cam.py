@@ -9,16 +9,36 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import adcam.models.shapes_vit  # noqa: F401  # timm learns its name
+from adcam.models.adl import AttentionDropout
 from adcam.models.attention_capture import AttentionCapture
+from adcam.models.losses import Spot, scale_attention
 from adcam.models.weights import load_backbone_weights
+from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
+
+
+@dataclass(frozen=True)
+class TrainMaps:
+    """What a network gives to its losses.
+
+    Attributes:
+        cam: (B, C, h, w) raw class maps; their average is the logit.
+        cls_token: (B, D) class token after the last norm, ``None`` for networks without tokens.
+        spots: What it shows at the depths that InCA acts on, first to last.
+    """
+
+    cam: Tensor
+    cls_token: Tensor | None
+    spots: tuple[Spot, ...] = ()
 
 
 class TokenCAM(nn.Module):
@@ -50,6 +70,7 @@ class TokenCAM(nn.Module):
         backbone_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.name = backbone
         self.backbone = build_backbone(
             backbone,
             img_size=img_size,
@@ -91,7 +112,6 @@ class TokenCAM(nn.Module):
         inputs: Tensor,
         *,
         layer_sets: Sequence[tuple[int, ...]] = (),
-        product_dtype: torch.dtype | None = None,
     ) -> TokenMaps:
         """Logits, class maps and attention of a batch in one pass.
 
@@ -99,7 +119,6 @@ class TokenCAM(nn.Module):
             inputs: (B, 3, H, W) normalised images; H and W multiples of the patch.
             layer_sets: Sets of block indices whose patch-to-patch attention is wanted. Each set
                 costs one (B, N, N) tensor; no set, no N×N work.
-            product_dtype: As in :class:`adcam.models.attention_capture.AttentionCapture`.
 
         Returns:
             The maps, float32 whatever the autocast dtype; gradients flow if enabled.
@@ -112,7 +131,6 @@ class TokenCAM(nn.Module):
             num_prefix_tokens=self.backbone.num_prefix_tokens,
             layer_sets=layer_sets,
             has_cls_token=self.backbone.has_class_token,
-            product_dtype=product_dtype,
         )
         with capture:
             cam = self.class_maps(inputs)[0].float()
@@ -123,7 +141,63 @@ class TokenCAM(nn.Module):
             depth=self.depth,
             attn_cls2patch=capture.cls2patch,
             attn_patch2patch=capture.patch2patch,
+            model=self.name,
         )
+
+    def train_maps(
+        self,
+        inputs: Tensor,
+        *,
+        layers: str | tuple[int, ...] | None = None,
+        dropout: AttentionDropout | None = None,
+    ) -> TrainMaps:
+        """Class maps, class token, and patch tokens with their attention at chosen blocks.
+
+        The attention of a block is the class-token row, mean over heads, of it and all blocks
+        before, as TS-CAM adds them up: one block alone attends to spots of the object. Tokens come
+        with zero mean and unit variance: a few channels of huge values (Sun et al., "Massive
+        Activations in Large Language Models", arXiv 2402.17762, also in ViTs) would decide every
+        distance. With ``dropout``, patch tokens are dropped behind each block; the class token
+        never is.
+
+        Args:
+            inputs: (B, 3, H, W) normalised images.
+            layers: Blocks that are handed out, ``None`` for none of them.
+            dropout: What is dropped behind each of ``layers``.
+
+        Raises:
+            ValueError: If the size does not fit, or blocks are asked for without a class token.
+        """
+        if layers is None:
+            return TrainMaps(*self.class_maps(inputs))
+        if not self.backbone.has_class_token:
+            raise ValueError(f"{self.name} has no class token whose attention to read")
+        grid_hw = compute_grid_hw(inputs, self.patch_size)
+        num_prefix = self.backbone.num_prefix_tokens
+        capture = AttentionCapture(self.backbone.blocks, num_prefix_tokens=num_prefix)
+        spots: list[Spot] = []
+
+        def hook(block: nn.Module, args: tuple[Tensor, ...], tokens: Tensor) -> Tensor | None:
+            # The blocks so far are in it; there is a class token, so it is not None.
+            rows = cast("Tensor", capture.cls2patch).mean(dim=1, keepdim=True)  # (B, 1, N)
+            attn = scale_attention(rows.unflatten(2, grid_hw))
+            patches = tokens[:, num_prefix:]
+            plain = F.layer_norm(patches.float(), patches.shape[2:])
+            spots.append(Spot(_to_grid(plain, grid_hw), attn))
+            if dropout is None:
+                return None
+            kept = dropout(_to_grid(patches, grid_hw), attn).flatten(2).transpose(1, 2)
+            return torch.cat([tokens[:, :num_prefix], kept], dim=1)
+
+        blocks = resolve_layers(layers, self.depth)
+        handles = [self.backbone.blocks[i].register_forward_hook(hook) for i in blocks]
+        try:
+            with capture:
+                cam, cls_token = self.class_maps(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return TrainMaps(cam, cls_token, tuple(spots))
 
     def class_maps(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Class maps (B, C, h, w) and the first token (B, D), the class token if there is one.
@@ -134,8 +208,12 @@ class TokenCAM(nn.Module):
         grid_hw = compute_grid_hw(inputs, self.patch_size)
         tokens = self.backbone.forward_features(inputs)  # (B, P + N, D)
         patches = tokens[:, self.backbone.num_prefix_tokens :]  # (B, N, D)
-        grid = patches.transpose(1, 2).unflatten(2, grid_hw)  # (B, D, h, w)
-        return self.head(grid), tokens[:, 0]
+        return self.head(_to_grid(patches, grid_hw)), tokens[:, 0]
+
+
+def _to_grid(patches: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """(B, N, D) -> (B, D, h, w)."""
+    return patches.transpose(1, 2).unflatten(2, grid_hw)
 
 
 def build_backbone(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,6 +22,14 @@ _DAMAGED = (
     *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
 )
 """What reading a truncated, damaged or refused file raises, as seen on randomly damaged ones."""
+
+_NUMPY_SCALARS: list[Any] = [
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    np.float64(0).__reduce__()[0],
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)),
+]
+"""What a NumPy number is unpickled by, under its name of NumPy 1 and of NumPy 2."""
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -47,7 +57,9 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # TS-CAM's checkpoints keep a best score, a scalar of NumPy's, beside the weights.
+            with torch.serialization.safe_globals(_NUMPY_SCALARS):
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         raise ValueError(f"{path}: cannot be read as weights ({error})") from error
     for container in ("state_dict", "model", "model_ema"):
@@ -93,6 +105,75 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
         state = {name.replace("fc_norm.", "norm."): value for name, value in state.items()}
     heads = ("head.", "head_dist.", "pre_logits.")
     state = {name: value for name, value in state.items() if not name.startswith(heads)}
+    _load_all(backbone, state, path)
+
+
+def load_trunk_weights(trunk: nn.Module, path: str | Path) -> None:
+    """Load weights into a convolutional network without its classifier.
+
+    Names are timm's, which are torchvision's for VGG, ResNet and InceptionV3. What the file has
+    beyond the network (``fc``, ``classifier``, ``AuxLogits``) is passed over.
+
+    Args:
+        trunk: A timm network.
+        path: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``.
+
+    Raises:
+        ValueError: If names or shapes do not fit; the message lists them.
+    """
+    state = load_state_dict(path)
+    counters = {
+        name: value
+        for name, value in trunk.state_dict().items()
+        if name.endswith("num_batches_tracked")  # absent from the oldest published files
+    }
+    _load_all(trunk, {**counters, **state}, path)
+
+
+def load_ts_cam_weights(network: nn.Module, path: str | Path) -> None:
+    """Load a checkpoint of TS-CAM's own code into a :class:`adcam.models.token_cam.TokenCAM`.
+
+    Key map (``lib/models/deit.py`` and ``tools_cam/train_cam.py`` of vasgaowei/TS-CAM, whose ViT
+    has timm's names): ``state_dict`` holds, behind DDP's ``module.``,
+
+    - ``head.weight`` (C, D, 3, 3) and ``head.bias`` (C,): ours by the same name;
+    - every other name (``cls_token``, ``pos_embed``, ``patch_embed.proj.*``, ``blocks.<i>.*``,
+      ``norm.*``): ours behind ``backbone.``, the position embedding resampled where the grid
+      differs.
+
+    Args:
+        network: Built for the same backbone and number of classes.
+        path: ``model_best.pth``, ``model_epoch12.pth``, …
+
+    Raises:
+        ValueError: If it is no such checkpoint, or another network or number of classes.
+    """
+    state = load_state_dict(path)
+    head = {name: state.get(name) for name in ("head.weight", "head.bias")}
+    own = network.state_dict()
+    if head["head.weight"] is None or head["head.weight"].ndim != 4 or head["head.bias"] is None:
+        raise ValueError(
+            f"{path}: no TS-CAM checkpoint: its head must be a 3×3 convolution, head.weight "
+            "(C, D, 3, 3) and head.bias (C,)"
+        )
+    for name, value in head.items():
+        if value is not None and value.shape != own[name].shape:
+            raise ValueError(
+                f"{path}: {name} is {tuple(value.shape)} in the file, {tuple(own[name].shape)} in "
+                "the network; are backbone and number of classes the same?"
+            )
+    load_backbone_weights(network.get_submodule("backbone"), path)
+    network.get_submodule("head").load_state_dict(
+        {
+            name.removeprefix("head."): value.float()
+            for name, value in head.items()
+            if value is not None
+        }
+    )
+
+
+def _load_all(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
     wrong = [
         f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
@@ -101,10 +182,10 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
     ]
     if missing or wrong:
         raise ValueError(
-            f"{path}: weights do not fit {type(backbone).__name__}. "
+            f"{path}: weights do not fit {type(model).__name__}. "
             f"Missing {len(missing)}: {missing[:5]}; wrong shape {len(wrong)}: {wrong[:5]}"
         )
-    backbone.load_state_dict({name: state[name] for name in own})
+    model.load_state_dict({name: state[name] for name in own})
 
 
 def find_weights(source: str | Path, name: str | None = None) -> Path:
@@ -133,38 +214,9 @@ def find_weights(source: str | Path, name: str | None = None) -> Path:
     return path
 
 
-def load_convnet_weights(backbone: nn.Module, path: str | Path) -> None:
-    """Load ImageNet weights with torchvision's names into a convolutional backbone.
-
-    Args:
-        backbone: Such as mmsegmentation's ``ResNet``, whose names are the same.
-        path: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``; its classifier ``fc`` is dropped.
-
-    Raises:
-        ValueError: If names or shapes do not fit; the message lists them.
-    """
-    state = load_state_dict(path)
-    state = {n.removeprefix("backbone."): t for n, t in state.items() if not n.startswith("fc.")}
-    own = backbone.state_dict()
-    wrong = sorted(
-        name
-        for name, tensor in own.items()
-        if not name.endswith("num_batches_tracked")
-        and (name not in state or state[name].shape != tensor.shape)
-    )
-    if wrong:
-        raise ValueError(
-            f"{path}: weights do not fit {type(backbone).__name__}: {len(wrong)} tensors are "
-            f"missing or of another shape, such as {wrong[:5]}"
-        )
-    backbone.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()})
-
-
 def load_any_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
-    """:func:`load_backbone_weights` for a timm ViT, else :func:`load_convnet_weights`."""
-    load = (
-        load_backbone_weights if isinstance(backbone, VisionTransformer) else load_convnet_weights
-    )
+    """:func:`load_backbone_weights` for a timm ViT, else :func:`load_trunk_weights`."""
+    load = load_backbone_weights if isinstance(backbone, VisionTransformer) else load_trunk_weights
     load(backbone, path)
 
 

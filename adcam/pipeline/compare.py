@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,13 @@ from adcam.masks.crf import build_refinement
 from adcam.metrics.miou import MeanIoU, MeanIoUResult, ThresholdCurve, ThresholdCurveResult
 from adcam.models.classifier_file import load_classifier
 from adcam.pipeline.config import build_dataset
-from adcam.pipeline.infer import Network, Views, compute_class_maps, run_network
+from adcam.pipeline.infer import (
+    Network,
+    Views,
+    compute_class_maps,
+    find_layer_sets,
+    run_network,
+)
 from adcam.pipeline.labeler import DTYPES
 from adcam.pipeline.train import CLASSIFIER_NAME, train_classifier
 from adcam.structures import ClassMaps, ClassSet
@@ -34,6 +40,7 @@ THRESHOLDS = tuple(round(step / 100, 2) for step in range(100))
 """Background scores swept where only a threshold is applied."""
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -180,7 +187,7 @@ def _sweep(
     for sample in track(images, f"score {images.split}", len(images)):
         for views, group in by_views.items():
             layer_sets = sorted(
-                {layers for row in group for layers in methods[row.name].layer_sets(network.depth)}
+                {layers for row in group for layers in find_layer_sets(methods[row.name], network)}
             )
             passes = run_network(network, sample.img, views, layer_sets, device=device, dtype=dtype)
             for row in group:
@@ -206,7 +213,7 @@ def _score_crf(
     method = row.build()
     class_set = images.class_set
     metrics = {threshold: MeanIoU(class_set.num_classes) for threshold in thresholds}
-    layer_sets = method.layer_sets(network.depth)
+    layer_sets = find_layer_sets(method, network)
     workers = os.cpu_count() or 1
     with ProcessPoolExecutor(
         workers,
@@ -257,7 +264,16 @@ def _count(future: Any, truth: np.ndarray, metrics: Mapping[float, MeanIoU]) -> 
 
 
 def rows_from_config(cfg: Config) -> list[Row]:
-    """The rows of a config's ``compare.rows``.
+    """The rows of a config's ``compare.rows``, as :func:`read_rows`."""
+    return read_rows(cfg, Row)
+
+
+def read_rows(cfg: Config, kind: Callable[..., R]) -> list[R]:
+    """The entries of a config's ``compare.rows`` as objects.
+
+    Args:
+        cfg: The config.
+        kind: Class of a row; the keys of an entry are its arguments.
 
     Raises:
         ValueError: If a row has an unknown or missing key, or two share a name.
@@ -265,15 +281,18 @@ def rows_from_config(cfg: Config) -> list[Row]:
     rows = []
     for entry in cfg.compare.rows:
         values = dict(entry.to_dict() if isinstance(entry, Config) else entry)
-        views = dict(values.pop("views", {}))
-        if "scales" in views:
-            views["scales"] = tuple(views["scales"])
-        values["crf_thresholds"] = tuple(values.get("crf_thresholds", ()))
+        if "crf_thresholds" in values:
+            values["crf_thresholds"] = tuple(values["crf_thresholds"])
         try:
-            rows.append(Row(views=Views(**views), **values))
+            if "views" in values:
+                views = dict(values["views"])
+                if "scales" in views:
+                    views["scales"] = tuple(views["scales"])
+                values["views"] = Views(**views)
+            rows.append(kind(**values))
         except TypeError as error:
             raise ValueError(f"compare.rows, {values.get('name')!r}: {error}") from error
-    names = [row.name for row in rows]
+    names = [entry["name"] for entry in cfg.compare.rows]
     if len(set(names)) != len(names):
         raise ValueError(f"two rows of compare.rows share a name: {names}")
     return rows

@@ -156,7 +156,10 @@ def _build_localization(
         return load_ilsvrc(root, split, **counts)
     if "metadata" not in data:
         raise ValueError("data.metadata must name the folder of the splits for source 'wsol'")
-    return load_wsol(root, root / data["metadata"], split, classes=data.get("classes"), **counts)
+    classes = data.get("classes")
+    if isinstance(classes, str):
+        classes = build_classes(classes).classes
+    return load_wsol(root, root / data["metadata"], split, classes=classes, **counts)
 
 
 def _read_ids(path: Path) -> list[str]:

@@ -19,6 +19,9 @@ from adcam.structures import ClassMaps, TokenMaps
 class Network(Protocol):
     """What the pipeline needs of a classifier."""
 
+    name: str
+    """What errors call it."""
+
     @property
     def depth(self) -> int:
         """Number of blocks."""
@@ -59,6 +62,18 @@ class Views:
     def __post_init__(self) -> None:
         if not self.scales or any(scale <= 0 for scale in self.scales):
             raise ValueError(f"scales must be positive sides in pixels, got {self.scales}")
+
+
+def find_layer_sets(method: Method, network: Network) -> tuple[tuple[int, ...], ...]:
+    """The sets of blocks whose attention a method reads of a network.
+
+    Raises:
+        ValueError: If the network has no such blocks; the message names it.
+    """
+    try:
+        return method.layer_sets(network.depth)
+    except ValueError as error:
+        raise ValueError(f"{network.name}: {error}") from error
 
 
 def make_inputs(network: Network, img: np.ndarray, views: Views) -> tuple[Tensor, ...]:

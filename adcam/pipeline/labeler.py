@@ -30,6 +30,7 @@ from adcam.pipeline.infer import (
     compute_batch_maps,
     compute_batch_scores,
     compute_scores,
+    find_layer_sets,
     make_inputs,
     run_batch,
 )
@@ -254,7 +255,7 @@ class PseudoLabeler:
         if isinstance(network, torch.nn.Module):
             network.to(self.device).eval()
         self._method = build_method(self.options.method, **self.options.method_options)
-        self._layer_sets = self._method.layer_sets(network.depth)
+        self._layer_sets = find_layer_sets(self._method, network)
         self._dtype: torch.dtype = getattr(torch, self.options.dtype)
 
     @classmethod

@@ -16,11 +16,12 @@ import numpy as np
 from adcam.boxes import compute_boxes, wsol
 from adcam.data.dataset import ImageDataset
 from adcam.data.files import write_text_atomic
-from adcam.data.images import ImageError
+from adcam.data.images import ImageError, fit_pixels
 from adcam.data.score_maps import SCORE_MAP_HW, find_score_map, read_score_map, write_score_map
 from adcam.data.wsol import WsolMetadata, read_wsol_mask, read_wsol_metadata
 from adcam.metrics.localization import MaxBoxAccuracy, PixelAveragePrecision
-from adcam.pipeline.labeler import PseudoLabel, PseudoLabeler
+from adcam.pipeline.infer import compute_scores
+from adcam.pipeline.labeler import PseudoLabeler
 from adcam.pipeline.masking import resize_maps
 from adcam.pipeline.progress import track
 from adcam.structures import Boxes, ClassMaps, ClassSet
@@ -221,26 +222,31 @@ def find_boxes(
     for index, record in enumerate(images.records):
         path = record.img_path
         name = path.name if image_root is None else path.relative_to(image_root).as_posix()
-        names = None
-        if labels == "given":
-            names = [images.class_set.classes[i] for i in record.class_ids or ()]
         failed = partial(FoundBoxes, record.img_id, name, (0, 0), nothing, np.zeros(0))
         try:
-            label = labeler(images.load_image(index), labels=names)
+            img = images.load_image(index)
         except ImageError as error:
             yield failed(str(error))
             continue
+        # The labeler's steps but the last: there may be no mask values, as in ILSVRC.
+        small = fit_pixels(img, labeler.options.max_pixels)
+        passes = labeler.run_network(small)
+        probabilities = compute_scores(passes)
+        if labels == "given":
+            names = [images.class_set.classes[i] for i in record.class_ids or ()]
+            class_ids = labeler.find_class_ids(names)
+        else:
+            class_ids = labeler.predict_class_ids(probabilities)
+        maps = labeler.compute_maps(passes, class_ids, (small.shape[0], small.shape[1]))
         if score_map_dir is not None:
-            if (num_classes := len(label.class_maps.class_ids)) != 1:
+            if (num_classes := len(class_ids)) != 1:
                 yield failed(f"a score map is of one class, this image has {num_classes}")
                 continue
-            write_score_map(score_map_dir, name, _to_score_map(label.class_maps))
-        ori_hw = (label.mask.shape[0], label.mask.shape[1])
-        boxes = _to_image(
-            compute_boxes(label.class_maps, rule=rule, threshold=threshold, chosen_on=chosen_on),
-            label,
-        )
-        scores = label.probabilities[list(boxes.class_ids)]
+            write_score_map(score_map_dir, name, _to_score_map(maps))
+        ori_hw = (img.shape[0], img.shape[1])
+        found = compute_boxes(maps, rule=rule, threshold=threshold, chosen_on=chosen_on)
+        boxes = _to_image(found, (small.shape[0], small.shape[1]), ori_hw)
+        scores = probabilities[list(boxes.class_ids)]
         yield FoundBoxes(record.img_id, name, ori_hw, boxes, scores)
 
 
@@ -316,9 +322,8 @@ def _to_score_map(maps: ClassMaps) -> np.ndarray:
     return score_map / (score_map.max() or 1.0)
 
 
-def _to_image(boxes: Boxes, label: PseudoLabel) -> Boxes:
+def _to_image(boxes: Boxes, map_hw: tuple[int, int], ori_hw: tuple[int, int]) -> Boxes:
     """From pixels of the maps to pixels of the image, which may be larger."""
-    map_hw, ori_hw = label.img.shape[:2], label.mask.shape
     if map_hw == ori_hw:
         return boxes
     scale = np.array([ori_hw[1] / map_hw[1], ori_hw[0] / map_hw[0]] * 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from adcam.data.augment import EvalView, TrainView, class_counts
+from adcam.data.dataset import ImageDataset
 from adcam.metrics.classification import MultiLabelAP
-from adcam.models.classifier import Classifier
-from adcam.models.classifier_file import load_classifier, save_classifier
-from adcam.models.token_cam import TokenCAM
+from adcam.models.classifier import Classifier, InCA
+from adcam.models.classifier_file import build_network, load_classifier, save_classifier
+from adcam.models.weights import load_ts_cam_weights
 from adcam.pipeline.config import build_dataset, hash_config
 from adcam.pipeline.training import (
     RUNS,
@@ -36,11 +38,17 @@ from adcam.pipeline.training import (
 from adcam.structures import ClassSet
 
 CLASSIFIER_NAME = "classifier.safetensors"
+TASKS = ("segmentation", "localization")
+CHOICES = ("best", "last")
 TRAIN_KEYS = (
-    *("epochs", "img_size", "batch_size", "num_workers", "min_area", "jitter", "amp"),
-    *("cls_token_loss", "seed", "val_interval", "log_interval"),
+    *("epochs", "img_size", "batch_size", "num_workers", "min_area", "jitter", "resize", "amp"),
+    *("cls_token_loss", "choose", "seed", "val_interval", "log_interval"),
 )
-MODEL_KEYS = ("backbone", "img_size", "weights", "drop_path_rate", "backbone_kwargs")
+MODEL_KEYS = {
+    "token_cam": ("kind", "backbone", "img_size", "weights", "drop_path_rate", "backbone_kwargs"),
+    "nonlocal_cam": ("kind", "backbone", "weights", "attention", "out_stride", "backbone_kwargs"),
+}
+"""Legal keys of a config's ``model`` by its ``kind``, the first where there is none."""
 
 
 class MeanAveragePrecision(BaseMetric):
@@ -70,8 +78,25 @@ class MeanAveragePrecision(BaseMetric):
         return {"mAP": result.mean_ap, **{f"AP/{name}": ap for name, ap in per_class}}
 
 
+class Top1Accuracy(BaseMetric):
+    """Share of the validation images, one class each, whose class scores highest."""
+
+    def __init__(self) -> None:
+        super().__init__(collect_device="gpu")
+
+    def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
+        """Keep whether each image of a batch is right, NaN for an unreadable one."""
+        for score, target in data_samples:
+            right = float(target[score.argmax()])
+            self.results.append(right)
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """``top1`` in percent."""
+        return {"top1": 100 * float(np.nanmean(results))}
+
+
 class ExportClassifier(Hook):
-    """Writes the classifier file whenever validation mAP reaches a new best."""
+    """Writes the classifier file after the best validation so far, or after every one."""
 
     def __init__(
         self,
@@ -80,23 +105,29 @@ class ExportClassifier(Hook):
         class_set: ClassSet,
         info: dict[str, Any],
         best: float | None,
+        *,
+        score_name: str = "mAP",
+        choose: str = "best",
     ) -> None:
         self._path = path
         self._network_options = network_options
         self._class_set = class_set
         self._info = info
         self._best = best
+        self._score_name = score_name
+        self._choose = choose
         self.has_run = False
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Compare with the best so far."""
         self.has_run = True
-        score = float((metrics or {})["mAP"])
-        if not is_main_process() or (self._best is not None and score <= self._best):
+        score = float((metrics or {})[self._score_name])
+        is_worse = self._best is not None and score <= self._best
+        if not is_main_process() or (self._choose == "best" and is_worse):
             return
         self._best = score
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        info = {**self._info, "val_map": score, "epoch": runner.epoch}
+        info = {**self._info, _info_key(self._score_name): score, "epoch": runner.epoch}
         save_classifier(self._path, model.network, self._network_options, self._class_set, info)
 
 
@@ -106,46 +137,66 @@ def train_classifier(
     """Train as the config says.
 
     Args:
-        cfg: Sections ``data``, ``model``, ``train``, ``optim_wrapper``, ``param_scheduler``.
+        cfg: Sections ``data``, ``model``, ``train``, ``optim_wrapper``, ``param_scheduler``;
+            ``inca`` for :class:`adcam.models.classifier.InCA`. ``task`` is ``"segmentation"``
+            (several classes an image, the default) or ``"localization"`` (one).
         work_dir: Where checkpoints, logs and ``classifier.safetensors`` go.
         resume: Continue from the newest checkpoint in ``work_dir``.
         launcher: ``"none"``, ``"pytorch"`` (torchrun) or ``"slurm"``.
 
     Returns:
-        Path of the classifier with the best validation mAP.
+        Path of the classifier: of the epoch with the best score on ``data.val`` (mAP, for one
+        class an image Top-1 accuracy), or with ``train.choose="last"`` of the last one. Its
+        ``chosen_on`` names that split, ``"oracle"`` where it is also ``data.test``, or is
+        ``None``.
 
     Raises:
         ValueError: If data, labels or weights are wrong; nothing is written before the checks.
     """
     work_dir = Path(work_dir)
     options = cfg.train
+    task, choose = cfg.get("task", TASKS[0]), options.get("choose", CHOICES[0])
+    _check_choice("task", task, TASKS)
+    _check_choice("train.choose", choose, CHOICES)
     check_keys(options, TRAIN_KEYS, "train")
-    check_keys(cfg.model, MODEL_KEYS, "model")
+    network_options, only_for_training = _read_network_options(cfg)
+    single_label = task == "localization"
     splits = [cfg.data.train] if isinstance(cfg.data.train, str) else list(cfg.data.train)
     train_sets = [build_dataset(cfg.data, split) for split in splits]
     val_set = build_dataset(cfg.data, cfg.data.val)
     for images in (*train_sets, val_set):
         images.check_files(masks=False)
+        if single_label:
+            _check_single_labels(images)
     class_set = val_set.class_set
-    network_options = {
-        "backbone": cfg.model.backbone,
-        "img_size": cfg.model.get("img_size", 224),
-        "backbone_kwargs": dict(cfg.model.get("backbone_kwargs", {})),
-    }
+    for images in train_sets:
+        if images.class_set.classes != class_set.classes:
+            raise ValueError(
+                f"{images.split!r} has {images.class_set.num_fg_classes} classes, "
+                f"{val_set.split!r} has {class_set.num_fg_classes}, or others; name them in "
+                "data.classes"
+            )
     torch.manual_seed(options.seed)
-    network = TokenCAM(
-        num_fg_classes=class_set.num_fg_classes,
-        weights=cfg.model.get("weights"),
-        drop_path_rate=cfg.model.get("drop_path_rate", 0.0),
-        **network_options,
+    network = build_network(
+        num_fg_classes=class_set.num_fg_classes, **only_for_training, **network_options
     )
     model: nn.Module = Classifier(
-        network, amp=options.amp, cls_token_loss=options.get("cls_token_loss", 0.0)
+        network,
+        single_label=single_label,
+        amp=options.amp,
+        cls_token_loss=options.get("cls_token_loss", 0.0),
+        inca=_read_inca(cfg),
     )
     img_size = options.img_size
     train_view: ConcatDataset[dict[str, Tensor]] = ConcatDataset(
         [
-            TrainView(images, img_size=img_size, min_area=options.min_area, jitter=options.jitter)
+            TrainView(
+                images,
+                img_size=img_size,
+                min_area=options.min_area,
+                jitter=options.jitter,
+                resize=options.get("resize"),
+            )
             for images in train_sets
         ]
     )
@@ -154,15 +205,25 @@ def train_classifier(
         "dataset": class_set.name,
         "train_splits": splits,
         "val_split": cfg.data.val,
+        "chosen_on": _name_choice(cfg, choose),
         "train_images": len(train_view),
         "train_counts": {s: class_counts(d) for s, d in zip(splits, train_sets, strict=True)},
     }
     classifier_path = work_dir / CLASSIFIER_NAME
     # On a resume the file, not the checkpoint, knows the best: the checkpoint is older.
     best = None
+    score_name = "top1" if single_label else "mAP"
     if resume and classifier_path.is_file():
-        best = float(load_classifier(classifier_path).info["val_map"])
-    export = ExportClassifier(classifier_path, network_options, class_set, info, best)
+        best = float(load_classifier(classifier_path).info[_info_key(score_name)])
+    export = ExportClassifier(
+        classifier_path,
+        network_options,
+        class_set,
+        info,
+        best,
+        score_name=score_name,
+        choose=choose,
+    )
     start_processes(launcher)
     model = wrap_model(model)
     # Incomplete batches are dropped, so a set smaller than one makes a smaller batch.
@@ -187,7 +248,7 @@ def train_classifier(
             collate_fn=collate,
             **workers,
         ),
-        val_evaluator=[MeanAveragePrecision(class_set)],
+        val_evaluator=[Top1Accuracy() if single_label else MeanAveragePrecision(class_set)],
         train_cfg={
             "by_epoch": True,
             "max_epochs": options.epochs,
@@ -216,3 +277,69 @@ def train_classifier(
     if not export.has_run:
         runner.val()  # resumed after the last epoch, which may have ended before its validation
     return classifier_path
+
+
+def import_ts_cam(cfg: Config, checkpoint: str | Path, path: str | Path) -> None:
+    """Turn a checkpoint of TS-CAM's own code into a classifier file.
+
+    Args:
+        cfg: The config whose ``model`` it is, and whose ``data`` name its classes.
+        checkpoint: As for :func:`adcam.models.weights.load_ts_cam_weights`.
+        path: The classifier to write. It says that its epoch was chosen on the test, "oracle": the
+            authors keep the one that is best there.
+
+    Raises:
+        ValueError: If the config, the data or the checkpoint is wrong.
+    """
+    class_set = build_dataset(cfg.data, cfg.data.val).class_set
+    network_options, _ = _read_network_options(cfg)
+    network = build_network(num_fg_classes=class_set.num_fg_classes, **network_options)
+    load_ts_cam_weights(network, checkpoint)
+    info = {"imported_from": Path(checkpoint).name, "chosen_on": "oracle"}
+    save_classifier(path, network, network_options, class_set, info)
+
+
+def _read_network_options(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What rebuilds the network, and what only its training needs."""
+    options = cfg.model.to_dict()
+    kind = options.get("kind", "token_cam")
+    _check_choice("model.kind", kind, tuple(MODEL_KEYS))
+    check_keys(options, MODEL_KEYS[kind], "model")
+    names = ("weights", "drop_path_rate")
+    return options, {name: options.pop(name) for name in names if name in options}
+
+
+def _read_inca(cfg: Config) -> InCA | None:
+    if "inca" not in cfg:
+        return None
+    options = cfg.inca.to_dict()
+    check_keys(options, tuple(item.name for item in fields(InCA)), "inca")
+    if not isinstance(layers := options.get("layers", "all"), str):
+        options["layers"] = tuple(layers)
+    return InCA(**options)
+
+
+def _name_choice(cfg: Config, choose: str) -> str | None:
+    """The split that the epoch is chosen on."""
+    if choose == "last":
+        return None
+    return "oracle" if cfg.data.val == cfg.data.get("test") else str(cfg.data.val)
+
+
+def _info_key(score_name: str) -> str:
+    return f"val_{score_name.lower()}"
+
+
+def _check_single_labels(images: ImageDataset) -> None:
+    several = [r for r in images.records if r.class_ids is not None and len(r.class_ids) != 1]
+    if several:
+        raise ValueError(
+            f"task 'localization' needs one class an image; {len(several)} of {len(images)} images "
+            f"of split {images.split!r} have another number, the first is {several[0].img_id!r} "
+            f"with {len(several[0].class_ids or ())}"
+        )
+
+
+def _check_choice(name: str, value: str, legal: Sequence[str]) -> None:
+    if value not in legal:
+        raise ValueError(f"{name} must be one of {legal}, got {value!r}")

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
-from adcam.report.model import Confusion, Curves, PerClass
+from adcam.report.model import Confusion, Curves, Histograms, PerClass, Shares
 from adcam.report.text import format_number, shorten
 
 SERIES_STYLES = 8
@@ -216,6 +216,105 @@ def confusion_svg(confusion: Confusion) -> str:
     return _svg(side, side, confusion.caption or "Confusion matrix", parts)
 
 
+def histograms_svg(histograms: Histograms) -> str:
+    """Small histograms, two side by side, on common axes.
+
+    Args:
+        histograms: What to draw.
+
+    Returns:
+        An ``<svg>`` element, styled like :func:`curves_svg`'s.
+    """
+    columns, gap, left, plot_height = 2, 28.0, 34.0, 84.0
+    row_height = plot_height + 62
+    plot_width = (_WIDTH - 2 * left + 22 - gap) / columns
+    low, high = histograms.edges[0], histograms.edges[-1]
+    most = max((count for counts in histograms.counts.values() for count in counts), default=0)
+    y_ticks = [tick for tick in _ticks(0, most or 1)[::2] if tick >= 0]
+    top_count = max(y_ticks[-1], most)
+    parts = []
+    for number, (name, counts) in enumerate(histograms.counts.items()):
+        x0 = left + number % columns * (plot_width + gap)
+        top = 22 + number // columns * row_height
+        bottom = top + plot_height
+        is_main = name == histograms.emphasis
+
+        def at_x(value: float, x0: float = x0) -> float:
+            return x0 + (value - low) / (high - low) * plot_width
+
+        for tick in y_ticks:
+            y = bottom - tick / top_count * plot_height
+            parts.append(_line("grid", x0, y, x0 + plot_width, y))
+            if number % columns == 0:
+                parts.append(_text(x0 - 6, y + 4, _tick_text(tick), "tick", "end"))
+        for edge, end, count in zip(
+            histograms.edges[:-1], histograms.edges[1:], counts, strict=True
+        ):
+            height = count / top_count * plot_height
+            if count:
+                tip = f"{name}, {_tick_text(edge)} to {_tick_text(end)}: {count} {histograms.unit}"
+                parts.append(
+                    f'<rect class="fill {"s0" if is_main else "s6"}" x="{_num(at_x(edge) + 0.5)}" '
+                    f'y="{_num(bottom - height)}" width="{_num(at_x(end) - at_x(edge) - 1)}" '
+                    f'height="{_num(height)}"><title>{escape(tip)}</title></rect>'
+                )
+        parts.append(_line("axis", x0, bottom, x0 + plot_width, bottom))
+        for tick in _within(_ticks(low, high), low, high):
+            parts.append(_text(at_x(tick), bottom + 16, _tick_text(tick), "tick", "middle"))
+        parts.append(
+            _text(x0, top - 8, shorten(name, 24), "name strong" if is_main else "name", "start")
+        )
+        if histograms.mark is not None:
+            x = at_x(histograms.mark)
+            parts.append(_line("axis", x, top, x, bottom))
+            shown = f"{format_number(histograms.share_above(name))} %"
+            parts.append(_text(x0 + plot_width, top - 8, shown, "value", "end"))
+        parts.append(_text(x0 + plot_width / 2, bottom + 34, histograms.x_label, "label", "middle"))
+    num_rows = -(-len(histograms.counts) // columns)
+    title = histograms.caption or histograms.x_label
+    return _svg(_WIDTH, 22 + num_rows * row_height - 14, title, parts)
+
+
+def shares_svg(shares: Shares) -> str:
+    """Bars from 0 to 100 %, divided into coloured parts.
+
+    Args:
+        shares: What to draw.
+
+    Returns:
+        An ``<svg>`` element, styled like :func:`curves_svg`'s.
+    """
+    row_height, right = 28.0, 12.0
+    left = min(180.0, 24 + 8.0 * max((len(name) for name in shares.values), default=0))
+    legend, legend_height = _legend(shares.parts, 8, _WIDTH - right, dots=True, filled=True)
+    top = legend_height + 12
+    bottom = top + row_height * len(shares.values)
+    scale = (_WIDTH - left - right) / 100
+    parts = [legend]
+    for tick in (0, 25, 50, 75, 100):
+        x = left + tick * scale
+        parts.append(_line("grid", x, top, x, bottom))
+        parts.append(_text(x, bottom + 18, _tick_text(tick), "tick", "middle"))
+    parts.append(_text((left + _WIDTH - right) / 2, bottom + 38, "images, %", "label", "middle"))
+    for k, (name, values) in enumerate(shares.values.items()):
+        y, x = top + row_height * k, left
+        parts.append(_text(left - 10, y + row_height / 2 + 4, shorten(name, 24), "name", "end"))
+        for i, (part, value) in enumerate(zip(shares.parts, values, strict=True)):
+            width = value * scale
+            shown = format_number(float(value), digits=shares.digits)
+            if width > 0:
+                parts.append(
+                    f'<rect class="fill s{i}" x="{_num(x)}" y="{_num(y + 4)}" '
+                    f'width="{_num(width)}" height="{_num(row_height - 8)}">'
+                    f"<title>{escape(f'{name}, {part}: {value:.1f} %')}</title></rect>"
+                )
+            if width >= 22:
+                middle = y + row_height / 2 + 4
+                parts.append(_text(x + width / 2, middle, shown, "share over", "middle"))
+            x += width
+    return _svg(_WIDTH, bottom + 48, shares.caption or ", ".join(shares.parts), parts)
+
+
 def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
     body = "".join(parts)
     return (
@@ -226,7 +325,13 @@ def _svg(width: float, height: float, title: str, parts: Sequence[str]) -> str:
 
 
 def _legend(
-    names: Sequence[str], left: float, right: float, *, dots: bool = False, emphasis: str = ""
+    names: Sequence[str],
+    left: float,
+    right: float,
+    *,
+    dots: bool = False,
+    filled: bool = False,
+    emphasis: str = "",
 ) -> tuple[str, float]:
     """Samples and names, wrapped into rows; the SVG and its height."""
     sample = 18.0 if dots else 34.0
@@ -239,7 +344,8 @@ def _legend(
         if x > left and x + advance - 18 > right:
             x, y = left, y + 20
         if dots:
-            parts.append(_dot(styles[name], x + 6, y - 4, name))
+            style = replace(styles[name], main=True) if filled else styles[name]
+            parts.append(_dot(style, x + 6, y - 4, name))
         else:
             parts.append(
                 f'<line {styles[name].line} x1="{_num(x)}" y1="{_num(y - 4)}" '

@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from adcam.report.model import RGB, Picture, PictureRow
 from adcam.structures import IGNORE_INDEX
@@ -117,6 +117,43 @@ def _inner_border(mask: np.ndarray, line: int) -> np.ndarray:
             border[ahead] |= differ & (first != 0)
             border[behind] |= differ & (second != 0)
     return border
+
+
+def draw_boxes(rgb: np.ndarray, boxes: np.ndarray, color: RGB) -> np.ndarray:
+    """A picture with the outlines of boxes, cased in black so that they show on any ground.
+
+    Args:
+        rgb: uint8 (H, W, 3).
+        boxes: (n, 4) ``x0, y0, x1, y1`` in pixels, x1 and y1 one past the last pixel. What reaches
+            beyond the picture is clipped; an empty box is drawn as a single pixel.
+        color: Of the outlines.
+
+    Returns:
+        uint8 (H, W, 3), a copy.
+
+    Raises:
+        ValueError: If ``rgb`` is no picture or ``boxes`` are not (n, 4).
+    """
+    _check_rgb(rgb)
+    boxes = np.asarray(boxes)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes must be (n, 4), got {boxes.shape}")
+    height, width = rgb.shape[:2]
+    line = max(1, round(max(height, width) / 100))
+    img = Image.fromarray(rgb.copy())
+    pen = ImageDraw.Draw(img)
+    for x0, y0, x1, y1 in boxes.tolist():
+        left, top = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
+        right, bottom = max(min(x1, width) - 1, left), max(min(y1, height) - 1, top)
+        casing = max(1, line // 2)
+        for colour, inset, thickness in (((0, 0, 0), 0, line + 2 * casing), (color, casing, line)):
+            corners = (left + inset, top + inset, right - inset, bottom - inset)
+            # A box of a few pixels has no room for its casing.
+            if corners[0] <= corners[2] and corners[1] <= corners[3]:
+                pen.rectangle(corners, outline=colour, width=thickness)
+            else:
+                pen.rectangle((left, top, right, bottom), fill=color)
+    return np.asarray(img)
 
 
 def side_by_side(

@@ -263,6 +263,84 @@ class Confusion:
         return sorted(found, key=lambda entry: -entry[2])[:num]
 
 
+@dataclass(frozen=True)
+class Histograms:
+    """One small histogram a name, all over the same bins and axes.
+
+    Attributes:
+        edges: Ends of the n bins, ascending, n + 1 of them.
+        counts: From name to n counts, non-negative.
+        x_label: Of what is binned, with its unit.
+        caption: What is shown.
+        emphasis: Name of the histogram in the accent colour, ``""`` for none.
+        mark: Value at which a line stands, e.g. the IoU from which a box is right; the share of the
+            counts above it is printed.
+        unit: Of the counts, plural.
+    """
+
+    kind: ClassVar[str] = "histograms"
+
+    edges: Sequence[float]
+    counts: Mapping[str, Sequence[int]]
+    x_label: str
+    caption: str = ""
+    emphasis: str = ""
+    mark: float | None = None
+    unit: str = "images"
+
+    def __post_init__(self) -> None:
+        if not self.counts:
+            raise ValueError(f"histograms {self.caption!r} have no counts")
+        if len(self.edges) < 2 or list(self.edges) != sorted(set(self.edges)):
+            raise ValueError(f"edges must be ascending, at least two, got {list(self.edges)}")
+        for name, counts in self.counts.items():
+            if len(counts) != len(self.edges) - 1 or any(count < 0 for count in counts):
+                raise ValueError(
+                    f"{name!r} must have {len(self.edges) - 1} counts that are not negative, got "
+                    f"{list(counts)}"
+                )
+        _check_one_of("emphasis", self.emphasis, ("", *self.counts))
+
+    def share_above(self, name: str) -> float:
+        """Percent of the counts of a name in bins from ``mark`` on; NaN without counts or mark."""
+        total = sum(self.counts[name])
+        if self.mark is None or not total:
+            return math.nan
+        pairs = zip(self.edges, self.counts[name], strict=False)
+        return 100 * sum(count for low, count in pairs if low >= self.mark) / total
+
+
+@dataclass(frozen=True)
+class Shares:
+    """One bar a name, divided into parts of a whole.
+
+    Attributes:
+        parts: Names of the parts, in the order drawn, at most eight.
+        values: From name to one percentage a part, non-negative, together at most 100.
+        caption: What is shown.
+        digits: Digits of the printed numbers.
+    """
+
+    kind: ClassVar[str] = "shares"
+
+    parts: Sequence[str]
+    values: Mapping[str, Sequence[float]]
+    caption: str = ""
+    digits: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.parts) <= 8:
+            raise ValueError(f"shares must have 1 to 8 parts, got {list(self.parts)}")
+        for name, shares in self.values.items():
+            if len(shares) != len(self.parts):
+                raise ValueError(f"{name!r} has {len(shares)} shares for {len(self.parts)} parts")
+            if min(shares) < 0 or sum(shares) > 100 + 1e-6:
+                raise ValueError(
+                    f"shares of {name!r} must not be negative, and at most 100 together, got "
+                    f"{list(shares)}"
+                )
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """One picture of a grid.
@@ -314,6 +392,7 @@ class PictureGrid:
         legend: Name and colour of the classes that occur in the masks.
         heat_scale: Shows the colour scale of the score maps in the legend.
         value_name: What the pictures' values are, e.g. ``"IoU, %"``.
+        shows_ignored: Explains the hatching of ignored pixels in the legend.
         max_side: Longer side in pixels at which pictures are stored. Larger is sharper when a
             picture is enlarged, and the file grows with its square.
     """
@@ -325,6 +404,7 @@ class PictureGrid:
     legend: Sequence[tuple[str, RGB]] = ()
     heat_scale: bool = True
     value_name: str = "IoU, %"
+    shows_ignored: bool = True
     max_side: int = 256
 
     def __post_init__(self) -> None:
@@ -403,7 +483,18 @@ class KeyValues:
     verbatim: bool = False
 
 
-Block = Text | Table | Curves | PerClass | Confusion | PictureGrid | TimeTable | KeyValues
+Block = (
+    Text
+    | Table
+    | Curves
+    | PerClass
+    | Confusion
+    | Histograms
+    | Shares
+    | PictureGrid
+    | TimeTable
+    | KeyValues
+)
 
 
 @dataclass(frozen=True, eq=False)

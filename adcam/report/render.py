@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adcam.report.diagrams import confusion_svg, curves_svg, per_class_svg
+from adcam.report.diagrams import (
+    confusion_svg,
+    curves_svg,
+    histograms_svg,
+    per_class_svg,
+    shares_svg,
+)
 from adcam.report.figures import encode_jpeg, fit_hw, heat_colors
 from adcam.report.model import (
     Block,
@@ -27,11 +33,13 @@ from adcam.report.model import (
     Column,
     Confusion,
     Curves,
+    Histograms,
     KeyValues,
     PerClass,
     PictureGrid,
     PictureRow,
     Report,
+    Shares,
     Table,
     Text,
     TimeTable,
@@ -180,6 +188,10 @@ def _block_view(block: Block, stem: str, files: dict[str, bytes]) -> View:
             svg, view = curves_svg(block), {}
         elif isinstance(block, PerClass):
             svg, view = per_class_svg(block), {"table": _table_view(_per_class_table(block))}
+        elif isinstance(block, Histograms):
+            svg, view = histograms_svg(block), {}
+        elif isinstance(block, Shares):
+            svg, view = shares_svg(block), {"table": _table_view(_shares_table(block))}
         else:
             svg, view = confusion_svg(block), {"largest": _largest_confusions(block)}
         path = f"pictures/{stem}.svg"
@@ -248,6 +260,11 @@ def _per_class_table(block: PerClass) -> Table:
     return Table(columns, rows, caption=block.caption)
 
 
+def _shares_table(block: Shares) -> Table:
+    columns = [Column(""), *(Column(part) for part in block.parts)]
+    return Table(columns, [[name, *shares] for name, shares in block.values.items()])
+
+
 def _largest_confusions(block: Confusion) -> list[str]:
     return [
         f"{truth} taken for {predicted}: {100 * share:.1f} %"
@@ -266,6 +283,7 @@ def _grid_view(grid: PictureGrid, stem: str, files: dict[str, bytes]) -> View:
         "legend": [
             {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*rgb)} for name, rgb in grid.legend
         ],
+        "shows_ignored": grid.shows_ignored,
         "heat_scale": grid.heat_scale,
         "value_name": grid.value_name if valued else "",
     }

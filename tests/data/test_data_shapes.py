@@ -8,8 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adcam.data.shapes import CLASSES, make_shapes, render, shapes_class_set
+from adcam.data.png import read_mask
+from adcam.data.shapes import (
+    CLASSES,
+    make_shape_boxes,
+    make_shapes,
+    render,
+    render_single,
+    shapes_class_set,
+)
 from adcam.data.voc import load_voc
+from adcam.data.wsol import load_wsol, read_wsol_mask, read_wsol_metadata
 
 
 def _scenes(num: int, size_hw: tuple[int, int] = (96, 96)):
@@ -122,6 +131,55 @@ def test_another_seed_gives_other_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [{"num_train": -1}, {"num_val": -2}, {"seed": -3}])
 def test_negative_counts_and_seeds_are_refused(tmp_path: Path, bad: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match=r"must (not be negative|be at least 0)"):
         make_shapes(tmp_path, **{"num_train": 1, "num_val": 1, **bad})
     assert not (tmp_path / "meta.json").exists()
+
+
+def test_single_scenes_show_one_animal_of_any_class_and_size() -> None:
+    scenes = [render_single(np.random.default_rng((5, i)), size_hw=(64, 80)) for i in range(90)]
+    for img, is_animal, _ in scenes:
+        assert img.shape == (64, 80, 3) and img.dtype == np.uint8
+        assert is_animal.shape == (64, 80) and is_animal.dtype == bool
+    areas = np.array([is_animal.mean() for _, is_animal, _ in scenes])
+    assert areas.min() >= 0.01 and areas.max() > 3 * areas.min()
+    assert np.bincount([class_id for *_, class_id in scenes]).min() >= 5  # 15 expected of each
+    again = render_single(np.random.default_rng((5, 0)), size_hw=(64, 80))
+    np.testing.assert_array_equal(again[0], scenes[0][0])
+    np.testing.assert_array_equal(again[1], scenes[0][1])
+
+
+def test_box_set_is_read_as_wsolevaluations_metadata(tmp_path: Path) -> None:
+    make_shape_boxes(tmp_path, num_train=4, num_val=2, num_test=3, size_hw=(48, 64), seed=1)
+    metadata_root = tmp_path / "metadata"
+    for split, count in (("train-weaksup", 4), ("train-fullsup", 2), ("test", 3)):
+        images = load_wsol(tmp_path, metadata_root / "shapes", split, classes=CLASSES)
+        assert len(images) == count
+        for sample in images:
+            ((x0, y0, x1, y1),) = sample.boxes
+            mask = read_mask(tmp_path / "masks" / f"{sample.img_id}.png")
+            inside = np.zeros((48, 64), dtype=bool)
+            inside[y0:y1, x0:x1] = True
+            assert set(np.unique(mask)) == {0, 255} and not mask[~inside].any()
+            for line in (mask[y0], mask[y1 - 1], mask[:, x0], mask[:, x1 - 1]):
+                assert line.any()  # no smaller box holds the animal
+    masks = read_wsol_metadata(metadata_root / "shapes_masks" / "test").masks
+    found = read_wsol_mask(tmp_path, *masks["test/00001.png"], hw=(48, 64))
+    expected = read_mask(tmp_path / "masks" / "test" / "00001.png") // 255
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_box_set_depends_on_seed_split_and_number_alone(tmp_path: Path) -> None:
+    for name, seed, num_test in (("a", 0, 1), ("b", 0, 2), ("c", 1, 1)):
+        make_shape_boxes(
+            tmp_path / name, num_train=1, num_val=1, num_test=num_test, size_hw=(32, 32), seed=seed
+        )
+    first, longer, other = (tmp_path / name / "test" / "00000.png" for name in "abc")
+    assert first.read_bytes() == longer.read_bytes() != other.read_bytes()
+    assert first.read_bytes() != (tmp_path / "a" / "val" / "00000.png").read_bytes()
+
+
+@pytest.mark.parametrize("bad", [{"num_val": 0}, {"seed": -1}, {"size_hw": (96, 20)}])
+def test_impossible_box_sets_are_refused(tmp_path: Path, bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"at least|negative"):
+        make_shape_boxes(tmp_path, **{"num_train": 1, "num_val": 1, "num_test": 1, **bad})

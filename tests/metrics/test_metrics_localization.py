@@ -393,12 +393,13 @@ def make_guesses(count, seed):
 
 def test_localization_against_its_definition_and_merged():
     whole, parts = LocalizationAccuracy((1, 3)), [LocalizationAccuracy((1, 3)) for _ in range(2)]
-    right, known = {1: 0, 3: 0}, 0
+    right, known, ious = {1: 0, 3: 0}, 0, []
     guesses = list(make_guesses(200, seed=9))
     for number, guess in enumerate(guesses):
         whole.update(**guess)
         parts[number % 2].update(**guess)
-        known += max(plain_iou(guess["gt_known_box"], b) for b in guess["boxes"]) >= 0.5
+        ious.append(max(plain_iou(guess["gt_known_box"], b) for b in guess["boxes"]))
+        known += ious[-1] >= 0.5
         for k in right:
             right[k] += any(
                 c == guess["class_id"] and max(plain_iou(box, b) for b in guess["boxes"]) > 0.5
@@ -407,6 +408,8 @@ def test_localization_against_its_definition_and_merged():
     result = whole.compute()
     assert result.top_loc == {k: 100 * n / 200 for k, n in right.items()}
     assert result.gt_known == 100 * known / 200
+    assert list(result.iou_histogram) == np.histogram(ious, bins=20, range=(0, 1))[0].tolist()
+    assert sum(result.iou_histogram[10:]) == known
     assert sum(result.errors.values()) == pytest.approx(100)
     assert result.errors["right"] == result.top_loc[1]
     assert result.errors["classification"] == pytest.approx(100 - result.top_cls[1])

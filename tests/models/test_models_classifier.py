@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from adcam.models.classifier import Classifier
+from adcam.models.classifier import Classifier, InCA
+from adcam.models.losses import split_attention
+from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM
 
 TINY = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -103,6 +105,137 @@ def test_bfloat16_is_close_and_trains() -> None:
     assert all(g is not None and g.dtype == torch.float32 and g.isfinite().all() for g in grads)
 
 
+@torch.no_grad()
+def test_single_labels_are_compared_by_cross_entropy() -> None:
+    model = make(single_label=True, cls_token_loss=1.0)
+    labels = torch.eye(4)[[2, 0, 3]]
+    losses = model(INPUTS, labels, mode="loss")
+    log_p = model(INPUTS).double().log_softmax(dim=1)
+    expected = -(log_p[0, 2] + log_p[1, 0] + log_p[2, 3]) / 3
+    torch.testing.assert_close(losses["loss_patches"].double(), expected, rtol=0, atol=1e-6)
+    scores = torch.stack([score for score, _ in model(INPUTS, labels, mode="predict")])
+    torch.testing.assert_close(scores.double(), log_p.exp(), rtol=0, atol=1e-6)
+
+
+def make_cnn(**options: Any) -> Classifier:
+    torch.manual_seed(0)
+    network = NonlocalCAM(
+        "resnet18", num_fg_classes=4, backbone_kwargs={"channels": (8, 12, 16, 20)}
+    )
+    return Classifier(network, single_label=True, **options)
+
+
+IMAGES = torch.randint(
+    0, 256, (3, 3, 64, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+)
+ONE_HOT = torch.eye(4)[[2, 0, 3]]
+NO_DROP = {"drop_foreground": False, "drop_background": False}
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({}, {"loss_patches", "loss_contrastive", "loss_consistency"}),
+        ({"contrastive": None}, {"loss_patches", "loss_consistency"}),
+        ({"contrastive": "infonce", "consistency_weight": 0}, {"loss_patches", "loss_contrastive"}),
+        ({"contrastive": None, "consistency_weight": 0}, {"loss_patches"}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+def test_each_part_of_inca_goes_by_itself(
+    kind: str, options: dict[str, Any], names: set[str]
+) -> None:
+    inca = InCA(**options)
+    model = make_cnn(inca=inca) if kind == "cnn" else make(single_label=True, inca=inca)
+    images = IMAGES if kind == "cnn" else INPUTS
+    labels = ONE_HOT if kind == "cnn" else torch.eye(4)[[2, 0, 3]]
+    losses = model.train()(images, labels, mode="loss")
+    assert losses.keys() == names
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@torch.no_grad()
+def test_incas_losses_are_weighted_means_over_its_depths() -> None:
+    plain = InCA(contrastive_weight=1.0, consistency_weight=1.0, margin=2.0, **NO_DROP)
+    spots = (
+        make_cnn(inca=plain)
+        .eval()
+        .network.train_maps(torch.randn(2, 3, 64, 80), layers="all")
+        .spots
+    )
+    once = plain.compute_losses(spots)
+    more = InCA(contrastive_weight=0.5, consistency_weight=3.0, margin=2.0).compute_losses(spots)
+    assert once["loss_contrastive"] > 0
+    torch.testing.assert_close(more["loss_contrastive"], 0.5 * once["loss_contrastive"])
+    torch.testing.assert_close(more["loss_consistency"], 3 * once["loss_consistency"])
+    single = [plain.compute_losses((spot, spots[2]))["loss_contrastive"] for spot in spots]
+    of_last = single[2]
+    torch.testing.assert_close(
+        once["loss_contrastive"], (2 * single[0] + 2 * single[1] - of_last) / 3
+    )
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+@torch.no_grad()
+def test_inca_plays_no_part_in_predictions(kind: str) -> None:
+    images, make_one = (IMAGES, make_cnn) if kind == "cnn" else (INPUTS, make)
+    with_it, without = make_one(inca=InCA()).train(), make_one().train()
+    with_it.network.eval(), without.network.eval()
+    for mode in ("tensor", "predict"):
+        got = with_it(images, ONE_HOT, mode=mode)
+        expected = without(images, ONE_HOT, mode=mode)
+        for a, b in zip(got, expected, strict=True):
+            assert torch.equal(a[0], b[0])
+
+
+@torch.no_grad()
+def test_a_vits_spots_are_normalised_tokens_and_class_token_rows_so_far() -> None:
+    network = make().network.eval()
+    inputs = torch.randn(2, 3, 24, 40)
+    spots = network.train_maps(inputs, layers="all").spots
+    maps = network.token_maps(inputs)
+    assert maps.attn_cls2patch is not None
+    tokens: list[Tensor] = []
+    for block in network.backbone.blocks:
+        block.register_forward_hook(lambda _m, _a, out: tokens.append(out[:, 1:]))
+    network(inputs)
+    for index, spot in enumerate(spots):
+        row = maps.attn_cls2patch[:, : index + 1].sum(dim=1).reshape(2, 1, 3, 5)
+        torch.testing.assert_close(spot.attn, row / row.amax(dim=(2, 3), keepdim=True))
+        patch = tokens[index][:, 7]  # row 1, column 2
+        expected = (patch - patch.mean(1, keepdim=True)) / (
+            patch.var(1, correction=0, keepdim=True) + 1e-5
+        ).sqrt()
+        torch.testing.assert_close(spot.features[:, :, 1, 2], expected, rtol=0, atol=1e-5)
+
+
+def test_a_vit_drops_patch_tokens_and_never_the_class_token() -> None:
+    model = make(inca=InCA(layers=(1,), drop_rate=1.0, contrastive=None, consistency_weight=0))
+    network = model.network.eval()
+    assert model.dropout is not None
+    torch.nn.init.normal_(network.backbone.blocks[1].attn.qkv.weight, std=0.5)  # else all alike
+    seen: list[Tensor] = []
+    network.backbone.norm.register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
+    inputs = torch.randn(2, 3, 24, 40)
+    with torch.no_grad():
+        spot = network.train_maps(inputs, layers=(1,)).spots[0]
+        network.train_maps(inputs, layers=(1,), dropout=model.dropout.train())
+    kept = split_attention(spot.attn, fg_threshold=0.3, drop_threshold=0.8).drop.flatten(1)
+    torch.testing.assert_close(seen[1][:, 0], seen[0][:, 0])
+    torch.testing.assert_close(seen[1][:, 1:], seen[0][:, 1:] * kept[:, :, None])
+    assert kept.any() and not kept.all()
+
+
+def test_class_token_rows_get_the_consistency_gradient() -> None:
+    options = {"contrastive": None, "consistency_weight": 1.0, **NO_DROP}
+    model = make(single_label=True, inca=InCA(**options))
+    model(INPUTS, torch.eye(4)[[2, 0, 3]], mode="loss")["loss_consistency"].backward()
+    first, last = (block.attn.qkv.weight.grad for block in model.network.backbone.blocks)
+    assert first is not None and first.abs().max() > 0
+    assert last is None or last.abs().max() == 0  # the reference
+
+
 def test_full_precision_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
     with torch.no_grad():
         make()(INPUTS)
@@ -114,6 +247,12 @@ def test_bad_options() -> None:
         make(amp="fp16")
     with pytest.raises(ValueError, match="no class token"):
         make(class_token=False, cls_token_loss=1.0)
+    with pytest.raises(ValueError, match="no class token"):
+        make_cnn(cls_token_loss=1.0)
+    with pytest.raises(ValueError, match="drop_rate must lie in"):
+        make_cnn(inca=InCA(drop_rate=2.0))
+    with pytest.raises(ValueError, match="no class token"):
+        make(class_token=False, inca=InCA())(INPUTS, LABELS, mode="loss")
     with pytest.raises(ValueError, match="mode must be one of"):
         make()(INPUTS, LABELS, mode="losses")
     with pytest.raises(ValueError, match="needs cls_label"):

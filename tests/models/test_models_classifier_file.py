@@ -11,7 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from adcam.models.classifier_file import FORMAT, load_classifier, save_classifier
+from adcam.models.classifier_file import (
+    FORMAT,
+    build_network,
+    load_classifier,
+    save_classifier,
+)
+from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM
 from adcam.structures import ClassSet
 
@@ -155,3 +161,30 @@ def test_descriptions_that_cannot_be_used(
     with pytest.raises(ValueError, match=message) as caught:
         load_classifier(path)
     assert str(caught.value).startswith(str(path))
+
+
+@torch.no_grad()
+def test_a_convolutional_network_comes_back(tmp_path: Path) -> None:
+    options = {
+        "kind": "nonlocal_cam",
+        "backbone": "resnet18",
+        "attention": "nonlocal",
+        "out_stride": 8,
+        "backbone_kwargs": {"channels": [8, 12, 16, 20]},
+    }
+    torch.manual_seed(0)
+    network = build_network(num_fg_classes=2, **options).eval()
+    torch.nn.init.normal_(network.attentions[0].out.weight)  # type: ignore[union-attr, arg-type]
+    path = tmp_path / "classifier.safetensors"
+    save_classifier(path, network, options, CLASSES, INFO)
+    loaded = load_classifier(path).network
+    assert isinstance(loaded, NonlocalCAM)
+    assert not loaded.training
+    inputs = torch.randn(1, 3, 48, 32)
+    assert torch.equal(loaded.token_maps(inputs).cam, network.token_maps(inputs).cam)
+    assert loaded.token_maps(inputs).grid_hw == (6, 4)
+
+
+def test_an_unknown_kind_of_network() -> None:
+    with pytest.raises(ValueError, match=r"model\.kind must be one of .*nonlocal_cam.*got 'mlp'"):
+        build_network("mlp", num_fg_classes=2)

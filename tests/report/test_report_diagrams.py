@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
-from adcam.report.diagrams import confusion_svg, curves_svg, per_class_svg
-from adcam.report.model import Confusion, Curves, PerClass, Series
+from adcam.report.diagrams import (
+    confusion_svg,
+    curves_svg,
+    histograms_svg,
+    per_class_svg,
+    shares_svg,
+)
+from adcam.report.model import Confusion, Curves, Histograms, PerClass, Series, Shares
 
 
 def parse(svg: str) -> ElementTree.Element:
@@ -122,3 +129,60 @@ def test_confusion_of_81_classes_stays_small() -> None:
     svg = confusion_svg(Confusion([f"class {i}" for i in range(num)], counts))
     assert len(svg) < 1_500_000
     assert not by_class(parse(svg), "text", "share")
+
+
+def test_histograms_have_a_common_scale() -> None:
+    counts = {"a": [0, 4, 2, 0], "main": [1, 1, 1, 8]}
+    block = Histograms((0.0, 0.25, 0.5, 0.75, 1.0), counts, "IoU", emphasis="main", mark=0.5)
+    root = parse(histograms_svg(block))
+    bars = by_class(root, "rect", "fill")
+    assert len(bars) == 6  # empty bins are not drawn
+    heights = [float(bar.get("height", "")) for bar in bars]
+    expected = np.array([4, 2, 1, 1, 1, 8])
+    np.testing.assert_allclose(np.array(heights) / heights[-1], expected / 8, atol=0.02)
+    assert [bar.get("class") for bar in bars] == ["fill s6"] * 2 + ["fill s0"] * 4
+    feet = {round(float(bar.get("y", "")) + float(bar.get("height", "")), 1) for bar in bars}
+    assert len(feet) == 1  # two stand side by side
+    assert [t.text for t in bars[-1].iter("title")] == ["main, 0.75 to 1: 8 images"]
+    assert [e.text for e in by_class(root, "text", "value")] == ["33.3 %", "81.8 %"]
+    assert block.share_above("a") == pytest.approx(100 / 3)
+
+
+def test_histograms_without_counts_are_drawn() -> None:
+    block = Histograms((0.0, 1.0), {"a": [0]}, "x", mark=0.5)
+    assert math.isnan(block.share_above("a"))
+    svg = histograms_svg(block)
+    assert "nan" not in svg.lower() and not by_class(parse(svg), "rect", "fill")
+
+
+def test_parts_of_a_bar_adjoin_and_share_the_scale() -> None:
+    block = Shares(["right", "wrong", "other"], {"a": [50.0, 30.0, 20.0], "b": [0.0, 100.0, 0.0]})
+    root = parse(shares_svg(block))
+    first, second, third, whole = by_class(root, "rect", "fill")
+    x, width = (
+        [float(part.get(key, "")) for part in (first, second, third)] for key in ("x", "width")
+    )
+    assert x[1] == pytest.approx(x[0] + width[0], abs=0.15)
+    assert x[2] == pytest.approx(x[1] + width[1], abs=0.15)
+    assert width[0] == pytest.approx(float(whole.get("width", "")) / 2, abs=0.15)
+    assert [part.get("class") for part in (first, whole)] == ["fill s0", "fill s1"]
+    assert [e.text for e in by_class(root, "text", "share")] == ["50", "30", "20", "100"]
+    assert [t.text for t in second.iter("title")] == ["a, wrong: 30.0 %"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (Histograms, ((0.0, 1.0), {}, "x"), "no counts"),
+        (Histograms, ((1.0, 0.0), {"a": [1]}, "x"), "ascending"),
+        (Histograms, ((0.0, 1.0), {"a": [1, 2]}, "x"), "'a' must have 1 counts"),
+        (Histograms, ((0.0, 1.0), {"a": [-1]}, "x"), "not negative"),
+        (Shares, ([], {}), "1 to 8 parts"),
+        (Shares, (["p"], {"a": [1, 2]}), "2 shares for 1 parts"),
+        (Shares, (["p"], {"a": [-1]}), "must not be negative"),
+        (Shares, (["p", "q"], {"a": [60, 60]}), "at most 100"),
+    ],
+)
+def test_impossible_bars_are_refused(kind: type, arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(*arguments)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from adcam.report.figures import (
+    draw_boxes,
     encode_image,
     encode_jpeg,
     fit_hw,
@@ -180,3 +181,30 @@ def test_mistakes_are_refused() -> None:
         side_by_side([img], gap=-1)
     with pytest.raises(ValueError, match="max_side"):
         encode_image(img, max_side=0)
+
+
+def test_boxes_are_outlined_inside_themselves() -> None:
+    gray = np.full((60, 90, 3), 90, np.uint8)
+    out = draw_boxes(gray, np.array([[10, 20, 50, 41]]), (0, 200, 255))
+    assert (gray == 90).all()  # a copy was drawn on
+    rows, columns = np.nonzero((out != 90).any(axis=2))
+    assert (columns.min(), rows.min(), columns.max(), rows.max()) == (10, 20, 49, 40)
+    assert out[20, 30].tolist() == [0, 0, 0]  # the casing
+    assert out[21, 30].tolist() == [0, 200, 255]
+    assert (out[26:35, 16:44] == 90).all()
+
+
+@pytest.mark.parametrize(
+    "box", [[-5, -5, 500, 500], [3, 4, 3, 4], [89, 59, 90, 60], [88, 0, 90, 2]]
+)
+def test_boxes_at_the_edge_stay_in_the_picture(box: list[int]) -> None:
+    out = draw_boxes(np.full((60, 90, 3), 90, np.uint8), np.array([box]), (1, 2, 3))
+    assert out.shape == (60, 90, 3)
+    assert (out == (1, 2, 3)).all(axis=2).any()
+
+
+def test_no_boxes_leave_the_picture_and_others_are_refused() -> None:
+    img = random_img()
+    assert (draw_boxes(img, np.zeros((0, 4), int), (0, 0, 0)) == img).all()
+    with pytest.raises(ValueError, match=r"boxes must be \(n, 4\), got \(4,\)"):
+        draw_boxes(img, np.array([0, 0, 1, 1]), (0, 0, 0))

@@ -16,10 +16,13 @@ import rivals
 import torch
 from measure import ROOT, Peak, Variant
 from torch import Tensor
+from torch.nn import functional as F
 
 from adcam.cams import build_method
 from adcam.data.dataset import ImageDataset
+from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
 from adcam.data.shapes import make_shapes
+from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import save_classifier
 from adcam.models.token_cam import TokenCAM
 from adcam.ops import common_neighbor, dense_crf, diffusion, token_attention
@@ -47,6 +50,7 @@ class Setting:
         data: VOC root with ``labels.csv`` and masks; ``None`` for generated pictures.
         split: List of ``data``.
         checkpoint: A classifier; ``None`` for DeiT-Tiny with random weights.
+        score_maps: Folder of score maps in wsolevaluation's format; ``None`` for made-up ones.
         workers: Processes of ``generate``; ``None`` for its default.
         scratch: An empty folder.
     """
@@ -56,6 +60,7 @@ class Setting:
     data: Path | None
     split: str
     checkpoint: Path | None
+    score_maps: Path | None
     workers: int | None
     scratch: Path
 
@@ -123,6 +128,27 @@ def _build_token_attention(tokens: int, setting: Setting) -> dict[str, Variant]:
     )
 
 
+def _build_attend(tokens: int, setting: Setting) -> dict[str, Variant]:
+    qkv = setting.rand(3, setting.batch, HEADS, 1 + tokens, HEAD_WIDTH) - 0.5
+    total = torch.zeros(setting.batch, tokens, tokens, device=setting.device)
+    scale = HEAD_WIDTH**-0.5
+    variants = {}
+    for dtype in ("float32", "bfloat16"):
+        q, k, v = qkv.to(getattr(torch, dtype))
+        fused = partial(F.scaled_dot_product_attention, q, k, v)
+        mean = partial(token_attention.accumulate_token_attention, total, q, k, scale=scale)
+        ours = partial(token_attention.attend_and_accumulate, total, q, k, v, scale=scale)
+        runs: dict[str, Callable[[], Any]] = {
+            "adcam": ours,
+            "fused attention": fused,
+            "fused attention, then mean": lambda fused=fused, mean=mean: (fused(), mean()),
+        }
+        for name, run in runs.items():
+            label = name if dtype == "float32" else f"{name}, bfloat16"
+            variants[label] = Variant(torch.inference_mode()(run), dtype)
+    return variants
+
+
 def _build_common_neighbor(tokens: int, setting: Setting) -> dict[str, Variant]:
     attn = _attention_like(setting, tokens)
     return _with_rivals(
@@ -181,6 +207,43 @@ def _build_dense_crf(labels: int, setting: Setting) -> dict[str, Variant]:
         if reason is None:
             runs[backend] = partial(dense_crf.dense_crf, prob, img, backend=backend)
     return {name: Variant(run) for name, run in runs.items()}
+
+
+def _build_level_boxes(num_thresholds: int, setting: Setting) -> dict[str, Variant]:
+    maps = _score_maps(setting)
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 100, (len(maps), 1, 2))
+    boxes = np.concatenate([low, low + rng.integers(60, 120, low.shape)], axis=2)
+    thresholds = np.arange(0, 1, 1 / num_thresholds)
+
+    def ours(all_contours: bool) -> float:
+        metric = MaxBoxAccuracy(multi_contour=all_contours, step=1 / num_thresholds)
+        for score_map, true_boxes in zip(maps, boxes, strict=True):
+            metric.update(score_map, true_boxes)
+        return metric.compute().max_box_acc_v2
+
+    variants = {}
+    for label, all_contours in (("all contours", True), ("largest contour", False)):
+        plain = partial(
+            rivals.plain_box_accuracy, maps, boxes, thresholds, all_contours=all_contours
+        )
+        for name, run in (("adcam", partial(ours, all_contours)), ("OpenCV a threshold", plain)):
+            variants[f"{name}, {label}"] = Variant(run, "uint8", run)
+    return variants
+
+
+def _score_maps(setting: Setting) -> list[np.ndarray]:
+    """Those asked for, or 20 made as class maps are: a coarse grid enlarged to 224x224."""
+    if setting.score_maps is not None:
+        paths = sorted(setting.score_maps.rglob("*.npy"))
+        if not paths:
+            raise ValueError(f"{setting.score_maps} holds no .npy")
+        return [read_score_map(path) for path in paths]
+    generator = torch.Generator().manual_seed(0)
+    grids = torch.rand((20, 1, 14, 14), generator=generator) ** 2
+    large = torch.nn.functional.interpolate(grids, SCORE_MAP_HW, mode="bilinear")[:, 0].double()
+    low, high = large.amin((1, 2), keepdim=True), large.amax((1, 2), keepdim=True)
+    return list(((large - low) / (high - low)).numpy())
 
 
 def _build_forward(side: int, setting: Setting) -> dict[str, Variant]:
@@ -366,6 +429,12 @@ CASES: dict[str, Case] = {
         _ATTENTION_TESTS,
         _build_token_attention,
     ),
+    "attend": Case(
+        "output and mean attention of one block of DeiT-Tiny; size: patches N",
+        (196, 784, 2304),
+        _ATTENTION_TESTS,
+        _build_attend,
+    ),
     "common_neighbor": Case(
         "refined affinity, resource allocation, power 2; size: patches N",
         (196, 784, 2304),
@@ -390,6 +459,12 @@ CASES: dict[str, Case] = {
         ("tests/ops/test_dense_crf.py",),
         _build_dense_crf,
         repeats=5,
+    ),
+    "level_boxes": Case(
+        "MaxBoxAccV2 of score maps, one pass a map; size: thresholds; score: the accuracy",
+        (1000,),
+        ("tests/ops/test_level_boxes.py", "tests/metrics/test_metrics_localization.py"),
+        _build_level_boxes,
     ),
     "forward": Case(
         "DeiT-Tiny with 3x3 head, square image; size: side in pixels",

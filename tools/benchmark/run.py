@@ -66,6 +66,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, metavar="F.csv", help="write the rows there")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="leave the others out")
+    parser.add_argument(
+        "--score-maps", type=Path, metavar="DIR", help="for level_boxes; default: made-up ones"
+    )
     images = parser.add_argument_group("images (generate and growth)")
     images.add_argument("--data", type=Path, metavar="VOC_ROOT", help="default: generated ones")
     images.add_argument("--split", default="val", help="default: %(default)s")
@@ -95,6 +98,7 @@ def run_case(name: str, size: int, args: argparse.Namespace) -> list[dict[str, A
             args.data,
             args.split,
             args.checkpoint,
+            args.score_maps,
             args.workers,
             Path(scratch),
         )

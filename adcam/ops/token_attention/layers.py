@@ -20,8 +20,13 @@ def resolve_layers(layers: str | Sequence[int], depth: int) -> tuple[int, ...]:
         Ascending indices in ``0..depth-1``, at least one.
 
     Raises:
-        ValueError: If the choice cannot be read or lies outside the network.
+        ValueError: If the choice cannot be read or lies outside the network, or there are no
+            blocks at all.
     """
+    if depth == 0:
+        raise ValueError(
+            "a network without transformer blocks has no attention to read; method 'cam' needs none"
+        )
     if not isinstance(layers, str):
         chosen = sorted({index + depth if index < 0 else index for index in layers})
         if not chosen or chosen[0] < 0 or chosen[-1] >= depth:

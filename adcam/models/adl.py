@@ -1,0 +1,67 @@
+"""ADL, the attention-based dropout layer: in training, hide what a classifier looks at most.
+
+Choe and Shim, "Attention-based Dropout Layer for Weakly Supervised Object Localization", CVPR 2019
+(arXiv 1908.10028). InCA (:mod:`adcam.models.losses`) drops the background as well.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from adcam.models.losses import split_attention
+
+
+class AttentionDropout(nn.Module):
+    """Multiply features by a drop mask or by an importance map; the identity at evaluation.
+
+    Each call draws once for the whole batch: with probability ``drop_rate`` the drop mask, else the
+    importance map ``sigmoid(attn)``. What is kept is not scaled up.
+
+    Args:
+        drop_rate: Probability of the drop mask, in [0, 1]; larger hides more often.
+        drop_threshold: As in :func:`adcam.models.losses.split_attention`; ADL takes 0.8 or 0.9.
+        fg_threshold: As there; used where the background is dropped.
+        drop_foreground: Whether the most discriminative part is dropped.
+        drop_background: Whether the background is: InCA drops it, ADL keeps it.
+
+    Raises:
+        ValueError: If an option is outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        drop_rate: float = 0.75,
+        drop_threshold: float = 0.8,
+        fg_threshold: float = 0.3,
+        drop_foreground: bool = True,
+        drop_background: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= drop_rate <= 1:
+            raise ValueError(f"drop_rate must lie in [0, 1], got {drop_rate}")
+        self.drop_rate = drop_rate
+        self.thresholds = {"fg_threshold": fg_threshold, "drop_threshold": drop_threshold}
+        self.drop_foreground = drop_foreground
+        self.drop_background = drop_background
+        split_attention(torch.ones(1, 1, 1, 1), **self.thresholds)  # refuses wrong ones now
+
+    def forward(self, features: Tensor, attn: Tensor) -> Tensor:
+        """Return features of the same shape and dtype.
+
+        Args:
+            features: (B, D, h, w).
+            attn: (B, 1, h, w), non-negative. ADL takes the channel mean of the features.
+        """
+        if not self.training:
+            return features
+        if torch.rand(()) >= self.drop_rate:
+            return features * attn.sigmoid().to(features.dtype)
+        masks = split_attention(attn, **self.thresholds)
+        keep = torch.ones_like(masks.fg)
+        if self.drop_foreground:
+            keep = keep & ~masks.peak
+        if self.drop_background:
+            keep = keep & masks.fg
+        return features * keep.to(features.dtype)

@@ -1,0 +1,334 @@
+"""Convolutional classifiers with attention at three depths: plain CAM, ADL and InCA.
+
+Which one it is, training says (:class:`adcam.models.classifier.InCA`); at evaluation the dropping
+is the identity and what is left of InCA is its non-local blocks. A vision transformer needs no
+such block, since its own attend from everywhere to everywhere:
+:meth:`adcam.models.token_cam.TokenCAM.train_maps` hands out what InCA needs of it.
+
+Trunks and where they are changed follow clovaai/wsolevaluation (``wsol/vgg.py``, ``resnet.py``,
+``inception.py``): strides of 1 in place of 2 until the map has the size asked for, no dilation;
+VGG16 and InceptionV3 get new 3×3 convolutions of 1,024 channels before the head (Zhou et al., CVPR
+2016), and InceptionV3 ends with Mixed_6e.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adcam.models.adl import AttentionDropout
+from adcam.models.losses import Spot, scale_attention
+from adcam.models.token_cam import TrainMaps, compute_grid_hw
+from adcam.models.weights import load_trunk_weights
+from adcam.ops.token_attention import resolve_layers
+from adcam.structures import TokenMaps
+
+ATTENTIONS = ("nonlocal", "channel")
+OUT_STRIDES = (8, 16)
+FAMILIES = ("vgg", "resnet", "inception_v3")
+
+Steps = list[tuple[str, nn.Module]]
+
+
+class NonLocalBlock(nn.Module):
+    """Every place attends to every other: embedded Gaussian, added to its input.
+
+    Wang et al., "Non-local Neural Networks", CVPR 2018 (arXiv 1711.07971). θ, φ and g are 1×1
+    convolutions to half the channels; the output convolution starts at zero, so that weights
+    trained without the block stay what they are.
+
+    Args:
+        channels: Channels D of input and output.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = max(channels // 2, 1)
+        self.theta = nn.Conv2d(channels, inner, 1)
+        self.phi = nn.Conv2d(channels, inner, 1)
+        self.g = nn.Conv2d(channels, inner, 1)
+        self.out = nn.Conv2d(inner, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        if self.out.bias is not None:
+            nn.init.zeros_(self.out.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D, h, w) -> the same shape."""
+        query, key, value = (
+            conv(features).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, N, D/2)
+            for conv in (self.theta, self.phi, self.g)
+        )
+        # softmax(θ φᵀ) g; the paper divides by nothing.
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        mixed = mixed.squeeze(1).transpose(1, 2).unflatten(2, features.shape[2:])
+        output: Tensor = features + self.out(mixed)
+        return output
+
+
+class NonlocalCAM(nn.Module):
+    """Convolutional classifier whose logits are averages of class maps.
+
+    Args:
+        backbone: timm name of a VGG (``"vgg16"``), a ResNet (``"resnet50"``) or
+            ``"inception_v3"``.
+        num_fg_classes: Number of foreground classes C.
+        weights: ``None`` for random, ``"timm"`` for timm's published weights of that name (needs
+            a reachable hub), or a path to ``.safetensors``/``.pth`` of timm or torchvision.
+        attention: ``"nonlocal"`` puts a non-local block at each of the three depths (InCA),
+            ``"channel"`` only reads the channel mean there (ADL). ``None`` leaves the depths alone
+            (plain CAM).
+        out_stride: Pixels between two places of the map: 16 is 14×14 at 224 px, 8 is 28×28, which
+            costs about four times as much in the late layers.
+        backbone_kwargs: Further arguments of ``timm.create_model`` (``channels``, …).
+
+    Raises:
+        ValueError: If the backbone or an option is unknown, or weights cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        num_fg_classes: int,
+        weights: str | None = None,
+        attention: str | None = "nonlocal",
+        out_stride: int = 16,
+        backbone_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if attention not in (None, *ATTENTIONS):
+            raise ValueError(f"attention must be one of {ATTENTIONS} or None, got {attention!r}")
+        if out_stride not in OUT_STRIDES:
+            raise ValueError(f"out_stride must be one of {OUT_STRIDES}, got {out_stride}")
+        self.name = backbone
+        self.attention = attention
+        self.out_stride = out_stride
+        trunk = _build_trunk(backbone, weights, dict(backbone_kwargs or {}))
+        self._pixel_stats = tuple(trunk.pretrained_cfg["mean"]), tuple(trunk.pretrained_cfg["std"])
+        parts = _split_trunk(backbone, trunk, out_stride)
+        self.parts = nn.ModuleList(nn.Sequential(OrderedDict(steps)) for steps in parts)
+        widths = _find_widths(self.parts)
+        # One block behind each part but the last, which may be empty.
+        self.attentions = nn.ModuleList(
+            NonLocalBlock(width) if attention == "nonlocal" else nn.Identity()
+            for width in widths[:-1]
+        )
+        self.head = nn.Conv2d(widths[-1], num_fg_classes, kernel_size=1)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        if self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks: none."""
+        return 0
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width in pixels that one place of the map stands for."""
+        return self.out_stride, self.out_stride
+
+    @property
+    def pixel_stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Channel mean and standard deviation of RGB in [0, 1] that the weights expect."""
+        return self._pixel_stats
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, C) of normalised images (B, 3, H, W)."""
+        return self.train_maps(inputs).cam.mean(dim=(2, 3))
+
+    def token_maps(
+        self,
+        inputs: Tensor,
+        *,
+        layer_sets: Sequence[tuple[int, ...]] = (),
+        product_dtype: torch.dtype | None = None,
+    ) -> TokenMaps:
+        """Logits and class maps of a batch; there is no attention of tokens to hand out.
+
+        Args:
+            inputs: (B, 3, H, W) normalised images; H and W multiples of ``out_stride``.
+            layer_sets: Must be empty.
+            product_dtype: Plays no part.
+
+        Returns:
+            The maps, float32 whatever the autocast dtype, with neither kind of attention.
+
+        Raises:
+            ValueError: If attention is asked for, or the size does not fit.
+        """
+        if layer_sets:
+            raise ValueError(
+                f"{self.name} is a convolutional network without attention of patches to patches; "
+                f"blocks {sorted(layer_sets)} were asked for. Method 'cam' needs none"
+            )
+        cam = self.train_maps(inputs).cam.float()
+        return TokenMaps(
+            logits=cam.mean(dim=(2, 3)),
+            cam=cam,
+            grid_hw=(cam.shape[2], cam.shape[3]),
+            depth=self.depth,
+            model=self.name,
+        )
+
+    def train_maps(
+        self,
+        inputs: Tensor,
+        *,
+        layers: str | tuple[int, ...] | None = None,
+        dropout: AttentionDropout | None = None,
+    ) -> TrainMaps:
+        """Class maps and what the network shows at its depths.
+
+        Args:
+            inputs: (B, 3, H, W) normalised images.
+            layers: Depths that are handed out, of 0, 1, 2; ``None`` for none of them.
+            dropout: What is dropped at each of ``layers``.
+
+        Raises:
+            ValueError: If the size does not fit, or depths are asked for without attention.
+        """
+        if layers is not None and self.attention is None:
+            raise ValueError(f"{self.name} was built with attention=None: it has no depths to read")
+        depths = () if layers is None else resolve_layers(layers, len(self.attentions))
+        compute_grid_hw(inputs, self.patch_size)
+        features = inputs
+        spots = []
+        for depth, attend in enumerate(self.attentions):
+            features = attend(self.parts[depth](features))
+            if depth not in depths:
+                continue
+            raw = features.mean(dim=1, keepdim=True)
+            attn = scale_attention(raw)
+            spots.append(Spot(features, attn))
+            if dropout is not None:
+                # ADL takes the mean as it is; the masks are the same.
+                features = dropout(features, attn if self.attention == "nonlocal" else raw)
+        features = self.parts[-1](features)
+        return TrainMaps(self.head(features), None, tuple(spots))
+
+
+def _build_trunk(name: str, weights: str | None, kwargs: dict[str, Any]) -> Any:
+    if not name.startswith(FAMILIES) or not timm.is_model(name):
+        raise ValueError(f"backbone must be a timm model of the families {FAMILIES}, got {name!r}")
+    try:
+        trunk = timm.create_model(name, pretrained=weights == "timm", **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{name!r} cannot be built with {kwargs}: {error}") from error
+    except OSError as error:
+        raise ValueError(
+            f"timm's weights of {name!r} cannot be fetched: {error} Without a network give a file "
+            "(.safetensors or .pth), or None for random weights"
+        ) from error
+    for unused in ("fc", "head", "pre_logits", "AuxLogits"):
+        if hasattr(trunk, unused):
+            delattr(trunk, unused)
+    if weights not in (None, "timm"):
+        load_trunk_weights(trunk, weights)
+    return trunk
+
+
+def _split_trunk(name: str, trunk: Any, out_stride: int) -> list[Steps]:
+    """Four parts: one up to each depth, and what follows the last depth."""
+    split: Callable[[Any, int], list[Steps]]
+    if name.startswith("vgg"):
+        split = _split_vgg
+    elif name.startswith("resnet"):
+        split = _split_resnet
+    else:
+        split = _split_inception
+    return split(trunk, out_stride)
+
+
+def _split_vgg(trunk: Any, out_stride: int) -> list[Steps]:
+    """Depths after pool3, before pool4 and after the last convolution; pool5 goes."""
+    steps = [(f"features_{i}", module) for i, module in enumerate(trunk.features[:-1])]
+    pools = [i for i, (_, module) in enumerate(steps) if isinstance(module, nn.MaxPool2d)]
+    if out_stride == 8:
+        steps[pools[3]] = (steps[pools[3]][0], nn.Identity())
+    width = [m.out_channels for _, m in steps if isinstance(m, nn.Conv2d)][-1]
+    first, second = pools[2] + 1, pools[3]
+    return [steps[:first], steps[first:second], steps[second:], [*_extra_conv("conv6", width)]]
+
+
+def _split_resnet(trunk: Any, out_stride: int) -> list[Steps]:
+    """Depths after the first block of layer3, the first and the last of layer4."""
+    for layer in (trunk.layer4,) if out_stride == 16 else (trunk.layer3, trunk.layer4):
+        _unstride(layer)
+    stem = ("conv1", "bn1", "act1", "maxpool")
+    steps: Steps = [(name, getattr(trunk, name)) for name in stem if hasattr(trunk, name)]
+    steps += [
+        (f"layer{number}_{i}", block)
+        for number in range(1, 5)
+        for i, block in enumerate(getattr(trunk, f"layer{number}"))
+    ]
+    names = [name for name, _ in steps]
+    first, second = names.index("layer3_0") + 1, names.index("layer4_0") + 1
+    return [steps[:first], steps[first:second], steps[second:], []]
+
+
+def _split_inception(trunk: Any, out_stride: int) -> list[Steps]:
+    """Depths after Mixed_5d, Mixed_6e and the last new convolution."""
+    for name in ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_4a_3x3"):
+        getattr(trunk, name).conv.padding = (1, 1)
+    for pool in (trunk.Pool1, trunk.Pool2):
+        pool.padding = 1
+    trunk.Mixed_6a = _PaddedReduction(trunk.Mixed_6a, stride=2 if out_stride == 16 else 1)
+    names = trunk.layer_names[: trunk.layer_names.index("Mixed_6e") + 1]
+    steps = [(name, getattr(trunk, name)) for name in names]
+    first = names.index("Mixed_5d") + 1
+    extra = [*_extra_conv("conv7a", 768), *_extra_conv("conv7b", 1024)]
+    return [steps[:first], steps[first:], extra, []]
+
+
+class _PaddedReduction(nn.Module):
+    """timm's InceptionB, padded so that sizes halve exactly or, with stride 1, stay."""
+
+    def __init__(self, block: Any, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.branch3x3 = block.branch3x3
+        self.branch3x3dbl = nn.Sequential(
+            block.branch3x3dbl_1, block.branch3x3dbl_2, block.branch3x3dbl_3
+        )
+        for conv in (block.branch3x3.conv, block.branch3x3dbl_3.conv):
+            conv.stride, conv.padding = (stride, stride), (1, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        pooled = F.max_pool2d(features, 3, self.stride, padding=1)
+        return torch.cat([self.branch3x3(features), self.branch3x3dbl(features), pooled], dim=1)
+
+
+def _extra_conv(name: str, width: int) -> Steps:
+    conv = nn.Conv2d(width, 1024, kernel_size=3, padding=1)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    return [(name, conv), (f"{name}_relu", nn.ReLU())]
+
+
+def _unstride(layer: nn.Module) -> None:
+    """Steps of 2 become steps of 1, in place."""
+    for name, module in list(layer.named_modules()):
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.stride = (1, 1)
+        elif isinstance(module, nn.AvgPool2d):
+            layer.set_submodule(name, nn.Identity())
+
+
+@torch.no_grad()
+def _find_widths(parts: nn.ModuleList) -> list[int]:
+    """Channels behind each part."""
+    was_training = parts.training
+    parts.eval()  # nothing is counted into batch statistics
+    features = torch.zeros(1, 3, 64, 64)
+    widths = []
+    for part in parts:
+        features = part(features)
+        widths.append(features.shape[1])
+    parts.train(was_training)
+    return widths

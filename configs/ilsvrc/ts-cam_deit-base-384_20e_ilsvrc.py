@@ -1,0 +1,4 @@
+# TS-CAM with DeiT-Base at 384 px on ILSVRC. The paper gives no sizes before the crop: 438 is 256 / 224.
+_base_ = ["./ts-cam_deit-base_20e_ilsvrc.py"]
+model = dict(backbone="deit_base_patch16_384", img_size=384)
+train = dict(img_size=384, resize=438)
