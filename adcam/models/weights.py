@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 from collections.abc import Mapping
@@ -221,18 +222,19 @@ def load_any_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
 
 
 def _find_timm(name: str) -> Path:
-    from huggingface_hub import constants, try_to_load_from_cache  # slow to import
-
     config = get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or not config.hf_hub_id:
         raise ValueError(f"timm publishes no weights of {name!r}")
-    found = try_to_load_from_cache(config.hf_hub_id, "model.safetensors")
-    if isinstance(found, str):
-        return Path(found)
+    # Layout of the cache: huggingface_hub's guide "Understand caching".
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    folder = cache / f"models--{config.hf_hub_id.replace('/', '--')}" / "snapshots"
+    if found := sorted(folder.glob("*/model.safetensors")):
+        return found[-1]
     raise ValueError(
-        f"timm's weights of {name} are not on this machine ({constants.HF_HUB_CACHE}). Where there "
-        f"is a network, run `hf download {config.hf_hub_id} model.safetensors`; then name the file "
-        "it prints, or copy it and name the copy"
+        f"timm's weights of {name} are not on this machine (in {cache}). Where there is a network, "
+        f"run `hf download {config.hf_hub_id} model.safetensors`; then name the file it prints, or "
+        "copy it and name the copy"
     )
 
 

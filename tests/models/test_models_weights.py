@@ -235,17 +235,16 @@ def test_published_weights_are_found_in_the_caches_or_named(
     path.touch()
     assert find_weights("torchvision:resnet50") == path
 
-    found: list[tuple[str, str]] = []
-
-    def look(repo: str, name: str) -> str | None:
-        found.append((repo, name))
-        return None if len(found) == 1 else str(path)
-
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", look)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     with pytest.raises(ValueError, match=r"hf download timm/deit_tiny_patch16_224\.fb_in1k"):
         find_weights("timm", "deit_tiny_patch16_224")
-    assert find_weights("timm", "deit_tiny_patch16_224") == path
-    assert found[0] == ("timm/deit_tiny_patch16_224.fb_in1k", "model.safetensors")
+    name = "models--timm--deit_tiny_patch16_224.fb_in1k/snapshots/0123abcd/model.safetensors"
+    file = tmp_path / "hf" / "hub" / name
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert find_weights("timm", "deit_tiny_patch16_224") == file
+    assert find_weights("timm:deit_tiny_patch16_224") == file
     with pytest.raises(ValueError, match="timm publishes no weights of 'nothing'"):
         find_weights("timm:nothing")
 

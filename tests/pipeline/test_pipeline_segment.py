@@ -518,6 +518,24 @@ def configs_of(folder: str) -> list[Any]:
     ]
 
 
+NAMES = sorted(
+    path.relative_to(CONFIGS).as_posix()
+    for path in CONFIGS.rglob("*.py")
+    if "_base_" not in path.parts
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_has_an_output_for_each_class(name: str) -> None:
+    cfg = segment.read_segmentation_config(CONFIGS / name)
+    segment.check_heads(cfg, segment.build_classes(cfg.data.classes))
+    assert cfg.train_pipeline[-1]["type"] != "PackSegInputs"  # done after weights are attached
+    crops = [t["crop_size"] for t in cfg.train_pipeline if t["type"] == "RandomCrop"]
+    assert [tuple(crop) for crop in crops] == [tuple(cfg.train.crop_size)]
+    kept = cfg.data.train if isinstance(cfg.data.train, list) else [cfg.data.train]
+    assert cfg.data.val not in kept
+
+
 @pytest.mark.parametrize("name", configs_of("voc12"))
 def test_the_voc_configs_run_through_every_stage(name: str, tmp_path: Path) -> None:
     root = tmp_path / "VOC2012"
