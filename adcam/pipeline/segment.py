@@ -31,7 +31,7 @@ from adcam.pipeline.config import build_classes, build_dataset, hash_config, has
 from adcam.pipeline.evaluate import name_classes
 from adcam.pipeline.info import why_not_importable
 from adcam.pipeline.json_file import write_json
-from adcam.pipeline.manifest import MAPS_DIR, MASK_DIR, RunFolder, hash_or_none
+from adcam.pipeline.manifest import MAPS_DIR, MASK_DIR, RunFolder, diff_configs, hash_or_none
 from adcam.pipeline.maps_file import load_maps
 from adcam.pipeline.progress import track
 from adcam.pipeline.sources import open_images
@@ -63,6 +63,7 @@ DATA_KEYS = (
 )
 SEGMENTER_NAME = "segmenter.safetensors"
 SELF_TRAINING_KEYS = ("rounds", *(key for key in TEST_KEYS if key != "split"))
+_TRAINING_NAME = "training.json"
 _SHOWN = 10
 
 
@@ -142,7 +143,8 @@ def train_segmenter(
         its score: the validation images have the true masks that training must not know.
 
     Raises:
-        ValueError: As :func:`check_segmentation`, or weights do not fit.
+        ValueError: As :func:`check_segmentation`; weights do not fit; or ``work_dir`` holds a
+            training of another network or on other data.
     """
     work_dir = Path(work_dir)
     rounds = config.get("self_training", {}).get("rounds", 1)
@@ -169,8 +171,11 @@ def _train_once(config: Config, work_dir: Path, resume: bool, launcher: str) -> 
     start_processes(launcher)
     # What began once was checked; on COCO that takes minutes.
     begun = resume and find_latest_checkpoint(str(work_dir)) is not None
-    if is_main_process() and not begun:
-        check_segmentation(config)
+    if is_main_process():
+        if begun:
+            _refuse_another_training(work_dir, config)
+        else:
+            check_segmentation(config)
     barrier()
     train_sets = _train_sets(config)
     val_set = _build_split(config, config.data.val)
@@ -240,12 +245,34 @@ def _train_once(config: Config, work_dir: Path, resume: bool, launcher: str) -> 
         cfg=Config({"adcam": config.to_dict()}),
         experiment_name=f"segmenter_{next(RUNS)}",
     )
+    if is_main_process():
+        write_json(work_dir / _TRAINING_NAME, _describe_training(config))
     runner.train()
     network = runner.model.module if is_model_wrapper(runner.model) else runner.model
     path = work_dir / SEGMENTER_NAME
     if is_main_process():
         _save_segmenter(path, network, config, val_set.class_set)
     return path
+
+
+def _describe_training(config: Config) -> dict[str, Any]:
+    """What decides the network that comes out: all but how it is watched and tested."""
+    values = {k: v for k, v in config.to_dict().items() if k not in ("test", "self_training")}
+    watched = ("num_workers", "val_interval", "checkpoint_interval", "log_interval")
+    values["train"] = {k: v for k, v in values["train"].items() if k not in watched}
+    described: dict[str, Any] = json.loads(json.dumps(values))
+    return described
+
+
+def _refuse_another_training(work_dir: Path, config: Config) -> None:
+    path = work_dir / _TRAINING_NAME
+    found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if differences := diff_configs(found, _describe_training(config)):
+        raise ValueError(
+            f"{work_dir} holds a training with another configuration (found -> asked for):\n"
+            + "\n".join(f"  {line}" for line in differences)
+            + "\nTake another folder, or start this one anew with --restart."
+        )
 
 
 def test_segmenter(
@@ -266,7 +293,7 @@ def test_segmenter(
     Returns:
         As :func:`adcam.pipeline.evaluate.evaluate_masks`, and ``confusion`` (rows true, columns
         predicted, the last one for 255), ``classes``, ``split``, ``checkpoint`` (its hash) and
-        ``views``. JSON-serialisable.
+        ``test`` (the config's section). JSON-serialisable.
 
     Raises:
         ValueError: The checkpoint does not fit, or files of the split are wrong.
@@ -564,7 +591,7 @@ def _build_network(config: Config, *, sync: bool, weights: bool = True) -> Segme
 def _save_segmenter(path: Path, segmenter: Segmenter, config: Config, class_set: ClassSet) -> None:
     tensors = {name: value.cpu().contiguous() for name, value in segmenter.state_dict().items()}
     # Without the places of files: the same training in another folder gives the same bytes.
-    settings = {key: value for key, value in config.to_dict().items() if key != "weights"}
+    settings = {k: v for k, v in _describe_training(config).items() if k != "weights"}
     settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("root", "masks")}
     header = {
         "adcam": __version__,

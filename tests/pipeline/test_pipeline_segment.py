@@ -208,6 +208,20 @@ def test_an_empty_split_is_refused(own_shapes: Path, cfg: Config) -> None:
         segment.check_segmentation(read_config(own_shapes))
 
 
+def test_a_folder_holds_one_training(finished: Path, mini_shapes: Path, tmp_path: Path) -> None:
+    work_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    (work_dir / "last_checkpoint").write_text(str(work_dir / "iter_4.pth"))
+    before = (work_dir / "segmenter.safetensors").read_bytes()
+    other = read_config(mini_shapes, **{"train.max_iters": 5})
+    with pytest.raises(ValueError, match=r"train\.max_iters: 4 -> 5\n.*--restart"):
+        segment.train_segmenter(other, work_dir=work_dir)
+    watched = read_config(mini_shapes, **{"train.log_interval": 2, "test.flip": True})
+    segment.train_segmenter(watched, work_dir=work_dir)  # all steps are done
+    assert (work_dir / "segmenter.safetensors").read_bytes() == before
+    segment.train_segmenter(other, work_dir=work_dir, resume=False)
+    assert (work_dir / "iter_5.pth").is_file()
+
+
 def test_training_writes_checkpoint_log_and_network(finished: Path) -> None:
     assert list(losses(finished)) == [1, 2, 3, 4]
     assert (finished / "iter_4.pth").is_file()
