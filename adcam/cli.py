@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -73,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
               adcam train configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py --work-dir work
               adcam generate photos/ --checkpoint work/classifier.safetensors --out masks
               adcam evaluate masks --gt photos/truth
+            or all of it, and a network that learns from the masks:
+              adcam run configs/voc_animals/adcam_deit-tiny_fcn.py --work-dir work
 
             new here? `adcam demo` shows everything on made-up pictures.
 
@@ -91,6 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_convert(commands)
     _add_segment(commands)
+    _add_run(commands)
+    _add_report(commands)
     _add_info(commands)
     return parser
 
@@ -192,6 +197,47 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument(
         "--table-only", action="store_true", help="write compare.csv, no masks and no report"
     )
+
+
+def _add_run(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "run",
+        _run_run,
+        "train, make masks, train a network on them, report",
+        """\
+        The whole recipe of a config: train the classifier, make pseudo masks, score them, train a
+        segmentation network on them, test it, and write WORK_DIR/report/report.html. The stages are
+        train, generate, evaluate, segment, test, report; each records what it was made from, so
+        that the same command again does what is missing or no longer true, and nothing else.""",
+        """\
+        adcam run configs/voc_animals/adcam_deit-tiny_fcn.py --work-dir work
+        adcam run configs/voc_animals/adcam_deit-tiny_fcn.py --work-dir work --skip segment test
+        adcam run my_recipe.py --work-dir work --only evaluate report
+        adcam run my_recipe.py --work-dir work --redo segment --cfg-options mask.crf=lattice
+        """,
+    )
+    _add_config_arguments(parser)
+    names = ("train", "generate", "evaluate", "segment", "test", "report")
+    parser.add_argument("--only", nargs="+", choices=names, default=[], help="look at no other")
+    parser.add_argument(
+        "--skip", nargs="+", choices=names, default=[], help="take what is there, true or not"
+    )
+    parser.add_argument(
+        "--redo", nargs="+", choices=names, default=[], help="run again from nothing"
+    )
+
+
+def _add_report(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "report",
+        _run_report,
+        "write the report of a finished run again",
+        "Write WORK_DIR/report/report.html again from the files that `adcam run` left.",
+        "adcam report work\n",
+    )
+    parser.add_argument("work_dir", type=Path, metavar="WORK_DIR", help="of `adcam run`")
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -723,6 +769,32 @@ def _run_compare(args: argparse.Namespace) -> int:
     print_results(experiment.results, cfg.compare.choose_on, cfg.compare.report_on)
     print(f"table: {work_dir / 'compare.csv'}")
     print(f"report: {experiment.report}")
+    return EXIT_OK
+
+
+def _run_run(args: argparse.Namespace) -> int:
+    from adcam.pipeline.recipe import open_recipe, run_recipe
+
+    work_dir = _work_dir(args)
+    words = ["adcam", "run", str(args.config), "--work-dir", str(work_dir)]
+    if args.cfg_options:
+        words += ["--cfg-options", *args.cfg_options]
+    recipe = open_recipe(
+        _load_config(args.config, args.cfg_options),
+        work_dir,
+        title=f"{args.config.stem}: masks from labels, a network from masks",
+        command=shlex.join(words),
+    )
+    run_recipe(recipe, only=args.only, skip=args.skip, redo=args.redo)
+    if (page := recipe.folder("report") / "report.html").is_file():
+        print(f"report: {page}")
+    return EXIT_OK
+
+
+def _run_report(args: argparse.Namespace) -> int:
+    from adcam.pipeline.recipe import load_recipe, make_report
+
+    print(f"report: {make_report(load_recipe(args.work_dir))}")
     return EXIT_OK
 
 

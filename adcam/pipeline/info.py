@@ -59,12 +59,7 @@ def collect_info() -> dict[str, Any]:
     from adcam.ops.dense_crf import available_backends
 
     return {
-        "versions": {
-            "adcam": __version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            **{name: _version(names) for name, names in _PACKAGES.items()},
-        },
+        "versions": read_versions(),
         "devices": _devices(),
         "threads": {
             "cpu cores": len(os.sched_getaffinity(0))
@@ -78,6 +73,16 @@ def collect_info() -> dict[str, Any]:
         "features": {
             name: why_not_importable(module, extra) for name, (module, extra) in _FEATURES.items()
         },
+    }
+
+
+def read_versions() -> dict[str, str | None]:
+    """Versions of this package, Python, the platform and the packages used, ``None`` if absent."""
+    return {
+        "adcam": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: _version(names) for name, names in _PACKAGES.items()},
     }
 
 
