@@ -1,5 +1,5 @@
 # InCA's losses on the last block; what they are chosen on is a held-out third of train.
-_base_ = ["./ce_deit-tiny_6e_voc-animals.py"]
+_base_ = ["./ce_deit-tiny_4e_voc-animals.py"]
 inca = dict(
     layers=(11,),
     fg_threshold=0.2,
