@@ -18,6 +18,7 @@ from adcam.pipeline.compare_boxes import (
     COMPARISON_NAME,
     BoxComparison,
     BoxRowResult,
+    find_networks,
     run_compare_boxes,
 )
 from adcam.pipeline.config import hash_config, hash_file
@@ -88,7 +89,9 @@ def run_box_experiment(
     """
     console = Console(stderr=True)
     seconds: dict[str, float] = {}
-    with stage(console, seconds, "train and compare"):
+    with stage(console, seconds, "train the networks"):
+        find_networks(cfg, work_dir)
+    with stage(console, seconds, "compare by boxes"):
         comparison = run_compare_boxes(cfg, work_dir, progress=track)
     with stage(console, seconds, "report"):
         results, images = comparison.results, comparison.images

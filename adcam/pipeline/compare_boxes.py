@@ -34,7 +34,7 @@ from adcam.metrics.localization import (
     compute_iou,
 )
 from adcam.models.classifier_file import ClassifierFile, load_classifier
-from adcam.pipeline.compare import Progress, find_classifier, read_rows
+from adcam.pipeline.compare import Progress, check_compare, find_classifier, read_rows
 from adcam.pipeline.config import build_dataset, load_config
 from adcam.pipeline.infer import (
     Views,
@@ -480,8 +480,7 @@ def run_compare_boxes(
         ValueError: If the config has no ``compare`` section, or something in it is wrong.
     """
     work_dir = Path(work_dir)
-    if "compare" not in cfg:
-        raise ValueError("the config has no section 'compare'; configs/voc_animals has examples")
+    check_compare(cfg)
     options = cfg.compare
     dtype = options.get("dtype", "float32")
     if dtype not in DTYPES:
@@ -489,7 +488,7 @@ def run_compare_boxes(
     rows = read_rows(cfg, BoxRow)
     choose_set = build_dataset(cfg.data, options.choose_on)[:: options.get("choose_stride", 1)]
     report_set = build_dataset(cfg.data, options.report_on)[:: options.get("report_stride", 1)]
-    checkpoints = find_networks(cfg, work_dir, {row.network for row in rows})
+    checkpoints = find_networks(cfg, work_dir)
     classifiers = {name: load_classifier(path) for name, path in checkpoints.items()}
     device = resolve_device(None)
     wants_maps = options.get("score_maps", False)
@@ -521,7 +520,7 @@ def run_compare_boxes(
     )
 
 
-def find_networks(cfg: Config, work_dir: Path, names: set[str]) -> dict[str, Path]:
+def find_networks(cfg: Config, work_dir: str | Path) -> dict[str, Path]:
     """The classifier files that rows need, trained into ``work_dir/<name>`` where they are not.
 
     An entry of ``compare.networks`` is a classifier file (``.safetensors``), a config to train
@@ -529,8 +528,12 @@ def find_networks(cfg: Config, work_dir: Path, names: set[str]) -> dict[str, Pat
     such a config, or without ``config`` this one, with changes. ``""`` is the config itself.
 
     Raises:
-        ValueError: A row names another network, or an entry is none of these.
+        ValueError: The config compares nothing, a row is wrong or names another network, or an
+            entry is none of these.
     """
+    check_compare(cfg)
+    work_dir = Path(work_dir)
+    names = {row.network for row in read_rows(cfg, BoxRow)}
     entries = dict(cfg.compare.get("networks", {}))
     if unknown := sorted(names - {"", *entries}):
         raise ValueError(f"compare.networks has no {unknown}; there are {sorted(entries)}")

@@ -247,18 +247,23 @@ def test_rows_and_networks_of_a_config(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(package, "train_classifier", train)
     work = tmp_path / "work"
     (work / "other").mkdir(parents=True)
-    found = find_networks(cfg, work, {"stored", "other", "seeded", "own"})
+
+    def find(*names: str) -> dict[str, Path]:
+        cfg.compare.rows = [{"name": name, "method": "cam", "network": name} for name in names]
+        return find_networks(cfg, work)
+
+    found = find("stored", "other", "seeded", "own")
     assert found["stored"] == Path.home() / "w" / "classifier.safetensors"
     assert found["seeded"] == work / "seeded" / "classifier.safetensors"
     assert trained == {"other": 0, "seeded": 3, "own": 4}
     (work / "other" / "classifier.safetensors").touch()
     trained.clear()
-    find_networks(cfg, work, {"other"})
+    find("other")
     assert trained == {}
     with pytest.raises(ValueError, match=r"networks\.wrong must be .* got \{'configs': 'x'\}"):
-        find_networks(cfg, work, {"wrong"})
+        find("wrong")
     with pytest.raises(ValueError, match=r"compare\.networks has no \['x'\]"):
-        find_networks(cfg, work, {"x"})
+        find("x")
     with pytest.raises(ValueError, match="crf"):
         read_rows(Config({"compare": {"rows": [{"name": "a", "method": "cam", "crf": 1}]}}), BoxRow)
     with pytest.raises(ValueError, match="no section 'compare'"):
