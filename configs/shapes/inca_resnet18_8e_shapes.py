@@ -6,7 +6,7 @@ model = dict(
     backbone="resnet18",
     attention="nonlocal",
     out_stride=8,
-    backbone_kwargs=dict(channels=[32, 64, 128, 192]),
+    backbone_kwargs=dict(channels=[16, 32, 64, 128]),
 )
 train = dict(
     epochs=8,

@@ -1,4 +1,4 @@
-# InCA's losses on the last block; what they are chosen on is a held-out third of train.
+# InCA's contrastive loss on the class maps. TS-CAM and AD-CAM work on it too.
 _base_ = ["./ce_deit-tiny_4e_voc-animals.py"]
 inca = dict(
     layers=(11,),
@@ -6,6 +6,7 @@ inca = dict(
     drop_foreground=False,
     drop_background=False,
     contrastive="hinge",
+    contrastive_on="maps",
     margin=2.0,
     consistency_weight=0.0,
 )
