@@ -186,7 +186,7 @@ def build_box_report(
         Section("Over the whole range of thresholds", threshold_curves(results, images.split)),
         Section(
             "How well boxes fit, and what goes wrong",
-            [iou_histograms(results), error_bars(results)],
+            [iou_histograms(results), *error_bars(results)],
         ),
         Section("By class", [per_class_boxes(results, images)]),
     ]
@@ -324,17 +324,18 @@ def iou_histograms(results: Sequence[BoxRowResult]) -> Histograms:
     )
 
 
-def error_bars(results: Sequence[BoxRowResult]) -> Shares:
-    """What became of the first guess."""
-    return Shares(
-        [ERROR_NAMES[name] for name in ERROR_TYPES],
-        {
-            item.row.name: [item.localization.errors[name] for name in ERROR_TYPES]
-            for item in results
-        },
+def error_bars(results: Sequence[BoxRowResult]) -> list[Block]:
+    """What became of the first guess, of the rows that guess."""
+    values = {
+        item.row.name: [item.localization.errors[name] for name in ERROR_TYPES]
+        for item in results
+        if item.row.method
+    }
+    caption = (
         "The first guess and its box, by TS-CAM's error types in its order: a wrong class is "
-        "counted as such whatever the box.",
+        "counted as such whatever the box."
     )
+    return [Shares([ERROR_NAMES[name] for name in ERROR_TYPES], values, caption)] if values else []
 
 
 def per_class_boxes(results: Sequence[BoxRowResult], images: ImageDataset) -> PerClass:
