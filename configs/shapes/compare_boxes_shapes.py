@@ -26,6 +26,7 @@ in_ca = dict(
     fg_threshold=0.2,
     drop_foreground=False,
     drop_background=False,
+    contrastive_on="maps",
     margin=2.0,
     consistency_weight=0.0,
 )
