@@ -160,7 +160,7 @@ def _add_train(commands: Any) -> None:
         _run_train,
         "train a classifier on image-level labels",
         """\
-        Train a classifier on image-level labels. The best one by validation mAP becomes
+        Train a classifier on image-level labels. The best one on data.val becomes
         WORK_DIR/classifier.safetensors, which `adcam generate` takes.""",
         """\
         adcam train configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py

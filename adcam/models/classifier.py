@@ -18,8 +18,9 @@ from adcam.models.losses import (
     split_attention,
 )
 from adcam.models.nonlocal_cam import NonlocalCAM
-from adcam.models.token_cam import TokenCAM
+from adcam.models.token_cam import TokenCAM, TrainMaps
 
+CONTRASTIVE_ON = ("features", "maps")
 MODES = ("loss", "predict", "tensor")
 AMP_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,8 +40,11 @@ class InCA:
         drop_foreground: Whether the most discriminative part is dropped.
         drop_background: Whether the background is dropped.
         contrastive: ``"hinge"`` or ``"infonce"``, ``None`` for no contrastive attention loss.
-        contrastive_weight: Its weight λ_ca, its mean over ``layers`` being taken; larger parts
-            object and background harder.
+        contrastive_on: What it compares: ``"features"`` of each of ``layers``, the mean of which is
+            taken, or the class ``"maps"``, with the attention of the last of ``layers``. A ViT
+            mixes all patches, so that even background of other features may speak for the class;
+            its maps must be parted themselves.
+        contrastive_weight: Its weight λ_ca; larger parts object and background harder.
         margin: As in :func:`adcam.models.losses.contrastive_attention_loss`.
         temperature: As there.
         consistency_weight: Weight λ_fc of the foreground consistency loss; larger makes earlier
@@ -54,6 +58,7 @@ class InCA:
     drop_foreground: bool = True
     drop_background: bool = True
     contrastive: str | None = "hinge"
+    contrastive_on: str = "features"
     contrastive_weight: float = 1.0
     margin: float = 1.0
     temperature: float = 0.07
@@ -65,6 +70,10 @@ class InCA:
         Raises:
             ValueError: If an option is outside its range.
         """
+        if self.contrastive_on not in CONTRASTIVE_ON:
+            raise ValueError(
+                f"contrastive_on must be one of {CONTRASTIVE_ON}, got {self.contrastive_on!r}"
+            )
         dropout = AttentionDropout(
             drop_rate=self.drop_rate,
             drop_threshold=self.drop_threshold,
@@ -74,7 +83,7 @@ class InCA:
         )
         return dropout if self.drop_foreground or self.drop_background else None
 
-    def compute_losses(self, spots: tuple[Spot, ...]) -> dict[str, Tensor]:
+    def compute_losses(self, maps: TrainMaps) -> dict[str, Tensor]:
         """Weighted losses of what a network shows, ``loss_contrastive`` and ``loss_consistency``.
 
         Raises:
@@ -82,6 +91,10 @@ class InCA:
         """
         losses = {}
         if self.contrastive is not None:
+            spots = maps.spots
+            if self.contrastive_on == "maps":
+                attn = F.interpolate(spots[-1].attn, size=maps.cam.shape[2:], mode="bilinear")
+                spots = (Spot(maps.cam, attn),)
             parts = [
                 contrastive_attention_loss(
                     spot.features,
@@ -98,7 +111,7 @@ class InCA:
             ]
             losses["loss_contrastive"] = self.contrastive_weight * torch.stack(parts).mean()
         if self.consistency_weight:
-            *early, last = (spot.attn for spot in spots)
+            *early, last = (spot.attn for spot in maps.spots)
             losses["loss_consistency"] = self.consistency_weight * foreground_consistency_loss(
                 early, last
             )
@@ -189,7 +202,7 @@ class Classifier(BaseModel):
             loss = self._compare(cls_logits.float(), cls_label)
             losses["loss_cls_token"] = self.cls_token_loss * loss
         if inca is not None:
-            losses |= inca.compute_losses(maps.spots)
+            losses |= inca.compute_losses(maps)
         return losses
 
     def _compare(self, logits: Tensor, cls_label: Tensor) -> Tensor:

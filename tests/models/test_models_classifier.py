@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor
 
 from adcam.models.classifier import Classifier, InCA
-from adcam.models.losses import split_attention
+from adcam.models.losses import Spot, split_attention
 from adcam.models.nonlocal_cam import NonlocalCAM
-from adcam.models.token_cam import TokenCAM
+from adcam.models.token_cam import TokenCAM, TrainMaps
 
 TINY = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 INPUTS = torch.randint(
@@ -158,22 +159,33 @@ def test_each_part_of_inca_goes_by_itself(
 @torch.no_grad()
 def test_incas_losses_are_weighted_means_over_its_depths() -> None:
     plain = InCA(contrastive_weight=1.0, consistency_weight=1.0, margin=2.0, **NO_DROP)
-    spots = (
-        make_cnn(inca=plain)
-        .eval()
-        .network.train_maps(torch.randn(2, 3, 64, 80), layers="all")
-        .spots
-    )
-    once = plain.compute_losses(spots)
-    more = InCA(contrastive_weight=0.5, consistency_weight=3.0, margin=2.0).compute_losses(spots)
+    network = make_cnn().eval().network
+    maps = network.train_maps(torch.randn(2, 3, 64, 80), layers="all")
+    once = plain.compute_losses(maps)
+    more = InCA(contrastive_weight=0.5, consistency_weight=3.0, margin=2.0).compute_losses(maps)
     assert once["loss_contrastive"] > 0
     torch.testing.assert_close(more["loss_contrastive"], 0.5 * once["loss_contrastive"])
     torch.testing.assert_close(more["loss_consistency"], 3 * once["loss_consistency"])
-    single = [plain.compute_losses((spot, spots[2]))["loss_contrastive"] for spot in spots]
-    of_last = single[2]
-    torch.testing.assert_close(
-        once["loss_contrastive"], (2 * single[0] + 2 * single[1] - of_last) / 3
-    )
+    single = [
+        plain.compute_losses(replace(maps, spots=(spot,)))["loss_contrastive"]
+        for spot in maps.spots
+    ]
+    torch.testing.assert_close(once["loss_contrastive"], torch.stack(single).mean())
+
+
+@torch.no_grad()
+def test_the_contrast_of_class_maps() -> None:
+    """Of maps that are the attention itself: foreground and background are opposite."""
+    attn = torch.rand(2, 1, 4, 6, generator=torch.Generator().manual_seed(0))
+    attn /= attn.amax(dim=(2, 3), keepdim=True)
+    cam = (attn - 0.3).sign().expand(-1, 3, -1, -1)
+    spots = (Spot(torch.randn(2, 5, 8, 12), torch.rand(2, 1, 8, 12)), Spot(cam, attn))
+    inca = InCA(contrastive_on="maps", margin=4.0, consistency_weight=0.0)
+    assert inca.compute_losses(TrainMaps(cam, None, spots))["loss_contrastive"].item() < 1e-5
+    same = TrainMaps(cam.abs(), None, spots)
+    assert inca.compute_losses(same)["loss_contrastive"].item() == pytest.approx(4)
+    # the attention may be of another size
+    inca.compute_losses(TrainMaps(cam, None, spots[:1]))
 
 
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
@@ -251,6 +263,8 @@ def test_bad_options() -> None:
         make_cnn(cls_token_loss=1.0)
     with pytest.raises(ValueError, match="drop_rate must lie in"):
         make_cnn(inca=InCA(drop_rate=2.0))
+    with pytest.raises(ValueError, match=r"contrastive_on must be one of .*'maps'"):
+        make_cnn(inca=InCA(contrastive_on="logits"))
     with pytest.raises(ValueError, match="no class token"):
         make(class_token=False, inca=InCA())(INPUTS, LABELS, mode="loss")
     with pytest.raises(ValueError, match="mode must be one of"):

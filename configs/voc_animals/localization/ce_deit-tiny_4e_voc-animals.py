@@ -6,4 +6,4 @@ _base_ = [
 ]
 task = "localization"
 # The epoch is the last: there is no third split to choose it on.
-train = dict(epochs=6, resize=256, jitter=0.0, choose="last", val_interval=6)
+train = dict(epochs=4, resize=256, jitter=0.0, choose="last", val_interval=4)
