@@ -76,16 +76,17 @@ class Segmenter(EncoderDecoder):
         if self.is_init:
             return
         logging.disable(logging.INFO)
-        super().init_weights()
-        logging.disable(logging.NOTSET)
+        try:
+            super().init_weights()
+        finally:
+            logging.disable(logging.NOTSET)
 
     def loss(self, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Tensor]:
         """Losses of a batch; weight maps, where there are any, go to the losses that use them."""
         if "weight_map" in data_samples[0]:
             weights = [sample.weight_map.data for sample in data_samples]
-            hw = inputs.shape[
-                2:
-            ]  # crops of small images were padded, with labels that do not count
+            # Crops of small images were padded, with labels that do not count.
+            hw = inputs.shape[2:]
             padded = [F.pad(w, (0, hw[1] - w.shape[2], 0, hw[0] - w.shape[1])) for w in weights]
             for module in self.modules():
                 if isinstance(module, ConfidenceCrossEntropy):
