@@ -18,7 +18,8 @@ MAKEFLAGS += --no-print-directory
 help:
 	@echo "adcam: pixel masks from image-level labels"
 	@echo
-	@echo "  make demo       make pictures, train, compare the methods, write a report (5 minutes)"
+	@echo "  make demo       make pictures, train, compare the methods, train a network on the masks,"
+	@echo "                  write a report (10 minutes)"
 	@echo "  make test       check style, types and behaviour (under 15 minutes)"
 	@echo "  make test-all   the same with the slow tests"
 	@echo "  make lint       style and types alone"
@@ -43,23 +44,23 @@ $(INSTALLED): $(METADATA)
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# Packages that only some tests use. A failure here costs those tests, nothing else.
+# Packages that only some tests use, and the demo's network. A failure here costs those, nothing else.
 # mmsegmentation asks for opencv-python, which overwrites the headless build and cannot be imported
 # on a server without display libraries; the last line puts the headless build back.
 $(EXTRAS): $(INSTALLED)
-	@echo "Installing mmsegmentation and building pydensecrf for the tests (about 1 minute) ..."
+	@echo "Installing mmsegmentation and building pydensecrf (about 1 minute) ..."
 	@$(PIP) install -c constraints.txt -e '.[crf]' || \
 	  echo "pydensecrf did not build: tests that compare with it are skipped."
 	@{ $(PIP) install -c constraints.txt -e '.[seg]' && $(PIP) install -c constraints.txt \
 	  --force-reinstall --no-deps opencv-python-headless; } || \
-	  echo "mmsegmentation did not install: tests that compare with it are skipped."
+	  echo "mmsegmentation did not install: no network is trained, its tests are skipped."
 	@$(PIP) install -c constraints.txt -e '.[coco]' || \
 	  echo "pycocotools did not install: tests that draw COCO's masks are skipped."
 	@touch $@
 
 install: $(INSTALLED)
 
-demo: $(INSTALLED)
+demo: $(EXTRAS)
 	@$(BIN)/adcam demo $(DEMO_ARGS)
 
 lint: $(INSTALLED)

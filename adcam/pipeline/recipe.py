@@ -149,14 +149,14 @@ class Stage:
 
 
 def open_recipe(
-    config: Config, work_dir: str | Path, *, title: str = "", command: str = ""
+    config: Config, work_dir: str | Path, *, title: str = "adcam run", command: str = ""
 ) -> Recipe:
     """Read and check a recipe; nothing is written.
 
     Args:
         config: As :class:`Recipe` has it.
         work_dir: Where everything goes.
-        title: Of the report; by default made of the data and the networks.
+        title: Of the report.
         command: What makes everything again, for the report.
 
     Raises:
@@ -171,8 +171,11 @@ def open_recipe(
     network = None
     if section.get("network"):
         _check_keys(section.network, NETWORK_KEYS, "recipe.network")
-        if "test" not in section:
-            raise ValueError("config section 'recipe' lacks 'test', the list to score on")
+        if not isinstance(section.get("test"), str):
+            raise ValueError(
+                "recipe.test must name the one list that the network is scored on, got "
+                f"{section.get('test')!r}"
+            )
         network = read_segmentation_config(section.network.config, section.network.get("options"))
         network.data = ConfigDict(
             {
@@ -189,7 +192,7 @@ def open_recipe(
         if section.network.get("from_classifier", False):
             network.weights = str(recipe.classifier)
     options_from_config(config)
-    scored = [*recipe.evaluate, *_as_list(section.get("test", []))]
+    scored = [*recipe.evaluate, *([section.test] if "test" in section else [])]
     for split in dict.fromkeys([*recipe.learn_from, *scored]):
         recipe.images(split).check_files(masks=split in scored)
     return recipe
@@ -291,17 +294,18 @@ def read_teaching(recipe: Recipe) -> Teaching:
     recipe.outputs("evaluate")
     records = {name: recipe.record(name) for name in STAGES}
     done = {name: r for name, r in records.items() if r is not None and r["state"] == "done"}
-    test = recipe.config.recipe.get("test")
+    shown = recipe.config.recipe.test if "test" in done else recipe.evaluate[-1]
     return Teaching(
         data_name=recipe.images(recipe.evaluate[0]).class_set.name,
         learn_from=recipe.learn_from,
         teacher={s: load_scores(recipe.folder("evaluate") / f"{s}.json") for s in recipe.evaluate},
         student=load_scores(recipe.folder("test") / "scores.json") if "test" in done else None,
-        shown=recipe.images(test or recipe.evaluate[-1]),
+        shown=recipe.images(shown),
         teacher_masks=recipe.folder("generate") / MASK_DIR,
         student_masks=recipe.folder("test") / MASK_DIR,
         losses=read_losses(recipe.folder("segment")) if "segment" in done else [],
         stages={name: record for name, record in done.items() if name != "report"},
+        stale=_find_stale(recipe),
         config=recipe.config.to_dict(),
         network=None if recipe.network is None else recipe.network.to_dict(),
     )
@@ -328,8 +332,7 @@ def _run_stage(recipe: Recipe, stage: Stage, redo: bool, say: Callable[[str], No
     """Run a stage if it has to; whether it ran."""
     folder = recipe.folder(stage.name)
     shutil.rmtree(_discarded(folder), ignore_errors=True)
-    # As JSON reads it back, so that the comparison sees what the file holds.
-    inputs = json.loads(json.dumps({"adcam": __version__, **stage.describe(recipe)}))
+    inputs = _inputs(recipe, stage)
     record = read_stage(folder)
     changes = [] if record is None else diff_configs(record["inputs"], inputs)
     if record is None:
@@ -360,6 +363,25 @@ def _run_stage(recipe: Recipe, stage: Stage, redo: bool, say: Callable[[str], No
     return True
 
 
+def _inputs(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """What the stage would be made from now, as JSON reads it back from a file."""
+    inputs = {"adcam": __version__, **stage.describe(recipe)}
+    as_json: dict[str, Any] = json.loads(json.dumps(inputs))
+    return as_json
+
+
+def _find_stale(recipe: Recipe) -> list[str]:
+    """Finished stages whose inputs are others by now: those that were skipped."""
+    return [
+        name
+        for name, stage in STAGES.items()
+        if name != "report"
+        and (record := recipe.record(name)) is not None
+        and record["state"] == "done"
+        and record["inputs"] != _inputs(recipe, stage)
+    ]
+
+
 def _why_anew(folder: Path, record: Values, changes: Sequence[str], redo: bool) -> str:
     """Why what is there cannot be kept or gone on with; empty if it can."""
     if redo:
@@ -378,10 +400,10 @@ def _describe_train(recipe: Recipe) -> dict[str, Any]:
     config = recipe.config
     if config.recipe.get("classifier"):
         return {"classifier": hash_file(recipe.classifier)}
-    sections = ("model", "train", "optim_wrapper", "param_scheduler")
+    sections = ("task", "model", "train", "inca", "optim_wrapper", "param_scheduler")
     splits = (*_as_list(config.data.train), config.data.val)
     return {
-        "config": {name: _hash_files(config[name]) for name in sections},
+        "config": {name: _hash_files(config[name]) for name in sections if name in config},
         "images": {split: _describe_images(recipe.images(split)) for split in splits},
     }
 
@@ -505,6 +527,7 @@ def _describe_report(recipe: Recipe) -> dict[str, Any]:
     return {
         "title": recipe.title,
         "command": recipe.command,
+        "stale": _find_stale(recipe),
         "stages": {
             name: hash_config({key: record[key] for key in ("state", "inputs", "outputs")})
             for name, record in records.items()

@@ -27,7 +27,6 @@ from adcam.report.model import (
     KeyValues,
     PerClass,
     PictureGrid,
-    PictureRow,
     Report,
     Scatter,
     Section,
@@ -37,8 +36,9 @@ from adcam.report.model import (
     Text,
     TimeTable,
 )
-from adcam.structures import ClassSet
+from adcam.structures import IGNORE_INDEX, ClassSet
 
+_MOST_DOTS = 2000  # of a scatter diagram: more make a page slow and hide each other
 _PACKAGES = ("adcam", "python", "torch", "timm", "mmengine", "mmcv", "mmsegmentation", "numpy")
 
 
@@ -75,12 +75,13 @@ class Teaching:
         data_name: Name of the data set.
         learn_from: Lists whose pseudo masks the network saw.
         teacher: Scores of the pseudo masks by list; image labels were given.
-        student: Scores of the network, which is given no labels; ``None`` if there is none.
+        student: Scores of the network; ``None`` if there is none.
         shown: The images that pictures are taken from.
         teacher_masks: Folder of the pseudo masks.
         student_masks: Folder of the network's masks.
         losses: Steps and losses of the network's training, as logged.
         stages: ``stage.json`` of each finished stage, by name.
+        stale: Those of them that were made from something else than there is now.
         config: The recipe's config.
         network: The network's.
     """
@@ -94,8 +95,14 @@ class Teaching:
     student_masks: Path
     losses: Sequence[tuple[int, float]]
     stages: Mapping[str, Mapping[str, Any]]
+    stale: Sequence[str]
     config: Mapping[str, Any]
     network: Mapping[str, Any] | None
+
+    @property
+    def is_told_labels(self) -> bool:
+        """Whether the network, too, was given each image's labels when it was tested."""
+        return self.network is not None and self.network["test"].get("labels") == "given"
 
     @property
     def rival(self) -> Scores | None:
@@ -180,26 +187,30 @@ def build_recipe_report(teaching: Teaching, *, title: str, command: str) -> Repo
         title: Of the page.
         command: What makes everything again.
     """
-    caution = describe_lesson(teaching)[1]
+    finding, caution = describe_lesson(teaching)
+    if teaching.stale:
+        stages = ", ".join(teaching.stale)
+        text = f"Not up to date, since it was skipped: {stages}. It was made from something else."
+        caution = [Text([text], tone="caution"), *caution]
     lead: list[Block] = [*caution, scores_table(teaching, command)]
     order = sorted((miou, img_id) for img_id, miou in _shown_scores(teaching).per_image.items())
     if order:
         picks = [order[round(q * (len(order) - 1))][1] for q in (0.8, 0.5, 0.2)]
         caption = "From good to poor: the images at 80, 50 and 20 % of the list, by mIoU."
         lead.append(_grid(teaching, list(dict.fromkeys(picks)), caption, max_side=320))
-    stages = [
+    times = [
         Stage(name, record["seconds"], record["outputs"].get("images"))
         for name, record in teaching.stages.items()
     ]
     return Report(
         title=title,
         subtitle=_subtitle(teaching),
-        summary=[describe_lesson(teaching)[0]],
+        summary=[finding],
         headlines=_headlines(teaching),
         lead=lead,
         sections=[
             *_sections(teaching),
-            Section("Where the time went", [TimeTable(stages, _machines(teaching))]),
+            Section("Where the time went", [TimeTable(times, _machines(teaching))]),
         ],
         provenance=_provenance(teaching, command),
     )
@@ -249,11 +260,13 @@ def describe_lesson(teaching: Teaching) -> tuple[str, list[Text]]:
         return f"Pseudo masks from image labels: {scores}.", []
     finding = (
         f"A network that learned from the pseudo masks of {lists} reaches {student.miou:.1f} % "
-        f"mIoU on {student.split}, where it is told nothing of what an image shows"
+        f"mIoU on {student.split}, where it is "
+        + ("told" if teaching.is_told_labels else "not told")
+        + " which classes an image shows"
     )
     if rival is None:
         return finding + ".", []
-    finding += f"; the method that taught it, told the classes of each image, {rival.miou:.1f} %."
+    finding += f"; the method that taught it, which is told, reaches {rival.miou:.1f} % there."
     if student.miou > rival.miou:
         return finding, []
     gap = f"The network stays {rival.miou - student.miou:.1f} points below its teacher here."
@@ -267,7 +280,7 @@ def scores_table(teaching: Teaching, command: str = "") -> Table:
             who,
             scores.split,
             scores.num_images,
-            "given" if scores is not teaching.student else "none",
+            "given" if scores is not teaching.student or teaching.is_told_labels else "none",
             scores.miou,
             scores.pixel_accuracy,
             100 * scores.ignored_share,
@@ -307,7 +320,8 @@ def _headlines(teaching: Teaching) -> list[Headline]:
     ]
     student, rival = teaching.student, teaching.rival
     if student is not None:
-        headlines.append(Headline(f"network, {student.split}", student.miou, "% mIoU", "no labels"))
+        note = "image labels given" if teaching.is_told_labels else "no labels"
+        headlines.append(Headline(f"network, {student.split}", student.miou, "% mIoU", note))
         if rival is not None:
             text = f"{student.miou - rival.miou:+.1f}".replace("-", "−")
             headlines.append(Headline("network over its teacher", text, "points"))
@@ -338,19 +352,22 @@ def gain_blocks(teaching: Teaching, student: Scores, rival: Scores) -> list[Bloc
         key=lambda gain: -gain[0] if math.isfinite(gain[0]) else math.inf,
     )
     both = [img_id for img_id in student.per_image if img_id in rival.per_image]
+    better = sum(student.per_image[i] > rival.per_image[i] for i in both)
+    step = -(-len(both) // _MOST_DOTS) or 1
     scatter = Scatter(
-        both,
-        [rival.per_image[i] for i in both],
-        [student.per_image[i] for i in both],
+        both[::step],
+        [rival.per_image[i] for i in both[::step]],
+        [student.per_image[i] for i in both[::step]],
         f"pseudo mask, mIoU of an image of {student.split}, %",
         "network, mIoU of the same image, %",
+        "" if step == 1 else f"One image of {step} is drawn.",
     )
     by_gain = sorted(both, key=lambda i: student.per_image[i] - rival.per_image[i])
     picks = [*reversed(by_gain[-2:]), *by_gain[:2]] if len(by_gain) >= 4 else by_gain
     blocks: list[Block] = [
         Text(
             [
-                f"The network is better on {scatter.num_above:,} of {len(both):,} images: dots "
+                f"The network is better on {better:,} of {len(both):,} images: dots "
                 "above the diagonal."
             ]
         ),
@@ -392,42 +409,46 @@ def _confusion(class_set: ClassSet, scores: Scores, who: str) -> Confusion:
 def _grid(
     teaching: Teaching, img_ids: Sequence[str], caption: str, *, max_side: int = 256
 ) -> PictureGrid:
-    class_set = teaching.shown.class_set
-    rows = [_picture_row(teaching, img_id) for img_id in img_ids]
-    shown = {
-        value
-        for img_id in img_ids
-        for value in teaching.shown.records[teaching.shown.index_of(img_id)].class_ids or ()
-    }
-    legend = [
-        (class_set.classes[i], class_set.palette[class_set.mask_values[i]]) for i in sorted(shown)
-    ]
-    return PictureGrid(
-        rows, caption, legend, heat_scale=False, value_name="mIoU, %", max_side=max_side
-    )
-
-
-def _picture_row(teaching: Teaching, img_id: str) -> PictureRow:
-    """Photograph, truth, pseudo mask and the network's, with this image's mIoU."""
-    images = teaching.shown
-    sample = images[images.index_of(img_id)]
+    """Photograph, truth, pseudo mask and the network's, with each image's mIoU."""
+    images, class_set = teaching.shown, teaching.shown.class_set
     sources = [("pseudo mask", teaching.teacher.get(images.split), teaching.teacher_masks)]
     if teaching.student is not None:
         sources.append(("network", teaching.student, teaching.student_masks))
-    masks, values = {}, {}
-    for name, scores, folder in sources:
-        if scores is not None:
-            masks[name] = read_mask(folder / f"{img_id}.png")
-            values[name] = scores.per_image.get(img_id, math.nan)
-    return picture_row(
-        img_id,
-        sample.img,
-        score_maps={},
-        palette=images.class_set.palette,
-        labels=[images.class_set.classes[i] for i in sample.class_ids or ()],
-        truth=sample.mask,
-        masks=masks,
-        values=values,
+    rows, shown = [], np.zeros(256, dtype=bool)
+    for img_id in img_ids:
+        sample = images[images.index_of(img_id)]
+        masks, values = {}, {}
+        for name, scores, folder in sources:
+            if scores is not None:
+                masks[name] = read_mask(folder / f"{img_id}.png")
+                values[name] = scores.per_image.get(img_id, math.nan)
+        for mask in (sample.mask, *masks.values()):
+            if mask is not None:
+                shown[np.unique(mask)] = True
+        rows.append(
+            picture_row(
+                img_id,
+                sample.img,
+                score_maps={},
+                palette=class_set.palette,
+                labels=[class_set.classes[i] for i in sample.class_ids or ()],
+                truth=sample.mask,
+                masks=masks,
+                values=values,
+            )
+        )
+    return PictureGrid(
+        rows,
+        caption,
+        [
+            (class_set.name_of_value(v), class_set.palette[v])
+            for v in class_set.mask_values
+            if shown[v]
+        ],
+        heat_scale=False,
+        value_name="mIoU, %",
+        max_side=max_side,
+        shows_ignored=bool(shown[IGNORE_INDEX]),
     )
 
 

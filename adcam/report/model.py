@@ -249,11 +249,6 @@ class Scatter:
         if not self.value_range[0] < self.value_range[1]:
             raise ValueError(f"value_range must be (low, high), got {self.value_range}")
 
-    @property
-    def num_above(self) -> int:
-        """Items on which the second method is better."""
-        return sum(y > x for x, y in zip(self.x, self.y, strict=True))
-
 
 @dataclass(frozen=True)
 class Differences:

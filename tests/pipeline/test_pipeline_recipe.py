@@ -320,7 +320,9 @@ def test_only_and_skip(fresh: Config, tmp_path: Path, monkeypatch: pytest.Monkey
 
     # What is skipped stays as it is, up to date or not.
     fresh.mask.rule = "constant:0.9"
-    assert run(fresh, work, skip=["generate", "segment", "test"])[0] == []
+    assert run(fresh, work, skip=["generate", "segment", "test"])[0] == ["report"]
+    page = (work / "report" / "report.html").read_text("utf-8")
+    assert "since it was skipped: generate." in page
     assert run(fresh, work, only=["generate"])[0] == ["generate"]
 
 
@@ -381,6 +383,7 @@ def test_strangers_and_damaged_records_are_refused(fresh: Config, tmp_path: Path
     ("change", "message"),
     [
         ({"recipe": {"_delete_": True, "learn_from": "train"}}, r"'recipe' lacks \['evaluate'\]"),
+        ({"recipe.test": ["val"]}, r"recipe\.test must name the one list .* got \['val'\]"),
         ({"recipe.tests": "val"}, r"'recipe' has no \['tests'\]"),
         ({"recipe.network.file": "x.py"}, r"'recipe.network' has no \['file'\]"),
         ({"recipe.network.config": "gone.py"}, r"gone\.py: no such config"),

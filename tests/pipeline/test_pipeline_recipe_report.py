@@ -18,6 +18,7 @@ from adcam.pipeline.recipe_report import (
     build_lesson_section,
     build_recipe_report,
     describe_lesson,
+    gain_blocks,
     load_scores,
     read_losses,
     write_scores,
@@ -61,6 +62,7 @@ def teaching(tmp_path: Path, images: ImageDataset) -> Teaching:
         student_masks=tmp_path / "student",
         losses=[(1, 2.0), (2, 1.0)],
         stages={"train": stage, "generate": {**stage, "versions": {"torch": "3"}}},
+        stale=[],
         config={"model": {"backbone": "vit"}, "train": {"seed": 4}},
         network=None,
     )
@@ -70,11 +72,20 @@ def test_gains_are_those_of_the_same_image_and_class(teaching: Teaching) -> None
     blocks = build_lesson_section(teaching).blocks
     (scatter,) = (block for block in blocks if isinstance(block, Scatter))
     assert (list(scatter.x), list(scatter.y)) == ([50, 60, 70, 80], [90, 65, 70, 40])
-    assert scatter.num_above == 2  # a draw is no gain
+    assert "better on 2 of 4 images" in blocks[2].paragraphs[0]  # a draw is no gain
     (differences,) = (block for block in blocks if isinstance(block, Differences))
     assert list(differences.names) == ["red", "background", "green"]
     assert list(differences.values[:2]) == [1.25, 0.0]
     assert math.isnan(differences.values[2])
+
+
+def test_only_some_of_many_images_are_drawn(teaching: Teaching) -> None:
+    many = {str(i): 50.0 for i in range(4)} | {f"x{i}": 50.0 for i in range(4100)}
+    better = {**many, "0": 60.0, "1": 60.0, "2": 40.0, "3": 40.0}  # those that pictures are of
+    blocks = gain_blocks(teaching, scores("val", better), scores("val", many))
+    (scatter,) = (block for block in blocks if isinstance(block, Scatter))
+    assert len(scatter.names) == 1368
+    assert scatter.caption == "One image of 3 is drawn."
 
 
 def test_a_network_below_its_teacher_is_said_so(teaching: Teaching) -> None:
@@ -85,6 +96,18 @@ def test_a_network_below_its_teacher_is_said_so(teaching: Teaching) -> None:
     assert "55.0 points below its teacher" in describe_lesson(worse)[1][0].paragraphs[0]
     report = build_recipe_report(worse, title="t", command="c")
     assert [item.value for item in report.headlines] == [65.0, 10.0, "−55.0"]
+
+
+def test_what_is_not_up_to_date_and_labels_given_are_said(teaching: Teaching) -> None:
+    model = {"decode_head": {"type": "FCNHead"}, "backbone": {"type": "ResNet"}}
+    network = {"model": model, "train": {"seed": 1}, "test": {"labels": "given"}}
+    told = replace(teaching, network=network, stale=["segment", "test"])
+    assert "where it is told which classes" in describe_lesson(told)[0]
+    assert "where it is not told which classes" in describe_lesson(teaching)[0]
+    report = build_recipe_report(told, title="t", command="c")
+    assert [item.note for item in report.headlines[:2]] == ["image labels given"] * 2
+    assert "skipped: segment, test" in report.lead[0].paragraphs[0]  # type: ignore[union-attr]
+    assert "network FCNHead on ResNet" in report.subtitle
 
 
 def test_without_a_network_or_a_rival_nothing_is_compared(teaching: Teaching) -> None:

@@ -128,4 +128,3 @@ def test_scatter_and_differences_refuse_lists_of_other_lengths() -> None:
         Scatter([], [], [], "x", "y", value_range=(1.0, 1.0))
     with pytest.raises(ValueError, match="2 names for 1 values"):
         Differences(["a", "b"], [1.0], "points")
-    assert Scatter(["a", "b", "c"], [1.0, 2.0, 3.0], [2.0, 2.0, math.nan], "x", "y").num_above == 1
