@@ -53,6 +53,8 @@ $(EXTRAS): $(INSTALLED)
 	@{ $(PIP) install -c constraints.txt -e '.[seg]' && $(PIP) install -c constraints.txt \
 	  --force-reinstall --no-deps opencv-python-headless; } || \
 	  echo "mmsegmentation did not install: tests that compare with it are skipped."
+	@$(PIP) install -c constraints.txt -e '.[coco]' || \
+	  echo "pycocotools did not install: tests that draw COCO's masks are skipped."
 	@touch $@
 
 install: $(INSTALLED)

@@ -57,6 +57,8 @@ EXTRAS = {
     "crf": ["pydensecrf2>=1.1; python_version < '3.13'"],
     # ftfy and regex are imported by mmseg's text tokenizer as soon as mmseg is imported.
     "seg": ["onedl-mmsegmentation>=1.4.2", "onedl-mmcv>=2.3.6", "ftfy>=6.3", "regex>=2024.11.6"],
+    # Draws COCO's annotations.
+    "coco": ["pycocotools>=2.0.8"],
     "ray": ["ray[data]>=2.40"],
     "docs": ["mkdocs-material>=9.5"],
     "dev": [

@@ -1,6 +1,6 @@
 """The command line: reads arguments, calls :mod:`adcam.pipeline`, prints what comes back.
 
-Exit codes: 0 all is done, 1 some images have no mask, 2 the command cannot be carried out, 130
+Exit codes: 0 all is done, 1 some images failed, 2 the command cannot be carried out, 130
 interrupted. Everything heavy is imported by the command that needs it, so that ``--help`` is quick.
 """
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from adcam.pipeline.compare_boxes import BoxRowResult
+    from adcam.pipeline.converters import Converted
     from adcam.pipeline.labeler import PseudoLabeler
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -28,7 +29,7 @@ EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 _SHOWN_FAILURES = 20
 
 _EXIT_CODES = """\
-exit codes: 0 all is done; 1 some images have no mask (they are listed);
+exit codes: 0 all is done; 1 some images have no mask or failed (they are listed);
 2 the command cannot be carried out; 130 interrupted (the same command goes on)"""
 
 
@@ -88,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_boxes(commands)
     _add_compare(commands)
+    _add_convert(commands)
     _add_info(commands)
     return parser
 
@@ -372,7 +374,8 @@ def _add_evaluate(commands: Any) -> None:
         """\
         Score masks (<id>.png) against true masks of the same names: mean IoU and per class IoU,
         precision and recall. With --sweep, score maps of `generate --save-maps` at every
-        background score. With --metadata, score maps in wsolevaluation's format (<id>.npy) by its
+        background score; maps of other projects (<id>.npy) too, see --classes and --format. With
+        --metadata, score maps in wsolevaluation's format (<id>.npy) by its
         MaxBoxAccV2, or with --mask-root by its PxAP.""",
         """\
         adcam evaluate out --gt VOC2012/SegmentationClass --ids train.txt --json out.json
@@ -394,6 +397,8 @@ def _add_evaluate(commands: Any) -> None:
     )
     parser.add_argument("--ids", type=Path, metavar="LIST", help="only these ids, one a line")
     parser.add_argument("--sweep", action="store_true", help="threshold curve of stored maps")
+    for name in ("--classes", "--format"):  # of another project's maps
+        parser.add_argument(name, **_CONVERT_OPTIONS[name])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument(
         "--num-classes",
@@ -504,6 +509,108 @@ def _add_boxes(commands: Any) -> None:
         dtype=None,
         compile=None,
     )
+
+
+# Of each converter: its first argument, what it does, its options.
+_CONVERTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "sbd": (
+        "SBD",
+        "SBD's .mat files -> SegmentationClassAug and train_aug.txt of VOC",
+        ("voc", "--out-root", "--partial"),
+    ),
+    "coco": (
+        "JSON",
+        "COCO's instances -> masks of 81 values, lists, image-level labels",
+        ("--out", "--split", "--crowd", "--overlap", "--partial"),
+    ),
+    "voc-labels": ("VOC", "VOC's XML -> labels.csv", ("--out", "--voc-split", "--classes")),
+    "mask-labels": ("MASKS", "masks -> labels.csv", ("--out", "--classes")),
+    "irn-labels": ("NPY", "cls_labels.npy of IRN and others -> labels.csv", ("--out", "--classes")),
+    "masks-to-coco": (
+        "MASKS",
+        "masks -> COCO json, run lengths",
+        ("--out", "--classes", "--image-suffix"),
+    ),
+    "coco-to-masks": (
+        "JSON",
+        "any COCO json -> masks",
+        ("--out", "--classes", "--crowd", "--overlap"),
+    ),
+    "masks-to-yolo": ("MASKS", "masks -> text files of Ultralytics", ("--out", "--classes")),
+    "yolo-to-masks": (
+        "LABELS",
+        "text files of Ultralytics -> masks",
+        ("--out", "--classes", "--images"),
+    ),
+    "cams": (
+        "CAMS",
+        "class maps of other projects (.npy) -> our maps or masks",
+        ("--out", "--classes", "--format", "--threshold"),
+    ),
+}
+_CONVERT_OPTIONS: dict[str, dict[str, Any]] = {
+    "voc": {"type": Path, "metavar": "VOC", "help": "VOC root, the folder with JPEGImages"},
+    "--out": {"type": Path, "required": True, "metavar": "PATH", "help": "file or folder to write"},
+    "--out-root": {"type": Path, "dest": "out", "metavar": "DIR", "help": "default: VOC itself"},
+    "--split": {"metavar": "NAME", "help": "e.g. train2014 (default: from the file's name)"},
+    "--voc-split": {"dest": "split", "required": True, "metavar": "SPLIT", "help": "e.g. train"},
+    "--classes": {
+        "default": "voc",
+        "metavar": "voc|coco|A,B,...",
+        "help": "classes in the order of their numbers (default: %(default)s)",
+    },
+    "--crowd": {
+        "choices": ("ignore", "skip"),
+        "default": "ignore",
+        "help": "regions of many objects become 255 or background (default: %(default)s)",
+    },
+    "--overlap": {
+        "choices": ("small", "first"),
+        "default": "small",
+        "help": "which object is on top: the smaller, or the first in the file "
+        "(default: %(default)s)",
+    },
+    "--partial": {"action": "store_true", "help": "a part of the data set: any number of images"},
+    "--image-suffix": {"default": ".jpg", "metavar": "SUFFIX", "help": "default: %(default)s"},
+    "--images": {"type": Path, "required": True, "metavar": "DIR", "help": "for the images' sizes"},
+    "--format": {
+        "dest": "cam_format",
+        "choices": ("auto", "irn", "psa", "psa_crf", "clip_es", "puzzlecam"),
+        "default": "auto",
+        "help": "see docs/datasets.md (default: %(default)s)",
+    },
+    "--threshold": {"metavar": "RULE", "help": "make masks: a background score, power:A or otsu"},
+}
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "convert",
+        _run_convert,
+        "data sets, labels, masks and maps from one format into another",
+        """\
+        Convert data sets, labels, masks and class maps; `adcam convert WHAT --help` has the options
+        and docs/datasets.md the steps for each data set. Counts, classes and a hash are printed.
+        Interrupted? The same command goes on where it stopped.""",
+        """\
+        adcam convert sbd benchmark_RELEASE VOC2012
+        adcam convert coco coco/annotations/instances_train2014.json --out coco
+        adcam convert irn-labels cls_labels.npy --out labels.csv
+        adcam convert masks-to-coco masks --classes cat,dog --out masks.json
+        adcam convert cams irn/result/cam --out out --threshold 0.15
+        """,
+    )
+    converters = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    for what, (source, summary, names) in _CONVERTERS.items():
+        converter = converters.add_parser(what, help=summary, description=summary)
+        converter.add_argument("source", type=Path, metavar=source)
+        for name in names:
+            converter.add_argument(name, **_CONVERT_OPTIONS[name])
+        converter.add_argument(
+            "--overwrite", action="store_true", help="make anew what is there already"
+        )
+        converter.add_argument("--json", type=Path, metavar="FILE", help="write all counts there")
 
 
 def _add_info(commands: Any) -> None:
@@ -700,6 +807,7 @@ def _open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> Any:
 
 
 def _run_evaluate(args: argparse.Namespace) -> int:
+    from adcam.pipeline.config import parse_classes
     from adcam.pipeline.evaluate import evaluate_maps, evaluate_masks
     from adcam.pipeline.json_file import write_json
     from adcam.pipeline.sources import read_id_list
@@ -713,7 +821,13 @@ def _run_evaluate(args: argparse.Namespace) -> int:
         "progress": True,
     }
     if args.sweep:
-        result = evaluate_maps(args.pred_dir, args.gt, **common)
+        result = evaluate_maps(
+            args.pred_dir,
+            args.gt,
+            class_set=parse_classes(args.classes),
+            cam_format=args.cam_format,
+            **common,
+        )
         _print_curve(result)
     else:
         result = evaluate_masks(
@@ -782,6 +896,29 @@ def _run_boxes(args: argparse.Namespace) -> int:
     return EXIT_SOME_FAILED if failed else EXIT_OK
 
 
+def _run_convert(args: argparse.Namespace) -> int:
+    from adcam.pipeline.config import parse_classes
+    from adcam.pipeline.converters import CONVERTERS
+    from adcam.pipeline.json_file import write_json
+
+    given = {"command", "run", "debug", "what", "source", "json", "classes"}
+    options = {name: value for name, value in vars(args).items() if name not in given}
+    if "classes" in args:
+        options["class_set"] = parse_classes(args.classes)
+    result = CONVERTERS[args.what](args.source, **options, progress=True)
+    _print_converted(result)
+    if args.json:
+        write_json(args.json, result.to_dict())
+    for img_id in list(result.failed)[:_SHOWN_FAILURES]:
+        _say(f"  {img_id}: {result.failed[img_id]}")
+    if (more := len(result.failed) - _SHOWN_FAILURES) > 0:
+        _say(f"  … and {more} more; --json lists all")
+    _say(
+        f"{result.num_images} images, {result.kept} of them were there; {len(result.failed)} failed"
+    )
+    return EXIT_SOME_FAILED if result.failed else EXIT_OK
+
+
 def _run_info(args: argparse.Namespace) -> int:
     from adcam.pipeline.info import collect_info
 
@@ -820,6 +957,20 @@ def _print_scores(result: Mapping[str, Any], title: str = "Scores in percent") -
     policy = ", ".join(f"{key} {value}" for key, value in result["policy"].items())
     ignored = 100 * (result["ignored_share"] or 0)
     print(f"{result['num_images']} images; {ignored:.1f} % of the pixels left uncertain; {policy}")
+
+
+def _print_converted(result: Converted) -> None:
+    names = {**result.class_images, **result.class_pixels}
+    rows = [
+        (name, str(result.class_images.get(name, "")), str(result.class_pixels.get(name, "")))
+        for name in ("background", *result.class_images, "ignore")
+        if names.get(name)
+    ]
+    _print_table(("class", "images", "pixels"), rows, f"{result.what}: {result.num_images} images")
+    for note in result.notes:
+        print(note)
+    print(f"sha256 of all results: {result.sha256}")
+    print(result.out)
 
 
 def _print_box_scores(result: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "adcam"
 STAGES = ("data", "models", "cams", "masks", "boxes", "metrics", "report", "seg")
-OPTIONAL = ("mmseg", "mmcv", "ray", "triton", "numba", "pydensecrf")
+OPTIONAL = ("mmseg", "mmcv", "ray", "triton", "numba", "pydensecrf", "pycocotools")
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,8 @@ def may_import(path: Path, package: str) -> bool:
         return place.parts[0] == "seg"
     if package == "ray":
         return place.as_posix() == "pipeline/engine_ray.py"
+    if package == "pycocotools":
+        return place.as_posix() == "data/coco_json.py"
     if package in ("triton", "numba"):
         return is_kernel_file(path)
     if package == "numba":

@@ -4,10 +4,16 @@
 Here the pickle machine sees only inert stand-ins for the few NumPy names that such files need;
 arrays are built afterwards from their bytes. NumPy's own constructors are kept out as well: a
 crafted dtype state makes them read bytes as pointers.
+
+Tensors of PyTorch are read the same way, without PyTorch: inside such a pickle each is a call of
+``torch._utils._rebuild_tensor_v2`` on a storage, which is itself a small file of ``torch.save``
+(``torch/storage.py``, ``torch/serialization.py``).
 """
 
 from __future__ import annotations
 
+import io
+import math
 import pickle
 import tokenize
 from collections.abc import Callable
@@ -18,6 +24,23 @@ import numpy as np
 
 # Booleans, integers, floats, text: what class vectors, maps and keys are made of.
 _PLAIN_KINDS = "biufU"
+
+_STORAGE_DTYPES = {
+    "BoolStorage": "?",
+    "ByteStorage": "u1",
+    "CharStorage": "i1",
+    "ShortStorage": "<i2",
+    "IntStorage": "<i4",
+    "LongStorage": "<i8",
+    "HalfStorage": "<f2",
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+}
+"""Storage classes of ``torch`` that NumPy has a dtype for; bfloat16 is not among them."""
+
+# Of the files that torch.save wrote before it wrote zip archives, and still writes for a storage.
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_TORCH_PROTOCOL = 1001
 
 _ERRORS = (
     pickle.UnpicklingError,
@@ -43,7 +66,8 @@ def load_object_npy(path: str | Path) -> object:
 
     Returns:
         The object: dicts, lists, tuples, strings, numbers, and NumPy arrays of plain dtypes.
-        NumPy scalars come as Python ``bool``, ``int``, ``float`` or ``str``.
+        NumPy scalars come as Python ``bool``, ``int``, ``float`` or ``str``, tensors of PyTorch as
+        NumPy arrays.
 
     Raises:
         ValueError: No such ``.npy`` file, a damaged one, or one that names anything else: the
@@ -142,6 +166,46 @@ class _Scalar(_StandIn):
         return isinstance(other, _Scalar) and self.raw == other.raw
 
 
+class _StorageType(_StandIn):
+    """Stand-in for a storage class such as ``torch.FloatStorage``."""
+
+    def __init__(self, name: str) -> None:
+        self.dtype = np.dtype(_STORAGE_DTYPES[name])
+
+
+class _Storage(_StandIn):
+    """Stand-in for a storage: one-dimensional memory that tensors are views of."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+
+class _Tensor(_StandIn):
+    """Stand-in for a tensor: a strided view of a storage."""
+
+    def __init__(self, storage: Any, offset: Any, size: Any, stride: Any) -> None:
+        self.view = (storage, offset, size, stride)
+
+    def resolve(self) -> np.ndarray:
+        storage, offset, size, stride = self.view
+        if not isinstance(storage, _Storage) or not (
+            len(size) == len(stride)
+            and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
+        ):
+            raise pickle.UnpicklingError("a tensor with a storage, size or stride that is none")
+        values = storage.values
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        # A tensor of more elements than its storage would repeat them: none is saved so, and a few
+        # bytes could ask for any amount of memory.
+        if math.prod(size) > len(values) or (0 not in size and last >= len(values)):
+            raise pickle.UnpicklingError(
+                f"a tensor of size {tuple(size)} and stride {tuple(stride)} does not lie within "
+                f"its storage of {len(values)}"
+            )
+        steps = [step * values.itemsize for step in stride]
+        return np.lib.stride_tricks.as_strided(values[offset:], tuple(size), steps).copy()
+
+
 class _Unpickler(pickle.Unpickler):
     """An unpickler that knows a few names, none of which does anything."""
 
@@ -154,6 +218,9 @@ class _Unpickler(pickle.Unpickler):
             ("numpy._core.multiarray", "scalar"): _Scalar,
             ("numpy._core.numeric", "_frombuffer"): self._frombuffer,
             ("_codecs", "encode"): self._encode,
+            ("torch._utils", "_rebuild_tensor_v2"): self._rebuild_tensor,
+            ("torch.storage", "_load_from_bytes"): self._load_storage,
+            ("collections", "OrderedDict"): self._no_hooks,
         }
         if (module, name) not in known:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
@@ -171,6 +238,54 @@ class _Unpickler(pickle.Unpickler):
         if encoding not in ("latin1", "latin-1"):
             raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
         return text.encode("latin1")
+
+    def _rebuild_tensor(
+        self, storage: Any, offset: Any, size: Any, stride: Any, *_grad_and_hooks: object
+    ) -> _Tensor:
+        return _Tensor(storage, offset, size, stride)
+
+    def _load_storage(self, data: Any) -> _Storage:
+        return _read_storage(data.encode("latin1") if isinstance(data, str) else data)
+
+    def _no_hooks(self) -> dict[str, Any]:
+        """The empty table of backward hooks that every pickled tensor carries."""
+        return {}
+
+
+class _StorageUnpickler(pickle.Unpickler):
+    """An unpickler for the parts of a stored storage: knows the names of storage classes."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module != "torch" or name not in _STORAGE_DTYPES:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
+        return _StorageType(name)
+
+    def persistent_load(self, saved_id: Any) -> _StorageType:
+        kind, storage_type, *_key_location_numel = saved_id
+        if kind != "storage" or not isinstance(storage_type, _StorageType):
+            raise pickle.UnpicklingError(f"a stored {kind!r} in place of a storage")
+        return storage_type
+
+
+def _read_storage(data: bytes) -> _Storage:
+    """Read what ``torch.save`` wrote of one storage.
+
+    Five pickles (magic number, protocol, machine, storage class, keys), then the number of elements
+    as an int64, then the elements.
+    """
+    file = io.BytesIO(data)
+    magic, protocol, machine, storage_type, _keys = (
+        _StorageUnpickler(file).load() for _ in range(5)
+    )
+    if (magic, protocol) != (_TORCH_MAGIC, _TORCH_PROTOCOL):
+        raise pickle.UnpicklingError("a tensor whose storage is of an unknown kind")
+    if machine.get("little_endian") is not True or not isinstance(storage_type, _StorageType):
+        raise pickle.UnpicklingError("a tensor whose storage is not little-endian, or is none")
+    dtype = storage_type.dtype
+    count = int.from_bytes(file.read(8), "little")
+    if count * dtype.itemsize != len(data) - file.tell():
+        raise pickle.UnpicklingError("a tensor whose storage is cut short")
+    return _Storage(np.frombuffer(data, dtype, count, offset=file.tell()))
 
 
 def _resolve(value: Any) -> Any:

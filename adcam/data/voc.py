@@ -125,6 +125,38 @@ def load_voc(
     return dataset.with_labels(_read_class_ids(root, dataset, labels))
 
 
+def read_object_names(path: str | Path) -> list[str]:
+    """Class names of the objects of an annotation, difficult ones included, in the file's order.
+
+    Parts (head, hand, foot) are no objects.
+
+    Raises:
+        ValueError: There is no such file, or it is no XML.
+    """
+    try:
+        annotation = ET.parse(path).getroot()
+    except FileNotFoundError as err:
+        raise ValueError(f"{path}: there is no such annotation") from err
+    except ET.ParseError as err:
+        raise ValueError(f"{path}: not an XML file ({err})") from err
+    return [name.strip() for name in (o.findtext("name", "") for o in annotation.iter("object"))]
+
+
+def ids_of_names(names: Iterable[str], class_set: ClassSet, path: Path) -> tuple[int, ...]:
+    """Class ids of names that stand in a file, ascending.
+
+    Where all classes of the set are VOC's, VOC's other names are passed over.
+
+    Raises:
+        ValueError: A name is unknown; the message names the file and the legal names.
+    """
+    known = _known_names(class_set)
+    present = set(names)
+    if unknown := sorted(present.difference(known)):
+        raise ValueError(f"{path}: unknown class {unknown[0]!r}; legal are {', '.join(known)}")
+    return tuple(i for i, name in enumerate(class_set.classes) if name in present)
+
+
 class _Entry(NamedTuple):
     img_id: str
     img_file: str | None
@@ -221,22 +253,22 @@ def _read_class_ids(
     class_set = dataset.class_set
     if labels == "xml":
         return {
-            record.img_id: _ids_of_names(names, class_set, path)
+            record.img_id: ids_of_names(names, class_set, path)
             for record in dataset.records
             for path in [root / "Annotations" / f"{record.img_id}.xml"]
-            for names in [_read_object_names(path)]
+            for names in [read_object_names(path)]
         }
     if labels == "mask":
         return {record.img_id: _ids_of_mask(dataset, i) for i, record in enumerate(dataset.records)}
     path = Path(labels)
     if path.suffix == ".npy":
         table = {
-            img_id: _ids_of_names((VOC_CLASSES[i] for i in class_ids), class_set, path)
+            img_id: ids_of_names((VOC_CLASSES[i] for i in class_ids), class_set, path)
             for img_id, class_ids in read_cls_labels_npy(path, len(VOC_CLASSES)).items()
         }
     elif path.suffix == ".csv":
         rows = read_labels_csv(path, _known_names(class_set))
-        table = {img_id: _ids_of_names(row, class_set, path) for img_id, row in rows.items()}
+        table = {img_id: ids_of_names(row, class_set, path) for img_id, row in rows.items()}
     else:
         raise ValueError(
             f"labels must be 'xml', 'mask', None or a path ending in .csv or .npy, got {labels!r}"
@@ -260,14 +292,6 @@ def _known_names(class_set: ClassSet) -> tuple[str, ...]:
     return VOC_CLASSES if _is_voc(class_set) else class_set.classes
 
 
-def _ids_of_names(names: Iterable[str], class_set: ClassSet, path: Path) -> tuple[int, ...]:
-    known = _known_names(class_set)
-    present = set(names)
-    if unknown := sorted(present.difference(known)):
-        raise ValueError(f"{path}: unknown class {unknown[0]!r}; legal are {', '.join(known)}")
-    return tuple(i for i, name in enumerate(class_set.classes) if name in present)
-
-
 def _ids_of_mask(dataset: ImageDataset, index: int) -> tuple[int, ...]:
     mask = dataset.load_mask(index)
     if mask is None:
@@ -275,13 +299,3 @@ def _ids_of_mask(dataset: ImageDataset, index: int) -> tuple[int, ...]:
         raise ValueError(f"labels='mask', but image {img_id!r} has no mask")
     values = set(np.unique(mask).tolist())
     return tuple(i for i, v in enumerate(dataset.class_set.mask_values) if v in values)
-
-
-def _read_object_names(path: Path) -> list[str]:
-    try:
-        annotation = ET.parse(path).getroot()
-    except FileNotFoundError as err:
-        raise ValueError(f"{path}: there is no such annotation") from err
-    except ET.ParseError as err:
-        raise ValueError(f"{path}: not an XML file ({err})") from err
-    return [name.strip() for name in (o.findtext("name", "") for o in annotation.iter("object"))]

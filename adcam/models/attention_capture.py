@@ -2,12 +2,19 @@
 
 timm passes queries and keys through ``q_norm`` and ``k_norm`` (identity where a model has none)
 right before the attention product (timm/layers/attention.py, ``Attention.forward``). Hooks there
-see exactly the q and k that the fused kernel gets, so the block's output keeps the fused path.
+see exactly the q and k that the fused kernel gets.
+
+A block whose patch-to-patch attention is wanted is handed a stand-in for its keys. torch gives the
+call they go into, ``scaled_dot_product_attention``, to the stand-in
+(https://docs.pytorch.org/docs/stable/notes/extending.html, ``__torch_function__``), which on a CPU
+computes output and mean attention from one softmax. All other blocks keep the fused kernel, and so
+do all on a GPU or where autograd records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -15,9 +22,13 @@ import torch
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-from adcam.ops.token_attention import accumulate_token_attention, cls_attention
+from adcam.ops.token_attention import (
+    accumulate_token_attention,
+    attend_and_accumulate,
+    cls_attention,
+)
 
-_Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+_Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Any]
 
 
 class AttentionCapture:
@@ -33,9 +44,6 @@ class AttentionCapture:
         layer_sets: Sets of block indices, each in 0..L-1 and named once, whose patch-to-patch
             attention is averaged.
         has_cls_token: Whether token 0 is a class token.
-        product_dtype: What queries and keys are cast to before they are multiplied for
-            ``patch2patch``; ``None`` takes them as the model makes them. On a CPU, bfloat16 halves
-            the time and moves the mean attention by about 0.1 %.
 
     Attributes:
         cls2patch: (B, L, N) after the pass, ``None`` without a class token.
@@ -53,13 +61,11 @@ class AttentionCapture:
         num_prefix_tokens: int,
         layer_sets: Sequence[tuple[int, ...]] = (),
         has_cls_token: bool = True,
-        product_dtype: torch.dtype | None = None,
     ) -> None:
         self._blocks = list(blocks)
         self._num_prefix_tokens = num_prefix_tokens
         self._layer_sets = tuple(dict.fromkeys(tuple(layers) for layers in layer_sets))
         self._has_cls_token = has_cls_token
-        self._product_dtype = product_dtype
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._queries: dict[int, Tensor] = {}
         self._cls_rows: dict[int, Tensor] = {}
@@ -89,7 +95,7 @@ class AttentionCapture:
             attn: Any = block.attn
             self._handles += [
                 attn.q_norm.register_forward_hook(self._keep_query(index)),
-                attn.k_norm.register_forward_hook(self._take_key(index, float(attn.scale))),
+                attn.k_norm.register_forward_hook(self._take_key(index, attn)),
             ]
         return self
 
@@ -126,19 +132,89 @@ class AttentionCapture:
 
         return hook
 
-    def _take_key(self, index: int, scale: float) -> _Hook:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self._accumulate(index, self._queries.pop(index), output, scale)
+    def _take_key(self, index: int, attn: Any) -> _Hook:
+        scale = float(attn.scale)
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Any:
+            query = self._queries.pop(index)
+            if attn.fused_attn and self._named_by(index):
+                return _Keys(output, partial(self._attend, index, scale))
+            self._accumulate(index, query, output, scale)
+            return None  # leaves the keys as they are
 
         return hook
 
+    def _attend(
+        self,
+        index: int,
+        scale: float,
+        fused: Callable[..., Tensor],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Mapping[str, Any],
+    ) -> Tensor:
+        """In place of ``fused(query, key, value, **options)``, that and the attention's means."""
+        # A norm under autocast may leave float32, which autocast rounds for the fused kernel.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        recorded = query.requires_grad or key.requires_grad or value.requires_grad
+        masked = options.get("attn_mask") is not None or options.get("is_causal")
+        if recorded or masked or options.get("dropout_p"):
+            self._accumulate(index, query, key, scale)
+            return fused(query, key, value, **options)
+        self._take_cls_row(index, query, key, scale)
+        named_by = self._named_by(index)
+        output, self._sums[named_by] = attend_and_accumulate(
+            self._sums.get(named_by),
+            query,
+            key,
+            value,
+            scale=scale,
+            num_prefix_tokens=self._num_prefix_tokens,
+        )
+        return output
+
     def _accumulate(self, index: int, query: Tensor, key: Tensor, scale: float) -> None:
-        options: dict[str, Any] = {"scale": scale, "num_prefix_tokens": self._num_prefix_tokens}
-        if self._has_cls_token:
-            self._cls_rows[index] = cls_attention(query, key, **options)
-        named_by = tuple(i for i, layers in enumerate(self._layer_sets) if index in layers)
-        if named_by:
-            dtype = self._product_dtype or query.dtype
+        self._take_cls_row(index, query, key, scale)
+        if named_by := self._named_by(index):
             self._sums[named_by] = accumulate_token_attention(
-                self._sums.get(named_by), query.to(dtype), key.to(dtype), **options
+                self._sums.get(named_by),
+                query,
+                key,
+                scale=scale,
+                num_prefix_tokens=self._num_prefix_tokens,
             )
+
+    def _take_cls_row(self, index: int, query: Tensor, key: Tensor, scale: float) -> None:
+        if self._has_cls_token:
+            self._cls_rows[index] = cls_attention(
+                query, key, scale=scale, num_prefix_tokens=self._num_prefix_tokens
+            )
+
+    def _named_by(self, index: int) -> tuple[int, ...]:
+        """Which layer sets name a block."""
+        return tuple(i for i, layers in enumerate(self._layer_sets) if index in layers)
+
+
+class _Keys:
+    """Stands in for keys in the one call that timm makes with them.
+
+    Args:
+        tensor: The keys.
+        attend: From that function, its three tensors and its options to what it would return.
+    """
+
+    def __init__(self, tensor: Tensor, attend: Callable[..., Tensor]) -> None:
+        self._tensor = tensor
+        self._attend = attend
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Tensor],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        query, keys, value = args
+        return keys._attend(func, query, keys._tensor, value, kwargs or {})

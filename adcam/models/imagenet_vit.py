@@ -111,7 +111,6 @@ class ImageNetViT(nn.Module):
         inputs: Tensor,
         *,
         layer_sets: Sequence[tuple[int, ...]] = (),
-        product_dtype: torch.dtype | None = None,
     ) -> TokenMaps:
         """Logits, class maps and attention of a batch: one forward pass, C short backward ones.
 
@@ -128,7 +127,6 @@ class ImageNetViT(nn.Module):
         Args:
             inputs: (B, 3, H, W) normalised images; H and W multiples of the patch.
             layer_sets: Sets of block indices whose patch-to-patch attention is wanted.
-            product_dtype: As in :class:`adcam.models.attention_capture.AttentionCapture`.
 
         Returns:
             The maps, float32 whatever the autocast dtype, without gradient. Works under
@@ -143,7 +141,6 @@ class ImageNetViT(nn.Module):
             num_prefix_tokens=self.vit.num_prefix_tokens,
             layer_sets=layer_sets,
             has_cls_token=self.vit.has_class_token,
-            product_dtype=product_dtype,
         )
         # Nothing before the first tape asks for a gradient, so autograd records from there on.
         with torch.inference_mode(False), torch.enable_grad():

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import timm
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -112,7 +111,6 @@ class TokenCAM(nn.Module):
         inputs: Tensor,
         *,
         layer_sets: Sequence[tuple[int, ...]] = (),
-        product_dtype: torch.dtype | None = None,
     ) -> TokenMaps:
         """Logits, class maps and attention of a batch in one pass.
 
@@ -120,7 +118,6 @@ class TokenCAM(nn.Module):
             inputs: (B, 3, H, W) normalised images; H and W multiples of the patch.
             layer_sets: Sets of block indices whose patch-to-patch attention is wanted. Each set
                 costs one (B, N, N) tensor; no set, no N×N work.
-            product_dtype: As in :class:`adcam.models.attention_capture.AttentionCapture`.
 
         Returns:
             The maps, float32 whatever the autocast dtype; gradients flow if enabled.
@@ -133,7 +130,6 @@ class TokenCAM(nn.Module):
             num_prefix_tokens=self.backbone.num_prefix_tokens,
             layer_sets=layer_sets,
             has_cls_token=self.backbone.has_class_token,
-            product_dtype=product_dtype,
         )
         with capture:
             cam = self.class_maps(inputs)[0].float()

@@ -60,6 +60,17 @@ def summarize_reasons(reasons: Mapping[str, Sequence[str]]) -> dict[str, str | N
     return {name: "; ".join(why) or None for name, why in reasons.items()}
 
 
+def available_backends() -> dict[str, str | None]:
+    """The backends of an operation on tensors, and why one cannot run on this machine.
+
+    Returns:
+        From each backend to ``None`` if it can run, else to the reason why not.
+    """
+    return summarize_reasons(
+        {"triton": triton_not_supported_reasons(), "torch": [], "reference": []}
+    )
+
+
 def triton_not_supported_reasons(*tensors: torch.Tensor) -> list[str]:
     """Why Triton kernels cannot run on these tensors; without tensors, on this machine.
 

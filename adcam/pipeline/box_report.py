@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from adcam.boxes import ts_cam
 from adcam.data.dataset import ImageDataset
 from adcam.metrics.localization import ERROR_TYPES, NUM_IOU_BINS, ORACLE
 from adcam.pipeline.compare_boxes import (
+    COMPARISON_NAME,
     BoxComparison,
     BoxRowResult,
     run_compare_boxes,
@@ -26,6 +28,7 @@ from adcam.pipeline.reporting import describe_machine, pick_spread
 from adcam.report.figures import draw_boxes, overlay_heat
 from adcam.report.model import (
     Block,
+    Cell,
     Column,
     Curves,
     Headline,
@@ -112,6 +115,37 @@ def run_box_experiment(
         )
         path = write_report(report, work_dir)
     return comparison, path
+
+
+def remake_box_report(work_dir: str | Path) -> Path:
+    """Write the report of a comparison by boxes again, from its config and classifiers.
+
+    The images are scored again; nothing is trained that is still there.
+
+    Args:
+        work_dir: Of :func:`run_box_experiment`.
+
+    Returns:
+        Path of ``report.html``.
+
+    Raises:
+        ValueError: The folder holds no such comparison, or its data or weights are gone.
+    """
+    work_dir = Path(work_dir)
+    try:
+        stored = json.loads((work_dir / COMPARISON_NAME).read_text(encoding="utf-8"))
+        cfg = Config(stored["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{work_dir / COMPARISON_NAME} is no comparison by boxes: {error}"
+        ) from error
+    _, path = run_box_experiment(
+        cfg,
+        work_dir,
+        title=f"{work_dir.resolve().name}: boxes side by side",
+        command=["adcam", "report", str(work_dir)],
+    )
+    return path
 
 
 def build_box_report(
@@ -210,7 +244,7 @@ def box_table(results: Sequence[BoxRowResult], split: str, command: str) -> Tabl
         Column("threshold", digits=3, hint="of the last four columns"),
         Column("V2, oracle", hint=f"thresholds best for {split} itself, as the protocol has it"),
     ]
-    rows = [
+    rows: list[list[Cell]] = [
         [
             item.row.name,
             item.boxes.max_box_acc_v2,

@@ -49,6 +49,7 @@ from adcam.pipeline.train import CLASSIFIER_NAME, train_classifier
 from adcam.report.text import slug
 from adcam.structures import ClassMaps, ClassSet, Sample, TokenMaps
 
+COMPARISON_NAME = "compare.json"
 TOP_K = (1, 5)
 """Guesses of the class that Top-k Loc allows."""
 
@@ -506,9 +507,10 @@ def run_compare_boxes(
     )
     write_text_atomic(work_dir / "compare.csv", format_box_csv(results, report_set))
     write_json(
-        work_dir / "compare.json",
+        work_dir / COMPARISON_NAME,
         {
             "task": "localization",
+            "config": cfg.to_dict(),
             "split": report_set.split,
             "num_images": len(report_set),
             "rows": [result.to_dict() for result in results],

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from adcam.data.coco import coco_class_set, load_coco
 from adcam.data.cub import load_cub
 from adcam.data.dataset import ImageDataset, build_class_set
 from adcam.data.folder import load_folder
@@ -24,7 +25,7 @@ from adcam.structures import ClassSet
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("voc", "folder", "cub", "ilsvrc", "wsol")
+SOURCES = ("voc", "coco14", "folder", "cub", "ilsvrc", "wsol")
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -88,9 +89,11 @@ def build_dataset(data: Mapping[str, Any], split: str, *, labels: bool = True) -
     """The images of one split of a config's ``data`` section.
 
     Args:
-        data: ``source`` (of :data:`SOURCES`), ``root``, ``classes`` (names, or "voc", "shapes"),
-            ``labels`` ("xml", "mask", or a file relative to ``root``; a folder needs a CSV file),
-            ``mask_dir`` (below ``root``), ``expected_counts`` (images by split, not for a folder).
+        data: ``source`` (of :data:`SOURCES`), ``root``, ``classes`` (names, or "voc",
+            "coco", "shapes"), ``labels`` ("xml", "mask", or a file relative to ``root``; a folder
+            needs a CSV file), ``mask_dir`` (below ``root``), ``expected_counts`` (images by split,
+            not for a folder). "coco14" is COCO, of any year, as `adcam convert coco` lays it out;
+            of these it takes ``mask_dir`` and ``expected_counts``.
             "cub", "ilsvrc" and "wsol" bring their own labels and boxes; "wsol" takes ``metadata``,
             the folder of the splits, below ``root`` or absolute, and ``classes`` names its labels.
         split: Name of the split; for a folder a list of ids ``<split>.txt`` in it, or ``"all"``.
@@ -110,6 +113,9 @@ def build_dataset(data: Mapping[str, Any], split: str, *, labels: bool = True) -
     if source in ("cub", "ilsvrc", "wsol"):
         images = _build_localization(source, root, data, split)
         return images if labels else images.with_labels({})
+    if source == "coco14":
+        options = {key: data[key] for key in ("mask_dir", "expected_counts") if key in data}
+        return load_coco(root, split, labels="csv" if labels else None, **options)
     class_set = build_classes(data.get("classes", "voc"))
     label_source = data.get("labels", "xml") if labels else None
     if source == "folder" and label_source in ("xml", "mask"):
@@ -168,16 +174,20 @@ def build_classes(classes: str | Sequence[str]) -> ClassSet:
     """The class set a config names.
 
     Args:
-        classes: ``"voc"`` (all 20), ``"shapes"``, or names; names that are all VOC's keep VOC's
-            mask values, others are numbered from 1. Names that are VOC's in part are logged as a
-            warning: they may be a typing error.
+        classes: ``"voc"`` (all 20), ``"coco"`` (all 80), ``"shapes"``, or names; names that are all
+            VOC's keep VOC's mask values, others are numbered from 1. Names that are VOC's in part
+            are logged as a warning: they may be a typing error.
     """
     if classes == "voc":
         return voc_class_set()
+    if classes == "coco":
+        return coco_class_set()
     if classes == "shapes":
         return shapes_class_set()
     if isinstance(classes, str):
-        raise ValueError(f"classes must be 'voc', 'shapes' or a list of names, got {classes!r}")
+        raise ValueError(
+            f"classes must be 'voc', 'coco', 'shapes' or a list of names, got {classes!r}"
+        )
     if set(classes) <= set(VOC_CLASSES):
         return voc_class_set(classes)
     if set(classes) & set(VOC_CLASSES):
@@ -187,6 +197,20 @@ def build_classes(classes: str | Sequence[str]) -> ClassSet:
             len(classes),
         )
     return build_class_set("custom", classes)
+
+
+def parse_classes(text: str) -> ClassSet:
+    """The class set that a command line names: ``voc``, ``coco``, ``shapes`` or ``A,B,…``.
+
+    Raises:
+        ValueError: A name is empty or given twice.
+    """
+    if text in ("voc", "coco", "shapes"):
+        return build_classes(text)
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ValueError(f"classes must be voc, coco, shapes or names A,B,…, got {text!r}")
+    return build_classes(names)
 
 
 def load_palette() -> tuple[tuple[int, int, int], ...]:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from adcam.data.formats import read_cam_file
 from adcam.data.labels import normalize_img_id
 from adcam.data.png import read_mask
+from adcam.data.voc import voc_class_set
 from adcam.metrics.miou import Average, MeanIoU, MeanIoUResult, PredIgnore, ThresholdCurve
 from adcam.pipeline.manifest import CONFIG_NAME, MAPS_DIR, MASK_DIR
 from adcam.pipeline.maps_file import StoredMaps, load_maps
 from adcam.pipeline.progress import track
-from adcam.structures import IGNORE_INDEX
+from adcam.structures import IGNORE_INDEX, ClassSet
 
 THRESHOLDS = tuple(round(step / 100, 2) for step in range(101))
 """Background scores of a sweep: the whole range."""
@@ -92,17 +94,22 @@ def evaluate_maps(
     ids: Sequence[str] | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
     average: Literal["union", "gt_present"] = "union",
+    class_set: ClassSet | None = None,
+    cam_format: str = "auto",
     allow_missing: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Score stored maps at every constant background score: the threshold curve.
 
     Args:
-        maps_dir: Maps ``<id>.npz`` of ``adcam generate --save-maps``, or the folder above them.
+        maps_dir: Maps ``<id>.npz`` of ``adcam generate --save-maps``, or the folder above them; or
+            ``<id>.npy`` of another project (:mod:`adcam.data.formats`), scored at their own size.
         gt_dir: True masks ``<id>.png``.
         ids: As for :func:`evaluate_masks`.
         thresholds: Strictly ascending background scores in [0, 1]; nothing stops at a drop.
         average: As for :class:`adcam.metrics.miou.ThresholdCurve`.
+        class_set: The classes of another project's maps, ``None`` for VOC's; our own name theirs.
+        cam_format: Their format, one of :data:`adcam.data.formats.CAM_FORMATS` or ``"auto"``.
         allow_missing: As for :func:`evaluate_masks`.
         progress: As for :func:`evaluate_masks`.
 
@@ -115,11 +122,17 @@ def evaluate_maps(
     """
     folder = Path(maps_dir)
     folder = folder / MAPS_DIR if (folder / MAPS_DIR).is_dir() else folder
-    pairs = _pair(folder, Path(gt_dir), ".npz", ids, allow_missing)
+    is_ours = next(folder.rglob("*.npy"), None) is None
+    other_classes = class_set or voc_class_set()
+    pairs = _pair(folder, Path(gt_dir), ".npz" if is_ours else ".npy", ids, allow_missing)
     first: StoredMaps | None = None
     curve: ThresholdCurve | None = None
     for maps_path, gt_path in _track(pairs, "sweep", progress):
-        stored = load_maps(maps_path)
+        stored = (
+            load_maps(maps_path)
+            if is_ours
+            else _load_other_maps(maps_path, other_classes, cam_format)
+        )
         if first is None or curve is None:
             first = stored
             num_classes = max(first.mask_values, default=0) + 1
@@ -152,6 +165,18 @@ def evaluate_maps(
         "missing_predictions": pairs.missing,
         "policy": dict(result.policy),
     }
+
+
+def _load_other_maps(path: Path, class_set: ClassSet, cam_format: str) -> StoredMaps:
+    """Maps of another project, which are at image size already."""
+    file = read_cam_file(path, num_fg_classes=class_set.num_fg_classes, cam_format=cam_format)
+    if file.background is not None:
+        raise ValueError(
+            f"{path}: probabilities after a CRF have no threshold; "
+            "`adcam convert cams` makes masks of them"
+        )
+    height, width = file.maps.score_maps.shape[1:]
+    return StoredMaps(file.maps, (height, width), class_set.classes, class_set.mask_values)
 
 
 def _masks_folder(folder: str | Path) -> Path:

@@ -29,6 +29,7 @@ _PACKAGES = {
     "mmsegmentation": ("onedl-mmsegmentation", "mmsegmentation"),
     "ray": ("ray",),
     "numba": ("numba",),
+    "pycocotools": ("pycocotools",),
     "pydensecrf": ("pydensecrf2", "pydensecrf"),
     "rich": ("rich",),
     "tensorboard": ("tensorboard",),
@@ -41,6 +42,7 @@ _OPS = ("common_neighbor", "diffusion", "token_attention", "level_boxes")
 _FEATURES = {
     "student networks (mmsegmentation)": ("mmseg", "seg"),
     "clusters (Ray)": ("ray", "ray"),
+    "masks of COCO (pycocotools)": ("pycocotools", "coco"),
 }
 
 

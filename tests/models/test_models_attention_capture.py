@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from adcam.models import attention_capture
 from adcam.models.attention_capture import AttentionCapture
-from adcam.ops.token_attention import accumulate_token_attention
+from adcam.ops.token_attention import attend_and_accumulate
 
 TINY = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -100,13 +101,8 @@ def test_the_oracle_is_not_uniform() -> None:
     assert (attn - attn.T).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("kind", ["deit", "registers"])
-def test_output_and_fused_path_stay_as_they_are(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_vit(kind, fused=True)
-    inputs = torch.randn(2, 3, 24, 40)
-    with torch.no_grad():
-        before = model.forward_features(inputs)
-    calls = []
+def count_fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    calls: list[int] = []
     fused = torch.nn.functional.scaled_dot_product_attention
 
     def count(*args: Any, **kwargs: Any) -> Tensor:
@@ -114,10 +110,118 @@ def test_output_and_fused_path_stay_as_they_are(kind: str, monkeypatch: pytest.M
         return fused(*args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", count)
-    with torch.no_grad(), make_capture(model, (0, 1)):
+    return calls
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_that_are_not_asked_for_stay_as_they_are(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_vit(kind, fused=True)
+    inputs = torch.randn(2, 3, 24, 40, generator=torch.Generator().manual_seed(1))
+    calls = count_fused_calls(monkeypatch)
+    with torch.no_grad():
+        before = model.forward_features(inputs)
+        assert len(calls) == 4
+        with make_capture(model):
+            assert torch.equal(model.forward_features(inputs), before)
+        assert len(calls) == 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("hw", [(32, 32), (24, 40)])
+def test_output_of_captured_blocks(kind: str, hw: tuple[int, int]) -> None:
+    model = make_vit(kind, fused=True)
+    inputs = torch.randn(3, 3, *hw, generator=torch.Generator().manual_seed(1))
+    capture = make_capture(model, (0, 1, 3))
+    with torch.no_grad():
+        want = model.forward_features(inputs)
+        with capture:
+            got = model.forward_features(inputs)
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["deit", "qk_norm"])
+def test_output_under_autocast_is_as_near_as_the_fused_one(kind: str) -> None:
+    model = make_vit(kind, fused=True)
+    inputs = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    capture = make_capture(model, (0, 1, 2, 3))
+    with torch.no_grad():
+        exact = model.forward_features(inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            fused = model.forward_features(inputs)
+            with capture:
+                got = model.forward_features(inputs)
+    assert got.dtype == fused.dtype
+    error, fused_error = ((x.float() - exact).abs().mean() for x in (got, fused))
+    assert 0 < error < 1.2 * fused_error
+    mean = capture.patch2patch[(0, 1, 2, 3)]
+    assert mean.dtype == torch.float32
+    expected = sum(a.mean(dim=1) for a in oracle_attention(kind, inputs)) / 4
+    prefix = PREFIX[kind]
+    assert (mean - expected[:, prefix:, prefix:]).abs().sum() < 0.05 * mean.sum()
+
+
+def test_blocks_without_the_fused_path_are_read_as_well() -> None:
+    inputs = torch.randn(2, 3, 24, 40, generator=torch.Generator().manual_seed(1))
+    means = []
+    for fused in (True, False):
+        model = make_vit("deit", fused=fused)
+        capture = make_capture(model, (1, 2))
+        with torch.no_grad(), capture:
+            model.forward_features(inputs)
+        means.append(capture.patch2patch[(1, 2)])
+    torch.testing.assert_close(means[0], means[1], rtol=0, atol=1e-5)
+
+
+def test_where_autograd_records_the_fused_path_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_vit("deit", fused=True)
+    inputs = torch.randn(2, 3, 24, 40, generator=torch.Generator().manual_seed(1))
+    before = model.forward_features(inputs)
+    calls = count_fused_calls(monkeypatch)
+    capture = make_capture(model, (0, 1))
+    with capture:
         during = model.forward_features(inputs)
     assert len(calls) == 4
     assert torch.equal(before, during)
+    mean = capture.patch2patch[(0, 1)]
+    mean.square().sum().backward()
+    fused_grad = model.blocks[0].attn.qkv.weight.grad.clone()
+    model.zero_grad()
+
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    seen: list[Tensor] = []
+    for block in model.blocks[:2]:
+        block.attn.attn_drop.register_forward_hook(lambda _m, _args, out: seen.append(out))
+    model.forward_features(inputs)
+    want = (seen[0] + seen[1]).mean(dim=1)[:, 1:, 1:] / 2
+    torch.testing.assert_close(mean, want, rtol=0, atol=1e-5)
+    want.square().sum().backward()
+    torch.testing.assert_close(fused_grad, model.blocks[0].attn.qkv.weight.grad)
+
+
+def test_dropout_and_masks_are_left_to_the_fused_path() -> None:
+    model = make_vit("deit", fused=True)
+    attn = model.blocks[0].attn
+    tokens = torch.randn(2, 9, 24, generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(9, 9, dtype=torch.bool).tril()
+
+    def run(capture: AttentionCapture | None, **options: Any) -> Tensor:
+        torch.manual_seed(2)
+        with torch.no_grad(), capture or contextlib.nullcontext():
+            return attn(tokens, **options)
+
+    capture = make_capture(model, (0,))
+    plain = run(None)
+    masked = run(None, attn_mask=mask)
+    assert not torch.allclose(plain, masked)
+    assert torch.equal(run(capture, attn_mask=mask), masked)
+    attn.train().attn_drop.p = 0.5
+    dropped = run(None)
+    assert not torch.allclose(plain, dropped)
+    assert torch.equal(run(capture), dropped)
+    assert capture.patch2patch[(0,)].shape == (2, 8, 8)
 
 
 def test_no_layer_set_means_no_patch_attention() -> None:
@@ -172,31 +276,16 @@ def test_the_same_set_twice_is_counted_once() -> None:
     torch.testing.assert_close(capture.patch2patch[(0, 1)], expected, rtol=0, atol=1e-5)
 
 
-def test_products_in_bfloat16() -> None:
-    model = make_vit("deit", fused=True)
-    inputs = torch.randn(1, 3, 16, 24, generator=torch.Generator().manual_seed(1))
-    means = []
-    for dtype in (None, torch.bfloat16):
-        capture = AttentionCapture(
-            model.blocks, num_prefix_tokens=1, layer_sets=[(1, 2)], product_dtype=dtype
-        )
-        with torch.no_grad(), capture:
-            model.forward_features(inputs)
-        means.append(capture.patch2patch[(1, 2)])
-    assert means[1].dtype == torch.float32
-    assert 0 < (means[0] - means[1]).abs().sum() < 0.02 * means[0].sum()
-
-
 def test_each_block_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_vit("deit", fused=True)
     capture = make_capture(model, (0, 1, 2, 3), (2, 3), (1,))
     started: list[bool] = []
 
-    def count(total: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+    def count(total: Tensor | None, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         started.append(total is None)
-        return accumulate_token_attention(total, *args, **kwargs)
+        return attend_and_accumulate(total, *args, **kwargs)
 
-    monkeypatch.setattr(attention_capture, "accumulate_token_attention", count)
+    monkeypatch.setattr(attention_capture, "attend_and_accumulate", count)
     with torch.no_grad(), capture:
         model.forward_features(torch.randn(1, 3, 16, 24))
     # Three sums: of block 0, of block 1, of blocks 2 and 3.

@@ -11,6 +11,7 @@ from memory_testing import peak_bytes
 
 from adcam.ops.token_attention import (
     accumulate_token_attention,
+    attend_and_accumulate,
     available_backends,
     blocked,
     cls_attention,
@@ -34,6 +35,13 @@ def make_qk(
     generator = torch.Generator().manual_seed(seed)
     q, k = torch.randn(2, batch, heads, tokens, dim, generator=generator, dtype=torch.float64)
     return q.to(dtype), k.to(dtype)
+
+
+def make_qkv(**options: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k and v as timm cuts them from one tensor: not contiguous."""
+    tensors = [*make_qk(**options), make_qk(**options, seed=1)[0]]
+    q, k, v = torch.stack([x.transpose(1, 2) for x in tensors], dim=2).unbind(2)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -250,18 +258,88 @@ def test_autograd_leaves_the_running_sum_alone(backend: str) -> None:
     torch.testing.assert_close(again, got)
 
 
-def test_memory_at_768_pixels() -> None:
-    q, k = make_qk(batch=1, tokens=2305, dim=64, dtype=torch.float32)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_prefix_tokens", [0, 1, 5])
+@pytest.mark.parametrize(("tokens", "block_numel"), [(16, 10**6), (63, 500), (63, 100), (63, 1)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_output_and_sum_of_one_softmax(
+    dtype: torch.dtype,
+    num_prefix_tokens: int,
+    tokens: int,
+    block_numel: int,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocked, "_BLOCK_NUMEL", block_numel)
+    q, k, v = make_qkv(tokens=tokens, dtype=dtype)
+    patches = tokens - num_prefix_tokens
+    before = torch.full((2, patches, patches), 0.5, dtype=dtype)
+    options: dict[str, Any] = {"scale": 0.7, "num_prefix_tokens": num_prefix_tokens}
+    attn = torch.einsum("bhid,bhjd->bhij", q, k).mul(0.7).softmax(dim=-1)
+    for total in (None, before.clone()):
+        output, summed = attend_and_accumulate(total, q, k, v, backend=backend, **options)
+        assert output.dtype == summed.dtype == dtype
+        want = torch.einsum("bhij,bhjd->bhid", attn, v)
+        torch.testing.assert_close(output, want, rtol=0, atol=10 * ATOL[dtype])
+        want = attn.mean(dim=1)[:, num_prefix_tokens:, num_prefix_tokens:]
+        want = want if total is None else want + before
+        torch.testing.assert_close(summed, want, rtol=0, atol=ATOL[dtype])
+        assert (summed is total) == (total is not None and backend == "torch")
 
-    def two_blocks(backend: str) -> None:
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_output_of_half_precision(half: torch.dtype, backend: str) -> None:
+    q, k, v = make_qkv(tokens=63, dim=64, dtype=half)
+    options: dict[str, Any] = {"scale": 0.125, "backend": backend}
+    output, total = attend_and_accumulate(None, q, k, v, **options)
+    want = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    assert output.dtype == half
+    # The values are up to 4; scores and attention are rounded by 2^-9 in bfloat16.
+    torch.testing.assert_close(output.float(), want, rtol=0, atol=2e-2)
+    alone = accumulate_token_attention(None, q, k, **options)
+    torch.testing.assert_close(total, alone, rtol=0, atol=1e-6)
+
+
+def test_output_has_the_layout_of_the_fused_attention() -> None:
+    q, k, v = make_qkv()
+    output, _ = attend_and_accumulate(None, q, k, v, scale=0.5)
+    assert output.transpose(1, 2).is_contiguous()  # so that joining the heads copies nothing
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_output_has_a_gradient(backend: str) -> None:
+    q, k, v = (x.requires_grad_() for x in make_qkv(heads=2, tokens=5, dim=3))
+    total = torch.rand(2, 4, 4, dtype=torch.float64, requires_grad=True)
+    kept = total.detach().clone()
+
+    def attend(*tensors: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return attend_and_accumulate(*tensors, scale=0.5, backend=backend)
+
+    assert torch.autograd.gradcheck(attend, (total, q, k, v))
+    assert torch.autograd.gradcheck(attend, (None, q.detach(), k.detach(), v))
+    assert torch.equal(total, kept)
+    with torch.no_grad():
+        want = attend(None, q, k, v)
+    torch.testing.assert_close(attend(None, q, k, v), want)
+
+
+def test_memory_at_768_pixels() -> None:
+    q, k, v = make_qkv(batch=1, tokens=2305, dim=64, dtype=torch.float32)
+
+    def two_blocks(backend: str, *, attend: bool) -> None:
         total = None
         for _ in range(2):
-            total = accumulate_token_attention(total, q, k, scale=0.125, backend=backend)
+            options: dict[str, Any] = {"scale": 0.125, "backend": backend}
+            if attend:
+                _, total = attend_and_accumulate(total, q, k, v, **options)
+            else:
+                total = accumulate_token_attention(total, q, k, **options)
 
-    peak = {name: peak_bytes(lambda name=name: two_blocks(name)) for name in BACKENDS}
     size = 4 * 2304**2  # of the result; the attention of all heads and blocks is six times it
-    assert size <= peak["torch"] < 1.3 * size
-    assert peak["reference"] > 2 * size
+    assert size <= peak_bytes(lambda: two_blocks("torch", attend=False)) < 1.3 * size
+    assert size <= peak_bytes(lambda: two_blocks("torch", attend=True)) < 1.4 * size
+    assert peak_bytes(lambda: two_blocks("reference", attend=False)) > 2 * size
 
 
 def test_equals_timm_attention() -> None:
@@ -323,6 +401,11 @@ def test_illegal_options(function: object) -> None:
             ValueError, match=r"total must be \(2, 4, 4\) torch\.float64 on cpu, got"
         ):
             accumulate_token_attention(wrong, q, k, scale=1.0)
+        with pytest.raises(ValueError, match=r"total must be \(2, 4, 4\)"):
+            attend_and_accumulate(wrong, q, k, q, scale=1.0)
+    for wrong in (q.float(), q[:1], q[..., 1:]):
+        with pytest.raises(ValueError, match=r"v must have the shape and dtype of q, .*, got \("):
+            attend_and_accumulate(None, q, k, wrong, scale=1.0)
 
 
 def test_backends() -> None:

@@ -8,7 +8,11 @@ import pytest
 import torch
 from triton_testing import CAPABILITIES, compile_ahead, interpreted, nan_poisoned, needs_triton
 
-from adcam.ops.token_attention import accumulate_token_attention, token_attention
+from adcam.ops.token_attention import (
+    accumulate_token_attention,
+    attend_and_accumulate,
+    token_attention,
+)
 
 # float32 products are made of three of TF32, those of half precision are exact in float32.
 ATOL = 1e-5
@@ -58,6 +62,20 @@ def test_interpreted(
     shape: tuple[int, int, int, int], num_prefix_tokens: int, dtype: torch.dtype
 ) -> None:
     check(*make_qk(shape, dtype), num_prefix_tokens)
+
+
+def check_output(q: torch.Tensor, k: torch.Tensor) -> None:
+    """Beside the kernels the output is that of torch's fused attention, bit for bit."""
+    v = k.flip(2)
+    output, total = attend_and_accumulate(None, q, k, v, scale=0.3, backend="triton")
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3)
+    assert torch.equal(output, fused)
+    assert torch.equal(total, accumulate_token_attention(None, q, k, scale=0.3, backend="triton"))
+
+
+@interpreted
+def test_output_interpreted() -> None:
+    check_output(*make_qk((1, 2, 20, 8), torch.float32))
 
 
 @interpreted
@@ -141,6 +159,12 @@ def test_compiles_in_every_config(name: str, capability: int) -> None:
 def test_gpu(gpu: torch.device, patches: int, num_prefix_tokens: int, dtype: torch.dtype) -> None:
     for dim in (32, 64, 72):
         check(*make_qk((2, 3, num_prefix_tokens + patches, dim), dtype, gpu), num_prefix_tokens)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gpu_output(gpu: torch.device, dtype: torch.dtype) -> None:
+    check_output(*make_qk((2, 3, 197, 64), dtype, gpu))
 
 
 @pytest.mark.gpu

@@ -24,6 +24,7 @@ from adcam.data.shapes import make_shape_boxes
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import ClassifierFile
 from adcam.pipeline import compare_boxes as package
+from adcam.pipeline.box_report import remake_box_report
 from adcam.pipeline.compare import read_rows
 from adcam.pipeline.compare_boxes import (
     BoxRow,
@@ -331,8 +332,12 @@ def test_the_generated_set_gives_the_table_the_maps_and_the_report(
     assert table["rows"][2][1] == stored["rows"][2]["boxes"]["max_box_acc_v2"]
 
     first = (work / "compare.csv").read_bytes()
-    assert main(["compare", str(tmp_path / "boxes.py"), "--work-dir", str(work)]) == 0
+    (work / "report.html").unlink()
+    assert remake_box_report(work) == work / "report.html"
+    assert "true box" in (work / "report.html").read_text()
     assert (work / "compare.csv").read_bytes() == first
+    with pytest.raises(ValueError, match=r"set/compare\.json is no comparison by boxes"):
+        remake_box_report(tmp_path / "set")
     boxes_cfg.compare.checkpoint = str(work / "classifier.safetensors")
     boxes_cfg.compare.choose_on = "test"
     boxes_cfg.dump(str(tmp_path / "oracle.py"))

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from miniatures import write_coco
 from mmengine.config import Config
 from PIL import Image
 
 from adcam.cams import build_method
+from adcam.data.coco import COCO_CLASSES
 from adcam.data.voc import VOC_CLASSES
 from adcam.models.classifier_file import load_classifier
 from adcam.models.token_cam import TokenCAM
@@ -26,6 +28,12 @@ from adcam.pipeline.config import (
     load_config,
     parse_overrides,
 )
+from adcam.pipeline.converters.data_sets import convert_coco
+from adcam.pipeline.evaluate import evaluate_masks
+from adcam.pipeline.generate import generate
+from adcam.pipeline.infer import Views
+from adcam.pipeline.labeler import PseudoLabeler
+from adcam.pipeline.sources import open_images
 from adcam.pipeline.train import train_classifier
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,8 +182,9 @@ def test_classes(caplog: pytest.LogCaptureFixture) -> None:
     assert "['zebra']: not all VOC classes" in caplog.text
     with pytest.raises(ValueError, match="given twice"):
         build_classes(["cat", "cat"])
-    with pytest.raises(ValueError, match="'coco'"):
-        build_classes("coco")
+    assert build_classes("coco").num_classes == 81
+    with pytest.raises(ValueError, match="'birds'"):
+        build_classes("birds")
 
 
 def write_folder(root: Path) -> dict[str, Any]:
@@ -321,6 +330,44 @@ def test_the_voc12_config_trains_on_a_miniature(
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1]
     assert cfg.to_dict() == load_config(path, parse_overrides([*texts, counts])).to_dict()
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_coco14_config_trains_generates_and_evaluates_on_a_miniature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pycocotools")
+    root = tmp_path / "coco14"
+    write_coco(root, "train2014", "val2014")
+    for split in ("train2014", "val2014"):
+        convert_coco(root / "annotations" / f"instances_{split}.json", root, partial=True)
+    monkeypatch.setenv("ADCAM_DATA_ROOT", str(tmp_path))
+    path = ROOT / "configs/coco14/adcam_deit-small_60e_coco14.py"
+    texts = [
+        "model.backbone_kwargs={'embed_dim': 24, 'depth': 2, 'num_heads': 3}",
+        *("model.weights=None", "model.img_size=32", "train.img_size=32"),
+        *("train.epochs=1", "train.batch_size=2", "train.num_workers=0", "train.log_interval=1"),
+    ]
+    with pytest.raises(ValueError, match=r"2 images, but train2014_objects has 82081"):
+        train_classifier(load_config(path, parse_overrides(texts)), tmp_path / "run")
+
+    counts = "data.expected_counts={'train2014_objects': 2, 'val2014': 3}"
+    cfg = load_config(path, parse_overrides([*texts, counts]))
+    checkpoint = train_classifier(cfg, tmp_path / "run")
+    file = load_classifier(checkpoint)
+    assert file.class_set.classes == COCO_CLASSES and file.class_set.num_classes == 81
+    assert file.info["train_counts"]["train2014_objects"]["cat"] == 1
+
+    # The rest knows COCO by its folders of images and masks.
+    labeler = PseudoLabeler.from_checkpoint(checkpoint, device="cpu", views=Views(scales=(32,)))
+    images = open_images(
+        root / "val2014", labeler.class_set, labels=root / "labels" / "val2014.csv"
+    )
+    result = generate(images, labeler, tmp_path / "out", labels="given", workers=0)
+    assert (result.ok, len(result.failed)) == (3, 0)
+    scores = evaluate_masks(tmp_path / "out", root / "masks" / "val2014")
+    assert scores["num_images"] == 3
+    assert {"background", "cat", "dog"} <= scores["iou_per_class"].keys()
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 10, 40])

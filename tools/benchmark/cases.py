@@ -16,6 +16,7 @@ import rivals
 import torch
 from measure import ROOT, Peak, Variant
 from torch import Tensor
+from torch.nn import functional as F
 
 from adcam.cams import build_method
 from adcam.data.dataset import ImageDataset
@@ -125,6 +126,27 @@ def _build_token_attention(tokens: int, setting: Setting) -> dict[str, Variant]:
         explicit_attention=lambda: rivals.explicit_attention(q, k, scale=scale),
         gemm_roofline=lambda: q @ k.mT,
     )
+
+
+def _build_attend(tokens: int, setting: Setting) -> dict[str, Variant]:
+    qkv = setting.rand(3, setting.batch, HEADS, 1 + tokens, HEAD_WIDTH) - 0.5
+    total = torch.zeros(setting.batch, tokens, tokens, device=setting.device)
+    scale = HEAD_WIDTH**-0.5
+    variants = {}
+    for dtype in ("float32", "bfloat16"):
+        q, k, v = qkv.to(getattr(torch, dtype))
+        fused = partial(F.scaled_dot_product_attention, q, k, v)
+        mean = partial(token_attention.accumulate_token_attention, total, q, k, scale=scale)
+        ours = partial(token_attention.attend_and_accumulate, total, q, k, v, scale=scale)
+        runs: dict[str, Callable[[], Any]] = {
+            "adcam": ours,
+            "fused attention": fused,
+            "fused attention, then mean": lambda fused=fused, mean=mean: (fused(), mean()),
+        }
+        for name, run in runs.items():
+            label = name if dtype == "float32" else f"{name}, bfloat16"
+            variants[label] = Variant(torch.inference_mode()(run), dtype)
+    return variants
 
 
 def _build_common_neighbor(tokens: int, setting: Setting) -> dict[str, Variant]:
@@ -406,6 +428,12 @@ CASES: dict[str, Case] = {
         (196, 784, 2304),
         _ATTENTION_TESTS,
         _build_token_attention,
+    ),
+    "attend": Case(
+        "output and mean attention of one block of DeiT-Tiny; size: patches N",
+        (196, 784, 2304),
+        _ATTENTION_TESTS,
+        _build_attend,
     ),
     "common_neighbor": Case(
         "refined affinity, resource allocation, power 2; size: patches N",

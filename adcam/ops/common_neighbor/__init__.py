@@ -7,11 +7,7 @@ from functools import partial
 
 import torch
 
-from adcam.ops._backends import (
-    choose_backend,
-    summarize_reasons,
-    triton_not_supported_reasons,
-)
+from adcam.ops._backends import available_backends, choose_backend, triton_not_supported_reasons
 from adcam.ops._checks import (
     at_least_float32,
     check_choice,
@@ -25,13 +21,6 @@ from adcam.ops.common_neighbor import blocked, reference
 __all__ = ["SIMILARITIES", "available_backends", "common_neighbor", "neighbor_similarity"]
 
 SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya", "overlap", "none")
-
-
-def available_backends() -> dict[str, str | None]:
-    """From each backend to ``None`` if it can run on this machine, else to the reason why not."""
-    return summarize_reasons(
-        {"triton": triton_not_supported_reasons(), "torch": [], "reference": []}
-    )
 
 
 def common_neighbor(

@@ -6,11 +6,7 @@ from functools import partial
 
 import torch
 
-from adcam.ops._backends import (
-    choose_backend,
-    summarize_reasons,
-    triton_not_supported_reasons,
-)
+from adcam.ops._backends import available_backends, choose_backend, triton_not_supported_reasons
 from adcam.ops._checks import (
     at_least_float32,
     check_choice,
@@ -26,13 +22,6 @@ __all__ = ["NORMALIZATIONS", "available_backends", "diffuse", "transition"]
 
 NORMALIZATIONS = ("sinkhorn", "row", "column", "none")
 SINKHORN_ITERS = 3  # as CLIP-ES
-
-
-def available_backends() -> dict[str, str | None]:
-    """From each backend to ``None`` if it can run on this machine, else to the reason why not."""
-    return summarize_reasons(
-        {"triton": triton_not_supported_reasons(), "torch": [], "reference": []}
-    )
 
 
 def diffuse(

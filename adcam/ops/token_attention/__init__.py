@@ -8,12 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
-from adcam.ops._backends import (
-    choose_backend,
-    summarize_reasons,
-    triton_not_supported_reasons,
-)
+from adcam.ops._backends import available_backends, choose_backend, triton_not_supported_reasons
 from adcam.ops._checks import at_least_float32, check_float, without_autocast
 from adcam.ops._recompute import recompute_backward, records_gradient
 from adcam.ops.token_attention import blocked, reference
@@ -21,18 +18,12 @@ from adcam.ops.token_attention.layers import resolve_layers
 
 __all__ = [
     "accumulate_token_attention",
+    "attend_and_accumulate",
     "available_backends",
     "cls_attention",
     "resolve_layers",
     "token_attention",
 ]
-
-
-def available_backends() -> dict[str, str | None]:
-    """From each backend to ``None`` if it can run on this machine, else to the reason why not."""
-    return summarize_reasons(
-        {"triton": triton_not_supported_reasons(), "torch": [], "reference": []}
-    )
 
 
 def token_attention(
@@ -143,6 +134,65 @@ def accumulate_token_attention(
                 return fast(total, q, k)
             mean = recompute_backward(partial(fast, None), slow, q, k)
     return mean if total is None else total + mean
+
+
+def attend_and_accumulate(
+    total: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    num_prefix_tokens: int = 1,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output of a block's attention, and :func:`accumulate_token_attention` of the same block.
+
+    ::
+
+        output_h = softmax(scale * q_h k_h^T) v_h          as torch's scaled_dot_product_attention
+
+    On a CPU both come from one softmax, where two calls would take two. Elsewhere, and where
+    autograd records, the output is that of torch's fused attention.
+
+    Args:
+        total: As in :func:`accumulate_token_attention`.
+        q: As in :func:`token_attention`.
+        k: As in :func:`token_attention`.
+        v: Values, shape, dtype and device of ``q``.
+        scale: As in :func:`token_attention`.
+        num_prefix_tokens: As in :func:`token_attention`.
+        backend: As in :func:`token_attention`. ``"torch"`` rounds the attention of bfloat16 inputs
+            to bfloat16 before it is multiplied by ``v``, as the fused attention does.
+
+    Returns:
+        ``output`` (B, H, P + N, d), dtype of ``v``, and what :func:`accumulate_token_attention`
+        returns. Differentiable in all tensors.
+
+    Raises:
+        ValueError: As in :func:`accumulate_token_attention`, or if ``v`` does not match ``q``.
+        RuntimeError: As in :func:`token_attention`.
+    """
+    _check(q, k, scale, num_prefix_tokens)
+    if (v.shape, v.dtype) != (q.shape, q.dtype):
+        raise ValueError(
+            f"v must have the shape and dtype of q, {tuple(q.shape)} {q.dtype}, "
+            f"got {tuple(v.shape)} {v.dtype}"
+        )
+    if total is not None:
+        _check_total(total, q, num_prefix_tokens)
+    chosen = choose_backend("token_attention", backend, _not_supported_reasons(q, k))
+    options: dict[str, Any] = {"scale": scale, "num_prefix_tokens": num_prefix_tokens}
+    tensors = [q, k, v] if total is None else [total, q, k, v]
+    with without_autocast(q):
+        if chosen == "torch" and q.device.type == "cpu" and not records_gradient(*tensors):
+            return blocked.attend(total, q, k, v, **options)
+        if chosen == "reference":
+            wide = at_least_float32(q), at_least_float32(k), at_least_float32(v)
+            output = reference.attend(*wide, scale).to(v.dtype)
+        else:
+            output = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return output, accumulate_token_attention(total, q, k, backend=chosen, **options)
 
 
 def cls_attention(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 
 _BLOCK_NUMEL = 1 << 19
@@ -23,25 +26,77 @@ def accumulate(
     Beside ``total`` it holds two blocks. bfloat16 products are rounded to bfloat16: torch has no
     product of bfloat16 matrices on a CPU that returns the float32 it summed.
     """
-    batch, heads, tokens, _ = q.shape
-    if q.dtype == torch.float16:
-        q, k = q.float(), k.float()  # few CPUs multiply float16, and none fast in torch
-    dtype = torch.float32 if q.dtype == torch.bfloat16 else q.dtype
-    patches = tokens - num_prefix_tokens
-    if total is None:
-        total = torch.zeros(batch, patches, patches, dtype=dtype, device=q.device)
-    rows = min(max(_BLOCK_NUMEL // tokens, 1), patches)
-    products = torch.empty(rows, tokens, dtype=q.dtype, device=q.device)
-    attn = torch.empty(rows, tokens, dtype=dtype, device=q.device)
-    q = q[:, :, num_prefix_tokens:] * scale
-    for item in range(batch):
-        for start in range(0, patches, rows):
-            target = total[item, start : start + rows]  # (rows, N)
-            size = len(target)  # the last block may be smaller
-            for head in range(heads):
-                queries = q[item, head, start : start + rows]  # (rows, d)
-                torch.mm(queries, k[item, head].mT, out=products[:size])
-                torch.softmax(products[:size], dim=-1, dtype=dtype, out=attn[:size])
-                # The mean over heads comes with the sum: no pass of its own.
-                target.add_(attn[:size, num_prefix_tokens:], alpha=1 / heads)
+    q, k = _fast_to_multiply(q), _fast_to_multiply(k)
+    total = _start(total, q, num_prefix_tokens)
+    for item, _, rows, _, attn in _softmax_blocks(q[:, :, num_prefix_tokens:], k, scale):
+        # The mean over heads comes with the sum: no pass of its own.
+        total[item, rows].add_(attn[:, num_prefix_tokens:], alpha=1 / q.shape[1])
     return total
+
+
+def attend(
+    total: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    scale: float,
+    num_prefix_tokens: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`accumulate`, and what the same softmax makes of the values, (B, H, P + N, d).
+
+    bfloat16 attention is rounded to bfloat16 before it meets the values.
+    """
+    queries, keys, values = (_fast_to_multiply(tensor) for tensor in (q, k, v))
+    total = _start(total, queries, num_prefix_tokens)
+    batch, heads, tokens, _ = q.shape
+    # Tokens before heads in memory, as the fused attention leaves them: the model joins the heads.
+    output = values.new_empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2)
+    for item, head, rows, scores, attn in _softmax_blocks(queries, keys, scale):
+        first = max(rows.start, num_prefix_tokens)  # prefix tokens have no row in the sum
+        target = total[item, first - num_prefix_tokens : max(rows.stop - num_prefix_tokens, 0)]
+        target.add_(attn[first - rows.start :, num_prefix_tokens:], alpha=1 / heads)
+        weights = attn if attn.dtype == values.dtype else scores.copy_(attn)
+        torch.mm(weights, values[item, head], out=output[item, head, rows])
+    return output.to(v.dtype), total
+
+
+def _softmax_blocks(
+    q: torch.Tensor, k: torch.Tensor, scale: float
+) -> Iterator[tuple[int, int, slice, torch.Tensor, torch.Tensor]]:
+    """Block by block: image, head, rows of ``q``, their scores and attention (rows, tokens).
+
+    The scores have the dtype of ``q``, the attention is at least float32. Both lie where those of
+    the next block will; the scores are the caller's to overwrite.
+    """
+    batch, heads, num_rows, _ = q.shape
+    tokens = k.shape[2]
+    count = math.ceil(num_rows * tokens / _BLOCK_NUMEL)
+    size = math.ceil(num_rows / min(count, num_rows))  # equal blocks, so that none is a sliver
+    scores = q.new_empty(size, tokens)
+    attn = q.new_empty(size, tokens, dtype=_sum_dtype(q))
+    q = q * scale
+    for item in range(batch):
+        for start in range(0, num_rows, size):
+            rows = slice(start, min(start + size, num_rows))
+            block = slice(rows.stop - rows.start)
+            for head in range(heads):
+                torch.mm(q[item, head, rows], k[item, head].mT, out=scores[block])
+                torch.softmax(scores[block], dim=-1, dtype=attn.dtype, out=attn[block])
+                yield item, head, rows, scores[block], attn[block]
+
+
+def _start(total: torch.Tensor | None, q: torch.Tensor, num_prefix_tokens: int) -> torch.Tensor:
+    if total is not None:
+        return total
+    patches = q.shape[2] - num_prefix_tokens
+    return q.new_zeros(q.shape[0], patches, patches, dtype=_sum_dtype(q))
+
+
+def _sum_dtype(q: torch.Tensor) -> torch.dtype:
+    return torch.float32 if q.dtype == torch.bfloat16 else q.dtype
+
+
+def _fast_to_multiply(tensor: torch.Tensor) -> torch.Tensor:
+    """Few CPUs multiply float16, and none fast in torch."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor

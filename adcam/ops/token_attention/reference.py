@@ -21,6 +21,12 @@ def patch_attention(
     return mean
 
 
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """(B, heads, P + N, d) three times -> same; see the package."""
+    attn = ((q * scale) @ k.mT).softmax(dim=-1)  # (B, heads, P + N, P + N)
+    return attn @ v
+
+
 def cls_attention(
     q: torch.Tensor, k: torch.Tensor, scale: float, num_prefix_tokens: int, cls_index: int
 ) -> torch.Tensor:

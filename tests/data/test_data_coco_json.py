@@ -1,0 +1,227 @@
+"""COCO's json: the rules of drawing, run lengths back and forth, files that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from miniatures import HW, category, coco_json, coco_mask_of_9
+
+from adcam.data.coco import coco_class_set
+from adcam.data.coco_json import (
+    CocoImage,
+    _expand,
+    draw_mask,
+    encode_mask,
+    find_values,
+    match_categories,
+    read_coco_json,
+)
+
+coder: Any = pytest.importorskip("pycocotools.mask")
+
+VALUE_OF = {30: 3, 70: 7}
+
+masks = arrays(
+    np.uint8,
+    array_shapes(min_dims=2, max_dims=2, max_side=9),
+    elements=st.sampled_from([0, 3, 7, 255]),
+)
+
+
+def written(tmp_path: Path, content: object) -> Path:
+    path = tmp_path / "instances_val2014.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def image_of(*annotations: dict[str, Any], hw: tuple[int, int] = HW) -> CocoImage:
+    return CocoImage("x", hw, annotations)
+
+
+def box(x0: int, y0: int, x1: int, y1: int, category_id: int, **more: Any) -> dict[str, Any]:
+    polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
+    return {"id": 1, "category_id": category_id, "segmentation": [polygon], "iscrowd": 0, **more}
+
+
+def test_images_are_sorted_and_keep_their_annotations(tmp_path: Path) -> None:
+    file = read_coco_json(written(tmp_path, coco_json("val2014")))
+    assert [image.img_id for image in file.images] == [
+        f"COCO_val2014_{i:012d}" for i in (9, 25, 30)
+    ]
+    assert [image.hw for image in file.images] == [HW, HW, HW[::-1]]
+    assert [len(image.annotations) for image in file.images] == [3, 0, 2]
+    value_of = match_categories(file, coco_class_set())
+    assert value_of[category("person")] == 1 and value_of[90] == 80
+    assert [find_values(image, value_of) for image in file.images] == [(1, 16, 17), (), (48, 80)]
+
+
+@pytest.mark.parametrize("crowd", ["ignore", "skip"])
+def test_overlaps_and_crowds_by_hand(tmp_path: Path, crowd: str) -> None:
+    file = read_coco_json(written(tmp_path, coco_json("val2014")))
+    value_of = match_categories(file, coco_class_set())
+    nine, nothing, thin = file.images
+    np.testing.assert_array_equal(
+        draw_mask(nine, value_of, crowd=crowd), coco_mask_of_9(crowd=crowd)
+    )
+    assert not draw_mask(nothing, value_of, crowd=crowd).any()
+    mask = draw_mask(thin, value_of, crowd=crowd)
+    assert (mask[:, 0] == 80).all() and not mask[:, 1:].any()  # the apple covers no pixel
+
+
+def test_which_object_is_on_top() -> None:
+    small, large, same = box(2, 2, 4, 4, 30), box(1, 1, 9, 6, 70), box(2, 2, 4, 4, 70)
+    for first, second in ((small, large), (large, small)):
+        assert draw_mask(image_of(first, second), VALUE_OF)[3, 3] == 3
+        top = draw_mask(image_of(first, second), VALUE_OF, overlap="first")[3, 3]
+        assert top == VALUE_OF[first["category_id"]]
+    for first, second in ((small, same), (same, small)):
+        top = draw_mask(image_of(first, second), VALUE_OF)[3, 3]
+        assert top == VALUE_OF[first["category_id"]]
+
+
+def test_polygons_of_fewer_than_three_points_cover_nothing() -> None:
+    line = box(0, 0, 1, 1, 30) | {"segmentation": [[0, 0, 5, 5], []]}
+    assert not draw_mask(image_of(line), VALUE_OF).any()
+
+
+def test_several_polygons_are_one_object_and_may_leave_the_image() -> None:
+    parts = box(0, 0, 1, 1, 30)
+    parts["segmentation"] = [[0, 0, 2, 0, 2, 2, 0, 2], [9, 5, 13, 5, 13, 9, 9, 9]]
+    mask = draw_mask(image_of(parts), VALUE_OF)
+    assert (mask[:2, :2] == 3).all() and (mask[5:, 9:] == 3).all()
+    assert np.count_nonzero(mask) == 8
+
+
+@given(masks)
+def test_masks_come_back_exactly(mask: np.ndarray) -> None:
+    annotations = encode_mask(mask, {3: 30, 7: 70})
+    again = json.loads(json.dumps(annotations))
+    np.testing.assert_array_equal(
+        draw_mask(CocoImage("x", mask.shape, tuple(again)), VALUE_OF), mask
+    )
+    for annotation in annotations:
+        value = 255 if annotation["iscrowd"] else VALUE_OF[annotation["category_id"]]
+        assert annotation["area"] == np.count_nonzero(mask == value)
+        rows, columns = np.nonzero(mask == value)
+        x, y, width, height = annotation["bbox"]
+        assert (x, y, x + width, y + height) == (
+            *(columns.min(), rows.min()),
+            *(columns.max() + 1, rows.max() + 1),
+        )
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=12)))
+def test_our_reading_of_compressed_runs_is_cocos(region: np.ndarray) -> None:
+    text = coder.encode(np.asfortranarray(region).astype(np.uint8))["counts"].decode()
+    runs = _expand("x", text)
+    assert sum(runs) == region.size
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    np.testing.assert_array_equal(flat.reshape(region.shape, order="F"), region)
+
+
+def test_golden_annotations() -> None:
+    mask = np.zeros((3, 4), np.uint8)
+    mask[1:, 1:3] = 7
+    mask[0, 3] = 255
+    solid, ignored = encode_mask(mask, {3: 30, 7: 70})
+    assert solid == {
+        "category_id": 70,
+        "segmentation": {"size": [3, 4], "counts": "42102"},
+        "area": 4,
+        "bbox": [1, 1, 2, 2],
+        "iscrowd": 0,
+    }
+    assert (ignored["category_id"], ignored["iscrowd"], ignored["bbox"]) == (255, 1, [3, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        (box(0, 0, 2, 2, 31), r"category 31 is unknown; legal are \[30, 70\]"),
+        (box(0, 0, 2, 2, 30, segmentation=None), "list of polygons or run lengths"),
+        (box(0, 0, 2, 2, 30, segmentation=[[0, 0, 1, 1, 2]]), "annotation 1: a polygon is a list"),
+        (box(0, 0, 2, 2, 30, segmentation=[[0, 0, 1, 1, 2, "3"]]), "a polygon is a list"),
+        (box(0, 0, 2, 2, 30, segmentation=[[0, 0, 1, 1, 2, float("nan")]]), "a polygon is a list"),
+        (box(0, 0, 2, 2, 30, segmentation=[[0, 0, 1, 1, 2, 1e12]]), "a polygon is a list"),
+        (
+            box(0, 0, 2, 2, 30, segmentation={"size": [11, 7], "counts": [77]}),
+            r"run lengths of \[11, 7\] pixels",
+        ),
+        (box(0, 0, 2, 2, 30, segmentation={"size": [7, 11], "counts": [76]}), "add up to 77"),
+        (box(0, 0, 2, 2, 30, segmentation={"size": [7, 11], "counts": [78, -1]}), "add up to 77"),
+        (box(0, 0, 2, 2, 30, segmentation={"size": [7, 11], "counts": "9999"}), "add up to 77"),
+        (box(0, 0, 2, 2, 30, segmentation={"size": [7, 11], "counts": "é"}), "the character 'é'"),
+    ],
+)
+def test_bad_annotations(annotation: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw_mask(image_of(annotation), VALUE_OF)
+
+
+def test_unknown_rules_and_values() -> None:
+    with pytest.raises(ValueError, match="crowd must be one of"):
+        draw_mask(image_of(), VALUE_OF, crowd="keep")
+    with pytest.raises(ValueError, match="overlap must be one of"):
+        draw_mask(image_of(), VALUE_OF, overlap="last")
+    with pytest.raises(ValueError, match="the mask holds the value 9; legal are 0, 3, 7 and 255"):
+        encode_mask(np.full((2, 3), 9, np.uint8), {3: 30, 7: 70})
+
+
+def test_truncated_at_any_place(tmp_path: Path) -> None:
+    text = json.dumps(coco_json("val2014"))
+    for end in range(0, len(text), 97):
+        with pytest.raises(ValueError, match=r"val2014\.json: not a json file, or one that was"):
+            read_coco_json(written(tmp_path, text[:end]))
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return coco_json("val2014") | changes
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "not in COCO's form"),
+        ("{}", "not in COCO's form"),
+        (changed(images=[{"id": 1}], annotations=[]), "not in COCO's form"),
+        (changed(annotations=[{"image_id": 99, "id": 5}]), "annotation 5 is of no image: 99"),
+        (changed(categories=[{"id": "x", "name": "cat"}]), "invalid literal"),
+        (
+            changed(
+                images=[{"id": i, "file_name": "a.jpg", "height": 1, "width": 2} for i in (1, 2)],
+                annotations=[],
+            ),
+            "the same file name",
+        ),
+        (
+            changed(
+                images=[{"id": 1, "file_name": "a.jpg", "height": 0, "width": 2}], annotations=[]
+            ),
+            "image 'a' has no pixels",
+        ),
+        (
+            changed(
+                images=[{"id": 1, "file_name": "../a.jpg", "height": 1, "width": 2}], annotations=[]
+            ),
+            "must stay below",
+        ),
+    ],
+)
+def test_other_json_files(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"instances_val2014\.json: .*{message}"):
+        read_coco_json(written(tmp_path, content))
+
+
+def test_categories_of_another_data_set(tmp_path: Path) -> None:
+    file = read_coco_json(
+        written(tmp_path, changed(categories=[{"id": 1, "name": "unicorn"}], annotations=[]))
+    )
+    with pytest.raises(ValueError, match="category 'unicorn' is not in coco; legal are person, bi"):
+        match_categories(file, coco_class_set())

@@ -1,0 +1,8 @@
+"""Twin of `adcam convert masks-to-coco`: same arguments, same exit codes."""
+
+import sys
+
+from adcam.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["convert", "masks-to-coco", *sys.argv[1:]]))
