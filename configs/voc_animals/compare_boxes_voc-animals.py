@@ -1,5 +1,5 @@
 # Boxes on voc-animals with DeiT-Tiny trained on one animal an image: plainly, with ADL's dropping,
-# with InCA. Thresholds chosen on train, reported on val; 3 trainings of 6 epochs on 429 images.
+# with InCA. Thresholds chosen on train, reported on val; 3 trainings of 4 epochs on 429 images.
 _base_ = ["../_base_/data/voc_animals_boxes.py"]
 task = "localization"
 views = dict(scales=[224], keep_ratio=False)
@@ -11,11 +11,11 @@ compare = dict(
     choose_on="train",
     report_on="val",
     networks=dict(
-        plain="./localization/ce_deit-tiny_6e_voc-animals.py",
+        plain="./localization/ce_deit-tiny_4e_voc-animals.py",
         adl=dict(
-            config="./localization/inca_deit-tiny_6e_voc-animals.py", options=dict(inca=adl)
+            config="./localization/inca_deit-tiny_4e_voc-animals.py", options=dict(inca=adl)
         ),
-        inca="./localization/inca_deit-tiny_6e_voc-animals.py",
+        inca="./localization/inca_deit-tiny_4e_voc-animals.py",
     ),
     rows=[
         dict(name="CAM", network="plain", method="cam", views=views),
