@@ -18,6 +18,7 @@ from adcam.pipeline.compare_boxes import (
     COMPARISON_NAME,
     BoxComparison,
     BoxRowResult,
+    find_networks,
     run_compare_boxes,
 )
 from adcam.pipeline.config import hash_config, hash_file
@@ -88,7 +89,9 @@ def run_box_experiment(
     """
     console = Console(stderr=True)
     seconds: dict[str, float] = {}
-    with stage(console, seconds, "train and compare"):
+    with stage(console, seconds, "train the networks"):
+        find_networks(cfg, work_dir)
+    with stage(console, seconds, "compare by boxes"):
         comparison = run_compare_boxes(cfg, work_dir, progress=track)
     with stage(console, seconds, "report"):
         results, images = comparison.results, comparison.images
@@ -183,7 +186,7 @@ def build_box_report(
         Section("Over the whole range of thresholds", threshold_curves(results, images.split)),
         Section(
             "How well boxes fit, and what goes wrong",
-            [iou_histograms(results), error_bars(results)],
+            [iou_histograms(results), *error_bars(results)],
         ),
         Section("By class", [per_class_boxes(results, images)]),
     ]
@@ -321,17 +324,18 @@ def iou_histograms(results: Sequence[BoxRowResult]) -> Histograms:
     )
 
 
-def error_bars(results: Sequence[BoxRowResult]) -> Shares:
-    """What became of the first guess."""
-    return Shares(
-        [ERROR_NAMES[name] for name in ERROR_TYPES],
-        {
-            item.row.name: [item.localization.errors[name] for name in ERROR_TYPES]
-            for item in results
-        },
+def error_bars(results: Sequence[BoxRowResult]) -> list[Block]:
+    """What became of the first guess, of the rows that guess."""
+    values = {
+        item.row.name: [item.localization.errors[name] for name in ERROR_TYPES]
+        for item in results
+        if item.row.method
+    }
+    caption = (
         "The first guess and its box, by TS-CAM's error types in its order: a wrong class is "
-        "counted as such whatever the box.",
+        "counted as such whatever the box."
     )
+    return [Shares([ERROR_NAMES[name] for name in ERROR_TYPES], values, caption)] if values else []
 
 
 def per_class_boxes(results: Sequence[BoxRowResult], images: ImageDataset) -> PerClass:

@@ -368,9 +368,18 @@ def find_classifier(cfg: Config, work_dir: Path) -> Path:
     Raises:
         ValueError: If the config has no ``compare`` section.
     """
-    if "compare" not in cfg:
-        raise ValueError("the config has no section 'compare'; configs/voc_animals has examples")
+    check_compare(cfg)
     if "checkpoint" in cfg.compare:
         return Path(cfg.compare.checkpoint)
     path = work_dir / CLASSIFIER_NAME
     return path if path.is_file() else train_classifier(cfg, work_dir)
+
+
+def check_compare(cfg: Config) -> None:
+    """Refuse a config that compares nothing.
+
+    Raises:
+        ValueError: If it has no ``compare`` section.
+    """
+    if "compare" not in cfg:
+        raise ValueError("the config has no section 'compare'; configs/voc_animals has examples")

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ from adcam.boxes import ts_cam, wsol
 from adcam.cams import Method, build_method
 from adcam.data.dataset import ImageDataset
 from adcam.data.files import write_text_atomic
-from adcam.data.score_maps import SCORE_MAP_HW, write_score_map
+from adcam.data.score_maps import (
+    SCORE_MAP_HW,
+    find_score_map,
+    read_score_map,
+    write_score_map,
+)
 from adcam.metrics.localization import (
     ORACLE,
     BoxAccuracyResult,
@@ -34,7 +40,7 @@ from adcam.metrics.localization import (
     compute_iou,
 )
 from adcam.models.classifier_file import ClassifierFile, load_classifier
-from adcam.pipeline.compare import Progress, find_classifier, read_rows
+from adcam.pipeline.compare import Progress, check_compare, find_classifier, read_rows
 from adcam.pipeline.config import build_dataset, load_config
 from adcam.pipeline.infer import (
     Views,
@@ -65,18 +71,25 @@ class BoxRow:
 
     Attributes:
         name: Shown in tables.
-        method: Key of :data:`adcam.cams.METHODS`.
+        method: Key of :data:`adcam.cams.METHODS`; ``""`` for a row of stored maps.
         options: Options of the method.
         views: Scales and mirroring. The default is what both protocols score: 224 × 224 pixels,
             aspect ratio not kept.
         network: Name in ``compare.networks``; ``""`` is the network of the config itself.
+        score_maps: Folder of maps in wsolevaluation's format, another tool's or ours, to be scored
+            in place of a method's. Such maps are of the true class: they have no Top-k Loc.
     """
 
     name: str
-    method: str
+    method: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     views: Views = field(default_factory=lambda: Views((224,), keep_ratio=False))
     network: str = ""
+    score_maps: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.method) == bool(self.score_maps):
+            raise ValueError(f"row {self.name!r} must have either a method or score_maps")
 
     def build(self) -> Method:
         """The method with its options."""
@@ -90,12 +103,10 @@ class BoxOutcome:
     Attributes:
         img_id: As in the data set.
         iou: Best IoU of the box of the true class with a true box.
-        right_class: The first guess names the class.
     """
 
     img_id: str
     iou: float
-    right_class: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,10 +162,11 @@ class SampleMaps:
     """What a row says of one image, with class ids of the data set.
 
     Attributes:
-        guesses: Classes by falling score, at most the last of :data:`TOP_K`. A class that the
-            network knows and the data do not is the number of the data's classes or more.
-        class_maps: Score maps at :data:`adcam.data.score_maps.SCORE_MAP_HW` of the true class and
-            of the guesses.
+        guesses: Classes by falling score, at most the last of :data:`TOP_K`, none of stored maps. A
+            class that the network knows and the data do not is the number of the data's classes
+            or more.
+        class_maps: Score maps of the true class and of the guesses, of one size: stored ones their
+            own, others :data:`adcam.data.score_maps.SCORE_MAP_HW`.
         true_class: The class of the image.
     """
 
@@ -166,6 +178,12 @@ class SampleMaps:
     def score_map(self) -> np.ndarray:
         """The map of the true class, float64 (H, W) in [0, 1]."""
         return self.class_maps[self.true_class]
+
+    @property
+    def map_hw(self) -> tuple[int, int]:
+        """Size of the maps."""
+        height, width = self.score_map.shape
+        return height, width
 
 
 def compare_boxes(
@@ -200,17 +218,17 @@ def compare_boxes(
         progress: Wraps the loop over images: ``progress(iterable, description, total)``.
         score_map_dir: Where to write each row's maps of the true class in wsolevaluation's format,
             ``<row>/<path of the image>.npy``.
-        image_root: Folder that these paths are relative to; given with ``score_map_dir``.
+        image_root: Folder that the paths of images are relative to where maps are read or written.
 
     Returns:
         One result per row, same order.
 
     Raises:
-        ValueError: An image has no box or not exactly one class, a network is not there or lacks
-            a class, or a threshold is outside [0, 1).
+        ValueError: An image has no box or not exactly one class, a network or a stored map is not
+            there, a network lacks a class, or a threshold is outside [0, 1).
     """
-    if (score_map_dir is None) != (image_root is None):
-        raise ValueError("score_map_dir and image_root go together")
+    if image_root is None and (score_map_dir or any(row.score_maps for row in rows)):
+        raise ValueError("score maps on disk need image_root")
     if threshold is not None and not 0 <= threshold < 1:
         raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
     folders = {row.name: slug(row.name, fallback="row") for row in rows}
@@ -224,11 +242,12 @@ def compare_boxes(
         "device": device or torch.device("cpu"),
         "dtype": dtype,
         "progress": progress,
+        "image_root": image_root,
     }
 
     def write(sample: Sample, name: str, maps: SampleMaps) -> None:
-        if score_map_dir is not None and image_root is not None and sample.img_path is not None:
-            image_id = sample.img_path.relative_to(image_root).as_posix()
+        if score_map_dir is not None:
+            image_id = _image_id(sample, image_root)
             write_score_map(score_map_dir / folders[name], image_id, maps.score_map)
 
     chosen = {row.name: _BoxCounts() for row in rows}
@@ -264,7 +283,7 @@ def compare_boxes(
                 counts.largest.compute(),
                 thresholds[row.name],
                 chosen_on if threshold is None else GIVEN,
-                located[row.name].compute(),
+                _hide_guesses(located[row.name].compute(), hide=bool(row.score_maps)),
                 tuple(outcomes[row.name]),
             )
         )
@@ -279,7 +298,7 @@ class _BoxCounts:
         self.largest = MaxBoxAccuracy((_LOC_IOU,), multi_contour=False)
 
     def update(self, sample: Sample, maps: SampleMaps) -> None:
-        boxes = wsol.scale_boxes(_boxes_of(sample), sample.ori_hw, SCORE_MAP_HW)
+        boxes = wsol.scale_boxes(_boxes_of(sample), sample.ori_hw, maps.map_hw)
         for metric in (self.every, self.largest):
             metric.update(maps.score_map, boxes, class_id=maps.true_class)
 
@@ -296,21 +315,35 @@ def _locate(
     sample: Sample, maps: SampleMaps, threshold: float, metric: LocalizationAccuracy
 ) -> BoxOutcome:
     """Count an image by TS-CAM's rules."""
-    boxes = ts_cam.scale_boxes(_boxes_of(sample), sample.ori_hw, SCORE_MAP_HW)
+    boxes = ts_cam.scale_boxes(_boxes_of(sample), sample.ori_hw, maps.map_hw)
     box_of = {
         class_id: ts_cam.compute_box(score_map, threshold=threshold)
         for class_id, score_map in maps.class_maps.items()
     }
     known = box_of[maps.true_class]
+    guesses = maps.guesses or (maps.true_class,)  # what comes of these is hidden in the end
     metric.update(
         class_id=maps.true_class,
-        pred_class_ids=maps.guesses,
-        pred_boxes=np.stack([box_of[class_id] for class_id in maps.guesses]),
+        pred_class_ids=guesses,
+        pred_boxes=np.stack([box_of[class_id] for class_id in guesses]),
         gt_known_box=known,
         boxes=boxes,
     )
     iou = float(compute_iou(known[None], boxes).max())
-    return BoxOutcome(sample.img_id, iou, maps.guesses[0] == maps.true_class)
+    return BoxOutcome(sample.img_id, iou)
+
+
+def _hide_guesses(result: LocalizationResult, *, hide: bool) -> LocalizationResult:
+    """NaN in the place of all that guesses of the class decide."""
+    if not hide:
+        return result
+    names = ("top_loc", "top_cls", "errors")
+
+    def blank(scores: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: dict.fromkeys(scores[name], math.nan) for name in names}
+
+    per_class = {i: {**scores, **blank(scores)} for i, scores in result.per_class.items()}
+    return replace(result, **blank(vars(result)), per_class=per_class)
 
 
 def iterate_maps(
@@ -322,6 +355,7 @@ def iterate_maps(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
+    image_root: Path | None = None,
 ) -> Iterator[tuple[Sample, dict[str, SampleMaps]]]:
     """Every image with what every row says of it.
 
@@ -333,6 +367,7 @@ def iterate_maps(
         device: Where to compute.
         dtype: As for :func:`compare_boxes`.
         progress: As there.
+        image_root: As there, for rows of stored maps.
 
     Yields:
         An image, and by name of the row its maps.
@@ -340,19 +375,24 @@ def iterate_maps(
     Raises:
         ValueError: A network is not there, or does not know a class of the data.
     """
+    computed = [row for row in rows if row.method]
     network_ids = {
         name: _match_classes(name, classifiers, images.class_set)
-        for name in sorted({row.network for row in rows})
+        for name in sorted({row.network for row in computed})
     }
-    methods = {row.name: row.build() for row in rows}
+    methods = {row.name: row.build() for row in computed}
     groups: dict[tuple[str, Views], list[BoxRow]] = defaultdict(list)
-    for row in rows:
+    for row in computed:
         groups[row.network, row.views].append(row)
     for name in network_ids:
         classifiers[name].network.to(device).eval()
     samples = images if progress is None else progress(images, f"boxes {images.split}", len(images))
     for sample in samples:
-        found = {}
+        found = {
+            row.name: _read_stored(row.score_maps, sample, image_root)
+            for row in rows
+            if row.score_maps
+        }
         for (name, views), group in groups.items():
             network = classifiers[name].network
             layer_sets = sorted(
@@ -360,13 +400,26 @@ def iterate_maps(
             )
             passes = run_network(network, sample.img, views, layer_sets, device=device, dtype=dtype)
             for row in group:
-                found[row.name] = _read_maps(
+                found[row.name] = _make_maps(
                     passes, sample, methods[row.name], network_ids[name], num_guesses
                 )
         yield sample, {row.name: found[row.name] for row in rows}
 
 
-def _read_maps(
+def _read_stored(folder: str, sample: Sample, image_root: Path | None) -> SampleMaps:
+    path = find_score_map(Path(folder).expanduser(), _image_id(sample, image_root))
+    (true_class,) = sample.class_ids or ()
+    return SampleMaps((), {true_class: read_score_map(path)}, true_class)
+
+
+def _image_id(sample: Sample, image_root: Path | None) -> str:
+    """Path of the image as metadata of wsolevaluation have it, suffix included."""
+    if sample.img_path is None or image_root is None:
+        raise ValueError(f"{sample.img_id}: stored maps go by the path of an image below a root")
+    return sample.img_path.relative_to(image_root).as_posix()
+
+
+def _make_maps(
     passes: Sequence[TokenMaps],
     sample: Sample,
     method: Method,
@@ -437,6 +490,7 @@ class BoxComparison:
         checkpoints: Their files.
         device: Where they are.
         dtype: Of their passes.
+        image_root: Folder that the paths of images begin in.
     """
 
     results: list[BoxRowResult]
@@ -445,6 +499,7 @@ class BoxComparison:
     checkpoints: Mapping[str, Path]
     device: torch.device
     dtype: torch.dtype
+    image_root: Path
 
     def iterate_maps(
         self, img_ids: Sequence[str]
@@ -457,6 +512,7 @@ class BoxComparison:
             num_guesses=0,
             device=self.device,
             dtype=self.dtype,
+            image_root=self.image_root,
         )
 
 
@@ -480,8 +536,7 @@ def run_compare_boxes(
         ValueError: If the config has no ``compare`` section, or something in it is wrong.
     """
     work_dir = Path(work_dir)
-    if "compare" not in cfg:
-        raise ValueError("the config has no section 'compare'; configs/voc_animals has examples")
+    check_compare(cfg)
     options = cfg.compare
     dtype = options.get("dtype", "float32")
     if dtype not in DTYPES:
@@ -489,10 +544,10 @@ def run_compare_boxes(
     rows = read_rows(cfg, BoxRow)
     choose_set = build_dataset(cfg.data, options.choose_on)[:: options.get("choose_stride", 1)]
     report_set = build_dataset(cfg.data, options.report_on)[:: options.get("report_stride", 1)]
-    checkpoints = find_networks(cfg, work_dir, {row.network for row in rows})
+    checkpoints = find_networks(cfg, work_dir)
     classifiers = {name: load_classifier(path) for name, path in checkpoints.items()}
     device = resolve_device(None)
-    wants_maps = options.get("score_maps", False)
+    image_root = Path(cfg.data.root).expanduser()
     results = compare_boxes(
         classifiers,
         rows,
@@ -502,8 +557,8 @@ def run_compare_boxes(
         device=device,
         dtype=getattr(torch, dtype),
         progress=progress,
-        score_map_dir=work_dir / "score_maps" if wants_maps else None,
-        image_root=Path(cfg.data.root).expanduser() if wants_maps else None,
+        score_map_dir=work_dir / "score_maps" if options.get("score_maps", False) else None,
+        image_root=image_root,
     )
     write_text_atomic(work_dir / "compare.csv", format_box_csv(results, report_set))
     write_json(
@@ -517,11 +572,17 @@ def run_compare_boxes(
         },
     )
     return BoxComparison(
-        results, report_set, classifiers, checkpoints, device, getattr(torch, dtype)
+        results,
+        report_set,
+        classifiers,
+        checkpoints,
+        device,
+        getattr(torch, dtype),
+        image_root,
     )
 
 
-def find_networks(cfg: Config, work_dir: Path, names: set[str]) -> dict[str, Path]:
+def find_networks(cfg: Config, work_dir: str | Path) -> dict[str, Path]:
     """The classifier files that rows need, trained into ``work_dir/<name>`` where they are not.
 
     An entry of ``compare.networks`` is a classifier file (``.safetensors``), a config to train
@@ -529,8 +590,12 @@ def find_networks(cfg: Config, work_dir: Path, names: set[str]) -> dict[str, Pat
     such a config, or without ``config`` this one, with changes. ``""`` is the config itself.
 
     Raises:
-        ValueError: A row names another network, or an entry is none of these.
+        ValueError: The config compares nothing, a row is wrong or names another network, or an
+            entry is none of these.
     """
+    check_compare(cfg)
+    work_dir = Path(work_dir)
+    names = {row.network for row in read_rows(cfg, BoxRow) if row.method}
     entries = dict(cfg.compare.get("networks", {}))
     if unknown := sorted(names - {"", *entries}):
         raise ValueError(f"compare.networks has no {unknown}; there are {sorted(entries)}")
@@ -579,7 +644,7 @@ def format_box_csv(results: Sequence[BoxRowResult], images: ImageDataset) -> str
         line: dict[str, Any] = {
             "name": row.name,
             "network": row.network,
-            "method": row.method,
+            "method": row.method or "stored maps",
             "options": " ".join(f"{key}={value}" for key, value in sorted(row.options.items())),
             "scales": " ".join(map(str, row.views.scales)),
             "keep_ratio": int(row.views.keep_ratio),
@@ -605,7 +670,7 @@ def format_box_csv(results: Sequence[BoxRowResult], images: ImageDataset) -> str
             line[f"box_acc_{100 * delta:.0f}_oracle"] = f"{value:.2f}"
         line["max_box_acc_oracle"] = f"{item.largest_oracle.box_acc[_LOC_IOU]:.2f}"
         line |= {f"first_guess_{name}": f"{share:.2f}" for name, share in located.errors.items()}
-        lines.append(line)
+        lines.append({key: "" if value == "nan" else value for key, value in line.items()})
     text = io.StringIO()
     writer = csv.DictWriter(text, lines[0].keys(), lineterminator="\n")
     writer.writeheader()

@@ -23,6 +23,7 @@ optim_wrapper = dict(
 adl = dict(fg_threshold=0.3, drop_background=False, contrastive=None, consistency_weight=0.0)
 in_ca = dict(fg_threshold=0.3)
 views = dict(scales=[96], keep_ratio=False)
+published = dict(rectify="none")  # the paper's maps; "shifted" has their minimum subtracted first
 # As in the demo for masks: the class token of so small a network looks at single patches.
 ad_cam = dict(init="cam", rectify="relu", num_steps=4)
 compare = dict(
@@ -33,7 +34,8 @@ compare = dict(
         dict(name="CAM", method="cam", views=views),
         dict(name="ADL", network="adl", method="cam", views=views),
         dict(name="InCA", network="inca", method="cam", views=views),
-        dict(name="TS-CAM", method="ts_cam", views=views),
+        dict(name="TS-CAM", method="ts_cam", options=published, views=views),
+        dict(name="TS-CAM, shifted", method="ts_cam", views=views),
         dict(name="TS-CAM + AD-CAM", method="ad_cam", options=ad_cam, views=views),
         dict(name="InCA + AD-CAM", network="inca", method="ad_cam", options=ad_cam, views=views),
     ],

@@ -4,6 +4,7 @@ _base_ = ["../_base_/data/voc_animals_boxes.py"]
 task = "localization"
 views = dict(scales=[224], keep_ratio=False)
 large = dict(scales=[448], keep_ratio=False)
+published = dict(rectify="none")  # the paper's maps; "shifted" has their minimum subtracted first
 adl = dict(
     layers="all", drop_foreground=True, drop_background=False, contrastive=None, consistency_weight=0.0
 )
@@ -21,7 +22,8 @@ compare = dict(
         dict(name="CAM", network="plain", method="cam", views=views),
         dict(name="ADL", network="adl", method="cam", views=views),
         dict(name="InCA", network="inca", method="cam", views=views),
-        dict(name="TS-CAM", network="plain", method="ts_cam", views=views),
+        dict(name="TS-CAM", network="plain", method="ts_cam", options=published, views=views),
+        dict(name="TS-CAM, shifted", network="plain", method="ts_cam", views=views),
         dict(name="TS-CAM + AD-CAM", network="plain", method="ad_cam", views=views),
         dict(name="TS-CAM + AD-CAM, 448 px", network="plain", method="ad_cam", views=large),
         dict(name="InCA + AD-CAM", network="inca", method="ad_cam", views=views),

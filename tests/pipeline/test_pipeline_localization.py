@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from adcam.cli import main
 from adcam.data.folder import load_folder
 from adcam.data.score_maps import read_score_map, write_score_map
 from adcam.metrics.localization import MaxBoxAccuracy
+from adcam.pipeline.infer import Views
 from adcam.pipeline.labeler import PseudoLabeler
 from adcam.pipeline.localization import evaluate_boxes, evaluate_pixels, find_boxes, write_boxes
 
@@ -171,8 +173,6 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def labeler(tiny_checkpoint: Path) -> PseudoLabeler:
-    from adcam.pipeline.infer import Views
-
     return PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", views=Views((64,)))
 
 
@@ -218,6 +218,20 @@ def test_boxes_of_images(photos: Path, labeler: PseudoLabeler, tmp_path: Path) -
     assert annotation["bbox"] == [x0, y0, x1 - x0, y1 - y0]
     with pytest.raises(ValueError, match=r"boxes are written as \.csv or \.json"):
         write_boxes(tmp_path / "boxes.txt", found, labeler.class_set)
+
+
+def test_classes_that_no_mask_can_show_have_boxes(photos: Path, labeler: PseudoLabeler) -> None:
+    """As those of ILSVRC and of metadata folders."""
+    class_set = replace(labeler.class_set, mask_values=())
+    bare = PseudoLabeler(labeler.network, class_set, device="cpu", views=Views((64,)))
+    found = []
+    for each in (labeler, bare):
+        images = load_folder(photos, classes=each.class_set).with_labels({"a": [1]}).subset(["a"])
+        (image,) = find_boxes(images, each, threshold=0.4)
+        found.append(image)
+    assert len(found[0].boxes.boxes) and found[0].boxes.class_ids == found[1].boxes.class_ids
+    np.testing.assert_array_equal(found[0].boxes.boxes, found[1].boxes.boxes)
+    np.testing.assert_array_equal(found[0].scores, found[1].scores)
 
 
 def test_large_images_get_boxes_in_their_own_pixels(photos: Path, tiny_checkpoint: Path) -> None:
