@@ -40,6 +40,8 @@ INSTALL_REQUIRES = [
     "scipy>=1.14",
     # Compiles the dense CRF on the user's machine; wheels for Python 3.10 to 3.13 hold its LLVM.
     "numba>=0.61",
+    # Instructions that Numba has no name for; the version is Numba's choice.
+    "llvmlite>=0.44",
     "scikit-image>=0.25",
     "Pillow>=11.0",
     "onedl-mmengine>=0.10.12",

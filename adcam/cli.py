@@ -929,7 +929,7 @@ def _run_info(args: argparse.Namespace) -> int:
     for title, values in info.items():
         rows = [(name, _state(title, value)) for name, value in values.items()]
         _print_table(("", ""), rows, title.replace("_", " "))
-    print("--crf lattice takes numba, or reference where that cannot run.")
+    print("--crf lattice takes numba, or reference where that cannot run; on a GPU torch.")
     return EXIT_OK
 
 

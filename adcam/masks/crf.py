@@ -52,7 +52,11 @@ CRF_PARAMS: dict[str, CRFParams] = {
 
 
 def build_refinement(
-    img: NDArray[np.uint8], *, params: str | CRFParams = "irn", backend: str = "auto"
+    img: NDArray[np.uint8],
+    *,
+    params: str | CRFParams = "irn",
+    backend: str = "auto",
+    device: str = "cpu",
 ) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
     """Prepare an image for any number of :func:`refine`: what it alone decides is built once.
 
@@ -60,6 +64,7 @@ def build_refinement(
         img: (H, W, 3) uint8.
         params: A name in ``CRF_PARAMS`` or a set of one's own.
         backend: As in :class:`adcam.ops.dense_crf.DenseCRF`.
+        device: Where it is to compute, as there.
 
     Returns:
         From ``prob`` of :func:`refine` to its result.
@@ -69,7 +74,13 @@ def build_refinement(
         RuntimeError: The backend cannot run here.
     """
     chosen = _get_params(params)
-    crf = DenseCRF(img, gaussian=chosen.gaussian, bilateral=chosen.bilateral, backend=backend)
+    crf = DenseCRF(
+        img,
+        gaussian=chosen.gaussian,
+        bilateral=chosen.bilateral,
+        backend=backend,
+        device=device,
+    )
     return partial(crf.infer, num_iters=chosen.num_iters)
 
 

@@ -4,11 +4,11 @@ timm passes queries and keys through ``q_norm`` and ``k_norm`` (identity where a
 right before the attention product (timm/layers/attention.py, ``Attention.forward``). Hooks there
 see exactly the q and k that the fused kernel gets.
 
-A block whose patch-to-patch attention is wanted is handed a stand-in for its keys. torch gives the
-call they go into, ``scaled_dot_product_attention``, to the stand-in
+A block is handed a stand-in for its keys. torch gives the call they go into,
+``scaled_dot_product_attention``, to the stand-in
 (https://docs.pytorch.org/docs/stable/notes/extending.html, ``__torch_function__``), which on a CPU
-computes output and mean attention from one softmax. All other blocks keep the fused kernel, and so
-do all on a GPU or where autograd records.
+computes output and mean attention from one softmax, and in bfloat16 the output of the other blocks
+in less time than the fused kernel. That kernel is kept on a GPU and where autograd records.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from adcam.ops.token_attention import (
     accumulate_token_attention,
+    attend,
     attend_and_accumulate,
     cls_attention,
 )
@@ -137,7 +138,7 @@ class AttentionCapture:
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Any:
             query = self._queries.pop(index)
-            if attn.fused_attn and self._named_by(index):
+            if attn.fused_attn:
                 return _Keys(output, partial(self._attend, index, scale))
             self._accumulate(index, query, output, scale)
             return None  # leaves the keys as they are
@@ -164,6 +165,8 @@ class AttentionCapture:
             return fused(query, key, value, **options)
         self._take_cls_row(index, query, key, scale)
         named_by = self._named_by(index)
+        if not named_by:
+            return attend(query, key, value, scale=scale)
         output, self._sums[named_by] = attend_and_accumulate(
             self._sums.get(named_by),
             query,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import timm
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -36,12 +36,14 @@ from adcam.pipeline.stages import (
     Failed,
     Finished,
     Mapped,
+    Masked,
     Output,
     Task,
     decode,
     finish,
     infer_window,
     label_window,
+    make_mask,
 )
 from adcam.version import __version__
 
@@ -229,6 +231,8 @@ def generate(
     lanes = dict.fromkeys(STAGES, max(workers, 1))
     if run is _run_split:
         lanes |= {"decode": _READERS, "network": 1, "refine": 1}
+        if output.masking.crf_device != "cpu":
+            lanes["crf"] = 1
     total = time.perf_counter() - start
     return GenerateResult(
         num_left - len(failed), skipped, tuple(failed), {**spent, "total": total}, lanes
@@ -286,10 +290,11 @@ def _run_split(
 ) -> Generator[Finished, None, None]:
     """Decoding in threads, network and method in this process, the rest in ``workers``.
 
-    A GPU is fed by one process. What computes on the CPU here stays out of the workers' way.
+    A GPU is fed by one process, also by the CRF if it is to compute there. What computes on the CPU
+    here stays out of the workers' way.
     """
 
-    def on_crash(image: Mapped | Failed, crash: WorkerCrash, retry: object) -> Finished:
+    def on_crash(image: Mapped | Masked | Failed, crash: WorkerCrash, retry: object) -> Finished:
         return _crashed(image.task, crash)
 
     def read(numbered: tuple[int, Task]) -> Future[tuple[int, Decoded | Failed]]:
@@ -308,7 +313,10 @@ def _run_split(
             for _, window in itertools.groupby(decoded, key=lambda pair: pair[0])
             for image in infer_window([x for _, x in window], labeler, batch_size=batch_size)
         )
-        yield from run_ahead(pool.submit, mapped, max_ahead=2 * workers)
+        left: Iterator[Mapped | Masked | Failed] = mapped
+        if output.masking.crf_device != "cpu":
+            left = (make_mask(image, output) for image in mapped)
+        yield from run_ahead(pool.submit, left, max_ahead=2 * workers)
 
 
 def _plan_windows(tasks: Iterable[Task], batch_size: int) -> Iterator[tuple[Task, ...]]:

@@ -56,7 +56,8 @@ class LabelerOptions:
         rule: Where background ends (:mod:`adcam.masks.background`).
         two_threshold: ``(low, high)`` background scores in place of ``rule``: what they disagree
             on becomes 255 (:mod:`adcam.masks.confident`).
-        crf: ``"none"``, or who computes the dense CRF: ``"lattice"`` (ours) or ``"pydensecrf"``.
+        crf: ``"none"``, or who computes the dense CRF: ``"lattice"`` (ours, on the
+            network's device) or ``"pydensecrf"`` (on the CPU).
         crf_params: Key of :data:`adcam.masks.crf.CRF_PARAMS`.
         dtype: Of the network: ``"float32"``, or ``"bfloat16"``/``"float16"`` by autocast, faster
             on a GPU and a little less exact.
@@ -249,6 +250,7 @@ class PseudoLabeler:
             crf,
             self.options.crf_params,
             class_set.mask_values,
+            str(self.device) if crf == "lattice" else "cpu",
         )
         self.weights_hash = hash_network(network)
         self.network = network

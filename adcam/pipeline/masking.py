@@ -23,7 +23,7 @@ from adcam.masks.crf import build_refinement
 from adcam.structures import ClassMaps, PseudoMask
 
 CRF_BACKENDS = {"lattice": "auto", "pydensecrf": "pydensecrf"}
-"""Backend of each CRF. ``lattice`` is our own, by the fastest means that can run."""
+"""Backend of each CRF. ``lattice`` is our own, by the fastest means that can run on its device."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Masking:
         crf: ``"none"`` or a key of :data:`CRF_BACKENDS`.
         crf_params: Key of :data:`adcam.masks.crf.CRF_PARAMS`.
         mask_values: Mask value of each class, in classifier order.
+        crf_device: Where the CRF computes.
     """
 
     rule: BackgroundRule
@@ -43,13 +44,18 @@ class Masking:
     crf: str
     crf_params: str
     mask_values: tuple[int, ...]
+    crf_device: str = "cpu"
 
     def __call__(self, maps: ClassMaps, img: np.ndarray, ori_hw: tuple[int, int]) -> PseudoMask:
         """Mask at the size ``ori_hw`` from maps (K, h, w) and the image (h, w, 3) they are of."""
         crf = None
         if self.crf != "none" and maps.class_ids:
-            backend = CRF_BACKENDS[self.crf]
-            crf = build_refinement(img, params=self.crf_params, backend=backend)
+            crf = build_refinement(
+                img,
+                params=self.crf_params,
+                backend=CRF_BACKENDS[self.crf],
+                device=self.crf_device,
+            )
         if self.two_threshold is not None:
             low, high = self.two_threshold
             mask = compute_confident_mask(

@@ -22,7 +22,7 @@ from adcam.data.png import write_mask
 from adcam.pipeline.manifest import hash_or_none
 from adcam.pipeline.maps_file import encode_maps
 from adcam.pipeline.masking import Masking
-from adcam.structures import ClassMaps, ClassSet
+from adcam.structures import ClassMaps, ClassSet, PseudoMask
 
 if TYPE_CHECKING:
     from adcam.pipeline.labeler import PseudoLabeler
@@ -74,6 +74,17 @@ class Mapped:
     img: np.ndarray
     ori_hw: tuple[int, int]
     maps: ClassMaps
+    seconds: Seconds
+
+
+@dataclass(frozen=True)
+class Masked:
+    """An image with its mask."""
+
+    task: Task
+    ori_hw: tuple[int, int]
+    maps: ClassMaps
+    mask: PseudoMask
     seconds: Seconds
 
 
@@ -185,21 +196,31 @@ def infer_batch(batch: Sequence[Decoded], labeler: PseudoLabeler) -> list[Mapped
     ]
 
 
-def finish(image: Mapped | Failed, output: Output) -> Finished:
-    """Make and write the files of an image.
+def make_mask(image: Mapped | Failed, output: Output) -> Masked | Failed:
+    """Background rule and CRF on an image."""
+    if isinstance(image, Failed):
+        return image
+    start = time.perf_counter()
+    try:
+        mask = output.masking(image.maps, image.img, image.ori_hw)
+    except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
+        seconds = {**image.seconds, "crf": time.perf_counter() - start}
+        return Failed(image.task, one_line(error), seconds)
+    seconds = {**image.seconds, "crf": time.perf_counter() - start}
+    return Masked(image.task, image.ori_hw, image.maps, mask, seconds)
+
+
+def finish(image: Mapped | Masked | Failed, output: Output) -> Finished:
+    """Make, where that is not done, and write the files of an image.
 
     Raises:
         OSError: A file cannot be written.
     """
+    if isinstance(image, Mapped):
+        return finish(make_mask(image, output), output)
     if isinstance(image, Failed):
         return Finished(image.task, {"status": "failed", "error": image.error}, image.seconds)
-    task, start = image.task, time.perf_counter()
-    try:
-        mask = output.masking(image.maps, image.img, image.ori_hw)
-    except (ValueError, MemoryError) as error:
-        seconds = {**image.seconds, "crf": time.perf_counter() - start}
-        return finish(Failed(task, one_line(error), seconds), output)
-    between = time.perf_counter()
+    task, mask, start = image.task, image.mask, time.perf_counter()
     write_mask(task.mask_path, mask.mask, output.class_set.palette)
     if task.maps_path is not None:
         data = encode_maps(image.maps, output.class_set, image.ori_hw, dtype=output.maps_dtype)
@@ -215,8 +236,7 @@ def finish(image: Mapped | Failed, output: Output) -> Finished:
         "mask": hash_or_none(task.mask_path),
         "maps": None if task.maps_path is None else hash_or_none(task.maps_path),
     }
-    spent = {"crf": between - start, "write": time.perf_counter() - between}
-    return Finished(task, entry, {**image.seconds, **spent})
+    return Finished(task, entry, {**image.seconds, "write": time.perf_counter() - start})
 
 
 def label_window(

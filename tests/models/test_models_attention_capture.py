@@ -114,18 +114,13 @@ def count_fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_blocks_that_are_not_asked_for_stay_as_they_are(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_that_are_not_asked_for_stay_as_they_are(kind: str) -> None:
     model = make_vit(kind, fused=True)
     inputs = torch.randn(2, 3, 24, 40, generator=torch.Generator().manual_seed(1))
-    calls = count_fused_calls(monkeypatch)
     with torch.no_grad():
         before = model.forward_features(inputs)
-        assert len(calls) == 4
         with make_capture(model):
             assert torch.equal(model.forward_features(inputs), before)
-        assert len(calls) == 8
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -247,24 +247,38 @@ def test_one_crf_serves_many_inferences(backend):
 
 
 @needs("numba")
-def test_numba_lattice_is_that_of_the_reference():
-    """Noise: thousands of vertices in each strip, so that the hash tables grow."""
+@pytest.mark.parametrize(
+    ("hw", "kernels"),
+    [
+        ((90, 71), ((3, 3), (36, 3, 4))),
+        ((37, 2), ((0.2, 3), (0.7, 90, 4))),
+        ((1, 40), ((1, 3), (80, 200, 4))),
+    ],
+)
+def test_numba_lattice_is_that_of_the_reference(hw, kernels):
+    """The same vertices and neighbours; noise, so that the first case's hash tables grow."""
     from adcam.ops.dense_crf import numba_lattice
 
-    img = np.random.default_rng(0).integers(0, 256, (90, 71, 3)).astype(np.uint8)
-    tested = numba_lattice.MeanField(img, gaussian=(3, 3), bilateral=(36, 3, 4))._lattice
-    oracle = reference.MeanField(img, gaussian=(3, 3), bilateral=(36, 3, 4))
+    img = np.random.default_rng(0).integers(0, 256, (*hw, 3)).astype(np.uint8)
+    tested = numba_lattice.MeanField(img, gaussian=kernels[0], bilateral=kernels[1])._lattice
+    oracle = reference.MeanField(img, gaussian=kernels[0], bilateral=kernels[1])
     sizes = [kernel._lattice.num_vertices for kernel, _ in oracle._kernels]
-    assert sizes[1] > 8192
     assert tested.after.shape == tested.before.shape == (6, sum(sizes) + 1)
-    assert tested.corners.shape == (90 * 71, 9)
+    assert tested.corners.shape == (hw[0] * hw[1], 9)
     assert tested.corners[:, :3].max() == sizes[0] < tested.corners[:, 3:].min()
-    vertices = np.arange(sum(sizes) + 1)
-    for after, before in zip(tested.after, tested.before, strict=True):
-        there = after > 0
-        assert there.any() or sizes[0] == 0
-        np.testing.assert_array_equal(before[after[there]], vertices[there])
-        assert np.count_nonzero(before) == there.sum()
+    if hw == (90, 71):
+        assert min(len(np.unique(part)) for part in np.array_split(tested.corners, 4)) > 8192
+
+    first = 1
+    for kernel, _ in oracle._kernels:
+        size = kernel._lattice.num_vertices
+        for axis, blur in enumerate(kernel._lattice._blurs):
+            after, before = tested.after[axis, first:][:size], tested.before[axis, first:][:size]
+            num_pairs = (blur.nnz - size) / 2
+            assert np.count_nonzero(after) == np.count_nonzero(before) == num_pairs
+            (here,) = after.nonzero()
+            np.testing.assert_array_equal(tested.before[axis, after[here]], here + first)
+        first += size
 
 
 @needs("numba")
@@ -361,6 +375,23 @@ def test_batch_arguments():
     for backend in ("reference", "torch"):
         with pytest.raises(ValueError, match="without NaN"):
             dense_crf_batch([with_nan(make_prob(3, 9, 14))], [make_img(9, 14)], backend=backend)
+
+
+def test_device_of_the_computation():
+    prob, img = make_prob(3, 9, 14), make_img(9, 14)
+    got = DenseCRF(img, backend="torch", device="cpu").infer(prob)
+    np.testing.assert_array_equal(got, dense_crf(prob, img, backend="torch"))
+    with pytest.raises(ValueError, match=r"device must be 'cpu' .*'reference', got cuda"):
+        DenseCRF(img, backend="reference", device="cuda")
+
+
+@pytest.mark.gpu
+def test_gpu_computes_for_arrays(gpu):
+    """The image goes to the device, probabilities go there and back."""
+    prob, img = make_prob(3, 63, 101), make_img(63, 101)
+    got = DenseCRF(img, device=gpu).infer(prob)
+    assert isinstance(got, np.ndarray)
+    np.testing.assert_allclose(got, dense_crf(prob, img, backend="reference"), atol=5e-4)
 
 
 @pytest.mark.gpu

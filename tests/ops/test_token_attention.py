@@ -11,10 +11,12 @@ from memory_testing import peak_bytes
 
 from adcam.ops.token_attention import (
     accumulate_token_attention,
+    attend,
     attend_and_accumulate,
     available_backends,
     blocked,
     cls_attention,
+    reference,
     token_attention,
 )
 
@@ -301,10 +303,39 @@ def test_output_of_half_precision(half: torch.dtype, backend: str) -> None:
     torch.testing.assert_close(total, alone, rtol=0, atol=1e-6)
 
 
-def test_output_has_the_layout_of_the_fused_attention() -> None:
-    q, k, v = make_qkv()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("block_numel", [1, 100, 1 << 19])
+def test_output_alone(
+    dtype: torch.dtype, block_numel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocked, "_BLOCK_NUMEL", block_numel)
+    q, k, v = make_qkv(tokens=63, dim=64, dtype=dtype)
+    output = attend(q, k, v, scale=0.125)
+    want = reference.attend(q.float(), k.float(), v.float(), 0.125)
+    assert output.dtype == dtype
+    atol = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(output.float(), want, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_output_alone_has_a_gradient(dtype: torch.dtype) -> None:
+    fast = [x.requires_grad_() for x in make_qkv(tokens=9, dim=8, dtype=dtype)]
+    slow = [x.detach().float().requires_grad_() for x in fast]
+    attend(fast[0], fast[1], fast[2], scale=0.3).float().square().sum().backward()
+    reference.attend(slow[0], slow[1], slow[2], 0.3).square().sum().backward()
+    for got, want in zip(fast, slow, strict=True):
+        assert got.grad is not None
+        assert want.grad is not None
+        difference = (got.grad.float() - want.grad).norm() / want.grad.norm()
+        assert difference < (1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_output_has_the_layout_of_the_fused_attention(dtype: torch.dtype) -> None:
+    q, k, v = make_qkv(dtype=dtype)
     output, _ = attend_and_accumulate(None, q, k, v, scale=0.5)
-    assert output.transpose(1, 2).is_contiguous()  # so that joining the heads copies nothing
+    for result in (output, attend(q, k, v, scale=0.5)):
+        assert result.transpose(1, 2).is_contiguous()  # so that joining the heads copies nothing
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -313,15 +344,15 @@ def test_output_has_a_gradient(backend: str) -> None:
     total = torch.rand(2, 4, 4, dtype=torch.float64, requires_grad=True)
     kept = total.detach().clone()
 
-    def attend(*tensors: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def both(*tensors: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         return attend_and_accumulate(*tensors, scale=0.5, backend=backend)
 
-    assert torch.autograd.gradcheck(attend, (total, q, k, v))
-    assert torch.autograd.gradcheck(attend, (None, q.detach(), k.detach(), v))
+    assert torch.autograd.gradcheck(both, (total, q, k, v))
+    assert torch.autograd.gradcheck(both, (None, q.detach(), k.detach(), v))
     assert torch.equal(total, kept)
     with torch.no_grad():
-        want = attend(None, q, k, v)
-    torch.testing.assert_close(attend(None, q, k, v), want)
+        want = both(None, q, k, v)
+    torch.testing.assert_close(both(None, q, k, v), want)
 
 
 def test_memory_at_768_pixels() -> None:
@@ -406,6 +437,8 @@ def test_illegal_options(function: object) -> None:
     for wrong in (q.float(), q[:1], q[..., 1:]):
         with pytest.raises(ValueError, match=r"v must have the shape and dtype of q, .*, got \("):
             attend_and_accumulate(None, q, k, wrong, scale=1.0)
+        with pytest.raises(ValueError, match="v must have"):
+            attend(q, k, wrong, scale=1.0)
 
 
 def test_backends() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from adcam.pipeline.generate import FEW, default_workers, generate
 from adcam.pipeline.infer import Views
 from adcam.pipeline.labeler import DEFAULT_RULE, PseudoLabeler
 from adcam.pipeline.maps_file import load_maps
-from adcam.pipeline.masking import Masking
+from adcam.pipeline.masking import CRF_BACKENDS, Masking
 from adcam.pipeline.stages import STAGES, Failed, Mapped, Task, decode, infer_window
 from adcam.structures import ClassMaps, TokenMaps
 
@@ -395,6 +396,28 @@ def test_a_network_fed_by_this_process_writes_the_same_bytes(
     monkeypatch.setattr(generate_module, "_run_whole", generate_module._run_split)
     result = generate(images, labeler, tmp_path / "split", workers=1, **options)  # type: ignore[arg-type]
     assert (result.ok, result.lanes["network"], result.lanes["crf"]) == (4, 1, 1)
+    inline, split = (stable(read_tree(tmp_path / name)) for name in ("inline", "split"))
+    assert inline == split
+
+
+def test_a_crf_beside_the_network_writes_the_same_bytes(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the network's process makes the masks, with torch, and another writes them."""
+    labeler = PseudoLabeler.from_checkpoint(
+        tiny_checkpoint, device="cpu", views=Views((64,)), crf="lattice"
+    )
+    assert labeler.masking.crf_device == "cpu"
+    monkeypatch.setitem(CRF_BACKENDS, "lattice", "torch")
+    images = load_folder(photos)
+    options = {"labels": "predicted", "batch_size": 2, "progress": False}
+    generate(images, labeler, tmp_path / "inline", **options)  # type: ignore[arg-type]
+    # A name of the CPU by which it is not recognised as such.
+    labeler.masking = replace(labeler.masking, crf_device="cpu:0")
+    monkeypatch.setattr(generate_module, "FEW", 0)
+    monkeypatch.setattr(generate_module, "_run_whole", generate_module._run_split)
+    result = generate(images, labeler, tmp_path / "split", workers=2, **options)  # type: ignore[arg-type]
+    assert (result.ok, result.lanes["crf"], result.lanes["write"]) == (4, 1, 2)
     inline, split = (stable(read_tree(tmp_path / name)) for name in ("inline", "split"))
     assert inline == split
 

@@ -76,14 +76,16 @@ class DenseCRF:
             levels of 0..255: larger lets labels cross stronger edges. ``compat``: larger makes
             labels follow the image rather than ``prob``.
         backend: ``"numba"`` (compiled, on as many threads as torch uses, at most four),
-            ``"reference"`` (NumPy and SciPy, one thread), ``"torch"`` (on the device of ``img``),
+            ``"reference"`` (NumPy and SciPy, one thread), ``"torch"`` (on ``device``),
             ``"pydensecrf"`` (the C++ code, extra ``crf``; builds its lattices for each inference),
-            or ``"auto"``: ``"torch"`` for a tensor on another device than the CPU, else the first
-            of :func:`available_backends` that can run.
+            or ``"auto"``: ``"torch"`` on another device than the CPU, else the first of
+            :func:`available_backends` that can run.
+        device: Where to compute, e.g. ``"cuda:1"``; ``None`` takes the device of ``img``.
 
     Raises:
         ValueError: Wrong shape or dtype, a kernel that makes no sense (sigma <= 0, compat < 0) or
-            whose lattice cannot be numbered in 64 bits, or an unknown backend.
+            whose lattice cannot be numbered in 64 bits, an unknown backend, or a ``device`` that
+            the backend does not compute on.
         RuntimeError: The backend asked for cannot run here; the message holds the reason.
     """
 
@@ -94,14 +96,21 @@ class DenseCRF:
         gaussian: tuple[float, float] | None = (3, 3),
         bilateral: tuple[float, float, float] | None = (50, 5, 10),
         backend: str = "auto",
+        device: str | torch.device | None = None,
     ) -> None:
         _check_kernels(gaussian, bilateral)
         _check_img(img)
         self._hw = tuple(img.shape[:2])
-        self._backend = choose_backend("dense CRF", _resolve_auto(backend, img), _reasons())
+        self._device = _device_of(img) if device is None else torch.device(device)
+        chosen = _resolve_auto(backend, self._device)
+        self._backend = choose_backend("dense CRF", chosen, _reasons())
+        if device is not None and self._device.type != "cpu" and self._backend != "torch":
+            raise ValueError(
+                f"device must be 'cpu' for the dense CRF's backend {self._backend!r}, got {device}"
+            )
         module = import_module(f"adcam.ops.dense_crf.{_MODULES[self._backend]}")
         self._mean_field = module.MeanField(
-            [_as_tensor(img)] if self._backend == "torch" else _as_numpy(img),
+            [_as_tensor(img).to(self._device)] if self._backend == "torch" else _as_numpy(img),
             gaussian=gaussian,
             bilateral=bilateral,
         )
@@ -129,9 +138,11 @@ class DenseCRF:
         _check_num_iters(num_iters)
         _check_prob(prob, self._hw)
         if self._backend == "torch":
-            unaries = [_compute_unary_tensor(prob)]
+            unaries = [_compute_unary_tensor(prob).to(self._device)]
             (refined,) = self._mean_field.infer(unaries, num_iters=num_iters)
-            return refined if isinstance(prob, torch.Tensor) else refined.numpy()
+            if isinstance(prob, torch.Tensor):
+                return refined.to(prob.device)
+            return refined.cpu().numpy()
         unary = -np.log(np.clip(_as_numpy(prob).astype(np.float32), MIN_PROB, 1.0))
         marginals = self._mean_field.infer(unary, num_iters=num_iters)
         if isinstance(prob, torch.Tensor):
@@ -210,7 +221,7 @@ def dense_crf_batch(
         )
     if not probs:
         return []
-    backend = choose_backend("dense CRF", _resolve_auto(backend, probs[0]), _reasons())
+    backend = choose_backend("dense CRF", _resolve_auto(backend, _device_of(probs[0])), _reasons())
     kernels: dict[str, Any] = {"gaussian": gaussian, "bilateral": bilateral}
     if backend != "torch":
         return [
@@ -232,9 +243,12 @@ def dense_crf_batch(
     return [marginals.numpy() for marginals in refined]
 
 
-def _resolve_auto(backend: str, array: NDArray[Any] | torch.Tensor) -> str:
-    is_elsewhere = isinstance(array, torch.Tensor) and array.device.type != "cpu"
-    return "torch" if backend == "auto" and is_elsewhere else backend
+def _resolve_auto(backend: str, device: torch.device) -> str:
+    return "torch" if backend == "auto" and device.type != "cpu" else backend
+
+
+def _device_of(array: NDArray[Any] | torch.Tensor) -> torch.device:
+    return array.device if isinstance(array, torch.Tensor) else torch.device("cpu")
 
 
 def _compute_unary_tensor(prob: NDArray[Any] | torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import njit
+from numba.core.types import none
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from adcam.ops.dense_crf.reference import axis_scales, number_cells
@@ -32,10 +35,13 @@ _STRIPS = 4
 can help. A constant, so that the result does not depend on the number of threads."""
 
 _MAX_LANES = 4
-"""Channels filtered together: their values at a vertex lie side by side."""
+"""Channels filtered together at most: their values at a vertex lie side by side. A power of two."""
 
 _BLOCK = 256
-"""Pixels per block of an update: what they need stays in the first-level cache."""
+"""Pixels that go through the steps of a kernel together: they stay in the first-level cache."""
+
+_NEVER = np.float32(-1e30)
+"""Logarithm of a probability of zero, finite so that sums with it are."""
 
 _FAST_MATH = {"contract"}
 """Fused multiply-add, where it cannot move a pixel into another simplex."""
@@ -53,30 +59,33 @@ class _Lattice:
         after: (A, M+1) int32, the next vertex along each direction of the blur; 0 is absent. A
             lattice with fewer than A directions has no neighbours along the rest.
         before: (A, M+1) int32, the vertex on the other side.
+        spans: (_STRIPS, kernels, 2) int64, first vertex and end of what each strip touches.
     """
 
     corners: Int
     weights: Float
     after: Int
     before: Int
+    spans: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One kernel's share of a lattice: its vertices and what comes before them.
+class _Gaussian:
+    """One Gaussian kernel of the CRF and its place on a lattice.
 
     Attributes:
-        keys: (M,) int64, sorted.
+        axes: Elevated coordinates: of each column (W,), of each row (H,) and of the grey levels of
+            each colour (0 or 3, 256), float32.
         step: (d+1,) int64, what a step along each direction of the blur adds to a key.
-        columns: Of ``corners`` and ``weights``.
-        offset: Number of vertices of the parts before; vertices are ``offset + 1 .. offset + M``.
-        compat: Weight of the kernel.
+        origin: What is subtracted from keys to make them positive.
+        columns: Its columns of ``corners`` and ``weights``.
+        compat: Its weight.
     """
 
-    keys: NDArray[np.int64]
+    axes: tuple[Float, Float, Float]
     step: NDArray[np.int64]
+    origin: int
     columns: slice
-    offset: int
     compat: float
 
 
@@ -99,25 +108,15 @@ class MeanField:
         gaussian: tuple[float, float] | None,
         bilateral: tuple[float, float, float] | None,
     ) -> None:
-        img = np.ascontiguousarray(img)
-        kernels = []
+        hw = img.shape[:2]
+        kernels: list[_Gaussian] = []
         if gaussian is not None:
             sigma_xy, compat = gaussian
-            kernels.append((img[..., :0], sigma_xy, 1.0, compat))
+            kernels.append(_place(hw, sigma_xy, None, compat, first_column=0))
         if bilateral is not None:
-            kernels.append((img, *bilateral))
-        shape = (img.shape[0] * img.shape[1], sum(3 + kernel[0].shape[2] for kernel in kernels))
-        corners, weights = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32)
-        parts: list[_Part] = []
-        for colour, sigma_xy, sigma_rgb, compat in kernels:
-            first = sum(len(part.step) for part in parts)
-            columns = slice(first, first + 3 + colour.shape[2])
-            offset = sum(len(part.keys) for part in parts)
-            keys, step = _find_vertices(
-                colour, sigma_xy, sigma_rgb, corners[:, columns], weights[:, columns], offset
-            )
-            parts.append(_Part(keys, step, columns, offset, compat))
-        self._lattice = _connect_and_normalise(parts, corners, weights)
+            first_column = sum(len(kernel.step) for kernel in kernels)
+            kernels.append(_place(hw, *bilateral, first_column=first_column))
+        self._lattice = _build(np.ascontiguousarray(img).reshape(-1, 3), kernels)
 
     def infer(self, unary: Float, *, num_iters: int) -> Float:
         """Run mean field.
@@ -131,9 +130,8 @@ class MeanField:
         """
         if len(unary) == 1:
             return np.ones_like(unary)
-        # The softmax sees differences between labels alone: the last label needs no channel.
-        log_ratio = (unary[-1] - unary[:-1]).reshape(len(unary) - 1, -1)
-        return _infer(self._lattice, log_ratio, num_iters).reshape(unary.shape)
+        marginals = _infer(self._lattice, unary.reshape(len(unary), -1), num_iters)
+        return marginals.reshape(unary.shape)
 
 
 class _Worker:
@@ -183,121 +181,143 @@ def _run(steps: Callable[[_Worker], None]) -> None:
             future.result()
 
 
-def _find_vertices(
-    colour: NDArray[np.uint8],
+def _place(
+    hw: tuple[int, ...],
     sigma_xy: float,
-    sigma_rgb: float,
-    corners: Int,
-    weights: Float,
-    offset: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find the vertices around every pixel's position and ``colour``.
-
-    Args:
-        colour: (H, W, 3), or (H, W, 0) for a lattice of positions alone.
-        sigma_xy: In pixels.
-        sigma_rgb: In grey levels.
-        corners: (N, d+1), overwritten by those of :class:`_Lattice`, numbered from ``offset + 1``.
-        weights: (N, d+1), overwritten by the barycentric weights.
-        offset: Number of vertices of the parts before.
-
-    Returns:
-        ``keys`` and ``step`` of :class:`_Part`.
-    """
-    height, width, num_colours = colour.shape
-    dim, num_pixels = 2 + num_colours, height * width
-    # What elevation multiplies: column, row and the grey levels of each colour.
+    sigma_rgb: float | None,
+    compat: float,
+    *,
+    first_column: int,
+) -> _Gaussian:
+    """Elevate the axes of an image of (H, W) pixels; without ``sigma_rgb`` only its positions."""
+    height, width = hw
+    dim = 2 if sigma_rgb is None else 5
     col, row, level = (np.arange(n, dtype=np.float32) for n in (width, height, 256))
     scales = axis_scales(dim)
     col = col / np.float32(sigma_xy) * scales[0]
     row = row / np.float32(sigma_xy) * scales[1]
-    levels = (level / np.float32(sigma_rgb))[None] * scales[2:, None]  # (0 or 3, 256)
-    radix, step, origin = _number_box(
-        np.array([axis[-1] for axis in (col, row, *levels)], dtype=np.float64)
-    )
+    levels = (level / np.float32(sigma_rgb or 1))[None] * scales[2:, None]
+    extent = np.array([axis[-1] for axis in (col, row, *levels)], dtype=np.float64)
+    step, origin = _number_box(extent)
+    columns = slice(first_column, first_column + dim + 1)
+    return _Gaussian((col, row, levels), step, origin, columns, compat)
 
-    flat = colour.reshape(num_pixels, num_colours)
-    found: list[NDArray[np.int64]] = [step[:0]] * _STRIPS
+
+def _build(colour: NDArray[np.uint8], kernels: list[_Gaussian]) -> _Lattice:
+    """Build the lattice of the pixels whose ``colour`` is (N, 3)."""
+    shape = (len(colour), sum(len(kernel.step) for kernel in kernels))
+    corners, weights = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32)
+    found = [[kernel.step[:0]] * _STRIPS for kernel in kernels]
 
     def embed(worker: _Worker) -> None:
-        for strip, start, stop in worker.strips(num_pixels):
-            found[strip] = _embed(
-                flat, col, row, levels, radix, step, origin, corners, weights, start, stop
-            )
+        for kernel, keys in zip(kernels, found, strict=True):
+            at = kernel.columns
+            for strip, start, stop in worker.strips(len(colour)):
+                keys[strip] = _embed(
+                    colour,
+                    *kernel.axes,
+                    kernel.step,
+                    kernel.origin,
+                    corners[:, at],
+                    weights[:, at],
+                    start,
+                    stop,
+                )
 
     _run(embed)
-    # Sorted keys: the neighbours of successive vertices are successive vertices.
-    keys, number = np.unique(np.concatenate(found), return_inverse=True)
-    number = number.astype(np.int32) + np.int32(offset + 1)
-    numbers = np.split(number, np.cumsum([len(part) for part in found])[:-1])
+    spans = np.zeros((_STRIPS, len(kernels), 2), dtype=np.int64)
+    first, all_keys, numbers = 1, [], []
+    for index, by_strip in enumerate(found):
+        # Sorted keys: the neighbours of successive vertices are successive vertices.
+        joined = np.concatenate(by_strip)
+        keys, number = _number(joined, joined.argsort(), first)
+        first += len(keys)
+        all_keys.append(keys)
+        ends = np.cumsum([len(part) for part in by_strip])
+        numbers.append(np.split(number, ends[:-1]))
+        for strip, part in enumerate(numbers[-1]):
+            if len(part):
+                spans[strip, index] = part.min(), part.max() + 1
 
-    def renumber(worker: _Worker) -> None:
-        for strip, start, stop in worker.strips(num_pixels):
-            _renumber(corners, numbers[strip], start, stop)
+    num_axes = max((len(kernel.step) for kernel in kernels), default=0)
+    neighbours = np.zeros((2, num_axes, first), dtype=np.int32)
+    lattice = _Lattice(corners, weights, neighbours[0], neighbours[1], spans)
+    tables = np.zeros((2, 1, first), dtype=np.float32)
+    sums = np.zeros((_STRIPS, 1, first), dtype=np.float32)
 
-    _run(renumber)
-    return keys, step
-
-
-def _connect_and_normalise(parts: list[_Part], corners: Int, weights: Float) -> _Lattice:
-    """Make a lattice of its parts; ``weights`` become those of :class:`_Lattice`."""
-    num_axes = max((len(part.step) for part in parts), default=0)
-    num_vertices = sum(len(part.keys) for part in parts)
-    neighbours = np.zeros((2, num_axes, num_vertices + 1), dtype=np.int32)
-    lattice = _Lattice(corners, weights, *neighbours)
-    tables = np.zeros((2, 1, num_vertices + 1), dtype=np.float32)
-    sums = np.zeros((_STRIPS, 1, num_vertices + 1), dtype=np.float32)
-
-    def steps(worker: _Worker) -> None:
-        for strip, start, stop in worker.strips(len(corners)):
+    def connect_and_normalise(worker: _Worker) -> None:
+        for strip, start, stop in worker.strips(len(colour)):
+            for kernel, number in zip(kernels, numbers, strict=True):
+                _renumber(corners[:, kernel.columns], number[strip], start, stop)
             _splat_ones(corners, weights, sums[strip, 0], start, stop)
-        for part in parts:
-            for axis in range(worker.index, len(part.step), worker.count):
-                step = part.step[axis]
+        vertex = 1
+        for kernel, keys in zip(kernels, all_keys, strict=True):
+            for axis in range(worker.index, len(kernel.step), worker.count):
+                step = kernel.step[axis]
                 ahead, behind = neighbours[:, axis] if step > 0 else neighbours[::-1, axis]
-                _connect(part.keys, abs(step), ahead, behind, part.offset + 1)
+                _connect(keys, abs(step), ahead, behind, np.uintp(vertex))
+            vertex += len(keys)
         worker.wait()
-        row_sum = _blur_all(worker, lattice, sums, tables, (0,))
-        for part in parts:
+        row_sum = _blur_all(worker, lattice, sums, tables, (np.float32(0),))
+        for kernel in kernels:
             _normalise(
-                corners[:, part.columns],
-                weights[:, part.columns],
+                corners[:, kernel.columns],
+                weights[:, kernel.columns],
                 row_sum[0],
-                np.float32(part.compat),
+                np.float32(kernel.compat),
                 *worker.share(len(corners)),
             )
 
-    _run(steps)
+    _run(connect_and_normalise)
     return lattice
 
 
-def _number_box(extent: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+def _number_box(extent: NDArray[np.float64]) -> tuple[NDArray[np.int64], int]:
     """Number the lattice points around the box 0..``extent`` (d,), given in elevated units.
 
+    The leading places of a key are the row and the column of the vertex in the image: vertices of
+    neighbouring pixels are then neighbours in memory, whatever their colours.
+
     Returns:
-        ``radix`` and ``step`` as in :func:`number_cells`, and what ``radix @ u`` is at the lowest
-        point of the box.
+        ``step`` as in :class:`_Gaussian`; its product with the coordinates of a vertex of
+        remainder 0, over d+1, is the key of the vertex. And the key of the lowest point.
     """
     dim = len(extent)
-    tail = np.append(np.cumsum(extent[::-1])[::-1], 0)  # sum from each axis on
-    factor = np.arange(dim)
-    # u_i = (e_i - e_d) / (d+1) with e_i = tail of the later axes - i times the i-th one; rounding
-    # to a cell and wrapping move it by less than 2.
-    low = -factor * np.append(0, extent[:-1]) / (dim + 1) - 2
-    high = (tail[:-1] + dim * extent[-1]) / (dim + 1) + 2
-    lowest = np.floor(low).astype(np.int64)
-    radix, step = number_cells(np.ceil(high).astype(np.int64) - lowest)
-    return radix, step, int(radix @ (lowest - 2))
+    axis = np.arange(2, dim)
+    forms = np.zeros((dim, dim + 1), dtype=np.int64)
+    forms[0, :3] = 1, 1, -2  # row: the other axes cancel
+    forms[1, :2] = 1, -1  # column
+    forms[axis, axis], forms[axis, dim] = 1, -1
+    # Elevation without the scales, as in `reference._elevate`.
+    elevate = np.triu(np.ones((dim + 1, dim))) - np.diag(np.arange(1, dim + 1), -1)[:, :dim]
+    reach = forms @ elevate / (dim + 1) * extent
+    # Rounding to a cell moves a coordinate by less than one cell; the other vertices of the simplex
+    # and their neighbours are farther away where a form is steeper than `number_cells` allows for.
+    size = np.abs(forms).sum(axis=1)
+    slack = size + size // 2 + np.abs(forms).max(axis=1) - 2
+    low = np.floor(reach.clip(max=0).sum(axis=1)).astype(np.int64) - slack
+    high = np.ceil(reach.clip(min=0).sum(axis=1)).astype(np.int64) + slack
+    radix, _ = number_cells(high - low)
+    return radix @ forms, int(radix @ (low - 2))
 
 
-def _infer(lattice: _Lattice, log_ratio: Float, num_iters: int) -> Float:
-    """Marginals (C, N) from ``log(prob / prob of the last label)`` (C-1, N)."""
-    num_channels, num_pixels = log_ratio.shape
-    marginals = np.empty((num_channels + 1, num_pixels), dtype=np.float32)
-    lanes = (0,) * min(num_channels, _MAX_LANES)
+def _infer(lattice: _Lattice, unary: Float, num_iters: int) -> Float:
+    """Marginals (C, N) from ``-log`` of the probabilities (C, N)."""
+    num_labels, num_pixels = unary.shape
+    marginals = np.empty((num_labels, num_pixels), dtype=np.float32)
+    # The softmax sees differences between labels alone: the last label needs no channel.
+    num_channels = num_labels - 1
+    width = min(1 << (num_channels - 1).bit_length(), _MAX_LANES)
+    lanes = (np.float32(0),) * width
     unrolled = (0,) * lattice.corners.shape[1]
-    num_groups = -(-num_channels // len(lanes))
-    row_size = lattice.after.shape[1] * len(lanes)
+    num_groups = -(-num_channels // width)
+    # Channels that only fill the last group up have probability zero.
+    log_ratio = np.full((num_groups, num_pixels, width), _NEVER, dtype=np.float32)
+    for channel in range(num_channels):
+        group, lane = divmod(channel, width)
+        np.subtract(unary[-1], unary[channel], out=log_ratio[group, :, lane])
+    log_ratio = log_ratio.reshape(num_groups, -1)  # (G, N·lanes)
+    row_size = lattice.after.shape[1] * width
     tables = np.zeros((2, num_groups, row_size), dtype=np.float32)
     sums = np.zeros((_STRIPS, num_groups, row_size), dtype=np.float32)
 
@@ -329,7 +349,7 @@ def _infer(lattice: _Lattice, log_ratio: Float, num_iters: int) -> Float:
 
 
 def _blur_all(
-    worker: _Worker, lattice: _Lattice, sums: Float, tables: Float, lanes: tuple[int, ...]
+    worker: _Worker, lattice: _Lattice, sums: Float, tables: Float, lanes: tuple[np.float32, ...]
 ) -> Float:
     """Add up the strips, leave zeros in them, and blur: one thread's share; then wait.
 
@@ -345,7 +365,7 @@ def _blur_all(
     """
     source, target = tables
     start, stop = worker.share(lattice.after.shape[1], first=1)
-    _gather_strips(sums, source, start * len(lanes), stop * len(lanes))
+    _gather_strips(sums, lattice.spans, source, start, stop, len(lanes))
     for after, before in zip(lattice.after, lattice.before, strict=True):
         worker.wait()
         _blur(source, target, after, before, start, stop, lanes)
@@ -354,125 +374,211 @@ def _blur_all(
     return source
 
 
-# Where a kernel takes `lanes` or `unrolled`, the tuple's length alone counts: Numba compiles one
-# version for each, in which it is a constant and the loops over it are unrolled. Indices read from
-# memory are made unsigned: of others Numba asks at each access whether they count from the end.
+# Where a kernel takes `lanes`, zeros in float32, or `unrolled`, the tuple's length counts: Numba
+# compiles one version for each, in which it is a constant and the loops over it are unrolled.
+# Indices are unsigned: of others Numba asks at each access whether they count from the end.
 
 
 def _kernel(**options: Any) -> Any:
     return njit(nogil=True, cache=True, **options)
 
 
+# Numba does not turn loops over a few lanes into vector code. These three do, on tuples of float32.
+
+
+@intrinsic
+def _load(typing_context: Any, array: Any, index: Any, lanes: Any) -> Any:
+    """The values of a contiguous ``array`` from ``index`` on, as many as ``lanes``."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(ir.FloatType(), len(lanes))
+        data = context.make_array(array)(context, builder, args[0]).data
+        place = builder.bitcast(builder.gep(data, [args[1]]), vector.as_pointer())
+        return _unpack(builder, builder.load(place, align=4), args[2].type)
+
+    return lanes(array, index, lanes), generate
+
+
+@intrinsic
+def _store(typing_context: Any, array: Any, index: Any, values: Any) -> Any:
+    """Write ``values`` to a contiguous ``array`` from ``index`` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = _pack(builder, args[2])
+        data = context.make_array(array)(context, builder, args[0]).data
+        place = builder.bitcast(builder.gep(data, [args[1]]), vector.type.as_pointer())
+        builder.store(vector, place, align=4)
+        return context.get_dummy_value()
+
+    return none(array, index, values), generate
+
+
+@intrinsic
+def _fma(typing_context: Any, scale: Any, values: Any, addend: Any) -> Any:
+    """``scale * values + addend``."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        scales = ir.Constant(args[1].type, ir.Undefined)
+        for lane in range(len(values)):
+            scales = builder.insert_value(scales, args[0], lane)
+        product = builder.fmul(_pack(builder, scales), _pack(builder, args[1]), flags=["contract"])
+        total = builder.fadd(product, _pack(builder, args[2]), flags=["contract"])
+        return _unpack(builder, total, args[1].type)
+
+    return values(scale, values, addend), generate
+
+
+def _pack(builder: Any, values: Any) -> Any:
+    """LLVM vector of the numbers in an LLVM array."""
+    width = values.type.count
+    vector = ir.Constant(ir.VectorType(ir.FloatType(), width), ir.Undefined)
+    for lane in range(width):
+        number = builder.extract_value(values, lane)
+        vector = builder.insert_element(vector, number, ir.IntType(32)(lane))
+    return vector
+
+
+def _unpack(builder: Any, vector: Any, array_type: Any) -> Any:
+    """The reverse of :func:`_pack`; the compiler removes both between two operations."""
+    values = ir.Constant(array_type, ir.Undefined)
+    for lane in range(array_type.count):
+        number = builder.extract_element(vector, ir.IntType(32)(lane))
+        values = builder.insert_value(values, number, lane)
+    return values
+
+
 @_kernel()
 def _embed(  # type: ignore[no-untyped-def]
-    colour, col, row, levels, radix, step, origin, corners, weights, start, stop
+    colour, col, row, levels, step, origin, corners, weights, start, stop
 ):
     """Find the simplex of pixels ``start``..``stop`` and number its vertices as they first appear.
 
-    ``reference._find_simplices`` and ``np.unique``, one pixel at a time; the hash table is open,
-    with linear probing. Fills ``corners`` with 0-based numbers, and ``weights``.
+    ``reference._find_simplices`` in blocks of pixels, whose loops become vector code. The hash
+    table is open, with linear probing; a first look at all keys of a block, without branches, waits
+    for memory once rather than for each. Fills ``corners`` with 0-based numbers, and ``weights``.
 
     Returns:
         (M,) int64 keys of the vertices in the order of their numbers.
     """
     size = len(step)
     dim = size - 1
-    x, y = start % len(col), start // len(col)
     fsize = np.float32(size)
     inverse_size = np.float32(1 / size)
-    one = np.float32(1)
-    elevated = np.empty(size, np.float32)
-    cell = np.empty(size, np.float32)
-    residual = np.empty(size, np.float32)
-    offset = np.empty(size, np.float32)
-    order = np.empty(size, np.int32)
-    rank = np.empty(size, np.int32)
-    scaled = np.empty(size, np.float32)
+    zero, one = np.float32(0), np.float32(1)
+    scaled = np.empty((dim, _BLOCK), np.float32)
+    elevated = np.empty((size, _BLOCK), np.float32)
+    cell = np.empty((size, _BLOCK), np.float32)
+    residual = np.empty((size, _BLOCK), np.float32)
+    total = np.empty(_BLOCK, np.float32)
+    rank = np.empty((size, _BLOCK), np.int32)
+    offset = np.empty((size, _BLOCK), np.float32)
+    key = np.empty((size, _BLOCK), np.int64)
+    number = np.empty((size, _BLOCK), np.int32)
 
-    bits = 12
+    # As many slots as pixels, if that is not too few for one block's keys.
+    bits = 14
+    while 1 << bits < stop - start:
+        bits += 1
     table_keys = np.full(1 << bits, -1, np.int64)
     table_numbers = np.empty(1 << bits, np.int32)
     keys = np.empty(1 << (bits - 1), np.int64)
     count = 0
-    # Neighbouring pixels often share a vertex.
-    last_keys = np.full(size, -1, np.int64)
-    last_numbers = np.zeros(size, np.int32)
+    x, y = start % len(col), start // len(col)
 
-    for pixel in range(start, stop):
-        scaled[0] = col[x]
-        scaled[1] = row[y]
-        x += 1
-        if x == len(col):
-            x, y = 0, y + 1
+    for block in range(start, stop, _BLOCK):
+        first = np.uintp(block)
+        length = np.uintp(min(_BLOCK, stop - block))
+        for i in range(length):
+            scaled[0, i] = col[x]
+            scaled[1, i] = row[y]
+            x += 1
+            if x == len(col):
+                x, y = 0, y + 1
         for j in range(2, dim):
-            scaled[j] = levels[j - 2, colour[pixel, j - 2]]
-        tail = np.float32(0)
-        for back in range(dim):
-            j = dim - back
-            elevated[j] = tail - np.float32(j) * scaled[j - 1]
-            tail += scaled[j - 1]
-        elevated[0] = tail
+            for i in range(length):
+                scaled[j, i] = levels[j - 2, colour[first + i, j - 2]]
+        for i in range(length):
+            total[i] = zero
+        for j in range(dim, 0, -1):
+            factor = np.float32(j)
+            for i in range(length):
+                elevated[j, i] = total[i] - factor * scaled[j - 1, i]
+                total[i] += scaled[j - 1, i]
+        for i in range(length):
+            elevated[0, i] = total[i]
+            total[i] = zero
 
-        total = np.float32(0)
         for j in range(size):
-            nearest = np.rint(elevated[j] * inverse_size)
-            cell[j] = nearest
-            total += nearest
-            residual[j] = elevated[j] - nearest * fsize
+            for i in range(length):
+                nearest = np.rint(elevated[j, i] * inverse_size)
+                cell[j, i] = nearest
+                total[i] += nearest
+                residual[j, i] = elevated[j, i] - nearest * fsize
         for j in range(size):
-            rank[j] = np.int32(total)
-        for i in range(dim):
-            for j in range(i + 1, size):
-                smaller = np.int32(residual[i] < residual[j])
-                rank[i] += smaller
-                rank[j] += 1 - smaller
-        for j in range(size):
-            place = rank[j]
-            if place < 0:
-                place += size
-                cell[j] += one
-            elif place > dim:
-                place -= size
-                cell[j] -= one
-            offset[dim - place] = (elevated[j] - cell[j] * fsize) * inverse_size
-            order[dim - place] = j
-
-        key = -origin
+            for i in range(length):
+                rank[j, i] = np.int32(total[i])
         for j in range(dim):
-            key += radix[j] * np.int64(cell[j] - cell[dim])
+            for k in range(j + 1, size):
+                for i in range(length):
+                    smaller = np.int32(residual[j, i] < residual[k, i])
+                    rank[j, i] += smaller
+                    rank[k, i] += np.int32(1) - smaller
+        for i in range(length):
+            key[0, i] = -origin
+        for j in range(size):
+            for i in range(length):
+                wraps = np.int32(rank[j, i] < 0) - np.int32(rank[j, i] > dim)
+                rank[j, i] += wraps * np.int32(size)
+                nearest = cell[j, i] + np.float32(wraps)
+                residual[j, i] = (elevated[j, i] - nearest * fsize) * inverse_size
+                key[0, i] += step[j] * np.int64(nearest)
         for p in range(size):
-            if p == 0:
-                weights[pixel, p] = offset[0] + (one - offset[dim])
-            else:
-                key -= step[order[p - 1]]
-                weights[pixel, p] = offset[p] - offset[p - 1]
-            if key != last_keys[p]:
-                slot = _hash(key, bits)
-                while table_keys[slot] != key:
+            for j in range(size):
+                for i in range(length):
+                    if rank[j, i] == dim - p:
+                        offset[p, i] = residual[j, i]
+                        if p < dim:
+                            key[p + 1, i] = key[p, i] - step[j]
+
+        for p in range(size):
+            for i in range(length):
+                slot = _hash(key[p, i], bits)
+                is_here = table_keys[slot] == key[p, i]
+                number[p, i] = table_numbers[slot] if is_here else np.int32(-1)
+        for p in range(size):
+            for i in range(length):
+                if number[p, i] >= 0:
+                    continue
+                slot = _hash(key[p, i], bits)
+                while table_keys[slot] != key[p, i]:
                     if table_keys[slot] < 0:
-                        table_keys[slot] = key
+                        table_keys[slot] = key[p, i]
                         table_numbers[slot] = count
-                        keys[count] = key
+                        keys[count] = key[p, i]
                         count += 1
                         break
                     slot = (slot + np.uint64(1)) & np.uint64((1 << bits) - 1)
-                last_keys[p] = key
-                last_numbers[p] = table_numbers[slot]
-            corners[pixel, p] = last_numbers[p]
+                number[p, i] = table_numbers[slot]
+        for i in range(length):
+            weights[first + i, 0] = offset[0, i] + (one - offset[dim, i])
+            corners[first + i, 0] = number[0, i]
+            for p in range(1, size):
+                weights[first + i, p] = offset[p, i] - offset[p - 1, i]
+                corners[first + i, p] = number[p, i]
 
-        if count > len(keys) - size:
-            bits += 1
+        if count > len(keys) - size * _BLOCK:
+            bits += 2
             table_keys = np.full(1 << bits, -1, np.int64)
             table_numbers = np.empty(1 << bits, np.int32)
             grown = np.empty(1 << (bits - 1), np.int64)
             grown[:count] = keys[:count]
             keys = grown
-            for number in range(count):
-                slot = _hash(keys[number], bits)
+            for old in range(count):
+                slot = _hash(keys[old], bits)
                 while table_keys[slot] >= 0:
                     slot = (slot + np.uint64(1)) & np.uint64((1 << bits) - 1)
-                table_keys[slot] = keys[number]
-                table_numbers[slot] = number
+                table_keys[slot] = keys[old]
+                table_numbers[slot] = old
     return keys[:count].copy()
 
 
@@ -484,7 +590,7 @@ def _hash(key, bits):  # type: ignore[no-untyped-def]
 
 @_kernel()
 def _renumber(corners, numbers, start, stop):  # type: ignore[no-untyped-def]
-    for pixel in range(start, stop):
+    for pixel in range(np.uintp(start), np.uintp(stop)):
         for p in range(corners.shape[1]):
             corners[pixel, p] = numbers[np.uintp(corners[pixel, p])]
 
@@ -495,46 +601,68 @@ def _connect(keys, step, ahead, behind, first):  # type: ignore[no-untyped-def]
 
     The vertex of the first key has the number ``first``.
     """
-    other = 0
-    for vertex in range(len(keys)):
-        wanted = keys[vertex] + step
-        while other < len(keys) and keys[other] < wanted:
-            other += 1
-        if other == len(keys):
-            return
-        if keys[other] == wanted:
-            ahead[first + vertex] = first + other
-            behind[first + other] = first + vertex
+    count = np.uintp(len(keys))
+    vertex, other = np.uintp(0), np.uintp(0)
+    # One of the two advances, or both: sums instead of branches, which could not be foreseen.
+    while other < count:
+        wanted, key = keys[vertex] + step, keys[other]
+        is_found = np.int32(wanted == key)
+        ahead[first + vertex] = is_found * np.int32(first + other)
+        behind[first + other] = is_found * np.int32(first + vertex)
+        vertex += np.uintp(wanted <= key)
+        other += np.uintp(key <= wanted)
+
+
+@_kernel()
+def _number(keys, order, first):  # type: ignore[no-untyped-def]
+    """Number different keys in ascending ``order``, from ``first`` on.
+
+    Returns:
+        The different keys, sorted, and the number of each of ``keys``.
+    """
+    different = np.empty(len(keys), np.int64)
+    numbers = np.empty(len(keys), np.int32)
+    last, count = np.int64(-1), 0
+    for i in range(len(order)):
+        place = np.uintp(order[i])
+        if keys[place] != last:
+            last = keys[place]
+            different[count] = last
+            count += 1
+        numbers[place] = first + count - 1
+    return different[:count].copy(), numbers
 
 
 @_kernel()
 def _splat_ones(corners, weights, total, start, stop):  # type: ignore[no-untyped-def]
-    for pixel in range(start, stop):
+    for pixel in range(np.uintp(start), np.uintp(stop)):
         for p in range(corners.shape[1]):
-            total[corners[pixel, p]] += weights[pixel, p]
+            total[np.uintp(corners[pixel, p])] += weights[pixel, p]
 
 
 @_kernel(fastmath=_FAST_MATH)
 def _normalise(corners, weights, row_sum, compat, start, stop):  # type: ignore[no-untyped-def]
-    for pixel in range(start, stop):
+    for pixel in range(np.uintp(start), np.uintp(stop)):
         total = np.float32(1e-20)
         for p in range(corners.shape[1]):
-            total += weights[pixel, p] * row_sum[corners[pixel, p]]
+            total += weights[pixel, p] * row_sum[np.uintp(corners[pixel, p])]
         factor = np.sqrt(compat / total)
         for p in range(corners.shape[1]):
             weights[pixel, p] *= factor
 
 
 @_kernel()
-def _gather_strips(sums, table, start, stop):  # type: ignore[no-untyped-def]
+def _gather_strips(sums, spans, table, start, stop, width):  # type: ignore[no-untyped-def]
     for group in range(sums.shape[1]):
-        for i in range(start, stop):
-            table[group, i] = sums[0, group, i]
-            sums[0, group, i] = 0
-        for strip in range(1, sums.shape[0]):
-            for i in range(start, stop):
-                table[group, i] += sums[strip, group, i]
-                sums[strip, group, i] = 0
+        for i in range(np.uintp(start * width), np.uintp(stop * width)):
+            table[group, i] = 0
+        for strip in range(spans.shape[0]):
+            for part in range(spans.shape[1]):
+                first = max(start, spans[strip, part, 0])
+                end = max(first, min(stop, spans[strip, part, 1]))
+                for i in range(np.uintp(first * width), np.uintp(end * width)):
+                    table[group, i] += sums[strip, group, i]
+                    sums[strip, group, i] = 0
 
 
 @_kernel(fastmath=_FAST_MATH)
@@ -545,11 +673,10 @@ def _blur(source, target, after, before, start, stop, lanes):  # type: ignore[no
         values, blurred = source[group], target[group]
         for vertex in range(np.uintp(start), np.uintp(stop)):
             here = vertex * width
-            one, other = np.uintp(after[vertex]) * width, np.uintp(before[vertex]) * width
-            for lane in range(width):
-                blurred[here + lane] = values[here + lane] + half * (
-                    values[one + lane] + values[other + lane]
-                )
+            sides = _load(values, np.uintp(after[vertex]) * width, lanes)
+            sides = _fma(half, sides, _load(values, here, lanes))
+            other = _load(values, np.uintp(before[vertex]) * width, lanes)
+            _store(blurred, here, _fma(half, other, sides))
 
 
 @_kernel(fastmath=_FAST_MATH)
@@ -569,71 +696,76 @@ def _update(  # type: ignore[no-untyped-def]
 ):
     """Slice, softmax and splat in one pass over the pixels ``start``..``stop``.
 
+    ``log_ratio`` (G, N·lanes) is of the probabilities, to that of the last label.
     ``table`` (G, (M+1)·lanes) is sliced if ``has_message``. The new marginals are written to
     ``marginals`` (C, N) if ``is_last``; else their differences to the last label are added to
     ``strip_sum``, of the shape of ``table``.
     """
-    width = len(lanes)
-    num_channels = len(log_ratio)
+    width = np.uintp(len(lanes))
     num_groups = len(table)
-    # Channels that only fill the last group up stay zero.
-    values = np.zeros((num_groups * width, _BLOCK), np.float32)
+    values = np.empty((num_groups, _BLOCK * len(lanes)), np.float32)
     top = np.empty(_BLOCK, np.float32)
     total = np.empty(_BLOCK, np.float32)
     last = np.empty(_BLOCK, np.float32)
     zero, one = np.float32(0), np.float32(1)
     for block in range(start, stop, _BLOCK):
-        length = min(_BLOCK, stop - block)
-        for c in range(num_channels):
-            for i in range(length):
-                values[c, i] = log_ratio[c, block + i]
-        if has_message:
-            for group in range(num_groups):
-                column = table[group]
-                for i in range(length):
-                    for p in range(len(unrolled)):
-                        corner = np.uintp(corners[block + i, p]) * np.uintp(width)
-                        weight = weights[block + i, p]
-                        for lane in range(width):
-                            values[group * width + lane, i] += (
-                                weight * column[corner + np.uintp(lane)]
-                            )
-
+        first = np.uintp(block)
+        length = np.uintp(min(_BLOCK, stop - block))
         for i in range(length):
             top[i] = zero
-        for c in range(num_channels):
+        for group in range(num_groups):
+            group_values, evidence, column = values[group], log_ratio[group], table[group]
             for i in range(length):
-                top[i] = max(top[i], values[c, i])
+                logits = _load(evidence, (first + i) * width, lanes)
+                if has_message:
+                    for p in range(len(unrolled)):
+                        corner = np.uintp(corners[first + i, p]) * width
+                        logits = _fma(weights[first + i, p], _load(column, corner, lanes), logits)
+                _store(group_values, i * width, logits)
+            for i in range(length):
+                for lane in range(width):
+                    top[i] = max(top[i], group_values[i * width + lane])
+
         for i in range(length):
             last[i] = _exp(-top[i])
             total[i] = last[i]
-        for c in range(num_channels):
+        for group in range(num_groups):
+            group_values = values[group]
             for i in range(length):
-                values[c, i] = _exp(values[c, i] - top[i])
-                total[i] += values[c, i]
+                for lane in range(width):
+                    group_values[i * width + lane] -= top[i]
+            for j in range(length * width):
+                group_values[j] = _exp(group_values[j])
+            for i in range(length):
+                for lane in range(width):
+                    total[i] += group_values[i * width + lane]
         for i in range(length):
             total[i] = one / total[i]
 
         if is_last:
-            for c in range(num_channels):
+            for c in range(len(marginals) - 1):
+                group_values, shift = values[c // len(lanes)], np.uintp(c % len(lanes))
                 for i in range(length):
-                    marginals[c, block + i] = values[c, i] * total[i]
+                    marginals[c, first + i] = group_values[i * width + shift] * total[i]
             for i in range(length):
-                marginals[num_channels, block + i] = last[i] * total[i]
+                marginals[-1, first + i] = last[i] * total[i]
         else:
-            for c in range(num_channels):
-                for i in range(length):
-                    values[c, i] = (values[c, i] - last[i]) * total[i]
             for group in range(num_groups):
-                column = strip_sum[group]
+                group_values, column = values[group], strip_sum[group]
                 for i in range(length):
+                    for lane in range(width):
+                        group_values[i * width + lane] = (
+                            group_values[i * width + lane] - last[i]
+                        ) * total[i]
+                for i in range(length):
+                    vector = _load(group_values, i * width, lanes)
                     for p in range(len(unrolled)):
-                        corner = np.uintp(corners[block + i, p]) * np.uintp(width)
-                        weight = weights[block + i, p]
-                        for lane in range(width):
-                            column[corner + np.uintp(lane)] += (
-                                weight * values[group * width + lane, i]
-                            )
+                        corner = np.uintp(corners[first + i, p]) * width
+                        _store(
+                            column,
+                            corner,
+                            _fma(weights[first + i, p], vector, _load(column, corner, lanes)),
+                        )
 
 
 @_kernel(inline="always")

@@ -34,7 +34,7 @@ def accumulate(
     return total
 
 
-def attend(
+def attend_and_accumulate(
     total: torch.Tensor | None,
     q: torch.Tensor,
     k: torch.Tensor,
@@ -49,32 +49,44 @@ def attend(
     """
     queries, keys, values = (_fast_to_multiply(tensor) for tensor in (q, k, v))
     total = _start(total, queries, num_prefix_tokens)
-    batch, heads, tokens, _ = q.shape
-    # Tokens before heads in memory, as the fused attention leaves them: the model joins the heads.
-    output = values.new_empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2)
+    output = _new_output(queries, values)
     for item, head, rows, scores, attn in _softmax_blocks(queries, keys, scale):
         first = max(rows.start, num_prefix_tokens)  # prefix tokens have no row in the sum
         target = total[item, first - num_prefix_tokens : max(rows.stop - num_prefix_tokens, 0)]
-        target.add_(attn[first - rows.start :, num_prefix_tokens:], alpha=1 / heads)
+        target.add_(attn[first - rows.start :, num_prefix_tokens:], alpha=1 / q.shape[1])
         weights = attn if attn.dtype == values.dtype else scores.copy_(attn)
         torch.mm(weights, values[item, head], out=output[item, head, rows])
     return output.to(v.dtype), total
 
 
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+    """The output alone, (B, H, P + N, d)."""
+    output = _new_output(q, v)
+    for item, head, rows, _, attn in _softmax_blocks(q, k, scale, dtype=v.dtype):
+        torch.mm(attn, v[item, head], out=output[item, head, rows])
+    return output
+
+
+def _new_output(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Tokens before heads in memory, as the fused attention leaves them: the model joins them."""
+    batch, heads, tokens, _ = q.shape
+    return v.new_empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2)
+
+
 def _softmax_blocks(
-    q: torch.Tensor, k: torch.Tensor, scale: float
+    q: torch.Tensor, k: torch.Tensor, scale: float, *, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[int, int, slice, torch.Tensor, torch.Tensor]]:
     """Block by block: image, head, rows of ``q``, their scores and attention (rows, tokens).
 
-    The scores have the dtype of ``q``, the attention is at least float32. Both lie where those of
-    the next block will; the scores are the caller's to overwrite.
+    The scores have the dtype of ``q``, the attention ``dtype``, by default at least float32. Both
+    lie where those of the next block will; the scores are the caller's to overwrite.
     """
     batch, heads, num_rows, _ = q.shape
     tokens = k.shape[2]
     count = math.ceil(num_rows * tokens / _BLOCK_NUMEL)
     size = math.ceil(num_rows / min(count, num_rows))  # equal blocks, so that none is a sliver
     scores = q.new_empty(size, tokens)
-    attn = q.new_empty(size, tokens, dtype=_sum_dtype(q))
+    attn = q.new_empty(size, tokens, dtype=dtype or _sum_dtype(q))
     q = q * scale
     for item in range(batch):
         for start in range(0, num_rows, size):
