@@ -302,8 +302,8 @@ def test_predict_any_folder_and_go_on(finished: Path, cfg: Config, tmp_path: Pat
     result = segment.predict_segmenter(cfg, network, folder.parent, tmp_path / "out")
     assert result["ok"] == 2
     assert list(result["failed"]) == ["broken"]
-    mask = Image.open(tmp_path / "out" / "masks" / "more" / "a.png")
-    assert (mask.mode, mask.size) == ("P", (51, 37))
+    with Image.open(tmp_path / "out" / "masks" / "more" / "a.png") as mask:
+        assert (mask.mode, mask.size) == ("P", (51, 37))
     assert read_mask(tmp_path / "out" / "masks" / "b.png").shape == (20, 51)
     before = (tmp_path / "out" / "masks" / "b.png").stat().st_mtime_ns
     assert segment.predict_segmenter(cfg, network, folder.parent, tmp_path / "out") == result

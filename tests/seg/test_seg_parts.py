@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -111,7 +112,9 @@ def test_without_weights_the_loss_is_the_mean_over_labelled_pixels() -> None:
 
 def test_deeplab_v2_sums_dilated_convolutions() -> None:
     torch.manual_seed(0)
-    head = DeepLabV2Head(in_channels=5, in_index=1, num_classes=3, dilations=(1, 2))
+    # mmsegmentation builds its default loss by name, whatever scope an earlier test left behind.
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        head = DeepLabV2Head(in_channels=5, in_index=1, num_classes=3, dilations=(1, 2))
     features = torch.randn(2, 5, 9, 7)
     out = head([torch.empty(0), features])
     expected = sum(
