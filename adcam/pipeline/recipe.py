@@ -372,13 +372,15 @@ def _inputs(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 
 def _find_stale(recipe: Recipe) -> list[str]:
     """Finished stages whose inputs are others by now: those that were skipped."""
+    done = {name: r for name in STAGES if (r := recipe.record(name)) and r["state"] == "done"}
     return [
         name
-        for name, stage in STAGES.items()
+        for name, record in done.items()
         if name != "report"
-        and (record := recipe.record(name)) is not None
-        and record["state"] == "done"
-        and record["inputs"] != _inputs(recipe, stage)
+        and not (
+            all(needed in done for needed in STAGES[name].needs)
+            and record["inputs"] == _inputs(recipe, STAGES[name])
+        )
     ]
 
 
@@ -440,20 +442,29 @@ def _masked_images(recipe: Recipe) -> ImageDataset:
     return ImageDataset(recipe.images(splits[0]).class_set, "+".join(splits), records.values())
 
 
+def _needs_maps(recipe: Recipe) -> bool:
+    """Whether the network weighs pixels by the soft maps."""
+    return recipe.network is not None and bool(recipe.network.train.get("confidence"))
+
+
 def _describe_generate(recipe: Recipe) -> dict[str, Any]:
     images = _masked_images(recipe)
     return {
         "classifier": recipe.outputs("train")["classifier"],
         "labeler": _build_labeler(recipe).describe(),
+        "maps": _needs_maps(recipe),
         "images": _describe_images(images),
     }
 
 
 def _run_generate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     labeler, images = _build_labeler(recipe), _masked_images(recipe)
-    save_maps = recipe.network is not None and bool(recipe.network.train.get("confidence"))
     result = generate(
-        images, labeler, folder, save_maps=save_maps, workers=default_workers(labeler)
+        images,
+        labeler,
+        folder,
+        save_maps=_needs_maps(recipe),
+        workers=default_workers(labeler),
     )
     if result.failed:
         first = result.failed[0]

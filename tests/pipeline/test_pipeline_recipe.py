@@ -219,6 +219,10 @@ def test_the_report_is_made_again_from_the_files(place: Path) -> None:
         ("mask.rule", "constant:0.9", ALL[1:], "labeler.rule"),
         ("recipe.network.options", {"test.flip": True}, ["test", "report"], "test.flip: false ->"),
         ("recipe.network.options", {"train.max_iters": 3}, ALL[3:], "train.max_iters: 2 -> 3"),
+        (
+            *("recipe.network.options", {"train.confidence": True}),
+            *(["generate", "segment", "test", "report"], "maps: false -> true"),
+        ),
         ("recipe.evaluate", ["train"], ["generate", "evaluate", "report"], "truth.val.images"),
     ],
 )
