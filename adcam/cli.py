@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -73,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
               adcam train configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py --work-dir work
               adcam generate photos/ --checkpoint work/classifier.safetensors --out masks
               adcam evaluate masks --gt photos/truth
+            or all of it, and a network that learns from the masks:
+              adcam run configs/voc_animals/adcam_deit-tiny_fcn.py --work-dir work
 
             new here? `adcam demo` shows everything on made-up pictures.
 
@@ -90,6 +93,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_boxes(commands)
     _add_compare(commands)
     _add_convert(commands)
+    _add_segment(commands)
+    _add_run(commands)
+    _add_report(commands)
     _add_info(commands)
     return parser
 
@@ -191,6 +197,47 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument(
         "--table-only", action="store_true", help="write compare.csv, no masks and no report"
     )
+
+
+def _add_run(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "run",
+        _run_run,
+        "train, make masks, train a network on them, report",
+        """\
+        The whole recipe of a config: train the classifier, make pseudo masks, score them, train a
+        segmentation network on them, test it, and write WORK_DIR/report/report.html. The stages are
+        train, generate, evaluate, segment, test, report; each records what it was made from, so
+        that the same command again does what is missing or no longer true, and nothing else.""",
+        """\
+        adcam run configs/voc_animals/adcam_deit-tiny_fcn.py --work-dir work
+        adcam run configs/voc_animals/adcam_deit-tiny_fcn.py --work-dir work --skip segment test
+        adcam run my_recipe.py --work-dir work --only evaluate report
+        adcam run my_recipe.py --work-dir work --redo segment --cfg-options mask.crf=lattice
+        """,
+    )
+    _add_config_arguments(parser)
+    names = ("train", "generate", "evaluate", "segment", "test", "report")
+    parser.add_argument("--only", nargs="+", choices=names, default=[], help="look at no other")
+    parser.add_argument(
+        "--skip", nargs="+", choices=names, default=[], help="take what is there, true or not"
+    )
+    parser.add_argument(
+        "--redo", nargs="+", choices=names, default=[], help="run again from nothing"
+    )
+
+
+def _add_report(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "report",
+        _run_report,
+        "write the report of a finished run again",
+        "Write WORK_DIR/report/report.html again from the files that `adcam run` left.",
+        "adcam report work\n",
+    )
+    parser.add_argument("work_dir", type=Path, metavar="WORK_DIR", help="of `adcam run`")
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -320,8 +367,9 @@ def _add_mask_arguments(parser: argparse.ArgumentParser) -> None:
     )
     mask.add_argument(
         "--crf",
-        choices=("none", "lattice", "pydensecrf"),
-        help="sharpen edges with a dense CRF: ours, or the C++ package (default: none)",
+        choices=("none", "lattice", "lattice-gpu", "pydensecrf"),
+        help="sharpen edges with a dense CRF: ours, on CPU or GPU, or the C++ package "
+        "(default: none)",
     )
     mask.add_argument(
         "--crf-params", metavar="NAME", help="toco (default), irn, psa, clip_es or weaktr"
@@ -613,6 +661,55 @@ def _add_convert(commands: Any) -> None:
         converter.add_argument("--json", type=Path, metavar="FILE", help="write all counts there")
 
 
+def _add_segment(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        "segment",
+        _run_segment,
+        "train a segmentation network on the masks, test and use it",
+        """\
+        Train a network of mmsegmentation on masks, score it, and write masks of new images with it.
+        WORK_DIR/segmenter.safetensors is the result; an interrupted training goes on by itself.
+        Needs mmsegmentation: pip install 'adcam[seg]'.""",
+        """\
+        adcam segment configs/seg/voc_animals/deit-tiny_fcn_voc-animals.py --check \\
+            --cfg-options data.masks=out
+        adcam segment configs/seg/voc_animals/deit-tiny_fcn_voc-animals.py train --work-dir work \\
+            --cfg-options data.masks=out
+        adcam segment configs/seg/voc_animals/deit-tiny_fcn_voc-animals.py test --work-dir work \\
+            --cfg-options test.flip=True test.crf=toco
+        adcam segment configs/seg/voc_animals/deit-tiny_fcn_voc-animals.py predict photos/ \\
+            --work-dir work --out predicted
+        """,
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="see configs/seg")
+    parser.add_argument("action", nargs="?", choices=("train", "test", "predict"))
+    parser.add_argument("images", nargs="?", type=Path, metavar="IMAGES", help="for `predict`")
+    parser.add_argument(
+        "--check", action="store_true", help="look at all images and masks, and stop"
+    )
+    parser.add_argument(
+        "--work-dir", type=Path, help="where results go (default: work_dirs/<name of the config>)"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="for `test` and `predict` (default: WORK_DIR/segmenter.safetensors)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="for `predict` and, if wanted, `test`: masks"
+    )
+    parser.add_argument("--restart", action="store_true", help="train from the first step again")
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm"),
+        default="none",
+        help="who started the processes of distributed training (default: %(default)s)",
+    )
+    _add_cfg_options(parser)
+
+
 def _add_info(commands: Any) -> None:
     parser = _add_command(
         commands,
@@ -673,6 +770,32 @@ def _run_compare(args: argparse.Namespace) -> int:
     print_results(experiment.results, cfg.compare.choose_on, cfg.compare.report_on)
     print(f"table: {work_dir / 'compare.csv'}")
     print(f"report: {experiment.report}")
+    return EXIT_OK
+
+
+def _run_run(args: argparse.Namespace) -> int:
+    from adcam.pipeline.recipe import open_recipe, run_recipe
+
+    work_dir = _work_dir(args)
+    words = ["adcam", "run", str(args.config), "--work-dir", str(work_dir)]
+    if args.cfg_options:
+        words += ["--cfg-options", *args.cfg_options]
+    recipe = open_recipe(
+        _load_config(args.config, args.cfg_options),
+        work_dir,
+        title=f"{args.config.stem}: masks from labels, a network from masks",
+        command=shlex.join(words),
+    )
+    run_recipe(recipe, only=args.only, skip=args.skip, redo=args.redo)
+    if (page := recipe.folder("report") / "report.html").is_file():
+        print(f"report: {page}")
+    return EXIT_OK
+
+
+def _run_report(args: argparse.Namespace) -> int:
+    from adcam.pipeline.recipe import load_recipe, make_report
+
+    print(f"report: {make_report(load_recipe(args.work_dir))}")
     return EXIT_OK
 
 
@@ -919,6 +1042,58 @@ def _run_convert(args: argparse.Namespace) -> int:
     return EXIT_SOME_FAILED if result.failed else EXIT_OK
 
 
+def _run_segment(args: argparse.Namespace) -> int:
+    _check_segment(args)
+    from adcam.pipeline import segment
+
+    config = segment.read_segmentation_config(
+        args.config, _parse_pairs("--cfg-options", args.cfg_options)
+    )
+    work_dir = _work_dir(args)
+    checkpoint = args.checkpoint or work_dir / segment.SEGMENTER_NAME
+    if args.check:
+        _print_check(segment.check_segmentation(config))
+    if args.action == "train":
+        path = segment.train_segmenter(
+            config, work_dir=work_dir, resume=not args.restart, launcher=args.launcher
+        )
+        print(f"network: {path}")
+    elif args.action == "test":
+        scores = segment.test_segmenter(config, checkpoint, work_dir=work_dir, masks_out=args.out)
+        _print_scores(scores, f"Scores of {scores['split']} in percent")
+        print(work_dir / f"test_{scores['split']}.json")
+    elif args.action == "predict":
+        result = segment.predict_segmenter(config, checkpoint, args.images, args.out)
+        for img_id, error in list(result["failed"].items())[:_SHOWN_FAILURES]:
+            _say(f"  {img_id}: {error}")
+        _say(f"{result['ok']} masks written, {len(result['failed'])} images failed")
+        print(result["masks"])
+        return EXIT_SOME_FAILED if result["failed"] else EXIT_OK
+    return EXIT_OK
+
+
+def _check_segment(args: argparse.Namespace) -> None:
+    """Refuse what contradicts itself before anything heavy is imported."""
+    if args.check == (args.action is not None):
+        raise ValueError("give either --check or one of train, test and predict")
+    if args.action == "predict" and (args.images is None or args.out is None):
+        raise ValueError("predict needs IMAGES and --out DIR")
+    if args.action != "predict" and args.images is not None:
+        raise ValueError(f"{args.images}: only predict takes images")
+
+
+def _print_check(splits: Mapping[str, Any]) -> None:
+    for split, found in splits.items():
+        pixels = found["pixels"]
+        total = sum(pixels.values()) + found["ignored"]
+        rows = [
+            (name, str(count), f"{100 * count / total:.2f} %") for name, count in pixels.items()
+        ]
+        rows.append(("ignored", str(found["ignored"]), f"{100 * found['ignored'] / total:.2f} %"))
+        _print_table(("class", "pixels", "share"), rows, f"{split}: {found['images']} images")
+    print("nothing is wrong")
+
+
 def _run_info(args: argparse.Namespace) -> int:
     from adcam.pipeline.info import collect_info
 
@@ -929,7 +1104,7 @@ def _run_info(args: argparse.Namespace) -> int:
     for title, values in info.items():
         rows = [(name, _state(title, value)) for name, value in values.items()]
         _print_table(("", ""), rows, title.replace("_", " "))
-    print("--crf lattice takes numba, or reference where that cannot run; on a GPU torch.")
+    print("--crf lattice takes numba, or reference where that cannot run; lattice-gpu torch.")
     return EXIT_OK
 
 

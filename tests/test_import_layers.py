@@ -161,10 +161,32 @@ def may_import(path: Path, package: str) -> bool:
 
 
 def is_kernel_file(path: Path) -> bool:
-    """Files of kernels: under ops/, their compiler in the name, imported when used."""
+    """Files of kernels: under ops/, their compiler in the name."""
     return PACKAGE / "ops" in path.parents and (
         "triton" in path.stem or path.stem.startswith("numba_")
     )
+
+
+def is_imported_when_used(path: Path) -> bool:
+    """Files that need an optional package from their first line on: kernels, parts of mmseg."""
+    return is_kernel_file(path) or (path.parent == PACKAGE / "seg" and path.stem != "__init__")
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_what_needs_an_optional_package_is_imported_when_used() -> None:
+    late = {module_of(path) for path in PACKAGE.rglob("*.py") if is_imported_when_used(path)}
+    assert "adcam.seg.segmenter" in late
+    wrong = [
+        str(found)
+        for found in IMPORTS
+        if found.at_top_level
+        and not is_imported_when_used(found.path)
+        and any(is_within(found.module, module) for module in late)
+    ]
+    assert wrong == []
 
 
 def test_optional_packages_have_one_place() -> None:
@@ -182,7 +204,7 @@ def test_optional_packages_are_imported_when_used() -> None:
         str(found)
         for found in IMPORTS
         if found.at_top_level
-        and not is_kernel_file(found.path)
+        and not is_imported_when_used(found.path)
         and any(is_within(found.module, package) for package in OPTIONAL)
     ]
     assert wrong == []
@@ -221,9 +243,9 @@ def test_import_adcam_takes_under_a_second() -> None:
 
 def test_every_module_imports_without_optional_packages() -> None:
     modules = sorted(
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        module_of(path)
         for path in PACKAGE.rglob("*.py")
-        if not is_kernel_file(path) and path.name != "__main__.py"
+        if not is_imported_when_used(path) and path.name != "__main__.py"
     )
     blocked = [f"sys.modules[{name!r}] = None" for name in OPTIONAL if name != "triton"]
     loaded = modules_after("import sys", *blocked, *(f"import {module}" for module in modules))

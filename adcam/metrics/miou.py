@@ -124,7 +124,24 @@ class MeanIoU:
             ValueError: If the shapes differ, a dtype is not integer or a value is not legal.
         """
         num_classes, ignore_index = self._policy["num_classes"], self._policy["ignore_index"]
-        confusion = compute_confusion(pred, gt, num_classes=num_classes, ignore_index=ignore_index)
+        self.add_confusion(
+            compute_confusion(pred, gt, num_classes=num_classes, ignore_index=ignore_index)
+        )
+
+    def add_confusion(self, confusion: np.ndarray) -> None:
+        """Count one image by its confusion matrix.
+
+        Args:
+            confusion: As :func:`compute_confusion` returns it.
+
+        Raises:
+            ValueError: It has another shape.
+        """
+        if confusion.shape != self._confusion.shape:
+            raise ValueError(
+                f"the confusion matrix must be of shape {self._confusion.shape}, got "
+                f"{confusion.shape}"
+            )
         self._confusion += confusion
         self._num_images += 1
         if self._policy["average"] == "per_image":

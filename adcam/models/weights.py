@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models import get_pretrained_cfg
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -185,3 +187,65 @@ def _load_all(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -
             f"Missing {len(missing)}: {missing[:5]}; wrong shape {len(wrong)}: {wrong[:5]}"
         )
     model.load_state_dict({name: state[name] for name in own})
+
+
+def find_weights(source: str | Path, name: str | None = None) -> Path:
+    """File of published weights on this machine; nothing is downloaded.
+
+    Args:
+        source: A file; ``"timm"`` for timm's weights of ``name``, looked for in the cache of
+            huggingface_hub; or ``"torchvision:resnet50"`` and the like for torchvision's first
+            ImageNet weights (``IMAGENET1K_V1``) of that name, looked for in the cache of torch.hub.
+        name: timm name of the network, for ``"timm"``.
+
+    Raises:
+        ValueError: The name is unknown, or there is no such file; the message says what to fetch
+            and where to put it.
+    """
+    kind, _, model = str(source).partition(":")
+    if kind == "timm":
+        return _find_timm(model or name or "")
+    if kind == "torchvision" and model:
+        return _find_torchvision(model)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such weights file; name a file, 'timm' or 'torchvision:<model>'"
+        )
+    return path
+
+
+def load_any_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
+    """:func:`load_backbone_weights` for a timm ViT, else :func:`load_trunk_weights`."""
+    load = load_backbone_weights if isinstance(backbone, VisionTransformer) else load_trunk_weights
+    load(backbone, path)
+
+
+def _find_timm(name: str) -> Path:
+    config = get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None or not config.hf_hub_id:
+        raise ValueError(f"timm publishes no weights of {name!r}")
+    # Layout of the cache: huggingface_hub's guide "Understand caching".
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    folder = cache / f"models--{config.hf_hub_id.replace('/', '--')}" / "snapshots"
+    if found := sorted(folder.glob("*/model.safetensors")):
+        return found[-1]
+    raise ValueError(
+        f"timm's weights of {name} are not on this machine (in {cache}). Where there is a network, "
+        f"run `hf download {config.hf_hub_id} model.safetensors`; then name the file it prints, or "
+        "copy it and name the copy"
+    )
+
+
+def _find_torchvision(name: str) -> Path:
+    from torchvision.models import get_model_weights  # slow to import
+
+    try:
+        url = get_model_weights(name).IMAGENET1K_V1.url
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"torchvision publishes no ImageNet weights of {name!r}") from error
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    raise ValueError(f"{path}: torchvision's weights of {name} are not here. Fetch {url} to there")

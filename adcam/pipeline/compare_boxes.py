@@ -224,8 +224,9 @@ def compare_boxes(
         One result per row, same order.
 
     Raises:
-        ValueError: An image has no box or not exactly one class, a network or a stored map is not
-            there, a network lacks a class, or a threshold is outside [0, 1).
+        ValueError: An image has no box or not exactly one class, the splits overlap but differ, a
+            network or a stored map is not there, a network lacks a class, or a threshold is outside
+            [0, 1).
     """
     if image_root is None and (score_map_dir or any(row.score_maps for row in rows)):
         raise ValueError("score maps on disk need image_root")
@@ -234,10 +235,10 @@ def compare_boxes(
     folders = {row.name: slug(row.name, fallback="row") for row in rows}
     if score_map_dir is not None and len(set(folders.values())) < len(rows):
         raise ValueError(f"two rows would write into one folder of score maps: {folders}")
-    same = choose_set.records == report_set.records
-    chosen_on = ORACLE if same else choose_set.split
     for images in (choose_set, report_set):
         _check_boxes(images)
+    same = _is_same(choose_set, report_set)
+    chosen_on = ORACLE if same else choose_set.split
     options: dict[str, Any] = {
         "device": device or torch.device("cpu"),
         "dtype": dtype,
@@ -462,6 +463,18 @@ def _check_boxes(images: ImageDataset) -> None:
             f"images lack a box or have not one class, the first is {lacking[0]!r}"
         )
     images.check_files(masks=False)
+
+
+def _is_same(choose_set: ImageDataset, report_set: ImageDataset) -> bool:
+    """Whether thresholds are chosen on the images reported, all of them."""
+    chosen, reported = ({r.img_path for r in s.records} for s in (choose_set, report_set))
+    if chosen != reported and (shared := chosen & reported):
+        raise ValueError(
+            f"{len(shared)} of the {len(reported)} images of {report_set.split!r} are among those "
+            f"that choose the thresholds, such as {min(shared)}; take the same images for both, "
+            "which is called the oracle, or others"
+        )
+    return chosen == reported
 
 
 def _match_classes(

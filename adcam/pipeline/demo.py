@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import skimage.data
+from mmengine.config import Config
 from rich.console import Console
 
 import adcam
 from adcam.data.shapes import make_shape_boxes, make_shapes
 from adcam.pipeline.box_report import run_box_experiment
+from adcam.pipeline.compare import RowResult
 from adcam.pipeline.config import load_config
 from adcam.pipeline.experiment import print_results, run_experiment
+from adcam.pipeline.info import why_not_importable
 from adcam.pipeline.labeler import PseudoLabeler
+from adcam.pipeline.recipe import open_recipe, read_teaching, run_recipe
+from adcam.pipeline.recipe_report import build_lesson_section
+from adcam.pipeline.train import CLASSIFIER_NAME
 from adcam.report.figures import picture_row
 from adcam.report.model import PictureGrid, Section, Text
 
@@ -62,6 +72,7 @@ def run_demo(
 ) -> Path:
     """Make the generated set, train, compare all methods, write masks and the report.
 
+    Where mmsegmentation is installed, a network is trained on the masks as well.
     For ``"localization"`` it is the set of single animals, scored by their boxes.
 
     Args:
@@ -94,6 +105,8 @@ def run_demo(
             if count in cfg.demo:
                 cfg.demo[count] //= 10
         cfg.train.epochs = 2
+        if task == "segmentation":
+            cfg.recipe.network.options = {"train.max_iters": 10}
     for made in ("data", "run"):
         shutil.rmtree(work_dir / made, ignore_errors=True)
     if task == "localization":
@@ -113,11 +126,42 @@ def run_demo(
         work_dir / "run",
         title="adcam demo: masks from image labels",
         command=["adcam", "demo", *flags],
-        extra_sections=[make_photo_section(weights)],
+        more={
+            "train a network on the masks": partial(
+                make_network_section, cfg=cfg, work_dir=work_dir / "run"
+            ),
+            "label photographs": lambda results: make_photo_section(weights),
+        },
     )
     print_results(experiment.results, cfg.compare.choose_on, cfg.compare.report_on)
     Console().print(f"Report: {experiment.report}", soft_wrap=True)
     return experiment.report
+
+
+def make_network_section(results: Sequence[RowResult], *, cfg: Config, work_dir: Path) -> Section:
+    """A network that learns from the masks of the best method, or how to get there.
+
+    Args:
+        results: Of the comparison; its last row makes the masks, at its threshold.
+        cfg: The demo's config.
+        work_dir: Where the comparison left its classifier; everything goes into ``network``.
+    """
+    if (reason := why_not_importable("mmseg.models", "seg")) is not None:
+        hint = (
+            "A segmentation network that learns from these masks needs mmsegmentation, which is "
+            f"{reason}. Then `adcam demo` trains one too."
+        )
+        return Section("A network that learns from the masks", [Text([hint])])
+    row, threshold = results[-1].row, results[-1].threshold
+    cfg = copy.deepcopy(cfg)
+    cfg.cam = {"method": row.method, "method_options": dict(row.options), **asdict(row.views)}
+    cfg.mask = {"rule": f"constant:{threshold}", "chosen_on": cfg.compare.choose_on}
+    if row.crf is not None:
+        cfg.mask.update(crf="lattice", crf_params=row.crf)
+    cfg.recipe.classifier = str(work_dir / CLASSIFIER_NAME)
+    recipe = open_recipe(cfg, work_dir / "network")
+    run_recipe(recipe, skip=["report"])
+    return build_lesson_section(read_teaching(recipe))
 
 
 def make_photo_section(weights: str | None, model: str = PHOTO_MODEL) -> Section:

@@ -84,7 +84,7 @@ def evaluate_masks(
             metric.update(pred, gt)
         except ValueError as error:
             raise ValueError(f"{pred_path} against {gt_path}: {error}") from error
-    return {**_name_classes(metric.compute(), classes), "missing_predictions": pairs.missing}
+    return {**name_classes(metric.compute(), classes), "missing_predictions": pairs.missing}
 
 
 def evaluate_maps(
@@ -160,7 +160,7 @@ def evaluate_maps(
         "miou": list(result.miou),
         "best_threshold": result.best_threshold,
         "best_miou": result.best_miou,
-        "best": _name_classes(result.best, names),
+        "best": name_classes(result.best, names),
         "num_images": len(pairs.files),
         "missing_predictions": pairs.missing,
         "policy": dict(result.policy),
@@ -242,7 +242,7 @@ def _count_classes(pairs: _Pairs) -> int:
     return highest + 1
 
 
-def _name_classes(result: MeanIoUResult, names: Mapping[int, str]) -> dict[str, Any]:
+def name_classes(result: MeanIoUResult, names: Mapping[int, str]) -> dict[str, Any]:
     """The result with classes by name, without those that neither side holds."""
     values = result.to_dict()
     held = [i for i, iou in enumerate(values["iou_per_class"]) if iou is not None]

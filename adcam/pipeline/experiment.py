@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ def run_experiment(
     *,
     title: str,
     command: Sequence[str],
-    extra_sections: Sequence[Section] = (),
+    more: Mapping[str, Callable[[Sequence[RowResult]], Section]] | None = None,
 ) -> Experiment:
     """Train (unless ``work_dir`` has a classifier), compare, write masks and the report.
 
@@ -65,7 +65,7 @@ def run_experiment(
         work_dir: Where everything goes.
         title: Of the report.
         command: What makes it again, shown in the report.
-        extra_sections: Further sections of the report.
+        more: Further stages by name; each is given the scores and makes a section of the report.
 
     Raises:
         ValueError: If the config, the data or the weights are wrong.
@@ -96,6 +96,10 @@ def run_experiment(
         generated = generate(
             images, labeler, masks_root, overwrite=True, workers=default_workers(labeler)
         )
+    sections: list[Section] = []
+    for name, make_section in (more or {}).items():
+        with stage(console, seconds, name):
+            sections.append(make_section(results))
     with stage(console, seconds, "report"):
         masks, per_image = score_masks(images, masks_root / "masks")
         write_json(work_dir / f"masks_{images.split}.json", masks.to_dict())
@@ -134,7 +138,7 @@ def run_experiment(
                     "How this was made",
                 )
             ],
-            extra_sections=extra_sections,
+            extra_sections=sections,
             mask_name=last.row.name,
             threshold_note=f"threshold {last.threshold:.2f}, chosen on {cfg.compare.choose_on}",
         )

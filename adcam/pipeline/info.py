@@ -40,7 +40,7 @@ _OPS = ("common_neighbor", "diffusion", "token_attention", "level_boxes")
 
 # What each optional feature imports, and the extra that brings it.
 _FEATURES = {
-    "student networks (mmsegmentation)": ("mmseg", "seg"),
+    "student networks (mmsegmentation)": ("mmseg.models", "seg"),
     "clusters (Ray)": ("ray", "ray"),
     "masks of COCO (pycocotools)": ("pycocotools", "coco"),
 }
@@ -59,12 +59,7 @@ def collect_info() -> dict[str, Any]:
     from adcam.ops.dense_crf import available_backends
 
     return {
-        "versions": {
-            "adcam": __version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            **{name: _version(names) for name, names in _PACKAGES.items()},
-        },
+        "versions": read_versions(),
         "devices": _devices(),
         "threads": {
             "cpu cores": len(os.sched_getaffinity(0))
@@ -75,16 +70,30 @@ def collect_info() -> dict[str, Any]:
         },
         "op_backends": _op_backends(),
         "crf_backends": available_backends(),
-        "features": {name: _why_not(module, extra) for name, (module, extra) in _FEATURES.items()},
+        "features": {
+            name: why_not_importable(module, extra) for name, (module, extra) in _FEATURES.items()
+        },
+    }
+
+
+def read_versions() -> dict[str, str | None]:
+    """Versions of this package, Python, the platform and the packages used, ``None`` if absent."""
+    return {
+        "adcam": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: _version(names) for name, names in _PACKAGES.items()},
     }
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:
+    """Version of the first that is installed, and its name where it is not the usual one."""
     for name in distributions:
         try:
-            return metadata.version(name)
+            version = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+        return f"{version} ({name})" if name.startswith("onedl-") else version
     return None
 
 
@@ -111,9 +120,9 @@ def _op_backends() -> dict[str, str | None]:
     }
 
 
-def _why_not(module: str, extra: str) -> str | None:
-    """Import a package; the reason if that fails."""
-    if importlib.util.find_spec(module) is None:
+def why_not_importable(module: str, extra: str) -> str | None:
+    """Import a module of an optional package; the reason if that fails, ``None`` if it works."""
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
         return f"not installed; pip install 'adcam[{extra}]'"
     try:
         with warnings.catch_warnings():

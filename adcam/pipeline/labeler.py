@@ -56,8 +56,8 @@ class LabelerOptions:
         rule: Where background ends (:mod:`adcam.masks.background`).
         two_threshold: ``(low, high)`` background scores in place of ``rule``: what they disagree
             on becomes 255 (:mod:`adcam.masks.confident`).
-        crf: ``"none"``, or who computes the dense CRF: ``"lattice"`` (ours, on the
-            network's device) or ``"pydensecrf"`` (on the CPU).
+        crf: ``"none"``, or who computes the dense CRF: ``"lattice"`` (ours, on the CPU),
+            ``"lattice-gpu"`` (ours, on the network's GPU) or ``"pydensecrf"``.
         crf_params: Key of :data:`adcam.masks.crf.CRF_PARAMS`.
         dtype: Of the network: ``"float32"``, or ``"bfloat16"``/``"float16"`` by autocast, faster
             on a GPU and a little less exact.
@@ -242,6 +242,11 @@ class PseudoLabeler:
         self.class_set = class_set
         self.device = resolve_device(device)
         crf = self.options.crf
+        if crf == "lattice-gpu" and self.device.type == "cpu":
+            raise ValueError(
+                "crf 'lattice-gpu' computes on the GPU of the network, but the device is "
+                f"{str(self.device)!r}; take 'lattice'"
+            )
         if crf == "pydensecrf" and (reason := available_backends()[crf]):
             raise ValueError(f"the CRF backend {crf!r} cannot run here: {reason}")
         self.masking = Masking(
@@ -250,7 +255,7 @@ class PseudoLabeler:
             crf,
             self.options.crf_params,
             class_set.mask_values,
-            str(self.device) if crf == "lattice" else "cpu",
+            str(self.device) if crf == "lattice-gpu" else "cpu",
         )
         self.weights_hash = hash_network(network)
         self.network = network

@@ -22,8 +22,8 @@ from adcam.masks.confident import compute_confident_mask
 from adcam.masks.crf import build_refinement
 from adcam.structures import ClassMaps, PseudoMask
 
-CRF_BACKENDS = {"lattice": "auto", "pydensecrf": "pydensecrf"}
-"""Backend of each CRF. ``lattice`` is our own, by the fastest means that can run on its device."""
+CRF_BACKENDS = {"lattice": "auto", "lattice-gpu": "torch", "pydensecrf": "pydensecrf"}
+"""Backend of each CRF. The lattice is our own: on the CPU, or on the network's GPU."""
 
 
 @dataclass(frozen=True)

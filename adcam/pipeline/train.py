@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import get_world_size, init_dist, is_distributed, is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
@@ -26,6 +25,16 @@ from adcam.models.classifier import Classifier, InCA
 from adcam.models.classifier_file import build_network, load_classifier, save_classifier
 from adcam.models.weights import load_ts_cam_weights
 from adcam.pipeline.config import build_dataset, hash_config
+from adcam.pipeline.training import (
+    RUNS,
+    RepeatableDataset,
+    RepeatableEpochs,
+    RepeatableSteps,
+    check_keys,
+    fit_schedulers,
+    start_processes,
+    wrap_model,
+)
 from adcam.structures import ClassSet
 
 CLASSIFIER_NAME = "classifier.safetensors"
@@ -40,8 +49,6 @@ MODEL_KEYS = {
     "nonlocal_cam": ("kind", "backbone", "weights", "attention", "out_stride", "backbone_kwargs"),
 }
 """Legal keys of a config's ``model`` by its ``kind``, the first where there is none."""
-_RUNS = itertools.count()
-"""mmengine shares its loggers among runs of one name and second; a number keeps them apart."""
 
 
 class MeanAveragePrecision(BaseMetric):
@@ -151,7 +158,7 @@ def train_classifier(
     task, choose = cfg.get("task", TASKS[0]), options.get("choose", CHOICES[0])
     _check_choice("task", task, TASKS)
     _check_choice("train.choose", choose, CHOICES)
-    _check_keys(options, TRAIN_KEYS, "train")
+    check_keys(options, TRAIN_KEYS, "train")
     network_options, only_for_training = _read_network_options(cfg)
     single_label = task == "localization"
     splits = [cfg.data.train] if isinstance(cfg.data.train, str) else list(cfg.data.train)
@@ -217,7 +224,8 @@ def train_classifier(
         score_name=score_name,
         choose=choose,
     )
-    model = _join_processes(model, launcher)
+    start_processes(launcher)
+    model = wrap_model(model)
     # Incomplete batches are dropped, so a set smaller than one makes a smaller batch.
     batch_size = min(options.batch_size, -(-len(train_view) // get_world_size()))
     workers = {"num_workers": options.num_workers, "persistent_workers": options.num_workers > 0}
@@ -227,8 +235,8 @@ def train_classifier(
         work_dir=str(work_dir),
         train_dataloader=dict(
             batch_size=batch_size,
-            dataset=train_view,
-            sampler={"type": "DefaultSampler", "shuffle": True},
+            dataset=RepeatableDataset(train_view, options.seed),
+            sampler=RepeatableEpochs(train_view, shuffle=True, seed=options.seed),
             collate_fn=collate,
             drop_last=True,
             **workers,
@@ -248,12 +256,13 @@ def train_classifier(
         },
         val_cfg={},
         optim_wrapper=cfg.optim_wrapper.to_dict(),
-        param_scheduler=_fit_schedulers(cfg.param_scheduler, options.epochs),
+        param_scheduler=fit_schedulers(cfg.param_scheduler, options.epochs),
         default_hooks={
             "logger": {"type": "LoggerHook", "interval": options.get("log_interval", 10)},
-            "checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 1},
+            # mmengine removes the oldest before it writes; a kill then must leave one whole.
+            "checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2},
         },
-        custom_hooks=[export],
+        custom_hooks=[RepeatableSteps(options.seed), export],
         visualizer={
             "type": "Visualizer",
             "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
@@ -262,27 +271,12 @@ def train_classifier(
         launcher=launcher,
         randomness={"seed": options.seed},
         cfg=Config({"adcam": cfg.to_dict()}),
-        experiment_name=f"classifier_{next(_RUNS)}",
+        experiment_name=f"classifier_{next(RUNS)}",
     )
     runner.train()
     if not export.has_run:
         runner.val()  # resumed after the last epoch, which may have ended before its validation
     return classifier_path
-
-
-def _join_processes(model: nn.Module, launcher: str) -> nn.Module:
-    """Start talking to the other processes of ``launcher``.
-
-    mmengine does so on GPUs only; without one, gloo connects them and the model is wrapped here.
-    """
-    if launcher == "none":
-        return model
-    if torch.cuda.is_available() or launcher != "pytorch":
-        init_dist(launcher)
-        return model
-    if not is_distributed():
-        torch.distributed.init_process_group("gloo")
-    return MMDistributedDataParallel(module=model, broadcast_buffers=False)
 
 
 def import_ts_cam(cfg: Config, checkpoint: str | Path, path: str | Path) -> None:
@@ -310,7 +304,7 @@ def _read_network_options(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     options = cfg.model.to_dict()
     kind = options.get("kind", "token_cam")
     _check_choice("model.kind", kind, tuple(MODEL_KEYS))
-    _check_keys(options, MODEL_KEYS[kind], "model")
+    check_keys(options, MODEL_KEYS[kind], "model")
     names = ("weights", "drop_path_rate")
     return options, {name: options.pop(name) for name in names if name in options}
 
@@ -319,7 +313,7 @@ def _read_inca(cfg: Config) -> InCA | None:
     if "inca" not in cfg:
         return None
     options = cfg.inca.to_dict()
-    _check_keys(options, tuple(item.name for item in fields(InCA)), "inca")
+    check_keys(options, tuple(item.name for item in fields(InCA)), "inca")
     if not isinstance(layers := options.get("layers", "all"), str):
         options["layers"] = tuple(layers)
     return InCA(**options)
@@ -349,20 +343,3 @@ def _check_single_labels(images: ImageDataset) -> None:
 def _check_choice(name: str, value: str, legal: Sequence[str]) -> None:
     if value not in legal:
         raise ValueError(f"{name} must be one of {legal}, got {value!r}")
-
-
-def _check_keys(section: Mapping[str, Any], legal: Sequence[str], name: str) -> None:
-    if unknown := sorted(section.keys() - set(legal)):
-        raise ValueError(f"config section {name!r} has no {unknown}; legal are {legal}")
-
-
-def _fit_schedulers(schedulers: Sequence[Any], epochs: int) -> list[dict[str, Any]]:
-    """A scheduler without an end runs to the last epoch, so that ``train.epochs`` alone is changed.
-
-    Parts that would begin after the last epoch are left out, and a warm-up ends with it.
-    """
-    return [
-        {**entry, "end": min(entry.get("end", epochs), epochs)}
-        for entry in schedulers
-        if entry.get("begin", 0) < epochs
-    ]

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from adcam.report.model import Confusion, Curves, Histograms, PerClass, Shares
+from adcam.report.model import (
+    Confusion,
+    Curves,
+    Differences,
+    Histograms,
+    PerClass,
+    Scatter,
+    Shares,
+)
 from adcam.report.text import format_number, shorten
 
 SERIES_STYLES = 8
@@ -154,6 +162,89 @@ def per_class_svg(per_class: PerClass) -> str:
         shown = format_number(per_class.values[main][k], digits=per_class.digits)
         parts.append(_text(width - 8, y + 4, shown, "value", "end"))
     return _svg(width, bottom + 48, per_class.caption or f"{per_class.unit} per class", parts)
+
+
+def scatter_svg(scatter: Scatter) -> str:
+    """A square of dots with its diagonal; above it the second method is better.
+
+    Args:
+        scatter: What to draw.
+
+    Returns:
+        An ``<svg>`` element, styled like :func:`curves_svg`'s.
+    """
+    left, top, side = 60.0, 12.0, 380.0
+    bottom = top + side
+    low, high = scatter.value_range
+
+    def at(value: float) -> float:
+        return (min(max(value, low), high) - low) / (high - low) * side
+
+    parts = [
+        f'<path class="better" d="M{_num(left)} {_num(bottom)}V{_num(top)}H{_num(left + side)}Z"/>'
+    ]
+    for tick in _within(_ticks(low, high), low, high):
+        parts.append(_line("grid", left, bottom - at(tick), left + side, bottom - at(tick)))
+        parts.append(_line("grid", left + at(tick), top, left + at(tick), bottom))
+        parts.append(_text(left - 8, bottom - at(tick) + 4, _tick_text(tick), "tick", "end"))
+        parts.append(_text(left + at(tick), bottom + 20, _tick_text(tick), "tick", "middle"))
+    parts.append(_line("axis", left, bottom, left + side, top))
+    for name, x, y in zip(scatter.names, scatter.x, scatter.y, strict=True):
+        if math.isfinite(x) and math.isfinite(y):
+            tip = f"{name}: {format_number(x)} → {format_number(y)}"
+            parts.append(
+                f'<circle class="point s0" cx="{_num(left + at(x))}" '
+                f'cy="{_num(bottom - at(y))}" r="3"><title>{escape(tip)}</title></circle>'
+            )
+    parts.append(_text(left + side / 2, bottom + 42, scatter.x_label, "label", "middle"))
+    parts.append(
+        f'<text class="label" text-anchor="middle" '
+        f'transform="translate(14 {_num(top + side / 2)}) rotate(-90)">'
+        f"{escape(scatter.y_label)}</text>"
+    )
+    title = scatter.caption or f"{scatter.y_label} over {scatter.x_label}"
+    return _svg(left + side + 16, bottom + 52, title, parts)
+
+
+def differences_svg(differences: Differences) -> str:
+    """Bars to both sides of zero, each with its number.
+
+    Args:
+        differences: What to draw.
+
+    Returns:
+        An ``<svg>`` element, styled like :func:`curves_svg`'s.
+    """
+    width, row_height, top = _WIDTH, 24.0, 12.0
+    longest = max((len(name) for name in differences.names), default=0)
+    left, right = min(170.0, 16 + _CHAR * longest), 56.0
+    bottom = top + row_height * len(differences.names)
+    finite = [value for value in differences.values if math.isfinite(value)]
+    ticks = _ticks(*_data_range([0.0, *finite]))
+    low, high = ticks[0], ticks[-1]
+
+    def at_x(value: float) -> float:
+        return left + (value - low) / (high - low) * (width - left - right)
+
+    parts = []
+    for tick in ticks:
+        parts.append(_line("axis" if tick == 0 else "grid", at_x(tick), top, at_x(tick), bottom))
+        parts.append(_text(at_x(tick), bottom + 18, _tick_text(tick), "tick", "middle"))
+    for k, (name, value) in enumerate(zip(differences.names, differences.values, strict=True)):
+        y = top + row_height * (k + 0.5)
+        shown = format_number(value, digits=differences.digits, signed=True)
+        parts.append(_text(left - 10, y + 4, shorten(name, 24), "name", "end"))
+        parts.append(_text(width - 8, y + 4, shown, "value", "end"))
+        if math.isfinite(value):
+            x, far = sorted((at_x(0), at_x(value)))
+            parts.append(
+                f'<rect class="fill {"s0" if value >= 0 else "s1"}" x="{_num(x)}" '
+                f'y="{_num(y - 7)}" width="{_num(far - x)}" height="14">'
+                f"<title>{escape(f'{name}: {shown}')}</title></rect>"
+            )
+    middle = (left + width - right) / 2
+    parts.append(_text(middle, bottom + 38, differences.label, "label", "middle"))
+    return _svg(width, bottom + 48, differences.caption or differences.label, parts)
 
 
 def confusion_svg(confusion: Confusion) -> str:

@@ -217,6 +217,70 @@ class PerClass:
 
 
 @dataclass(frozen=True)
+class Scatter:
+    """One dot an item, two methods as axes, and the diagonal on which they are equal.
+
+    Attributes:
+        names: Of the items, shown on hover.
+        x: Values of the first method, one an item.
+        y: Values of the second method.
+        x_label: Name of the x axis, with its unit.
+        y_label: Name of the y axis, with its unit.
+        caption: What is shown.
+        value_range: Ends of both axes.
+    """
+
+    kind: ClassVar[str] = "scatter"
+
+    names: Sequence[str]
+    x: Sequence[float]
+    y: Sequence[float]
+    x_label: str
+    y_label: str
+    caption: str = ""
+    value_range: tuple[float, float] = (0.0, 100.0)
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.x) == len(self.y):
+            raise ValueError(
+                f"scatter {self.caption!r} has {len(self.names)} names, {len(self.x)} x and "
+                f"{len(self.y)} y"
+            )
+        if not self.value_range[0] < self.value_range[1]:
+            raise ValueError(f"value_range must be (low, high), got {self.value_range}")
+
+    @property
+    def num_above(self) -> int:
+        """Items on which the second method is better."""
+        return sum(y > x for x, y in zip(self.x, self.y, strict=True))
+
+
+@dataclass(frozen=True)
+class Differences:
+    """One bar a name, to the right of zero for a gain and to the left for a loss.
+
+    Attributes:
+        names: Of the bars, from top to bottom.
+        values: As many; NaN draws none.
+        label: Of the axis, with its unit.
+        caption: What is shown.
+        digits: Digits of the printed numbers.
+    """
+
+    kind: ClassVar[str] = "differences"
+
+    names: Sequence[str]
+    values: Sequence[float]
+    label: str
+    caption: str = ""
+    digits: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.values):
+            raise ValueError(f"{len(self.names)} names for {len(self.values)} values")
+
+
+@dataclass(frozen=True)
 class Confusion:
     """Which class is taken for which: counts of (truth, prediction) pairs.
 
@@ -488,6 +552,8 @@ Block = (
     | Table
     | Curves
     | PerClass
+    | Scatter
+    | Differences
     | Confusion
     | Histograms
     | Shares

@@ -22,8 +22,10 @@ import numpy as np
 from adcam.report.diagrams import (
     confusion_svg,
     curves_svg,
+    differences_svg,
     histograms_svg,
     per_class_svg,
+    scatter_svg,
     shares_svg,
 )
 from adcam.report.figures import encode_jpeg, fit_hw, heat_colors
@@ -33,12 +35,14 @@ from adcam.report.model import (
     Column,
     Confusion,
     Curves,
+    Differences,
     Histograms,
     KeyValues,
     PerClass,
     PictureGrid,
     PictureRow,
     Report,
+    Scatter,
     Shares,
     Table,
     Text,
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
     import jinja2
 
 _TEMPLATES = Path(__file__).parent
+
+_NARROW = 8  # classes of a confusion matrix that takes half the width of the page
 
 View = dict[str, Any]
 
@@ -188,6 +194,10 @@ def _block_view(block: Block, stem: str, files: dict[str, bytes]) -> View:
             svg, view = curves_svg(block), {}
         elif isinstance(block, PerClass):
             svg, view = per_class_svg(block), {"table": _table_view(_per_class_table(block))}
+        elif isinstance(block, Scatter):
+            svg, view = scatter_svg(block), {}
+        elif isinstance(block, Differences):
+            svg, view = differences_svg(block), {}
         elif isinstance(block, Histograms):
             svg, view = histograms_svg(block), {}
         elif isinstance(block, Shares):
@@ -197,7 +207,15 @@ def _block_view(block: Block, stem: str, files: dict[str, bytes]) -> View:
         path = f"pictures/{stem}.svg"
         files[path] = standalone_svg(svg).encode()
         view |= {"svg": svg, "path": path, "caption": block.caption}
-    return {"kind": block.kind, **view}
+    return {"kind": block.kind, "paired": _is_paired(block), **view}
+
+
+def _is_paired(block: Block) -> bool:
+    """Whether two of a kind fit side by side; a matrix of many classes needs the width."""
+    if isinstance(block, Confusion):
+        return len(block.names) <= _NARROW
+    kinds = (Curves, PerClass, Scatter, Differences, Histograms, Shares)
+    return isinstance(block, kinds)
 
 
 def _table_view(table: Table) -> View:

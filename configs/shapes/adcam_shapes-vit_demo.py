@@ -51,3 +51,12 @@ compare = dict(
         ),
     ],
 )
+# A network that learns from the masks of the last row.
+recipe = dict(
+    learn_from="train",
+    evaluate=["train", "val"],
+    test="val",
+    network=dict(
+        config="{{fileDirname}}/../seg/shapes/shapes-vit_fcn_shapes.py", from_classifier=True
+    ),
+)

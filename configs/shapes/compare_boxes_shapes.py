@@ -18,10 +18,18 @@ optim_wrapper = dict(
         custom_keys={"network.head": dict(lr_mult=30.0), "cls_head": dict(lr_mult=30.0)}
     ),
 )
-# docs/methods.md: InCA on a ViT acts on the class token's attention; ADL is its dropping of the
-# most discriminative part alone.
-adl = dict(fg_threshold=0.3, drop_background=False, contrastive=None, consistency_weight=0.0)
-in_ca = dict(fg_threshold=0.3)
+# docs/methods.md: on a ViT both act on the class token's attention, here in the last block: ADL as
+# dropping of the most discriminative part, InCA as its contrastive loss, as on voc-animals.
+adl = dict(layers=(5,), drop_background=False, contrastive=None, consistency_weight=0.0)
+in_ca = dict(
+    layers=(5,),
+    fg_threshold=0.2,
+    drop_foreground=False,
+    drop_background=False,
+    contrastive_on="maps",
+    margin=2.0,
+    consistency_weight=0.0,
+)
 views = dict(scales=[96], keep_ratio=False)
 published = dict(rectify="none")  # the paper's maps; "shifted" has their minimum subtracted first
 # As in the demo for masks: the class token of so small a network looks at single patches.

@@ -5,9 +5,7 @@ task = "localization"
 views = dict(scales=[224], keep_ratio=False)
 large = dict(scales=[448], keep_ratio=False)
 published = dict(rectify="none")  # the paper's maps; "shifted" has their minimum subtracted first
-adl = dict(
-    layers="all", drop_foreground=True, drop_background=False, contrastive=None, consistency_weight=0.0
-)
+adl = dict(drop_foreground=True, contrastive=None)  # in the last block, as InCA there
 compare = dict(
     choose_on="train",
     report_on="val",

@@ -13,11 +13,18 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adcam.models.token_cam import TokenCAM
-from adcam.models.weights import load_backbone_weights, load_state_dict, load_ts_cam_weights
+from adcam.models.weights import (
+    find_weights,
+    load_any_backbone_weights,
+    load_backbone_weights,
+    load_state_dict,
+    load_ts_cam_weights,
+)
 
 TINY = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -213,6 +220,58 @@ def test_damaged_files_are_value_errors_with_their_name(tmp_path: Path, kind: st
             assert str(error).startswith(str(path))
             refused += 1
     assert refused >= 40
+
+
+def test_published_weights_are_found_in_the_caches_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    with pytest.raises(ValueError, match=r"resnet50-\w+\.pth: torchvision's weights .* Fetch http"):
+        find_weights("torchvision:resnet50")
+    with pytest.raises(ValueError, match="no ImageNet weights of 'resnet7'"):
+        find_weights("torchvision:resnet7")
+    path = tmp_path / "torch" / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert find_weights("torchvision:resnet50") == path
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    with pytest.raises(ValueError, match=r"hf download timm/deit_tiny_patch16_224\.fb_in1k"):
+        find_weights("timm", "deit_tiny_patch16_224")
+    name = "models--timm--deit_tiny_patch16_224.fb_in1k/snapshots/0123abcd/model.safetensors"
+    file = tmp_path / "hf" / "hub" / name
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert find_weights("timm", "deit_tiny_patch16_224") == file
+    assert find_weights("timm:deit_tiny_patch16_224") == file
+    with pytest.raises(ValueError, match="timm publishes no weights of 'nothing'"):
+        find_weights("timm:nothing")
+
+    assert find_weights(path) == path
+    with pytest.raises(ValueError, match=r"gone\.pth: no such weights file; name a file"):
+        find_weights("gone.pth")
+
+
+def test_a_convnet_takes_torchvisions_names_without_their_classifier(tmp_path: Path) -> None:
+    source = torchvision.models.resnet18(num_classes=5)
+    target = torchvision.models.resnet18(num_classes=5)
+    del target.fc
+    path = tmp_path / "resnet.pth"
+    torch.save(source.state_dict(), path)
+    load_any_backbone_weights(target, path)
+    assert same(target, source.state_dict())
+    other = torchvision.models.resnet34(num_classes=5)
+    del other.fc
+    with pytest.raises(ValueError, match=r"do not fit ResNet"):
+        load_any_backbone_weights(other, path)
+
+
+def test_a_vit_is_told_from_a_convnet(tmp_path: Path) -> None:
+    source, target = make_vit(seed=1), make_vit(seed=2)
+    save_file(source.state_dict(), tmp_path / "vit.safetensors")
+    load_any_backbone_weights(target, tmp_path / "vit.safetensors")
+    assert same(target, source.state_dict())
 
 
 def make_ts_cam(*, num_fg_classes: int = 3, img_size: int = 32) -> TokenCAM:

@@ -218,6 +218,8 @@ def test_what_cannot_be_scored(splits: tuple[ImageDataset, ImageDataset], tmp_pa
     for images, first in ((boxless, "val/0"), (both, "test/0")):
         with pytest.raises(ValueError, match=f"cannot be scored by boxes: 4 of 4.*{first}"):
             compare_boxes(make_classifiers(), rows, splits[0], images)
+    with pytest.raises(ValueError, match="2 of the 4 images of 'test' are among those that choose"):
+        compare_boxes(make_classifiers(), rows, splits[1][::2], splits[1])
     with pytest.raises(ValueError, match="has no images"):
         compare_boxes(make_classifiers(), rows, splits[0][:0], splits[1])
     with pytest.raises(ValueError, match=r"no network 'b'; there are \[''\]"):

@@ -40,7 +40,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "configs").rglob("*.py")
-    if "_base_" not in path.parts and path.stem != "pretrain_vit"  # trains no classifier
+    # Neither trains a classifier; tests/pipeline/test_pipeline_segment.py has those of networks.
+    if not {"_base_", "seg"} & set(path.parts) and path.stem != "pretrain_vit"
 )
 
 
@@ -373,11 +374,11 @@ def test_the_coco14_config_trains_generates_and_evaluates_on_a_miniature(
 @pytest.mark.parametrize("epochs", [1, 3, 10, 40])
 def test_fewer_or_more_epochs_adapt_the_schedule(epochs: int) -> None:
     """Warm-up first, then a cosine that reaches 0 with the last step, whatever `train.epochs`."""
-    from adcam.pipeline.train import _fit_schedulers
+    from adcam.pipeline.training import fit_schedulers
 
     path = ROOT / "configs/voc12/adcam_deit-small_60e_voc12.py"
     cfg: Config = load_config(path, {"train.epochs": epochs})
-    fitted = _fit_schedulers(cfg.param_scheduler, cfg.train.epochs)
+    fitted = fit_schedulers(cfg.param_scheduler, cfg.train.epochs)
     assert fitted[0]["type"] == "LinearLR"
     assert fitted[0]["end"] == min(5, epochs)
     assert [entry["type"] for entry in fitted[1:]] == (["CosineAnnealingLR"] if epochs > 5 else [])

@@ -408,6 +408,8 @@ def test_a_crf_beside_the_network_writes_the_same_bytes(
         tiny_checkpoint, device="cpu", views=Views((64,)), crf="lattice"
     )
     assert labeler.masking.crf_device == "cpu"
+    with pytest.raises(ValueError, match=r"'lattice-gpu' computes on the GPU .* is 'cpu'"):
+        PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", crf="lattice-gpu")
     monkeypatch.setitem(CRF_BACKENDS, "lattice", "torch")
     images = load_folder(photos)
     options = {"labels": "predicted", "batch_size": 2, "progress": False}

@@ -22,6 +22,8 @@ def test_versions_devices_and_backends() -> None:
     assert found["crf_backends"]["reference"] is None and "pydensecrf" in found["crf_backends"]
     for op in ("common_neighbor", "diffusion", "token_attention"):
         assert found["op_backends"][f"{op}: reference"] is None
+    if found["features"]["student networks (mmsegmentation)"] is None:
+        assert found["versions"]["mmsegmentation"] is not None
     assert "cpu" in found["devices"]
     assert len([n for n in found["devices"] if n.startswith("cuda:")]) == torch.cuda.device_count()
     json.dumps(found)
@@ -29,14 +31,14 @@ def test_versions_devices_and_backends() -> None:
 
 def test_what_is_missing_or_broken_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert info._why_not("ray", "ray") == "not installed; pip install 'adcam[ray]'"
+    assert info.why_not_importable("ray", "ray") == "not installed; pip install 'adcam[ray]'"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
 
     def refuse(name: str) -> None:
         raise AssertionError("MMCV==9 is used but incompatible")
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    assert info._why_not("mmseg", "seg") == (
+    assert info.why_not_importable("mmseg", "seg") == (
         "installed, but its import fails: MMCV==9 is used but incompatible"
     )
 

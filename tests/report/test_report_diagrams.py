@@ -11,11 +11,22 @@ import pytest
 from adcam.report.diagrams import (
     confusion_svg,
     curves_svg,
+    differences_svg,
     histograms_svg,
     per_class_svg,
+    scatter_svg,
     shares_svg,
 )
-from adcam.report.model import Confusion, Curves, Histograms, PerClass, Series, Shares
+from adcam.report.model import (
+    Confusion,
+    Curves,
+    Differences,
+    Histograms,
+    PerClass,
+    Scatter,
+    Series,
+    Shares,
+)
 
 
 def parse(svg: str) -> ElementTree.Element:
@@ -129,6 +140,38 @@ def test_confusion_of_81_classes_stays_small() -> None:
     svg = confusion_svg(Confusion([f"class {i}" for i in range(num)], counts))
     assert len(svg) < 1_500_000
     assert not by_class(parse(svg), "text", "share")
+
+
+def test_scatter_puts_equal_values_on_the_diagonal() -> None:
+    scatter = Scatter(["a", "b", "<c>"], [20.0, 50.0, math.nan], [20.0, 90.0, 5.0], "x", "y")
+    root = parse(scatter_svg(scatter))
+    (axis,) = (line for line in root.iter("line") if line.get("class") == "axis")
+    x0, y0, x1, y1 = (float(axis.get(key, "")) for key in ("x1", "y1", "x2", "y2"))
+    equal, above = root.iter("circle")  # what has no value is left out
+    share = (float(equal.get("cx", "")) - x0) / (x1 - x0)
+    assert share == pytest.approx(0.2, abs=0.01)
+    assert (float(equal.get("cy", "")) - y0) / (y1 - y0) == pytest.approx(0.2, abs=0.01)
+    assert float(above.get("cy", "")) < float(equal.get("cy", ""))
+    assert [title.text for title in root.iter("title")] == ["a: 20.0 → 20.0", "b: 50.0 → 90.0"]
+
+
+def test_differences_go_to_both_sides_of_zero() -> None:
+    svg = differences_svg(Differences(["up", "down", "none"], [4.0, -2.0, math.nan], "points"))
+    root = parse(svg)
+    (zero,) = (float(e.get("x1", "")) for e in root.iter("line") if e.get("class") == "axis")
+    up, down = root.iter("rect")
+    assert float(up.get("x", "")) == pytest.approx(zero, abs=0.1)
+    down_end = float(down.get("x", "")) + float(down.get("width", ""))
+    assert down_end == pytest.approx(zero, abs=0.1)
+    assert float(up.get("width", "")) == pytest.approx(2 * float(down.get("width", "")), abs=0.2)
+    assert [e.text for e in by_class(root, "text", "value")] == ["+4.0", "−2.0", "–"]
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [0.0]])
+def test_differences_without_values_are_drawn(values: list[float]) -> None:
+    svg = differences_svg(Differences(["a"] * len(values), values, "points"))
+    assert "nan" not in svg.lower()
+    parse(svg)
 
 
 def test_histograms_have_a_common_scale() -> None:

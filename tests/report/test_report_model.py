@@ -12,6 +12,7 @@ from adcam.report.model import (
     Column,
     Confusion,
     Curves,
+    Differences,
     Headline,
     KeyValues,
     PerClass,
@@ -19,6 +20,7 @@ from adcam.report.model import (
     PictureGrid,
     PictureRow,
     Report,
+    Scatter,
     Section,
     Series,
     Stage,
@@ -117,3 +119,13 @@ def test_rows_of_a_grid_have_the_same_columns() -> None:
     assert PictureGrid([first]).columns == ["image", "truth"]
     with pytest.raises(ValueError, match="row 'b' has columns"):
         PictureGrid([first, second])
+
+
+def test_scatter_and_differences_refuse_lists_of_other_lengths() -> None:
+    with pytest.raises(ValueError, match="1 names, 2 x and 1 y"):
+        Scatter(["a"], [1.0, 2.0], [1.0], "x", "y")
+    with pytest.raises(ValueError, match="value_range must be"):
+        Scatter([], [], [], "x", "y", value_range=(1.0, 1.0))
+    with pytest.raises(ValueError, match="2 names for 1 values"):
+        Differences(["a", "b"], [1.0], "points")
+    assert Scatter(["a", "b", "c"], [1.0, 2.0, 3.0], [2.0, 2.0, math.nan], "x", "y").num_above == 1

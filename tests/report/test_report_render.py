@@ -18,11 +18,13 @@ from adcam.report.model import (
     Column,
     Confusion,
     Curves,
+    Differences,
     Headline,
     KeyValues,
     PerClass,
     PictureGrid,
     Report,
+    Scatter,
     Section,
     Series,
     Stage,
@@ -136,6 +138,8 @@ def make_report(word: str = "AD-CAM") -> Report:
                 [
                     PerClass([word, "b"], {word: [1.0, math.nan], "m": [2.0, 3.0]}, caption=word),
                     Confusion([word, "b"], [[3, 1], [0, 0]], word),
+                    Scatter([word], [1.0], [math.nan], word, word, word),
+                    Differences([word, "b"], [1.0, math.nan], word, word),
                     Text([word]),
                     TimeTable([Stage(word, 1.5, 3, word), Stage("b", 0.5)], word),
                 ],
@@ -152,7 +156,7 @@ def test_files_are_written_and_the_json_matches(tmp_path: Path) -> None:
     written = {str(p.relative_to(path.parent)) for p in path.parent.rglob("*") if p.is_file()}
     pictures = {name for name in written if name.startswith("pictures/")}
     assert written - pictures == {"report.html", "report.md", "report.json"}
-    assert len(pictures) == 5 + 3  # one grid row of five pictures, three diagrams
+    assert len(pictures) == 5 + 5  # one grid row of five pictures, five diagrams
     assert json.loads((path.parent / "report.json").read_text("utf-8")) == report.to_dict()
 
 

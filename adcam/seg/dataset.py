@@ -1,0 +1,131 @@
+"""Images with masks as mmsegmentation's transforms and networks want them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from mmengine.dataset import Compose
+from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
+from mmseg.datasets.transforms import PackSegInputs
+from mmseg.registry import DATASETS, TRANSFORMS
+from torch.utils.data import Dataset
+
+from adcam.structures import IGNORE_INDEX, ClassSet, Sample
+
+Confidence: TypeAlias = Callable[[Sample], np.ndarray]
+"""From a sample with a mask to uint8 (H, W): how far each pixel's value is trusted, 255 wholly."""
+
+
+@DATASETS.register_module()
+class SegmentationDataset(Dataset[dict[str, Any]]):
+    """Training crops of any images with masks.
+
+    One class serves every layout, since ``images`` come from the readers of this project: VOC, COCO
+    with 81 values, folders, all with true or with pseudo masks.
+
+    Args:
+        images: Samples with masks.
+        class_set: Their classes; mask value ``class_set.mask_values[i]`` becomes index i + 1.
+        pipeline: Transforms of mmsegmentation between loading and packing, as configs.
+        confidence: Adds a ``weight_map`` for :class:`adcam.seg.losses.ConfidenceCrossEntropy`.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Sample],
+        class_set: ClassSet,
+        pipeline: Sequence[Mapping[str, Any]],
+        confidence: Confidence | None = None,
+    ) -> None:
+        self._images = images
+        self._index_of_value = index_of_value(class_set)
+        # A training before this one may have left another scope to look names up in.
+        with DefaultScope.overwrite_default_scope("mmseg"):
+            self._transforms = Compose([TRANSFORMS.build(dict(entry)) for entry in pipeline])
+        self._pack = PackSegInputs()
+        self._confidence = confidence
+        self.metainfo = {"classes": class_names(class_set), "palette": class_colors(class_set)}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``inputs`` uint8 (3, h, w), BGR as mmsegmentation has it, and ``data_samples``.
+
+        Raises:
+            ValueError: The sample has no mask, or files of it cannot be read.
+        """
+        sample = self._images[index]
+        if sample.mask is None:
+            raise ValueError(f"image {sample.img_id!r} has no mask to train on")
+        results: dict[str, Any] = {
+            "img": np.ascontiguousarray(sample.img[:, :, ::-1]),
+            "img_path": str(sample.img_path),
+            "img_shape": sample.ori_hw,
+            "ori_shape": sample.ori_hw,
+            "gt_seg_map": self._index_of_value[sample.mask],
+            "seg_fields": ["gt_seg_map"],
+        }
+        if self._confidence is not None:
+            results["weight_map"] = self._confidence(sample)
+            results["seg_fields"].append("weight_map")
+        results = self._transforms(results)
+        packed: dict[str, Any] = self._pack.transform(results)
+        if self._confidence is not None:
+            weight = torch.from_numpy(np.ascontiguousarray(results["weight_map"]))
+            packed["data_samples"].weight_map = PixelData(data=weight[None])
+        return packed
+
+
+class WholeImages(Dataset[dict[str, np.ndarray]]):
+    """Images as they are with their true indices, for validation.
+
+    Args:
+        images: Samples with masks.
+        class_set: Their classes.
+    """
+
+    def __init__(self, images: Sequence[Sample], class_set: ClassSet) -> None:
+        self._images = images
+        self._index_of_value = index_of_value(class_set)
+        self.metainfo = {"classes": class_names(class_set), "palette": class_colors(class_set)}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """``img`` RGB uint8 (H, W, 3) and ``target`` uint8 (H, W).
+
+        Raises:
+            ValueError: The sample has no mask, or files of it cannot be read.
+        """
+        sample = self._images[index]
+        if sample.mask is None:
+            raise ValueError(f"image {sample.img_id!r} has no mask to compare with")
+        return {"img": sample.img, "target": self._index_of_value[sample.mask]}
+
+
+def index_of_value(class_set: ClassSet) -> np.ndarray:
+    """Network output of each mask value, uint8 (256,): 0 background, i + 1 class i, else 255."""
+    table = np.full(256, IGNORE_INDEX, dtype=np.uint8)
+    table[[0, *class_set.mask_values]] = np.arange(class_set.num_fg_classes + 1)
+    return table
+
+
+def value_of_index(class_set: ClassSet) -> np.ndarray:
+    """Mask value of each network output, uint8 (C + 1,)."""
+    return np.array([0, *class_set.mask_values], dtype=np.uint8)
+
+
+def class_names(class_set: ClassSet) -> tuple[str, ...]:
+    """Names of the network's outputs, background first."""
+    return ("background", *class_set.classes)
+
+
+def class_colors(class_set: ClassSet) -> list[tuple[int, int, int]]:
+    """Colours of the network's outputs."""
+    return [class_set.palette[value] for value in (0, *class_set.mask_values)]

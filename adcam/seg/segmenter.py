@@ -1,0 +1,173 @@
+"""mmsegmentation's encoder-decoder, with soft targets in training and several views in testing."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import mmseg.models  # noqa: F401 - registers the networks
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DefaultScope
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.registry import MODELS
+from torch import Tensor
+from torch.nn import functional as F
+
+from adcam.seg import deeplab_v2, timm_vit  # noqa: F401 - register what mmsegmentation lacks
+from adcam.seg.losses import ConfidenceCrossEntropy
+
+AMP_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class SegViews:
+    """What the network sees of an image in testing; probabilities of all views are averaged.
+
+    Attributes:
+        scales: Factors of the image's size.
+        flip: Whether each scale is looked at mirrored too.
+        short_side: Pixels of the shorter side at scale 1; ``None`` keeps the image's own size.
+        divisor: Sides are rounded to multiples of it, so that patches and strides come out even.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    short_side: int | None = None
+    divisor: int = 16
+
+    def sizes(self, ori_hw: tuple[int, int]) -> list[tuple[int, int]]:
+        """Input heights and widths for an image."""
+        base = 1.0 if self.short_side is None else self.short_side / min(ori_hw)
+        return [
+            (
+                max(round(ori_hw[0] * base * scale / self.divisor), 1) * self.divisor,
+                max(round(ori_hw[1] * base * scale / self.divisor), 1) * self.divisor,
+            )
+            for scale in self.scales
+        ]
+
+
+@MODELS.register_module()
+class Segmenter(EncoderDecoder):
+    """``EncoderDecoder`` of mmsegmentation; its checkpoints have the same names.
+
+    Args:
+        amp: Precision in training and testing: ``"none"``, ``"bfloat16"`` or ``"float16"``.
+        views: What :meth:`val_step` looks at.
+        **kwargs: Of ``EncoderDecoder``.
+    """
+
+    def __init__(self, *, amp: str = "none", views: SegViews | None = None, **kwargs: Any) -> None:
+        if amp not in AMP_DTYPES:
+            raise ValueError(f"amp must be one of {sorted(AMP_DTYPES)}, got {amp!r}")
+        super().__init__(**kwargs)
+        self._amp_dtype = AMP_DTYPES[amp]
+        self._views = views or SegViews()
+
+    def init_weights(self) -> None:
+        """Initialise once, though mmengine asks again, and without three log lines a tensor."""
+        if self.is_init:
+            return
+        logging.disable(logging.INFO)
+        super().init_weights()
+        logging.disable(logging.NOTSET)
+
+    def loss(self, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Tensor]:
+        """Losses of a batch; weight maps, where there are any, go to the losses that use them."""
+        if "weight_map" in data_samples[0]:
+            weights = [sample.weight_map.data for sample in data_samples]
+            hw = inputs.shape[
+                2:
+            ]  # crops of small images were padded, with labels that do not count
+            padded = [F.pad(w, (0, hw[1] - w.shape[2], 0, hw[0] - w.shape[1])) for w in weights]
+            for module in self.modules():
+                if isinstance(module, ConfidenceCrossEntropy):
+                    module.weight_map = torch.cat(padded)
+        with self._autocast(inputs):
+            losses: dict[str, Tensor] = super().loss(inputs, data_samples)
+        return losses
+
+    def val_step(self, data: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Predicted and true indices of a batch of ``img`` and ``target`` lists."""
+        return [
+            (self.compute_probabilities(img).argmax(axis=0).astype(np.uint8), target)
+            for img, target in zip(data["img"], data["target"], strict=True)
+        ]
+
+    @torch.no_grad()
+    def compute_probabilities(self, img: np.ndarray, views: SegViews | None = None) -> np.ndarray:
+        """Class probabilities of an image.
+
+        Args:
+            img: RGB uint8 (H, W, 3).
+            views: What to look at, by default what the network was built with.
+
+        Returns:
+            float32 (C, H, W), background first, summing to 1 over the first axis.
+        """
+        views = views or self._views
+        ori_hw = (img.shape[0], img.shape[1])
+        pixels = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))[None]
+        pixels = self._normalise(pixels.to(self.data_preprocessor.mean.device).float())
+        total = pixels.new_zeros(())
+        for hw in views.sizes(ori_hw):
+            inputs = F.interpolate(pixels, hw, mode="bilinear", align_corners=False, antialias=True)
+            meta = {"ori_shape": hw, "img_shape": hw, "pad_shape": hw, "padding_size": [0] * 4}
+            for mirrored in (False, True) if views.flip else (False,):
+                view = inputs.flip(3) if mirrored else inputs
+                with self._autocast(view):
+                    logits = self.inference(view, [dict(meta)])
+                logits = logits.flip(3) if mirrored else logits
+                logits = F.interpolate(logits.float(), ori_hw, mode="bilinear", align_corners=False)
+                total = total + logits.softmax(dim=1)
+        return (total / total.sum(dim=1, keepdim=True))[0].cpu().numpy()
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        """What ``SegDataPreProcessor`` does, for pixels that are RGB already."""
+        preprocessor = self.data_preprocessor
+        if not preprocessor._channel_conversion:
+            pixels = pixels.flip(1)
+        return (pixels - preprocessor.mean) / preprocessor.std
+
+    def _autocast(self, inputs: Tensor) -> AbstractContextManager[Any]:
+        if self._amp_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(inputs.device.type, dtype=self._amp_dtype)
+
+
+def build_segmenter(
+    model: Mapping[str, Any], *, amp: str, views: SegViews, crop_size: tuple[int, int], sync: bool
+) -> Segmenter:
+    """Build a network from the ``model`` section of a config.
+
+    Args:
+        model: As mmsegmentation has it; its ``type`` must be ``EncoderDecoder``. Weights are not
+            loaded.
+        amp: As for :class:`Segmenter`.
+        views: As for :class:`Segmenter`.
+        crop_size: Height and width that training batches are padded to.
+        sync: Whether batch statistics are taken over all processes; if not, SyncBN becomes BN.
+
+    Raises:
+        ValueError: For another ``type``.
+    """
+    settings = ConfigDict(copy.deepcopy(dict(model)))
+    if (kind := settings.pop("type", "EncoderDecoder")) != "EncoderDecoder":
+        raise ValueError(f"model.type must be 'EncoderDecoder', got {kind!r}")
+    settings.pop("pretrained", None)  # a link that would be downloaded; see `weights`
+    settings.data_preprocessor.setdefault("type", "SegDataPreProcessor")
+    settings.data_preprocessor.size = tuple(crop_size)
+    # A training before this one may have left another scope to look names up in.
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        segmenter = Segmenter(**settings, amp=amp, views=views)
+    if sync:
+        return segmenter
+    single: Segmenter = revert_sync_batchnorm(segmenter)
+    return single
