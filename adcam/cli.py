@@ -234,10 +234,17 @@ def _add_report(commands: Any) -> None:
         "report",
         _run_report,
         "write the report of a finished run again",
-        "Write WORK_DIR/report/report.html again from the files that `adcam run` left.",
+        """\
+        Write WORK_DIR/report/report.html again from the files that `adcam run` left, or
+        WORK_DIR/report.html of an `adcam compare` by boxes, whose maps are made again.""",
         "adcam report work\n",
     )
-    parser.add_argument("work_dir", type=Path, metavar="WORK_DIR", help="of `adcam run`")
+    parser.add_argument(
+        "work_dir",
+        type=Path,
+        metavar="WORK_DIR",
+        help="of `adcam run`, or of `adcam compare` by boxes",
+    )
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -793,8 +800,12 @@ def _run_run(args: argparse.Namespace) -> int:
 
 
 def _run_report(args: argparse.Namespace) -> int:
+    from adcam.pipeline.box_report import is_box_comparison, remake_box_report
     from adcam.pipeline.recipe import load_recipe, make_report
 
+    if is_box_comparison(args.work_dir):
+        print(f"report: {remake_box_report(args.work_dir)}")
+        return EXIT_OK
     print(f"report: {make_report(load_recipe(args.work_dir))}")
     return EXIT_OK
 

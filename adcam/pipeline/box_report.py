@@ -120,6 +120,11 @@ def run_box_experiment(
     return comparison, path
 
 
+def is_box_comparison(work_dir: str | Path) -> bool:
+    """Whether a folder is one of :func:`run_box_experiment`."""
+    return (Path(work_dir) / COMPARISON_NAME).is_file()
+
+
 def remake_box_report(work_dir: str | Path) -> Path:
     """Write the report of a comparison by boxes again, from its config and classifiers.
 

@@ -18,9 +18,9 @@ optim_wrapper = dict(
         custom_keys={"network.head": dict(lr_mult=30.0), "cls_head": dict(lr_mult=30.0)}
     ),
 )
-# docs/methods.md: on a ViT both act on the class token's attention, here in the last block: ADL as
-# dropping of the most discriminative part, InCA as its contrastive loss, as on voc-animals.
-adl = dict(layers=(5,), drop_background=False, contrastive=None, consistency_weight=0.0)
+# docs/methods.md: on a ViT both act on the class token's attention. ADL is dropping of the most
+# discriminative part behind one block, InCA its contrastive loss, as on voc-animals.
+adl = dict(layers=(4,), drop_rate=0.25, drop_background=False, contrastive=None, consistency_weight=0.0)
 in_ca = dict(
     layers=(5,),
     fg_threshold=0.2,
