@@ -1,4 +1,5 @@
-# InCA's contrastive loss on the class maps. TS-CAM and AD-CAM work on it too.
+# InCA's contrastive loss on the class maps; docs/methods.md has what it gains and costs, and why the
+# other parts are off.
 _base_ = ["./ce_deit-tiny_4e_voc-animals.py"]
 inca = dict(
     layers=(11,),
