@@ -148,14 +148,12 @@ class NonlocalCAM(nn.Module):
         inputs: Tensor,
         *,
         layer_sets: Sequence[tuple[int, ...]] = (),
-        product_dtype: torch.dtype | None = None,
     ) -> TokenMaps:
         """Logits and class maps of a batch; there is no attention of tokens to hand out.
 
         Args:
             inputs: (B, 3, H, W) normalised images; H and W multiples of ``out_stride``.
             layer_sets: Must be empty.
-            product_dtype: Plays no part.
 
         Returns:
             The maps, float32 whatever the autocast dtype, with neither kind of attention.

@@ -17,7 +17,7 @@ compare = dict(
         dict(name="InCA", network="inca", method="cam", views=views),
         dict(name="TS-CAM", network="plain", method="ts_cam", options=published, views=views),
         dict(name="TS-CAM, shifted", network="plain", method="ts_cam", views=views),
-        dict(name="TS-CAM + AD-CAM", network="plain", method="ad_cam", views=views),
         dict(name="InCA + AD-CAM", network="inca", method="ad_cam", views=views),
+        dict(name="TS-CAM + AD-CAM", network="plain", method="ad_cam", views=views),
     ],
 )
