@@ -19,7 +19,7 @@ help:
 	@echo "adcam: pixel masks from image-level labels"
 	@echo
 	@echo "  make demo       make pictures, train, compare the methods, train a network on the masks,"
-	@echo "                  write a report (10 minutes)"
+	@echo "                  write a report (6 minutes)"
 	@echo "  make test       check style, types and behaviour (under 15 minutes)"
 	@echo "  make test-all   the same with the slow tests"
 	@echo "  make lint       style and types alone"
