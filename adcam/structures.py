@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,16 +173,3 @@ class Boxes:
     rule: str
     threshold: float
     chosen_on: str
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """A score with everything needed to read it.
-
-    Attributes:
-        metrics: Scalars and per-class lists, JSON-serialisable.
-        policy: Every choice that changes the number (averaging, ignored pixels, split, …).
-    """
-
-    metrics: Mapping[str, Any]
-    policy: Mapping[str, Any]

@@ -17,7 +17,6 @@ from adcam.data.cub import load_cub
 from adcam.data.dataset import ImageDataset, build_class_set
 from adcam.data.folder import load_folder
 from adcam.data.imagenet import load_ilsvrc
-from adcam.data.png import voc_palette
 from adcam.data.shapes import shapes_class_set
 from adcam.data.voc import VOC_CLASSES, load_voc, voc_class_set
 from adcam.data.wsol import load_wsol
@@ -211,11 +210,6 @@ def parse_classes(text: str) -> ClassSet:
     if not all(names):
         raise ValueError(f"classes must be voc, coco, shapes or names A,B,…, got {text!r}")
     return build_classes(names)
-
-
-def load_palette() -> tuple[tuple[int, int, int], ...]:
-    """The palette of written masks, 256 RGB colours."""
-    return voc_palette()
 
 
 def _check_key(cfg: Config, key: str) -> None:

@@ -13,7 +13,7 @@ from adcam.data.labels import normalize_img_id
 from adcam.data.png import read_mask
 from adcam.data.voc import voc_class_set
 from adcam.metrics.miou import Average, MeanIoU, MeanIoUResult, PredIgnore, ThresholdCurve
-from adcam.pipeline.manifest import CONFIG_NAME, MAPS_DIR, MASK_DIR
+from adcam.pipeline.manifest import CONFIG_NAME, MAPS_DIR, masks_folder
 from adcam.pipeline.maps_file import StoredMaps, load_maps
 from adcam.pipeline.progress import track
 from adcam.structures import IGNORE_INDEX, ClassSet
@@ -71,7 +71,7 @@ def evaluate_masks(
         ValueError: Masks are missing, two of one image differ in size, or hold values outside the
             classes.
     """
-    predictions = _masks_folder(pred_dir)
+    predictions = masks_folder(pred_dir)
     pairs = _pair(predictions, Path(gt_dir), ".png", ids, allow_missing)
     classes = _read_class_names(predictions.parent)
     if num_classes is None:
@@ -177,11 +177,6 @@ def _load_other_maps(path: Path, class_set: ClassSet, cam_format: str) -> Stored
         )
     height, width = file.maps.score_maps.shape[1:]
     return StoredMaps(file.maps, (height, width), class_set.classes, class_set.mask_values)
-
-
-def _masks_folder(folder: str | Path) -> Path:
-    path = Path(folder)
-    return path / MASK_DIR if (path / MASK_DIR).is_dir() else path
 
 
 def _pair(

@@ -32,6 +32,12 @@ Entry: TypeAlias = Mapping[str, Any]
 ``config`` and ``weights`` (hashes), and ``seconds``."""
 
 
+def masks_folder(folder: str | Path) -> Path:
+    """The folder of masks; of ``adcam generate``'s output, the ``masks`` in it."""
+    path = Path(folder)
+    return path / MASK_DIR if (path / MASK_DIR).is_dir() else path
+
+
 class RunFolder:
     """A folder of generated masks with its configuration and manifest.
 

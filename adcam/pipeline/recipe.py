@@ -51,6 +51,7 @@ from adcam.pipeline.segment import (
     train_segmenter,
 )
 from adcam.pipeline.train import CLASSIFIER_NAME, train_classifier
+from adcam.pipeline.training import check_keys
 from adcam.report.render import write_report
 from adcam.version import __version__
 
@@ -165,12 +166,12 @@ def open_recipe(
     if "recipe" not in config:
         raise ValueError("the config has no section 'recipe'; configs/voc12 has an example")
     section = config.recipe
-    _check_keys(section, RECIPE_KEYS, "recipe")
+    check_keys(section, RECIPE_KEYS, "recipe")
     if missing := [key for key in ("learn_from", "evaluate") if key not in section]:
         raise ValueError(f"config section 'recipe' lacks {missing}")
     network = None
     if section.get("network"):
-        _check_keys(section.network, NETWORK_KEYS, "recipe.network")
+        check_keys(section.network, NETWORK_KEYS, "recipe.network")
         if not isinstance(section.get("test"), str):
             raise ValueError(
                 "recipe.test must name the one list that the network is scored on, got "
@@ -636,8 +637,3 @@ def _discarded(folder: Path) -> Path:
 
 def _as_list(splits: str | Sequence[str]) -> list[str]:
     return [splits] if isinstance(splits, str) else list(splits)
-
-
-def _check_keys(section: Values, legal: Sequence[str], name: str) -> None:
-    if unknown := sorted(section.keys() - set(legal)):
-        raise ValueError(f"config section {name!r} has no {unknown}; legal are {legal}")

@@ -31,7 +31,14 @@ from adcam.pipeline.config import build_classes, build_dataset, hash_config, has
 from adcam.pipeline.evaluate import name_classes
 from adcam.pipeline.info import why_not_importable
 from adcam.pipeline.json_file import write_json
-from adcam.pipeline.manifest import MAPS_DIR, MASK_DIR, RunFolder, diff_configs, hash_or_none
+from adcam.pipeline.manifest import (
+    MAPS_DIR,
+    MASK_DIR,
+    RunFolder,
+    diff_configs,
+    hash_or_none,
+    masks_folder,
+)
 from adcam.pipeline.maps_file import load_maps
 from adcam.pipeline.progress import track
 from adcam.pipeline.sources import open_images
@@ -511,7 +518,10 @@ def _train_sets(config: Config) -> dict[str, ImageDataset]:
     sets = {split: _build_split(config, split) for split in splits}
     if (folder := config.data.get("masks")) is None:
         return sets
-    masks = _masks_folder(folder)
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"data.masks {path} is no folder; `adcam generate` makes one")
+    masks = masks_folder(path)
     return {
         split: ImageDataset(
             images.class_set,
@@ -520,13 +530,6 @@ def _train_sets(config: Config) -> dict[str, ImageDataset]:
         )
         for split, images in sets.items()
     }
-
-
-def _masks_folder(folder: str | Path) -> Path:
-    path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise ValueError(f"data.masks {path} is no folder; `adcam generate` makes one")
-    return path / MASK_DIR if (path / MASK_DIR).is_dir() else path
 
 
 def _check_images(images: ImageDataset, split: str) -> dict[str, Any]:

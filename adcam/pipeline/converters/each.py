@@ -15,7 +15,6 @@ from adcam.data.png import read_mask, write_mask
 from adcam.data.rows import check_relative
 from adcam.pipeline.converters.outcome import Tally
 from adcam.pipeline.json_file import write_json
-from adcam.pipeline.manifest import MASK_DIR
 from adcam.pipeline.progress import track
 from adcam.structures import ClassSet
 
@@ -135,12 +134,6 @@ def find_files(folder: Path, suffix: str) -> dict[str, Path]:
     if not found:
         raise ValueError(f"{folder}: there are no {suffix} files in this folder")
     return dict(sorted(found.items()))
-
-
-def masks_folder(folder: str | Path) -> Path:
-    """The folder of masks; of ``adcam generate``'s output, the ``masks`` in it."""
-    path = Path(folder)
-    return path / MASK_DIR if (path / MASK_DIR).is_dir() else path
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:

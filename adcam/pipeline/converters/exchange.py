@@ -28,11 +28,11 @@ from adcam.pipeline.converters.each import (
     Kind,
     convert_each,
     find_files,
-    masks_folder,
     masks_of,
     refuse_existing,
 )
 from adcam.pipeline.converters.outcome import Converted, Tally
+from adcam.pipeline.manifest import masks_folder
 from adcam.pipeline.progress import track
 from adcam.structures import ClassSet
 

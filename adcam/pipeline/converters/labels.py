@@ -10,8 +10,9 @@ import numpy as np
 from adcam.data.labels import normalize_img_id, read_cls_labels_npy, write_labels_csv
 from adcam.data.png import read_mask
 from adcam.data.voc import EXPECTED_COUNTS, ids_of_names, load_voc, read_object_names
-from adcam.pipeline.converters.each import find_files, masks_folder, refuse_existing
+from adcam.pipeline.converters.each import find_files, refuse_existing
 from adcam.pipeline.converters.outcome import Converted, Tally
+from adcam.pipeline.manifest import masks_folder
 from adcam.pipeline.progress import track
 from adcam.structures import IGNORE_INDEX, ClassSet
 

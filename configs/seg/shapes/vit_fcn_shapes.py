@@ -1,13 +1,6 @@
-# A small network for the generated pictures of `adcam demo`: minutes on two cores.
-data = dict(
-    source="voc",
-    root="{{$ADCAM_DATA_ROOT:data}}/shapes",
-    classes="shapes",
-    labels="labels.csv",
-    train="train",
-    val="val",
-    masks=None,
-)
+# A ViT from scratch on the generated pictures: the smallest network that goes through every command.
+_base_ = ["../../_base_/data/shapes.py"]
+data = dict(masks=None)
 model = dict(
     type="EncoderDecoder",
     data_preprocessor=dict(
