@@ -17,3 +17,4 @@ train_pipeline = [
     dict(type="PhotoMetricDistortion"),
 ]
 test = dict(split="val", short_side=512, scales=[1.0], flip=False, crf="none", labels="none")
+self_training = dict(rounds=1)  # docs/segmentation.md, Options

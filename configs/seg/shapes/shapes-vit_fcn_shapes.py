@@ -42,6 +42,7 @@ train_pipeline = [
     dict(type="PhotoMetricDistortion"),
 ]
 test = dict(split="val", scales=[1.0], flip=False, crf="none", labels="none")
+self_training = dict(rounds=1)  # docs/segmentation.md, Options
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),

@@ -33,5 +33,6 @@ train_pipeline = [
     dict(type="RandomFlip", prob=0.5),
 ]
 test = dict(scales=[1.0], flip=False, crf="none", labels="none")
+self_training = dict(rounds=1)  # docs/segmentation.md, Options
 optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05))
 param_scheduler = [dict(type="PolyLR", power=0.9, eta_min=0.0, by_epoch=False)]
