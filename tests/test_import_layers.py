@@ -136,8 +136,7 @@ def test_cli_only_calls_the_pipeline() -> None:
     allowed = ("adcam.pipeline", "adcam.version", "adcam.__version__")
     wrong = [
         str(found)
-        for name in ("cli.py", "__main__.py")
-        for found in imports_below(PACKAGE / name)
+        for found in imports_below(PACKAGE / "cli")
         if is_within(found.module, "adcam")
         and not any(is_within(found.module, package) for package in (*allowed, "adcam.cli"))
     ]
