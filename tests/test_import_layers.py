@@ -143,6 +143,19 @@ def test_cli_only_calls_the_pipeline() -> None:
     assert wrong == []
 
 
+def test_commands_share_three_modules_and_load_nothing_to_be_listed() -> None:
+    shared = [f"adcam.cli.{name}" for name in ("arguments", "console", "labeler")]
+    wrong = [
+        str(found)
+        for found in imports_below(PACKAGE / "cli")
+        if is_within(found.module, "adcam")
+        and (found.at_top_level or is_within(found.module, "adcam.cli"))
+        and found.path.stem not in ("__init__", "__main__")
+        and not any(is_within(found.module, module) for module in shared)
+    ]
+    assert wrong == []
+
+
 def may_import(path: Path, package: str) -> bool:
     """Whether a file may import an optional package at all."""
     place = path.relative_to(PACKAGE)
