@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -351,6 +352,35 @@ def test_train_and_demo_pass_their_arguments_on(
             },
         ),
     ]
+
+
+def test_compare_writes_a_table_and_unless_told_not_to_a_report(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from adcam.pipeline import compare, experiment
+
+    def fake_compare(cfg: object, work_dir: Path, *, progress: object) -> str:
+        return f"table in {work_dir}"
+
+    def fake_experiment(cfg: object, work_dir: Path, **said: object) -> SimpleNamespace:
+        return SimpleNamespace(results=f"all in {work_dir}: {said}", report=work_dir / "page")
+
+    monkeypatch.setattr(compare, "run_compare", fake_compare)
+    monkeypatch.setattr(experiment, "run_experiment", fake_experiment)
+    monkeypatch.setattr(experiment, "print_results", print)
+    (place / "my.py").write_text("compare = dict(choose_on='a', report_on='b')\n")
+    assert run("compare my.py --table-only") == 0
+    assert capsys.readouterr().out == (
+        "table in work_dirs/my a b\ntable: work_dirs/my/compare.csv\n"
+    )
+    assert run("compare my.py --work-dir w --cfg-options compare.report_on=c") == 0
+    said = {
+        "title": "my: methods side by side",
+        "command": ["adcam", "compare", "my.py", "--cfg-options", "compare.report_on=c"],
+    }
+    assert capsys.readouterr().out == (
+        f"all in w: {said} a c\ntable: w/compare.csv\nreport: w/page\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["train", "generate", "evaluate", "demo", "info"])

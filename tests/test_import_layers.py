@@ -136,10 +136,22 @@ def test_cli_only_calls_the_pipeline() -> None:
     allowed = ("adcam.pipeline", "adcam.version", "adcam.__version__")
     wrong = [
         str(found)
-        for name in ("cli.py", "__main__.py")
-        for found in imports_below(PACKAGE / name)
+        for found in imports_below(PACKAGE / "cli")
         if is_within(found.module, "adcam")
         and not any(is_within(found.module, package) for package in (*allowed, "adcam.cli"))
+    ]
+    assert wrong == []
+
+
+def test_commands_share_three_modules_and_load_nothing_to_be_listed() -> None:
+    shared = [f"adcam.cli.{name}" for name in ("arguments", "console", "labeler")]
+    wrong = [
+        str(found)
+        for found in imports_below(PACKAGE / "cli")
+        if is_within(found.module, "adcam")
+        and (found.at_top_level or is_within(found.module, "adcam.cli"))
+        and found.path.stem not in ("__init__", "__main__")
+        and not any(is_within(found.module, module) for module in shared)
     ]
     assert wrong == []
 

@@ -1,0 +1,108 @@
+"""How a command is added, and options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from adcam.cli.console import EXIT_CODES
+
+# Of `add_argument`, for maps of other projects.
+CLASSES: dict[str, Any] = {
+    "default": "voc",
+    "metavar": "voc|coco|A,B,...",
+    "help": "classes in the order of their numbers (default: %(default)s)",
+}
+CAM_FORMAT: dict[str, Any] = {
+    "dest": "cam_format",
+    "choices": ("auto", "irn", "psa", "psa_crf", "clip_es", "puzzlecam"),
+    "default": "auto",
+    "help": "see docs/datasets.md (default: %(default)s)",
+}
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    description: str,
+    examples: str,
+) -> argparse.ArgumentParser:
+    """Add the parser of a command that ``run`` carries out; the texts are those of its help."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=textwrap.dedent(description),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples), "  ") + "\n" + EXIT_CODES,
+    )
+    parser.add_argument("--debug", action="store_true", help="show where an error was raised")
+    parser.set_defaults(run=run, command=name)
+    return parser
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add CONFIG, ``--work-dir`` and ``--cfg-options``."""
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a Python config, see configs/")
+    add_work_dir(parser)
+    add_cfg_options(parser)
+
+
+def add_work_dir(parser: argparse.ArgumentParser) -> None:
+    """Add ``--work-dir``; :func:`work_dir_of` has its default."""
+    parser.add_argument(
+        "--work-dir", type=Path, help="where results go (default: work_dirs/<name of the config>)"
+    )
+
+
+def add_cfg_options(parser: argparse._ActionsContainer) -> None:
+    """Add ``--cfg-options``."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change values of the config, e.g. train.epochs=3 data.train=[train]",
+    )
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Add ``--launcher``."""
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm"),
+        default="none",
+        help="who started the processes of distributed training (default: %(default)s)",
+    )
+
+
+def work_dir_of(args: argparse.Namespace) -> Path:
+    """``--work-dir``, or a folder named after the config."""
+    return args.work_dir or Path("work_dirs") / args.config.stem
+
+
+def load_config(args: argparse.Namespace) -> Any:
+    """CONFIG with ``--cfg-options`` applied."""
+    from adcam.pipeline import config
+
+    return config.load_config(args.config, parse_pairs("--cfg-options", args.cfg_options))
+
+
+def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Values of ``KEY=VALUE`` texts by their keys; ``option`` names them in errors."""
+    from adcam.pipeline.config import parse_overrides
+
+    for text in texts:
+        if "=" not in text:
+            raise ValueError(f"{option} takes key=value, got {text!r}")
+    return parse_overrides(texts)
+
+
+def command_line(args: argparse.Namespace, *options: str) -> list[str]:
+    """Words that run a command with a config again, for its report."""
+    overrides = ["--cfg-options", *args.cfg_options] if args.cfg_options else []
+    return ["adcam", args.command, str(args.config), *options, *overrides]

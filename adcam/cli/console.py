@@ -1,0 +1,75 @@
+"""What commands give back: exit codes, messages, tables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+EXIT_CODES = """\
+exit codes: 0 all is done; 1 some images have no mask or failed (they are listed);
+2 the command cannot be carried out; 130 interrupted (the same command goes on)"""
+
+_SHOWN_FAILURES = 20
+
+
+def say(text: str) -> None:
+    """Print a line to standard error: standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def say_failures(failures: Mapping[str, str], *, rest: str = "") -> None:
+    """Print ids and errors of the first images that failed; ``rest`` tells where all are listed."""
+    for img_id in list(failures)[:_SHOWN_FAILURES]:
+        say(f"  {img_id}: {failures[img_id]}")
+    if rest and (more := len(failures) - _SHOWN_FAILURES) > 0:
+        say(f"  … and {more} more{rest}")
+
+
+def print_scores(result: Mapping[str, Any], title: str = "Scores in percent") -> None:
+    """Print IoU, precision and recall of every class, and how they were counted."""
+    rows = [
+        (
+            name,
+            *(
+                _percent(result[key][name])
+                for key in ("iou_per_class", "precision_per_class", "recall_per_class")
+            ),
+        )
+        for name in result["iou_per_class"]
+    ]
+    rows.append(("mean", _percent(result["miou"]), "", ""))
+    print_table(("class", "IoU", "precision", "recall"), rows, title)
+    policy = ", ".join(f"{key} {value}" for key, value in result["policy"].items())
+    ignored = 100 * (result["ignored_share"] or 0)
+    print(f"{result['num_images']} images; {ignored:.1f} % of the pixels left uncertain; {policy}")
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    """Print a table; one whose header is empty has none."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=any(header))
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number and any(header) else "left")
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A file or a pipe has no width: do not wrap to a terminal's default there.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    return Console(width=width, highlight=False, markup=False)

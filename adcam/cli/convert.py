@@ -1,0 +1,139 @@
+"""``adcam convert``: one format into another."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adcam.cli.arguments import CAM_FORMAT, CLASSES, add_command
+from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, print_table, say, say_failures
+
+if TYPE_CHECKING:
+    from adcam.pipeline.converters import Converted
+
+# Of each converter: its first argument, what it does, its options.
+_CONVERTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "sbd": (
+        "SBD",
+        "SBD's .mat files -> SegmentationClassAug and train_aug.txt of VOC",
+        ("voc", "--out-root", "--partial"),
+    ),
+    "coco": (
+        "JSON",
+        "COCO's instances -> masks of 81 values, lists, image-level labels",
+        ("--out", "--split", "--crowd", "--overlap", "--partial"),
+    ),
+    "voc-labels": ("VOC", "VOC's XML -> labels.csv", ("--out", "--voc-split", "--classes")),
+    "mask-labels": ("MASKS", "masks -> labels.csv", ("--out", "--classes")),
+    "irn-labels": ("NPY", "cls_labels.npy of IRN and others -> labels.csv", ("--out", "--classes")),
+    "masks-to-coco": (
+        "MASKS",
+        "masks -> COCO json, run lengths",
+        ("--out", "--classes", "--image-suffix"),
+    ),
+    "coco-to-masks": (
+        "JSON",
+        "any COCO json -> masks",
+        ("--out", "--classes", "--crowd", "--overlap"),
+    ),
+    "masks-to-yolo": ("MASKS", "masks -> text files of Ultralytics", ("--out", "--classes")),
+    "yolo-to-masks": (
+        "LABELS",
+        "text files of Ultralytics -> masks",
+        ("--out", "--classes", "--images"),
+    ),
+    "cams": (
+        "CAMS",
+        "class maps of other projects (.npy) -> our maps or masks",
+        ("--out", "--classes", "--format", "--threshold"),
+    ),
+}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "voc": {"type": Path, "metavar": "VOC", "help": "VOC root, the folder with JPEGImages"},
+    "--out": {"type": Path, "required": True, "metavar": "PATH", "help": "file or folder to write"},
+    "--out-root": {"type": Path, "dest": "out", "metavar": "DIR", "help": "default: VOC itself"},
+    "--split": {"metavar": "NAME", "help": "e.g. train2014 (default: from the file's name)"},
+    "--voc-split": {"dest": "split", "required": True, "metavar": "SPLIT", "help": "e.g. train"},
+    "--classes": CLASSES,
+    "--crowd": {
+        "choices": ("ignore", "skip"),
+        "default": "ignore",
+        "help": "regions of many objects become 255 or background (default: %(default)s)",
+    },
+    "--overlap": {
+        "choices": ("small", "first"),
+        "default": "small",
+        "help": "which object is on top: the smaller, or the first in the file "
+        "(default: %(default)s)",
+    },
+    "--partial": {"action": "store_true", "help": "a part of the data set: any number of images"},
+    "--image-suffix": {"default": ".jpg", "metavar": "SUFFIX", "help": "default: %(default)s"},
+    "--images": {"type": Path, "required": True, "metavar": "DIR", "help": "for the images' sizes"},
+    "--format": CAM_FORMAT,
+    "--threshold": {"metavar": "RULE", "help": "make masks: a background score, power:A or otsu"},
+}
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "convert",
+        run,
+        "data sets, labels, masks and maps from one format into another",
+        """\
+        Convert data sets, labels, masks and class maps; `adcam convert WHAT --help` has the options
+        and docs/datasets.md the steps for each data set. Counts, classes and a hash are printed.
+        Interrupted? The same command goes on where it stopped.""",
+        """\
+        adcam convert sbd benchmark_RELEASE VOC2012
+        adcam convert coco coco/annotations/instances_train2014.json --out coco
+        adcam convert irn-labels cls_labels.npy --out labels.csv
+        adcam convert masks-to-coco masks --classes cat,dog --out masks.json
+        adcam convert cams irn/result/cam --out out --threshold 0.15
+        """,
+    )
+    converters = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    for what, (source, summary, names) in _CONVERTERS.items():
+        converter = converters.add_parser(what, help=summary, description=summary)
+        converter.add_argument("source", type=Path, metavar=source)
+        for name in names:
+            converter.add_argument(name, **_OPTIONS[name])
+        converter.add_argument(
+            "--overwrite", action="store_true", help="make anew what is there already"
+        )
+        converter.add_argument("--json", type=Path, metavar="FILE", help="write all counts there")
+
+
+def run(args: argparse.Namespace) -> int:
+    from adcam.pipeline.config import parse_classes
+    from adcam.pipeline.converters import CONVERTERS
+    from adcam.pipeline.json_file import write_json
+
+    given = {"command", "run", "debug", "what", "source", "json", "classes"}
+    options = {name: value for name, value in vars(args).items() if name not in given}
+    if "classes" in args:
+        options["class_set"] = parse_classes(args.classes)
+    result = CONVERTERS[args.what](args.source, **options, progress=True)
+    _print_converted(result)
+    if args.json:
+        write_json(args.json, result.to_dict())
+    say_failures(result.failed, rest="; --json lists all")
+    say(
+        f"{result.num_images} images, {result.kept} of them were there; {len(result.failed)} failed"
+    )
+    return EXIT_SOME_FAILED if result.failed else EXIT_OK
+
+
+def _print_converted(result: Converted) -> None:
+    names = {**result.class_images, **result.class_pixels}
+    rows = [
+        (name, str(result.class_images.get(name, "")), str(result.class_pixels.get(name, "")))
+        for name in ("background", *result.class_images, "ignore")
+        if names.get(name)
+    ]
+    print_table(("class", "images", "pixels"), rows, f"{result.what}: {result.num_images} images")
+    for note in result.notes:
+        print(note)
+    print(f"sha256 of all results: {result.sha256}")
+    print(result.out)

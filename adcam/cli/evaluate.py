@@ -1,0 +1,175 @@
+"""``adcam evaluate``: scores of masks, class maps and score maps."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adcam.cli.arguments import CAM_FORMAT, CLASSES, add_command
+from adcam.cli.console import EXIT_OK, print_scores, print_table, say
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "evaluate",
+        run,
+        "score masks against the truth",
+        """\
+        Score masks (<id>.png) against true masks of the same names: mean IoU and per class IoU,
+        precision and recall. With --sweep, score maps of `generate --save-maps` at every
+        background score; maps of other projects (<id>.npy) too, see --classes and --format. With
+        --metadata, score maps in wsolevaluation's format (<id>.npy) by its
+        MaxBoxAccV2, or with --mask-root by its PxAP.""",
+        """\
+        adcam evaluate out --gt VOC2012/SegmentationClass --ids train.txt --json out.json
+        adcam evaluate out --gt VOC2012/SegmentationClass --ids train.txt --sweep
+        adcam evaluate test_maps --metadata metadata/CUB/test \\
+            --choose-maps val_maps --choose-metadata metadata/CUB/val
+        """,
+    )
+    parser.add_argument(
+        "pred_dir", type=Path, metavar="PRED_DIR", help="masks, or with --sweep maps"
+    )
+    truth = parser.add_mutually_exclusive_group(required=True)
+    truth.add_argument("--gt", type=Path, metavar="GT_DIR", help="true masks")
+    truth.add_argument(
+        "--metadata",
+        type=Path,
+        metavar="DIR",
+        help="true boxes or masks: a split's metadata folder of wsolevaluation",
+    )
+    parser.add_argument("--ids", type=Path, metavar="LIST", help="only these ids, one a line")
+    parser.add_argument("--sweep", action="store_true", help="threshold curve of stored maps")
+    parser.add_argument("--classes", **CLASSES)
+    parser.add_argument("--format", **CAM_FORMAT)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    parser.add_argument(
+        "--num-classes",
+        type=int,
+        metavar="N",
+        help="mask values, background included (default: from config.json, or the highest found)",
+    )
+    parser.add_argument(
+        "--average",
+        choices=("union", "gt_present", "per_image"),
+        default="union",
+        help="classes that enter the mean, see docs/metrics.md (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pred-ignore",
+        choices=("miss", "drop"),
+        default="miss",
+        help="a predicted 255 is wrong, or is not scored (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="score what is there, list what is not"
+    )
+    localization = parser.add_argument_group("localisation", "with --metadata")
+    localization.add_argument(
+        "--choose-maps",
+        type=Path,
+        metavar="DIR",
+        help="score maps of another split, to choose the thresholds on; default: the best for the "
+        'images scored, called "oracle" in the output',
+    )
+    localization.add_argument(
+        "--choose-metadata", type=Path, metavar="DIR", help="metadata folder of that split"
+    )
+    localization.add_argument(
+        "--largest-contour",
+        action="store_true",
+        help="one box, of the largest contour (MaxBoxAcc), not one a contour (MaxBoxAccV2)",
+    )
+    localization.add_argument(
+        "--mask-root", type=Path, metavar="DIR", help="masks of the metadata: score PxAP"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from adcam.pipeline.config import parse_classes
+    from adcam.pipeline.evaluate import evaluate_maps, evaluate_masks
+    from adcam.pipeline.json_file import write_json
+    from adcam.pipeline.sources import read_id_list
+
+    if args.metadata is not None:
+        return _run_localization(args)
+    common: dict[str, Any] = {
+        "ids": None if args.ids is None else read_id_list(args.ids),
+        "average": args.average,
+        "allow_missing": args.allow_missing,
+        "progress": True,
+    }
+    if args.sweep:
+        result = evaluate_maps(
+            args.pred_dir,
+            args.gt,
+            class_set=parse_classes(args.classes),
+            cam_format=args.cam_format,
+            **common,
+        )
+        _print_curve(result)
+    else:
+        result = evaluate_masks(
+            args.pred_dir,
+            args.gt,
+            num_classes=args.num_classes,
+            pred_ignore=args.pred_ignore,
+            **common,
+        )
+        print_scores(result)
+    if missing := result["missing_predictions"]:
+        say(f"{len(missing)} images without a prediction were left out, such as {missing[0]}")
+    if args.json:
+        write_json(args.json, result)
+    return EXIT_OK
+
+
+def _run_localization(args: argparse.Namespace) -> int:
+    from adcam.pipeline.json_file import write_json
+    from adcam.pipeline.localization import evaluate_boxes, evaluate_pixels
+
+    if args.mask_root is not None:
+        if args.choose_maps or args.choose_metadata or args.largest_contour:
+            raise ValueError("PxAP (--mask-root) has no threshold to choose and no contours")
+        result = evaluate_pixels(args.pred_dir, args.metadata, args.mask_root, progress=True)
+        print(f"PxAP of {result['split']}: {result['px_ap']:.2f} ({result['num_images']} images)")
+    else:
+        result = evaluate_boxes(
+            args.pred_dir,
+            args.metadata,
+            choose_maps_dir=args.choose_maps,
+            choose_metadata_dir=args.choose_metadata,
+            multi_contour=not args.largest_contour,
+            progress=True,
+        )
+        _print_box_scores(result)
+    if args.json:
+        write_json(args.json, result)
+    return EXIT_OK
+
+
+def _print_curve(result: Mapping[str, Any]) -> None:
+    points = list(zip(result["thresholds"], result["miou"], strict=True))
+    best = result["best_threshold"]
+    shown = [point for point in points if point[0] == best or round(point[0] * 100) % 5 == 0]
+    rows = [(f"{t:.2f}", f"{miou:.2f}", "best" if t == best else "") for t, miou in shown]
+    print_table(("threshold", "mIoU", ""), rows, "Threshold curve")
+    print_scores(result["best"], f"Scores in percent at {best:.2f}")
+
+
+def _print_box_scores(result: Mapping[str, Any]) -> None:
+    rows = [
+        (f"IoU {delta}", f"{accuracy:.2f}", f"{result['best_thresholds'][delta]:.3f}")
+        for delta, accuracy in result["box_acc"].items()
+    ]
+    rows.append(("mean", f"{result['max_box_acc_v2']:.2f}", ""))
+    title = f"Box accuracy of {result['split']} in percent"
+    print_table(("", "box accuracy", "threshold"), rows, title)
+    contours = "all contours" if result["policy"]["multi_contour"] else "the largest contour"
+    print(
+        f"{result['num_images']} images; boxes of {contours}; "
+        f"thresholds chosen on: {result['chosen_on']}"
+    )

@@ -1,0 +1,45 @@
+"""``adcam info``: versions, devices and backends."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from adcam.cli.arguments import add_command
+from adcam.cli.console import EXIT_OK, print_table
+
+
+def add(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "info",
+        run,
+        "show versions, devices and backends",
+        "Show versions, devices and backends, and why a backend cannot run.",
+        "adcam info\nadcam info --json\n",
+    )
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from adcam.pipeline.info import collect_info
+
+    info = collect_info()
+    if args.json:
+        print(json.dumps(info, indent=2))
+        return EXIT_OK
+    for title, values in info.items():
+        rows = [(name, _state(title, value)) for name, value in values.items()]
+        print_table(("", ""), rows, title.replace("_", " "))
+    print("--crf lattice takes numba, or reference where that cannot run; lattice-gpu torch.")
+    return EXIT_OK
+
+
+def _state(title: str, value: Any) -> str:
+    if title in ("op_backends", "crf_backends", "features"):
+        return "ready" if value is None else f"cannot run: {value}"
+    return (
+        {"versions": "not installed", "threads": "not set"}[title] if value is None else str(value)
+    )

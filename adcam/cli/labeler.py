@@ -1,0 +1,143 @@
+"""From options to a labeler and its images, for the commands that label images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adcam.cli.arguments import parse_pairs
+
+if TYPE_CHECKING:
+    from adcam.pipeline.labeler import PseudoLabeler
+
+
+def add_labeler_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add IMAGES, and options of the classifier, the labels and the class maps."""
+    parser.add_argument(
+        "images",
+        type=Path,
+        metavar="IMAGES",
+        help="a folder, a VOC root, a .txt list of image paths, or one image",
+    )
+    source = parser.add_argument_group(
+        "classifier", "one of your own, or an ImageNet model as it is"
+    )
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="of `adcam train`")
+    source.add_argument("--model", metavar="NAME", help="timm name of an ImageNet ViT")
+    source.add_argument(
+        "--classes",
+        metavar="A,B,...",
+        help="with --model: ImageNet classes to look for; without --labels every image is taken "
+        "to show all of them",
+    )
+    source.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="with --model: its weights (default: timm downloads them)",
+    )
+
+    which = parser.add_argument_group("images and labels")
+    which.add_argument(
+        "--labels",
+        metavar="FILE|predicted",
+        help="a CSV 'image_id,labels' (separated by spaces or ';'); for a VOC root also .npy, xml "
+        "or mask; 'predicted': the classifier decides. Default: VOC's annotations, or labels.csv "
+        "beside the images",
+    )
+    which.add_argument(
+        "--label-threshold",
+        type=float,
+        metavar="P",
+        help="a class is predicted from this probability on (default: 0.5)",
+    )
+    which.add_argument("--ids", type=Path, metavar="LIST", help="only these ids, one a line")
+    which.add_argument("--voc-split", metavar="SPLIT", help="list of a VOC root, e.g. train")
+
+    maps = parser.add_argument_group("class maps")
+    maps.add_argument(
+        "--method",
+        metavar="NAME",
+        help="ad_cam (default), cam, ts_cam, coupled, transcam or clip_es",
+    )
+    maps.add_argument(
+        "--method-options", nargs="+", metavar="KEY=VALUE", help="e.g. power=3 num_steps=1"
+    )
+    maps.add_argument(
+        "--scales", type=int, nargs="+", metavar="PX", help="input sides in pixels (default: 448)"
+    )
+    maps.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="also look at the mirrored image",
+    )
+    maps.add_argument(
+        "--keep-ratio",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="keep the aspect ratio (default), or squash to squares",
+    )
+
+
+def check_classifier(args: argparse.Namespace) -> None:
+    """Refuse what contradicts itself before anything heavy is imported."""
+    if (args.checkpoint is None) == (args.model is None):
+        raise ValueError("give either --checkpoint FILE or --model NAME --classes A,B,…")
+    if args.model is not None and not args.classes:
+        raise ValueError('--model needs --classes, e.g. --classes "tabby cat,golden retriever"')
+    if args.model is None and (args.classes or args.weights):
+        raise ValueError("--classes and --weights go with --model; a checkpoint has its own")
+
+
+def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
+    """The labeler of a command's options, which go over the ``options`` given here."""
+    from dataclasses import replace
+
+    from adcam.pipeline.infer import Views
+    from adcam.pipeline.labeler import PseudoLabeler
+
+    for name in ("method", "label_threshold"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    if args.method is not None:
+        # Options of the config's method do not fit another one.
+        options["method_options"] = {}
+    if args.method_options is not None:
+        options["method_options"] = parse_pairs("--method-options", args.method_options)
+    views = options.get("views", Views())
+    if args.scales is not None:
+        views = replace(views, scales=tuple(args.scales))
+    if args.flip is not None:
+        views = replace(views, flip=args.flip)
+    if args.keep_ratio is not None:
+        views = replace(views, keep_ratio=args.keep_ratio)
+    options["views"] = views
+    if args.checkpoint is not None:
+        return PseudoLabeler.from_checkpoint(args.checkpoint, device=args.device, **options)
+    return PseudoLabeler.from_imagenet(
+        args.model,
+        [name.strip() for name in args.classes.split(",") if name.strip()],
+        weights=args.weights or "timm",
+        device=args.device,
+        **options,
+    )
+
+
+def open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> Any:
+    """IMAGES with their labels, as a data set."""
+    from adcam.pipeline import sources
+
+    labels = args.labels or "auto"
+    everything = args.labels is None and args.model is not None
+    images = sources.open_images(
+        args.images,
+        labeler.class_set,
+        labels=None if everything or labels == "predicted" else labels,
+        ids=None if args.ids is None else sources.read_id_list(args.ids),
+        voc_split=args.voc_split,
+    )
+    if everything:
+        all_ids = range(labeler.class_set.num_fg_classes)
+        images = images.with_labels({record.img_id: all_ids for record in images.records})
+    return images
