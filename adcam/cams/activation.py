@@ -9,22 +9,23 @@ from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
 
-def select_cam(maps: TokenMaps, class_ids: Tensor, *, rectify: str) -> Tensor:
+def select_cam(maps: TokenMaps, class_ids: Tensor, *, rectify: str, compete: float = 0.0) -> Tensor:
     """Class maps of chosen classes.
 
     Args:
         maps: Token maps of B images.
-        class_ids: int64 (B, K), foreground ids in 0..C-1.
+        class_ids: int64 (B, K), foreground ids in 0..C-1; an id may stand there twice.
         rectify: What becomes of negative evidence: ``"relu"`` cuts it off, ``"shift"`` subtracts
             each map's minimum, which keeps the order of weak patches (a body scores low, but above
-            the background), ``"none"`` leaves it.
+            the background), ``"none"`` leaves the maps as they are, whatever ``compete``.
+        compete: As in :func:`subtract_rivals`.
 
     Returns:
         (B, K, h, w).
 
     Raises:
-        ValueError: If ``class_ids`` has another shape or holds an id outside 0..C-1, or for an
-            unknown ``rectify``.
+        ValueError: If ``class_ids`` has another shape or holds an id outside 0..C-1, for an
+            unknown ``rectify``, or a ``compete`` outside its range.
     """
     batch, num_fg_classes, height, width = maps.cam.shape
     if class_ids.ndim != 2 or class_ids.shape[0] != batch:
@@ -33,13 +34,43 @@ def select_cam(maps: TokenMaps, class_ids: Tensor, *, rectify: str) -> Tensor:
         raise ValueError(f"class_ids must lie in 0..{num_fg_classes - 1}, got {class_ids.tolist()}")
     index = class_ids[:, :, None, None].expand(-1, -1, height, width)
     cam = torch.gather(maps.cam, 1, index)  # (B, K, h, w)
-    if rectify == "relu":
-        return cam.relu()
-    if rectify == "shift":
-        return cam - cam.amin(dim=(-2, -1), keepdim=True)
     if rectify == "none":
         return cam
+    if rectify == "relu":
+        return subtract_rivals(cam.relu(), class_ids, share=compete)
+    if rectify == "shift":
+        low = cam.amin(dim=(-2, -1), keepdim=True)
+        return subtract_rivals(cam - low, class_ids, share=compete)
     raise ValueError(f"rectify must be 'relu', 'shift' or 'none', got {rectify!r}")
+
+
+def subtract_rivals(cam: Tensor, class_ids: Tensor, *, share: float) -> Tensor:
+    """Take from each class map a share of the strongest other one, each scaled to its maximum.
+
+    A classifier finds a rider on the horse too, since the two occur together; which of both a
+    patch is shows in the difference of their maps. With one class nothing changes.
+
+    Args:
+        cam: (B, K, h, w), non-negative.
+        class_ids: (B, K); equal ids are no rivals.
+        share: In [0, 1): 0 takes nothing, larger parts the classes harder, and eats into what two
+            of them have in common.
+
+    Returns:
+        (B, K, h, w), non-negative. A map that had a positive value keeps one.
+
+    Raises:
+        ValueError: If ``share`` lies outside [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"compete must lie in [0, 1), got {share}")
+    if share == 0 or cam.shape[1] <= 1:
+        return cam
+    peak = cam.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)
+    scaled = cam / peak
+    others = class_ids[:, :, None] != class_ids[:, None, :]  # (B, K, K)
+    rivals = (scaled[:, None] * others[..., None, None].to(cam)).amax(dim=2)
+    return (scaled - share * rivals).relu() * peak
 
 
 def class_token_map(
@@ -74,6 +105,7 @@ def start_maps(
     init: str,
     method: str,
     rectify: str,
+    compete: float,
     cls_layers: str | tuple[int, ...] = "all",
 ) -> Tensor:
     """The maps a diffusion starts from.
@@ -85,6 +117,7 @@ def start_maps(
             arXiv 2103.14862), or ``"cam"``, the class maps alone.
         method: Name of the method that asks.
         rectify: As in :func:`select_cam`.
+        compete: As in :func:`subtract_rivals`.
         cls_layers: Blocks of the class token's attention.
 
     Returns:
@@ -93,7 +126,7 @@ def start_maps(
     Raises:
         ValueError: For another ``init``, or a coupled start without a class token.
     """
-    cam = select_cam(maps, class_ids, rectify=rectify)
+    cam = select_cam(maps, class_ids, rectify=rectify, compete=compete)
     if init == "cam":
         return cam
     if init == "coupled":

@@ -34,6 +34,8 @@ class ADCAM:
         layers: Blocks whose patch-to-patch attention is averaged.
         init: ``"coupled"`` (class maps times the class token's attention) or ``"cam"``.
         rectify: Negative class evidence: ``"shift"`` keeps its order, ``"relu"`` cuts it off.
+        compete: Share of the strongest other class of the image that is taken from a class map, in
+            [0, 1); larger parts classes harder.
         cls_layers: Blocks whose class-token attention is averaged for the coupled start.
     """
 
@@ -45,6 +47,7 @@ class ADCAM:
     layers: str | tuple[int, ...] = "last:1/2"
     init: str = "coupled"
     rectify: str = "shift"
+    compete: float = 0.5
     cls_layers: str | tuple[int, ...] = "last:1/3"
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
@@ -59,6 +62,7 @@ class ADCAM:
             init=self.init,
             method="ad_cam",
             rectify=self.rectify,
+            compete=self.compete,
             cls_layers=self.cls_layers,
         )
         attn = patch_attention(maps, resolve_layers(self.layers, maps.depth))

@@ -20,9 +20,12 @@ class CAM:
 
     Attributes:
         rectify: Negative class evidence: ``"shift"`` keeps its order, ``"relu"`` cuts it off.
+        compete: Share of the strongest other class of the image that is taken from a class map, in
+            [0, 1); larger parts classes harder.
     """
 
     rectify: str = "shift"
+    compete: float = 0.5
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """No patch-to-patch attention is needed."""
@@ -30,4 +33,4 @@ class CAM:
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
-        return select_cam(maps, class_ids, rectify=self.rectify)
+        return select_cam(maps, class_ids, rectify=self.rectify, compete=self.compete)

@@ -32,6 +32,8 @@ class CLIPES:
         box_threshold: Activation outside the bounding boxes of what exceeds this share of a map's
             maximum is dropped before diffusion (the paper's 0.4); ``None`` keeps everything.
         rectify: Negative class evidence: ``"shift"`` keeps its order, ``"relu"`` cuts it off.
+        compete: Share of the strongest other class of the image that is taken from a class map, in
+            [0, 1); larger parts classes harder.
     """
 
     init: str = "coupled"
@@ -39,6 +41,7 @@ class CLIPES:
     num_steps: int = 2
     box_threshold: float | None = None
     rectify: str = "shift"
+    compete: float = 0.5
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """The sets of blocks whose patch-to-patch attention is needed."""
@@ -46,7 +49,14 @@ class CLIPES:
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
-        start = start_maps(maps, class_ids, init=self.init, method="clip_es", rectify=self.rectify)
+        start = start_maps(
+            maps,
+            class_ids,
+            init=self.init,
+            method="clip_es",
+            rectify=self.rectify,
+            compete=self.compete,
+        )
         if self.box_threshold is not None:
             # Zeroing the columns of T² outside the boxes is zeroing the start there.
             start = start * box_mask(start, self.box_threshold)

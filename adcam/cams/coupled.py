@@ -26,11 +26,14 @@ class Coupled:
         layers: Blocks whose attention is averaged; see
             :func:`adcam.ops.token_attention.resolve_layers`.
         rectify: Negative class evidence: ``"shift"`` keeps its order, ``"relu"`` cuts it off.
+        compete: Share of the strongest other class of the image that is taken from a class map, in
+            [0, 1); larger parts classes harder.
     """
 
     init: str = "coupled"
     layers: str | tuple[int, ...] = "all"
     rectify: str = "shift"
+    compete: float = 0.5
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """The sets of blocks whose patch-to-patch attention is needed."""
@@ -38,7 +41,14 @@ class Coupled:
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
-        start = start_maps(maps, class_ids, init=self.init, method="coupled", rectify=self.rectify)
+        start = start_maps(
+            maps,
+            class_ids,
+            init=self.init,
+            method="coupled",
+            rectify=self.rectify,
+            compete=self.compete,
+        )
         attn = patch_attention(maps, resolve_layers(self.layers, maps.depth))
         # M_i = Σ_j A_ij M_j: a patch collects the activation of those it attends to.
         return torch.einsum("bij,bkj->bki", attn, start.flatten(2)).reshape(start.shape)

@@ -93,7 +93,8 @@ class BoxRow:
 
     def build(self) -> Method:
         """The method with its options."""
-        return build_method(self.method, **self.options)
+        # Guesses are alternatives, not classes of one image, so that none competes with another.
+        return build_method(self.method, **{"compete": 0.0, **self.options})
 
 
 @dataclass(frozen=True)

@@ -210,8 +210,8 @@ def compute_batch_maps(
     most = max(map(len, present))
     if most == 0:
         return [ClassMaps((), np.zeros((0, *hw), dtype=np.float32)) for hw in ori_hws]
-    # A batch has one number of classes: images with fewer compute some class again, not kept.
-    padded = torch.tensor([(*ids, *[0] * (most - len(ids))) for ids in present])  # (images, K)
+    # A batch has one number of classes: images with fewer compute their last again, not kept.
+    padded = torch.tensor([_repeat_last(ids, most) for ids in present])  # (images, K)
     num_views = len(passes[0].cam) // len(present)
     with torch.inference_mode():
         ids = padded.to(passes[0].cam.device).repeat_interleave(num_views, dim=0)
@@ -225,3 +225,8 @@ def compute_batch_maps(
             else ClassMaps((), np.zeros((0, *hw), dtype=np.float32))
             for i, hw in enumerate(ori_hws)
         ]
+
+
+def _repeat_last(ids: tuple[int, ...], length: int) -> tuple[int, ...]:
+    """Fill up with the last id, which is no rival of itself."""
+    return (*ids, *[ids[-1] if ids else 0] * (length - len(ids)))

@@ -1,4 +1,4 @@
-# AD-CAM's options one at a time, and the other methods with the class maps cut off at zero, on
+# AD-CAM's options one at a time, and the other methods with other class maps, on
 # every third image of train (the choosing split), with the classifier that adcam_deit-tiny_10e_voc-animals.py left in W:
 #   adcam compare configs/voc_animals/ablation_ad-cam_voc-animals.py --table-only \
 #       --work-dir W/ablation --cfg-options compare.checkpoint=W/classifier.safetensors
@@ -25,11 +25,14 @@ options = [
     dict(layers="last:4"),
     dict(init="cam"),
     dict(rectify="relu"),
+    dict(compete=0.0),
+    dict(compete=0.3),
+    dict(compete=0.7),
     dict(cls_layers="all"),
     dict(cls_layers="last:6"),
     dict(cls_layers="last:2"),
     dict(rectify="relu", cls_layers="all"),
-    dict(rectify="relu", cls_layers="all", layers="last:8"),
+    dict(rectify="relu", compete=0.0, cls_layers="all", layers="last:8"),
 ]
 others = ["cam", "ts_cam", "transcam", "coupled", "clip_es"]
 compare = dict(
@@ -56,6 +59,6 @@ compare = dict(
             views=views,
         )
         for method in others
-        for entry in (dict(), dict(rectify="relu"))
+        for entry in (dict(), dict(rectify="relu"), dict(compete=0.0))
     ],
 )

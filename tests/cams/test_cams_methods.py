@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adcam.cams import METHODS, build_method
+from adcam.cams.activation import subtract_rivals
 from adcam.cams.clip_es import box_mask
 from adcam.models.token_cam import TokenCAM
 from adcam.structures import TokenMaps
@@ -82,15 +83,27 @@ def literal_similarity(a: np.ndarray, name: str) -> np.ndarray:
     return out
 
 
+def literal_rectified(cam: np.ndarray, rectify: str) -> np.ndarray:
+    if rectify == "none":
+        return cam
+    return np.maximum(cam, 0) if rectify == "relu" else cam - cam.min()
+
+
 def literal_start(
-    cam: np.ndarray, rows: np.ndarray, init: str, rectify: str, cls_layers: tuple[int, ...]
+    cam: np.ndarray,
+    rows: np.ndarray,
+    init: str,
+    rectify: str,
+    cls_layers: tuple[int, ...],
+    rivals: tuple[np.ndarray, ...] = (),
+    compete: float = 0.5,
 ) -> np.ndarray:
-    """``cam`` (h, w), ``rows`` (L, N) -> (N,)."""
-    flat = cam.reshape(-1)
-    if rectify == "relu":
-        flat = np.maximum(flat, 0)
-    elif rectify == "shift":
-        flat = flat - flat.min()
+    """``cam`` and each of ``rivals`` (h, w), ``rows`` (L, N) -> (N,)."""
+    flat = literal_rectified(cam.reshape(-1), rectify)
+    if rivals and rectify != "none":
+        others = [literal_rectified(other.reshape(-1), rectify) for other in rivals]
+        strongest = np.maximum.reduce([other / other.max() for other in others])
+        flat = np.maximum(flat - compete * flat.max() * strongest, 0)
     return flat * rows[list(cls_layers)].mean(axis=0) if init == "coupled" else flat
 
 
@@ -122,6 +135,7 @@ DEFAULT = {
     "layers": "last:1/2",
     "init": "coupled",
     "rectify": "shift",
+    "compete": 0.5,
     "cls_layers": (0, 3),
 }
 
@@ -142,6 +156,8 @@ DEFAULT = {
         *({"rectify": r} for r in ("relu", "none")),
         {"init": "cam"},
         {"init": "cam", "rectify": "relu"},
+        *({"compete": c} for c in (0.0, 0.9)),
+        {"compete": 0.3, "rectify": "relu"},
     ],
     ids=str,
 )
@@ -157,7 +173,16 @@ def test_ad_cam_equals_its_formula(change: dict[str, Any]) -> None:
     for b in range(2):
         for k in range(2):
             cam = maps.cam[b, class_ids[b, k]].numpy()
-            start = literal_start(cam, rows[:, b], option["init"], option["rectify"], cls_layers)
+            rival = maps.cam[b, class_ids[b, 1 - k]].numpy()
+            start = literal_start(
+                cam,
+                rows[:, b],
+                option["init"],
+                option["rectify"],
+                cls_layers,
+                (rival,),
+                option["compete"],
+            )
             expected = literal_ad_cam(attn[list(chosen), b].mean(axis=0), start, option)
             np.testing.assert_allclose(got[b, k].reshape(-1), expected, rtol=1e-9, atol=1e-12)
 
@@ -277,24 +302,62 @@ def test_ts_cam_of_a_deit_equals_the_papers_formula(grid_hw: tuple[int, int], re
     expected = attention * (semantic.clamp_min(0) if rectify == "relu" else semantic)
 
     everything = torch.arange(CLASSES).expand(2, -1)
-    got = build_method("ts_cam", rectify=rectify)(network.token_maps(inputs), everything)
+    got = build_method("ts_cam", rectify=rectify, compete=0.0)(
+        network.token_maps(inputs), everything
+    )
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
 def test_cam_is_the_rectified_class_map() -> None:
     maps, _, _ = make_maps()
-    got = run("cam", maps, ids((4, 0), (1, 1)), rectify="relu")
+    got = run("cam", maps, ids((4, 0), (1, 1)), rectify="relu", compete=0.0)
     assert np.array_equal(got[0, 0], np.maximum(maps.cam[0, 4].numpy(), 0))
     assert np.array_equal(got[1, 0], np.maximum(maps.cam[1, 1].numpy(), 0))
     shifted = run("cam", maps, ids((4,), (1,)))[0, 0]
     assert np.array_equal(shifted, maps.cam[0, 4].numpy() - maps.cam[0, 4].numpy().min())
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9])
+def test_classes_compete_as_the_formula_says(share: float) -> None:
+    maps, _, rows = make_maps()
+    chosen = (3, 0, 4)
+    got = run("cam", maps, ids(chosen, chosen), compete=share)
+    for b in range(2):
+        cams = [maps.cam[b, c].numpy() for c in chosen]
+        for k in range(3):
+            rivals = tuple(cam for j, cam in enumerate(cams) if j != k)
+            expected = literal_start(cams[k], rows[:, b], "cam", "shift", (0,), rivals, share)
+            np.testing.assert_allclose(got[b, k].reshape(-1), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_competition_spares_the_peak_and_what_no_other_class_claims() -> None:
+    cam = torch.tensor([[[[4.0, 2.0, 0.0, 1.0]], [[1.0, 1.0, 1.0, 0.0]]]])
+    got = subtract_rivals(cam, ids((7, 3)), share=0.5)
+    # Each over its maximum: (1, ½, 0, ¼) and (1, 1, 1, 0); minus half of the other.
+    assert got.tolist() == [[[[2.0, 0.0, 0.0, 1.0]], [[0.5, 0.75, 1.0, 0.0]]]]
+    # A class is no rival of itself, and a map of zeros stays one and takes nothing.
+    again = subtract_rivals(cam[:, [0, 0, 1]], ids((7, 7, 3)), share=0.5)
+    assert torch.equal(again, got[:, [0, 0, 1]])
+    empty = torch.cat([cam[:, :1], torch.zeros(1, 1, 1, 4)], dim=1)
+    assert torch.equal(subtract_rivals(empty, ids((7, 3)), share=0.5), empty)
+
+
+def test_competition_does_not_depend_on_the_scale_of_a_class() -> None:
+    torch.manual_seed(0)
+    cam = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    factors = torch.tensor([1.0, 100.0, 0.01], dtype=torch.float64)[:, None, None]
+    class_ids = ids((0, 1, 2), (4, 2, 1))
+    torch.testing.assert_close(
+        subtract_rivals(cam * factors, class_ids, share=0.5),
+        subtract_rivals(cam, class_ids, share=0.5) * factors,
+    )
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_classes_come_in_the_order_asked_and_independent_of_each_other(name: str) -> None:
     maps, _, _ = make_maps()
     alone = [run(name, maps, ids((c,), (c,))) for c in range(CLASSES)]
-    got = run(name, maps, ids((4, 0, 2, 0), (1, 1, 3, 4)))
+    got = run(name, maps, ids((4, 0, 2, 0), (1, 1, 3, 4)), compete=0.0)
     assert got.shape == (2, 4, *GRID)
     for b, chosen in enumerate(((4, 0, 2, 0), (1, 1, 3, 4))):
         for k, c in enumerate(chosen):
@@ -395,7 +458,14 @@ def test_unknown_names(name: str, options: dict[str, Any], message: str) -> None
 
 @pytest.mark.parametrize(
     "options",
-    [{"init": "grad"}, {"rectify": "abs"}, {"similarity": "dot"}, {"layers": "last:9"}],
+    [
+        {"init": "grad"},
+        {"rectify": "abs"},
+        {"similarity": "dot"},
+        {"layers": "last:9"},
+        {"compete": 1.0},
+        {"compete": -0.1},
+    ],
 )
 def test_illegal_values(options: dict[str, Any]) -> None:
     maps, _, _ = make_maps()

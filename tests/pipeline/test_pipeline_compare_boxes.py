@@ -31,6 +31,7 @@ from adcam.pipeline.compare_boxes import (
     compare_boxes,
     find_networks,
     format_box_csv,
+    iterate_maps,
     run_compare_boxes,
 )
 from adcam.pipeline.infer import Views
@@ -207,6 +208,26 @@ def test_a_class_that_only_the_network_knows_is_a_wrong_guess(tmp_path: Path) ->
     )
     with pytest.raises(ValueError, match=r"network '' does not know \['red'\]; its classes are"):
         compare_boxes(network, [BoxRow("CAM", "cam")], images, images)
+
+
+def test_the_map_of_a_class_does_not_depend_on_the_guesses(tmp_path: Path) -> None:
+    images = make_split(tmp_path, "test", halo=0)
+    rng = np.random.default_rng(0)
+    for record in images.records:  # every class is everywhere
+        Image.fromarray(rng.integers(0, 256, (*HW, 3), dtype=np.uint8)).save(record.img_path)
+    row = BoxRow("CAM", "cam", views=EXACT)
+
+    def score_maps(num_guesses: int) -> list[np.ndarray]:
+        found = iterate_maps(
+            make_classifiers(),
+            [row],
+            images,
+            num_guesses=num_guesses,
+            device=torch.device("cpu"),
+        )
+        return [maps["CAM"].score_map for _, maps in found]
+
+    np.testing.assert_allclose(score_maps(0), score_maps(3), rtol=0, atol=1e-6)
 
 
 def test_what_cannot_be_scored(splits: tuple[ImageDataset, ImageDataset], tmp_path: Path) -> None:
