@@ -7,7 +7,9 @@ inca = dict(
     drop_foreground=False,
     drop_background=False,
     contrastive="hinge",
+    drop_rate=0.25,
     contrastive_on="maps",
+    contrastive_weight=0.3,
     margin=2.0,
     consistency_weight=0.0,
 )
