@@ -111,7 +111,14 @@ def _ad_cam(network: Any, inputs: Tensor, class_ids: Sequence[int]) -> Tensor:
     attn = attn[:, 0].mean(dim=1)  # (L, 1 + N, 1 + N)
     cam = cam[0, list(class_ids)]
     cls_row = attn[list(resolve_layers(method.cls_layers, len(attn))), 0, 1:].mean(dim=0)
-    start = (cam - cam.amin(dim=(1, 2), keepdim=True)) * cls_row.view(1, *cam.shape[1:])
+    shifted = cam - cam.amin(dim=(1, 2), keepdim=True)
+    peak = shifted.amax(dim=(1, 2), keepdim=True)
+    scaled = shifted / peak
+    if len(cam) > 1:
+        for k in range(len(cam)):
+            rivals = torch.cat([scaled[:k], scaled[k + 1 :]]).amax(dim=0)
+            shifted[k] = peak[k] * (scaled[k] - method.compete * rivals).clamp_min(0)
+    start = shifted * cls_row.view(1, *cam.shape[1:])
     patches = attn[list(resolve_layers(method.layers, len(attn))), 1:, 1:].mean(dim=0)
     affinity = common_neighbor.refine(patches, method.similarity, method.power)
     matrix = diffusion.transition(affinity, method.normalize, SINKHORN_ITERS)
