@@ -37,6 +37,8 @@ class ADCAM:
         compete: Share of the strongest other class of the image that is taken from a class map, in
             [0, 1); larger parts classes harder.
         cls_layers: Blocks whose class-token attention is averaged for the coupled start.
+        cap: Quantile of each refined map that its largest values are cut off at, in (0, 1]; 1 cuts
+            nothing, smaller makes more patches as sure as the surest.
     """
 
     similarity: str = "resource_allocation"
@@ -49,6 +51,7 @@ class ADCAM:
     rectify: str = "shift"
     compete: float = 0.5
     cls_layers: str | tuple[int, ...] = "last:1/3"
+    cap: float = 0.985
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """The sets of blocks whose patch-to-patch attention is needed."""
@@ -74,4 +77,25 @@ class ADCAM:
             num_steps=self.num_steps,
             alpha=self.alpha,
         )
-        return refined.reshape(start.shape)
+        return cut_off(refined, quantile=self.cap).reshape(start.shape)
+
+
+def cut_off(maps: Tensor, *, quantile: float) -> Tensor:
+    """Cut maps off at a quantile of their own.
+
+    A few patches that attend to each other alone (the artefacts of Darcet et al., "Vision
+    Transformers Need Registers", arXiv 2309.16588) keep what they start with, however far the rest
+    spreads; scaled to their maximum, the object would be faint.
+
+    Args:
+        maps: (..., N) float.
+        quantile: In (0, 1], linear between the two nearest values.
+
+    Raises:
+        ValueError: If it lies outside (0, 1].
+    """
+    if not 0 < quantile <= 1:
+        raise ValueError(f"cap must lie in (0, 1], got {quantile}")
+    if quantile == 1 or not maps.numel():
+        return maps
+    return maps.minimum(maps.quantile(quantile, dim=-1, keepdim=True))

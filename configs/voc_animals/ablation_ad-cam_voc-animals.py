@@ -28,11 +28,15 @@ options = [
     dict(compete=0.0),
     dict(compete=0.3),
     dict(compete=0.7),
+    dict(cap=0.97),
+    dict(cap=0.99),
+    dict(cap=1.0),
+    dict(compete=0.0, cap=1.0),
     dict(cls_layers="all"),
     dict(cls_layers="last:6"),
     dict(cls_layers="last:2"),
     dict(rectify="relu", cls_layers="all"),
-    dict(rectify="relu", compete=0.0, cls_layers="all", layers="last:8"),
+    dict(rectify="relu", compete=0.0, cls_layers="all", layers="last:8", cap=1.0),
 ]
 others = ["cam", "ts_cam", "transcam", "coupled", "clip_es"]
 compare = dict(

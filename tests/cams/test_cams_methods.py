@@ -137,6 +137,7 @@ DEFAULT = {
     "rectify": "shift",
     "compete": 0.5,
     "cls_layers": (0, 3),
+    "cap": 0.985,
 }
 
 
@@ -158,6 +159,7 @@ DEFAULT = {
         {"init": "cam", "rectify": "relu"},
         *({"compete": c} for c in (0.0, 0.9)),
         {"compete": 0.3, "rectify": "relu"},
+        *({"cap": c} for c in (0.5, 1.0)),
     ],
     ids=str,
 )
@@ -184,6 +186,7 @@ def test_ad_cam_equals_its_formula(change: dict[str, Any]) -> None:
                 option["compete"],
             )
             expected = literal_ad_cam(attn[list(chosen), b].mean(axis=0), start, option)
+            expected = np.minimum(expected, np.quantile(expected, option["cap"]))
             np.testing.assert_allclose(got[b, k].reshape(-1), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -193,6 +196,31 @@ def test_ad_cam_defaults_are_the_documented_ones() -> None:
     class_ids = ids((2,), (2,))
     assert np.array_equal(
         run("ad_cam", maps, class_ids), run("ad_cam", maps, class_ids, **written_out)
+    )
+
+
+def test_patches_that_attend_to_each_other_alone_do_not_outshine_the_object() -> None:
+    """40 patches of an object, 58 of background, 2 that keep a strong start to themselves."""
+    sizes = (40, 58, 2)
+    attn = torch.block_diag(*(torch.full((n, n), 1 / n, dtype=torch.float64) for n in sizes))
+    values = torch.tensor([2.0, 0.0, 9.0], dtype=torch.float64)
+    cam = values.repeat_interleave(torch.tensor(sizes))
+    maps = TokenMaps(
+        logits=torch.zeros(1, 1),
+        cam=cam.reshape(1, 1, 10, 10),
+        grid_hw=(10, 10),
+        depth=1,
+        attn_patch2patch={(0,): attn[None]},
+    )
+    options = {"init": "cam", "layers": (0,)}
+    kept = run("ad_cam", maps, ids((0,)), **options, cap=1.0).reshape(-1)
+    cut = run("ad_cam", maps, ids((0,)), **options, cap=0.985).reshape(-1)
+    np.testing.assert_allclose(kept, cam.numpy(), rtol=1e-9)
+    np.testing.assert_allclose(cut, np.minimum(cam.numpy(), 2 + 0.515 * 7), rtol=1e-9)
+    np.testing.assert_allclose(
+        run("ad_cam", maps, ids((0,)), **options, cap=0.95).reshape(-1),
+        np.minimum(cam.numpy(), 2),
+        rtol=1e-9,
     )
 
 
@@ -465,6 +493,8 @@ def test_unknown_names(name: str, options: dict[str, Any], message: str) -> None
         {"layers": "last:9"},
         {"compete": 1.0},
         {"compete": -0.1},
+        {"cap": 0.0},
+        {"cap": 1.1},
     ],
 )
 def test_illegal_values(options: dict[str, Any]) -> None:

@@ -122,7 +122,8 @@ def _ad_cam(network: Any, inputs: Tensor, class_ids: Sequence[int]) -> Tensor:
     patches = attn[list(resolve_layers(method.layers, len(attn))), 1:, 1:].mean(dim=0)
     affinity = common_neighbor.refine(patches, method.similarity, method.power)
     matrix = diffusion.transition(affinity, method.normalize, SINKHORN_ITERS)
-    return diffusion.walk(start.flatten(1), matrix, method.num_steps or 0, None).view(cam.shape)
+    maps = diffusion.walk(start.flatten(1), matrix, method.num_steps or 0, None)
+    return maps.minimum(maps.quantile(method.cap, dim=1, keepdim=True)).view(cam.shape)
 
 
 def _min_max(maps: Tensor) -> Tensor:
