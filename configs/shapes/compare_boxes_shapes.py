@@ -20,7 +20,9 @@ optim_wrapper = dict(
 )
 # docs/methods.md: on a ViT both act on the class token's attention. ADL is dropping of the most
 # discriminative part behind one block, InCA its contrastive loss, as on voc-animals.
-adl = dict(layers=(4,), drop_rate=0.25, drop_background=False, contrastive=None, consistency_weight=0.0)
+adl = dict(
+    layers=(4,), drop_rate=0.25, drop_background=False, contrastive=None, consistency_weight=0.0
+)
 in_ca = dict(
     layers=(5,),
     fg_threshold=0.2,

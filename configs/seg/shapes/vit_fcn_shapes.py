@@ -25,9 +25,7 @@ model = dict(
     ),
     test_cfg=dict(mode="whole"),
 )
-train = dict(
-    max_iters=200, batch_size=16, num_workers=0, crop_size=(96, 96), amp="none", seed=0
-)
+train = dict(max_iters=200, batch_size=16, num_workers=0, crop_size=(96, 96), amp="none", seed=0)
 train_pipeline = [
     dict(type="RandomCrop", crop_size=(96, 96)),
     dict(type="RandomFlip", prob=0.5),
