@@ -29,17 +29,19 @@ from_scratch = dict(
 views = dict(scales=[96])
 # Chosen on train. The class token of so small a network looks at single patches, so AD-CAM starts
 # from the class maps alone, and goes further.
-ad_cam = dict(init="cam", rectify="relu", num_steps=4)
+# No animal goes with another here, so that competition only takes.
+alone = dict(compete=0.0)
+ad_cam = dict(init="cam", rectify="relu", num_steps=4, compete=0.0)
 compare = dict(
     choose_on="train",
     report_on="val",
     choose_stride=5,
     rows=[
-        dict(name="CAM", method="cam", views=views),
-        dict(name="TS-CAM", method="ts_cam", views=views),
-        dict(name="TransCAM form", method="transcam", views=views),
-        dict(name="MCTformer form", method="coupled", views=views),
-        dict(name="CLIP-ES form", method="clip_es", views=views),
+        dict(name="CAM", method="cam", options=alone, views=views),
+        dict(name="TS-CAM", method="ts_cam", options=alone, views=views),
+        dict(name="TransCAM form", method="transcam", options=alone, views=views),
+        dict(name="MCTformer form", method="coupled", options=alone, views=views),
+        dict(name="CLIP-ES form", method="clip_es", options=alone, views=views),
         dict(name="AD-CAM", method="ad_cam", options=ad_cam, views=views),
         dict(
             name="AD-CAM + CRF",
