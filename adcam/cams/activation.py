@@ -9,7 +9,7 @@ from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
 
-def select_cam(maps: TokenMaps, class_ids: Tensor, *, rectify: str, compete: float = 0.0) -> Tensor:
+def select_cam(maps: TokenMaps, class_ids: Tensor, *, rectify: str, compete: float) -> Tensor:
     """Class maps of chosen classes.
 
     Args:
@@ -69,8 +69,9 @@ def subtract_rivals(cam: Tensor, class_ids: Tensor, *, share: float) -> Tensor:
     peak = cam.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)
     scaled = cam / peak
     others = class_ids[:, :, None] != class_ids[:, None, :]  # (B, K, K)
-    rivals = (scaled[:, None] * others[..., None, None].to(cam)).amax(dim=2)
-    return (scaled - share * rivals).relu() * peak
+    # Class by class: with many, all pairs at once would take their number times the memory.
+    rivals = [(scaled * mask[:, :, None, None]).amax(dim=1) for mask in others.unbind(dim=1)]
+    return (scaled - share * torch.stack(rivals, dim=1)).relu() * peak
 
 
 def class_token_map(
