@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adcam.errors import AdcamError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -39,15 +41,15 @@ class ClassSet:
 
     def __post_init__(self) -> None:
         if self.mask_values and len(self.classes) != len(self.mask_values):
-            raise ValueError(f"{len(self.classes)} classes but {len(self.mask_values)} mask values")
+            raise AdcamError(f"{len(self.classes)} classes but {len(self.mask_values)} mask values")
         if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"a class name is given twice: {list(self.classes)}")
+            raise AdcamError(f"a class name is given twice: {list(self.classes)}")
         if len(set(self.mask_values)) != len(self.mask_values):
-            raise ValueError(f"a mask value is given twice: {list(self.mask_values)}")
+            raise AdcamError(f"a mask value is given twice: {list(self.mask_values)}")
         if any(not 1 <= v <= 254 for v in self.mask_values):
-            raise ValueError(f"mask values must lie in 1..254, got {list(self.mask_values)}")
+            raise AdcamError(f"mask values must lie in 1..254, got {list(self.mask_values)}")
         if len(self.palette) != 256:
-            raise ValueError(f"the palette must have 256 colours, got {len(self.palette)}")
+            raise AdcamError(f"the palette must have 256 colours, got {len(self.palette)}")
 
     @property
     def num_classes(self) -> int:

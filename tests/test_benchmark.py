@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from adcam.data.shapes import make_shapes
+from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.map_maker import Views
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
 from adcam.ops.token_attention import token_attention
-from adcam.pipeline.infer import Views
-from adcam.pipeline.labeler import PseudoLabeler
 
 FOLDER = Path(__file__).resolve().parents[1] / "tools" / "benchmark"
 

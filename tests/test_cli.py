@@ -140,7 +140,7 @@ def test_options_reach_the_configuration(place: Path) -> None:
 def test_an_imagenet_model_takes_its_classes_as_labels(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adcam.pipeline.labeler import PseudoLabeler
+    from adcam.labeling.labeler import PseudoLabeler
 
     asked = {}
 
@@ -323,7 +323,8 @@ def test_info_prints_backends(capsys: pytest.CaptureFixture[str]) -> None:
 def test_train_and_demo_pass_their_arguments_on(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from adcam.pipeline import demo, train
+    from adcam.demo import demo
+    from adcam.training import classifier
 
     calls: list[tuple[object, ...]] = []
 
@@ -334,7 +335,7 @@ def test_train_and_demo_pass_their_arguments_on(
     def fake_demo(work_dir: Path, **options: object) -> None:
         calls.append((work_dir, options))
 
-    monkeypatch.setattr(train, "train_classifier", fake_train)
+    monkeypatch.setattr(classifier, "train_classifier", fake_train)
     monkeypatch.setattr(demo, "run_demo", fake_demo)
     (place / "my.py").write_text("train = dict(epochs=1)\n")
     assert run("train my.py --cfg-options train.epochs=7 --resume") == 0
@@ -357,7 +358,8 @@ def test_train_and_demo_pass_their_arguments_on(
 def test_compare_writes_a_table_and_unless_told_not_to_a_report(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from adcam.pipeline import compare, experiment
+    from adcam.evaluation import compare
+    from adcam.recipe import experiment
 
     def fake_compare(cfg: object, work_dir: Path, *, progress: object) -> str:
         return f"table in {work_dir}"

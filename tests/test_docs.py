@@ -19,10 +19,11 @@ from PIL import Image
 from adcam.cams import build_method
 from adcam.cli import build_parser
 from adcam.data.dataset import build_class_set
+from adcam.data.sources import build_dataset
 from adcam.masks.background import parse_rule
 from adcam.models.classifier_file import save_classifier
 from adcam.models.token_cam import TokenCAM
-from adcam.pipeline.config import build_dataset, load_config, parse_overrides
+from adcam.settings import load_config, parse_overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"

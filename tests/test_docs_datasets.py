@@ -12,10 +12,10 @@ import torch
 from miniatures import HW, VOC_TRAIN, write_coco, write_image, write_sbd, write_voc
 
 from adcam.cli import main
+from adcam.convert import CONVERTERS, data_sets
 from adcam.data import coco, cub, imagenet, voc
 from adcam.data.formats import CAM_FORMATS
 from adcam.data.png import voc_palette, write_mask
-from adcam.pipeline.converters import CONVERTERS, data_sets
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "datasets.md").read_text("utf-8")
 
@@ -75,7 +75,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
 
 
 def test_every_format_and_source_is_named() -> None:
-    from adcam.pipeline.config import SOURCES
+    from adcam.data.sources import SOURCES
 
     for name in (*CAM_FORMATS, *SOURCES):
         assert f"`{name}`" in TEXT, name

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sys
 
-from adcam.pipeline.config import load_config
-from adcam.pipeline.train import import_ts_cam
+from adcam.settings import load_config
+from adcam.training.classifier import import_ts_cam
 
 if __name__ == "__main__":
     if len(sys.argv) != 4:

@@ -18,8 +18,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from adcam.pipeline.segment import read_segmentation_config
 from adcam.seg.segmenter import SegViews, build_segmenter
+from adcam.training.segmenter import read_segmentation_config
 
 PEAK = 312e12
 """Dense bfloat16 operations a second of an A100 (NVIDIA A100 data sheet)."""

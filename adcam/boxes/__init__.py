@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from adcam.boxes import ts_cam, wsol
+from adcam.errors import AdcamError
 from adcam.structures import Boxes, ClassMaps
 
 __all__ = ["RULES", "compute_boxes"]
@@ -28,10 +29,10 @@ def compute_boxes(
         "nothing".
 
     Raises:
-        ValueError: Unknown rule, a threshold outside its range, NaN in a map.
+        AdcamError: Unknown rule, a threshold outside its range, NaN in a map.
     """
     if rule not in RULES:
-        raise ValueError(f"rule must be one of {RULES}, got {rule!r}")
+        raise AdcamError(f"rule must be one of {RULES}, got {rule!r}")
     class_ids: list[int] = []
     boxes: list[np.ndarray] = []
     for class_id, score_map in zip(maps.class_ids, maps.score_maps, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from adcam.errors import AdcamError
 from adcam.ops.level_boxes import level_boxes, score_levels
 
 
@@ -16,10 +17,10 @@ def boxes_above(
     ``x1`` and ``y1`` are one past the last pixel; n is 0 where nothing is foreground.
 
     Raises:
-        ValueError: ``threshold`` is outside [0, 1), or the map is none in [0, 1].
+        AdcamError: ``threshold`` is outside [0, 1), or the map is none in [0, 1].
     """
     if not 0 <= threshold < 1:
-        raise ValueError(f"threshold must lie in [0, 1), got {threshold}")
+        raise AdcamError(f"threshold must lie in [0, 1), got {threshold}")
     levels = score_levels(score_map)
     foreground = (levels > int(threshold * int(levels.max()))).astype(np.uint8)
     # Of a single level one call of OpenCV finds the contours sooner than the pass over all levels.

@@ -12,6 +12,7 @@ from adcam.cams.cam import CAM
 from adcam.cams.clip_es import CLIPES
 from adcam.cams.coupled import Coupled
 from adcam.cams.ts_cam import TSCAM
+from adcam.errors import AdcamError
 from adcam.structures import TokenMaps
 
 __all__ = ["ADCAM", "CAM", "CLIPES", "METHODS", "TSCAM", "Coupled", "Method", "build_method"]
@@ -48,14 +49,14 @@ def build_method(name: str, **options: Any) -> Method:
         **options: Attributes of the method's class.
 
     Raises:
-        ValueError: If the name or an option is unknown.
+        AdcamError: If the name or an option is unknown.
     """
     if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; methods: {sorted(METHODS)}")
+        raise AdcamError(f"unknown method {name!r}; methods: {sorted(METHODS)}")
     cls, preset = METHODS[name]
     legal = cls.__dataclass_fields__
     unknown = sorted(options.keys() - legal.keys())
     if unknown:
-        raise ValueError(f"{name} has no option {unknown}; options: {sorted(legal)}")
+        raise AdcamError(f"{name} has no option {unknown}; options: {sorted(legal)}")
     method: Method = cls(**{**preset, **options})
     return method

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adcam.errors import AdcamError
 from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
@@ -24,14 +25,14 @@ def select_cam(maps: TokenMaps, class_ids: Tensor, *, rectify: str, compete: flo
         (B, K, h, w).
 
     Raises:
-        ValueError: If ``class_ids`` has another shape or holds an id outside 0..C-1, for an
+        AdcamError: If ``class_ids`` has another shape or holds an id outside 0..C-1, for an
             unknown ``rectify``, or a ``compete`` outside its range.
     """
     batch, num_fg_classes, height, width = maps.cam.shape
     if class_ids.ndim != 2 or class_ids.shape[0] != batch:
-        raise ValueError(f"class_ids must be ({batch}, K), got {tuple(class_ids.shape)}")
+        raise AdcamError(f"class_ids must be ({batch}, K), got {tuple(class_ids.shape)}")
     if class_ids.numel() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < num_fg_classes:
-        raise ValueError(f"class_ids must lie in 0..{num_fg_classes - 1}, got {class_ids.tolist()}")
+        raise AdcamError(f"class_ids must lie in 0..{num_fg_classes - 1}, got {class_ids.tolist()}")
     index = class_ids[:, :, None, None].expand(-1, -1, height, width)
     cam = torch.gather(maps.cam, 1, index)  # (B, K, h, w)
     if rectify == "none":
@@ -41,7 +42,7 @@ def select_cam(maps: TokenMaps, class_ids: Tensor, *, rectify: str, compete: flo
     if rectify == "shift":
         low = cam.amin(dim=(-2, -1), keepdim=True)
         return subtract_rivals(cam - low, class_ids, share=compete)
-    raise ValueError(f"rectify must be 'relu', 'shift' or 'none', got {rectify!r}")
+    raise AdcamError(f"rectify must be 'relu', 'shift' or 'none', got {rectify!r}")
 
 
 def subtract_rivals(cam: Tensor, class_ids: Tensor, *, share: float) -> Tensor:
@@ -60,10 +61,10 @@ def subtract_rivals(cam: Tensor, class_ids: Tensor, *, share: float) -> Tensor:
         (B, K, h, w), non-negative. A map that had a positive value keeps one.
 
     Raises:
-        ValueError: If ``share`` lies outside [0, 1).
+        AdcamError: If ``share`` lies outside [0, 1).
     """
     if not 0 <= share < 1:
-        raise ValueError(f"compete must lie in [0, 1), got {share}")
+        raise AdcamError(f"compete must lie in [0, 1), got {share}")
     if share == 0 or cam.shape[1] <= 1:
         return cam
     peak = cam.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)
@@ -88,10 +89,10 @@ def class_token_map(
         (B, 1, h, w), non-negative.
 
     Raises:
-        ValueError: If the model has no class token.
+        AdcamError: If the model has no class token.
     """
     if maps.attn_cls2patch is None:
-        raise ValueError(
+        raise AdcamError(
             f"{method} needs a class token, and {maps.model} has none; "
             "use 'cam', or 'ad_cam' with init='cam'"
         )
@@ -125,24 +126,24 @@ def start_maps(
         (B, K, h, w).
 
     Raises:
-        ValueError: For another ``init``, or a coupled start without a class token.
+        AdcamError: For another ``init``, or a coupled start without a class token.
     """
     cam = select_cam(maps, class_ids, rectify=rectify, compete=compete)
     if init == "cam":
         return cam
     if init == "coupled":
         return cam * class_token_map(maps, method=method, layers=cls_layers)
-    raise ValueError(f"init must be 'coupled' or 'cam', got {init!r}")
+    raise AdcamError(f"init must be 'coupled' or 'cam', got {init!r}")
 
 
 def patch_attention(maps: TokenMaps, layers: tuple[int, ...]) -> Tensor:
     """Patch-to-patch attention averaged over a set of blocks, (B, N, N).
 
     Raises:
-        ValueError: If the forward pass was not asked for that set.
+        AdcamError: If the forward pass was not asked for that set.
     """
     if layers not in maps.attn_patch2patch:
-        raise ValueError(
+        raise AdcamError(
             f"the attention of blocks {layers} was not captured; captured: "
             f"{sorted(maps.attn_patch2patch)}. Pass the method's layer_sets to token_maps"
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from adcam.cams.activation import patch_attention, start_maps
+from adcam.errors import AdcamError
 from adcam.ops.common_neighbor import common_neighbor
 from adcam.ops.diffusion import diffuse
 from adcam.ops.token_attention import resolve_layers
@@ -92,10 +93,10 @@ def cut_off(maps: Tensor, *, quantile: float) -> Tensor:
         quantile: In (0, 1], linear between the two nearest values.
 
     Raises:
-        ValueError: If it lies outside (0, 1].
+        AdcamError: If it lies outside (0, 1].
     """
     if not 0 < quantile <= 1:
-        raise ValueError(f"cap must lie in (0, 1], got {quantile}")
+        raise AdcamError(f"cap must lie in (0, 1], got {quantile}")
     if quantile == 1 or not maps.numel():
         return maps
     return maps.minimum(maps.quantile(quantile, dim=-1, keepdim=True))

@@ -16,6 +16,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from adcam.cams.activation import patch_attention, start_maps
+from adcam.errors import AdcamError
 from adcam.ops.diffusion import diffuse
 from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
@@ -77,10 +78,10 @@ def box_mask(maps: Tensor, threshold: float) -> Tensor:
         activation gives zeros.
 
     Raises:
-        ValueError: If the threshold lies outside [0, 1).
+        AdcamError: If the threshold lies outside [0, 1).
     """
     if not 0 <= threshold < 1:
-        raise ValueError(f"box_threshold must lie in [0, 1), got {threshold}")
+        raise AdcamError(f"box_threshold must lie in [0, 1), got {threshold}")
     flat = maps.detach().flatten(0, -3)  # (M, h, w)
     strong = (flat > threshold * flat.amax(dim=(-2, -1), keepdim=True)).cpu().numpy()
     boxes = np.zeros(strong.shape, dtype=bool)

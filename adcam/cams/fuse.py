@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adcam.cams.normalize import min_max
+from adcam.errors import AdcamError
 
 
 def fuse_maps(grids: Sequence[Tensor], ori_hw: tuple[int, int]) -> Tensor:
@@ -25,15 +26,15 @@ def fuse_maps(grids: Sequence[Tensor], ori_hw: tuple[int, int]) -> Tensor:
         (K, H, W) float32 in [0, 1].
 
     Raises:
-        ValueError: If there is no grid, they differ in K, or V is neither 1 nor 2.
+        AdcamError: If there is no grid, they differ in K, or V is neither 1 nor 2.
     """
     if not grids:
-        raise ValueError("there are no maps to fuse")
+        raise AdcamError("there are no maps to fuse")
     views, num_classes = grids[0].shape[:2]
     if any(grid.ndim != 4 or grid.shape[:2] != (views, num_classes) for grid in grids):
-        raise ValueError(f"maps must all be (V, K, h, w), got {[tuple(g.shape) for g in grids]}")
+        raise AdcamError(f"maps must all be (V, K, h, w), got {[tuple(g.shape) for g in grids]}")
     if views not in (1, 2):
-        raise ValueError(f"V must be 1, or 2 with the mirrored image, got {views}")
+        raise AdcamError(f"V must be 1, or 2 with the mirrored image, got {views}")
     fused = torch.zeros(num_classes, *ori_hw, device=grids[0].device)
     for grid in grids:
         scaled = min_max(grid.float())

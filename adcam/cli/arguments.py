@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.console import EXIT_CODES
+from adcam.errors import AdcamError
 
 # Of `add_argument`, for maps of other projects.
 CLASSES: dict[str, Any] = {
@@ -87,18 +88,19 @@ def work_dir_of(args: argparse.Namespace) -> Path:
 
 def load_config(args: argparse.Namespace) -> Any:
     """CONFIG with ``--cfg-options`` applied."""
-    from adcam.pipeline import config
 
-    return config.load_config(args.config, parse_pairs("--cfg-options", args.cfg_options))
+    from adcam import settings
+
+    return settings.load_config(args.config, parse_pairs("--cfg-options", args.cfg_options))
 
 
 def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:
     """Values of ``KEY=VALUE`` texts by their keys; ``option`` names them in errors."""
-    from adcam.pipeline.config import parse_overrides
+    from adcam.settings import parse_overrides
 
     for text in texts:
         if "=" not in text:
-            raise ValueError(f"{option} takes key=value, got {text!r}")
+            raise AdcamError(f"{option} takes key=value, got {text!r}")
     return parse_overrides(texts)
 
 

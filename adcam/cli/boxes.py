@@ -65,8 +65,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_classifier(args)
-    from adcam.pipeline.localization import find_boxes, write_boxes
-    from adcam.pipeline.progress import track
+    from adcam.labeling.boxes import find_boxes, write_boxes
+    from adcam.progress import track
 
     labeler = build_labeler(args)
     images = open_images(args, labeler)

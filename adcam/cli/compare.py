@@ -17,7 +17,7 @@ from adcam.cli.arguments import (
 from adcam.cli.console import EXIT_OK, print_table
 
 if TYPE_CHECKING:
-    from adcam.pipeline.compare_boxes import BoxRowResult
+    from adcam.evaluation.compare_boxes import BoxRowResult
 
 
 def add(commands: Any) -> None:
@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare_masks(args: argparse.Namespace, cfg: Any, work_dir: Path) -> Path | None:
-    from adcam.pipeline.compare import run_compare
-    from adcam.pipeline.experiment import print_results, run_experiment
-    from adcam.pipeline.progress import track
+    from adcam.evaluation.compare import run_compare
+    from adcam.progress import track
+    from adcam.recipe.experiment import print_results, run_experiment
 
     report = None
     if args.table_only:
@@ -67,9 +67,9 @@ def _compare_masks(args: argparse.Namespace, cfg: Any, work_dir: Path) -> Path |
 
 
 def _compare_boxes(args: argparse.Namespace, cfg: Any, work_dir: Path) -> Path | None:
-    from adcam.pipeline.box_report import run_box_experiment
-    from adcam.pipeline.compare_boxes import run_compare_boxes
-    from adcam.pipeline.progress import track
+    from adcam.evaluation.compare_boxes import run_compare_boxes
+    from adcam.progress import track
+    from adcam.recipe.box_report import run_box_experiment
 
     report = None
     if args.table_only:

@@ -10,7 +10,7 @@ from adcam.cli.arguments import CAM_FORMAT, CLASSES, add_command
 from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, print_table, say, say_failures
 
 if TYPE_CHECKING:
-    from adcam.pipeline.converters import Converted
+    from adcam.convert import Converted
 
 # Of each converter: its first argument, what it does, its options.
 _CONVERTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -106,9 +106,9 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from adcam.pipeline.config import parse_classes
-    from adcam.pipeline.converters import CONVERTERS
-    from adcam.pipeline.json_file import write_json
+    from adcam.convert import CONVERTERS
+    from adcam.data.sources import parse_classes
+    from adcam.files import write_json
 
     given = {"command", "run", "debug", "what", "source", "json", "classes"}
     options = {name: value for name, value in vars(args).items() if name not in given}

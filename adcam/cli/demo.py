@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from adcam.pipeline.demo import run_demo
+    from adcam.demo.demo import run_demo
 
     run_demo(
         args.work_dir,

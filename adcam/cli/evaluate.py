@@ -9,6 +9,7 @@ from typing import Any
 
 from adcam.cli.arguments import CAM_FORMAT, CLASSES, add_command
 from adcam.cli.console import EXIT_OK, print_scores, print_table, say
+from adcam.errors import AdcamError
 
 
 def add(commands: Any) -> None:
@@ -89,10 +90,10 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from adcam.pipeline.config import parse_classes
-    from adcam.pipeline.evaluate import evaluate_maps, evaluate_masks
-    from adcam.pipeline.json_file import write_json
-    from adcam.pipeline.sources import read_id_list
+    from adcam.data.open_images import read_id_list
+    from adcam.data.sources import parse_classes
+    from adcam.evaluation.masks_on_disk import evaluate_maps, evaluate_masks
+    from adcam.files import write_json
 
     if args.metadata is not None:
         return _run_localization(args)
@@ -128,12 +129,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_localization(args: argparse.Namespace) -> int:
-    from adcam.pipeline.json_file import write_json
-    from adcam.pipeline.localization import evaluate_boxes, evaluate_pixels
+    from adcam.evaluation.boxes_on_disk import evaluate_boxes, evaluate_pixels
+    from adcam.files import write_json
 
     if args.mask_root is not None:
         if args.choose_maps or args.choose_metadata or args.largest_contour:
-            raise ValueError("PxAP (--mask-root) has no threshold to choose and no contours")
+            raise AdcamError("PxAP (--mask-root) has no threshold to choose and no contours")
         result = evaluate_pixels(args.pred_dir, args.metadata, args.mask_root, progress=True)
         print(f"PxAP of {result['split']}: {result['px_ap']:.2f} ({result['num_images']} images)")
     else:

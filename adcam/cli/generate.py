@@ -9,6 +9,7 @@ from typing import Any
 from adcam.cli.arguments import add_cfg_options, add_command, load_config
 from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, say, say_failures
 from adcam.cli.labeler import add_labeler_arguments, build_labeler, check_classifier, open_images
+from adcam.errors import AdcamError
 
 
 def add(commands: Any) -> None:
@@ -98,8 +99,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_classifier(args)
-    from adcam.pipeline.generate import default_workers, generate
-    from adcam.pipeline.json_file import write_json
+    from adcam.files import write_json
+    from adcam.labeling.generate import default_workers, generate
 
     labeler = build_labeler(args, **_read_options(args))
     images = open_images(args, labeler)
@@ -130,13 +131,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _read_options(args: argparse.Namespace) -> dict[str, Any]:
     """Options of a labeler: those of the config, and over them what concerns the mask."""
-    from adcam.pipeline.labeler import options_from_config
+    from adcam.labeling.labeler import options_from_config
 
     options: dict[str, Any] = {}
     if args.config is not None:
         options = options_from_config(load_config(args))
     elif args.cfg_options:
-        raise ValueError("--cfg-options changes a config: name one with --config")
+        raise AdcamError("--cfg-options changes a config: name one with --config")
     for name in ("crf", "crf_params", "dtype", "compile"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)

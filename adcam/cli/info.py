@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
-    from adcam.pipeline.info import collect_info
+    from adcam.installation import collect_info
 
     info = collect_info()
     if args.json:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adcam.cli.arguments import parse_pairs
+from adcam.errors import AdcamError
 
 if TYPE_CHECKING:
-    from adcam.pipeline.labeler import PseudoLabeler
+    from adcam.labeling.labeler import PseudoLabeler
 
 
 def add_labeler_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,19 +84,19 @@ def add_labeler_arguments(parser: argparse.ArgumentParser) -> None:
 def check_classifier(args: argparse.Namespace) -> None:
     """Refuse what contradicts itself before anything heavy is imported."""
     if (args.checkpoint is None) == (args.model is None):
-        raise ValueError("give either --checkpoint FILE or --model NAME --classes A,B,…")
+        raise AdcamError("give either --checkpoint FILE or --model NAME --classes A,B,…")
     if args.model is not None and not args.classes:
-        raise ValueError('--model needs --classes, e.g. --classes "tabby cat,golden retriever"')
+        raise AdcamError('--model needs --classes, e.g. --classes "tabby cat,golden retriever"')
     if args.model is None and (args.classes or args.weights):
-        raise ValueError("--classes and --weights go with --model; a checkpoint has its own")
+        raise AdcamError("--classes and --weights go with --model; a checkpoint has its own")
 
 
 def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
     """The labeler of a command's options, which go over the ``options`` given here."""
     from dataclasses import replace
 
-    from adcam.pipeline.infer import Views
-    from adcam.pipeline.labeler import PseudoLabeler
+    from adcam.labeling.labeler import PseudoLabeler
+    from adcam.labeling.map_maker import Views
 
     for name in ("method", "label_threshold"):
         if getattr(args, name) is not None:
@@ -126,15 +127,17 @@ def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
 
 def open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> Any:
     """IMAGES with their labels, as a data set."""
-    from adcam.pipeline import sources
+
+    from adcam.data.open_images import open_images as load_images
+    from adcam.data.open_images import read_id_list
 
     labels = args.labels or "auto"
     everything = args.labels is None and args.model is not None
-    images = sources.open_images(
+    images = load_images(
         args.images,
         labeler.class_set,
         labels=None if everything or labels == "predicted" else labels,
-        ids=None if args.ids is None else sources.read_id_list(args.ids),
+        ids=None if args.ids is None else read_id_list(args.ids),
         voc_split=args.voc_split,
     )
     if everything:

@@ -30,8 +30,8 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from adcam.pipeline.box_report import is_box_comparison, remake_box_report
-    from adcam.pipeline.recipe import load_recipe, make_report
+    from adcam.recipe.box_report import is_box_comparison, remake_box_report
+    from adcam.recipe.recipe import load_recipe, make_report
 
     if is_box_comparison(args.work_dir):
         page = remake_box_report(args.work_dir)

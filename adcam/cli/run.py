@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import shlex
 
-    from adcam.pipeline.recipe import open_recipe, run_recipe
+    from adcam.recipe.recipe import open_recipe, run_recipe
 
     work_dir = work_dir_of(args)
     recipe = open_recipe(

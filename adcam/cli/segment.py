@@ -23,6 +23,7 @@ from adcam.cli.console import (
     say,
     say_failures,
 )
+from adcam.errors import AdcamError
 
 
 def add(commands: Any) -> None:
@@ -69,26 +70,27 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    from adcam.pipeline import segment
 
-    config = segment.read_segmentation_config(
+    from adcam.training import segmenter
+
+    config = segmenter.read_segmentation_config(
         args.config, parse_pairs("--cfg-options", args.cfg_options)
     )
     work_dir = work_dir_of(args)
-    checkpoint = args.checkpoint or work_dir / segment.SEGMENTER_NAME
+    checkpoint = args.checkpoint or work_dir / segmenter.SEGMENTER_NAME
     if args.check:
-        _print_check(segment.check_segmentation(config))
+        _print_check(segmenter.check_segmentation(config))
     if args.action == "train":
-        path = segment.train_segmenter(
+        path = segmenter.train_segmenter(
             config, work_dir=work_dir, resume=not args.restart, launcher=args.launcher
         )
         print(f"network: {path}")
     elif args.action == "test":
-        scores = segment.test_segmenter(config, checkpoint, work_dir=work_dir, masks_out=args.out)
+        scores = segmenter.test_segmenter(config, checkpoint, work_dir=work_dir, masks_out=args.out)
         print_scores(scores, f"Scores of {scores['split']} in percent")
         print(work_dir / f"test_{scores['split']}.json")
     elif args.action == "predict":
-        result = segment.predict_segmenter(config, checkpoint, args.images, args.out)
+        result = segmenter.predict_segmenter(config, checkpoint, args.images, args.out)
         say_failures(result["failed"])
         say(f"{result['ok']} masks written, {len(result['failed'])} images failed")
         print(result["masks"])
@@ -99,11 +101,11 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Refuse what contradicts itself before anything heavy is imported."""
     if args.check == (args.action is not None):
-        raise ValueError("give either --check or one of train, test and predict")
+        raise AdcamError("give either --check or one of train, test and predict")
     if args.action == "predict" and (args.images is None or args.out is None):
-        raise ValueError("predict needs IMAGES and --out DIR")
+        raise AdcamError("predict needs IMAGES and --out DIR")
     if args.action != "predict" and args.images is not None:
-        raise ValueError(f"{args.images}: only predict takes images")
+        raise AdcamError(f"{args.images}: only predict takes images")
 
 
 def _print_check(splits: Mapping[str, Any]) -> None:

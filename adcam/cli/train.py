@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from adcam.pipeline.train import train_classifier
+    from adcam.training.classifier import train_classifier
 
     path = train_classifier(
         load_config(args), work_dir_of(args), resume=args.resume, launcher=args.launcher

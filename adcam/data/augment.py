@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from adcam.data.dataset import ImageDataset
 from adcam.data.images import ImageError
+from adcam.errors import AdcamError
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class TrainView(Dataset[dict[str, Tensor]]):
             image. ``None`` leaves the crop to ``min_area``.
 
     Raises:
-        ValueError: If an image has no known labels (``class_ids`` is ``None``), or an option is
+        AdcamError: If an image has no known labels (``class_ids`` is ``None``), or an option is
             outside its legal range.
     """
 
@@ -45,9 +46,9 @@ class TrainView(Dataset[dict[str, Tensor]]):
         resize: int | None = None,
     ) -> None:
         if not 0 < min_area <= 1:
-            raise ValueError(f"min_area must lie in (0, 1], got {min_area}")
+            raise AdcamError(f"min_area must lie in (0, 1], got {min_area}")
         if resize is not None and resize < img_size:
-            raise ValueError(f"resize must be at least img_size {img_size}, got {resize}")
+            raise AdcamError(f"resize must be at least img_size {img_size}, got {resize}")
         self._images = images
         self._targets = make_targets(images)
         crop = (
@@ -73,7 +74,7 @@ class TrainView(Dataset[dict[str, Tensor]]):
         end on one file.
 
         Raises:
-            ValueError: If no image at all can be read.
+            AdcamError: If no image at all can be read.
         """
         for step in range(len(self)):
             position = (index + step) % len(self)
@@ -83,7 +84,7 @@ class TrainView(Dataset[dict[str, Tensor]]):
                 logger.warning("left out of training: %s", error)
                 continue
             return {"inputs": self._transform(tensor), "cls_label": self._targets[position]}
-        raise ValueError(f"none of the {len(self)} images of {self._images.split!r} can be read")
+        raise AdcamError(f"none of the {len(self)} images of {self._images.split!r} can be read")
 
 
 class EvalView(Dataset[dict[str, Tensor]]):
@@ -94,7 +95,7 @@ class EvalView(Dataset[dict[str, Tensor]]):
         img_size: Side of the square in pixels.
 
     Raises:
-        ValueError: If an image has no known labels.
+        AdcamError: If an image has no known labels.
     """
 
     def __init__(self, images: ImageDataset, *, img_size: int) -> None:
@@ -125,11 +126,11 @@ def make_targets(images: ImageDataset) -> Tensor:
     """Multi-hot labels of a data set, float32 (n, C).
 
     Raises:
-        ValueError: If labels of an image are not known.
+        AdcamError: If labels of an image are not known.
     """
     unknown = [record.img_id for record in images.records if record.class_ids is None]
     if unknown:
-        raise ValueError(
+        raise AdcamError(
             f"{len(unknown)} of {len(images)} images of split {images.split!r} have no labels, "
             f"the first is {unknown[0]!r}; an image with none of the classes needs an empty label"
         )

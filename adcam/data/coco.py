@@ -11,7 +11,8 @@ from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.labels import normalize_img_id, read_labels_csv
-from adcam.data.rows import check_count, check_relative, read_rows
+from adcam.data.text_tables import check_count, check_relative, read_rows
+from adcam.errors import AdcamError
 from adcam.structures import ClassSet
 
 COCO_CLASSES = (
@@ -89,7 +90,7 @@ def load_coco(
         The images in the order of the list; an id is the file's name without suffix.
 
     Raises:
-        ValueError: A list or label file is missing or malformed, repeats an id, lacks images of the
+        AdcamError: A list or label file is missing or malformed, repeats an id, lacks images of the
             list, or its length is another than expected.
     """
     root = Path(root)
@@ -97,7 +98,7 @@ def load_coco(
     list_file = root / "lists" / f"{split}.txt"
     if not list_file.is_file():
         found = sorted(path.stem for path in (root / "lists").glob("*.txt"))
-        raise ValueError(
+        raise AdcamError(
             f"{list_file}: there is no such list (made by `adcam convert coco`); "
             f"the lists there are {', '.join(found) or 'none'}"
         )
@@ -124,10 +125,10 @@ def load_coco(
         return dataset
     csv = root / "labels" / f"{folder}.csv" if labels == "csv" else Path(labels)
     if not csv.is_file():
-        raise ValueError(f"{csv}: there is no such label file")
+        raise AdcamError(f"{csv}: there is no such label file")
     table = read_labels_csv(csv, COCO_CLASSES).class_ids
     if missing := [img_id for img_id in img_ids if img_id not in table]:
-        raise ValueError(
+        raise AdcamError(
             f"{csv}: {len(missing)} images of split {split!r} have no labels there, "
             f"such as {missing[0]!r}"
         )

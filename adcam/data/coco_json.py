@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from adcam.data.labels import normalize_img_id
-from adcam.data.rows import check_relative
+from adcam.data.text_tables import check_relative
+from adcam.errors import AdcamError
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 CROWD_RULES = ("ignore", "skip")
@@ -73,16 +74,16 @@ def read_coco_json(path: str | Path) -> CocoFile:
             ``categories`` (``id``, ``name``). It is read as a whole.
 
     Raises:
-        ValueError: The file is missing, no json (a download cut short), or lacks one of these; two
+        AdcamError: The file is missing, no json (a download cut short), or lacks one of these; two
             images have one id or name, or an annotation belongs to no image.
     """
     path = Path(path)
     try:
         content = json.loads(path.read_bytes())
     except OSError as err:
-        raise ValueError(f"{path}: cannot be read ({err.strerror})") from err
+        raise AdcamError(f"{path}: cannot be read ({err.strerror})") from err
     except ValueError as err:
-        raise ValueError(f"{path}: not a json file, or one that was cut short ({err})") from err
+        raise AdcamError(f"{path}: not a json file, or one that was cut short ({err})") from err
     try:
         categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
         annotations_of: dict[int, list[Mapping[str, Any]]] = {
@@ -90,7 +91,7 @@ def read_coco_json(path: str | Path) -> CocoFile:
         }
         for annotation in content["annotations"]:
             if (image_id := annotation["image_id"]) not in annotations_of:
-                raise ValueError(f"annotation {annotation.get('id')} is of no image: {image_id!r}")
+                raise AdcamError(f"annotation {annotation.get('id')} is of no image: {image_id!r}")
             annotations_of[image_id].append(annotation)
         images = [
             CocoImage(
@@ -101,15 +102,15 @@ def read_coco_json(path: str | Path) -> CocoFile:
             for image in content["images"]
         ]
     except (KeyError, TypeError, AttributeError) as err:
-        raise ValueError(
+        raise AdcamError(
             f"{path}: not in COCO's form, which has images, annotations and categories ({err!r})"
         ) from err
     except ValueError as err:
-        raise ValueError(f"{path}: {err}") from err
+        raise AdcamError(f"{path}: {err}") from err
     if empty := [image.img_id for image in images if min(image.hw) < 1]:
-        raise ValueError(f"{path}: image {empty[0]!r} has no pixels")
+        raise AdcamError(f"{path}: image {empty[0]!r} has no pixels")
     if len(annotations_of) != len(images) or len({image.img_id for image in images}) != len(images):
-        raise ValueError(f"{path}: two images have the same id or the same file name")
+        raise AdcamError(f"{path}: two images have the same id or the same file name")
     return CocoFile(
         dict(sorted(categories.items())),
         tuple(sorted(images, key=lambda image: image.img_id)),
@@ -120,12 +121,12 @@ def match_categories(file: CocoFile, class_set: ClassSet) -> dict[int, int]:
     """Mask value of each category, matched by name; :data:`IGNORE_CATEGORY` has none.
 
     Raises:
-        ValueError: A category's name is not in the class set.
+        AdcamError: A category's name is not in the class set.
     """
     value_of = dict(zip(class_set.classes, class_set.mask_values, strict=True))
     named = {i: n for i, n in file.categories.items() if (i, n) != _IGNORE_PAIR}
     if unknown := [name for name in named.values() if name not in value_of]:
-        raise ValueError(
+        raise AdcamError(
             f"category {unknown[0]!r} is not in {class_set.name}; legal are {', '.join(value_of)}"
         )
     return {category_id: value_of[name] for category_id, name in named.items()}
@@ -135,7 +136,7 @@ def find_values(image: CocoImage, value_of: Mapping[int, int]) -> tuple[int, ...
     """Mask values of all classes annotated in an image, ascending; crowds and tiny objects count.
 
     Raises:
-        ValueError: An annotation has a category that is not in ``value_of``.
+        AdcamError: An annotation has a category that is not in ``value_of``.
     """
     categories = {a["category_id"] for a in image.annotations if not _is_ignore(a)}
     return tuple(sorted({_value(value_of, category) for category in categories}))
@@ -160,11 +161,11 @@ def draw_mask(
         uint8 (H, W): 0, values of ``value_of``, 255.
 
     Raises:
-        ValueError: An unknown rule, category or kind of segmentation, or one of another size.
+        AdcamError: An unknown rule, category or kind of segmentation, or one of another size.
     """
     for name, rule, legal in (("crowd", crowd, CROWD_RULES), ("overlap", overlap, OVERLAP_RULES)):
         if rule not in legal:
-            raise ValueError(f"{name} must be one of {legal}, got {rule!r}")
+            raise AdcamError(f"{name} must be one of {legal}, got {rule!r}")
     mask = np.zeros(image.hw, dtype=np.uint8)
     objects = []
     crowds = []
@@ -200,7 +201,7 @@ def encode_mask(mask: np.ndarray, category_of: Mapping[int, int]) -> list[dict[s
         of each, ascending by mask value.
 
     Raises:
-        ValueError: The mask holds another value.
+        AdcamError: The mask holds another value.
     """
     coder = import_pycocotools()
     found = []
@@ -208,7 +209,7 @@ def encode_mask(mask: np.ndarray, category_of: Mapping[int, int]) -> list[dict[s
         if value == 0:
             continue
         if value != IGNORE_INDEX and value not in category_of:
-            raise ValueError(
+            raise AdcamError(
                 f"the mask holds the value {value}; legal are 0, "
                 f"{', '.join(map(str, category_of))} and {IGNORE_INDEX}"
             )
@@ -240,7 +241,7 @@ def _is_ignore(annotation: Mapping[str, Any]) -> bool:
 
 def _value(value_of: Mapping[int, int], category: Any) -> int:
     if category not in value_of:
-        raise ValueError(f"category {category!r} is unknown; legal are {sorted(value_of)}")
+        raise AdcamError(f"category {category!r} is unknown; legal are {sorted(value_of)}")
     return value_of[category]
 
 
@@ -257,17 +258,17 @@ def _decode(annotation: Mapping[str, Any], hw: tuple[int, int]) -> np.ndarray:
         counts: Any = coder.merge(coder.frPyObjects(solid, *hw))["counts"].decode("ascii")
     elif isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys():
         if tuple(segmentation["size"]) != hw:
-            raise ValueError(
+            raise AdcamError(
                 f"{where}: run lengths of {segmentation['size']} pixels (height, width) in an "
                 f"image of {list(hw)}"
             )
         counts = segmentation["counts"]
     else:
-        raise ValueError(f"{where}: a segmentation is a list of polygons or run lengths")
+        raise AdcamError(f"{where}: a segmentation is a list of polygons or run lengths")
     runs = _expand(where, counts) if isinstance(counts, str) else counts
     valid = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
     if not valid or sum(runs) != hw[0] * hw[1]:
-        raise ValueError(f"{where}: run lengths must be counts that add up to {hw[0] * hw[1]}")
+        raise AdcamError(f"{where}: run lengths must be counts that add up to {hw[0] * hw[1]}")
     # Background first, then by turns, down the columns.
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return flat.reshape(hw, order="F")
@@ -282,7 +283,7 @@ def _check_polygon(where: str, polygon: Any, hw: tuple[int, int]) -> list[float]
         or len(polygon) % 2
         or not all(isinstance(v, int | float) and -far <= v <= far for v in polygon)
     ):
-        raise ValueError(f"{where}: a polygon is a list of numbers x, y, x, y, … in the image")
+        raise AdcamError(f"{where}: a polygon is a list of numbers x, y, x, y, … in the image")
     return [float(v) for v in polygon]
 
 
@@ -298,7 +299,7 @@ def _expand(where: str, counts: str) -> list[int]:
     for character in counts:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
-            raise ValueError(f"{where}: run lengths hold the character {character!r}")
+            raise AdcamError(f"{where}: run lengths hold the character {character!r}")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -314,12 +315,12 @@ def import_pycocotools() -> ModuleType:
     """COCO's mask code, ``pycocotools.mask``.
 
     Raises:
-        ValueError: It cannot be imported; the message says how to install it.
+        AdcamError: It cannot be imported; the message says how to install it.
     """
     try:
         from pycocotools import mask
     except ImportError as err:
-        raise ValueError(
+        raise AdcamError(
             f"COCO's masks need pycocotools, which cannot be imported ({err}); "
             "pip install 'adcam[coco]'"
         ) from err

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.labels import normalize_img_id
-from adcam.data.rows import Box, Row, check_box, check_count, parse_int, read_pairs, read_rows
+from adcam.data.text_tables import (
+    Box,
+    Row,
+    check_box,
+    check_count,
+    parse_int,
+    read_pairs,
+    read_rows,
+)
+from adcam.errors import AdcamError
 
 EXPECTED_COUNTS = {"train": 5994, "test": 5794}
 """Images of the two official splits (README of the data set)."""
@@ -42,12 +51,12 @@ def load_cub(
         ``001.Black_footed_Albatross/Black_Footed_Albatross_0046_18``.
 
     Raises:
-        ValueError: Unknown split, a file is missing or malformed, a table lacks an image, or the
+        AdcamError: Unknown split, a file is missing or malformed, a table lacks an image, or the
             count is another one.
     """
     root = Path(root)
     if split not in SPLITS:
-        raise ValueError(f"CUB has the splits {', '.join(SPLITS)}, got {split!r}")
+        raise AdcamError(f"CUB has the splits {', '.join(SPLITS)}, got {split!r}")
     classes = [row.cells[1] for row in read_rows(root / "classes.txt", ("class", "name"), None)]
     images = read_pairs(root / "images.txt", ("image", "path"), None)
     labels = _read_table(root / "image_class_labels.txt", ("image", "class"), images)
@@ -72,7 +81,7 @@ def load_cub(
 def _read_table(path: Path, columns: tuple[str, str], images: Mapping[str, Row]) -> dict[str, Row]:
     table = read_pairs(path, columns, None)
     if missing := [number for number in images if number not in table]:
-        raise ValueError(
+        raise AdcamError(
             f"{path}: {len(missing)} images of images.txt are not there, such as "
             f"number {missing[0]}"
         )
@@ -83,7 +92,7 @@ def _parse_box(row: Row) -> Box:
     try:
         x, y, width, height = (int(float(cell)) for cell in row.cells[1].split())
     except (ValueError, OverflowError) as err:
-        raise ValueError(
+        raise AdcamError(
             f"{row.where}: a box must be four numbers 'x y width height', got {row.cells[1]!r}"
         ) from err
     return check_box(row.where, (x, y, x + width, y + height))

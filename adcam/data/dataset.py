@@ -12,6 +12,7 @@ import numpy as np
 
 from adcam.data.images import read_image
 from adcam.data.png import read_mask, voc_palette
+from adcam.errors import AdcamError
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
 
 _SHOWN = 10
@@ -65,7 +66,7 @@ class ImageDataset(Sequence[Sample]):
                 classes that the masks were drawn for).
 
         Raises:
-            ValueError: An id is given twice, or class ids are not ascending ids of the set.
+            AdcamError: An id is given twice, or class ids are not ascending ids of the set.
         """
         self.class_set = class_set
         self.split = split
@@ -75,14 +76,14 @@ class ImageDataset(Sequence[Sample]):
         if len(self._index) != len(self.records):
             counts = Counter(record.img_id for record in self.records)
             twice = [img_id for img_id, count in counts.items() if count > 1]
-            raise ValueError(f"{len(twice)} image ids are given twice: {_some(twice)}")
+            raise AdcamError(f"{len(twice)} image ids are given twice: {_some(twice)}")
         num_fg_classes = class_set.num_fg_classes
         for record in self.records:
             ids = record.class_ids
             if ids is not None and (
                 tuple(sorted(set(ids))) != ids or any(not 0 <= i < num_fg_classes for i in ids)
             ):
-                raise ValueError(
+                raise AdcamError(
                     f"image {record.img_id!r}: class ids must be ascending, each in "
                     f"0..{num_fg_classes - 1}, got {ids}"
                 )
@@ -101,7 +102,7 @@ class ImageDataset(Sequence[Sample]):
 
         Raises:
             ImageError: The image or the mask cannot be read.
-            ValueError: The mask has another size than the image, or values outside the class set.
+            AdcamError: The mask has another size than the image, or values outside the class set.
         """
         if isinstance(index, slice):
             return self._with_records(self.records[index])
@@ -109,7 +110,7 @@ class ImageDataset(Sequence[Sample]):
         img = self.load_image(index)
         mask = self.load_mask(index)
         if mask is not None and mask.shape != img.shape[:2]:
-            raise ValueError(
+            raise AdcamError(
                 f"{record.mask_path} has {mask.shape[0]}×{mask.shape[1]} pixels (height × width), "
                 f"but its image {record.img_path} has {img.shape[0]}×{img.shape[1]}"
             )
@@ -129,7 +130,7 @@ class ImageDataset(Sequence[Sample]):
 
         Raises:
             ImageError: The mask cannot be read.
-            ValueError: It holds other values, and ``other_values`` is ``"refuse"``.
+            AdcamError: It holds other values, and ``other_values`` is ``"refuse"``.
         """
         path = self.records[index].mask_path
         if path is None:
@@ -142,7 +143,7 @@ class ImageDataset(Sequence[Sample]):
             return mask
         if self.other_values == "ignore":
             return np.where(legal[mask], mask, np.uint8(IGNORE_INDEX))
-        raise ValueError(
+        raise AdcamError(
             f"{path}: the mask holds the values {other.tolist()}; legal are 0, "
             f"{', '.join(map(str, self.class_set.mask_values))} and {IGNORE_INDEX}"
         )
@@ -151,21 +152,21 @@ class ImageDataset(Sequence[Sample]):
         """Position of an image.
 
         Raises:
-            ValueError: No image has this id.
+            AdcamError: No image has this id.
         """
         if img_id not in self._index:
-            raise ValueError(f"no image {img_id!r} in {self._name()}")
+            raise AdcamError(f"no image {img_id!r} in {self._name()}")
         return self._index[img_id]
 
     def subset(self, img_ids: Iterable[str]) -> ImageDataset:
         """The images named, in the order given.
 
         Raises:
-            ValueError: An id is unknown or given twice.
+            AdcamError: An id is unknown or given twice.
         """
         img_ids = list(img_ids)
         if unknown := [img_id for img_id in img_ids if img_id not in self._index]:
-            raise ValueError(f"{len(unknown)} ids are not in {self._name()}: {_some(unknown)}")
+            raise AdcamError(f"{len(unknown)} ids are not in {self._name()}: {_some(unknown)}")
         return self._with_records(self.records[self._index[img_id]] for img_id in img_ids)
 
     def with_labels(self, labels: Mapping[str, Iterable[int]]) -> ImageDataset:
@@ -177,10 +178,10 @@ class ImageDataset(Sequence[Sample]):
                 that one table can serve several splits.
 
         Raises:
-            ValueError: A class id is out of range, or no id of a non-empty table is in this set.
+            AdcamError: A class id is out of range, or no id of a non-empty table is in this set.
         """
         if labels and self.records and not any(img_id in self._index for img_id in labels):
-            raise ValueError(
+            raise AdcamError(
                 f"none of the {len(labels)} labelled ids is in {self._name()}: "
                 f"got {_some(list(labels))}; expected such as {self.records[0].img_id!r}"
             )
@@ -211,10 +212,10 @@ class ImageDataset(Sequence[Sample]):
             masks: Whether masks are needed too; generating from labels needs none.
 
         Raises:
-            ValueError: Images or masks are missing; the message counts them and names the first.
+            AdcamError: Images or masks are missing; the message counts them and names the first.
         """
         if missing := self.missing_files(masks=masks):
-            raise ValueError(
+            raise AdcamError(
                 f"{len(missing)} files of {self._name()} are missing: "
                 f"{_some([str(path) for path in missing])}"
             )
@@ -236,11 +237,11 @@ def build_class_set(name: str, classes: Sequence[str], *, masks: bool = True) ->
             of classes.
 
     Raises:
-        ValueError: A class is given twice, or there are more than the 254 that fit beside
+        AdcamError: A class is given twice, or there are more than the 254 that fit beside
             background and ignore.
     """
     if masks and len(classes) > 254:
-        raise ValueError(f"a mask can show at most 254 classes, got {len(classes)}")
+        raise AdcamError(f"a mask can show at most 254 classes, got {len(classes)}")
     values = tuple(range(1, len(classes) + 1)) if masks else ()
     return ClassSet(name, tuple(classes), values, voc_palette())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.images import is_image_path
 from adcam.data.labels import normalize_img_id, read_labels_csv
+from adcam.errors import AdcamError
 from adcam.structures import ClassSet
 
 
@@ -46,23 +47,23 @@ def load_folder(
         The images; ``split`` is the folder's name.
 
     Raises:
-        ValueError: No such folder, no image in it, ids that clash, are unknown or given twice, a
+        AdcamError: No such folder, no image in it, ids that clash, are unknown or given twice, a
             labelled id without an image, or a bad label file.
     """
     root = Path(path)
     if not root.is_dir():
-        raise ValueError(f"{root}: there is no such folder")
+        raise AdcamError(f"{root}: there is no such folder")
     masks = None if mask_dir is None else Path(mask_dir)
     path_of = _by_id(
         (normalize_img_id(file.relative_to(root).as_posix()), file)
         for file in _find_images(root, recursive=recursive, skip=masks)
     )
     if not path_of:
-        raise ValueError(f"{root}: there are no images in this folder")
+        raise AdcamError(f"{root}: there are no images in this folder")
 
     class_set, class_ids = _labels_and_classes(root.name or str(root), labels_csv, classes)
     if stray := [img_id for img_id in class_ids if img_id not in path_of]:
-        raise ValueError(
+        raise AdcamError(
             f"{labels_csv}: {len(stray)} labelled ids have no image in {root}, "
             f"such as {', '.join(repr(s) for s in stray[:5])}"
         )
@@ -94,11 +95,11 @@ def load_images(
         classes: Class names, which get the mask values 1..K, or a class set.
 
     Raises:
-        ValueError: No path, or two with the same id.
+        AdcamError: No path, or two with the same id.
     """
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(p) for p in paths]
     if not files:
-        raise ValueError("no image is given")
+        raise AdcamError("no image is given")
     absolute = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100 - keeps links
     top = Path(os.path.commonpath([file.parent for file in absolute]))
     path_of = _by_id(
@@ -147,13 +148,13 @@ def _by_id(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     path_of: dict[str, Path] = {}
     for img_id, path in found:
         if img_id in path_of:
-            raise ValueError(
+            raise AdcamError(
                 f"{path_of[img_id]} and {path} have the same id {img_id!r}: "
                 "names must differ in more than their suffix"
             )
         try:
             img_id.encode("utf-8")
         except UnicodeEncodeError as err:
-            raise ValueError(f"{str(path)!r}: the file name is not valid UTF-8") from err
+            raise AdcamError(f"{str(path)!r}: the file name is not valid UTF-8") from err
         path_of[img_id] = path
     return path_of

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from adcam.data.object_npy import load_object_npy
+from adcam.errors import AdcamError
 from adcam.structures import ClassMaps
 
 CAM_FORMATS = ("irn", "psa", "psa_crf", "clip_es", "puzzlecam")
@@ -69,33 +70,33 @@ def read_cam_file(
             pixel; the others are ``psa``.
 
     Raises:
-        ValueError: The file is damaged, of another or an unknown format, names a class twice or one
+        AdcamError: The file is damaged, of another or an unknown format, names a class twice or one
             that is not legal, or holds maps that are not (K, H, W) in [0, 1]. The message names the
             file.
         FileNotFoundError: There is no such file.
     """
     if cam_format not in ("auto", *CAM_FORMATS):
-        raise ValueError(f"the format must be auto or one of {CAM_FORMATS}, got {cam_format!r}")
+        raise AdcamError(f"the format must be auto or one of {CAM_FORMATS}, got {cam_format!r}")
     content: Any = load_object_npy(path)
     try:
         found = _find_format(content)
         if cam_format not in ("auto", found) and {cam_format, found} != {"psa", "psa_crf"}:
-            raise ValueError(f"this is a file of format {found}, not {cam_format}")
+            raise AdcamError(f"this is a file of format {found}, not {cam_format}")
         return _read(content, found if cam_format == "auto" else cam_format, num_fg_classes)
     except ValueError as err:
-        raise ValueError(f"{path}: {err}") from err
+        raise AdcamError(f"{path}: {err}") from err
 
 
 def _find_format(content: Any) -> str:
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"expected a dict of maps, got {type(content).__name__} {content!r:.40}")
+        raise AdcamError(f"expected a dict of maps, got {type(content).__name__} {content!r:.40}")
     names = set(content)
     for cam_format, key in _MAPS_KEY.items():
         if {"keys", key} <= names:
             return cam_format
     if not all(type(name) is int for name in names):
         shown = ", ".join(repr(name) for name in list(content)[:5])
-        raise ValueError(f"a dict with {shown} is of none of the formats {CAM_FORMATS}")
+        raise AdcamError(f"a dict with {shown} is of none of the formats {CAM_FORMATS}")
     if 0 in names:
         total = sum(np.asarray(value, dtype=np.float32) for value in content.values())
         if np.all(np.abs(total - 1) <= _TOLERANCE * len(names)):
@@ -108,38 +109,38 @@ def _read(content: Mapping[Any, Any], cam_format: str, num_fg_classes: int) -> C
         keys = np.asarray(content["keys"])
         maps = np.asarray(content[_MAPS_KEY[cam_format]])
         if keys.ndim != 1 or keys.dtype.kind not in "iu":
-            raise ValueError(f"keys must be whole numbers (K,), got {keys.dtype} {keys.shape}")
+            raise AdcamError(f"keys must be whole numbers (K,), got {keys.dtype} {keys.shape}")
         if cam_format == "puzzlecam":
             if keys[:1].tolist() != [0]:
-                raise ValueError(f"keys of PuzzleCAM begin with a 0, got {keys.tolist()}")
+                raise AdcamError(f"keys of PuzzleCAM begin with a 0, got {keys.tolist()}")
             keys = keys[1:] - 1
         class_ids = keys.tolist()
     else:
         class_ids = list(content)
         shapes = {np.shape(value) for value in content.values()}
         if len(shapes) != 1:
-            raise ValueError(f"maps of one image must be of one size, got {sorted(shapes)}")
+            raise AdcamError(f"maps of one image must be of one size, got {sorted(shapes)}")
         maps = np.stack([np.asarray(value) for value in content.values()])
     if maps.ndim != 3 or maps.dtype.kind != "f" or 0 in maps.shape[1:]:
-        raise ValueError(f"maps must be floating point (K, H, W), got {maps.dtype} {maps.shape}")
+        raise AdcamError(f"maps must be floating point (K, H, W), got {maps.dtype} {maps.shape}")
     if len(class_ids) != len(maps):
-        raise ValueError(f"{len(class_ids)} classes but {len(maps)} maps")
+        raise AdcamError(f"{len(class_ids)} classes but {len(maps)} maps")
     maps = maps.astype(np.float32)
     if not ((maps >= -_TOLERANCE) & (maps <= 1 + _TOLERANCE)).all():  # also true for NaN
-        raise ValueError(f"scores must lie in [0, 1], got [{maps.min()}, {maps.max()}]")
+        raise AdcamError(f"scores must lie in [0, 1], got [{maps.min()}, {maps.max()}]")
     maps = maps.clip(0, 1)
 
     background = None
     if cam_format == "psa_crf":
         if 0 not in class_ids:
-            raise ValueError("maps after the CRF have background under 0, and there is none")
+            raise AdcamError("maps after the CRF have background under 0, and there is none")
         background = maps[class_ids.index(0)]
         maps = maps[[i for i, key in enumerate(class_ids) if key != 0]]
         class_ids = [key - 1 for key in class_ids if key != 0]
     if wrong := [i for i in class_ids if not 0 <= i < num_fg_classes]:
-        raise ValueError(f"class {wrong[0]} is not in 0..{num_fg_classes - 1}")
+        raise AdcamError(f"class {wrong[0]} is not in 0..{num_fg_classes - 1}")
     if len(set(class_ids)) != len(class_ids):
-        raise ValueError(f"a class is given twice: {class_ids}")
+        raise AdcamError(f"a class is given twice: {class_ids}")
     order = np.argsort(class_ids, kind="stable")
     return CamFile(
         cam_format, ClassMaps(tuple(sorted(class_ids)), maps[order.astype(np.int64)]), background

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
-from adcam.data.rows import Box, Row, check_box, check_count, read_rows
+from adcam.data.text_tables import Box, Row, check_box, check_count, read_rows
+from adcam.errors import AdcamError
 
 EXPECTED_COUNTS = {"train": 1_281_167, "val": 50_000}
 """Images of the two splits with labels."""
@@ -47,12 +48,12 @@ def load_ilsvrc(
         The images in the order of the list; ids as in it.
 
     Raises:
-        ValueError: Unknown split, a file is missing or malformed, an annotation without an object
+        AdcamError: Unknown split, a file is missing or malformed, an annotation without an object
             or with several classes, or the count is another one.
     """
     root = Path(root)
     if split not in SPLITS:
-        raise ValueError(f"ILSVRC has the splits {', '.join(SPLITS)}, got {split!r}")
+        raise AdcamError(f"ILSVRC has the splits {', '.join(SPLITS)}, got {split!r}")
     mapping = root / "LOC_synset_mapping.txt"
     if not mapping.is_file() and (root.parent / mapping.name).is_file():
         mapping = root.parent / mapping.name
@@ -81,7 +82,7 @@ def load_ilsvrc(
 
 def _class_of(id_of: Mapping[str, int], synset: str, where: str) -> int:
     if synset not in id_of:
-        raise ValueError(
+        raise AdcamError(
             f"{where}: unknown class {synset!r}; legal are the {len(id_of)} synsets of "
             f"LOC_synset_mapping.txt, such as {next(iter(id_of))!r}"
         )
@@ -93,12 +94,12 @@ def _read_annotation(path: Path, id_of: Mapping[str, int]) -> tuple[int, tuple[B
     try:
         objects = list(ET.parse(path).getroot().iter("object"))
     except OSError as err:
-        raise ValueError(f"{path}: cannot be read ({err.strerror})") from err
+        raise AdcamError(f"{path}: cannot be read ({err.strerror})") from err
     except ET.ParseError as err:
-        raise ValueError(f"{path}: not an XML file ({err})") from err
+        raise AdcamError(f"{path}: not an XML file ({err})") from err
     synsets = sorted({obj.findtext("name", "").strip() for obj in objects})
     if len(synsets) != 1:
-        raise ValueError(f"{path}: expected objects of one class, got {synsets}")
+        raise AdcamError(f"{path}: expected objects of one class, got {synsets}")
     boxes = []
     for number, obj in enumerate(objects, start=1):
         row = Row(
@@ -108,7 +109,7 @@ def _read_annotation(path: Path, id_of: Mapping[str, int]) -> tuple[int, tuple[B
         try:
             x0, y0, x1, y1 = (int(cell) for cell in row.cells)
         except ValueError as err:
-            raise ValueError(
+            raise AdcamError(
                 f"{row.where}: a box must be four whole numbers, got {row.cells}"
             ) from err
         boxes.append(check_box(row.where, (x0, y0, x1, y1)))

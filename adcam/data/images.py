@@ -13,6 +13,8 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from adcam.errors import AdcamError
+
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"}
     | {".tif", ".tiff", ".webp"}
@@ -50,7 +52,7 @@ _TRANSPOSE = {
 """How each EXIF orientation (Exif 2.32, tag 0x0112) is undone; 1 and unknown values stay."""
 
 
-class ImageError(ValueError):
+class ImageError(AdcamError):
     """An image file cannot be used; the message names the file and the reason."""
 
 

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adcam.data.files import write_text_atomic
 from adcam.data.images import is_image_path
 from adcam.data.object_npy import load_object_npy
+from adcam.errors import AdcamError
+from adcam.files import write_text
 
 CSV_HEADER = ("image_id", "labels")
 
@@ -75,7 +76,7 @@ def read_labels_csv(path: str | Path, classes: Sequence[str] | None = None) -> L
         Names by normalised image id (:func:`normalize_img_id`), with ``.classes``, ``.class_ids``.
 
     Raises:
-        ValueError: Another header or number of columns, an empty or repeated id, a label that is
+        AdcamError: Another header or number of columns, an empty or repeated id, a label that is
             not in ``classes``, or text that is no UTF-8 CSV. The message names file, line, value
             and what is legal.
         FileNotFoundError: There is no such file.
@@ -90,14 +91,14 @@ def read_labels_csv(path: str | Path, classes: Sequence[str] | None = None) -> L
     for row in rows:
         where = f"{path}, line {row.line}"
         if row.img_id in names:
-            raise ValueError(
+            raise AdcamError(
                 f"{where}: image id {row.img_id!r} is already on line {line_of[row.img_id]}"
             )
         labels = _split_cell(row.cell, legal or (), split_at_semicolon)
         unknown = [label for label in labels if legal is not None and label not in legal]
         if unknown:
             hint = "" if split_at_semicolon else _semicolon_hint(row.cell)
-            raise ValueError(
+            raise AdcamError(
                 f"{where}: unknown class {unknown[0]!r}; legal are {', '.join(legal or ())}{hint}"
             )
         names[row.img_id] = labels
@@ -110,7 +111,7 @@ def infer_classes(path: str | Path) -> tuple[str, ...]:
     """The class names that a label CSV uses, sorted.
 
     Raises:
-        ValueError: As :func:`read_labels_csv`.
+        AdcamError: As :func:`read_labels_csv`.
     """
     return read_labels_csv(path).classes
 
@@ -128,12 +129,12 @@ def write_labels_csv(
         classes: The legal class names; the labels of an image are written in this order.
 
     Raises:
-        ValueError: A label is not in ``classes``, a class name cannot be written (empty, with a
+        AdcamError: A label is not in ``classes``, a class name cannot be written (empty, with a
             semicolon or line break, or with spaces around it), or two ids have one normal form.
     """
     for name in classes:
         if not name or name != name.strip() or ";" in name or len(name.splitlines()) > 1:
-            raise ValueError(f"{path}: a label file cannot hold the class name {name!r}")
+            raise AdcamError(f"{path}: a label file cannot hold the class name {name!r}")
     with_semicolons = any(len(name.split()) > 1 for name in classes)
 
     text = io.StringIO()
@@ -143,18 +144,18 @@ def write_labels_csv(
     for img_id, given in labels.items():
         row = set(given)
         if unknown := sorted(row.difference(classes)):
-            raise ValueError(
+            raise AdcamError(
                 f"{path}: image {img_id!r} has the unknown class {unknown[0]!r}; "
                 f"legal are {', '.join(classes)}"
             )
         if normalize_img_id(img_id) in written:
-            raise ValueError(f"{path}: image id {img_id!r} is given twice")
+            raise AdcamError(f"{path}: image id {img_id!r} is given twice")
         written.add(normalize_img_id(img_id))
         names = [name for name in classes if name in row]
         # A lone label gets a semicolon too, or "tabby cat" would read as two labels.
         cell = "".join(f"{name};" for name in names) if with_semicolons else " ".join(names)
         writer.writerow((img_id, cell))
-    write_text_atomic(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def read_cls_labels_npy(path: str | Path, num_fg_classes: int = 20) -> dict[str, tuple[int, ...]]:
@@ -172,29 +173,29 @@ def read_cls_labels_npy(path: str | Path, num_fg_classes: int = 20) -> dict[str,
         Ascending 0-based class ids by image id.
 
     Raises:
-        ValueError: The file holds something else, or something that may not be unpickled; a vector
+        AdcamError: The file holds something else, or something that may not be unpickled; a vector
             has another length or values other than 0 and 1; a key is of another kind, or two keys
             name one image.
         FileNotFoundError: There is no such file.
     """
     content = load_object_npy(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dict of class vectors, got {_kind(content)}")
+        raise AdcamError(f"{path}: expected a dict of class vectors, got {_kind(content)}")
     class_ids: dict[str, tuple[int, ...]] = {}
     for key, value in content.items():
         img_id = _img_id_of_key(path, key)
         if img_id in class_ids:
-            raise ValueError(f"{path}: two keys name image {img_id!r}, the second is {key!r}")
+            raise AdcamError(f"{path}: two keys name image {img_id!r}, the second is {key!r}")
         if not isinstance(value, np.ndarray | list | tuple):
-            raise ValueError(f"{path}: image {img_id!r} has {_kind(value)} for a class vector")
+            raise AdcamError(f"{path}: image {img_id!r} has {_kind(value)} for a class vector")
         vector = np.asarray(value)
         if vector.shape != (num_fg_classes,):
-            raise ValueError(
+            raise AdcamError(
                 f"{path}: the class vector of image {img_id!r} has shape {vector.shape}, "
                 f"expected ({num_fg_classes},)"
             )
         if not np.isin(vector, (0, 1)).all():
-            raise ValueError(
+            raise AdcamError(
                 f"{path}: the class vector of image {img_id!r} holds values other than 0 and 1"
             )
         class_ids[img_id] = tuple(int(i) for i in np.flatnonzero(vector))
@@ -212,7 +213,7 @@ def _read_rows(path: Path) -> list[_Row]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as err:
-        raise ValueError(f"{path}: not UTF-8 text ({err}); save it as CSV UTF-8") from err
+        raise AdcamError(f"{path}: not UTF-8 text ({err}); save it as CSV UTF-8") from err
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[_Row] = []
     header_seen = False
@@ -223,25 +224,25 @@ def _read_rows(path: Path) -> list[_Row]:
                 continue
             if not header_seen:
                 if tuple(cell.strip() for cell in cells) != CSV_HEADER:
-                    raise ValueError(
+                    raise AdcamError(
                         f"{where}: the header must be {','.join(CSV_HEADER)!r}, "
                         f"got {','.join(cells)!r}"
                     )
                 header_seen = True
                 continue
             if len(cells) != len(CSV_HEADER):
-                raise ValueError(
+                raise AdcamError(
                     f"{where}: expected 2 columns, got {len(cells)} ({','.join(cells)!r}); "
                     "separate labels by spaces or semicolons, and quote ids that contain commas"
                 )
             if not cells[0].strip():
-                raise ValueError(f"{where}: the image id is empty")
+                raise AdcamError(f"{where}: the image id is empty")
             cell = unicodedata.normalize("NFC", cells[1])
             rows.append(_Row(reader.line_num, normalize_img_id(cells[0]), cell))
     except csv.Error as err:
-        raise ValueError(f"{path}, line {reader.line_num}: not a CSV file ({err})") from err
+        raise AdcamError(f"{path}, line {reader.line_num}: not a CSV file ({err})") from err
     if not header_seen:
-        raise ValueError(f"{path}: empty; the header must be {','.join(CSV_HEADER)!r}")
+        raise AdcamError(f"{path}: empty; the header must be {','.join(CSV_HEADER)!r}")
     return rows
 
 
@@ -265,7 +266,7 @@ def _img_id_of_key(path: str | Path, key: object) -> str:
         return normalize_img_id(key)
     if isinstance(key, int) and not isinstance(key, bool) and 10**9 <= key < 10**10:
         return f"{key // 10**6}_{key % 10**6:06d}"
-    raise ValueError(
+    raise AdcamError(
         f"{path}: key {key!r} is neither an image id nor ten digits such as 2007000032"
     )
 

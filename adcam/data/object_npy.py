@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from adcam.errors import AdcamError
+
 # Booleans, integers, floats, text: what class vectors, maps and keys are made of.
 _PLAIN_KINDS = "biufU"
 
@@ -70,7 +72,7 @@ def load_object_npy(path: str | Path) -> object:
         NumPy arrays.
 
     Raises:
-        ValueError: No such ``.npy`` file, a damaged one, or one that names anything else: the
+        AdcamError: No such ``.npy`` file, a damaged one, or one that names anything else: the
             message gives the name refused.
         FileNotFoundError: There is no such file.
     """
@@ -83,16 +85,16 @@ def load_object_npy(path: str | Path) -> object:
             else:
                 shape, _, dtype = np.lib.format.read_array_header_2_0(file)
         except (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError) as err:
-            raise ValueError(f"{path}: not a .npy file ({err})") from err
+            raise AdcamError(f"{path}: not a .npy file ({err})") from err
         if dtype != np.dtype(object) or shape != ():
-            raise ValueError(
+            raise AdcamError(
                 f"{path}: expected one pickled object, got an array of {dtype} with shape {shape}"
             )
         try:
             stored = _Unpickler(file, encoding="latin1").load()
             return _resolve(stored).item()
         except _ERRORS as err:
-            raise ValueError(f"{path}: cannot be read safely ({err})") from err
+            raise AdcamError(f"{path}: cannot be read safely ({err})") from err
 
 
 class _StandIn:

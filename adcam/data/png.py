@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adcam.data.files import write_bytes_atomic
 from adcam.data.images import ImageError, open_image
+from adcam.errors import AdcamError
+from adcam.files import write_bytes
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -49,21 +50,21 @@ def write_mask(path: str | Path, mask: np.ndarray, palette: Palette) -> None:
         palette: 256 RGB colours, e.g. :func:`voc_palette` or ``ClassSet.palette``.
 
     Raises:
-        ValueError: Another dtype, shape or palette length.
+        AdcamError: Another dtype, shape or palette length.
         OSError: The file cannot be written.
     """
     if mask.dtype != np.uint8 or mask.ndim != 2 or mask.size == 0:
-        raise ValueError(
+        raise AdcamError(
             f"{path}: a mask must be uint8 (H, W) with at least one pixel, "
             f"got {mask.dtype} {mask.shape}"
         )
     if len(palette) != 256:
-        raise ValueError(f"{path}: the palette must have 256 colours, got {len(palette)}")
+        raise AdcamError(f"{path}: the palette must have 256 colours, got {len(palette)}")
     img = Image.fromarray(np.ascontiguousarray(mask))
     img.putpalette(bytes(channel for color in palette for channel in color))
     buffer = io.BytesIO()
     img.save(buffer, format="PNG")
-    write_bytes_atomic(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def read_mask(path: str | Path, *, palette: Palette | None = None) -> np.ndarray:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from adcam.data.rows import read_rows
+from adcam.data.text_tables import read_rows
+from adcam.errors import AdcamError
 from adcam.structures import IGNORE_INDEX
 
 
@@ -95,11 +96,11 @@ def encode_yolo(mask: np.ndarray, mask_values: Sequence[int]) -> str:
         mask_values: Value of each class; a class' number is its position.
 
     Raises:
-        ValueError: The mask holds another value.
+        AdcamError: The mask holds another value.
     """
     legal = {0, *mask_values, IGNORE_INDEX}
     if other := [value for value in np.unique(mask).tolist() if value not in legal]:
-        raise ValueError(f"the mask holds the values {other}; legal are {sorted(legal)}")
+        raise AdcamError(f"the mask holds the values {other}; legal are {sorted(legal)}")
     height, width = mask.shape
     lines = []
     for class_id, value in enumerate(mask_values):
@@ -117,7 +118,7 @@ def read_yolo(path: str | Path, num_fg_classes: int) -> list[YoloObject]:
         num_fg_classes: Number of classes.
 
     Raises:
-        ValueError: The file is missing or no text, a line is no class with at least three points,
+        AdcamError: The file is missing or no text, a line is no class with at least three points,
             or a class or share is out of range.
     """
     path = Path(path)
@@ -129,16 +130,16 @@ def read_yolo(path: str | Path, num_fg_classes: int) -> list[YoloObject]:
             class_id = int(row.cells[0])
             shares = np.array([float(cell) for cell in row.cells[1].split()])
         except ValueError as err:
-            raise ValueError(f"{row.where}: expected a class and numbers ({err})") from err
+            raise AdcamError(f"{row.where}: expected a class and numbers ({err})") from err
         if not 0 <= class_id < num_fg_classes:
-            raise ValueError(f"{row.where}: class must be 0..{num_fg_classes - 1}, got {class_id}")
+            raise AdcamError(f"{row.where}: class must be 0..{num_fg_classes - 1}, got {class_id}")
         if len(shares) < 6 or len(shares) % 2:
-            raise ValueError(
+            raise AdcamError(
                 f"{row.where}: a polygon needs x and y of at least three points, got "
                 f"{len(shares)} numbers"
             )
         if not ((shares >= 0) & (shares <= 1)).all():
-            raise ValueError(f"{row.where}: x and y must be shares in 0..1")
+            raise AdcamError(f"{row.where}: x and y must be shares in 0..1")
         objects.append(YoloObject(class_id, shares.reshape(-1, 2)))
     return objects
 

@@ -17,6 +17,8 @@ import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
+from adcam.errors import AdcamError
+
 _ERRORS = (
     MatReadError,
     ValueError,
@@ -41,29 +43,29 @@ def read_sbd_mask(path: str | Path) -> np.ndarray:
         uint8 (H, W) of VOC's values 0..20; SBD marks no pixel as void.
 
     Raises:
-        ValueError: The file is missing, damaged or no MATLAB file of this structure, or holds
+        AdcamError: The file is missing, damaged or no MATLAB file of this structure, or holds
             values outside 0..20.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+        raise AdcamError(f"{path}: there is no such file")
     try:
         content = loadmat(path, variable_names=["GTcls"], squeeze_me=True)
     except _ERRORS as err:
-        raise ValueError(f"{path}: cannot be read as a MATLAB file ({err})") from err
+        raise AdcamError(f"{path}: cannot be read as a MATLAB file ({err})") from err
     try:
         mask = np.asarray(content["GTcls"]["Segmentation"].item())
     except (KeyError, IndexError, ValueError, AttributeError) as err:
         found = sorted(name for name in content if not name.startswith("__"))
-        raise ValueError(
+        raise AdcamError(
             f"{path}: no mask GTcls.Segmentation in it; it holds {', '.join(found) or 'no GTcls'}"
         ) from err
     if mask.ndim != 2 or mask.dtype.kind not in "iu" or not mask.size:
-        raise ValueError(
+        raise AdcamError(
             f"{path}: a mask must be whole numbers (H, W), got {mask.dtype} {mask.shape}"
         )
     if mask.min() < 0 or mask.max() > 20:
-        raise ValueError(f"{path}: values must lie in 0..20, got {mask.min()}..{mask.max()}")
+        raise AdcamError(f"{path}: values must lie in 0..20, got {mask.min()}..{mask.max()}")
     return np.ascontiguousarray(mask, dtype=np.uint8)
 
 

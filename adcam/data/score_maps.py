@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from adcam.data.files import write_bytes_atomic
-from adcam.data.rows import check_relative
+from adcam.data.text_tables import check_relative
+from adcam.errors import AdcamError
+from adcam.files import write_bytes
 
 SCORE_MAP_HW = (224, 224)
 """Size at which wsolevaluation scores."""
@@ -32,13 +33,13 @@ def write_score_map(folder: str | Path, image_id: str, score_map: np.ndarray) ->
         The file written.
 
     Raises:
-        ValueError: Another shape, NaN or a score outside [0, 1]; an id that leaves the folder.
+        AdcamError: Another shape, NaN or a score outside [0, 1]; an id that leaves the folder.
         OSError: The file cannot be written.
     """
     path = Path(folder) / f"{check_relative(Path(folder), image_id)}.npy"
     buffer = io.BytesIO()
     np.save(buffer, _check(path, np.asarray(score_map)).astype(np.float64), allow_pickle=False)
-    write_bytes_atomic(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
     return path
 
 
@@ -49,7 +50,7 @@ def find_score_map(folder: str | Path, image_id: str) -> Path:
         The first of them that is there, or else the first.
 
     Raises:
-        ValueError: An id that leaves the folder.
+        AdcamError: An id that leaves the folder.
     """
     usual = Path(folder) / f"{check_relative(Path(folder), image_id)}.npy"
     short = (Path(folder) / image_id).with_suffix(".npy")
@@ -63,25 +64,25 @@ def read_score_map(path: str | Path) -> np.ndarray:
         float64 (H, W) in [0, 1].
 
     Raises:
-        ValueError: The file is missing, damaged, holds objects, or no map in [0, 1].
+        AdcamError: The file is missing, damaged, holds objects, or no map in [0, 1].
     """
     path = Path(path)
     try:
         stored = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError) as err:
-        raise ValueError(f"{path}: cannot be read as a score map ({err})") from err
+        raise AdcamError(f"{path}: cannot be read as a score map ({err})") from err
     if not isinstance(stored, np.ndarray):
-        raise ValueError(f"{path}: expected one array, got an archive")
+        raise AdcamError(f"{path}: expected one array, got an archive")
     return _check(path, stored).astype(np.float64, copy=False)
 
 
 def _check(path: Path, score_map: np.ndarray) -> np.ndarray:
     if score_map.ndim != 2 or score_map.dtype.kind != "f" or not score_map.size:
-        raise ValueError(
+        raise AdcamError(
             f"{path}: a score map must be floating point (H, W), got {score_map.dtype} "
             f"{score_map.shape}"
         )
     low, high = float(score_map.min()), float(score_map.max())
     if not (low >= 0 and high <= 1):  # also true for NaN
-        raise ValueError(f"{path}: scores must lie in [0, 1] without NaN, got [{low}, {high}]")
+        raise AdcamError(f"{path}: scores must lie in [0, 1] without NaN, got [{low}, {high}]")
     return score_map

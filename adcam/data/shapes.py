@@ -23,8 +23,9 @@ from PIL import Image
 
 from adcam.data._shapes_drawing import HEADS, MIN_SIDE, Scene
 from adcam.data._shapes_drawing import NUM_PATTERNS as _NUM_PATTERNS
-from adcam.data.files import write_bytes_atomic, write_text_atomic
 from adcam.data.png import voc_palette, write_mask
+from adcam.errors import AdcamError
+from adcam.files import write_bytes, write_text
 from adcam.structures import ClassSet
 
 GENERATOR_VERSION = 2
@@ -62,7 +63,7 @@ def render(
         an empty scene.
 
     Raises:
-        ValueError: ``size_hw`` is smaller than 32 on a side.
+        AdcamError: ``size_hw`` is smaller than 32 on a side.
     """
     return _draw_scene(rng, size_hw).finish()
 
@@ -81,7 +82,7 @@ def render_single(
         its 0-based class.
 
     Raises:
-        ValueError: ``size_hw`` is smaller than 32 on a side.
+        AdcamError: ``size_hw`` is smaller than 32 on a side.
     """
     while True:  # a second time only if the clutter in front hides the whole animal
         scene = _empty_scene(rng, size_hw)
@@ -109,7 +110,7 @@ def render_coats(
         of its first colour in [0, 1) and its pattern, 0..``NUM_PATTERNS`` - 1.
 
     Raises:
-        ValueError: ``size_hw`` is smaller than 32 on a side.
+        AdcamError: ``size_hw`` is smaller than 32 on a side.
     """
     scene = _draw_scene(rng, size_hw)
     img, _, class_ids = scene.finish()
@@ -140,7 +141,7 @@ def make_shapes(
         seed: Seed of the whole set, non-negative.
 
     Raises:
-        ValueError: A count or the seed is negative, or ``size_hw`` is too small.
+        AdcamError: A count or the seed is negative, or ``size_hw`` is too small.
     """
     counts = {"train": num_train, "val": num_val}
     _check_counts(counts, seed)
@@ -156,8 +157,8 @@ def make_shapes(
             write_mask(root / "SegmentationClass" / f"{img_id}.png", mask, palette)
             rows.append(f"{img_id},{' '.join(CLASSES[c] for c in class_ids)}")
         lines = "".join(f"{img_id}\n" for img_id in ids)
-        write_text_atomic(root / "ImageSets" / "Segmentation" / f"{split}.txt", lines)
-    write_text_atomic(root / "labels.csv", "\n".join(rows) + "\n")
+        write_text(root / "ImageSets" / "Segmentation" / f"{split}.txt", lines)
+    write_text(root / "labels.csv", "\n".join(rows) + "\n")
     meta = {
         "name": "shapes",
         "generator_version": GENERATOR_VERSION,
@@ -167,7 +168,7 @@ def make_shapes(
         "num_val": num_val,
         "classes": list(CLASSES),
     }
-    write_text_atomic(root / "meta.json", json.dumps(meta, indent=2) + "\n")
+    write_text(root / "meta.json", json.dumps(meta, indent=2) + "\n")
 
 
 def make_shape_boxes(
@@ -198,7 +199,7 @@ def make_shape_boxes(
         seed: Seed of the whole set, non-negative.
 
     Raises:
-        ValueError: A count is below 1, the seed is negative, or ``size_hw`` is too small.
+        AdcamError: A count is below 1, the seed is negative, or ``size_hw`` is too small.
     """
     counts = {"train": num_train, "val": num_val, "test": num_test}
     _check_counts(counts, seed, low=1)
@@ -233,12 +234,12 @@ def make_shape_boxes(
         **{f"num_{split}": count for split, count in counts.items()},
         "classes": list(CLASSES),
     }
-    write_text_atomic(root / "meta.json", json.dumps(meta, indent=2) + "\n")
+    write_text(root / "meta.json", json.dumps(meta, indent=2) + "\n")
 
 
 def _empty_scene(rng: np.random.Generator, size_hw: tuple[int, int]) -> Scene:
     if min(size_hw) < MIN_SIDE:
-        raise ValueError(f"size_hw must be at least {MIN_SIDE} on each side, got {size_hw}")
+        raise AdcamError(f"size_hw must be at least {MIN_SIDE} on each side, got {size_hw}")
     return Scene(rng, size_hw)
 
 
@@ -259,17 +260,17 @@ def _draw_scene(rng: np.random.Generator, size_hw: tuple[int, int]) -> Scene:
 def _check_counts(counts: Mapping[str, int], seed: int, *, low: int = 0) -> None:
     for name, count in counts.items():
         if count < low:
-            raise ValueError(f"num_{name} must be at least {low}, got {count}")
+            raise AdcamError(f"num_{name} must be at least {low}, got {count}")
     if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
+        raise AdcamError(f"seed must not be negative, got {seed}")
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, format="PNG", compress_level=1)
-    write_bytes_atomic(path, png.getvalue())
+    write_bytes(path, png.getvalue())
 
 
 def _write_tables(folder: Path, tables: Mapping[str, Iterable[str]]) -> None:
     for name, lines in tables.items():
-        write_text_atomic(folder / f"{name}.txt", "".join(f"{line}\n" for line in lines))
+        write_text(folder / f"{name}.txt", "".join(f"{line}\n" for line in lines))

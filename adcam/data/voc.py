@@ -17,6 +17,7 @@ from adcam.data.dataset import ImageDataset, Record
 from adcam.data.images import IMAGE_SUFFIXES, is_image_path
 from adcam.data.labels import read_cls_labels_npy, read_labels_csv
 from adcam.data.png import voc_palette
+from adcam.errors import AdcamError
 from adcam.structures import ClassSet
 
 VOC_CLASSES = (
@@ -42,11 +43,11 @@ def voc_class_set(classes: Sequence[str] | None = None) -> ClassSet:
     Values of a subset have gaps (``("cat", "cow")`` -> 8, 10), so its masks compare with VOC's.
 
     Raises:
-        ValueError: A name is no VOC class, or given twice.
+        AdcamError: A name is no VOC class, or given twice.
     """
     chosen = VOC_CLASSES if classes is None else tuple(classes)
     if unknown := [name for name in chosen if name not in VOC_CLASSES]:
-        raise ValueError(f"unknown class {unknown[0]!r}; legal are {', '.join(VOC_CLASSES)}")
+        raise AdcamError(f"unknown class {unknown[0]!r}; legal are {', '.join(VOC_CLASSES)}")
     values = tuple(VOC_CLASSES.index(name) + 1 for name in chosen)
     return ClassSet("voc12", chosen, values, voc_palette())
 
@@ -94,12 +95,12 @@ def load_voc(
         The images in the order of the list.
 
     Raises:
-        ValueError: A list is missing, empty, malformed, repeats an id or has another length than
+        AdcamError: A list is missing, empty, malformed, repeats an id or has another length than
             expected; a label file is malformed or lacks images of the list; a class is unknown.
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"{root}: there is no such folder")
+        raise AdcamError(f"{root}: there is no such folder")
     class_set = classes if isinstance(classes, ClassSet) else voc_class_set(classes)
     list_file = _find_list(root, split) if list_path is None else Path(list_path)
     entries = _read_list(list_file)
@@ -131,14 +132,14 @@ def read_object_names(path: str | Path) -> list[str]:
     Parts (head, hand, foot) are no objects.
 
     Raises:
-        ValueError: There is no such file, or it is no XML.
+        AdcamError: There is no such file, or it is no XML.
     """
     try:
         annotation = ET.parse(path).getroot()
     except FileNotFoundError as err:
-        raise ValueError(f"{path}: there is no such annotation") from err
+        raise AdcamError(f"{path}: there is no such annotation") from err
     except ET.ParseError as err:
-        raise ValueError(f"{path}: not an XML file ({err})") from err
+        raise AdcamError(f"{path}: not an XML file ({err})") from err
     return [name.strip() for name in (o.findtext("name", "") for o in annotation.iter("object"))]
 
 
@@ -148,12 +149,12 @@ def ids_of_names(names: Iterable[str], class_set: ClassSet, path: Path) -> tuple
     Where all classes of the set are VOC's, VOC's other names are passed over.
 
     Raises:
-        ValueError: A name is unknown; the message names the file and the legal names.
+        AdcamError: A name is unknown; the message names the file and the legal names.
     """
     known = _known_names(class_set)
     present = set(names)
     if unknown := sorted(present.difference(known)):
-        raise ValueError(f"{path}: unknown class {unknown[0]!r}; legal are {', '.join(known)}")
+        raise AdcamError(f"{path}: unknown class {unknown[0]!r}; legal are {', '.join(known)}")
     return tuple(i for i, name in enumerate(class_set.classes) if name in present)
 
 
@@ -171,7 +172,7 @@ def _find_list(root: Path, split: str) -> Path:
         if path.is_file():
             return path
     found = sorted({path.stem for folder in folders for path in folder.glob("*.txt")})
-    raise ValueError(
+    raise AdcamError(
         f"no list for split {split!r}: looked for {', '.join(map(str, candidates))}; "
         f"the lists there are {', '.join(found) or 'none'}"
     )
@@ -181,9 +182,9 @@ def _read_list(path: Path) -> list[_Entry]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as err:
-        raise ValueError(f"{path}: the list cannot be read ({err.strerror})") from err
+        raise AdcamError(f"{path}: the list cannot be read ({err.strerror})") from err
     except UnicodeDecodeError as err:
-        raise ValueError(f"{path}: the list is not UTF-8 text ({err})") from err
+        raise AdcamError(f"{path}: the list is not UTF-8 text ({err})") from err
     entries: list[_Entry] = []
     line_of: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -193,17 +194,17 @@ def _read_list(path: Path) -> list[_Entry]:
         where = f"{path}, line {number}"
         files = [word.lstrip("/") for word in words if is_image_path(word)]
         if not (len(words) == 1 or (len(words) == 2 and len(files) == 2)):
-            raise ValueError(
+            raise AdcamError(
                 f"{where}: expected an id, or an image path and a mask path, got {line!r}"
             )
         img_id = Path(files[0]).stem if files else words[0]
         if img_id in line_of:
-            raise ValueError(f"{where}: image id {img_id!r} is already on line {line_of[img_id]}")
+            raise AdcamError(f"{where}: image id {img_id!r} is already on line {line_of[img_id]}")
         line_of[img_id] = number
         img_file, mask_file, *_ = [*files, None, None]
         entries.append(_Entry(img_id, img_file, mask_file))
     if not entries:
-        raise ValueError(f"{path}: the list is empty")
+        raise AdcamError(f"{path}: the list is empty")
     return entries
 
 
@@ -215,11 +216,11 @@ def _check_count(
     names = _SPLIT_NAMES.get(split, (split,))
     expected = next((expected_counts[name] for name in names if name in expected_counts), None)
     if expected is None:
-        raise ValueError(
+        raise AdcamError(
             f"no count is expected for split {split!r}; known are {', '.join(expected_counts)}"
         )
     if count != expected:
-        raise ValueError(f"{list_file}: {count} images, but {split} has {expected}")
+        raise AdcamError(f"{list_file}: {count} images, but {split} has {expected}")
 
 
 def _img_path(root: Path, entry: _Entry) -> Path:
@@ -270,11 +271,11 @@ def _read_class_ids(
         rows = read_labels_csv(path, _known_names(class_set))
         table = {img_id: ids_of_names(row, class_set, path) for img_id, row in rows.items()}
     else:
-        raise ValueError(
+        raise AdcamError(
             f"labels must be 'xml', 'mask', None or a path ending in .csv or .npy, got {labels!r}"
         )
     if missing := [r.img_id for r in dataset.records if r.img_id not in table]:
-        raise ValueError(
+        raise AdcamError(
             f"{path}: {len(missing)} images of split {dataset.split!r} have no labels there, "
             f"such as {missing[0]!r}"
         )
@@ -296,6 +297,6 @@ def _ids_of_mask(dataset: ImageDataset, index: int) -> tuple[int, ...]:
     mask = dataset.load_mask(index)
     if mask is None:
         img_id = dataset.records[index].img_id
-        raise ValueError(f"labels='mask', but image {img_id!r} has no mask")
+        raise AdcamError(f"labels='mask', but image {img_id!r} has no mask")
     values = set(np.unique(mask).tolist())
     return tuple(i for i, v in enumerate(dataset.class_set.mask_values) if v in values)

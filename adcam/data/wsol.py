@@ -21,7 +21,7 @@ import numpy as np
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.images import open_image
 from adcam.data.labels import normalize_img_id
-from adcam.data.rows import (
+from adcam.data.text_tables import (
     Box,
     check_box,
     check_count,
@@ -31,6 +31,7 @@ from adcam.data.rows import (
     read_pairs,
     read_rows,
 )
+from adcam.errors import AdcamError
 from adcam.structures import IGNORE_INDEX
 
 SPLITS = {"train-weaksup": "train", "train-fullsup": "val", "test": "test"}
@@ -76,7 +77,7 @@ def read_wsol_metadata(folder: str | Path) -> WsolMetadata:
     images that ``image_ids.txt`` does not list are passed over.
 
     Raises:
-        ValueError: A file is missing or malformed, an image lacks its label, size, box or mask, or
+        AdcamError: A file is missing or malformed, an image lacks its label, size, box or mask, or
             a path leaves its folder.
     """
     folder = Path(folder)
@@ -133,14 +134,14 @@ def load_wsol(
         The images in the order of ``image_ids.txt``; ids are paths without suffix.
 
     Raises:
-        ValueError: As :func:`read_wsol_metadata`, no such split, a label without a class name, or
+        AdcamError: As :func:`read_wsol_metadata`, no such split, a label without a class name, or
             another count.
     """
     metadata_root = Path(metadata_root)
     folder = metadata_root / SPLITS.get(split, split)
     if not folder.is_dir():
         there = sorted(path.name for path in metadata_root.glob("*") if path.is_dir())
-        raise ValueError(
+        raise AdcamError(
             f"{metadata_root}: there is no folder {folder.name!r} for split {split!r}; legal are "
             f"{', '.join(SPLITS)} and the folders there: {', '.join(there) or 'none'}"
         )
@@ -149,7 +150,7 @@ def load_wsol(
     highest = max(metadata.class_labels.values())
     names = [str(i) for i in range(highest + 1)] if classes is None else list(classes)
     if highest >= len(names):
-        raise ValueError(
+        raise AdcamError(
             f"{folder / 'class_labels.txt'}: class {highest} has no name; {len(names)} are given"
         )
     records = [
@@ -222,7 +223,7 @@ def _read_masks(path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
         image_id, mask, ignore = row.cells
         check_relative(path, mask)
         if (image_id in found) == bool(ignore):
-            raise ValueError(
+            raise AdcamError(
                 f"{row.where}: the first mask of an image comes with its ignore mask, the others "
                 f"without, got {ignore!r}"
             )
@@ -235,7 +236,7 @@ def _read_masks(path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
 def _only(table: Mapping[str, T], image_ids: Sequence[str], path: Path) -> dict[str, T]:
     """The images wanted, all of which must be there."""
     if missing := [image_id for image_id in image_ids if image_id not in table]:
-        raise ValueError(
+        raise AdcamError(
             f"{path}: {len(missing)} images of image_ids.txt are not there, such as {missing[0]!r}"
         )
     return {image_id: table[image_id] for image_id in image_ids}

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adcam.errors import AdcamError
 from adcam.structures import ClassMaps, PseudoMask
 
 RULES = ("constant", "power", "otsu")
@@ -37,7 +38,7 @@ class BackgroundRule:
         chosen_on: The split the value was chosen on; ``"given"`` when the user gave it.
 
     Raises:
-        ValueError: For an unknown rule or a value outside its range.
+        AdcamError: For an unknown rule or a value outside its range.
     """
 
     rule: str
@@ -59,7 +60,7 @@ def parse_rule(text: str, *, chosen_on: str = "given") -> BackgroundRule:
         chosen_on: The split the value was chosen on.
 
     Raises:
-        ValueError: For anything else, with the legal forms.
+        AdcamError: For anything else, with the legal forms.
 
     Example:
         >>> parse_rule("power:4")
@@ -72,7 +73,7 @@ def parse_rule(text: str, *, chosen_on: str = "given") -> BackgroundRule:
         value = float(number) if colon or number else None
         return BackgroundRule(name, value, chosen_on)
     except ValueError as error:
-        raise ValueError(f"background rule must be {RULE_FORMS}, got {text!r}: {error}") from error
+        raise AdcamError(f"background rule must be {RULE_FORMS}, got {text!r}: {error}") from error
 
 
 def compute_bg_score(
@@ -89,7 +90,7 @@ def compute_bg_score(
         float32 (H, W) in [0, 1].
 
     Raises:
-        ValueError: For an unknown rule, a value outside its range, or maps that are not finite.
+        AdcamError: For an unknown rule, a value outside its range, or maps that are not finite.
     """
     _check_rule(rule, threshold)
     peak = _peak(score_maps)
@@ -111,7 +112,7 @@ def find_threshold(score_maps: np.ndarray, *, rule: str, threshold: float | None
         threshold: As ``BackgroundRule.value``.
 
     Raises:
-        ValueError: As :func:`compute_bg_score`.
+        AdcamError: As :func:`compute_bg_score`.
     """
     _check_rule(rule, threshold)
     if threshold is not None:
@@ -133,16 +134,16 @@ def stack_probabilities(score_maps: np.ndarray, bg_score: np.ndarray) -> np.ndar
         is 0 the pixel is background with probability 1.
 
     Raises:
-        ValueError: If the shapes do not match, or a score is negative or not finite.
+        AdcamError: If the shapes do not match, or a score is negative or not finite.
     """
     if score_maps.ndim != 3 or score_maps.shape[1:] != bg_score.shape:
-        raise ValueError(
+        raise AdcamError(
             f"score_maps {score_maps.shape} and bg_score {bg_score.shape} must be (K, H, W) and "
             "(H, W)"
         )
     stacked = np.concatenate([bg_score[None], score_maps]).astype(np.float32)  # (K+1, H, W)
     if not (np.isfinite(stacked).all() and (stacked >= 0).all()):
-        raise ValueError("scores must be finite and at least 0")
+        raise AdcamError("scores must be finite and at least 0")
     stacked[0, ~stacked.any(axis=0)] = 1
     return stacked / stacked.sum(axis=0)
 
@@ -171,7 +172,7 @@ def compute_mask(
         The mask. Among equal class scores the first class wins; background wins over equal ones.
 
     Raises:
-        ValueError: If maps, classes and probabilities do not match, or as
+        AdcamError: If maps, classes and probabilities do not match, or as
             :func:`compute_bg_score`.
     """
     values = present_mask_values(maps, mask_values)
@@ -182,7 +183,7 @@ def compute_mask(
     else:
         expected = (len(values), *maps.score_maps.shape[1:])
         if prob.shape != expected:
-            raise ValueError(f"prob must be (K + 1, H, W) = {expected}, got {prob.shape}")
+            raise AdcamError(f"prob must be (K + 1, H, W) = {expected}, got {prob.shape}")
         winner = prob.argmax(axis=0)
     return PseudoMask(
         mask=values[winner],
@@ -211,15 +212,15 @@ def present_mask_values(maps: ClassMaps, mask_values: Sequence[int]) -> np.ndarr
     """Mask values of ``[background, the image's classes…]``: uint8 (K + 1,), 0 first.
 
     Raises:
-        ValueError: If a class has no mask value, or there is not one map per class.
+        AdcamError: If a class has no mask value, or there is not one map per class.
     """
     if maps.score_maps.ndim != 3 or len(maps.score_maps) != len(maps.class_ids):
-        raise ValueError(
+        raise AdcamError(
             f"score_maps must be (K, H, W) with K = {len(maps.class_ids)}, the number of classes, "
             f"got {maps.score_maps.shape}"
         )
     if any(not 0 <= i < len(mask_values) for i in maps.class_ids):
-        raise ValueError(
+        raise AdcamError(
             f"class_ids must lie in 0..{len(mask_values) - 1}, got {list(maps.class_ids)}"
         )
     return np.array([0, *(mask_values[i] for i in maps.class_ids)], dtype=np.uint8)
@@ -231,19 +232,19 @@ def _peak(score_maps: np.ndarray) -> np.ndarray:
         return np.zeros(score_maps.shape[1:], dtype=np.float32)
     peak = score_maps.max(axis=0).astype(np.float32, copy=False)
     if not np.isfinite(peak).all():
-        raise ValueError("score_maps hold NaN or infinite values; scores must lie in [0, 1]")
+        raise AdcamError("score_maps hold NaN or infinite values; scores must lie in [0, 1]")
     return peak
 
 
 def _check_rule(rule: str, value: float | None) -> None:
     if rule not in RULES:
-        raise ValueError(f"rule must be one of {list(RULES)}, got {rule!r}")
+        raise AdcamError(f"rule must be one of {list(RULES)}, got {rule!r}")
     if rule == "otsu":
         if value is not None:
-            raise ValueError(f"otsu finds its own threshold on each image, got {value}")
+            raise AdcamError(f"otsu finds its own threshold on each image, got {value}")
     elif value is None:
-        raise ValueError(f"rule {rule!r} needs a threshold")
+        raise AdcamError(f"rule {rule!r} needs a threshold")
     elif rule == "constant" and not 0 <= value <= 1:
-        raise ValueError(f"the threshold of 'constant' must lie in [0, 1], got {value}")
+        raise AdcamError(f"the threshold of 'constant' must lie in [0, 1], got {value}")
     elif rule == "power" and not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"the exponent of 'power' must be a finite number above 0, got {value}")
+        raise AdcamError(f"the exponent of 'power' must be a finite number above 0, got {value}")

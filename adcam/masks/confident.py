@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from adcam.errors import AdcamError
 from adcam.masks.background import (
     compute_bg_score,
     label_pixels,
@@ -53,11 +54,11 @@ def compute_confident_mask(
         ``threshold`` is ``fg_threshold``.
 
     Raises:
-        ValueError: If ``bg_threshold`` is above ``fg_threshold``, a threshold lies outside [0, 1],
+        AdcamError: If ``bg_threshold`` is above ``fg_threshold``, a threshold lies outside [0, 1],
             maps and classes do not match, or the CRF returns another shape.
     """
     if bg_threshold > fg_threshold:
-        raise ValueError(
+        raise AdcamError(
             f"bg_threshold must not be above fg_threshold, got {bg_threshold} > {fg_threshold}"
         )
     values = present_mask_values(maps, mask_values)
@@ -83,5 +84,5 @@ def _label(
     prob = stack_probabilities(score_maps, bg_score)
     refined = np.asarray(crf(prob))
     if refined.shape != prob.shape:
-        raise ValueError(f"the CRF must keep the shape {prob.shape}, it returned {refined.shape}")
+        raise AdcamError(f"the CRF must keep the shape {prob.shape}, it returned {refined.shape}")
     return refined.argmax(axis=0)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adcam.errors import AdcamError
 from adcam.ops.dense_crf import MIN_PROB, DenseCRF
 
 
@@ -70,7 +71,7 @@ def build_refinement(
         From ``prob`` of :func:`refine` to its result.
 
     Raises:
-        ValueError: Unknown name, or arguments that the CRF refuses.
+        AdcamError: Unknown name, or arguments that the CRF refuses.
         RuntimeError: The backend cannot run here.
     """
     chosen = _get_params(params)
@@ -103,7 +104,7 @@ def refine(
         (K+1, H, W) float32, sums to 1 over labels.
 
     Raises:
-        ValueError: Unknown name, or arguments that the CRF refuses.
+        AdcamError: Unknown name, or arguments that the CRF refuses.
         RuntimeError: The backend cannot run here.
     """
     return build_refinement(img, params=params, backend=backend)(prob)
@@ -137,16 +138,16 @@ def refine_labels(
         (H, W) likeliest labels, in the dtype of ``label``.
 
     Raises:
-        ValueError: Labels that are not integers in range, ``gt_prob`` out of range, unknown
+        AdcamError: Labels that are not integers in range, ``gt_prob`` out of range, unknown
             ``params``, or arguments that the CRF refuses.
         RuntimeError: The backend cannot run here.
     """
     if label.ndim != 2 or not np.issubdtype(label.dtype, np.integer):
-        raise ValueError(f"label must be (H, W) integers, got {label.shape} {label.dtype}")
+        raise AdcamError(f"label must be (H, W) integers, got {label.shape} {label.dtype}")
     if num_labels < 1:
-        raise ValueError(f"num_labels must be at least 1, got {num_labels}")
+        raise AdcamError(f"num_labels must be at least 1, got {num_labels}")
     if label.size and not 0 <= label.min() <= label.max() < num_labels:
-        raise ValueError(
+        raise AdcamError(
             f"label must lie in 0..{num_labels - 1}, got values {label.min()}..{label.max()}"
         )
     if num_labels == 1:
@@ -154,7 +155,7 @@ def refine_labels(
     other_prob = (1 - gt_prob) / (num_labels - 1)
     # Below MIN_PROB the CRF would clip and the formula would no longer be IRN's.
     if not (gt_prob > 0 and other_prob >= MIN_PROB):
-        raise ValueError(
+        raise AdcamError(
             f"gt_prob must be above 0 and at most {1 - MIN_PROB * (num_labels - 1)} for "
             f"{num_labels} labels, got {gt_prob}"
         )
@@ -167,5 +168,5 @@ def _get_params(params: str | CRFParams) -> CRFParams:
     if isinstance(params, CRFParams):
         return params
     if params not in CRF_PARAMS:
-        raise ValueError(f"unknown CRF parameters {params!r}; choose one of {sorted(CRF_PARAMS)}")
+        raise AdcamError(f"unknown CRF parameters {params!r}; choose one of {sorted(CRF_PARAMS)}")
     return CRF_PARAMS[params]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from adcam.errors import AdcamError
 from adcam.models.losses import split_attention
 
 
@@ -26,7 +27,7 @@ class AttentionDropout(nn.Module):
         drop_background: Whether the background is: InCA drops it, ADL keeps it.
 
     Raises:
-        ValueError: If an option is outside its range.
+        AdcamError: If an option is outside its range.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class AttentionDropout(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= drop_rate <= 1:
-            raise ValueError(f"drop_rate must lie in [0, 1], got {drop_rate}")
+            raise AdcamError(f"drop_rate must lie in [0, 1], got {drop_rate}")
         self.drop_rate = drop_rate
         self.thresholds = {"fg_threshold": fg_threshold, "drop_threshold": drop_threshold}
         self.drop_foreground = drop_foreground

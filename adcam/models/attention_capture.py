@@ -22,6 +22,7 @@ import torch
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
+from adcam.errors import AdcamError
 from adcam.ops.token_attention import (
     accumulate_token_attention,
     attend,
@@ -51,7 +52,7 @@ class AttentionCapture:
         patch2patch: From each of ``layer_sets`` to its mean (B, N, N).
 
     Raises:
-        ValueError: If a block's attention is of another kind (differential, rotary, parallel), or
+        AdcamError: If a block's attention is of another kind (differential, rotary, parallel), or
             a layer set is empty, repeats a block or leaves 0..L-1.
     """
 
@@ -76,7 +77,7 @@ class AttentionCapture:
             attn = getattr(block, "attn", None)
             # Others have q_norm and k_norm too, but attend with something else than softmax(q k).
             if not isinstance(attn, Attention):
-                raise ValueError(
+                raise AdcamError(
                     f"block {index} ({type(block).__name__}) attends by {type(attn).__name__}, "
                     "whose attention cannot be read; use a model of timm's vision_transformer "
                     "family with plain attention (vit_*, deit_*)"
@@ -84,7 +85,7 @@ class AttentionCapture:
         legal = set(range(len(self._blocks)))
         for layers in self._layer_sets:
             if not layers or len(set(layers)) < len(layers) or not legal.issuperset(layers):
-                raise ValueError(
+                raise AdcamError(
                     f"a layer set names different blocks in 0..{len(self._blocks) - 1}, "
                     f"got {layers}"
                 )

@@ -10,6 +10,7 @@ from mmengine.model import BaseModel
 from torch import Tensor
 from torch.nn import functional as F
 
+from adcam.errors import AdcamError
 from adcam.models.adl import AttentionDropout
 from adcam.models.losses import (
     Spot,
@@ -68,10 +69,10 @@ class InCA:
         """The dropout of all depths, ``None`` if nothing is dropped.
 
         Raises:
-            ValueError: If an option is outside its range.
+            AdcamError: If an option is outside its range.
         """
         if self.contrastive_on not in CONTRASTIVE_ON:
-            raise ValueError(
+            raise AdcamError(
                 f"contrastive_on must be one of {CONTRASTIVE_ON}, got {self.contrastive_on!r}"
             )
         dropout = AttentionDropout(
@@ -87,7 +88,7 @@ class InCA:
         """Weighted losses of what a network shows, ``loss_contrastive`` and ``loss_consistency``.
 
         Raises:
-            ValueError: If an option is outside its range.
+            AdcamError: If an option is outside its range.
         """
         losses = {}
         if self.contrastive is not None:
@@ -133,7 +134,7 @@ class Classifier(BaseModel):
         inca: What InCA adds while training, ``None`` for nothing.
 
     Raises:
-        ValueError: For an unknown ``amp``, a class-token loss without a class token, or an option
+        AdcamError: For an unknown ``amp``, a class-token loss without a class token, or an option
             of InCA outside its range.
     """
 
@@ -148,7 +149,7 @@ class Classifier(BaseModel):
     ) -> None:
         super().__init__()
         if amp not in AMP_DTYPES:
-            raise ValueError(f"amp must be one of {sorted(AMP_DTYPES)}, got {amp!r}")
+            raise AdcamError(f"amp must be one of {sorted(AMP_DTYPES)}, got {amp!r}")
         self.network = network
         self.single_label = single_label
         self.amp_dtype = AMP_DTYPES[amp]
@@ -156,7 +157,7 @@ class Classifier(BaseModel):
         self.cls_head = None
         if cls_token_loss > 0:
             if not isinstance(network, TokenCAM) or not network.backbone.has_class_token:
-                raise ValueError("cls_token_loss > 0, but the backbone has no class token")
+                raise AdcamError("cls_token_loss > 0, but the backbone has no class token")
             self.cls_head = torch.nn.Linear(network.backbone.embed_dim, network.head.out_channels)
         self.inca = inca
         self.dropout = None if inca is None else inca.build_dropout()
@@ -174,10 +175,10 @@ class Classifier(BaseModel):
                 labels (C,)) an image; ``"tensor"`` -> logits (B, C).
 
         Raises:
-            ValueError: For another mode, or one that needs labels without them.
+            AdcamError: For another mode, or one that needs labels without them.
         """
         if mode not in MODES:
-            raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+            raise AdcamError(f"mode must be one of {MODES}, got {mode!r}")
         inca = self.inca if mode == "loss" else None
         normalised = (inputs.float() - self.mean) / self.std
         with torch.autocast(
@@ -193,7 +194,7 @@ class Classifier(BaseModel):
         if mode == "tensor":
             return logits
         if cls_label is None:
-            raise ValueError(f"mode {mode!r} needs cls_label")
+            raise AdcamError(f"mode {mode!r} needs cls_label")
         if mode == "predict":
             scores = logits.softmax(dim=1) if self.single_label else logits.sigmoid()
             return list(zip(scores, cls_label, strict=True))

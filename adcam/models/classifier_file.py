@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from adcam.errors import AdcamError
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM
 from adcam.structures import ClassSet
@@ -96,14 +97,14 @@ def load_classifier(path: str | Path) -> ClassifierFile:
         Network, classes and provenance.
 
     Raises:
-        ValueError: If the file is missing, no classifier of this project, of a newer format, its
+        AdcamError: If the file is missing, no classifier of this project, of a newer format, its
             description cannot be used, or its tensors do not fit the network it describes.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint")
+        raise AdcamError(f"{path}: no such checkpoint")
     if path.suffix != ".safetensors":
-        raise ValueError(
+        raise AdcamError(
             f"{path}: a classifier is a .safetensors file; `adcam train` writes "
             "classifier.safetensors beside its .pth checkpoints, which are for resuming only"
         )
@@ -112,16 +113,16 @@ def load_classifier(path: str | Path) -> ClassifierFile:
             text = (file.metadata() or {}).get("adcam")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+        raise AdcamError(f"{path}: not a readable safetensors file ({error})") from error
     if text is None:
-        raise ValueError(
+        raise AdcamError(
             f"{path}: these are bare weights without a head or class names. Train on them "
             "(model.weights in a config), or use them with --model NAME --weights FILE"
         )
     try:
         header = json.loads(text)
         if header["format"] > FORMAT:
-            raise ValueError(
+            raise AdcamError(
                 f"format {header['format']} is newer than this version reads ({FORMAT})"
             )
         class_set = _read_class_set(header["class_set"])
@@ -130,7 +131,7 @@ def load_classifier(path: str | Path) -> ClassifierFile:
             {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: this classifier cannot be used: {error}") from error
+        raise AdcamError(f"{path}: this classifier cannot be used: {error}") from error
     return ClassifierFile(network.eval(), class_set, header["info"])
 
 
@@ -145,10 +146,10 @@ def build_network(
         **options: Further arguments of its class.
 
     Raises:
-        ValueError: If the kind is unknown, or the class refuses an argument.
+        AdcamError: If the kind is unknown, or the class refuses an argument.
     """
     if kind not in NETWORKS:
-        raise ValueError(f"model.kind must be one of {sorted(NETWORKS)}, got {kind!r}")
+        raise AdcamError(f"model.kind must be one of {sorted(NETWORKS)}, got {kind!r}")
     return NETWORKS[kind](num_fg_classes=num_fg_classes, **options)
 
 

@@ -15,6 +15,8 @@ from functools import cache
 from timm.data import ImageNetInfo
 from timm.data.imagenet_info import infer_imagenet_subset
 
+from adcam.errors import AdcamError
+
 # Read off the 1,000 classes of ILSVRC 2012, whose order follows the WordNet tree, by the VOC
 # annotation guidelines (host.robots.ox.ac.uk/pascal/VOC/voc2007/guidelines.html): domestic dogs and
 # cats only, tricycles and unicycles are bicycles, no emergency vehicles among cars, no trams among
@@ -82,24 +84,24 @@ def resolve_classes(
         One entry per class, in the order given.
 
     Raises:
-        ValueError: If nothing is asked for, a name is unknown or means several classes (close
+        AdcamError: If nothing is asked for, a name is unknown or means several classes (close
             names are listed), an index is out of range, or two classes share an output or a name.
     """
     if not classes:
-        raise ValueError("no classes given; name at least one, e.g. 'tabby cat'")
+        raise AdcamError("no classes given; name at least one, e.g. 'tabby cat'")
     resolved = tuple(_resolve(str(text), num_outputs) for text in classes)
     owner: dict[int, str] = {}
     for item in resolved:
         for index in item.indices:
             if index in owner:
-                raise ValueError(
+                raise AdcamError(
                     f"classes {owner[index]!r} and {item.name!r} share ImageNet class "
                     f"{_describe(index, num_outputs)}; a pixel belongs to one class only"
                 )
             owner[index] = item.name
     names = [item.name for item in resolved]
     if len(set(names)) != len(names):
-        raise ValueError(f"a class name is given twice: {names}")
+        raise AdcamError(f"a class name is given twice: {names}")
     return resolved
 
 
@@ -107,7 +109,7 @@ def _resolve(text: str, num_outputs: int) -> ImageNetClass:
     name, equals, members = (part.strip() for part in text.partition("="))
     terms = [term.strip() for term in (members if equals else name).split("|")]
     if not name or not all(terms):
-        raise ValueError(f"class {text!r} is empty in part; write NAME or NAME=PART|PART")
+        raise AdcamError(f"class {text!r} is empty in part; write NAME or NAME=PART|PART")
     indices = {index for term in terms for index in _find(term, num_outputs)}
     if not equals and re.fullmatch(r"\d+|n\d{8}", name):
         name = _lemmas(num_outputs).get(min(indices), (name,))[0]
@@ -117,7 +119,7 @@ def _resolve(text: str, num_outputs: int) -> ImageNetClass:
 def _find(term: str, num_outputs: int) -> tuple[int, ...]:
     if term.isdecimal():
         if int(term) >= num_outputs:
-            raise ValueError(f"class index must lie in 0..{num_outputs - 1}, got {term}")
+            raise AdcamError(f"class index must lie in 0..{num_outputs - 1}, got {term}")
         return (int(term),)
     key = _key(term)
     found = _names(num_outputs).get(key, ())
@@ -125,12 +127,12 @@ def _find(term: str, num_outputs: int) -> tuple[int, ...]:
         return found
     if found:
         meanings = "; ".join(_describe(index, num_outputs) for index in found)
-        raise ValueError(f"{term!r} means several ImageNet classes, give the index: {meanings}")
+        raise AdcamError(f"{term!r} means several ImageNet classes, give the index: {meanings}")
     if num_outputs == 1000 and key in VOC_TO_IMAGENET:
         return VOC_TO_IMAGENET[key]
     close = _close_names(key, num_outputs)
     hint = f"close names: {close}" if close else "give a lemma, a WordNet id or an index"
-    raise ValueError(f"{term!r} is no class of this {num_outputs}-class model; {hint}")
+    raise AdcamError(f"{term!r} is no class of this {num_outputs}-class model; {hint}")
 
 
 def _close_names(key: str, num_outputs: int) -> list[str]:

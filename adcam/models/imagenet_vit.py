@@ -20,6 +20,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from adcam.errors import AdcamError
 from adcam.models.attention_capture import AttentionCapture
 from adcam.models.imagenet_classes import resolve_classes
 from adcam.models.token_cam import compute_grid_hw
@@ -49,7 +50,7 @@ class ImageNetViT(nn.Module):
         class_groups: Output indices of the model that count as each class.
 
     Raises:
-        ValueError: If the model is no plain ViT with a linear head on its class token, a class
+        AdcamError: If the model is no plain ViT with a linear head on its class token, a class
             cannot be found, or weights do not fit.
     """
 
@@ -81,7 +82,7 @@ class ImageNetViT(nn.Module):
         self.classes = tuple(group.name for group in groups)
         self.class_groups = tuple(group.indices for group in groups)
         if any(len(indices) == self.vit.num_classes for indices in self.class_groups):
-            raise ValueError("a class that holds all outputs of the model is always present")
+            raise AdcamError("a class that holds all outputs of the model is always present")
         self.requires_grad_(False).eval()
 
     @property
@@ -133,7 +134,7 @@ class ImageNetViT(nn.Module):
             ``torch.no_grad`` and ``torch.inference_mode``.
 
         Raises:
-            ValueError: If H or W does not fit the patch, or inputs are not (B, 3, H, W).
+            AdcamError: If H or W does not fit the patch, or inputs are not (B, 3, H, W).
         """
         grid_hw = compute_grid_hw(inputs, self.patch_size)
         capture = _DetachedCapture(
@@ -217,7 +218,7 @@ class _AttentionTape:
 def _check_name(name: str) -> None:
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(f"unknown timm model {name!r}; names like it: {close}")
+        raise AdcamError(f"unknown timm model {name!r}; names like it: {close}")
 
 
 def _build_vit(
@@ -228,26 +229,26 @@ def _build_vit(
             name, pretrained=weights == "timm", img_size=img_size, dynamic_img_size=True, **kwargs
         )
     except (TypeError, AssertionError) as error:
-        raise ValueError(
+        raise AdcamError(
             f"{name!r} cannot be built as a plain ViT with {dict(kwargs)}: {error}"
         ) from error
     except OSError as error:
-        raise ValueError(
+        raise AdcamError(
             f"timm's weights of {name!r} cannot be fetched: {error} Without a network give a file "
             "(.safetensors or .pth) with the model's head"
         ) from error
     if not isinstance(model, VisionTransformer):
-        raise ValueError(
+        raise AdcamError(
             f"{name!r} is a {type(model).__name__}; a model of timm's VisionTransformer family "
             "(vit_*, deit_*) is needed, whose attention can be read"
         )
     if not isinstance(model.head, nn.Linear):
-        raise ValueError(
+        raise AdcamError(
             f"{name!r} has no classifier head; take an ImageNet classifier, e.g. "
             "'deit_tiny_patch16_224', or train one"
         )
     if model.global_pool != "token":
-        raise ValueError(
+        raise AdcamError(
             f"the head of {name!r} reads its tokens by global_pool={model.global_pool!r}; only a "
             "head on the class token ('token') can be explained by that token's attention"
         )
@@ -264,7 +265,7 @@ def _load_weights(model: Any, path: str) -> None:
     try:
         state = checkpoint_filter_fn(loaded, model)
     except (RuntimeError, ValueError, LookupError, AssertionError) as error:
-        raise ValueError(f"{path}: weights do not fit {type(model).__name__}: {error}") from error
+        raise AdcamError(f"{path}: weights do not fit {type(model).__name__}: {error}") from error
     own = model.state_dict()
     wrong = [
         f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
@@ -273,7 +274,7 @@ def _load_weights(model: Any, path: str) -> None:
     ]
     missing = sorted(own.keys() - state.keys())
     if missing or wrong:
-        raise ValueError(
+        raise AdcamError(
             f"{path}: weights do not fit {type(model).__name__} with {model.num_classes} outputs. "
             f"Missing {len(missing)}: {missing[:5]}; wrong shape {len(wrong)}: {wrong[:5]}"
         )

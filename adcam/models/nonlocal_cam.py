@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adcam.errors import AdcamError
 from adcam.models.adl import AttentionDropout
 from adcam.models.losses import Spot, scale_attention
 from adcam.models.token_cam import TrainMaps, compute_grid_hw
@@ -88,7 +89,7 @@ class NonlocalCAM(nn.Module):
         backbone_kwargs: Further arguments of ``timm.create_model`` (``channels``, …).
 
     Raises:
-        ValueError: If the backbone or an option is unknown, or weights cannot be had or do not fit.
+        AdcamError: If the backbone or an option is unknown, or weights cannot be had or do not fit.
     """
 
     def __init__(
@@ -103,9 +104,9 @@ class NonlocalCAM(nn.Module):
     ) -> None:
         super().__init__()
         if attention not in (None, *ATTENTIONS):
-            raise ValueError(f"attention must be one of {ATTENTIONS} or None, got {attention!r}")
+            raise AdcamError(f"attention must be one of {ATTENTIONS} or None, got {attention!r}")
         if out_stride not in OUT_STRIDES:
-            raise ValueError(f"out_stride must be one of {OUT_STRIDES}, got {out_stride}")
+            raise AdcamError(f"out_stride must be one of {OUT_STRIDES}, got {out_stride}")
         self.name = backbone
         self.attention = attention
         self.out_stride = out_stride
@@ -159,10 +160,10 @@ class NonlocalCAM(nn.Module):
             The maps, float32 whatever the autocast dtype, with neither kind of attention.
 
         Raises:
-            ValueError: If attention is asked for, or the size does not fit.
+            AdcamError: If attention is asked for, or the size does not fit.
         """
         if layer_sets:
-            raise ValueError(
+            raise AdcamError(
                 f"{self.name} is a convolutional network without attention of patches to patches; "
                 f"blocks {sorted(layer_sets)} were asked for. Method 'cam' needs none"
             )
@@ -190,10 +191,10 @@ class NonlocalCAM(nn.Module):
             dropout: What is dropped at each of ``layers``.
 
         Raises:
-            ValueError: If the size does not fit, or depths are asked for without attention.
+            AdcamError: If the size does not fit, or depths are asked for without attention.
         """
         if layers is not None and self.attention is None:
-            raise ValueError(f"{self.name} was built with attention=None: it has no depths to read")
+            raise AdcamError(f"{self.name} was built with attention=None: it has no depths to read")
         depths = () if layers is None else resolve_layers(layers, len(self.attentions))
         compute_grid_hw(inputs, self.patch_size)
         features = inputs
@@ -214,13 +215,13 @@ class NonlocalCAM(nn.Module):
 
 def _build_trunk(name: str, weights: str | None, kwargs: dict[str, Any]) -> Any:
     if not name.startswith(FAMILIES) or not timm.is_model(name):
-        raise ValueError(f"backbone must be a timm model of the families {FAMILIES}, got {name!r}")
+        raise AdcamError(f"backbone must be a timm model of the families {FAMILIES}, got {name!r}")
     try:
         trunk = timm.create_model(name, pretrained=weights == "timm", **kwargs)
     except TypeError as error:
-        raise ValueError(f"{name!r} cannot be built with {kwargs}: {error}") from error
+        raise AdcamError(f"{name!r} cannot be built with {kwargs}: {error}") from error
     except OSError as error:
-        raise ValueError(
+        raise AdcamError(
             f"timm's weights of {name!r} cannot be fetched: {error} Without a network give a file "
             "(.safetensors or .pth), or None for random weights"
         ) from error

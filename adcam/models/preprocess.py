@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from adcam.errors import AdcamError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Channel statistics of ImageNet, RGB in [0, 1] (timm/data/constants.py)."""
@@ -30,10 +32,10 @@ def compute_input_hw(
         Height and width, each at least one patch.
 
     Raises:
-        ValueError: If the scale is smaller than a patch.
+        AdcamError: If the scale is smaller than a patch.
     """
     if scale < max(patch_size):
-        raise ValueError(f"scale must be at least one patch ({max(patch_size)} px), got {scale}")
+        raise AdcamError(f"scale must be at least one patch ({max(patch_size)} px), got {scale}")
     # A panorama of 50:1 would leave the grid one patch high: beyond 4:1 the ratio is not kept.
     ratio = min(max(ori_hw[0] / ori_hw[1], 0.25), 4.0) if keep_ratio else 1.0
     height, width = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
@@ -62,10 +64,10 @@ def to_inputs(
         float32 (3, H, W).
 
     Raises:
-        ValueError: If the image is not uint8 (H, W, 3).
+        AdcamError: If the image is not uint8 (H, W, 3).
     """
     if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3:
-        raise ValueError(f"img must be uint8 (H, W, 3), got {img.dtype} {img.shape}")
+        raise AdcamError(f"img must be uint8 (H, W, 3), got {img.dtype} {img.shape}")
     tensor = torch.from_numpy(np.array(img, order="C")).permute(2, 0, 1)
     if tuple(tensor.shape[1:]) != tuple(input_hw):
         tensor = F.resize(

@@ -23,6 +23,7 @@ from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from adcam.errors import AdcamError
 from adcam.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 _COLOUR_GAIN = 4.0  # weight of a patch's mean colour against its finer structure
@@ -41,7 +42,7 @@ class ConvPatchEmbed(PatchEmbed):
     def __init__(self, *args: Any, embed_dim: int, **kwargs: Any) -> None:
         super().__init__(*args, embed_dim=embed_dim, **kwargs)
         if self.patch_size != (8, 8):
-            raise ValueError(f"shapes_vit needs patch_size 8, got {self.patch_size}")
+            raise AdcamError(f"shapes_vit needs patch_size 8, got {self.patch_size}")
         widths = (3, 32, 64, 128)
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
@@ -60,10 +61,10 @@ def shapes_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """Build the network; ``kwargs`` as for timm's ``VisionTransformer``.
 
     Raises:
-        ValueError: If timm's pretrained weights are asked for: this network has none there.
+        AdcamError: If timm's pretrained weights are asked for: this network has none there.
     """
     if pretrained:
-        raise ValueError("shapes_vit has no weights at timm; give a file, or None")
+        raise AdcamError("shapes_vit has no weights at timm; give a file, or None")
     for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         kwargs.pop(unused, None)
     sizes = {"img_size": 96, "embed_dim": 128, "depth": 6, "num_heads": 4, "mlp_ratio": 2}

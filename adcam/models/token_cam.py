@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import adcam.models.shapes_vit  # noqa: F401  # timm learns its name
+from adcam.errors import AdcamError
 from adcam.models.adl import AttentionDropout
 from adcam.models.attention_capture import AttentionCapture
 from adcam.models.losses import Spot, scale_attention
@@ -55,7 +56,7 @@ class TokenCAM(nn.Module):
         backbone_kwargs: Further arguments of ``timm.create_model`` (``embed_dim``, ``depth``, …).
 
     Raises:
-        ValueError: If the model is not a plain ViT, a further argument is none of its own, or
+        AdcamError: If the model is not a plain ViT, a further argument is none of its own, or
             weights cannot be had or do not fit.
     """
 
@@ -124,7 +125,7 @@ class TokenCAM(nn.Module):
             The maps, float32 whatever the autocast dtype; gradients flow if enabled.
 
         Raises:
-            ValueError: If H or W does not fit the patch, or inputs are not (B, 3, H, W).
+            AdcamError: If H or W does not fit the patch, or inputs are not (B, 3, H, W).
         """
         capture = AttentionCapture(
             self.backbone.blocks,
@@ -166,12 +167,12 @@ class TokenCAM(nn.Module):
             dropout: What is dropped behind each of ``layers``.
 
         Raises:
-            ValueError: If the size does not fit, or blocks are asked for without a class token.
+            AdcamError: If the size does not fit, or blocks are asked for without a class token.
         """
         if layers is None:
             return TrainMaps(*self.class_maps(inputs))
         if not self.backbone.has_class_token:
-            raise ValueError(f"{self.name} has no class token whose attention to read")
+            raise AdcamError(f"{self.name} has no class token whose attention to read")
         grid_hw = compute_grid_hw(inputs, self.patch_size)
         num_prefix = self.backbone.num_prefix_tokens
         capture = AttentionCapture(self.backbone.blocks, num_prefix_tokens=num_prefix)
@@ -203,7 +204,7 @@ class TokenCAM(nn.Module):
         """Class maps (B, C, h, w) and the first token (B, D), the class token if there is one.
 
         Raises:
-            ValueError: As :meth:`token_maps`.
+            AdcamError: As :meth:`token_maps`.
         """
         grid_hw = compute_grid_hw(inputs, self.patch_size)
         tokens = self.backbone.forward_features(inputs)  # (B, P + N, D)
@@ -232,12 +233,12 @@ def build_backbone(
         The model (``timm.models.vision_transformer.VisionTransformer`` or a subclass).
 
     Raises:
-        ValueError: If the name is unknown, the model is no plain ViT, a further argument is none of
+        AdcamError: If the name is unknown, the model is no plain ViT, a further argument is none of
             its own, or weights cannot be had or do not fit.
     """
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise ValueError(f"unknown timm model {name!r}; names like it: {close}")
+        raise AdcamError(f"unknown timm model {name!r}; names like it: {close}")
     try:
         model = timm.create_model(
             name,
@@ -251,16 +252,16 @@ def build_backbone(
             **kwargs,
         )
     except (TypeError, AssertionError) as error:
-        raise ValueError(
+        raise AdcamError(
             f"{name!r} cannot be built as a plain ViT with {kwargs}: {error}"
         ) from error
     except OSError as error:
-        raise ValueError(
+        raise AdcamError(
             f"timm's weights of {name!r} cannot be fetched: {error} Without a network give a file "
             "(.safetensors or .pth), or None for random weights"
         ) from error
     if not isinstance(model, timm.models.vision_transformer.VisionTransformer):
-        raise ValueError(
+        raise AdcamError(
             f"{name!r} is a {type(model).__name__}; a model of timm's VisionTransformer family "
             "(vit_*, deit_*) is needed, whose attention can be read"
         )
@@ -277,13 +278,13 @@ def compute_grid_hw(inputs: Tensor, patch_size: tuple[int, int]) -> tuple[int, i
         patch_size: Height and width of a patch in pixels.
 
     Raises:
-        ValueError: If inputs are not (B, 3, H, W), or H or W is not a multiple of the patch.
+        AdcamError: If inputs are not (B, 3, H, W), or H or W is not a multiple of the patch.
     """
     if inputs.ndim != 4 or inputs.shape[1] != 3:
-        raise ValueError(f"inputs must be (B, 3, H, W), got {tuple(inputs.shape)}")
+        raise AdcamError(f"inputs must be (B, 3, H, W), got {tuple(inputs.shape)}")
     height, width = inputs.shape[-2:]
     if height % patch_size[0] or width % patch_size[1] or not height or not width:
-        raise ValueError(
+        raise AdcamError(
             f"input size {height}×{width} (H×W) is not a multiple of the patch "
             f"{patch_size[0]}×{patch_size[1]}"
         )

@@ -17,6 +17,8 @@ from timm.models import get_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from adcam.errors import AdcamError
+
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _DAMAGED = (
     *(SafetensorError, pickle.UnpicklingError, struct.error, OSError, EOFError, RuntimeError),
@@ -46,13 +48,13 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         Tensors by name, on the CPU, in the dtype of the file.
 
     Raises:
-        ValueError: If the file is missing, of another kind, unreadable, or holds no tensors.
+        AdcamError: If the file is missing, of another kind, unreadable, or holds no tensors.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: weights must end in one of {SUFFIXES}")
+        raise AdcamError(f"{path}: weights must end in one of {SUFFIXES}")
     if not path.is_file():
-        raise ValueError(f"{path}: no such weights file")
+        raise AdcamError(f"{path}: no such weights file")
     try:
         state: Any
         if path.suffix == ".safetensors":
@@ -62,7 +64,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
             with torch.serialization.safe_globals(_NUMPY_SCALARS):
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
-        raise ValueError(f"{path}: cannot be read as weights ({error})") from error
+        raise AdcamError(f"{path}: cannot be read as weights ({error})") from error
     for container in ("state_dict", "model", "model_ema"):
         if isinstance(state, dict) and isinstance(state.get(container), dict):
             state = state[container]
@@ -72,7 +74,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         if isinstance(value, Tensor)
     }
     if not tensors:
-        raise ValueError(f"{path}: holds no tensors by name")
+        raise AdcamError(f"{path}: holds no tensors by name")
     return tensors
 
 
@@ -88,7 +90,7 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
         path: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``.
 
     Raises:
-        ValueError: If names or shapes do not fit; the message lists them.
+        AdcamError: If names or shapes do not fit; the message lists them.
     """
     state = load_state_dict(path)
     state = {
@@ -98,7 +100,7 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
     try:
         state = checkpoint_filter_fn(state, backbone)
     except (RuntimeError, ValueError, LookupError, AssertionError) as error:
-        raise ValueError(
+        raise AdcamError(
             f"{path}: weights do not fit {type(backbone).__name__}: {error}"
         ) from error
     own = backbone.state_dict()
@@ -120,7 +122,7 @@ def load_trunk_weights(trunk: nn.Module, path: str | Path) -> None:
         path: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``.
 
     Raises:
-        ValueError: If names or shapes do not fit; the message lists them.
+        AdcamError: If names or shapes do not fit; the message lists them.
     """
     state = load_state_dict(path)
     counters = {
@@ -147,19 +149,19 @@ def load_ts_cam_weights(network: nn.Module, path: str | Path) -> None:
         path: ``model_best.pth``, ``model_epoch12.pth``, …
 
     Raises:
-        ValueError: If it is no such checkpoint, or another network or number of classes.
+        AdcamError: If it is no such checkpoint, or another network or number of classes.
     """
     state = load_state_dict(path)
     head = {name: state.get(name) for name in ("head.weight", "head.bias")}
     own = network.state_dict()
     if head["head.weight"] is None or head["head.weight"].ndim != 4 or head["head.bias"] is None:
-        raise ValueError(
+        raise AdcamError(
             f"{path}: no TS-CAM checkpoint: its head must be a 3×3 convolution, head.weight "
             "(C, D, 3, 3) and head.bias (C,)"
         )
     for name, value in head.items():
         if value is not None and value.shape != own[name].shape:
-            raise ValueError(
+            raise AdcamError(
                 f"{path}: {name} is {tuple(value.shape)} in the file, {tuple(own[name].shape)} in "
                 "the network; are backbone and number of classes the same?"
             )
@@ -182,7 +184,7 @@ def _load_all(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -
         if state[name].shape != own[name].shape
     ]
     if missing or wrong:
-        raise ValueError(
+        raise AdcamError(
             f"{path}: weights do not fit {type(model).__name__}. "
             f"Missing {len(missing)}: {missing[:5]}; wrong shape {len(wrong)}: {wrong[:5]}"
         )
@@ -199,7 +201,7 @@ def find_weights(source: str | Path, name: str | None = None) -> Path:
         name: timm name of the network, for ``"timm"``.
 
     Raises:
-        ValueError: The name is unknown, or there is no such file; the message says what to fetch
+        AdcamError: The name is unknown, or there is no such file; the message says what to fetch
             and where to put it.
     """
     kind, _, model = str(source).partition(":")
@@ -209,7 +211,7 @@ def find_weights(source: str | Path, name: str | None = None) -> Path:
         return _find_torchvision(model)
     path = Path(source).expanduser()
     if not path.is_file():
-        raise ValueError(
+        raise AdcamError(
             f"{path}: no such weights file; name a file, 'timm' or 'torchvision:<model>'"
         )
     return path
@@ -224,14 +226,14 @@ def load_any_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
 def _find_timm(name: str) -> Path:
     config = get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or not config.hf_hub_id:
-        raise ValueError(f"timm publishes no weights of {name!r}")
+        raise AdcamError(f"timm publishes no weights of {name!r}")
     # Layout of the cache: huggingface_hub's guide "Understand caching".
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
     folder = cache / f"models--{config.hf_hub_id.replace('/', '--')}" / "snapshots"
     if found := sorted(folder.glob("*/model.safetensors")):
         return found[-1]
-    raise ValueError(
+    raise AdcamError(
         f"timm's weights of {name} are not on this machine (in {cache}). Where there is a network, "
         f"run `hf download {config.hf_hub_id} model.safetensors`; then name the file it prints, or "
         "copy it and name the copy"
@@ -244,8 +246,8 @@ def _find_torchvision(name: str) -> Path:
     try:
         url = get_model_weights(name).IMAGENET1K_V1.url
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"torchvision publishes no ImageNet weights of {name!r}") from error
+        raise AdcamError(f"torchvision publishes no ImageNet weights of {name!r}") from error
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
         return path
-    raise ValueError(f"{path}: torchvision's weights of {name} are not here. Fetch {url} to there")
+    raise AdcamError(f"{path}: torchvision's weights of {name} are not here. Fetch {url} to there")

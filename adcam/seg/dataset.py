@@ -14,6 +14,7 @@ from mmseg.datasets.transforms import PackSegInputs
 from mmseg.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
+from adcam.errors import AdcamError
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
 
 Confidence: TypeAlias = Callable[[Sample], np.ndarray]
@@ -57,11 +58,11 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         """``inputs`` uint8 (3, h, w), BGR as mmsegmentation has it, and ``data_samples``.
 
         Raises:
-            ValueError: The sample has no mask, or files of it cannot be read.
+            AdcamError: The sample has no mask, or files of it cannot be read.
         """
         sample = self._images[index]
         if sample.mask is None:
-            raise ValueError(f"image {sample.img_id!r} has no mask to train on")
+            raise AdcamError(f"image {sample.img_id!r} has no mask to train on")
         results: dict[str, Any] = {
             "img": np.ascontiguousarray(sample.img[:, :, ::-1]),
             "img_path": str(sample.img_path),
@@ -101,11 +102,11 @@ class WholeImages(Dataset[dict[str, np.ndarray]]):
         """``img`` RGB uint8 (H, W, 3) and ``target`` uint8 (H, W).
 
         Raises:
-            ValueError: The sample has no mask, or files of it cannot be read.
+            AdcamError: The sample has no mask, or files of it cannot be read.
         """
         sample = self._images[index]
         if sample.mask is None:
-            raise ValueError(f"image {sample.img_id!r} has no mask to compare with")
+            raise AdcamError(f"image {sample.img_id!r} has no mask to compare with")
         return {"img": sample.img, "target": self._index_of_value[sample.mask]}
 
 

@@ -8,6 +8,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adcam.errors import AdcamError
 from adcam.structures import IGNORE_INDEX
 
 
@@ -33,7 +34,7 @@ class ConfidenceCrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         if gamma < 0:
-            raise ValueError(f"gamma must be at least 0, got {gamma}")
+            raise AdcamError(f"gamma must be at least 0, got {gamma}")
         self.gamma = gamma
         self.loss_weight = loss_weight
         self.loss_name = loss_name

@@ -20,6 +20,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
+from adcam.errors import AdcamError
 from adcam.seg import deeplab_v2, timm_vit  # noqa: F401 - register what mmsegmentation lacks
 from adcam.seg.losses import ConfidenceCrossEntropy
 
@@ -66,7 +67,7 @@ class Segmenter(EncoderDecoder):
 
     def __init__(self, *, amp: str = "none", views: SegViews | None = None, **kwargs: Any) -> None:
         if amp not in AMP_DTYPES:
-            raise ValueError(f"amp must be one of {sorted(AMP_DTYPES)}, got {amp!r}")
+            raise AdcamError(f"amp must be one of {sorted(AMP_DTYPES)}, got {amp!r}")
         super().__init__(**kwargs)
         self._amp_dtype = AMP_DTYPES[amp]
         self._views = views or SegViews()
@@ -157,11 +158,11 @@ def build_segmenter(
         sync: Whether batch statistics are taken over all processes; if not, SyncBN becomes BN.
 
     Raises:
-        ValueError: For another ``type``.
+        AdcamError: For another ``type``.
     """
     settings = ConfigDict(copy.deepcopy(dict(model)))
     if (kind := settings.pop("type", "EncoderDecoder")) != "EncoderDecoder":
-        raise ValueError(f"model.type must be 'EncoderDecoder', got {kind!r}")
+        raise AdcamError(f"model.type must be 'EncoderDecoder', got {kind!r}")
     settings.pop("pretrained", None)  # a link that would be downloaded; see `weights`
     settings.data_preprocessor.setdefault("type", "SegDataPreProcessor")
     settings.data_preprocessor.size = tuple(crop_size)

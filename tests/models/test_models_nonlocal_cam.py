@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from adcam.cams import METHODS, build_method
+from adcam.labeling.map_maker import find_layer_sets
 from adcam.models.adl import AttentionDropout
 from adcam.models.nonlocal_cam import NonLocalBlock, NonlocalCAM
-from adcam.pipeline.infer import find_layer_sets
 
 SMALL = {"channels": (8, 12, 16, 20)}
 

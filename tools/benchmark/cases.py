@@ -22,6 +22,10 @@ from adcam.cams import build_method
 from adcam.data.dataset import ImageDataset
 from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
 from adcam.data.shapes import make_shapes
+from adcam.data.sources import build_dataset
+from adcam.labeling.generate import default_workers, generate
+from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.map_maker import Views
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import save_classifier
 from adcam.models.token_cam import TokenCAM
@@ -29,11 +33,7 @@ from adcam.ops import common_neighbor, dense_crf, diffusion, token_attention
 from adcam.ops.common_neighbor import reference as common_neighbor_reference
 from adcam.ops.diffusion import reference as diffusion_reference
 from adcam.ops.token_attention import reference as token_attention_reference
-from adcam.pipeline.config import build_dataset
-from adcam.pipeline.generate import default_workers, generate
-from adcam.pipeline.infer import Views
-from adcam.pipeline.labeler import PseudoLabeler
-from adcam.pipeline.reporting import score_masks
+from adcam.recipe.comparison_report import score_masks
 
 SCALES = (224, 336, 448)
 HEADS, HEAD_WIDTH, NUM_CLASSES = 3, 64, 3  # DeiT-Tiny; labels of a CRF are one more
@@ -420,7 +420,7 @@ def _miou_of(images: ImageDataset, masks: Path) -> Callable[[], float]:
 _ATTENTION_TESTS = ("tests/ops/test_token_attention.py", "tests/ops/test_layers.py")
 _REFINE_TESTS = ("tests/ops/test_common_neighbor.py", "tests/ops/test_diffusion.py")
 _FORWARD_TESTS = ("tests/models/test_models_attention_capture.py", *_ATTENTION_TESTS)
-_GENERATE_TESTS = ("tests/pipeline/test_pipeline_generate.py",)
+_GENERATE_TESTS = ("tests/labeling/test_generate.py",)
 
 CASES: dict[str, Case] = {
     "token_attention": Case(

@@ -24,7 +24,7 @@ import torch
 from cases import CASES, Setting
 from measure import ROOT, make_rows, measure
 
-from adcam.data.files import write_text_atomic
+from adcam.files import write_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows += run_case(name, size, args)
             print_rows([row for row in rows if (row["case"], row["size"]) == (name, size)])
             if args.out is not None:
-                write_text_atomic(args.out, format_csv(rows))
+                write_text(args.out, format_csv(rows))
     return 0
 
 

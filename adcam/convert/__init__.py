@@ -1,0 +1,42 @@
+"""Data sets and results from one layout into another: what ``adcam convert`` does.
+
+Whatever is converted, images go one by one and in the order of their ids, so the same input gives
+the same bytes and memory does not grow with the number of images. Files are written atomically;
+what an interrupted run wrote is kept, and a file that cannot be converted is named at the end and
+stops nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from adcam.convert.cams import convert_cams
+from adcam.convert.data_sets import convert_coco, convert_sbd
+from adcam.convert.exchange import (
+    convert_coco_to_masks,
+    convert_masks_to_coco,
+    convert_masks_to_yolo,
+    convert_yolo_to_masks,
+)
+from adcam.convert.labels import (
+    convert_irn_labels,
+    convert_mask_labels,
+    convert_voc_labels,
+)
+from adcam.convert.summary import Converted
+
+CONVERTERS: dict[str, Callable[..., Converted]] = {
+    "sbd": convert_sbd,
+    "coco": convert_coco,
+    "voc-labels": convert_voc_labels,
+    "mask-labels": convert_mask_labels,
+    "irn-labels": convert_irn_labels,
+    "masks-to-coco": convert_masks_to_coco,
+    "coco-to-masks": convert_coco_to_masks,
+    "masks-to-yolo": convert_masks_to_yolo,
+    "yolo-to-masks": convert_yolo_to_masks,
+    "cams": convert_cams,
+}
+"""By their names on the command line."""
+
+__all__ = ["CONVERTERS", "Converted"]

@@ -1,0 +1,134 @@
+"""What a conversion did: counts, classes, and a hash of all that it made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adcam.errors import AdcamError
+from adcam.structures import IGNORE_INDEX, ClassSet
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The result of one conversion.
+
+    Attributes:
+        what: Name of the converter.
+        out: Folder or file written.
+        num_images: Images converted, in this run or an earlier one.
+        kept: Of these, images whose file was there already.
+        failed: Why an image could not be converted, by its id.
+        class_images: Images that show a class, by class name.
+        class_pixels: Pixels of a class, by class name, background and ignored ones included; empty
+            where there are no masks.
+        sha256: Of all results in the order of image ids: values of masks, classes of labels or
+            bytes of other files, so that it does not depend on how PNG files are compressed.
+        notes: What was counted and compared with the known numbers of a data set.
+    """
+
+    what: str
+    out: Path
+    num_images: int
+    kept: int
+    failed: Mapping[str, str]
+    class_images: Mapping[str, int]
+    class_pixels: Mapping[str, int]
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-serialisable."""
+        return {
+            "what": self.what,
+            "out": str(self.out),
+            "num_images": self.num_images,
+            "kept": self.kept,
+            "failed": dict(self.failed),
+            "class_images": dict(self.class_images),
+            "class_pixels": dict(self.class_pixels),
+            "sha256": self.sha256,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass
+class Tally:
+    """Counts of what was made; images are added in the order of their ids.
+
+    Attributes:
+        class_set: The classes.
+        images: Images that show each class.
+        pixels: Pixels of each mask value.
+    """
+
+    class_set: ClassSet
+    images: np.ndarray = field(init=False)
+    pixels: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.images = np.zeros(self.class_set.num_fg_classes, dtype=np.int64)
+        self.pixels = np.zeros(256, dtype=np.int64)
+        self._hash = hashlib.sha256()
+
+    def add_mask(self, img_id: str, mask: np.ndarray) -> None:
+        """Count a mask, uint8 (H, W).
+
+        Raises:
+            AdcamError: It holds values outside the class set.
+        """
+        counts = np.bincount(mask.ravel(), minlength=256)
+        legal = {0, *self.class_set.mask_values, IGNORE_INDEX}
+        if other := sorted(set(np.flatnonzero(counts).tolist()) - legal):
+            raise AdcamError(
+                f"the mask holds the values {other}; legal are 0, "
+                f"{', '.join(map(str, self.class_set.mask_values))} and {IGNORE_INDEX}"
+            )
+        self.pixels += counts
+        ids = [i for i, value in enumerate(self.class_set.mask_values) if counts[value]]
+        self._add(img_id, ids, f"{mask.shape[0]} {mask.shape[1]}\n".encode() + mask.tobytes())
+
+    def add_labels(self, img_id: str, class_ids: Iterable[int]) -> None:
+        """Count an image's labels, class ids from 0."""
+        ids = sorted(class_ids)
+        self._add(img_id, ids, " ".join(map(str, ids)).encode())
+
+    def add_file(self, img_id: str, class_ids: Iterable[int], content: bytes) -> None:
+        """Count a file that shows some classes."""
+        self._add(img_id, sorted(class_ids), content)
+
+    def _add(self, img_id: str, class_ids: list[int], content: bytes) -> None:
+        self.images[class_ids] += 1
+        self._hash.update(f"{img_id}\n{len(content)}\n".encode() + content)
+
+    def finish(
+        self,
+        what: str,
+        out: Path,
+        *,
+        num_images: int,
+        kept: int = 0,
+        failed: Mapping[str, str] | None = None,
+        notes: Iterable[str] = (),
+    ) -> Converted:
+        """The result, classes by name."""
+        names = self.class_set.classes
+        values = [0, *self.class_set.mask_values, IGNORE_INDEX]
+        pixel_names = ["background", *names, "ignore"] if self.class_set.mask_values else []
+        class_pixels = {n: int(self.pixels[v]) for n, v in zip(pixel_names, values, strict=False)}
+        return Converted(
+            what,
+            out,
+            num_images,
+            kept,
+            dict(failed or {}),
+            {name: int(self.images[i]) for i, name in enumerate(names)},
+            class_pixels if self.pixels.any() else {},
+            self._hash.hexdigest(),
+            tuple(notes),
+        )

@@ -1,0 +1,127 @@
+"""What a user calls "my images": a folder, a VOC root, a list or one file, as a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adcam.data.dataset import ImageDataset
+from adcam.data.folder import load_folder, load_images
+from adcam.data.images import is_image_path
+from adcam.data.labels import normalize_img_id, read_labels_csv
+from adcam.data.voc import load_voc
+from adcam.errors import AdcamError
+from adcam.structures import ClassSet
+
+LABEL_FILE = "labels.csv"
+"""Labels that lie beside the images are found under this name."""
+
+
+def open_images(
+    path: str | Path,
+    class_set: ClassSet,
+    *,
+    labels: str | Path | None = "auto",
+    ids: Sequence[str] | None = None,
+    voc_split: str | None = None,
+) -> ImageDataset:
+    """Open images of any of the supported layouts.
+
+    Args:
+        path: One image; a ``.txt`` list of image paths, relative to the list's own folder; a VOC
+            root (with ``JPEGImages`` and ``ImageSets``); or a folder of images.
+        class_set: Classes that labels may name.
+        labels: A ``.csv`` or, for VOC, ``.npy`` file, ``"xml"`` or ``"mask"``; ``None`` for none.
+            ``"auto"`` takes VOC's ``Annotations`` if there are any, else ``labels.csv`` beside the
+            images, else none.
+        ids: Only these images.
+        voc_split: Name of the list of a VOC root.
+
+    Raises:
+        AdcamError: There are no such images, ids or labels.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise AdcamError(f"{path}: there is no such image, list or folder")
+    if voc_split is not None and not _is_voc_root(path):
+        raise AdcamError(
+            f"{path} is no VOC root (it lacks JPEGImages or ImageSets), so that it has no split "
+            f"{voc_split!r}"
+        )
+    if path.is_dir():
+        source = _find_labels(path) if labels == "auto" else labels
+        if _is_voc_root(path):
+            return _open_voc(path, class_set, source, ids, voc_split)
+        return load_folder(path, labels_csv=_csv(source), classes=class_set, ids=ids)
+    images = load_images(_read_list(path) if path.suffix == ".txt" else path, classes=class_set)
+    if (source := None if labels == "auto" else _csv(labels)) is not None:
+        images = images.with_labels(read_labels_csv(source, class_set.classes).class_ids)
+    return images if ids is None else images.subset(normalize_img_id(i) for i in ids)
+
+
+def read_id_list(path: str | Path) -> list[str]:
+    """Image ids, one a line; blank lines and a BOM are passed over.
+
+    Raises:
+        AdcamError: The file is missing, no UTF-8 text, empty, or names an id twice.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AdcamError(f"{path}: cannot be read as a list of image ids ({error})") from error
+    line_of: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not (img_id := normalize_img_id(line.strip())) or img_id == ".":
+            continue
+        if img_id in line_of:
+            raise AdcamError(
+                f"{path}, line {number}: image id {img_id!r} is already on line {line_of[img_id]}"
+            )
+        line_of[img_id] = number
+    if not line_of:
+        raise AdcamError(f"{path}: the list is empty")
+    return list(line_of)
+
+
+def _open_voc(
+    root: Path,
+    class_set: ClassSet,
+    labels: str | Path | None,
+    ids: Sequence[str] | None,
+    voc_split: str | None,
+) -> ImageDataset:
+    if voc_split is None:
+        found = sorted({file.stem for file in (root / "ImageSets").glob("*/*.txt")})
+        raise AdcamError(
+            f"{root} is a VOC root: choose a list with --voc-split, one of {', '.join(found)}"
+        )
+    images = load_voc(root, voc_split, classes=class_set, labels=labels)
+    return images if ids is None else images.subset(ids)
+
+
+def _is_voc_root(path: Path) -> bool:
+    return (path / "JPEGImages").is_dir() and (path / "ImageSets").is_dir()
+
+
+def _find_labels(folder: Path) -> str | Path | None:
+    if _is_voc_root(folder) and (folder / "Annotations").is_dir():
+        return "xml"
+    return folder / LABEL_FILE if (folder / LABEL_FILE).is_file() else None
+
+
+def _csv(labels: str | Path | None) -> str | Path | None:
+    if labels is None or Path(labels).suffix == ".csv":
+        return labels
+    raise AdcamError(f"labels of these images must be a .csv file, got {str(labels)!r}")
+
+
+def _read_list(path: Path) -> list[Path]:
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise AdcamError(f"{path}: not a UTF-8 list of image paths ({error})") from error
+    files = [path.parent / line.strip() for line in lines if line.strip()]
+    if stray := [file for file in files if not is_image_path(file)]:
+        raise AdcamError(f"{path}: {stray[0]} is no image path; one path a line is expected")
+    return files

@@ -1,0 +1,140 @@
+"""Text tables of data sets: every error names file, line, value and what is legal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from adcam.errors import AdcamError
+
+Box = tuple[int, int, int, int]
+
+
+class Row(NamedTuple):
+    """One line of a table.
+
+    Attributes:
+        where: ``"file, line 3"``, for messages.
+        cells: What stands between the separators, without white space around it.
+    """
+
+    where: str
+    cells: tuple[str, ...]
+
+
+def read_rows(path: Path, columns: tuple[str, ...], separator: str | None) -> list[Row]:
+    """Read a UTF-8 table; blank lines are passed over.
+
+    Args:
+        path: The file.
+        columns: Names of the columns, for messages; each line must have as many cells.
+        separator: What stands between cells; ``None`` is white space. The last column takes the
+            rest of the line.
+
+    Raises:
+        AdcamError: The file is missing, empty or no text, or a line has too few cells.
+    """
+    rows = []
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        cells = tuple(cell.strip() for cell in line.strip().split(separator, len(columns) - 1))
+        if len(cells) != len(columns) or (separator is not None and separator in cells[-1]):
+            expected = (separator or " ").join(columns)
+            raise AdcamError(f"{path}, line {number}: expected {expected!r}, got {line.strip()!r}")
+        rows.append(Row(f"{path}, line {number}", cells))
+    if not rows:
+        raise AdcamError(f"{path}: the file is empty")
+    return rows
+
+
+def count_cells(path: Path, separator: str) -> int:
+    """Cells of the first line that is not blank.
+
+    Raises:
+        AdcamError: The file is missing, empty or no text.
+    """
+    for line in _read_text(path).splitlines():
+        if line.strip():
+            return len(line.split(separator))
+    raise AdcamError(f"{path}: the file is empty")
+
+
+def read_pairs(path: Path, columns: tuple[str, ...], separator: str | None) -> dict[str, Row]:
+    """Rows by their first cell, which must not repeat, in the order of the file.
+
+    Raises:
+        AdcamError: As :func:`read_rows`, or a first cell stands on two lines.
+    """
+    row_of: dict[str, Row] = {}
+    for row in read_rows(path, columns, separator):
+        if (key := row.cells[0]) in row_of:
+            raise AdcamError(f"{row.where}: {columns[0]} {key!r} is given twice")
+        row_of[key] = row
+    return row_of
+
+
+def parse_int(row: Row, column: int, name: str, low: int, high: int | None = None) -> int:
+    """A cell as a whole number.
+
+    Raises:
+        AdcamError: It is none, or not in ``low..high``.
+    """
+    text = row.cells[column]
+    try:
+        value = int(text)
+    except ValueError as err:
+        raise AdcamError(f"{row.where}: {name} must be a whole number, got {text!r}") from err
+    if value < low or (high is not None and value > high):
+        legal = f"at least {low}" if high is None else f"{low}..{high}"
+        raise AdcamError(f"{row.where}: {name} must be {legal}, got {value}")
+    return value
+
+
+def check_box(where: str, box: Box) -> Box:
+    """The box itself.
+
+    Raises:
+        AdcamError: Its corners are negative or not in order.
+    """
+    x0, y0, x1, y1 = box
+    if not (0 <= x0 <= x1 and 0 <= y0 <= y1):
+        raise AdcamError(f"{where}: a box needs 0 <= x0 <= x1 and 0 <= y0 <= y1, got {box}")
+    return box
+
+
+def check_count(
+    path: Path, split: str, count: int, expected_counts: Mapping[str, int] | None
+) -> None:
+    """Compare the number of images with the one that the data set is known to have.
+
+    Raises:
+        AdcamError: It is another one.
+    """
+    if expected_counts is not None and expected_counts.get(split, count) != count:
+        raise AdcamError(
+            f"{path}: {count} images, but {split} has {expected_counts[split]}; for a part of the "
+            "data set give other expected_counts, or None"
+        )
+
+
+def check_relative(where: Path, path: str) -> str:
+    """The path itself.
+
+    Raises:
+        AdcamError: It would lead out of the folder that it is relative to.
+    """
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts:
+        raise AdcamError(f"{where}: paths must stay below their folder, got {path!r}")
+    return path
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as err:
+        raise AdcamError(f"{path}: cannot be read ({err.strerror})") from err
+    except UnicodeDecodeError as err:
+        raise AdcamError(f"{path}: not UTF-8 text ({err})") from err

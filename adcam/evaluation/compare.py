@@ -1,0 +1,386 @@
+"""Methods side by side: thresholds chosen on one split, numbers reported on another."""
+
+from __future__ import annotations
+
+import csv
+import io
+import multiprocessing
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from mmengine.config import Config
+
+from adcam.cams import Method, build_method
+from adcam.data.dataset import ImageDataset
+from adcam.data.sources import build_dataset
+from adcam.errors import AdcamError
+from adcam.files import write_text
+from adcam.labeling.labeler import DTYPES
+from adcam.labeling.map_maker import (
+    Network,
+    Views,
+    compute_class_maps,
+    find_layer_sets,
+    run_network,
+)
+from adcam.masks.background import compute_bg_score, compute_mask, stack_probabilities
+from adcam.masks.crf import build_refinement
+from adcam.metrics.miou import MeanIoU, MeanIoUResult, ThresholdCurve, ThresholdCurveResult
+from adcam.models.classifier_file import load_classifier
+from adcam.structures import ClassMaps, ClassSet
+from adcam.training.classifier import CLASSIFIER_NAME, train_classifier
+
+THRESHOLDS = tuple(round(step / 100, 2) for step in range(100))
+"""Background scores swept where only a threshold is applied."""
+
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a comparison.
+
+    Attributes:
+        name: Shown in tables.
+        method: Key of :data:`adcam.cams.METHODS`.
+        options: Options of the method.
+        views: Scales and mirroring.
+        crf: Name of a CRF parameter set, ``None`` for none.
+        crf_thresholds: Background scores tried before a CRF, whose best is chosen.
+    """
+
+    name: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    views: Views = field(default_factory=Views)
+    crf: str | None = None
+    crf_thresholds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.crf is not None and not self.crf_thresholds:
+            raise AdcamError(f"row {self.name!r} has a CRF but no crf_thresholds to choose from")
+
+    def build(self) -> Method:
+        """The method with its options."""
+        return build_method(self.method, **self.options)
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """What a row scored.
+
+    Attributes:
+        row: The row.
+        threshold: Chosen on the choosing split.
+        chosen_miou: mIoU on the choosing split at that threshold, percent.
+        result: Scores on the reporting split at that threshold.
+        curve: Sweep on the reporting split; ``None`` for CRF rows.
+    """
+
+    row: Row
+    threshold: float
+    chosen_miou: float
+    result: MeanIoUResult
+    curve: ThresholdCurveResult | None
+
+
+def compare_methods(
+    network: Network,
+    rows: Sequence[Row],
+    choose_set: ImageDataset,
+    report_set: ImageDataset,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    crf_choose_images: int = 100,
+    progress: Progress | None = None,
+) -> list[RowResult]:
+    """Score every row; labels are given, thresholds are global constants.
+
+    Rows that see the same views share one pass of the network.
+
+    Args:
+        network: Classifier in eval mode.
+        rows: What to compare.
+        choose_set: Labelled images with masks on which each row's threshold is chosen.
+        report_set: Labelled images with masks on which it is reported.
+        device: Where to compute; the CPU by default.
+        dtype: ``float32`` or, for autocast, ``bfloat16``/``float16``.
+        crf_choose_images: How many images of ``choose_set``, evenly spread, choose a CRF row's
+            threshold: each threshold costs a CRF.
+        progress: Wraps the loop over images: ``progress(iterable, description, total)``.
+
+    Returns:
+        One result per row, same order.
+
+    Raises:
+        AdcamError: If an image has no mask or unknown labels, which would count as no class.
+    """
+    for images in (choose_set, report_set):
+        _check_truth(images)
+    device = device or torch.device("cpu")
+    track = progress or (lambda items, description, total: items)
+    plain = [row for row in rows if row.crf is None]
+    results: dict[str, RowResult] = {}
+    if plain:
+        chosen = _sweep(network, plain, choose_set, device, dtype, track)
+        same = report_set.records == choose_set.records
+        reported = chosen if same else _sweep(network, plain, report_set, device, dtype, track)
+        for row in plain:
+            curve = chosen[row.name].compute()
+            results[row.name] = RowResult(
+                row,
+                curve.best_threshold,
+                curve.best_miou,
+                reported[row.name].compute_at(curve.best_threshold),
+                reported[row.name].compute(),
+            )
+    for row in rows:
+        if row.crf is None:
+            continue
+        step = max(len(choose_set) // crf_choose_images, 1)
+        few = choose_set[::step]
+        tried = _score_crf(network, row, few, row.crf_thresholds, device, dtype, track)
+        scores = {threshold: metric.compute().miou for threshold, metric in tried.items()}
+        best = max(scores, key=lambda threshold: scores[threshold])
+        final = _score_crf(network, row, report_set, (best,), device, dtype, track)
+        results[row.name] = RowResult(row, best, scores[best], final[best].compute(), None)
+    return [results[row.name] for row in rows]
+
+
+def _check_truth(images: ImageDataset) -> None:
+    lacking = [r.img_id for r in images.records if r.class_ids is None or r.mask_path is None]
+    if lacking:
+        raise AdcamError(
+            f"split {images.split!r} cannot be scored: {len(lacking)} of {len(images)} images lack "
+            f"a mask or labels, the first is {lacking[0]!r}"
+        )
+    images.check_files()
+
+
+def _sweep(
+    network: Network,
+    rows: Sequence[Row],
+    images: ImageDataset,
+    device: torch.device,
+    dtype: torch.dtype,
+    track: Progress,
+) -> dict[str, ThresholdCurve]:
+    methods = {row.name: row.build() for row in rows}
+    by_views: dict[Views, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_views[row.views].append(row)
+    class_set = images.class_set
+    curves = {
+        row.name: ThresholdCurve(
+            class_set.num_classes, THRESHOLDS, mask_values=class_set.mask_values
+        )
+        for row in rows
+    }
+    for sample in track(images, f"score {images.split}", len(images)):
+        for views, group in by_views.items():
+            layer_sets = sorted(
+                {layers for row in group for layers in find_layer_sets(methods[row.name], network)}
+            )
+            passes = run_network(network, sample.img, views, layer_sets, device=device, dtype=dtype)
+            for row in group:
+                maps = compute_class_maps(
+                    passes, sample.class_ids or (), methods[row.name], sample.ori_hw
+                )
+                curves[row.name].update(maps.score_maps, maps.class_ids, sample.mask)
+    return curves
+
+
+def _score_crf(
+    network: Network,
+    row: Row,
+    images: ImageDataset,
+    thresholds: Sequence[float],
+    device: torch.device,
+    dtype: torch.dtype,
+    track: Progress,
+) -> dict[float, MeanIoU]:
+    """Scores after a CRF; the network runs here, the CRF in a pool of processes."""
+    if row.crf is None:
+        raise AdcamError(f"row {row.name!r} has no CRF")
+    method = row.build()
+    class_set = images.class_set
+    metrics = {threshold: MeanIoU(class_set.num_classes) for threshold in thresholds}
+    layer_sets = find_layer_sets(method, network)
+    workers = os.cpu_count() or 1
+    with ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),  # forking after torch ran can deadlock
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    ) as pool:
+        waiting: list[tuple[Any, np.ndarray]] = []
+        for sample in track(images, f"CRF {images.split}", len(images)):
+            passes = run_network(
+                network, sample.img, row.views, layer_sets, device=device, dtype=dtype
+            )
+            maps = compute_class_maps(passes, sample.class_ids or (), method, sample.ori_hw)
+            future = pool.submit(
+                _crf_masks, maps, sample.img, thresholds, row.crf, class_set.mask_values
+            )
+            waiting.append((future, sample.mask))
+            # A bounded queue: maps at image size are large, and the CRF is the slower side.
+            while len(waiting) > 2 * workers:
+                _count(*waiting.pop(0), metrics)
+        for future, truth in waiting:
+            _count(future, truth, metrics)
+    return metrics
+
+
+def _crf_masks(
+    maps: ClassMaps,
+    img: np.ndarray,
+    thresholds: Sequence[float],
+    crf: str,
+    mask_values: Sequence[int],
+) -> list[np.ndarray]:
+    refine = build_refinement(img, params=crf) if maps.class_ids else None
+    masks = []
+    for threshold in thresholds:
+        prob = None
+        if refine is not None:
+            bg_score = compute_bg_score(maps.score_maps, rule="constant", threshold=threshold)
+            prob = refine(stack_probabilities(maps.score_maps, bg_score))
+        mask = compute_mask(maps, mask_values=mask_values, threshold=threshold, prob=prob)
+        masks.append(mask.mask)
+    return masks
+
+
+def _count(future: Any, truth: np.ndarray, metrics: Mapping[float, MeanIoU]) -> None:
+    for metric, mask in zip(metrics.values(), future.result(), strict=True):
+        metric.update(mask, truth)
+
+
+def rows_from_config(cfg: Config) -> list[Row]:
+    """The rows of a config's ``compare.rows``, as :func:`read_rows`."""
+    return read_rows(cfg, Row)
+
+
+def read_rows(cfg: Config, kind: Callable[..., R]) -> list[R]:
+    """The entries of a config's ``compare.rows`` as objects.
+
+    Args:
+        cfg: The config.
+        kind: Class of a row; the keys of an entry are its arguments.
+
+    Raises:
+        AdcamError: If a row has an unknown or missing key, or two share a name.
+    """
+    rows = []
+    for entry in cfg.compare.rows:
+        values = dict(entry.to_dict() if isinstance(entry, Config) else entry)
+        if "crf_thresholds" in values:
+            values["crf_thresholds"] = tuple(values["crf_thresholds"])
+        try:
+            if "views" in values:
+                views = dict(values["views"])
+                if "scales" in views:
+                    views["scales"] = tuple(views["scales"])
+                values["views"] = Views(**views)
+            rows.append(kind(**values))
+        except TypeError as error:
+            raise AdcamError(f"compare.rows, {values.get('name')!r}: {error}") from error
+    names = [entry["name"] for entry in cfg.compare.rows]
+    if len(set(names)) != len(names):
+        raise AdcamError(f"two rows of compare.rows share a name: {names}")
+    return rows
+
+
+def format_csv(results: Sequence[RowResult], class_set: ClassSet) -> str:
+    """The table as CSV: one line a row, percent with two digits."""
+    lines = []
+    for item in results:
+        row = item.row
+        line: dict[str, Any] = {
+            "name": row.name,
+            "method": row.method,
+            "options": " ".join(f"{key}={value}" for key, value in sorted(row.options.items())),
+            "scales": " ".join(map(str, row.views.scales)),
+            "flip": int(row.views.flip),
+            "crf": row.crf or "",
+            "threshold": f"{item.threshold:.2f}",
+            "miou_choosing": f"{item.chosen_miou:.2f}",
+            "miou": f"{item.result.miou:.2f}",
+            "best_miou_oracle": f"{item.curve.best_miou:.2f}" if item.curve else "",
+        }
+        for value in (0, *class_set.mask_values):
+            line[class_set.name_of_value(value)] = f"{item.result.iou_per_class[value]:.1f}"
+        lines.append(line)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, lines[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def run_compare(
+    cfg: Config, work_dir: str | Path, *, progress: Progress | None = None
+) -> list[RowResult]:
+    """Train if ``work_dir`` has no classifier, then score the config's ``compare.rows``.
+
+    Writes ``compare.csv`` into ``work_dir``.
+
+    Args:
+        cfg: A training config with a ``compare`` section: ``rows``, the splits ``choose_on`` and
+            ``report_on``, and ``choose_stride``/``report_stride`` to use every n-th image.
+        work_dir: Where the classifier is or will be.
+        progress: As for :func:`compare_methods`.
+
+    Raises:
+        AdcamError: If the config has no ``compare`` section, or something in it is wrong.
+    """
+    work_dir = Path(work_dir)
+    dtype = cfg.compare.get("dtype", "float32")
+    if dtype not in DTYPES:
+        raise AdcamError(f"compare.dtype must be one of {DTYPES}, got {dtype!r}")
+    network = load_classifier(find_classifier(cfg, work_dir)).network
+    stride = cfg.compare.get("choose_stride", 1)
+    results = compare_methods(
+        network,
+        rows_from_config(cfg),
+        build_dataset(cfg.data, cfg.compare.choose_on)[::stride],
+        build_dataset(cfg.data, cfg.compare.report_on)[:: cfg.compare.get("report_stride", 1)],
+        dtype=getattr(torch, dtype),
+        progress=progress,
+    )
+    class_set = build_dataset(cfg.data, cfg.compare.report_on).class_set
+    write_text(work_dir / "compare.csv", format_csv(results, class_set))
+    return results
+
+
+def find_classifier(cfg: Config, work_dir: Path) -> Path:
+    """The classifier that is compared: ``compare.checkpoint``, or that of ``work_dir``.
+
+    It is trained if ``work_dir`` has none.
+
+    Raises:
+        AdcamError: If the config has no ``compare`` section.
+    """
+    check_compare(cfg)
+    if "checkpoint" in cfg.compare:
+        return Path(cfg.compare.checkpoint)
+    path = work_dir / CLASSIFIER_NAME
+    return path if path.is_file() else train_classifier(cfg, work_dir)
+
+
+def check_compare(cfg: Config) -> None:
+    """Refuse a config that compares nothing.
+
+    Raises:
+        AdcamError: If it has no ``compare`` section.
+    """
+    if "compare" not in cfg:
+        raise AdcamError("the config has no section 'compare'; configs/voc_animals has examples")

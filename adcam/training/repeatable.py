@@ -1,0 +1,163 @@
+"""What every training shares: processes, schedules, and randomness that a resumed run repeats.
+
+mmengine's checkpoints hold neither the state of the random generators nor the place in the data. So
+neither is kept as a state here: both are computed from the seed and the number of the step, and a
+run that was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import DefaultSampler
+from mmengine.dist import get_dist_info, init_dist, is_distributed
+from mmengine.hooks import Hook
+from mmengine.model import MMDistributedDataParallel
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset, Sampler
+
+from adcam.errors import AdcamError
+
+RUNS = itertools.count()
+"""mmengine shares its loggers among runs of one name and second; a number keeps them apart."""
+
+
+def seed_everything(*entropy: int) -> None:
+    """Set the generators of Python, NumPy and PyTorch; any other numbers give other states."""
+    words = np.random.SeedSequence(entropy).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))
+
+
+class RepeatableSampler(Sampler[tuple[int, int]]):
+    """Shuffled passes over a data set without end; every draw follows from seed and position.
+
+    Yields ``(index, position)``, the position being counted over all processes and passes, for
+    :class:`RepeatableDataset`.
+
+    Args:
+        size: Number of images, at least 1.
+        seed: The same in all processes.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size = size
+        self._seed = seed
+        self._rank, self._world_size = get_dist_info()
+        self._done = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        start = self._done * self._world_size + self._rank
+        order, order_of = np.empty(0, dtype=np.int64), -1
+        for position in itertools.count(start, self._world_size):
+            number, place = divmod(position, self._size)
+            if number != order_of:
+                generator = np.random.default_rng((self._seed, number))
+                order, order_of = generator.permutation(self._size), number
+            yield int(order[place]), position
+
+    def __len__(self) -> int:
+        """Images of one pass; mmengine asks for it, though the draws do not end."""
+        return self._size
+
+    def skip(self, num_samples: int) -> None:
+        """Begin after this many draws of this process; mmengine calls it when it resumes."""
+        self._done = num_samples
+
+
+class RepeatableEpochs(DefaultSampler):
+    """mmengine's shuffled epochs, with the position of each draw for :class:`RepeatableDataset`."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        start = self.epoch * self.num_samples
+        for place, index in enumerate(super().__iter__(), start):
+            yield index, place * self.world_size + self.rank
+
+
+class RepeatableDataset(Dataset[Any]):
+    """Seeds the random generators before each item by its position in the training.
+
+    So neither the number of workers nor an interruption changes what is drawn.
+
+    Args:
+        dataset: Whose transforms draw from Python's, NumPy's or PyTorch's global generator.
+        seed: That of the run.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self._dataset = dataset
+        self._seed = seed
+        self.metainfo = getattr(dataset, "metainfo", {})
+
+    def __len__(self) -> int:
+        return len(self._dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, draw: tuple[int, int]) -> Any:
+        """The item of a draw of :class:`RepeatableSampler` or :class:`RepeatableEpochs`."""
+        index, position = draw
+        seed_everything(self._seed, 0, position)
+        return self._dataset[index]
+
+
+class RepeatableSteps(Hook):
+    """Seeds the random generators before each step, for dropout and drop path.
+
+    Args:
+        seed: Of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed by the number of the step and of the process."""
+        seed_everything(self._seed, 1, runner.iter, get_dist_info()[0])
+
+
+def start_processes(launcher: str) -> None:
+    """Join the other processes of ``launcher``; mmengine connects them on GPUs, gloo elsewhere."""
+    if launcher == "none" or is_distributed():
+        return
+    if torch.cuda.is_available() or launcher != "pytorch":
+        init_dist(launcher)
+    else:
+        torch.distributed.init_process_group("gloo")
+
+
+def wrap_model(model: nn.Module) -> nn.Module:
+    """The model as several processes train it; on GPUs mmengine wraps it, and without them nobody.
+
+    Call it after :func:`start_processes`.
+    """
+    if not is_distributed() or torch.cuda.is_available():
+        return model
+    return MMDistributedDataParallel(module=model, broadcast_buffers=False)
+
+
+def fit_schedulers(schedulers: Sequence[Mapping[str, Any]], end: int) -> list[dict[str, Any]]:
+    """A scheduler without an end runs to the last epoch or step, so that one number is changed.
+
+    Parts that would begin after it are left out, and a warm-up ends with it.
+    """
+    return [
+        {**entry, "end": min(entry.get("end", end), end)}
+        for entry in schedulers
+        if entry.get("begin", 0) < end
+    ]
+
+
+def check_keys(section: Mapping[str, Any], legal: Sequence[str], name: str) -> None:
+    """Refuse options that nothing would read.
+
+    Raises:
+        AdcamError: The section of this name has other keys than the legal ones.
+    """
+    if unknown := sorted(section.keys() - set(legal)):
+        raise AdcamError(f"config section {name!r} has no {unknown}; legal are {legal}")

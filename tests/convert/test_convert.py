@@ -1,0 +1,644 @@
+"""Converters on miniature copies of the published layouts, and on bad input of every kind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import runpy
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from miniatures import (
+    HW,
+    TRAIN_AUG,
+    VOC_TRAIN,
+    coco_json,
+    coco_mask_of_9,
+    sbd_mask,
+    voc_mask,
+    write_coco,
+    write_image,
+    write_mat,
+    write_sbd,
+    write_voc,
+)
+from PIL import Image
+
+from adcam.cli import main
+from adcam.convert import CONVERTERS
+from adcam.convert.cams import convert_cams
+from adcam.convert.data_sets import convert_coco, convert_sbd
+from adcam.convert.exchange import (
+    convert_coco_to_masks,
+    convert_masks_to_coco,
+    convert_masks_to_yolo,
+    convert_yolo_to_masks,
+)
+from adcam.convert.labels import (
+    convert_irn_labels,
+    convert_mask_labels,
+    convert_voc_labels,
+)
+from adcam.data.coco import COCO_CATEGORY_IDS, COCO_CLASSES, coco_class_set, load_coco
+from adcam.data.labels import read_labels_csv
+from adcam.data.png import read_mask, voc_palette, write_mask
+from adcam.data.voc import load_voc, voc_class_set
+from adcam.evaluation.masks_on_disk import evaluate_maps, evaluate_masks
+from adcam.labeling.maps_file import load_maps
+from adcam.labeling.mask_maker import resize_maps
+from adcam.structures import ClassSet
+
+ROOT = Path(__file__).resolve().parents[2]
+VOC = voc_class_set()
+COCO = coco_class_set()
+
+
+def needs_pycocotools() -> None:
+    pytest.importorskip("pycocotools")
+
+
+def hash_folder(folder: Path) -> str:
+    """Of all files and their names."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """VOC beside SBD."""
+    write_voc(tmp_path / "VOC2012")
+    write_sbd(tmp_path / "benchmark_RELEASE")
+    return tmp_path / "VOC2012"
+
+
+def random_masks(folder: Path, values: tuple[int, ...] = (0, 8, 12, 15, 255)) -> None:
+    rng = np.random.default_rng(0)
+    for img_id, hw in (("a", (5, 9)), ("sub/b 1", (9, 5)), ("sub/ü", (1, 7))):
+        mask = rng.choice(np.array(values, np.uint8), hw)
+        write_mask(folder / f"{img_id}.png", mask, voc_palette())
+    write_mask(folder / "void.png", np.zeros((3, 4), np.uint8), voc_palette())
+
+
+MASK_IDS = ["a", "sub/b 1", "sub/ü", "void"]
+
+
+def same_masks(found: Path, expected: Path, ignore_as: int = 255) -> None:
+    for img_id in MASK_IDS:
+        mask = read_mask(expected / f"{img_id}.png")
+        np.testing.assert_array_equal(
+            read_mask(found / f"{img_id}.png"), np.where(mask == 255, ignore_as, mask)
+        )
+
+
+# SBD
+
+
+def test_sbd_makes_train_aug_that_the_loader_reads(voc: Path) -> None:
+    result = convert_sbd(voc.parent / "benchmark_RELEASE", voc, partial=True)
+    assert (result.num_images, result.kept, result.failed) == (4, 0, {})
+    dataset = load_voc(voc, "train_aug")
+    dataset.check_files()
+    assert [record.img_id for record in dataset.records] == list(TRAIN_AUG)
+    for i, img_id in enumerate(TRAIN_AUG):
+        own = img_id in VOC_TRAIN
+        expected = voc_mask(img_id) if own else sbd_mask(img_id)
+        np.testing.assert_array_equal(dataset.load_mask(i), expected)
+        with Image.open(voc / "SegmentationClassAug" / f"{img_id}.png") as img:
+            assert img.mode == "P"
+    assert result.class_pixels["ignore"] == sum((voc_mask(i) == 255).sum() for i in VOC_TRAIN)
+    assert result.class_pixels["tvmonitor"] == sum(
+        np.count_nonzero(m == 20)
+        for i in TRAIN_AUG
+        for m in [voc_mask(i) if i in VOC_TRAIN else sbd_mask(i)]
+    )
+    assert sum(result.class_pixels.values()) == 4 * HW[0] * HW[1]
+    assert "2 masks are VOC's own, 2 SBD's" in result.notes
+
+
+def test_sbd_checks_its_10582_images(voc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="4 images, but train_aug has 10582; --partial"):
+        convert_sbd(voc.parent / "benchmark_RELEASE", voc)
+    assert not (voc / "SegmentationClassAug").exists()
+    counts = {"train_aug": 4}
+    monkeypatch.setattr("adcam.convert.data_sets.VOC_COUNTS", counts)
+    result = convert_sbd(voc.parent / "benchmark_RELEASE" / "dataset", voc)
+    assert "train_aug: 4 images, all that there are" in result.notes
+
+
+def test_one_bad_mat_is_listed_and_mended_by_the_next_run(voc: Path) -> None:
+    sbd = voc.parent / "benchmark_RELEASE"
+    bad = sbd / "dataset" / "cls" / "2008_000008.mat"
+    whole = bad.read_bytes()
+    for content, message in (
+        (whole[:200], "cannot be read as a MATLAB file"),
+        (b"", "cannot be read as a MATLAB file"),
+        (None, "there is no such file"),
+    ):
+        bad.unlink(missing_ok=True)
+        if content is not None:
+            bad.write_bytes(content)
+        result = convert_sbd(sbd, voc, partial=True)
+        assert list(result.failed) == ["2008_000008"] and message in result.failed["2008_000008"]
+        assert result.num_images == 3
+    write_mat(bad, sbd_mask("2008_000008"), name="GTinst")
+    assert "holds no GTcls" in convert_sbd(sbd, voc, partial=True).failed["2008_000008"]
+    write_mat(bad, sbd_mask("2008_000008").T)
+    assert "11×7 pixels" in convert_sbd(sbd, voc, partial=True).failed["2008_000008"]
+    bad.write_bytes(whole)
+    result = convert_sbd(sbd, voc, partial=True)
+    assert (result.num_images, result.kept, result.failed) == (4, 3, {})
+
+
+def test_an_rgb_mask_of_voc_is_listed(voc: Path) -> None:
+    path = voc / "SegmentationClass" / f"{VOC_TRAIN[0]}.png"
+    Image.fromarray(np.zeros((*HW, 3), np.uint8)).save(path)
+    result = convert_sbd(voc.parent / "benchmark_RELEASE", voc, partial=True)
+    assert "8-bit palette or grayscale PNG, got mode RGB" in result.failed[VOC_TRAIN[0]]
+
+
+def test_folders_that_are_no_sbd_or_voc(voc: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no folder cls with SBD's"):
+        convert_sbd(voc, voc)
+    (voc / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    with pytest.raises(ValueError, match=r"val\.txt: cannot be read as a list"):
+        convert_sbd(tmp_path / "benchmark_RELEASE", voc)
+
+
+# COCO
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    needs_pycocotools()
+    write_coco(tmp_path / "coco", "train2014", "val2014")
+    return tmp_path / "coco"
+
+
+@pytest.mark.parametrize("crowd", ["ignore", "skip"])
+def test_coco_makes_what_its_loader_reads(coco: Path, crowd: str) -> None:
+    path = coco / "annotations" / "instances_train2014.json"
+    result = convert_coco(path, coco, crowd=crowd, partial=True)
+    assert (result.num_images, result.failed) == (3, {})
+    everything = load_coco(coco, "train2014", expected_counts={"train2014": 3})
+    everything.check_files()
+    names = [tuple(COCO_CLASSES[i] for i in r.class_ids or ()) for r in everything.records]
+    assert names == [("person", "cat", "dog"), (), ("apple", "toothbrush")]
+    np.testing.assert_array_equal(everything[0].mask, coco_mask_of_9(crowd=crowd))
+    assert everything[2].ori_hw == HW[::-1]
+    objects = load_coco(coco, "train2014_objects")
+    assert [r.img_id[-2:] for r in objects.records] == ["09", "30"]
+    assert (result.class_pixels["ignore"] > 0) == (crowd == "ignore")
+    assert result.class_images["cat"] == 1 and result.class_images["person"] == 0
+    assert f"crowds: {crowd}; on top where objects overlap: small" in result.notes
+
+
+def test_coco_checks_its_counts(coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = coco / "annotations" / "instances_val2014.json"
+    with pytest.raises(ValueError, match="3 images, but val2014 has 40504"):
+        convert_coco(path, coco)
+    monkeypatch.setattr("adcam.convert.data_sets.COCO_COUNTS", {"val2014": 3, "val2014_objects": 1})
+    with pytest.raises(ValueError, match="2 images, but val2014_objects has 1"):
+        convert_coco(path, coco)
+    assert not (coco / "masks").exists()
+    result = convert_coco(path, coco, split="mini")
+    assert "mini: 3 images, not compared with a known number" in result.notes
+
+
+def test_coco_of_2017_has_other_file_names(tmp_path: Path) -> None:
+    needs_pycocotools()
+    write_coco(tmp_path, "val2017")
+    convert_coco(tmp_path / "annotations" / "instances_val2017.json", tmp_path, partial=True)
+    dataset = load_coco(tmp_path, "val2017")
+    dataset.check_files()
+    assert dataset.records[0].img_id == "000000000009"
+
+
+def test_one_bad_annotation_is_one_image(coco: Path) -> None:
+    path = coco / "annotations" / "instances_train2014.json"
+    content = coco_json("train2014")
+    content["annotations"][0]["category_id"] = 12
+    path.write_text(json.dumps(content))
+    result = convert_coco(path, coco, partial=True)
+    (img_id,) = result.failed
+    assert img_id.endswith("09") and "category 12 is unknown" in result.failed[img_id]
+    assert len(read_labels_csv(coco / "labels" / "train2014.csv", COCO_CLASSES)) == 2
+
+
+def test_a_json_file_cut_short_ends_the_run(coco: Path) -> None:
+    path = coco / "annotations" / "instances_train2014.json"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="one that was cut short"):
+        convert_coco(path, coco, partial=True)
+    with pytest.raises(ValueError, match="cannot be read"):
+        convert_coco(coco / "none.json", coco, partial=True)
+    with pytest.raises(ValueError, match="a split is named such as 'train2014'"):
+        convert_coco(path, coco, split="../x", partial=True)
+
+
+# Labels
+
+
+def test_labels_of_voc_xml_masks_and_irn_agree(voc: Path, tmp_path: Path) -> None:
+    from_xml = tmp_path / "xml.csv"
+    result = convert_voc_labels(voc, from_xml, VOC, split="val")
+    assert result.notes == ("val: 2 images; the full data set has 1449",)
+    table = read_labels_csv(from_xml, VOC.classes)
+    assert dict(table) == {
+        "2007_000033": ("motorbike", "person"),
+        "2007_000042": ("bird", "person"),
+    }
+
+    from_masks = tmp_path / "masks.csv"
+    masks = tmp_path / "masks"
+    for img_id, ids in table.class_ids.items():
+        mask = np.zeros(HW, np.uint8)
+        mask[0, : len(ids)] = [i + 1 for i in ids]
+        mask[-1] = 255
+        write_mask(masks / f"{img_id}.png", mask, voc_palette())
+    by_mask = convert_mask_labels(masks, from_masks, VOC)
+    assert from_masks.read_text() == from_xml.read_text()
+
+    hot = {key: np.zeros(20, np.float32) for key in (2007000033, "2007_000042")}
+    for vector, ids in zip(hot.values(), table.class_ids.values(), strict=True):
+        vector[list(ids)] = 1
+    np.save(tmp_path / "cls_labels.npy", np.array(hot, dtype=object), allow_pickle=True)
+    from_irn = tmp_path / "irn.csv"
+    by_irn = convert_irn_labels(tmp_path / "cls_labels.npy", from_irn, VOC)
+    assert from_irn.read_text() == from_xml.read_text()
+    assert result.sha256 == by_mask.sha256 == by_irn.sha256
+    assert by_irn.class_images["person"] == 2 and by_irn.class_pixels == {}
+
+
+def test_a_bad_annotation_is_listed(voc: Path, tmp_path: Path) -> None:
+    (voc / "Annotations" / "2007_000033.xml").write_text("<annotation>")
+    result = convert_voc_labels(voc, tmp_path / "x.csv", VOC, split="val")
+    assert "not an XML file" in result.failed["2007_000033"] and result.num_images == 1
+    (voc / "Annotations" / "2007_000033.xml").unlink()
+    result = convert_voc_labels(voc, tmp_path / "x.csv", VOC, split="val", overwrite=True)
+    assert "no such annotation" in result.failed["2007_000033"]
+    path = voc / "Annotations" / "2007_000033.xml"
+    path.write_text("<annotation><object><name>unicorn</name></object></annotation>")
+    result = convert_voc_labels(voc, tmp_path / "x.csv", VOC, split="val", overwrite=True)
+    assert "unknown class 'unicorn'" in result.failed["2007_000033"]
+    with pytest.raises(ValueError, match="no list for split 'test'"):
+        convert_voc_labels(voc, tmp_path / "y.csv", VOC, split="test")
+
+
+def test_bad_masks_are_listed(tmp_path: Path) -> None:
+    random_masks(tmp_path / "masks")
+    Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(tmp_path / "masks" / "rgb.png")
+    Image.fromarray(np.full((2, 3), 300, np.uint16)).save(tmp_path / "masks" / "deep.png")
+    write_mask(tmp_path / "masks" / "class.png", np.full((2, 3), 77, np.uint8), voc_palette())
+    (tmp_path / "masks" / "text.png").write_text("no picture")
+    reasons = {"rgb": "mode RGB", "deep": "mode I;16", "class": "77", "text": "not an image"}
+    needs_pycocotools()
+    for result in (
+        convert_mask_labels(tmp_path / "masks", tmp_path / "labels.csv", VOC),
+        convert_masks_to_coco(tmp_path / "masks", tmp_path / "masks.json", VOC),
+        convert_masks_to_yolo(tmp_path / "masks", tmp_path / "yolo", VOC),
+    ):
+        assert set(result.failed) == set(reasons), result.what
+        for img_id, reason in reasons.items():
+            assert reason in result.failed[img_id]
+        assert result.num_images == 4
+
+
+def test_files_of_labels_that_are_none(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="expected one pickled object"):
+        convert_irn_labels(tmp_path / "x.npy", tmp_path / "x.csv", VOC)
+    with pytest.raises(FileNotFoundError):
+        convert_irn_labels(tmp_path / "none.npy", tmp_path / "x.csv", VOC)
+    with pytest.raises(ValueError, match="there is no such folder"):
+        convert_mask_labels(tmp_path / "none", tmp_path / "x.csv", VOC)
+    with pytest.raises(ValueError, match=r"there are no \.png files"):
+        convert_mask_labels(tmp_path, tmp_path / "x.csv", VOC)
+
+
+# Masks in other formats
+
+
+@pytest.mark.parametrize("class_set", [VOC, COCO], ids=lambda s: s.name)
+def test_masks_to_coco_and_back(tmp_path: Path, class_set: ClassSet) -> None:
+    needs_pycocotools()
+    random_masks(tmp_path / "run" / "masks")
+    out = tmp_path / "masks.json"
+    there = convert_masks_to_coco(tmp_path / "run", out, class_set)  # a folder of `generate`
+    back = convert_coco_to_masks(out, tmp_path / "back", class_set)
+    same_masks(tmp_path / "back", tmp_path / "run" / "masks")
+    assert there.sha256 == back.sha256
+    assert there.class_pixels == back.class_pixels and there.class_images == back.class_images
+    content = json.loads(out.read_text())
+    assert [image["file_name"] for image in content["images"]] == [f"{i}.jpg" for i in MASK_IDS]
+    ids = [category["id"] for category in content["categories"]]
+    expected = COCO_CATEGORY_IDS if class_set is COCO else class_set.mask_values
+    assert ids == [*expected, 255]
+
+
+def test_masks_to_yolo_and_back(tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    random_masks(masks)
+    convert_masks_to_yolo(masks, tmp_path / "labels", VOC)
+    for img_id in (*MASK_IDS, "no objects"):
+        hw = (3, 4) if img_id == "no objects" else read_mask(masks / f"{img_id}.png").shape
+        write_image(tmp_path / "images" / f"{img_id}.jpg", hw)
+    images = tmp_path / "images"
+    result = convert_yolo_to_masks(tmp_path / "labels", tmp_path / "back", VOC, images=images)
+    same_masks(tmp_path / "back", masks, ignore_as=0)
+    assert result.num_images == 5
+    assert not read_mask(tmp_path / "back" / "no objects.png").any()
+    (tmp_path / "labels" / "a.txt").write_text("20 0 0 1 0 1 1\n")
+    (tmp_path / "images" / "void.jpg").write_text("no picture")
+    result = convert_yolo_to_masks(
+        tmp_path / "labels", tmp_path / "back", VOC, images=images, overwrite=True
+    )
+    assert set(result.failed) == {"a", "void"}
+    assert "line 1: class must be 0..19, got 20" in result.failed["a"]
+    (tmp_path / "images" / "a.jpg").unlink()
+    with pytest.raises(ValueError, match="1 text files have no image, such as 'a'"):
+        convert_yolo_to_masks(tmp_path / "labels", tmp_path / "back", VOC, images=images)
+
+
+# Class maps of other projects
+
+
+def write_cams(folder: Path) -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    stored = {}
+    for img_id, hw, ids in (("a", (33, 50), (7, 11)), ("b", (50, 33), (14,)), ("c", (8, 9), ())):
+        coarse = rng.random((len(ids), 3, 4), dtype=np.float32)
+        maps = resize_maps(coarse, hw)
+        maps = maps.clip(0, 1).astype(np.float32)
+        stored[img_id] = (ids, maps)
+        content = {"keys": np.array(ids, dtype=np.int64), "attn_highres": maps.astype(np.float16)}
+        np.save(folder / f"{img_id}.npy", np.array(content, dtype=object), allow_pickle=True)
+    return stored
+
+
+def test_cams_become_maps_that_can_be_scored(tmp_path: Path) -> None:
+    stored = write_cams(tmp_path / "cams")
+    result = convert_cams(tmp_path / "cams", tmp_path / "out", VOC)
+    assert result.notes == ("format clip_es",) and result.num_images == 3
+    assert result.class_images["cat"] == result.class_images["person"] == 1
+    for img_id, (ids, maps) in stored.items():
+        found = load_maps(tmp_path / "out" / "maps" / f"{img_id}.npz")
+        assert (found.class_maps.class_ids, found.ori_hw) == (ids, maps.shape[1:])
+        coarse_hw = tuple(-(-side // 16) for side in maps.shape[1:])
+        coarse = resize_maps(maps, coarse_hw)
+        assert np.abs(found.class_maps.score_maps - coarse).max(initial=0) < 1 / 255
+
+    masks = convert_cams(tmp_path / "cams", tmp_path / "masks", VOC, threshold="0.4")
+    for img_id, (ids, maps) in stored.items():
+        winner = np.vstack([np.full((1, *maps.shape[1:]), 0.4, np.float32), maps]).argmax(axis=0)
+        expected = np.array([0, *(i + 1 for i in ids)])[winner]
+        found_mask = read_mask(tmp_path / "masks" / "masks" / f"{img_id}.png")
+        assert (found_mask != expected).mean() < 0.005  # float16
+    assert (
+        sum(masks.class_pixels.values())
+        == sum(maps[0].size for _, maps in stored.values() if len(maps)) + 72
+    )
+
+    # The .npy files are scored as they are, and agree with the masks made of them.
+    curve = evaluate_maps(
+        tmp_path / "cams", tmp_path / "masks" / "masks", thresholds=(0.2, 0.4), class_set=VOC
+    )
+    assert curve["miou"][1] == 100 and curve["miou"][0] < 100
+    scores = evaluate_masks(tmp_path / "masks", tmp_path / "masks" / "masks")
+    assert scores["miou"] == 100
+
+
+def test_probabilities_become_masks(tmp_path: Path) -> None:
+    (tmp_path / "crf").mkdir()
+    prob = np.array([[[0.5, 0.2]], [[0.3, 0.1]], [[0.2, 0.7]]], np.float32)
+    content = dict(zip((0, 1, 15), prob, strict=True))
+    np.save(tmp_path / "crf" / "a.npy", np.array(content, dtype=object), allow_pickle=True)
+    convert_cams(tmp_path / "crf", tmp_path / "out", VOC)
+    assert read_mask(tmp_path / "out" / "masks" / "a.png").tolist() == [[0, 15]]
+    with pytest.raises(ValueError, match="take no threshold"):
+        convert_cams(tmp_path / "crf", tmp_path / "out2", VOC, threshold="0.3")
+    truth = tmp_path / "out" / "masks"
+    with pytest.raises(ValueError, match="probabilities after a CRF have no threshold"):
+        evaluate_maps(tmp_path / "crf", truth)
+
+
+def test_bad_maps_are_listed(tmp_path: Path) -> None:
+    write_cams(tmp_path / "cams")
+    (tmp_path / "cams" / "a.npy").write_bytes(b"\x93NUMPY")
+    np.save(tmp_path / "cams" / "d.npy", np.array({"keys": 1}, dtype=object), allow_pickle=True)
+    result = convert_cams(tmp_path / "cams", tmp_path / "out", VOC)
+    assert set(result.failed) == {"a", "d"} and result.num_images == 2
+    for name in "bc":
+        (tmp_path / "cams" / f"{name}.npy").unlink()
+    with pytest.raises(ValueError, match=r"[ad]\.npy: "):
+        convert_cams(tmp_path / "cams", tmp_path / "out3", VOC)
+    with pytest.raises(ValueError, match="the format must be auto or one of"):
+        convert_cams(tmp_path / "cams", tmp_path / "out4", VOC, cam_format="sem")
+
+
+# What holds for all that write a file an image
+
+
+def runs(tmp_path: Path) -> dict[str, Callable[..., Any]]:
+    random_masks(tmp_path / "masks")
+    write_voc(tmp_path / "VOC2012")
+    write_sbd(tmp_path / "benchmark_RELEASE")
+    write_cams(tmp_path / "cams")
+    write_coco(tmp_path / "coco", "val2014")
+    instances = tmp_path / "coco" / "annotations" / "instances_val2014.json"
+    return {
+        "sbd": lambda out, **more: convert_sbd(
+            tmp_path / "benchmark_RELEASE", tmp_path / "VOC2012", out=out, partial=True, **more
+        ),
+        "coco": lambda out, **more: convert_coco(instances, out, partial=True, **more),
+        "masks-to-yolo": lambda out, **more: convert_masks_to_yolo(
+            tmp_path / "masks", out, VOC, **more
+        ),
+        "cams": lambda out, **more: convert_cams(tmp_path / "cams", out, VOC, **more),
+    }
+
+
+KINDS = {"sbd": ".png", "coco": ".png", "masks-to-yolo": ".txt", "cams": ".npz"}
+
+
+def results_below(folder: Path, suffix: str) -> list[Path]:
+    lists = ("Segmentation", "lists")
+    return sorted(p for p in folder.rglob(f"*{suffix}") if p.parent.name not in lists)
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_runs_are_reproducible_and_go_on_where_they_stopped(tmp_path: Path, what: str) -> None:
+    if what == "coco":
+        needs_pycocotools()
+    run = runs(tmp_path)[what]
+    first = run(tmp_path / "one")
+    whole = hash_folder(tmp_path / "one")
+    assert first.kept == 0
+    again = run(tmp_path / "one")
+    assert (again.kept, again.sha256) == (first.num_images, first.sha256)
+    assert again.class_images == first.class_images and again.class_pixels == first.class_pixels
+
+    # As a run killed half-way leaves it: files missing, one that another program cut short.
+    files = results_below(tmp_path / "one", KINDS[what])
+    assert len(files) == first.num_images
+    files[0].unlink()
+    if what != "masks-to-yolo":  # any text is a text file
+        files[-1].write_bytes(files[-1].read_bytes()[:20])
+    rest = run(tmp_path / "one")
+    assert rest.sha256 == first.sha256 and rest.kept < first.num_images
+    assert hash_folder(tmp_path / "one") == whole
+    other = run(tmp_path / "two")
+    assert other.sha256 == first.sha256
+    assert hash_folder(tmp_path / "two") == whole
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_files_of_other_settings_or_origin_are_not_mixed(tmp_path: Path, what: str) -> None:
+    if what == "coco":
+        needs_pycocotools()
+    run = runs(tmp_path)[what]
+    run(tmp_path / "out")
+    (settings,) = (tmp_path / "out").rglob("convert.json")
+    whole = hash_folder(tmp_path / "out")
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "converter": "old"}))
+    with pytest.raises(ValueError, match=f"converter: 'old' there, {what!r} now.*--overwrite"):
+        run(tmp_path / "out")
+    settings.write_text("{")
+    with pytest.raises(ValueError, match=r"convert\.json: not a json file"):
+        run(tmp_path / "out")
+    settings.unlink()
+    with pytest.raises(ValueError, match="unknown origin"):
+        run(tmp_path / "out")
+    result = run(tmp_path / "out", overwrite=True)
+    assert result.kept == 0 and hash_folder(tmp_path / "out") == whole
+
+
+def test_an_overwritten_run_that_stops_leaves_nothing_of_the_old_one(coco: Path) -> None:
+    path = coco / "annotations" / "instances_val2014.json"
+    convert_coco(path, coco, crowd="skip", partial=True)
+    with pytest.raises(ValueError, match="crowd: 'skip' there, 'ignore' now"):
+        convert_coco(path, coco, partial=True)
+
+    def stop(*_args: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adcam.convert.data_sets.draw_mask", stop)
+        with pytest.raises(KeyboardInterrupt):
+            convert_coco(path, coco, partial=True, overwrite=True)
+    result = convert_coco(path, coco, partial=True)
+    assert result.kept == 0
+    np.testing.assert_array_equal(load_coco(coco, "val2014")[0].mask, coco_mask_of_9())
+
+
+def test_single_files_are_not_overwritten_unasked(tmp_path: Path) -> None:
+    random_masks(tmp_path / "masks")
+    out = tmp_path / "out"
+    out.write_text("mine")
+    for convert in (convert_mask_labels, convert_masks_to_coco):
+        with pytest.raises(ValueError, match="is there already; --overwrite"):
+            convert(tmp_path / "masks", out, VOC)
+    assert out.read_text() == "mine"
+    convert_mask_labels(tmp_path / "masks", out, VOC, overwrite=True)
+    assert out.read_text() != "mine"
+
+
+def test_a_folder_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
+    random_masks(tmp_path / "masks")
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OSError, match="cannot write into the folder"):
+        convert_masks_to_yolo(tmp_path / "masks", tmp_path / "out", VOC)
+
+
+def test_without_pycocotools_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random_masks(tmp_path / "masks")
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(ValueError, match=r"pip install 'adcam\[coco\]'"):
+        convert_masks_to_coco(tmp_path / "masks", tmp_path / "x.json", VOC)
+    write_coco(tmp_path / "coco", "val2014")
+    path = tmp_path / "coco" / "annotations" / "instances_val2014.json"
+    with pytest.raises(ValueError, match=r"pip install 'adcam\[coco\]'"):
+        convert_coco(path, tmp_path / "coco", partial=True)
+
+
+# The command line
+
+
+def test_exit_codes_and_output(
+    voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["convert", "sbd", str(tmp_path / "benchmark_RELEASE"), str(voc)]
+    assert main(words) == 2
+    assert "but train_aug has 10582" in capsys.readouterr().err
+    assert main([*words, "--partial", "--json", str(tmp_path / "x.json")]) == 0
+    captured = capsys.readouterr()
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert content["sha256"] in captured.out and "tvmonitor" in captured.out
+    assert "4 images, 0 of them were there; 0 failed" in captured.err
+    assert captured.out.strip().endswith("SegmentationClassAug")
+    (tmp_path / "benchmark_RELEASE" / "dataset" / "cls" / "2008_000008.mat").write_text("x")
+    assert main([*words, "--partial", "--overwrite"]) == 1
+    captured = capsys.readouterr()
+    assert "2008_000008: " in captured.err and "1 failed" in captured.err
+    with pytest.raises(SystemExit) as stop:
+        main(["convert", "nothing", "x"])
+    assert stop.value.code == 2
+
+
+def test_maps_of_other_projects_are_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cams(tmp_path / "cams")
+    convert_cams(tmp_path / "cams", tmp_path / "out", VOC, threshold="0.4")
+    words = ["evaluate", str(tmp_path / "cams"), "--gt", str(tmp_path / "out" / "masks"), "--sweep"]
+    assert main([*words, "--format", "clip_es", "--json", str(tmp_path / "x.json")]) == 0
+    curve = json.loads((tmp_path / "x.json").read_text())
+    assert (curve["best_threshold"], curve["best_miou"]) == (0.4, 100)
+    assert set(curve["best"]["iou_per_class"]) == {"background", "cat", "dog", "person"}
+    assert main([*words, "--format", "irn"]) == 2
+    assert "a file of format clip_es, not irn" in capsys.readouterr().err
+    assert main([*words, "--classes", "cat,dog"]) == 2
+    assert "class 7 is not in 0..1" in capsys.readouterr().err
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        for i in range(count):
+            path = tmp_path / str(count) / f"{i:03}.png"
+            write_mask(path, np.full((150, 200), i % 3, np.uint8), voc_palette())
+        tracemalloc.start()
+        convert_masks_to_yolo(tmp_path / str(count), tmp_path / f"out{count}", VOC)
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return highest
+
+    peak(3)
+    assert peak(24) < 1.3 * peak(4)
+
+
+def test_classes_are_named_on_the_command_line(tmp_path: Path) -> None:
+    random_masks(tmp_path / "masks", (0, 1, 2))
+    words = ["convert", "mask-labels", str(tmp_path / "masks"), "--out", str(tmp_path / "x.csv")]
+    assert main([*words, "--classes", "red fox, hare"]) == 0
+    assert read_labels_csv(tmp_path / "x.csv").classes == ("hare", "red fox")
+    assert main([*words, "--classes", "fox,", "--overwrite"]) == 2
+
+
+def test_every_converter_has_its_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = {path.stem for path in (ROOT / "tools" / "dataset_converters").glob("*.py")}
+    assert tools == {what.replace("-", "_") for what in CONVERTERS}
+    for name in tools:
+        path = ROOT / "tools" / "dataset_converters" / f"{name}.py"
+        monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(path), run_name="__main__")
+        assert stop.value.code == 0

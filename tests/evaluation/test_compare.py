@@ -1,0 +1,298 @@
+"""Choosing thresholds on one split and reporting on another, with maps that are known exactly."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+from torch import Tensor
+
+from adcam.data.dataset import ImageDataset, Record, build_class_set
+from adcam.data.folder import load_images
+from adcam.data.png import voc_palette, write_mask
+from adcam.evaluation import compare
+from adcam.evaluation.compare import Row, compare_methods, format_csv, rows_from_config, run_compare
+from adcam.labeling.map_maker import Views
+from adcam.structures import TokenMaps
+
+CLASSES = build_class_set("two", ["red", "green"])
+HW = (24, 40)
+EXACT = Views((31,))
+"""The scale at which 24×40 stays 24×40."""
+
+
+@dataclass
+class Colours:
+    """Sees every pixel as a patch; the map of class 0 is the red channel, of class 1 the green."""
+
+    patch_size: tuple[int, int] = (1, 1)
+    depth: int = 2
+    pixel_stats: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,) * 3, (1.0,) * 3)
+    passes: int = 0
+
+    def token_maps(
+        self, inputs: Tensor, *, layer_sets: Sequence[tuple[int, ...]] = ()
+    ) -> TokenMaps:
+        self.passes += 1
+        cam = inputs[:, :2]
+        even = torch.full((len(cam), 2, cam[0, 0].numel()), 0.001)
+        return TokenMaps(cam.mean(dim=(2, 3)), cam, (cam.shape[2], cam.shape[3]), 2, even)
+
+
+def make_split(
+    root: Path, name: str, *, background: int, fringe: int, num_images: int = 2
+) -> ImageDataset:
+    """Objects of value 255 with a border of `fringe`, on `background`; the corner pixel is 0."""
+    root.mkdir(parents=True, exist_ok=True)
+    records = []
+    for i in range(num_images):
+        img = np.zeros((*HW, 3), np.uint8)
+        mask = np.zeros(HW, np.uint8)
+        img[..., i % 2] = background
+        img[4:20, 4 + i : 30 + i, i % 2] = fringe
+        img[8:16, 8 + i : 26 + i, i % 2] = 255
+        img[0, 0] = 0
+        mask[4:20, 4 + i : 30 + i] = 1 + i % 2
+        Image.fromarray(img).save(root / f"{name}{i}.png")
+        write_mask(root / f"{name}{i}_mask.png", mask, voc_palette())
+        paths = root / f"{name}{i}.png", root / f"{name}{i}_mask.png"
+        records.append(Record(f"{name}{i}", paths[0], (i % 2,), paths[1]))
+    return ImageDataset(CLASSES, name, records)
+
+
+def literal_miou(images: ImageDataset, threshold: float) -> float:
+    """Percent, over background, red and green: counts of pixels, image by image."""
+    both = np.zeros((3, 3), np.int64)
+    for sample in images:
+        assert sample.class_ids is not None and sample.mask is not None
+        (c,) = sample.class_ids
+        score = sample.img[..., c] / np.float32(255)
+        predicted = np.where(score > np.float32(threshold), c + 1, 0)
+        for t in range(3):
+            for p in range(3):
+                both[t, p] += np.sum((sample.mask == t) & (predicted == p))
+    union = both.sum(axis=0) + both.sum(axis=1) - both.diagonal()
+    return 100 * float(np.mean(both.diagonal() / union))
+
+
+@pytest.fixture
+def splits(tmp_path: Path) -> tuple[ImageDataset, ImageDataset]:
+    """Choosing wants a threshold in 0.5..0.7, reporting one below 0.3."""
+    return (
+        make_split(tmp_path, "train", background=128, fringe=180),
+        make_split(tmp_path, "val", background=10, fringe=77),
+    )
+
+
+def test_thresholds_come_from_the_choosing_split(
+    splits: tuple[ImageDataset, ImageDataset],
+) -> None:
+    rows = [Row("CAM", "cam", views=EXACT), Row("TS-CAM", "ts_cam", views=EXACT)]
+    results = compare_methods(Colours(), rows, *splits)
+    assert [result.row for result in results] == rows
+    for result in results:
+        assert 128 / 255 < result.threshold < 180 / 255
+        assert result.chosen_miou == pytest.approx(100)
+        assert literal_miou(splits[1], 0.2) == 100
+        assert result.result.miou == pytest.approx(literal_miou(splits[1], result.threshold))
+        assert result.result.miou < 80
+        assert result.curve is not None
+        assert result.curve.best_miou == pytest.approx(100)  # what an oracle would report
+
+    # The other way round the low threshold is chosen, and fails on the bright background.
+    (swapped,) = compare_methods(Colours(), rows[:1], splits[1], splits[0])
+    assert swapped.threshold < 77 / 255
+    assert swapped.result.miou == pytest.approx(literal_miou(splits[0], swapped.threshold))
+
+
+def test_rows_of_the_same_views_share_a_pass(splits: tuple[ImageDataset, ImageDataset]) -> None:
+    network = Colours()
+    rows = [Row("a", "cam", views=EXACT), Row("b", "ts_cam", views=EXACT)]
+    compare_methods(network, rows, *splits)
+    assert network.passes == 4  # two images in either split
+    network = Colours()
+    compare_methods(network, [*rows, Row("c", "cam", views=Views((31, 62)))], *splits)
+    assert network.passes == 4 + 8
+
+
+def test_options_and_views_reach_the_method(splits: tuple[ImageDataset, ImageDataset]) -> None:
+    def scores(**row: Any) -> float:
+        return compare_methods(Colours(), [Row("x", views=EXACT, **row)], *splits)[0].threshold
+
+    assert scores(method="ts_cam", options={"rectify": "none"}) == scores(method="ts_cam")
+    with pytest.raises(ValueError, match=r"no option \['power'\]"):
+        scores(method="cam", options={"power": 2})
+
+
+def test_csv_holds_every_number(splits: tuple[ImageDataset, ImageDataset]) -> None:
+    rows = [
+        Row("CAM, mirrored", "cam", views=Views((31,), flip=True)),
+        Row("TS", "ts_cam", {"rectify": "none"}, EXACT),
+    ]
+    results = compare_methods(Colours(), rows, *splits)
+    lines = list(csv.DictReader(io.StringIO(format_csv(results, CLASSES))))
+    assert len(lines) == 2
+    for line, result in zip(lines, results, strict=True):
+        assert line["name"] == result.row.name
+        assert line["method"] == result.row.method
+        assert float(line["threshold"]) == result.threshold
+        assert float(line["miou"]) == pytest.approx(result.result.miou, abs=0.005)
+        assert float(line["miou_choosing"]) == pytest.approx(result.chosen_miou, abs=0.005)
+        assert float(line["best_miou_oracle"]) == pytest.approx(100)
+        classes = [float(line[name]) for name in ("background", "red", "green")]
+        assert np.mean(classes) == pytest.approx(result.result.miou, abs=0.05)
+    assert [line["flip"] for line in lines] == ["1", "0"]
+    assert [line["options"] for line in lines] == ["", "rectify=none"]
+    assert {line["scales"] for line in lines} == {"31"}
+
+
+@pytest.mark.slow  # four processes import torch
+def test_a_crf_row_runs_in_a_pool(
+    splits: tuple[ImageDataset, ImageDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of the thresholds tried on the choosing split is the one reported."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    row = Row("CRF", "cam", views=EXACT, crf="irn", crf_thresholds=(0.05, 0.6))
+    plain = Row("CAM", "cam", views=EXACT)
+    first, second = compare_methods(Colours(), [row, plain], *splits)
+    assert first.row is row
+    assert second.row is plain
+    assert first.threshold == 0.6
+    assert first.chosen_miou > literal_miou(splits[0], 0.05) + 20
+    assert first.curve is None
+    assert 0 < first.result.miou <= 100
+    (line, _) = csv.DictReader(io.StringIO(format_csv([first, second], CLASSES)))
+    assert (line["crf"], line["best_miou_oracle"]) == ("irn", "")
+
+
+def test_crf_thresholds_are_chosen_on_evenly_spread_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = make_split(tmp_path, "train", background=0, fringe=200, num_images=7)
+    report = make_split(tmp_path, "val", background=0, fringe=200, num_images=2)
+    scored: list[list[str]] = []
+
+    class Result:
+        miou = 50.0
+
+    class Metric:
+        def compute(self) -> Result:
+            return Result()
+
+    def score_crf(
+        network: Any, row: Row, images: ImageDataset, thresholds: Sequence[float], *rest: Any
+    ) -> dict[float, Metric]:
+        scored.append([record.img_id for record in images.records])
+        return {threshold: Metric() for threshold in thresholds}
+
+    monkeypatch.setattr(compare, "_score_crf", score_crf)
+    row = Row("CRF", "cam", views=EXACT, crf="irn", crf_thresholds=(0.3, 0.4))
+    compare_methods(Colours(), [row], choose, report, crf_choose_images=3)
+    assert scored == [["train0", "train2", "train4", "train6"], ["val0", "val1"]]
+
+
+def test_images_without_truth_are_refused(
+    tmp_path: Path, splits: tuple[ImageDataset, ImageDataset]
+) -> None:
+    rows = [Row("CAM", "cam", views=EXACT)]
+    unlabeled = splits[1].with_labels({"val0": [0]})
+    with pytest.raises(ValueError, match=r"'val' cannot be scored: 1 of 2 images.*'val1'"):
+        compare_methods(Colours(), rows, splits[0], unlabeled)
+    unmasked = load_images([tmp_path / "val0.png"], classes=CLASSES)
+    with pytest.raises(ValueError, match="cannot be scored"):
+        compare_methods(Colours(), rows, unmasked, splits[1])
+    (tmp_path / "train1_mask.png").unlink()
+    with pytest.raises(ValueError, match="train1_mask"):
+        compare_methods(Colours(), rows, *splits)
+
+
+def test_rows_from_a_config() -> None:
+    cfg = Config(
+        {
+            "compare": {
+                "rows": [
+                    {"name": "A", "method": "cam"},
+                    {
+                        "name": "B",
+                        "method": "ad_cam",
+                        "options": {"power": 3.0, "layers": [0, 1]},
+                        "views": {"scales": [32, 64], "flip": True, "keep_ratio": False},
+                        "crf": "irn",
+                        "crf_thresholds": [0.3, 0.5],
+                    },
+                ]
+            }
+        }
+    )
+    a, b = rows_from_config(cfg)
+    assert a == Row("A", "cam")
+    assert b.views == Views((32, 64), flip=True, keep_ratio=False)
+    assert b.crf_thresholds == (0.3, 0.5)
+    assert b.build().layer_sets(4) == ((0, 1),)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "A"}, "share a name"),
+        ({"vews": {}}, "vews"),
+        ({"views": {"scale": [3]}}, "'B'.*scale"),
+        ({"views": {"scales": []}}, "scales must be positive"),
+        ({"crf": "irn"}, "no crf_thresholds"),
+    ],
+)
+def test_wrong_rows(change: dict[str, Any], message: str) -> None:
+    rows = [{"name": "A", "method": "cam"}, {"name": "B", "method": "cam", **change}]
+    with pytest.raises(ValueError, match=message):
+        rows_from_config(Config({"compare": {"rows": rows}}))
+
+
+@pytest.mark.filterwarnings("default")  # of mmengine while it trains
+def test_one_command_trains_once_and_repeats_itself(
+    tmp_path: Path, mini_cfg: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mini_cfg.train.epochs = 1
+    mini_cfg.compare = {
+        "choose_on": "train",
+        "report_on": "val",
+        "rows": [
+            {"name": n, "method": m, "views": {"scales": [32], "flip": True}}
+            for n, m in (("CAM", "cam"), ("AD-CAM", "ad_cam"))
+        ],
+    }
+    trainings = []
+    train = compare.train_classifier
+
+    def count(*args: Any, **kwargs: Any) -> Path:
+        trainings.append(1)
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(compare, "train_classifier", count)
+    results = run_compare(mini_cfg, tmp_path / "a")
+    first = (tmp_path / "a" / "compare.csv").read_bytes()
+    assert [result.row.name for result in results] == ["CAM", "AD-CAM"]
+    run_compare(mini_cfg, tmp_path / "a")
+    assert trainings == [1]
+    assert (tmp_path / "a" / "compare.csv").read_bytes() == first
+    run_compare(mini_cfg, tmp_path / "b")  # trained again, from scratch
+    assert trainings == [1, 1]
+    assert (tmp_path / "b" / "compare.csv").read_bytes() == first
+
+    mini_cfg.compare.checkpoint = str(tmp_path / "a" / "classifier.safetensors")
+    run_compare(mini_cfg, tmp_path / "c")
+    assert trainings == [1, 1]
+    assert (tmp_path / "c" / "compare.csv").read_bytes() == first
+
+    mini_cfg.compare.dtype = "float8"
+    with pytest.raises(ValueError, match=r"compare\.dtype must be one of .* got 'float8'"):
+        run_compare(mini_cfg, tmp_path / "d")

@@ -1,0 +1,435 @@
+"""Boxes side by side: maps that are known exactly, splits that disagree, files, the report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+from torch import Tensor, nn
+
+from adcam.boxes import wsol
+from adcam.cli import main
+from adcam.data.dataset import ImageDataset, Record, build_class_set
+from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
+from adcam.data.shapes import make_shape_boxes
+from adcam.evaluation import compare_boxes as package
+from adcam.evaluation.boxes_on_disk import evaluate_boxes, evaluate_pixels
+from adcam.evaluation.compare import read_rows
+from adcam.evaluation.compare_boxes import (
+    BoxRow,
+    compare_boxes,
+    find_networks,
+    format_box_csv,
+    iterate_maps,
+    run_compare_boxes,
+)
+from adcam.labeling.map_maker import Views
+from adcam.metrics.localization import MaxBoxAccuracy
+from adcam.models.classifier_file import ClassifierFile
+from adcam.recipe.box_report import remake_box_report
+from adcam.structures import TokenMaps
+
+CLASSES = build_class_set("two", ["red", "green"], masks=False)
+HW = (40, 64)
+EXACT = Views((56,), keep_ratio=False)
+
+
+class Colours(nn.Module):
+    """Sees every pixel as a patch; the map of a class is a colour channel, brightness its score.
+
+    Its classes are green, blue and red, so that ids differ from the data's.
+    """
+
+    name = "colours"
+    patch_size = (1, 1)
+    depth = 2
+    pixel_stats = ((0.0,) * 3, (1.0,) * 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+
+    def token_maps(
+        self, inputs: Tensor, *, layer_sets: Sequence[tuple[int, ...]] = ()
+    ) -> TokenMaps:
+        self.passes += 1
+        cam = inputs[:, [1, 2, 0]]
+        even = torch.full((len(cam), 2, cam[0, 0].numel()), 0.001)
+        return TokenMaps(cam.mean(dim=(2, 3)), cam, (cam.shape[2], cam.shape[3]), 2, even)
+
+
+def make_classifiers() -> dict[str, ClassifierFile]:
+    class_set = build_class_set("three", ["green", "blue", "red"], masks=False)
+    return {"": ClassifierFile(Colours(), class_set)}  # type: ignore[arg-type]
+
+
+def make_split(root: Path, name: str, *, halo: int, num_images: int = 4) -> ImageDataset:
+    """An object of value 255 in a halo of its colour; the true box holds the object alone."""
+    (root / name).mkdir(parents=True)
+    records = []
+    for i in range(num_images):
+        img = np.zeros((*HW, 3), np.uint8)
+        x0, y0 = 16 + 2 * i, 8 + 2 * i
+        img[y0 - 8 : y0 + 24, x0 - 12 : x0 + 30, i % 2] = halo
+        img[y0 : y0 + 16, x0 : x0 + 20, i % 2] = 255
+        img[-1, -1] = 0
+        Image.fromarray(img).save(root / name / f"{i}.png")
+        box = (x0, y0, x0 + 20, y0 + 16)
+        records.append(Record(f"{name}/{i}", root / name / f"{i}.png", (i % 2,), boxes=(box,)))
+    return ImageDataset(CLASSES, name, records)
+
+
+@pytest.fixture
+def splits(tmp_path: Path) -> tuple[ImageDataset, ImageDataset]:
+    """On val a low threshold will do, on test it takes the halo for the object."""
+    return make_split(tmp_path, "val", halo=20), make_split(tmp_path, "test", halo=180)
+
+
+def test_thresholds_come_from_the_choosing_split(
+    splits: tuple[ImageDataset, ImageDataset],
+) -> None:
+    rows = [BoxRow("CAM", "cam", views=EXACT), BoxRow("TS-CAM", "ts_cam", views=EXACT)]
+    classifiers = make_classifiers()
+    results = compare_boxes(classifiers, rows, *splits)
+    assert classifiers[""].network.passes == 8  # rows of the same network and views share a pass
+    assert [result.row for result in results] == rows
+    for result in results:
+        assert result.chosen_on == result.boxes.chosen_on == result.threshold_from == "val"
+        assert result.threshold < 180 / 255
+        assert result.boxes.box_acc[0.7] < 100 == result.boxes_oracle.box_acc[0.7]
+        assert result.boxes_oracle.chosen_on == "oracle"
+        assert result.boxes.max_box_acc_v2 <= result.boxes_oracle.max_box_acc_v2
+        assert result.localization.gt_known == 0  # the halo is five times the object
+        assert result.localization.errors["more"] == 100
+        assert result.localization.top_cls[1] == 100
+        assert sum(result.localization.iou_histogram) == 4
+        assert {outcome.img_id for outcome in result.outcomes} == {f"test/{i}" for i in range(4)}
+    (swapped,) = compare_boxes(classifiers, rows[:1], splits[1], splits[0])
+    assert swapped.threshold >= 179 / 255  # what test wants also finds the objects of val
+    assert swapped.boxes.max_box_acc_v2 == swapped.localization.gt_known == 100
+
+
+def test_numbers_are_those_of_the_metric_on_the_written_maps(
+    splits: tuple[ImageDataset, ImageDataset], tmp_path: Path
+) -> None:
+    rows = [BoxRow("The CAM!", "cam", views=EXACT)]
+    (result,) = compare_boxes(
+        make_classifiers(), rows, *splits, score_map_dir=tmp_path / "maps", image_root=tmp_path
+    )
+    metrics = {}
+    for images in splits:
+        metrics[images.split] = MaxBoxAccuracy()
+        for sample in images:
+            score_map = read_score_map(tmp_path / "maps" / "the-cam" / f"{sample.img_id}.png.npy")
+            boxes = wsol.scale_boxes(sample.boxes, HW, SCORE_MAP_HW)
+            metrics[images.split].update(score_map, boxes)
+    thresholds = metrics["val"].compute().best_thresholds
+    expected = metrics["test"].compute(thresholds, chosen_on="val")
+    assert result.boxes.box_acc == expected.box_acc
+    assert result.boxes.best_thresholds == thresholds
+    assert result.boxes_oracle.box_acc == metrics["test"].compute().box_acc
+
+
+def test_stored_maps_are_scored_as_those_they_were_stored_from(
+    splits: tuple[ImageDataset, ImageDataset], tmp_path: Path
+) -> None:
+    """Another tool's maps stand in the same table; what they cannot tell stays empty."""
+    row = BoxRow("CAM", "cam", views=EXACT)
+    (ours,) = compare_boxes(
+        make_classifiers(), [row], *splits, score_map_dir=tmp_path / "maps", image_root=tmp_path
+    )
+    stored = BoxRow("theirs", score_maps=str(tmp_path / "maps" / "cam"))
+    (theirs,) = compare_boxes({}, [stored], *splits, image_root=tmp_path)
+    assert theirs.boxes.to_dict() == ours.boxes.to_dict()
+    assert theirs.threshold == ours.threshold
+    assert theirs.localization.gt_known == ours.localization.gt_known
+    assert theirs.localization.iou_histogram == ours.localization.iou_histogram
+    assert np.isnan(theirs.localization.top_loc[1]) and np.isnan(theirs.localization.top_cls[5])
+    assert np.isnan(theirs.localization.per_class[0]["errors"]["part"])
+    (line,) = csv.DictReader(io.StringIO(format_box_csv([theirs], splits[1])))
+    assert (line["method"], line["top1_loc"], line["first_guess_part"]) == ("stored maps", "", "")
+    assert line["max_box_acc_v2"] == f"{ours.boxes.max_box_acc_v2:.2f}"
+    json.dumps(theirs.to_dict(), allow_nan=False)
+    (tmp_path / "maps" / "cam" / "test" / "3.png.npy").unlink()
+    with pytest.raises(ValueError, match=r"3\.png\.npy: cannot be read as a score map"):
+        compare_boxes({}, [stored], *splits, image_root=tmp_path)
+    for wrong in ({}, {"method": "cam", "score_maps": "maps"}):
+        with pytest.raises(ValueError, match="either a method or score_maps"):
+            BoxRow("x", **wrong)
+
+
+def test_the_same_split_twice_is_the_oracle(splits: tuple[ImageDataset, ImageDataset]) -> None:
+    rows = [BoxRow("CAM", "cam", views=EXACT)]
+    (result,) = compare_boxes(make_classifiers(), rows, splits[1], splits[1])
+    assert result.chosen_on == result.boxes.chosen_on == result.largest.chosen_on == "oracle"
+    assert result.threshold_from == "oracle"
+    assert result.boxes.box_acc == result.boxes_oracle.box_acc
+    (line,) = csv.DictReader(io.StringIO(format_box_csv([result], splits[1])))
+    assert (line["chosen_on"], line["threshold_from"]) == ("oracle", "oracle")
+
+
+def test_a_given_threshold_is_that_of_the_guesses_alone(
+    splits: tuple[ImageDataset, ImageDataset],
+) -> None:
+    rows = [BoxRow("CAM", "cam", views=EXACT)]
+    (free,) = compare_boxes(make_classifiers(), rows, *splits)
+    (given,) = compare_boxes(make_classifiers(), rows, *splits, threshold=0.8)
+    assert (given.threshold, given.threshold_from) == (0.8, "given")
+    assert given.boxes.box_acc == free.boxes.box_acc
+    assert given.localization.gt_known == 100 > free.localization.gt_known
+    with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\), got 1"):
+        compare_boxes(make_classifiers(), rows, *splits, threshold=1.0)
+
+
+def test_a_class_that_only_the_network_knows_is_a_wrong_guess(tmp_path: Path) -> None:
+    images = make_split(tmp_path, "test", halo=20)
+    for record in images.records[:2]:
+        img = np.array(Image.open(record.img_path))
+        img[..., 2] = 200  # blue wins, and is none of the data's classes
+        Image.fromarray(img).save(record.img_path)
+    (result,) = compare_boxes(
+        make_classifiers(), [BoxRow("CAM", "cam", views=EXACT)], images, images
+    )
+    assert result.localization.top_cls == {1: 50, 5: 100}
+    assert result.localization.errors["classification"] == 50
+    assert set(result.localization.per_class) == {0, 1}
+    network = make_classifiers()
+    network[""] = ClassifierFile(
+        network[""].network, build_class_set("x", ["green", "blue", "pink"])
+    )
+    with pytest.raises(ValueError, match=r"network '' does not know \['red'\]; its classes are"):
+        compare_boxes(network, [BoxRow("CAM", "cam")], images, images)
+
+
+def test_the_map_of_a_class_does_not_depend_on_the_guesses(tmp_path: Path) -> None:
+    images = make_split(tmp_path, "test", halo=0)
+    rng = np.random.default_rng(0)
+    for record in images.records:  # every class is everywhere
+        Image.fromarray(rng.integers(0, 256, (*HW, 3), dtype=np.uint8)).save(record.img_path)
+    row = BoxRow("CAM", "cam", views=EXACT)
+
+    def score_maps(num_guesses: int) -> list[np.ndarray]:
+        found = iterate_maps(
+            make_classifiers(),
+            [row],
+            images,
+            num_guesses=num_guesses,
+            device=torch.device("cpu"),
+        )
+        return [maps["CAM"].score_map for _, maps in found]
+
+    np.testing.assert_allclose(score_maps(0), score_maps(3), rtol=0, atol=1e-6)
+
+
+def test_what_cannot_be_scored(splits: tuple[ImageDataset, ImageDataset], tmp_path: Path) -> None:
+    rows = [BoxRow("CAM", "cam", views=EXACT)]
+    boxless = ImageDataset(
+        CLASSES, "bare", [Record(r.img_id, r.img_path, r.class_ids) for r in splits[0].records]
+    )
+    both = splits[1].with_labels({r.img_id: [0, 1] for r in splits[1].records})
+    for images, first in ((boxless, "val/0"), (both, "test/0")):
+        with pytest.raises(ValueError, match=f"cannot be scored by boxes: 4 of 4.*{first}"):
+            compare_boxes(make_classifiers(), rows, splits[0], images)
+    with pytest.raises(ValueError, match="2 of the 4 images of 'test' are among those that choose"):
+        compare_boxes(make_classifiers(), rows, splits[1][::2], splits[1])
+    with pytest.raises(ValueError, match="has no images"):
+        compare_boxes(make_classifiers(), rows, splits[0][:0], splits[1])
+    with pytest.raises(ValueError, match=r"no network 'b'; there are \[''\]"):
+        compare_boxes(make_classifiers(), [BoxRow("CAM", "cam", network="b")], *splits)
+    with pytest.raises(ValueError, match="score maps on disk need image_root"):
+        compare_boxes(make_classifiers(), rows, *splits, score_map_dir=tmp_path)
+    twins = [BoxRow("a b", "cam", views=EXACT), BoxRow("a-b", "cam", views=EXACT)]
+    with pytest.raises(ValueError, match="two rows would write into one folder"):
+        compare_boxes(
+            make_classifiers(), twins, *splits, score_map_dir=tmp_path, image_root=tmp_path
+        )
+
+
+def test_csv_holds_every_number(splits: tuple[ImageDataset, ImageDataset]) -> None:
+    rows = [BoxRow("CAM", "cam", {"rectify": "relu"}, Views((56,), flip=True, keep_ratio=False))]
+    results = compare_boxes(make_classifiers(), rows, *splits)
+    (line,) = csv.DictReader(io.StringIO(format_box_csv(results, splits[1])))
+    (result,) = results
+    assert line["max_box_acc_v2"] == f"{result.boxes.max_box_acc_v2:.2f}"
+    for name, delta in (("30", 0.3), ("50", 0.5), ("70", 0.7)):
+        assert line[f"box_acc_{name}"] == f"{result.boxes.box_acc[delta]:.2f}"
+        assert line[f"threshold_{name}"] == f"{result.boxes.best_thresholds[delta]:.3f}"
+        assert line[f"box_acc_{name}_oracle"] == f"{result.boxes_oracle.box_acc[delta]:.2f}"
+    assert line["top1_loc"] == f"{result.localization.top_loc[1]:.2f}"
+    assert line["gt_known"] == f"{result.localization.gt_known:.2f}"
+    assert (line["split"], line["images"], line["chosen_on"]) == ("test", "4", "val")
+    assert (line["options"], line["flip"], line["keep_ratio"]) == ("rectify=relu", "1", "0")
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_rows_and_networks_of_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.py").write_text("train = dict(seed=0)\n")
+    (tmp_path / "compare.py").write_text(
+        "train = dict(seed=7)\n"
+        "compare = dict(\n"
+        "    networks=dict(\n"
+        "        stored='~/w/classifier.safetensors', other='other.py',\n"
+        "        seeded=dict(config='other.py', options={'train.seed': 3}),\n"
+        "        own=dict(options={'train.seed': 4}),\n"
+        "        wrong=dict(configs='x'), unused=5,\n"
+        "    ),\n"
+        "    rows=[dict(name='a', method='cam', network='own', views=dict(scales=[96]))],\n"
+        ")\n"
+    )
+    cfg = Config.fromfile(str(tmp_path / "compare.py"))
+    assert read_rows(cfg, BoxRow) == [BoxRow("a", "cam", views=Views((96,)), network="own")]
+    assert BoxRow("a", "cam").views == Views((224,), keep_ratio=False)
+    trained = {}
+
+    def train(cfg: Config, work_dir: Path) -> Path:
+        trained[work_dir.name] = cfg.train.seed
+        return work_dir / "classifier.safetensors"
+
+    monkeypatch.setattr(package, "train_classifier", train)
+    work = tmp_path / "work"
+    (work / "other").mkdir(parents=True)
+
+    def find(*names: str) -> dict[str, Path]:
+        cfg.compare.rows = [{"name": name, "method": "cam", "network": name} for name in names]
+        return find_networks(cfg, work)
+
+    found = find("stored", "other", "seeded", "own")
+    assert found["stored"] == Path.home() / "w" / "classifier.safetensors"
+    assert found["seeded"] == work / "seeded" / "classifier.safetensors"
+    assert trained == {"other": 0, "seeded": 3, "own": 4}
+    (work / "other" / "classifier.safetensors").touch()
+    trained.clear()
+    find("other")
+    assert trained == {}
+    with pytest.raises(ValueError, match=r"networks\.wrong must be .* got \{'configs': 'x'\}"):
+        find("wrong")
+    with pytest.raises(ValueError, match=r"compare\.networks has no \['x'\]"):
+        find("x")
+    with pytest.raises(ValueError, match="crf"):
+        read_rows(Config({"compare": {"rows": [{"name": "a", "method": "cam", "crf": 1}]}}), BoxRow)
+    with pytest.raises(ValueError, match="no section 'compare'"):
+        run_compare_boxes(Config({"task": "localization"}), work)
+
+
+@pytest.fixture
+def boxes_cfg(mini_cfg: Config, tmp_path: Path) -> Config:
+    """One epoch on the generated localisation set, three methods."""
+    root = tmp_path / "set"
+    make_shape_boxes(root, num_train=20, num_val=9, num_test=12, size_hw=(40, 56), seed=0)
+    mini_cfg.task = "localization"
+    mini_cfg.data = {
+        "source": "wsol",
+        "root": str(root),
+        "metadata": "metadata/shapes",
+        "classes": "shapes",
+        "train": "train-weaksup",
+        "val": "train-fullsup",
+    }
+    mini_cfg.train.epochs = 1
+    views = {"scales": [32], "keep_ratio": False}
+    mini_cfg.compare = {
+        "choose_on": "train-fullsup",
+        "report_on": "test",
+        "score_maps": True,
+        "rows": [
+            {"name": name, "method": method, "views": views}
+            for name, method in (("CAM", "cam"), ("TS-CAM", "ts_cam"), ("AD-CAM", "ad_cam"))
+        ],
+    }
+    return mini_cfg
+
+
+@pytest.mark.filterwarnings("default")  # of mmengine while it trains
+def test_the_generated_set_gives_the_table_the_maps_and_the_report(
+    boxes_cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`adcam compare` at small size, then its maps scored again by `adcam evaluate`'s functions."""
+    boxes_cfg.dump(str(tmp_path / "boxes.py"))
+    work = tmp_path / "work"
+    assert main(["compare", str(tmp_path / "boxes.py"), "--work-dir", str(work)]) == 0
+    printed = capsys.readouterr().out
+    assert "Boxes on test, percent; thresholds chosen on: train-fullsup" in printed
+    lines = list(csv.DictReader(io.StringIO((work / "compare.csv").read_text())))
+    assert [line["name"] for line in lines] == ["CAM", "TS-CAM", "AD-CAM"]
+    stored = json.loads((work / "compare.json").read_text())
+    assert stored["task"] == "localization" and stored["num_images"] == 12
+    metadata = Path(boxes_cfg.data.root) / "metadata"
+    for line in lines:
+        maps = work / "score_maps" / line["name"].lower()
+        again = evaluate_boxes(
+            maps,
+            metadata / "shapes" / "test",
+            choose_maps_dir=maps,
+            choose_metadata_dir=metadata / "shapes" / "val",
+        )
+        assert f"{again['max_box_acc_v2']:.2f}" == line["max_box_acc_v2"]
+        oracle = evaluate_boxes(maps, metadata / "shapes" / "test", multi_contour=False)
+        assert f"{oracle['box_acc']['0.5']:.2f}" == line["max_box_acc_oracle"]
+        pixels = evaluate_pixels(maps, metadata / "shapes_masks" / "test", boxes_cfg.data.root)
+        assert 0 < pixels["px_ap"] <= 100
+    page = (work / "report.html").read_text()
+    for text in ("true box", "box found", "Top-1 Loc", "V2, oracle", "only a part", "IoU ≥ 0.7"):
+        assert text in page
+    assert "ignored or uncertain" not in page
+    report = json.loads((work / "report.json").read_text())
+    kinds = {block["kind"] for section in report["sections"] for block in section["blocks"]}
+    assert kinds >= {"curves", "histograms", "shares", "per_class", "picture_grid", "time_table"}
+    table = report["lead"][-2]
+    assert table["rows"][2][1] == stored["rows"][2]["boxes"]["max_box_acc_v2"]
+
+    first = (work / "compare.csv").read_bytes()
+    (work / "report.html").unlink()
+    assert main(["report", str(work)]) == 0
+    assert capsys.readouterr().out.endswith(f"report: {work / 'report.html'}\n")
+    assert "true box" in (work / "report.html").read_text()
+    assert (work / "compare.csv").read_bytes() == first
+    with pytest.raises(ValueError, match=r"set/compare\.json is no comparison by boxes"):
+        remake_box_report(tmp_path / "set")
+    boxes_cfg.compare.checkpoint = str(work / "classifier.safetensors")
+    boxes_cfg.compare.rows.append(
+        {"name": "stored", "score_maps": str(work / "score_maps" / "cam")}
+    )
+    boxes_cfg.compare.choose_on = "test"
+    boxes_cfg.dump(str(tmp_path / "oracle.py"))
+    command = ["compare", str(tmp_path / "oracle.py"), "--work-dir", str(tmp_path / "o")]
+    assert main([*command, "--table-only"]) == 0
+    assert "thresholds chosen on: oracle" in capsys.readouterr().out
+    assert not (tmp_path / "o" / "report.html").exists()
+    assert main(command) == 0
+    page = (tmp_path / "o" / "report.html").read_text()
+    assert "All thresholds were chosen on test, the split reported (oracle)" in page
+    first, *_, stored = csv.DictReader(io.StringIO((tmp_path / "o" / "compare.csv").read_text()))
+    assert (stored["name"], stored["top1_loc"]) == ("stored", "")
+    assert stored["max_box_acc_v2_oracle"] == first["max_box_acc_v2_oracle"]
+
+
+def test_a_wrong_dtype_is_refused(boxes_cfg: Config, tmp_path: Path) -> None:
+    boxes_cfg.compare.dtype = "float8"
+    with pytest.raises(ValueError, match=r"compare\.dtype must be one of .* got 'float8'"):
+        run_compare_boxes(boxes_cfg, tmp_path / "w")
+
+
+def test_views_are_those_of_the_row(splits: tuple[ImageDataset, ImageDataset]) -> None:
+    seen: list[Any] = []
+
+    class Sizes(Colours):
+        def token_maps(
+            self, inputs: Tensor, *, layer_sets: Sequence[tuple[int, ...]] = ()
+        ) -> TokenMaps:
+            seen.append(tuple(inputs.shape))
+            return super().token_maps(inputs, layer_sets=layer_sets)
+
+    classifiers = make_classifiers()
+    classifiers[""] = ClassifierFile(Sizes(), classifiers[""].class_set)  # type: ignore[arg-type]
+    rows = [BoxRow("a", "cam"), BoxRow("b", "cam", views=Views((24, 48), flip=True))]
+    compare_boxes(classifiers, rows, splits[0][:1], splits[0][:1])
+    assert seen[:3] == [(1, 3, 224, 224), (2, 3, 19, 30), (2, 3, 38, 61)]

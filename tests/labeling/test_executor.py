@@ -1,0 +1,141 @@
+"""Stages joined by bounded queues, and processes that die at their work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+import torch
+
+from adcam.labeling.executor import (
+    WorkerCrash,
+    WorkerPool,
+    num_processors,
+    one_thread,
+    run_ahead,
+    submit_inline,
+)
+
+
+def work(item: int) -> tuple[int, int, int]:
+    """What the tests' workers do; at module level, so that it pickles."""
+    if item == -1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if item == -2:
+        raise OSError("the disk is full")
+    if item == -3:
+        raise KeyError("a mistake in the code")
+    if item == -4:
+        signal.raise_signal(signal.SIGINT)
+    return item * item, os.getpid(), torch.get_num_threads()
+
+
+def test_results_come_in_order_whatever_takes_longer() -> None:
+    def slow_first(item: int) -> int:
+        time.sleep(0.02 * (5 - item))
+        return item
+
+    with ThreadPoolExecutor(5) as pool:
+        results = run_ahead(lambda item: pool.submit(slow_first, item), range(5), max_ahead=5)
+        assert list(results) == list(range(5))
+
+
+def test_items_are_pulled_only_while_there_is_room() -> None:
+    pulled: list[int] = []
+    gate = threading.Event()
+
+    def items() -> Iterator[int]:
+        for item in range(20):
+            pulled.append(item)
+            yield item
+
+    def wait(item: int) -> int:
+        gate.wait(10)
+        return item
+
+    with ThreadPoolExecutor(4) as pool:
+        results = run_ahead(lambda item: pool.submit(wait, item), items(), max_ahead=3)
+        threading.Timer(0.1, gate.set).start()
+        assert next(results) == 0
+        assert pulled == [0, 1, 2]
+        assert list(results) == list(range(1, 20))
+
+
+def test_an_error_is_raised_when_it_is_its_turn() -> None:
+    def submit(item: int) -> Future[int]:
+        future: Future[int] = Future()
+        if item == 2:
+            future.set_exception(ValueError("two"))
+        else:
+            future.set_result(item)
+        return future
+
+    results = run_ahead(submit, range(4), max_ahead=4)
+    assert (next(results), next(results)) == (0, 1)
+    with pytest.raises(ValueError, match="two"):
+        next(results)
+
+
+def test_inline_work_is_done_before_the_next_item_is_pulled() -> None:
+    seen: list[str] = []
+
+    def items() -> Iterator[int]:
+        for item in range(3):
+            seen.append(f"pull {item}")
+            yield item
+
+    results = run_ahead(submit_inline(lambda item: seen.append(f"do {item}")), items(), max_ahead=1)
+    assert list(results) == [None] * 3
+    assert seen == ["pull 0", "do 0", "pull 1", "do 1", "pull 2", "do 2"]
+
+
+def test_a_killed_worker_costs_its_item_and_no_other() -> None:
+    messages = []
+
+    def once_more(
+        item: int, crash: WorkerCrash, retry: Callable[[int], tuple[int, int, int]]
+    ) -> tuple[int, int, int]:
+        messages.append(str(crash))
+        return retry(7)
+
+    with WorkerPool(work, 2, on_crash=once_more) as pool:
+        futures = [pool.submit(item) for item in (1, -1, 2, 3, 4)]
+        results = [future.result() for future in futures]
+    assert [value for value, _, _ in results] == [1, 49, 4, 9, 16]
+    assert messages == ["its worker process was killed by SIGKILL"]
+    assert {threads for _, _, threads in results} == {1}
+    pids = {pid for _, pid, _ in results}
+    assert 2 <= len(pids) <= 3 and os.getpid() not in pids
+    for pid in pids:  # all are gone with the pool
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_errors_come_back_and_interrupts_do_not_reach_a_worker() -> None:
+    def never(item: int, crash: WorkerCrash, retry: object) -> tuple[int, int, int]:
+        raise crash
+
+    with WorkerPool(work, 1, on_crash=never) as pool:
+        pid = pool.submit(2).result()[1]
+        with pytest.raises(OSError, match="the disk is full"):
+            pool.submit(-2).result()
+        assert pool.submit(-4).result()[:2] == (16, pid)
+        with pytest.raises(RuntimeError, match="ended with exit code 1; what it printed says why"):
+            pool.submit(-3).result()
+
+
+def test_one_thread_for_a_while() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert 1 <= num_processors() <= (os.cpu_count() or 1)

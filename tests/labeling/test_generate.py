@@ -1,0 +1,494 @@
+"""Generation: files, resuming, one bad image among good ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adcam.cli import main
+from adcam.data.dataset import build_class_set
+from adcam.data.folder import load_folder
+from adcam.data.png import read_mask
+from adcam.labeling import generate as generate_module
+from adcam.labeling.generate import FEW, default_workers, generate
+from adcam.labeling.labeler import DEFAULT_RULE, PseudoLabeler
+from adcam.labeling.map_maker import Views
+from adcam.labeling.maps_file import load_maps
+from adcam.labeling.mask_maker import CRF_BACKENDS, Masking
+from adcam.labeling.steps import STAGES, Failed, Mapped, Task, decode, infer_window
+from adcam.models.classifier_file import load_classifier
+from adcam.models.token_cam import TokenCAM
+from adcam.structures import ClassMaps, TokenMaps
+
+ROWS = {"a": "cat", "b c": "dog horse", "sub/ü": "", "sub/z": "horse"}
+
+
+def make_photo(path: Path, seed: int, hw: tuple[int, int] = (40, 64)) -> None:
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 255, (4, 6, 3), dtype=np.uint8))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse.resize((hw[1], hw[0]), Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    for seed, img_id in enumerate(ROWS):
+        make_photo(root / f"{img_id}.png", seed, (40 + 3 * seed, 64))
+    rows = "".join(f"{img_id},{labels}\n" for img_id, labels in ROWS.items())
+    (root / "labels.csv").write_text("image_id,labels\n" + rows, "utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def labeler(tiny_checkpoint: Path) -> PseudoLabeler:
+    return PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", views=Views((64,)))
+
+
+def read_entries(out: Path) -> list[dict[str, object]]:
+    lines = (out / "manifest.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def read_tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def stable(tree: dict[str, bytes]) -> dict[str, object]:
+    """What two runs of one command have in common: all but the seconds in the manifest."""
+    lines = [json.loads(line) for line in tree["manifest.jsonl"].splitlines()]
+    for line in lines:
+        assert line.pop("seconds") >= 0
+    return {**tree, "manifest.jsonl": lines}
+
+
+def test_masks_maps_manifest_and_config(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    images = load_folder(photos, labels_csv=photos / "labels.csv", classes=labeler.class_set)
+    result = generate(images, labeler, tmp_path / "out", save_maps=True, progress=False)
+    assert (result.ok, result.skipped, result.failed) == (4, 0, ())
+    assert set(result.seconds) == {*STAGES, "total"}
+    entries = read_entries(tmp_path / "out")
+    assert [entry["id"] for entry in entries] == sorted(ROWS)
+    for entry in entries:
+        img_id = str(entry["id"])
+        label = labeler(photos / f"{img_id}.png", labels=ROWS[img_id].split())
+        mask = read_mask(tmp_path / "out" / "masks" / f"{img_id}.png")
+        np.testing.assert_array_equal(mask, label.mask)
+        stored = load_maps(tmp_path / "out" / "maps" / f"{img_id}.npz")
+        assert stored.ori_hw == mask.shape and list(label.maps) == entry["classes"]
+        assert entry["ori_hw"] == list(mask.shape)
+        assert entry["image"] == f"../photos/{img_id}.png"
+        assert entry["labels"] == "given" and entry["status"] == "ok"
+        assert (entry["rule"], entry["threshold"]) == (DEFAULT_RULE.rule, DEFAULT_RULE.value)
+        assert entry["chosen_on"] == labeler.options.rule.chosen_on
+        assert entry["weights"] == labeler.weights_hash
+    config = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))
+    assert config["labeler"] == labeler.describe()
+    assert config["labels"]["source"] == "given"
+
+
+def test_a_second_run_does_nothing(photos: Path, labeler: PseudoLabeler, tmp_path: Path) -> None:
+    images = load_folder(photos)
+    generate(images, labeler, tmp_path / "out", labels="predicted", progress=False)
+    before = read_tree(tmp_path / "out")
+    said: list[str] = []
+    result = generate(
+        images, labeler, tmp_path / "out", labels="predicted", progress=False, report=said.append
+    )
+    assert (result.ok, result.skipped) == (0, 4)
+    assert read_tree(tmp_path / "out") == before
+    assert said == ["4 of 4 images are done already"]
+
+
+def test_a_mask_that_was_changed_is_made_again(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    images = load_folder(photos)
+    generate(images, labeler, tmp_path / "out", labels="predicted", progress=False)
+    before = read_tree(tmp_path / "out")
+    (tmp_path / "out" / "masks" / "a.png").write_bytes(b"broken")
+    (tmp_path / "out" / "masks" / "sub" / "z.png").unlink()
+    result = generate(images, labeler, tmp_path / "out", labels="predicted", progress=False)
+    assert (result.ok, result.skipped) == (2, 2)
+    assert stable(read_tree(tmp_path / "out")) == stable(before)
+
+
+def test_bad_images_are_listed_and_tried_again(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    whole = (photos / "a.png").read_bytes()
+    make_photo(photos / "cut.jpg", 7)
+    jpeg = (photos / "cut.jpg").read_bytes()
+    (photos / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (photos / "empty.png").write_bytes(b"")
+    (photos / "text.jpg").write_text("not a picture")
+    Image.new("RGB", (1, 1), (9, 200, 30)).save(photos / "one.png")
+    images = load_folder(photos)
+    result = generate(images, labeler, tmp_path / "out", labels="predicted", progress=False)
+    assert [failure.img_id for failure in result.failed] == ["cut", "empty", "text"]
+    assert "empty" in result.failed[1].error and "not an image" in result.failed[2].error
+    assert result.ok == 5
+    assert read_mask(tmp_path / "out" / "masks" / "one.png").shape == (1, 1)
+    failed = [entry for entry in read_entries(tmp_path / "out") if entry["status"] == "failed"]
+    assert [entry["id"] for entry in failed] == ["cut", "empty", "text"]
+    assert not (tmp_path / "out" / "masks" / "text.png").exists()
+
+    for name in ("cut.jpg", "empty.png", "text.jpg"):
+        (photos / name).write_bytes(whole)
+    result = generate(images, labeler, tmp_path / "out", labels="predicted", progress=False)
+    assert (result.ok, result.skipped, result.failed) == (3, 5, ())
+    assert all(entry["status"] == "ok" for entry in read_entries(tmp_path / "out"))
+
+
+def test_an_image_the_pipeline_cannot_handle_does_not_end_the_run(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_mask = Masking.__call__
+
+    def fail(self: Masking, maps: ClassMaps, img: np.ndarray, ori_hw: tuple[int, int]) -> object:
+        if ori_hw == (43, 64):
+            raise MemoryError
+        return make_mask(self, maps, img, ori_hw)
+
+    monkeypatch.setattr(Masking, "__call__", fail)
+    result = generate(
+        load_folder(photos), labeler, tmp_path / "out", labels="predicted", progress=False
+    )
+    assert result.ok == 3
+    assert [(f.img_id, f.error) for f in result.failed] == [("b c", "MemoryError")]
+
+
+def test_images_without_labels_are_named_and_nothing_is_written(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    (photos / "labels.csv").write_text("image_id,labels\na,cat\n")
+    images = load_folder(photos, labels_csv=photos / "labels.csv", classes=labeler.class_set)
+    with pytest.raises(ValueError, match=r"3 of 4 images have no labels: b c, .*--labels predict"):
+        generate(images, labeler, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_class_ids_are_matched_by_name(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    other = build_class_set("other", ["horse", "dog", "cat"])
+    images = load_folder(photos, labels_csv=photos / "labels.csv", classes=other)
+    generate(images, labeler, tmp_path / "out", progress=False)
+    assert [e["classes"] for e in read_entries(tmp_path / "out")] == [
+        ["cat"],
+        ["dog", "horse"],
+        ["horse"],
+        [],
+    ]
+    stranger = build_class_set("other", ["horse", "dog", "cat", "wolf"])
+    (photos / "labels.csv").write_text("image_id,labels\na,wolf\nb c,\nsub/ü,\nsub/z,\n", "utf-8")
+    images = load_folder(photos, labels_csv=photos / "labels.csv", classes=stranger)
+    with pytest.raises(ValueError, match="unknown class 'wolf'"):
+        generate(images, labeler, tmp_path / "new", progress=False)
+
+
+def test_other_labels_are_another_run(photos: Path, labeler: PseudoLabeler, tmp_path: Path) -> None:
+    labels = photos / "labels.csv"
+    classes = labeler.class_set
+    first = load_folder(photos, labels_csv=labels, classes=classes)
+    generate(first, labeler, tmp_path / "out", progress=False)
+    labels.write_text(labels.read_text("utf-8").replace("a,cat", "a,dog"), "utf-8")
+    second = load_folder(photos, labels_csv=labels, classes=classes)
+    before = read_tree(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"labels\.hash: "):
+        generate(second, labeler, tmp_path / "out", progress=False)
+    assert read_tree(tmp_path / "out") == before
+    generate(second, labeler, tmp_path / "out", overwrite=True, progress=False)
+    assert read_entries(tmp_path / "out")[0]["classes"] == ["dog"]
+
+
+def test_a_labeler_that_fails_on_every_image_fails_before_writing(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    broken = PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", views=Views((8,)))
+    with pytest.raises(ValueError, match="at least one patch"):
+        generate(load_folder(photos), broken, tmp_path / "out", labels="predicted", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"labels": "guessed"}, "labels must be one of"),
+        ({"maps_dtype": "float64"}, "maps_dtype must be one of"),
+        ({"workers": -1}, "workers must be at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_wrong_options(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path, option: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(load_folder(photos), labeler, tmp_path / "out", progress=False, **option)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "end"),
+    [
+        (12, signal.SIGKILL),
+        # So many that other processes help.
+        pytest.param(2 * FEW, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(2 * FEW, signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_half_way_the_same_command_gives_the_same_bytes(
+    tmp_path: Path, tiny_checkpoint: Path, num_images: int, end: signal.Signals
+) -> None:
+    for seed in range(num_images):
+        make_photo(tmp_path / "photos" / f"{seed:02d}.jpg", seed, (90, 120 + seed))
+    (tmp_path / "photos" / "07.jpg").write_text("not a picture")
+
+    def command(out: str) -> list[str]:
+        return [
+            *("generate", str(tmp_path / "photos"), "--checkpoint", str(tiny_checkpoint)),
+            *("--out", str(tmp_path / out), "--labels", "predicted", "--label-threshold", "0"),
+            *("--scales", "64", "--crf", "lattice", "--save-maps", "--device", "cpu"),
+        ]
+
+    assert main(command("whole")) == 1
+    manifest = tmp_path / "killed" / "manifest.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adcam.cli", *command("killed")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    deadline = time.monotonic() + 500
+    while time.monotonic() < deadline and process.poll() is None:
+        if manifest.is_file() and manifest.read_bytes().count(b"\n") >= 2:
+            break
+        time.sleep(0.001)
+    process.send_signal(end)
+    code = 130 if end == signal.SIGINT else -end
+    assert process.wait() == code, "the run ended before it could be killed"
+    done = manifest.read_bytes().count(b"\n")
+    assert 2 <= done < num_images
+    # What a kill in the middle of a write leaves, wherever this one happened to hit.
+    with manifest.open("ab") as file:
+        file.write(b'{"id": "1')
+    (tmp_path / "killed" / "masks" / ".adcam-0.tmp").write_bytes(b"half")
+
+    assert main(command("killed")) == 1
+    whole, resumed = (stable(read_tree(tmp_path / name)) for name in ("whole", "killed"))
+    assert len([name for name in whole if name.startswith("masks/")]) == num_images - 1
+    assert resumed == whole
+
+
+@pytest.mark.slow
+def test_a_huge_image_in_bounded_memory(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8))
+    coarse.resize((12_000, 9_000), Image.Resampling.BILINEAR).save(photos / "huge.jpg")
+    arguments = [
+        *("generate", str(photos), "--checkpoint", str(tiny_checkpoint), "--device", "cpu"),
+        *("--out", str(tmp_path / "out"), "--labels", "predicted", "--label-threshold", "0"),
+    ]
+    script = (
+        "import resource, sys\n"
+        "from adcam.cli import main\n"
+        f"code = main({arguments!r})\n"
+        "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    code, peak_mib = map(int, run.stdout.split()[-2:])
+    assert code == 0
+    mask = read_mask(tmp_path / "out" / "masks" / "huge.png")
+    assert mask.shape == (9_000, 12_000) and len(np.unique(mask)) > 1
+    # Measured 2.2 GiB, of which the imports take 0.7 (3.2 GiB with the lattice CRF).
+    assert peak_mib < 3 * 1024
+
+
+class Deadly(TokenCAM):
+    """A network that takes its process down at the sight of a black image, as bad kernels do."""
+
+    def token_maps(
+        self, inputs: torch.Tensor, *, layer_sets: Sequence[tuple[int, ...]] = ()
+    ) -> TokenMaps:
+        if inputs.std(dim=(0, 2, 3)).max() == 0 and inputs.max() < -0.9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().token_maps(inputs, layer_sets=layer_sets)
+
+
+def test_workers_write_the_same_bytes_and_one_that_dies_names_its_image(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    loaded = load_classifier(tiny_checkpoint)
+    network = Deadly(
+        "vit_tiny_patch16_224",
+        num_fg_classes=3,
+        img_size=32,
+        backbone_kwargs={"embed_dim": 24, "depth": 3, "num_heads": 2},
+    )
+    network.load_state_dict(loaded.network.state_dict())
+    labeler = PseudoLabeler(network, loaded.class_set, device="cpu", views=Views((64,), flip=True))
+    photos = tmp_path / "photos"
+    for seed in range(FEW + 2):
+        make_photo(photos / f"{seed:02d}.png", seed, (40, 64 + seed % 3))
+    (photos / "04.png").write_text("not a picture")
+    alone = generate(
+        load_folder(photos),
+        labeler,
+        tmp_path / "alone",
+        labels="predicted",
+        save_maps=True,
+        progress=False,
+    )
+    Image.new("RGB", (64, 40)).save(photos / "05 black.png")
+    together = generate(
+        load_folder(photos),
+        labeler,
+        tmp_path / "together",
+        labels="predicted",
+        save_maps=True,
+        workers=2,
+        progress=False,
+    )
+    assert [f.img_id for f in alone.failed] == ["04"]
+    assert [f.img_id for f in together.failed] == ["04", "05 black"]
+    assert together.failed[1].error == "its worker process was killed by SIGKILL"
+    assert together.ok == alone.ok == FEW + 1
+    one, two = (stable(read_tree(tmp_path / name)) for name in ("alone", "together"))
+    lines = [line for line in two["manifest.jsonl"] if line["id"] != "05 black"]  # type: ignore
+    assert {**two, "manifest.jsonl": lines} == one
+    assert (alone.lanes["network"], together.lanes["network"]) == (1, 2)
+    assert all(0 <= share <= 1 for share in together.shares.values())
+
+
+def test_a_network_fed_by_this_process_writes_the_same_bytes(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"labels": "predicted", "batch_size": 2, "save_maps": True, "progress": False}
+    images = load_folder(photos)
+    generate(images, labeler, tmp_path / "inline", **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(generate_module, "FEW", 0)
+    monkeypatch.setattr(generate_module, "_run_whole", generate_module._run_split)
+    result = generate(images, labeler, tmp_path / "split", workers=1, **options)  # type: ignore[arg-type]
+    assert (result.ok, result.lanes["network"], result.lanes["crf"]) == (4, 1, 1)
+    inline, split = (stable(read_tree(tmp_path / name)) for name in ("inline", "split"))
+    assert inline == split
+
+
+def test_a_crf_beside_the_network_writes_the_same_bytes(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the network's process makes the masks, with torch, and another writes them."""
+    labeler = PseudoLabeler.from_checkpoint(
+        tiny_checkpoint, device="cpu", views=Views((64,)), crf="lattice"
+    )
+    assert labeler.masking.crf_device == "cpu"
+    with pytest.raises(ValueError, match=r"'lattice-gpu' computes on the GPU .* is 'cpu'"):
+        PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", crf="lattice-gpu")
+    monkeypatch.setitem(CRF_BACKENDS, "lattice", "torch")
+    images = load_folder(photos)
+    options = {"labels": "predicted", "batch_size": 2, "progress": False}
+    generate(images, labeler, tmp_path / "inline", **options)  # type: ignore[arg-type]
+    # A name of the CPU by which it is not recognised as such.
+    labeler.masking = replace(labeler.masking, crf_device="cpu:0")
+    monkeypatch.setattr(generate_module, "FEW", 0)
+    monkeypatch.setattr(generate_module, "_run_whole", generate_module._run_split)
+    result = generate(images, labeler, tmp_path / "split", workers=2, **options)  # type: ignore[arg-type]
+    assert (result.ok, result.lanes["crf"], result.lanes["write"]) == (4, 1, 2)
+    inline, split = (stable(read_tree(tmp_path / name)) for name in ("inline", "split"))
+    assert inline == split
+
+
+def test_a_batch_is_the_same_when_a_part_of_it_is_done(
+    labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(12):
+        make_photo(tmp_path / "photos" / f"{seed:02d}.png", seed, (40, 64 if seed % 2 else 96))
+    images = load_folder(tmp_path / "photos")
+    sizes: list[int] = []
+    run_batch = PseudoLabeler.run_batch
+
+    def count(self: PseudoLabeler, inputs: Sequence[object]) -> object:
+        sizes.append(len(inputs))
+        return run_batch(self, inputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PseudoLabeler, "run_batch", count)
+    out = tmp_path / "out"
+    generate(images, labeler, out, labels="predicted", batch_size=2, progress=False)
+    assert sizes == [1, *[2, 2] * 2, 2, 2]  # one blank image, windows of eight and of four
+    before = stable(read_tree(out))
+    sizes.clear()
+    (out / "masks" / "03.png").unlink()
+    (out / "masks" / "08.png").unlink()
+    result = generate(images, labeler, out, labels="predicted", batch_size=2, progress=False)
+    assert (result.ok, result.skipped) == (2, 10)
+    assert sizes == [1, 2, 2]
+    assert stable(read_tree(out)) == before
+
+
+def test_what_fails_as_a_batch_is_tried_image_by_image(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(3):
+        make_photo(photos / f"{index}.png", index)
+    tasks = [
+        Task(index, photos / f"{index}.png", (index,), tmp_path / f"{index}.png", None)
+        for index in range(3)
+    ]
+    decoded = [decode(task, labeler) for task in tasks]
+    expected = infer_window(decoded, labeler, batch_size=1)
+    run_batch = PseudoLabeler.run_batch
+
+    def little_memory(self: PseudoLabeler, inputs: Sequence[Sequence[torch.Tensor]]) -> object:
+        if len(inputs) > 1 or torch.equal(inputs[0][0], decoded[1].inputs[0]):  # type: ignore
+            raise torch.OutOfMemoryError("no room")
+        return run_batch(self, inputs)
+
+    monkeypatch.setattr(PseudoLabeler, "run_batch", little_memory)
+    results = infer_window(decoded, labeler, batch_size=3)
+    assert [result.task.index for result in results] == [0, 1, 2]
+    assert isinstance(results[1], Failed) and results[1].error == "no room"
+    for i in (0, 2):
+        assert isinstance(results[i], Mapped) and isinstance(expected[i], Mapped)
+        np.testing.assert_array_equal(results[i].maps.score_maps, expected[i].maps.score_maps)
+
+
+@pytest.mark.parametrize(
+    ("processors", "device", "workers"),
+    [(1, "cpu", 0), (2, "cpu", 2), (64, "cpu", 16), (1, "cuda", 0), (8, "cuda", 7)],
+)
+def test_workers_by_default(
+    labeler: PseudoLabeler,
+    processors: int,
+    device: str,
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(generate_module, "num_processors", lambda: processors)
+    monkeypatch.setattr(labeler, "device", torch.device(device))
+    assert default_workers(labeler) == workers

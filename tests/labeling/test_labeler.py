@@ -1,0 +1,329 @@
+"""The labeler: from one image in any form to maps, mask and scores."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from adcam import PseudoLabeler
+from adcam.data.images import ImageError, fit_pixels, read_image
+from adcam.data.png import read_mask
+from adcam.labeling import labeler as labeler_module
+from adcam.labeling import mask_maker
+from adcam.labeling.labeler import (
+    DEFAULT_RULE,
+    hash_network,
+    options_from_config,
+)
+from adcam.labeling.map_maker import Views
+from adcam.labeling.mask_maker import resize_maps
+from adcam.masks.background import BackgroundRule
+from adcam.models.classifier_file import load_classifier
+
+SMALL = Views(scales=(64,))
+
+
+@pytest.fixture(scope="module")
+def img() -> np.ndarray:
+    smooth = np.random.default_rng(3).integers(0, 255, (5, 9, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(smooth).resize((70, 44), Image.Resampling.BICUBIC))
+
+
+def load(path: Path, **options: object) -> PseudoLabeler:
+    return PseudoLabeler.from_checkpoint(path, device="cpu", **{"views": SMALL, **options})
+
+
+def test_given_labels_make_their_maps_and_mask(tiny_checkpoint: Path, img: np.ndarray) -> None:
+    label = load(tiny_checkpoint)(img, labels=["horse", "cat"])
+    assert list(label.maps) == ["cat", "horse"]
+    assert all(m.shape == (44, 70) and m.dtype == np.float32 for m in label.maps.values())
+    assert label.mask.shape == (44, 70) and label.mask.dtype == np.uint8
+    assert list(label.scores) == ["cat", "dog", "horse"]
+    assert all(0 < score < 1 for score in label.scores.values())
+    # VOC's mask values, decided by the threshold alone.
+    stacked = np.stack(list(label.maps.values()))
+    expected = np.where(
+        stacked.max(0) > np.float32(DEFAULT_RULE.value), np.array([8, 13])[stacked.argmax(0)], 0
+    )
+    np.testing.assert_array_equal(label.mask, expected)
+    assert len(np.unique(label.mask)) > 1
+    assert label.pseudo_mask.chosen_on == DEFAULT_RULE.chosen_on
+
+
+def test_predicted_labels_obey_the_threshold(tiny_checkpoint: Path, img: np.ndarray) -> None:
+    scores = load(tiny_checkpoint)(img).scores
+    ranked = sorted(scores, key=lambda name: scores[name])
+    between = (scores[ranked[0]] + scores[ranked[1]]) / 2
+    assert set(load(tiny_checkpoint, label_threshold=between)(img).maps) == set(ranked[1:])
+    nothing = load(tiny_checkpoint, label_threshold=1.0)(img)
+    assert nothing.maps == {} and not nothing.mask.any()
+
+
+@pytest.mark.parametrize("options", [{}, {"crf": "lattice"}, {"two_threshold": (0.2, 0.6)}])
+def test_no_class_is_all_background(
+    tiny_checkpoint: Path, img: np.ndarray, options: dict[str, object]
+) -> None:
+    label = load(tiny_checkpoint, **options)(img, labels=[])
+    assert label.maps == {} and label.mask.shape == (44, 70) and not label.mask.any()
+
+
+def test_an_unknown_class_is_refused_with_the_legal_ones(
+    tiny_checkpoint: Path, img: np.ndarray
+) -> None:
+    with pytest.raises(ValueError, match=r"'wolf'.*cat, dog, horse"):
+        load(tiny_checkpoint)(img, labels=["dog", "wolf"])
+
+
+def test_every_form_of_an_image_gives_the_same(
+    tiny_checkpoint: Path, img: np.ndarray, tmp_path: Path
+) -> None:
+    labeler = load(tiny_checkpoint)
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(img)))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # turn by 270° to see it upright
+    turned.info["exif"] = exif.tobytes()
+    turned.save(tmp_path / "x.png", exif=exif)
+    expected = labeler(img, labels=["dog"]).maps["dog"]
+    forms = [tmp_path / "x.png", str(tmp_path / "x.png"), Image.open(tmp_path / "x.png")]
+    for form in forms:
+        np.testing.assert_array_equal(labeler(form, labels="dog").maps["dog"], expected)
+
+
+def test_a_transparent_pillow_image_reads_as_its_file(tmp_path: Path) -> None:
+    rgba = np.random.default_rng(0).integers(0, 255, (6, 9, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "x.png")
+    from_pillow = labeler_module._to_rgb(Image.fromarray(rgba))
+    np.testing.assert_array_equal(from_pillow, read_image(tmp_path / "x.png"))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 5), np.uint8),
+        np.zeros((4, 5, 4), np.uint8),
+        np.zeros((4, 5, 3), np.float32),
+        np.zeros((0, 5, 3), np.uint8),
+    ],
+)
+def test_other_arrays_are_refused(tiny_checkpoint: Path, array: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"RGB uint8 \(H, W, 3\)"):
+        load(tiny_checkpoint)(array)
+
+
+def test_a_missing_image_is_an_image_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no such file"):
+        load(tiny_checkpoint)(tmp_path / "no.jpg")
+
+
+def test_one_pixel_works(tiny_checkpoint: Path) -> None:
+    for crf in ("none", "lattice"):
+        label = load(tiny_checkpoint, crf=crf)(np.zeros((1, 1, 3), np.uint8), labels=["cat"])
+        assert label.mask.shape == (1, 1) and label.maps["cat"].shape == (1, 1)
+
+
+def test_the_crf_sees_background_first_and_decides(
+    tiny_checkpoint: Path, img: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def build(img: np.ndarray, **options: str) -> Callable[[np.ndarray], np.ndarray]:
+        def fake(prob: np.ndarray) -> np.ndarray:
+            seen.update(prob=prob, img=img, **options)
+            return prob[[1, 2, 0]]
+
+        return fake
+
+    monkeypatch.setattr(mask_maker, "build_refinement", build)
+    labeler = load(tiny_checkpoint, crf="lattice", crf_params="psa", rule="0.3")
+    label = labeler(img, labels=["cat", "horse"])
+    assert seen["params"] == "psa" and seen["backend"] == "auto"
+    np.testing.assert_array_equal(seen["img"], img)
+    maps = np.stack([np.full((44, 70), 0.3, np.float32), *label.maps.values()])
+    np.testing.assert_allclose(seen["prob"], maps / maps.sum(0), rtol=1e-5)
+    np.testing.assert_array_equal(
+        label.mask, np.array([0, 8, 13])[seen["prob"][[1, 2, 0]].argmax(0)]
+    )
+
+
+def test_two_thresholds_leave_the_middle_uncertain(tiny_checkpoint: Path, img: np.ndarray) -> None:
+    label = load(tiny_checkpoint, two_threshold=(0.2, 0.6))(img, labels=["dog"])
+    score = label.maps["dog"]
+    low, high = np.float32(0.2), np.float32(0.6)
+    expected = np.where(score > high, 12, np.where(score > low, 255, 0))
+    np.testing.assert_array_equal(label.mask, expected)
+    assert set(np.unique(label.mask)) == {0, 12, 255}
+    assert label.pseudo_mask.rule == "confident:0.2:0.6"
+
+
+def test_a_large_image_is_labelled_small_and_its_mask_enlarged(
+    tiny_checkpoint: Path, img: np.ndarray
+) -> None:
+    labeler = load(tiny_checkpoint, max_pixels=22 * 35)
+    label = labeler(img, labels=["dog"])
+    assert label.img.shape == (22, 35, 3)
+    assert label.class_maps.score_maps.shape == (1, 22, 35)
+    assert label.maps["dog"].shape == label.mask.shape == (44, 70)
+    small = np.where(label.class_maps.score_maps[0] > np.float32(DEFAULT_RULE.value), 12, 0)
+    np.testing.assert_array_equal(label.mask, small.repeat(2, axis=0).repeat(2, axis=1))
+
+
+def test_fit_pixels_keeps_small_images_and_never_loses_a_side() -> None:
+    img = np.zeros((10, 20, 3), np.uint8)
+    assert fit_pixels(img, 200) is img
+    assert fit_pixels(np.zeros((1, 900, 3), np.uint8), 9).shape[0] == 1
+    height, width = fit_pixels(np.zeros((90, 40, 3), np.uint8), 900).shape[:2]
+    assert height * width <= 900 and height / width == pytest.approx(90 / 40, rel=0.1)
+
+
+def test_resize_maps_is_bilinear_between_pixel_centres() -> None:
+    maps = np.array([[[0.0, 1.0]]], np.float32)
+    np.testing.assert_allclose(resize_maps(maps, (1, 4)), [[[0, 0.25, 0.75, 1]]])
+    assert resize_maps(maps, (1, 2)) is maps
+    assert resize_maps(np.zeros((0, 3, 4), np.float32), (6, 5)).shape == (0, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"thresh": 0.3}, r"no option \['thresh'\].*'rule'"),
+        ({"method": "gradcam"}, "unknown method 'gradcam'"),
+        ({"method_options": {"gamma": 1}}, r"no option \['gamma'\]"),
+        ({"crf": "gpu"}, "crf must be one of.*'lattice'.*got 'gpu'"),
+        ({"crf_params": "voc"}, "crf_params must be one of.*'irn'"),
+        ({"dtype": "int8"}, "dtype must be one of.*got 'int8'"),
+        ({"label_threshold": 1.5}, "label_threshold must lie in"),
+        ({"two_threshold": (0.5, 0.2)}, "0 <= low <= high <= 1"),
+        ({"max_pixels": 0}, "max_pixels must be at least 1"),
+        ({"rule": "otsu:3"}, "background rule must be"),
+    ],
+)
+def test_wrong_options_are_refused(
+    tiny_checkpoint: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(tiny_checkpoint, **options)
+
+
+def test_a_backend_that_cannot_run_says_why(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = {"lattice": None, "pydensecrf": "no compiler"}
+    monkeypatch.setattr(labeler_module, "available_backends", lambda: reasons)
+    with pytest.raises(ValueError, match="'pydensecrf' cannot run here: no compiler"):
+        load(tiny_checkpoint, crf="pydensecrf")
+
+
+def test_devices_that_are_not_there(tiny_checkpoint: Path) -> None:
+    for device in ("cuda:99", "abacus"):
+        with pytest.raises(ValueError, match="device"):
+            PseudoLabeler.from_checkpoint(tiny_checkpoint, device=device)
+
+
+def test_bfloat16_is_near_float32(tiny_checkpoint: Path, img: np.ndarray) -> None:
+    exact, near = (
+        load(tiny_checkpoint, dtype=dtype)(img, labels=["dog"]) for dtype in ("float32", "bfloat16")
+    )
+    difference = np.abs(exact.maps["dog"] - near.maps["dog"])
+    assert 0 < difference.max() < 0.2
+    assert near.scores["dog"] == pytest.approx(exact.scores["dog"], abs=0.02)
+
+
+def test_the_description_changes_with_every_choice(tiny_checkpoint: Path) -> None:
+    choices: list[dict[str, object]] = [
+        {},
+        {"method": "cam"},
+        {"method_options": {"power": 1.0}},
+        {"views": Views(scales=(64, 96))},
+        {"views": Views(scales=(64,), flip=True)},
+        {"views": Views(scales=(64,), keep_ratio=False)},
+        {"rule": "otsu"},
+        {"rule": BackgroundRule("constant", 0.4, "elsewhere")},
+        {"two_threshold": (0.1, 0.2)},
+        {"crf": "lattice"},
+        {"crf": "lattice", "crf_params": "psa"},
+        {"dtype": "bfloat16"},
+        {"label_threshold": 0.1},
+        {"max_pixels": 99},
+    ]
+    descriptions = [str(load(tiny_checkpoint, **choice).describe()) for choice in choices]
+    assert len(set(descriptions)) == len(choices)
+
+
+def test_the_hash_of_weights_sees_one_changed_number(tiny_checkpoint: Path) -> None:
+    first, second = (load_classifier(tiny_checkpoint).network for _ in range(2))
+    assert hash_network(first) == hash_network(second)
+    with torch.no_grad():
+        second.head.bias[0] += 1e-3
+    assert hash_network(first) != hash_network(second)
+
+
+def test_save_and_show(tiny_checkpoint: Path, img: np.ndarray, tmp_path: Path) -> None:
+    labeler = load(tiny_checkpoint)
+    label = labeler(img, labels=["cat"])
+    label.save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), label.mask)
+    with Image.open(tmp_path / "mask.png") as file:
+        assert file.getpalette()[24:27] == list(labeler.class_set.palette[8])
+    shown = np.asarray(label.show())
+    assert shown.shape == (44, 2 * 70 + 4, 3)
+    np.testing.assert_array_equal(shown[:, :70], img)
+    np.testing.assert_array_equal(
+        (shown[:, 74:] != img).any(axis=2) | (label.mask == 0), np.ones((44, 70), bool)
+    )
+    with Image.open(io.BytesIO(label._repr_png_())) as png:
+        assert png.format == "PNG" and png.size == (144, 44)
+
+
+def test_options_from_config() -> None:
+    cfg = Config(
+        {
+            "cam": {"method": "ad_cam", "scales": [64, 96], "flip": True},
+            "mask": {"rule": "power:4", "chosen_on": "here", "crf": "lattice"},
+        }
+    )
+    assert options_from_config(cfg) == {
+        "method": "ad_cam",
+        "views": Views(scales=(64, 96), flip=True),
+        "rule": BackgroundRule("power", 4.0, "here"),
+        "crf": "lattice",
+    }
+    assert options_from_config(Config({})) == {}
+    with pytest.raises(ValueError, match=r"section 'mask' has no \['treshold'\]"):
+        options_from_config({"mask": {"treshold": 0.3}})
+
+
+def test_an_imagenet_model_needs_no_training(img: np.ndarray) -> None:
+    torch.manual_seed(0)
+    labeler = PseudoLabeler.from_imagenet(
+        "deit_tiny_patch16_224", ["tabby cat", "dog"], weights=None, device="cpu", views=SMALL
+    )
+    label = labeler(img, labels=["tabby cat"])
+    assert label.class_set.classes == ("tabby cat", "dog")
+    assert label.maps["tabby cat"].shape == (44, 70)
+    assert set(np.unique(label.mask)) <= {0, 1}
+    assert labeler.describe()["method_options"]["init"] == "coupled"
+    assert labeler.describe()["class_groups"][0] == [281]
+
+
+def test_compiling_takes_the_mlps_alone_and_once(
+    tiny_checkpoint: Path, img: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+
+    def compile_module(module: torch.nn.Module, *, dynamic: bool) -> None:
+        compiled.append(type(module).__name__)
+        module._compiled_call_impl = module._call_impl
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_module)
+    plain, labeler = load(tiny_checkpoint), load(tiny_checkpoint, compile=True)
+    for _ in range(2):
+        np.testing.assert_array_equal(labeler(img, ["cat"]).mask, plain(img, ["cat"]).mask)
+    assert compiled == ["Mlp"] * 3
+    assert labeler.describe() == {**plain.describe(), "compile": True}

@@ -1,0 +1,108 @@
+"""Randomness that a resumed training repeats."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from adcam.training import repeatable
+from adcam.training.repeatable import (
+    RepeatableDataset,
+    RepeatableEpochs,
+    RepeatableSampler,
+    check_keys,
+    seed_everything,
+)
+
+
+def draw(sampler: Any, count: int) -> list[tuple[int, int]]:
+    return list(itertools.islice(iter(sampler), count))
+
+
+def test_every_pass_holds_every_image_once_in_another_order() -> None:
+    draws = draw(RepeatableSampler(7, seed=3), 21)
+    assert [position for _, position in draws] == list(range(21))
+    passes = [[index for index, _ in draws[i : i + 7]] for i in (0, 7, 14)]
+    assert all(sorted(one) == list(range(7)) for one in passes)
+    assert len({tuple(one) for one in passes}) == 3
+
+
+@pytest.mark.parametrize("skipped", [0, 1, 6, 7, 20])
+def test_skipping_is_the_same_as_drawing(skipped: int) -> None:
+    whole = draw(RepeatableSampler(7, seed=3), 30)
+    resumed = RepeatableSampler(7, seed=3)
+    resumed.skip(skipped)
+    assert draw(resumed, 30 - skipped) == whole[skipped:]
+
+
+@pytest.mark.parametrize("kind", ["steps", "epochs"])
+def test_processes_share_a_pass(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    for rank in range(3):
+        place = (rank, 3)
+        monkeypatch.setattr(repeatable, "get_dist_info", lambda place=place: place)
+        monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda place=place: place)
+        if kind == "steps":
+            seen += draw(RepeatableSampler(12, seed=0), 4)
+        else:
+            seen += RepeatableEpochs(range(12), shuffle=True, seed=0)  # type: ignore[arg-type]
+    assert Counter(index for index, _ in seen) == Counter(range(12))
+    assert sorted(position for _, position in seen) == list(range(12))
+
+
+def test_positions_of_epochs_follow_on() -> None:
+    sampler = RepeatableEpochs(range(5), shuffle=True, seed=1)  # type: ignore[arg-type]
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert [position for _, position in [*first, *sampler]] == list(range(10))
+
+
+class Noise(Dataset[Any]):
+    """Items that depend on all three generators."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[int, float, float, float]:
+        return index, random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_items_depend_on_seed_and_position_alone() -> None:
+    def read(num_workers: int, skipped: int, seed: int = 0) -> list[Any]:
+        sampler = RepeatableSampler(6, seed=5)
+        sampler.skip(skipped)
+        loader = DataLoader(
+            RepeatableDataset(Noise(), seed),
+            batch_size=2,
+            sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=list,
+        )
+        batches = itertools.islice(iter(loader), (12 - skipped) // 2)
+        return [item for batch in batches for item in batch]
+
+    whole = read(0, 0)
+    assert len(set(whole)) == 12  # the same image is drawn anew in the second pass
+    assert read(2, 0) == whole
+    assert read(0, 4) == whole[4:]
+    assert read(0, 0, seed=1) != whole
+
+
+def test_each_number_of_the_entropy_matters() -> None:
+    values = set()
+    for entropy in ((0, 0), (0, 1), (1, 0), (0, 0, 1)):
+        seed_everything(*entropy)
+        values.add((random.random(), float(np.random.rand()), float(torch.rand(()))))
+    assert len(values) == 4
+
+
+def test_unknown_keys_are_named() -> None:
+    with pytest.raises(ValueError, match=r"section 'train' has no \['epoch'\]"):
+        check_keys({"epoch": 1, "seed": 0}, ("epochs", "seed"), "train")

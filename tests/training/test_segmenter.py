@@ -1,0 +1,587 @@
+"""Segmentation networks: what is refused, and what a training writes, resumes and predicts."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from miniatures import write_coco, write_sbd, write_voc
+from mmengine.config import Config
+from PIL import Image
+
+from adcam.cli import main
+from adcam.convert.data_sets import convert_coco, convert_sbd
+from adcam.data.png import read_mask, voc_palette, write_mask
+from adcam.data.shapes import make_shapes
+from adcam.evaluation.masks_on_disk import evaluate_masks
+from adcam.training import segmenter
+
+pytest.importorskip("mmseg", reason="mmsegmentation is not installed (extra `seg`)")
+
+
+# Warnings raised inside mmengine, mmsegmentation and tensorboard are theirs.
+pytestmark = pytest.mark.filterwarnings("default")
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs" / "seg"
+TINY_VIT = {
+    "model.backbone.backbone_kwargs": {
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 3,
+    },
+    "model.decode_head.in_channels": 24,
+    "model.decode_head.channels": 16,
+}
+
+
+def read_config(root: Path, **options: Any) -> Config:
+    """Four steps of a tiny network on `mini_shapes`."""
+    crop = (32, 32)
+    return segmenter.read_segmentation_config(
+        CONFIGS / "shapes" / "vit_fcn_shapes.py",
+        {
+            "data.root": str(root),
+            **TINY_VIT,
+            "train.max_iters": 4,
+            "train.batch_size": 4,
+            "train.num_workers": 0,
+            "train.crop_size": crop,
+            "train_pipeline.0.crop_size": crop,
+            "train.log_interval": 1,
+            "train.val_interval": 4,
+            "train.checkpoint_interval": 2,
+            **options,
+        },
+    )
+
+
+@pytest.fixture
+def cfg(mini_shapes: Path) -> Config:
+    return read_config(mini_shapes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, mini_shapes: Path) -> Path:
+    """A work_dir after four steps; read only."""
+    work_dir = tmp_path_factory.mktemp("segmenter")
+    path = segmenter.train_segmenter(read_config(mini_shapes), work_dir=work_dir)
+    assert path == work_dir / "segmenter.safetensors"
+    return work_dir
+
+
+@pytest.fixture
+def own_shapes(tmp_path: Path, mini_shapes: Path) -> Path:
+    """A copy of `mini_shapes` to damage."""
+    return Path(shutil.copytree(mini_shapes, tmp_path / "shapes"))
+
+
+def read_log(work_dir: Path) -> list[dict[str, Any]]:
+    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def losses(work_dir: Path) -> dict[int, float]:
+    """Loss of each step; of one trained twice, the later one."""
+    return {line["step"]: line["loss"] for line in read_log(work_dir) if "loss" in line}
+
+
+def test_check_counts_images_and_pixels(cfg: Config, mini_shapes: Path) -> None:
+    found = segmenter.check_segmentation(cfg)
+    assert {split: values["images"] for split, values in found.items()} == {"train": 40, "val": 15}
+    masks = [read_mask(path) for path in (mini_shapes / "SegmentationClass").glob("train_*.png")]
+    assert len(masks) == 40
+    names = ("background", *segmenter.build_classes("shapes").classes)
+    expected = {name: sum(int((m == v).sum()) for m in masks) for v, name in enumerate(names)}
+    assert found["train"]["pixels"] == expected
+    assert found["train"]["ignored"] == sum(int((m == 255).sum()) for m in masks)
+    json.dumps(found)
+
+
+def mask_of(root: Path, img_id: str = "train_00003") -> Path:
+    return root / "SegmentationClass" / f"{img_id}.png"
+
+
+def spoil_missing(path: Path) -> str:
+    path.unlink()
+    return "no such file"
+
+
+def spoil_size(path: Path) -> str:
+    write_mask(path, np.zeros((48, 63), np.uint8), voc_palette())
+    return "48×63 pixels"
+
+
+def spoil_range(path: Path) -> str:
+    mask = read_mask(path).copy()
+    mask[0, 0] = 7
+    write_mask(path, mask, voc_palette())
+    return r"values \[7\]; legal are 0, 1, 2, 3, 4, 5, 6 and 255"
+
+
+def spoil_rgb(path: Path) -> str:
+    Image.open(path).convert("RGB").save(path)
+    return "must be an 8-bit palette or grayscale PNG, got mode RGB"
+
+
+def spoil_16_bit(path: Path) -> str:
+    Image.fromarray(read_mask(path).astype(np.uint16)).save(path)
+    return "must be an 8-bit palette or grayscale PNG, got mode I;16"
+
+
+@pytest.mark.parametrize("spoil", [spoil_missing, spoil_size, spoil_range, spoil_rgb, spoil_16_bit])
+@pytest.mark.parametrize("pseudo", [False, True])
+def test_bad_masks_are_told_before_training(
+    own_shapes: Path, tmp_path: Path, spoil: Any, pseudo: bool
+) -> None:
+    cfg = read_config(own_shapes)
+    path = mask_of(own_shapes)
+    if pseudo:
+        folder = shutil.copytree(own_shapes / "SegmentationClass", tmp_path / "out" / "masks")
+        cfg.data.masks = str(tmp_path / "out")
+        path = Path(folder) / path.name
+    message = spoil(path).replace("I;16", "I;16")
+    with pytest.raises(ValueError, match=message) as raised:
+        segmenter.train_segmenter(cfg, work_dir=tmp_path / "run")
+    assert str(path) in str(raised.value)
+    assert "1 of 40 images cannot be used" in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_without_a_palette_are_fine(own_shapes: Path) -> None:
+    path = mask_of(own_shapes)
+    Image.fromarray(read_mask(path)).save(path)
+    assert segmenter.check_segmentation(read_config(own_shapes))["train"]["masks"] == 40
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.decode_head.num_classes": 6}, "num_classes is 6, but the data has 7 classes"),
+        ({"data.val": "test"}, "no list for split 'test'"),
+        ({"data.masks": "nowhere"}, "data.masks nowhere is no folder"),
+        ({"weights": "gone.safetensors"}, "gone.safetensors: no such weights file"),
+        ({"weights": "torchvision:resnet7"}, "no ImageNet weights of 'resnet7'"),
+        ({"train.amp": "fp8"}, "amp must be one of"),
+        pytest.param(
+            {"train.amp": "float16"},
+            "'float16' needs a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+        ({"model.type": "CascadeEncoderDecoder"}, "model.type must be 'EncoderDecoder'"),
+        ({"train.confidence": True}, "train.confidence needs data.masks"),
+    ],
+)
+def test_mistakes_of_a_config_are_told_before_training(
+    cfg: Config, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    cfg.merge_from_dict(change)
+    with pytest.raises(ValueError, match=message):
+        segmenter.train_segmenter(cfg, work_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_options_are_refused(mini_shapes: Path) -> None:
+    with pytest.raises(ValueError, match=r"section 'train' has no \['epochs'\]"):
+        read_config(mini_shapes, **{"train.epochs": 3})
+
+
+def test_an_empty_split_is_refused(own_shapes: Path, cfg: Config) -> None:
+    (own_shapes / "ImageSets" / "Segmentation" / "train.txt").write_text("\n")
+    with pytest.raises(ValueError, match="the list is empty"):
+        segmenter.check_segmentation(read_config(own_shapes))
+
+
+def test_a_folder_holds_one_training(finished: Path, mini_shapes: Path, tmp_path: Path) -> None:
+    work_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    (work_dir / "last_checkpoint").write_text(str(work_dir / "iter_4.pth"))
+    before = (work_dir / "segmenter.safetensors").read_bytes()
+    other = read_config(mini_shapes, **{"train.max_iters": 5})
+    with pytest.raises(ValueError, match=r"train\.max_iters: 4 -> 5\n.*--restart"):
+        segmenter.train_segmenter(other, work_dir=work_dir)
+    watched = read_config(mini_shapes, **{"train.log_interval": 2, "test.flip": True})
+    segmenter.train_segmenter(watched, work_dir=work_dir)  # all steps are done
+    assert (work_dir / "segmenter.safetensors").read_bytes() == before
+    segmenter.train_segmenter(other, work_dir=work_dir, resume=False)
+    assert (work_dir / "iter_5.pth").is_file()
+
+
+def test_training_writes_checkpoint_log_and_network(finished: Path) -> None:
+    assert list(losses(finished)) == [1, 2, 3, 4]
+    assert (finished / "iter_4.pth").is_file()
+    assert list(finished.glob("*/vis_data/events.out.tfevents.*"))
+    (scores,) = [line for line in read_log(finished) if "mIoU" in line]
+    assert 0 < scores["mIoU"] < 100
+
+
+def test_the_test_scores_equal_those_of_validation_and_of_evaluate(
+    finished: Path, cfg: Config, tmp_path: Path, mini_shapes: Path
+) -> None:
+    scores = segmenter.test_segmenter(
+        cfg, finished / "segmenter.safetensors", work_dir=tmp_path, masks_out=tmp_path / "out"
+    )
+    assert json.loads((tmp_path / "test_val.json").read_text()) == scores
+    (validation,) = [line for line in read_log(finished) if "mIoU" in line]
+    assert scores["miou"] == pytest.approx(validation["mIoU"], abs=1e-3)
+    ids = [f"val_{i:05d}" for i in range(15)]
+    again = evaluate_masks(tmp_path / "out", mini_shapes / "SegmentationClass", ids=ids)
+    assert again["iou_per_class"] == scores["iou_per_class"]
+    assert np.sum(scores["confusion"]) == 15 * 48 * 64
+    # The masks are there, so the second time nothing is computed.
+    stamp = max(path.stat().st_mtime_ns for path in (tmp_path / "out" / "masks").iterdir())
+    assert scores == segmenter.test_segmenter(
+        cfg, finished / "segmenter.safetensors", work_dir=tmp_path, masks_out=tmp_path / "out"
+    )
+    assert stamp == max(path.stat().st_mtime_ns for path in (tmp_path / "out" / "masks").iterdir())
+
+
+def test_mmsegmentations_metric_gives_the_same_numbers(
+    finished: Path, cfg: Config, tmp_path: Path, mini_shapes: Path
+) -> None:
+    from mmseg.evaluation import IoUMetric
+
+    scores = segmenter.test_segmenter(
+        cfg, finished / "segmenter.safetensors", work_dir=tmp_path, masks_out=tmp_path / "out"
+    )
+    areas = [
+        IoUMetric.intersect_and_union(
+            torch.from_numpy(read_mask(path)),
+            torch.from_numpy(read_mask(mini_shapes / "SegmentationClass" / path.name)),
+            7,
+            255,
+        )
+        for path in sorted((tmp_path / "out" / "masks").glob("*.png"))
+    ]
+    assert len(areas) == 15
+    # float64: mmsegmentation divides in float32, which alone is off by up to 1e-5 percent.
+    totals = [sum(column).double() for column in zip(*areas, strict=True)]
+    theirs = IoUMetric.total_area_to_metrics(*totals, metrics=["mIoU"])
+    np.testing.assert_allclose(
+        list(scores["iou_per_class"].values()), 100 * np.array(theirs["IoU"]), rtol=0, atol=1e-6
+    )
+    assert scores["miou"] == pytest.approx(100 * float(np.mean(theirs["IoU"])), abs=1e-6)
+
+
+def test_restricted_to_labels_only_they_are_predicted(
+    finished: Path, cfg: Config, tmp_path: Path
+) -> None:
+    cfg.test.update(labels="given", crf="toco", flip=True, scales=[1.0, 1.5])
+    segmenter.test_segmenter(
+        cfg, finished / "segmenter.safetensors", work_dir=tmp_path, masks_out=tmp_path / "out"
+    )
+    images = segmenter.build_dataset(cfg.data, "val")
+    for record in images.records:
+        values = set(np.unique(read_mask(tmp_path / "out" / "masks" / f"{record.img_id}.png")))
+        assert values <= {0, *(i + 1 for i in record.class_ids or ())}
+
+
+def test_predict_any_folder_and_go_on(finished: Path, cfg: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "photos" / "more"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 51, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "a.jpg")
+    Image.fromarray(pixels[:20]).save(folder.parent / "b.png")
+    (folder.parent / "broken.jpg").write_text("no image")
+    network = finished / "segmenter.safetensors"
+    result = segmenter.predict_segmenter(cfg, network, folder.parent, tmp_path / "out")
+    assert result["ok"] == 2
+    assert list(result["failed"]) == ["broken"]
+    with Image.open(tmp_path / "out" / "masks" / "more" / "a.png") as mask:
+        assert (mask.mode, mask.size) == ("P", (51, 37))
+    assert read_mask(tmp_path / "out" / "masks" / "b.png").shape == (20, 51)
+    before = (tmp_path / "out" / "masks" / "b.png").stat().st_mtime_ns
+    assert segmenter.predict_segmenter(cfg, network, folder.parent, tmp_path / "out") == result
+    assert (tmp_path / "out" / "masks" / "b.png").stat().st_mtime_ns == before
+    cfg.test.flip = True
+    with pytest.raises(ValueError, match="another configuration"):
+        segmenter.predict_segmenter(cfg, network, folder.parent, tmp_path / "out")
+
+
+def test_the_network_of_another_head_is_refused(
+    finished: Path, cfg: Config, tmp_path: Path
+) -> None:
+    network = finished / "segmenter.safetensors"
+    other = copy.deepcopy(cfg)
+    other.model.decode_head.channels = 8
+    with pytest.raises(ValueError, match="does not fit the network of the config"):
+        segmenter.test_segmenter(other, network, work_dir=tmp_path)
+    cfg.data.classes = ["a", "b", "c", "d", "e", "f"]
+    with pytest.raises(ValueError, match="was trained for the classes"):
+        segmenter.predict_segmenter(
+            cfg, network, Path(cfg.data.root) / "JPEGImages", tmp_path / "out"
+        )
+
+
+def test_confidence_weights_come_from_the_maps(cfg: Config, tmp_path: Path) -> None:
+    from adcam.labeling.maps_file import encode_maps
+    from adcam.structures import ClassMaps, Sample
+
+    class_set = segmenter.build_classes("shapes")
+    scores = np.stack([np.full((32, 32), 0.8), np.full((32, 32), 0.4)]).astype(np.float32)
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "a.npz").write_bytes(
+        encode_maps(ClassMaps((1, 3), scores), class_set, (32, 32))
+    )
+    cfg.data.masks = str(tmp_path)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:8], mask[8:16], mask[16:24] = class_set.mask_values[1], class_set.mask_values[3], 255
+    weight = segmenter._read_confidence(cfg)(
+        Sample("a", np.zeros((32, 32, 3), np.uint8), mask=mask)
+    )
+    np.testing.assert_allclose(weight[0], 204)
+    np.testing.assert_allclose(weight[8], 102)
+    np.testing.assert_allclose(weight[31], 51)  # background: what the likeliest class leaves
+
+
+def test_self_training_makes_the_masks_of_the_next_round(cfg: Config, tmp_path: Path) -> None:
+    cfg.self_training = {"rounds": 2, "flip": True, "min_prob": 0.4}
+    path = segmenter.train_segmenter(cfg, work_dir=tmp_path)
+    assert path == tmp_path / "segmenter.safetensors"
+    assert path.read_bytes() == (tmp_path / "round_2" / "segmenter.safetensors").read_bytes()
+    images = segmenter.build_dataset(cfg.data, "train")
+    values: set[int] = set()
+    for record in images.records:
+        mask = read_mask(tmp_path / "round_1" / "train_masks" / "masks" / f"{record.img_id}.png")
+        held = set(np.unique(mask).tolist())
+        assert held <= {0, 255, *(i + 1 for i in record.class_ids or ())}
+        values |= held
+    assert 255 in values and len(values) > 2
+    # Nothing is trained or predicted twice, and a lost last round is trained alone.
+    (tmp_path / "round_2" / "segmenter.safetensors").unlink()
+    before = (tmp_path / "round_1" / "segmenter.safetensors").stat().st_mtime_ns
+    content = path.read_bytes()
+    segmenter.train_segmenter(cfg, work_dir=tmp_path)
+    assert (tmp_path / "round_1" / "segmenter.safetensors").stat().st_mtime_ns == before
+    assert path.read_bytes() == content
+
+
+def test_the_documented_commands_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ADCAM_DATA_ROOT", raising=False)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    make_shapes(tmp_path / "data" / "shapes", num_train=4, num_val=2, size_hw=(96, 96), seed=0)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (70, 50)).save(tmp_path / "photos" / "a.jpg")
+    text = (ROOT / "docs" / "segmentation.md").read_text("utf-8")
+    commands = re.findall(r"^\$ adcam ((?:.*\\\n)*.+)$", text, flags=re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        assert main(shlex.split(command.replace("\\\n", " "))) == 0, command
+    assert "nothing is wrong" in capsys.readouterr().out
+    assert (tmp_path / "predicted" / "masks" / "a.png").is_file()
+    assert (tmp_path / "work" / "segmenter" / "test_val.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_table_of_costs_is_what_the_tool_prints() -> None:
+    row = runpy.run_path(str(ROOT / "tools" / "segmentation_cost.py"))["row"]
+    paths = sorted(CONFIGS.glob("voc12/*.py")) + sorted(CONFIGS.glob("coco14/*.py"))
+    text = (ROOT / "docs" / "segmentation.md").read_text("utf-8")
+    assert [line for line in map(row, paths) if line not in text] == []
+    assert len(re.findall(r"^\| `(?:voc12|coco14)/", text, flags=re.MULTILINE)) == len(paths) == 8
+
+
+@pytest.mark.parametrize(
+    "words", ["", "train --check", "predict --out x", "predict photos", "train photos"]
+)
+def test_commands_that_contradict_themselves(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["segment", "configs/seg/shapes/vit_fcn_shapes.py", *words.split()]) == 2
+    assert "error:" in capsys.readouterr().err
+
+
+TRAIN_SCRIPT = """
+    import os
+    import sys
+    import torch
+    from mmengine.config import Config
+    from adcam.training import segmenter
+
+    torch.set_num_threads(1)
+    launcher = "pytorch" if "RANK" in os.environ else "none"
+    segmenter.train_segmenter(
+        Config.fromfile(sys.argv[1]), work_dir=sys.argv[2], launcher=launcher
+    )
+    if launcher == "pytorch":
+        torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(tmp_path: Path, mini_shapes: Path) -> None:
+    """torchrun on CPUs: the images of a step are those of one process with twice the batch."""
+    cfg = read_config(mini_shapes, **{"train.batch_size": 2, "train.max_iters": 3})
+    # Batch statistics are of each process alone; without them the mean gradient is the same.
+    cfg.model.decode_head.norm_cfg = {"type": "GN", "num_groups": 1}
+    cfg.model.decode_head.dropout_ratio = 0
+    cfg.dump(str(tmp_path / "config.py"))
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(TRAIN_SCRIPT))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
+            *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
+            *(str(script), str(tmp_path / "config.py"), str(tmp_path / "two")),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    cfg.train.batch_size = 4
+    segmenter.train_segmenter(cfg, work_dir=tmp_path / "one")
+    assert list(losses(tmp_path / "two")) == [1, 2, 3]
+    two, one = (
+        [line["mIoU"] for line in read_log(tmp_path / name) if "mIoU" in line]
+        for name in ("two", "one")
+    )
+    assert two == pytest.approx(one, abs=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_killed_and_resumed_as_if_never_killed(
+    tmp_path: Path, mini_shapes: Path, num_workers: int
+) -> None:
+    """kill -9 while a checkpoint is written: the same batches, crops and losses follow."""
+    cfg = read_config(
+        mini_shapes,
+        **{
+            "train.max_iters": 60,
+            "train.checkpoint_interval": 10,
+            "train.val_interval": 25,
+            "train.num_workers": num_workers,
+            "model.backbone.drop_path_rate": 0.3,
+        },
+    )
+    segmenter.train_segmenter(cfg, work_dir=tmp_path / "whole")
+    cfg.dump(str(tmp_path / "config.py"))
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(TRAIN_SCRIPT))
+    command = [sys.executable, str(script), str(tmp_path / "config.py"), str(tmp_path / "run")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not (tmp_path / "run" / "iter_20.pth").exists():
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert max(losses(tmp_path / "run")) < 60
+    assert not (tmp_path / "run" / "segmenter.safetensors").exists()
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    whole, resumed = ((tmp_path / n / "segmenter.safetensors") for n in ("whole", "run"))
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
+def shrink(size: int) -> dict[str, Any]:
+    """Options that make any config of configs/seg a matter of seconds."""
+    return {
+        "weights": None,
+        "train.max_iters": 2,
+        "train.batch_size": 2,
+        "train.num_workers": 0,
+        "train.crop_size": (size, size),
+        "train_pipeline.1.crop_size": (size, size),
+        "train_pipeline.0.scale": (8 * size, size),
+        "train.val_interval": 2,
+        "test.short_side": size,
+    }
+
+
+def run_every_stage(cfg: Config, tmp_path: Path, images: Path) -> None:
+    segmenter.check_segmentation(cfg)
+    network = segmenter.train_segmenter(cfg, work_dir=tmp_path / "run")
+    scores = segmenter.test_segmenter(cfg, network, work_dir=tmp_path / "run")
+    assert 0 <= scores["miou"] <= 100
+    result = segmenter.predict_segmenter(cfg, network, images, tmp_path / "predicted")
+    assert result["failed"] == {}
+    assert len(list((tmp_path / "predicted" / "masks").rglob("*.png"))) == result["ok"] > 0
+
+
+def configs_of(folder: str) -> list[Any]:
+    """Configs of a folder; most are left to the slow tests."""
+    names = sorted(path.name for path in (CONFIGS / folder).glob("*.py"))
+    return [
+        pytest.param(name, marks=[] if "v3plus_r50" in name else [pytest.mark.slow])
+        for name in names
+    ]
+
+
+NAMES = sorted(
+    path.relative_to(CONFIGS).as_posix()
+    for path in CONFIGS.rglob("*.py")
+    if "_base_" not in path.parts
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_has_an_output_for_each_class(name: str) -> None:
+    cfg = segmenter.read_segmentation_config(CONFIGS / name)
+    segmenter.check_heads(cfg, segmenter.build_classes(cfg.data.classes))
+    assert cfg.train_pipeline[-1]["type"] != "PackSegInputs"  # done after weights are attached
+    crops = [t["crop_size"] for t in cfg.train_pipeline if t["type"] == "RandomCrop"]
+    assert [tuple(crop) for crop in crops] == [tuple(cfg.train.crop_size)]
+    kept = cfg.data.train if isinstance(cfg.data.train, list) else [cfg.data.train]
+    assert cfg.data.val not in kept
+
+
+@pytest.mark.parametrize("name", configs_of("voc12"))
+def test_the_voc_configs_run_through_every_stage(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "VOC2012"
+    write_voc(root)
+    write_sbd(tmp_path / "benchmark_RELEASE")
+    convert_sbd(tmp_path / "benchmark_RELEASE", root, partial=True)
+    masks = shutil.copytree(root / "SegmentationClassAug", tmp_path / "out" / "masks").parent
+    options = {
+        **shrink(64),
+        "data.root": str(root),
+        "data.masks": str(masks),
+        "data.expected_counts": {"train_aug": 4, "val": 2},
+    }
+    cfg = segmenter.read_segmentation_config(CONFIGS / "voc12" / name, options)
+    run_every_stage(cfg, tmp_path, root / "JPEGImages")
+
+
+@pytest.mark.parametrize("name", configs_of("coco14"))
+def test_the_coco_configs_run_through_every_stage(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    root = tmp_path / "coco"
+    write_coco(root, "train2014", "val2014")
+    for split in ("train2014", "val2014"):
+        convert_coco(root / "annotations" / f"instances_{split}.json", root, partial=True)
+    masks = shutil.copytree(root / "masks" / "train2014", tmp_path / "out" / "masks").parent
+    options = {
+        **shrink(64),
+        "data.root": str(root),
+        "data.masks": str(masks),
+        "data.expected_counts": {"train2014_objects": 2, "val2014": 3},
+    }
+    cfg = segmenter.read_segmentation_config(CONFIGS / "coco14" / name, options)
+    run_every_stage(cfg, tmp_path, root / "val2014")
