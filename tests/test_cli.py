@@ -358,8 +358,7 @@ def test_train_and_demo_pass_their_arguments_on(
 def test_compare_writes_a_table_and_unless_told_not_to_a_report(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from adcam.evaluation import compare
-    from adcam.recipe import experiment
+    from adcam.recipe import compare, experiment
 
     def fake_compare(cfg: object, work_dir: Path, *, progress: object) -> str:
         return f"table in {work_dir}"

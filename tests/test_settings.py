@@ -19,7 +19,7 @@ from adcam.data.coco import COCO_CLASSES
 from adcam.data.open_images import open_images
 from adcam.data.sources import build_classes, build_dataset
 from adcam.data.voc import VOC_CLASSES
-from adcam.evaluation.compare import Row, read_rows
+from adcam.evaluation.compare import Row
 from adcam.evaluation.compare_boxes import BoxRow
 from adcam.evaluation.masks_on_disk import evaluate_masks
 from adcam.files import hash_file, hash_values
@@ -28,6 +28,7 @@ from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.map_maker import Views
 from adcam.models.classifier_file import load_classifier
 from adcam.models.token_cam import TokenCAM
+from adcam.recipe.compare import read_rows
 from adcam.settings import load_config, parse_overrides
 from adcam.training.classifier import train_classifier
 

@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare_masks(args: argparse.Namespace, cfg: Any, work_dir: Path) -> Path | None:
-    from adcam.evaluation.compare import run_compare
     from adcam.progress import track
+    from adcam.recipe.compare import run_compare
     from adcam.recipe.experiment import print_results, run_experiment
 
     report = None
@@ -67,9 +67,9 @@ def _compare_masks(args: argparse.Namespace, cfg: Any, work_dir: Path) -> Path |
 
 
 def _compare_boxes(args: argparse.Namespace, cfg: Any, work_dir: Path) -> Path | None:
-    from adcam.evaluation.compare_boxes import run_compare_boxes
     from adcam.progress import track
     from adcam.recipe.box_report import run_box_experiment
+    from adcam.recipe.compare import run_compare_boxes
 
     report = None
     if args.table_only:

@@ -10,19 +10,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config
 
 from adcam.cams import Method, build_method
 from adcam.data.dataset import ImageDataset
-from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
-from adcam.files import write_text
-from adcam.labeling.labeler import DTYPES
 from adcam.labeling.map_maker import (
     Network,
     Views,
@@ -33,15 +28,12 @@ from adcam.labeling.map_maker import (
 from adcam.masks.background import compute_bg_score, compute_mask, stack_probabilities
 from adcam.masks.crf import build_refinement
 from adcam.metrics.miou import MeanIoU, MeanIoUResult, ThresholdCurve, ThresholdCurveResult
-from adcam.models.classifier_file import load_classifier
 from adcam.structures import ClassMaps, ClassSet
-from adcam.training.classifier import CLASSIFIER_NAME, train_classifier
 
 THRESHOLDS = tuple(round(step / 100, 2) for step in range(100))
 """Background scores swept where only a threshold is applied."""
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -264,41 +256,6 @@ def _count(future: Any, truth: np.ndarray, metrics: Mapping[float, MeanIoU]) -> 
         metric.update(mask, truth)
 
 
-def rows_from_config(cfg: Config) -> list[Row]:
-    """The rows of a config's ``compare.rows``, as :func:`read_rows`."""
-    return read_rows(cfg, Row)
-
-
-def read_rows(cfg: Config, kind: Callable[..., R]) -> list[R]:
-    """The entries of a config's ``compare.rows`` as objects.
-
-    Args:
-        cfg: The config.
-        kind: Class of a row; the keys of an entry are its arguments.
-
-    Raises:
-        AdcamError: If a row has an unknown or missing key, or two share a name.
-    """
-    rows = []
-    for entry in cfg.compare.rows:
-        values = dict(entry.to_dict() if isinstance(entry, Config) else entry)
-        if "crf_thresholds" in values:
-            values["crf_thresholds"] = tuple(values["crf_thresholds"])
-        try:
-            if "views" in values:
-                views = dict(values["views"])
-                if "scales" in views:
-                    views["scales"] = tuple(views["scales"])
-                values["views"] = Views(**views)
-            rows.append(kind(**values))
-        except TypeError as error:
-            raise AdcamError(f"compare.rows, {values.get('name')!r}: {error}") from error
-    names = [entry["name"] for entry in cfg.compare.rows]
-    if len(set(names)) != len(names):
-        raise AdcamError(f"two rows of compare.rows share a name: {names}")
-    return rows
-
-
 def format_csv(results: Sequence[RowResult], class_set: ClassSet) -> str:
     """The table as CSV: one line a row, percent with two digits."""
     lines = []
@@ -324,63 +281,3 @@ def format_csv(results: Sequence[RowResult], class_set: ClassSet) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
-
-
-def run_compare(
-    cfg: Config, work_dir: str | Path, *, progress: Progress | None = None
-) -> list[RowResult]:
-    """Train if ``work_dir`` has no classifier, then score the config's ``compare.rows``.
-
-    Writes ``compare.csv`` into ``work_dir``.
-
-    Args:
-        cfg: A training config with a ``compare`` section: ``rows``, the splits ``choose_on`` and
-            ``report_on``, and ``choose_stride``/``report_stride`` to use every n-th image.
-        work_dir: Where the classifier is or will be.
-        progress: As for :func:`compare_methods`.
-
-    Raises:
-        AdcamError: If the config has no ``compare`` section, or something in it is wrong.
-    """
-    work_dir = Path(work_dir)
-    dtype = cfg.compare.get("dtype", "float32")
-    if dtype not in DTYPES:
-        raise AdcamError(f"compare.dtype must be one of {DTYPES}, got {dtype!r}")
-    network = load_classifier(find_classifier(cfg, work_dir)).network
-    stride = cfg.compare.get("choose_stride", 1)
-    results = compare_methods(
-        network,
-        rows_from_config(cfg),
-        build_dataset(cfg.data, cfg.compare.choose_on)[::stride],
-        build_dataset(cfg.data, cfg.compare.report_on)[:: cfg.compare.get("report_stride", 1)],
-        dtype=getattr(torch, dtype),
-        progress=progress,
-    )
-    class_set = build_dataset(cfg.data, cfg.compare.report_on).class_set
-    write_text(work_dir / "compare.csv", format_csv(results, class_set))
-    return results
-
-
-def find_classifier(cfg: Config, work_dir: Path) -> Path:
-    """The classifier that is compared: ``compare.checkpoint``, or that of ``work_dir``.
-
-    It is trained if ``work_dir`` has none.
-
-    Raises:
-        AdcamError: If the config has no ``compare`` section.
-    """
-    check_compare(cfg)
-    if "checkpoint" in cfg.compare:
-        return Path(cfg.compare.checkpoint)
-    path = work_dir / CLASSIFIER_NAME
-    return path if path.is_file() else train_classifier(cfg, work_dir)
-
-
-def check_compare(cfg: Config) -> None:
-    """Refuse a config that compares nothing.
-
-    Raises:
-        AdcamError: If it has no ``compare`` section.
-    """
-    if "compare" not in cfg:
-        raise AdcamError("the config has no section 'compare'; configs/voc_animals has examples")

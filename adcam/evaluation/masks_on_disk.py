@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
 from adcam.labeling.maps_file import StoredMaps, load_maps
 from adcam.labeling.output_folder import CONFIG_NAME, MAPS_DIR, masks_folder
-from adcam.metrics.miou import Average, MeanIoU, MeanIoUResult, PredIgnore, ThresholdCurve
+from adcam.metrics.miou import Average, MeanIoU, PredIgnore, ThresholdCurve, name_classes
 from adcam.progress import track
 from adcam.structures import IGNORE_INDEX, ClassSet
 
@@ -236,15 +236,6 @@ def _count_classes(pairs: _Pairs) -> int:
         mask = read_mask(path)
         highest = max(highest, int(mask.max(initial=0, where=mask != IGNORE_INDEX)))
     return highest + 1
-
-
-def name_classes(result: MeanIoUResult, names: Mapping[int, str]) -> dict[str, Any]:
-    """The result with classes by name, without those that neither side holds."""
-    values = result.to_dict()
-    held = [i for i, iou in enumerate(values["iou_per_class"]) if iou is not None]
-    for key in ("iou_per_class", "precision_per_class", "recall_per_class"):
-        values[key] = {names.get(i, str(i)): values[key][i] for i in held}
-    return values
 
 
 def _check_same_hw(

@@ -8,7 +8,7 @@ are int64: int32 wraps at the size of COCO.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -418,6 +418,15 @@ def compute_confusion(
     flat += _class_index(predicted, "pred", num_classes, ignore_index)
     counts = np.bincount(flat.ravel(), minlength=size * size).reshape(size, size)
     return counts[:num_classes].astype(np.int64)
+
+
+def name_classes(result: MeanIoUResult, names: Mapping[int, str]) -> dict[str, Any]:
+    """The result with classes by name, without those that neither side holds."""
+    values = result.to_dict()
+    held = [i for i, iou in enumerate(values["iou_per_class"]) if iou is not None]
+    for key in ("iou_per_class", "precision_per_class", "recall_per_class"):
+        values[key] = {names.get(i, str(i)): values[key][i] for i in held}
+    return values
 
 
 def _class_index(values: np.ndarray, name: str, num_classes: int, ignore_index: int) -> np.ndarray:

@@ -14,17 +14,17 @@ from rich.console import Console
 from adcam.boxes import ts_cam
 from adcam.data.dataset import ImageDataset
 from adcam.errors import AdcamError
-from adcam.evaluation.compare_boxes import (
-    COMPARISON_NAME,
-    BoxComparison,
-    BoxRowResult,
-    find_networks,
-    run_compare_boxes,
-)
+from adcam.evaluation.compare_boxes import BoxRowResult
 from adcam.files import hash_file, hash_values
 from adcam.labeling.mask_maker import resize_maps
 from adcam.metrics.localization import ERROR_TYPES, NUM_IOU_BINS, ORACLE
 from adcam.progress import track
+from adcam.recipe.compare import (
+    COMPARISON_NAME,
+    BoxComparison,
+    find_networks,
+    run_compare_boxes,
+)
 from adcam.recipe.comparison_report import describe_machine, pick_spread
 from adcam.recipe.experiment import stage
 from adcam.report.figures import draw_boxes, overlay_heat
@@ -77,7 +77,7 @@ def run_box_experiment(
     into ``work_dir``.
 
     Args:
-        cfg: As for :func:`adcam.evaluation.compare_boxes.run_compare_boxes`.
+        cfg: As for :func:`adcam.recipe.compare.run_compare_boxes`.
         work_dir: Where everything goes.
         title: Of the report.
         command: What makes it again, shown in the report.

@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from adcam.data.sources import build_dataset
-from adcam.evaluation.compare import RowResult, find_classifier, run_compare
+from adcam.evaluation.compare import RowResult
 from adcam.files import hash_file, hash_values, write_json
 from adcam.labeling.generate import default_workers, generate
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.masks.background import BackgroundRule
 from adcam.models.classifier_file import load_classifier
 from adcam.progress import track
+from adcam.recipe.compare import find_classifier, run_compare
 from adcam.recipe.comparison_report import (
     build_comparison_report,
     describe_machine,

@@ -26,13 +26,12 @@ from adcam.data.open_images import open_images
 from adcam.data.png import read_mask, write_mask
 from adcam.data.sources import build_classes, build_dataset
 from adcam.errors import AdcamError
-from adcam.evaluation.masks_on_disk import name_classes
 from adcam.files import hash_file, hash_or_none, hash_values, write_bytes, write_json
 from adcam.installation import why_not_importable
 from adcam.labeling.maps_file import load_maps
 from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR, RunFolder, diff_configs, masks_folder
 from adcam.masks.crf import CRF_PARAMS, refine
-from adcam.metrics.miou import MeanIoU, compute_confusion
+from adcam.metrics.miou import MeanIoU, compute_confusion, name_classes
 from adcam.models.weights import find_weights, load_any_backbone_weights, load_state_dict
 from adcam.progress import track
 from adcam.settings import load_config

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from PIL import Image
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.folder import load_images
 from adcam.data.png import voc_palette, write_mask
 from adcam.evaluation import compare
-from adcam.evaluation.compare import Row, compare_methods, format_csv, rows_from_config, run_compare
+from adcam.evaluation.compare import Row, compare_methods, format_csv
 from adcam.labeling.map_maker import Views
 from adcam.structures import TokenMaps
 
@@ -214,85 +213,3 @@ def test_images_without_truth_are_refused(
     (tmp_path / "train1_mask.png").unlink()
     with pytest.raises(ValueError, match="train1_mask"):
         compare_methods(Colours(), rows, *splits)
-
-
-def test_rows_from_a_config() -> None:
-    cfg = Config(
-        {
-            "compare": {
-                "rows": [
-                    {"name": "A", "method": "cam"},
-                    {
-                        "name": "B",
-                        "method": "ad_cam",
-                        "options": {"power": 3.0, "layers": [0, 1]},
-                        "views": {"scales": [32, 64], "flip": True, "keep_ratio": False},
-                        "crf": "irn",
-                        "crf_thresholds": [0.3, 0.5],
-                    },
-                ]
-            }
-        }
-    )
-    a, b = rows_from_config(cfg)
-    assert a == Row("A", "cam")
-    assert b.views == Views((32, 64), flip=True, keep_ratio=False)
-    assert b.crf_thresholds == (0.3, 0.5)
-    assert b.build().layer_sets(4) == ((0, 1),)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"name": "A"}, "share a name"),
-        ({"vews": {}}, "vews"),
-        ({"views": {"scale": [3]}}, "'B'.*scale"),
-        ({"views": {"scales": []}}, "scales must be positive"),
-        ({"crf": "irn"}, "no crf_thresholds"),
-    ],
-)
-def test_wrong_rows(change: dict[str, Any], message: str) -> None:
-    rows = [{"name": "A", "method": "cam"}, {"name": "B", "method": "cam", **change}]
-    with pytest.raises(ValueError, match=message):
-        rows_from_config(Config({"compare": {"rows": rows}}))
-
-
-@pytest.mark.filterwarnings("default")  # of mmengine while it trains
-def test_one_command_trains_once_and_repeats_itself(
-    tmp_path: Path, mini_cfg: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mini_cfg.train.epochs = 1
-    mini_cfg.compare = {
-        "choose_on": "train",
-        "report_on": "val",
-        "rows": [
-            {"name": n, "method": m, "views": {"scales": [32], "flip": True}}
-            for n, m in (("CAM", "cam"), ("AD-CAM", "ad_cam"))
-        ],
-    }
-    trainings = []
-    train = compare.train_classifier
-
-    def count(*args: Any, **kwargs: Any) -> Path:
-        trainings.append(1)
-        return train(*args, **kwargs)
-
-    monkeypatch.setattr(compare, "train_classifier", count)
-    results = run_compare(mini_cfg, tmp_path / "a")
-    first = (tmp_path / "a" / "compare.csv").read_bytes()
-    assert [result.row.name for result in results] == ["CAM", "AD-CAM"]
-    run_compare(mini_cfg, tmp_path / "a")
-    assert trainings == [1]
-    assert (tmp_path / "a" / "compare.csv").read_bytes() == first
-    run_compare(mini_cfg, tmp_path / "b")  # trained again, from scratch
-    assert trainings == [1, 1]
-    assert (tmp_path / "b" / "compare.csv").read_bytes() == first
-
-    mini_cfg.compare.checkpoint = str(tmp_path / "a" / "classifier.safetensors")
-    run_compare(mini_cfg, tmp_path / "c")
-    assert trainings == [1, 1]
-    assert (tmp_path / "c" / "compare.csv").read_bytes() == first
-
-    mini_cfg.compare.dtype = "float8"
-    with pytest.raises(ValueError, match=r"compare\.dtype must be one of .* got 'float8'"):
-        run_compare(mini_cfg, tmp_path / "d")
