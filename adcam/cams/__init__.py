@@ -9,13 +9,22 @@ from torch import Tensor
 
 from adcam.cams.ad_cam import ADCAM
 from adcam.cams.cam import CAM
-from adcam.cams.clip_es import CLIPES
-from adcam.cams.coupled import Coupled
+from adcam.cams.forms import CLIPESForm, MCTformerForm, TransCAMForm
 from adcam.cams.ts_cam import TSCAM
 from adcam.errors import AdcamError
 from adcam.structures import TokenMaps
 
-__all__ = ["ADCAM", "CAM", "CLIPES", "METHODS", "TSCAM", "Coupled", "Method", "build_method"]
+__all__ = [
+    "ADCAM",
+    "CAM",
+    "METHODS",
+    "TSCAM",
+    "CLIPESForm",
+    "MCTformerForm",
+    "Method",
+    "TransCAMForm",
+    "build_method",
+]
 
 
 class Method(Protocol):
@@ -30,15 +39,15 @@ class Method(Protocol):
         ...
 
 
-METHODS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
-    "cam": (CAM, {}),
-    "ts_cam": (TSCAM, {}),
-    "transcam": (Coupled, {"init": "cam"}),
-    "coupled": (Coupled, {}),
-    "clip_es": (CLIPES, {}),
-    "ad_cam": (ADCAM, {}),
+METHODS: Mapping[str, Any] = {
+    "cam": CAM,
+    "ts_cam": TSCAM,
+    "transcam_form": TransCAMForm,
+    "mctformer_form": MCTformerForm,
+    "clip_es_form": CLIPESForm,
+    "ad_cam": ADCAM,
 }
-"""Name -> (class, options that differ from the class' own)."""
+"""The class of each method by its name."""
 
 
 def build_method(name: str, **options: Any) -> Method:
@@ -53,10 +62,10 @@ def build_method(name: str, **options: Any) -> Method:
     """
     if name not in METHODS:
         raise AdcamError(f"unknown method {name!r}; methods: {sorted(METHODS)}")
-    cls, preset = METHODS[name]
+    cls = METHODS[name]
     legal = cls.__dataclass_fields__
     unknown = sorted(options.keys() - legal.keys())
     if unknown:
         raise AdcamError(f"{name} has no option {unknown}; options: {sorted(legal)}")
-    method: Method = cls(**{**preset, **options})
+    method: Method = cls(**options)
     return method

@@ -10,23 +10,26 @@ from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
 
-def select_cam(maps: TokenMaps, class_ids: Tensor, *, rectify: str, compete: float) -> Tensor:
+def select_cam(
+    maps: TokenMaps, class_ids: Tensor, *, negatives: str, rival_weight: float
+) -> Tensor:
     """Class maps of chosen classes.
 
     Args:
         maps: Token maps of B images.
         class_ids: int64 (B, K), foreground ids in 0..C-1; an id may stand there twice.
-        rectify: What becomes of negative evidence: ``"relu"`` cuts it off, ``"shift"`` subtracts
+        negatives: What happens to negative evidence: ``"relu"`` cuts it off, ``"shift"`` subtracts
             each map's minimum, which keeps the order of weak patches (a body scores low, but above
-            the background), ``"none"`` leaves the maps as they are, whatever ``compete``.
-        compete: As in :func:`subtract_rivals`.
+            the background), ``"keep"`` leaves the maps as they are, whatever ``rival_weight``.
+        rival_weight: Share of the strongest other class that is subtracted, in [0, 1); see
+            :func:`subtract_rivals`.
 
     Returns:
         (B, K, h, w).
 
     Raises:
         AdcamError: If ``class_ids`` has another shape or holds an id outside 0..C-1, for an
-            unknown ``rectify``, or a ``compete`` outside its range.
+            unknown ``negatives``, or a ``rival_weight`` outside its range.
     """
     batch, num_fg_classes, height, width = maps.cam.shape
     if class_ids.ndim != 2 or class_ids.shape[0] != batch:
@@ -35,17 +38,17 @@ def select_cam(maps: TokenMaps, class_ids: Tensor, *, rectify: str, compete: flo
         raise AdcamError(f"class_ids must lie in 0..{num_fg_classes - 1}, got {class_ids.tolist()}")
     index = class_ids[:, :, None, None].expand(-1, -1, height, width)
     cam = torch.gather(maps.cam, 1, index)  # (B, K, h, w)
-    if rectify == "none":
+    if negatives == "keep":
         return cam
-    if rectify == "relu":
-        return subtract_rivals(cam.relu(), class_ids, share=compete)
-    if rectify == "shift":
+    if negatives == "relu":
+        return subtract_rivals(cam.relu(), class_ids, weight=rival_weight)
+    if negatives == "shift":
         low = cam.amin(dim=(-2, -1), keepdim=True)
-        return subtract_rivals(cam - low, class_ids, share=compete)
-    raise AdcamError(f"rectify must be 'relu', 'shift' or 'none', got {rectify!r}")
+        return subtract_rivals(cam - low, class_ids, weight=rival_weight)
+    raise AdcamError(f"negatives must be 'shift', 'relu' or 'keep', got {negatives!r}")
 
 
-def subtract_rivals(cam: Tensor, class_ids: Tensor, *, share: float) -> Tensor:
+def subtract_rivals(cam: Tensor, class_ids: Tensor, *, weight: float) -> Tensor:
     """Take from each class map a share of the strongest other one, each scaled to its maximum.
 
     A classifier finds a rider on the horse too, since the two occur together; which of both a
@@ -54,25 +57,25 @@ def subtract_rivals(cam: Tensor, class_ids: Tensor, *, share: float) -> Tensor:
     Args:
         cam: (B, K, h, w), non-negative.
         class_ids: (B, K); equal ids are no rivals.
-        share: In [0, 1): 0 takes nothing, larger parts the classes harder, and eats into what two
-            of them have in common.
+        weight: The share to subtract, in [0, 1). 0 subtracts nothing; a larger share separates the
+            classes harder and eats into what two of them have in common.
 
     Returns:
         (B, K, h, w), non-negative. A map that had a positive value keeps one.
 
     Raises:
-        AdcamError: If ``share`` lies outside [0, 1).
+        AdcamError: If ``weight`` lies outside [0, 1).
     """
-    if not 0 <= share < 1:
-        raise AdcamError(f"compete must lie in [0, 1), got {share}")
-    if share == 0 or cam.shape[1] <= 1:
+    if not 0 <= weight < 1:
+        raise AdcamError(f"rival_weight must lie in [0, 1), got {weight}")
+    if weight == 0 or cam.shape[1] <= 1:
         return cam
     peak = cam.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)
     scaled = cam / peak
     others = class_ids[:, :, None] != class_ids[:, None, :]  # (B, K, K)
     # Class by class: with many, all pairs at once would take their number times the memory.
     rivals = [(scaled * mask[:, :, None, None]).amax(dim=1) for mask in others.unbind(dim=1)]
-    return (scaled - share * torch.stack(rivals, dim=1)).relu() * peak
+    return (scaled - weight * torch.stack(rivals, dim=1)).relu() * peak
 
 
 def class_token_map(
@@ -106,8 +109,8 @@ def start_maps(
     *,
     init: str,
     method: str,
-    rectify: str,
-    compete: float,
+    negatives: str,
+    rival_weight: float,
     cls_layers: str | tuple[int, ...] = "all",
 ) -> Tensor:
     """The maps a diffusion starts from.
@@ -118,8 +121,8 @@ def start_maps(
         init: ``"coupled"``, the class maps times the class token's attention (TS-CAM's coupling,
             arXiv 2103.14862), or ``"cam"``, the class maps alone.
         method: Name of the method that asks.
-        rectify: As in :func:`select_cam`.
-        compete: As in :func:`subtract_rivals`.
+        negatives: As in :func:`select_cam`.
+        rival_weight: As in :func:`subtract_rivals`.
         cls_layers: Blocks of the class token's attention.
 
     Returns:
@@ -128,7 +131,7 @@ def start_maps(
     Raises:
         AdcamError: For another ``init``, or a coupled start without a class token.
     """
-    cam = select_cam(maps, class_ids, rectify=rectify, compete=compete)
+    cam = select_cam(maps, class_ids, negatives=negatives, rival_weight=rival_weight)
     if init == "cam":
         return cam
     if init == "coupled":

@@ -34,12 +34,13 @@ class ADCAM:
         alpha: Restart: share of the diffused map in each step, in [0, 1]; ``None`` for none.
         layers: Blocks whose patch-to-patch attention is averaged.
         init: ``"coupled"`` (class maps times the class token's attention) or ``"cam"``.
-        rectify: Negative class evidence: ``"shift"`` keeps its order, ``"relu"`` cuts it off.
-        compete: Share of the strongest other class of the image that is taken from a class map, in
-            [0, 1); larger parts classes harder.
+        negatives: What happens to negative class evidence: ``"shift"`` keeps its order, ``"relu"``
+            cuts it off, ``"keep"`` leaves it.
+        rival_weight: Share of the strongest other class of the image that is subtracted from a
+            class map, in [0, 1); a larger share separates classes harder.
         cls_layers: Blocks whose class-token attention is averaged for the coupled start.
-        cap: Quantile of each refined map that its largest values are cut off at, in (0, 1]; 1 cuts
-            nothing, smaller makes more patches as sure as the surest.
+        clip_quantile: Quantile of each refined map at which its largest values are cut off, in
+            (0, 1]. 1 cuts nothing; a smaller one gives more patches the top score.
     """
 
     similarity: str = "resource_allocation"
@@ -49,10 +50,10 @@ class ADCAM:
     alpha: float | None = None
     layers: str | tuple[int, ...] = "last:1/2"
     init: str = "coupled"
-    rectify: str = "shift"
-    compete: float = 0.5
+    negatives: str = "shift"
+    rival_weight: float = 0.5
     cls_layers: str | tuple[int, ...] = "last:1/3"
-    cap: float = 0.985
+    clip_quantile: float = 0.985
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """The sets of blocks whose patch-to-patch attention is needed."""
@@ -65,8 +66,8 @@ class ADCAM:
             class_ids,
             init=self.init,
             method="ad_cam",
-            rectify=self.rectify,
-            compete=self.compete,
+            negatives=self.negatives,
+            rival_weight=self.rival_weight,
             cls_layers=self.cls_layers,
         )
         attn = patch_attention(maps, resolve_layers(self.layers, maps.depth))
@@ -78,25 +79,25 @@ class ADCAM:
             num_steps=self.num_steps,
             alpha=self.alpha,
         )
-        return cut_off(refined, quantile=self.cap).reshape(start.shape)
+        return clip_at_quantile(refined, quantile=self.clip_quantile).reshape(start.shape)
 
 
-def cut_off(maps: Tensor, *, quantile: float) -> Tensor:
-    """Cut maps off at a quantile of their own.
+def clip_at_quantile(maps: Tensor, *, quantile: float) -> Tensor:
+    """Cut each map off at a quantile of its own values.
 
     A few patches that attend to each other alone (the artefacts of Darcet et al., "Vision
     Transformers Need Registers", arXiv 2309.16588) keep what they start with, however far the rest
     spreads; scaled to their maximum, the object would be faint.
 
     Args:
-        maps: (..., N) float.
-        quantile: In (0, 1], linear between the two nearest values.
+        maps: (..., N) float maps.
+        quantile: The quantile in (0, 1], linear between the two nearest values.
 
     Raises:
-        AdcamError: If it lies outside (0, 1].
+        AdcamError: If the quantile lies outside (0, 1].
     """
     if not 0 < quantile <= 1:
-        raise AdcamError(f"cap must lie in (0, 1], got {quantile}")
+        raise AdcamError(f"clip_quantile must lie in (0, 1], got {quantile}")
     if quantile == 1 or not maps.numel():
         return maps
     return maps.minimum(maps.quantile(quantile, dim=-1, keepdim=True))

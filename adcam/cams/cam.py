@@ -19,13 +19,14 @@ class CAM:
     """Rectified class maps; no attention is used.
 
     Attributes:
-        rectify: Negative class evidence: ``"shift"`` keeps its order, ``"relu"`` cuts it off.
-        compete: Share of the strongest other class of the image that is taken from a class map, in
-            [0, 1); larger parts classes harder.
+        negatives: What happens to negative class evidence: ``"shift"`` keeps its order, ``"relu"``
+            cuts it off, ``"keep"`` leaves it.
+        rival_weight: Share of the strongest other class of the image that is subtracted from a
+            class map, in [0, 1); a larger share separates classes harder.
     """
 
-    rectify: str = "shift"
-    compete: float = 0.5
+    negatives: str = "shift"
+    rival_weight: float = 0.5
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """No patch-to-patch attention is needed."""
@@ -33,4 +34,4 @@ class CAM:
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
-        return select_cam(maps, class_ids, rectify=self.rectify, compete=self.compete)
+        return select_cam(maps, class_ids, negatives=self.negatives, rival_weight=self.rival_weight)

@@ -21,15 +21,15 @@ class TSCAM:
     """Direct coupling of attention and activation.
 
     Attributes:
-        rectify: Negative class evidence: ``"shift"`` keeps its order, ``"relu"`` cuts it off.
-            The paper's maps of single labels are as they are, ``"none"``; with several labels
-            other classes push a map below zero.
-        compete: Share of the strongest other class of the image that is taken from a class map, in
-            [0, 1); larger parts classes harder.
+        negatives: What happens to negative class evidence: ``"shift"`` keeps its order, ``"relu"``
+            cuts it off, ``"keep"`` leaves it. The paper keeps the maps of its single labels as they
+            are; with several labels, other classes push a map below zero.
+        rival_weight: Share of the strongest other class of the image that is subtracted from a
+            class map, in [0, 1); a larger share separates classes harder.
     """
 
-    rectify: str = "shift"
-    compete: float = 0.5
+    negatives: str = "shift"
+    rival_weight: float = 0.5
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """No patch-to-patch attention is needed, but blocks that attend."""
@@ -38,6 +38,6 @@ class TSCAM:
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) maps for class ids (B, K)."""
-        cam = select_cam(maps, class_ids, rectify=self.rectify, compete=self.compete)
+        cam = select_cam(maps, class_ids, negatives=self.negatives, rival_weight=self.rival_weight)
         # The paper sums over the blocks, the map is their mean.
         return cam * class_token_map(maps, method="ts_cam") * maps.depth

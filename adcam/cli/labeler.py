@@ -59,7 +59,7 @@ def add_labeler_arguments(parser: argparse.ArgumentParser) -> None:
     maps.add_argument(
         "--method",
         metavar="NAME",
-        help="ad_cam (default), cam, ts_cam, coupled, transcam or clip_es",
+        help="ad_cam (default), cam, ts_cam, mctformer_form, transcam_form or clip_es_form",
     )
     maps.add_argument(
         "--method-options", nargs="+", metavar="KEY=VALUE", help="e.g. power=3 num_steps=1"

@@ -44,7 +44,7 @@ PHOTOS = (
 PHOTO_METHODS = (
     ("CAM", "cam"),
     ("TS-CAM", "ts_cam"),
-    ("CLIP-ES form", "clip_es"),
+    ("CLIP-ES form", "clip_es_form"),
     ("AD-CAM", "ad_cam"),
 )
 

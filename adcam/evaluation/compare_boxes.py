@@ -87,7 +87,7 @@ class BoxRow:
     def build(self) -> Method:
         """The method with its options."""
         # Guesses are alternatives, not classes of one image, so that none competes with another.
-        return build_method(self.method, **{"compete": 0.0, **self.options})
+        return build_method(self.method, **{"rival_weight": 0.0, **self.options})
 
 
 @dataclass(frozen=True)

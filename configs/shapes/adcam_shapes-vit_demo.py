@@ -30,8 +30,8 @@ views = dict(scales=[96])
 # Chosen on train. The class token of so small a network looks at single patches, so AD-CAM starts
 # from the class maps alone, and goes further.
 # No animal goes with another here, so that competition only takes.
-alone = dict(compete=0.0)
-ad_cam = dict(init="cam", rectify="relu", num_steps=4, compete=0.0)
+alone = dict(rival_weight=0.0)
+ad_cam = dict(init="cam", negatives="relu", num_steps=4, rival_weight=0.0)
 compare = dict(
     choose_on="train",
     report_on="val",
@@ -39,9 +39,9 @@ compare = dict(
     rows=[
         dict(name="CAM", method="cam", options=alone, views=views),
         dict(name="TS-CAM", method="ts_cam", options=alone, views=views),
-        dict(name="TransCAM form", method="transcam", options=alone, views=views),
-        dict(name="MCTformer form", method="coupled", options=alone, views=views),
-        dict(name="CLIP-ES form", method="clip_es", options=alone, views=views),
+        dict(name="TransCAM form", method="transcam_form", options=alone, views=views),
+        dict(name="MCTformer form", method="mctformer_form", options=alone, views=views),
+        dict(name="CLIP-ES form", method="clip_es_form", options=alone, views=views),
         dict(name="AD-CAM", method="ad_cam", options=ad_cam, views=views),
         dict(
             name="AD-CAM + CRF",

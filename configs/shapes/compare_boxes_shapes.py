@@ -33,9 +33,9 @@ in_ca = dict(
     consistency_weight=0.0,
 )
 views = dict(scales=[96], keep_ratio=False)
-published = dict(rectify="none")  # the paper's maps; "shifted" has their minimum subtracted first
+published = dict(negatives="keep")  # the paper's maps; "shifted" has their minimum subtracted first
 # As in the demo for masks: the class token of so small a network looks at single patches.
-ad_cam = dict(init="cam", rectify="relu", num_steps=4)
+ad_cam = dict(init="cam", negatives="relu", num_steps=4)
 compare = dict(
     choose_on="train-fullsup",
     report_on="test",

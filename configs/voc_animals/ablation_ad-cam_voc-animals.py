@@ -24,21 +24,21 @@ options = [
     dict(layers="last:8"),
     dict(layers="last:4"),
     dict(init="cam"),
-    dict(rectify="relu"),
-    dict(compete=0.0),
-    dict(compete=0.3),
-    dict(compete=0.7),
-    dict(cap=0.97),
-    dict(cap=0.99),
-    dict(cap=1.0),
-    dict(compete=0.0, cap=1.0),
+    dict(negatives="relu"),
+    dict(rival_weight=0.0),
+    dict(rival_weight=0.3),
+    dict(rival_weight=0.7),
+    dict(clip_quantile=0.97),
+    dict(clip_quantile=0.99),
+    dict(clip_quantile=1.0),
+    dict(rival_weight=0.0, clip_quantile=1.0),
     dict(cls_layers="all"),
     dict(cls_layers="last:6"),
     dict(cls_layers="last:2"),
-    dict(rectify="relu", cls_layers="all"),
-    dict(rectify="relu", compete=0.0, cls_layers="all", layers="last:8", cap=1.0),
+    dict(negatives="relu", cls_layers="all"),
+    dict(negatives="relu", rival_weight=0.0, cls_layers="all", layers="last:8", clip_quantile=1.0),
 ]
-others = ["cam", "ts_cam", "transcam", "coupled", "clip_es"]
+others = ["cam", "ts_cam", "transcam_form", "mctformer_form", "clip_es_form"]
 compare = dict(
     _delete_=True,
     choose_on="train",
@@ -63,6 +63,6 @@ compare = dict(
             views=views,
         )
         for method in others
-        for entry in (dict(), dict(rectify="relu"), dict(compete=0.0))
+        for entry in (dict(), dict(negatives="relu"), dict(rival_weight=0.0))
     ],
 )

@@ -10,9 +10,9 @@ one = dict(scales=[448])
 many = dict(scales=[448, 560])
 # The settings this project began with: rectified maps that do not compete, class token of all
 # blocks, last 8 of 12, nothing cut off.
-first = dict(rectify="relu", compete=0.0, cls_layers="all", layers="last:8", cap=1.0)
+first = dict(negatives="relu", rival_weight=0.0, cls_layers="all", layers="last:8", clip_quantile=1.0)
 # As they were before classes competed and maps were cut off.
-before = dict(compete=0.0, cap=1.0)
+before = dict(rival_weight=0.0, clip_quantile=1.0)
 compare = dict(
     choose_on="train",
     report_on="val",
@@ -20,12 +20,12 @@ compare = dict(
     rows=[
         dict(name="CAM", method="cam", views=one),
         dict(name="TS-CAM", method="ts_cam", views=one),
-        dict(name="TransCAM form", method="transcam", views=one),
-        dict(name="MCTformer form", method="coupled", views=one),
-        dict(name="CLIP-ES form", method="clip_es", views=one),
+        dict(name="TransCAM form", method="transcam_form", views=one),
+        dict(name="MCTformer form", method="mctformer_form", views=one),
+        dict(name="CLIP-ES form", method="clip_es_form", views=one),
         dict(name="AD-CAM, first settings", method="ad_cam", options=first, views=one),
         dict(name="AD-CAM, start only", method="ad_cam", options=dict(num_steps=0), views=one),
-        dict(name="AD-CAM, no competition, no cap", method="ad_cam", options=before, views=one),
+        dict(name="AD-CAM, no competition, no clipping", method="ad_cam", options=before, views=one),
         dict(name="AD-CAM", method="ad_cam", views=one),
         dict(name="AD-CAM, multi-scale", method="ad_cam", views=many),
         dict(

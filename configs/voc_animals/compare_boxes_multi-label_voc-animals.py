@@ -7,7 +7,7 @@ compare = dict(
     networks=dict(_delete_=True, labels="./adcam_deit-tiny_10e_voc-animals.py"),
     rows=[
         dict(name="CAM", network="labels", method="cam"),
-        dict(name="TS-CAM", network="labels", method="ts_cam", options=dict(rectify="none")),
+        dict(name="TS-CAM", network="labels", method="ts_cam", options=dict(negatives="keep")),
         dict(name="TS-CAM, shifted", network="labels", method="ts_cam"),
         dict(name="TS-CAM + AD-CAM", network="labels", method="ad_cam"),
         dict(

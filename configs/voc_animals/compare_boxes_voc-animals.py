@@ -3,7 +3,7 @@
 _base_ = ["../_base_/data/voc_animals_boxes.py"]
 task = "localization"
 views = dict(scales=[224], keep_ratio=False)
-published = dict(rectify="none")  # the paper's maps; "shifted" has their minimum subtracted first
+published = dict(negatives="keep")  # the paper's maps; "shifted" has their minimum subtracted first
 # Behind one block and seldom: ADL's 0.75 behind several ruins so small a pre-trained network.
 adl = dict(
     layers=(8,),

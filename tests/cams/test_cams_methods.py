@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adcam.cams import METHODS, build_method
 from adcam.cams.activation import subtract_rivals
-from adcam.cams.clip_es import box_mask
+from adcam.cams.forms import box_mask
 from adcam.models.token_cam import TokenCAM
 from adcam.structures import TokenMaps
 
@@ -83,27 +83,27 @@ def literal_similarity(a: np.ndarray, name: str) -> np.ndarray:
     return out
 
 
-def literal_rectified(cam: np.ndarray, rectify: str) -> np.ndarray:
-    if rectify == "none":
+def literal_rectified(cam: np.ndarray, negatives: str) -> np.ndarray:
+    if negatives == "keep":
         return cam
-    return np.maximum(cam, 0) if rectify == "relu" else cam - cam.min()
+    return np.maximum(cam, 0) if negatives == "relu" else cam - cam.min()
 
 
 def literal_start(
     cam: np.ndarray,
     rows: np.ndarray,
     init: str,
-    rectify: str,
+    negatives: str,
     cls_layers: tuple[int, ...],
     rivals: tuple[np.ndarray, ...] = (),
-    compete: float = 0.5,
+    rival_weight: float = 0.5,
 ) -> np.ndarray:
     """``cam`` and each of ``rivals`` (h, w), ``rows`` (L, N) -> (N,)."""
-    flat = literal_rectified(cam.reshape(-1), rectify)
-    if rivals and rectify != "none":
-        others = [literal_rectified(other.reshape(-1), rectify) for other in rivals]
+    flat = literal_rectified(cam.reshape(-1), negatives)
+    if rivals and negatives != "keep":
+        others = [literal_rectified(other.reshape(-1), negatives) for other in rivals]
         strongest = np.maximum.reduce([other / other.max() for other in others])
-        flat = np.maximum(flat - compete * flat.max() * strongest, 0)
+        flat = np.maximum(flat - rival_weight * flat.max() * strongest, 0)
     return flat * rows[list(cls_layers)].mean(axis=0) if init == "coupled" else flat
 
 
@@ -134,10 +134,10 @@ DEFAULT = {
     "alpha": None,
     "layers": "last:1/2",
     "init": "coupled",
-    "rectify": "shift",
-    "compete": 0.5,
+    "negatives": "shift",
+    "rival_weight": 0.5,
     "cls_layers": (0, 3),
-    "cap": 0.985,
+    "clip_quantile": 0.985,
 }
 
 
@@ -154,12 +154,12 @@ DEFAULT = {
         {"alpha": 0.8, "num_steps": None, "normalize": "row"},
         *({"layers": x} for x in ("all", "last:1", "last:2/3", (0, 2))),
         *({"cls_layers": x} for x in ("all", "last:1/3", (1,))),
-        *({"rectify": r} for r in ("relu", "none")),
+        *({"negatives": r} for r in ("relu", "keep")),
         {"init": "cam"},
-        {"init": "cam", "rectify": "relu"},
-        *({"compete": c} for c in (0.0, 0.9)),
-        {"compete": 0.3, "rectify": "relu"},
-        *({"cap": c} for c in (0.5, 1.0)),
+        {"init": "cam", "negatives": "relu"},
+        *({"rival_weight": c} for c in (0.0, 0.9)),
+        {"rival_weight": 0.3, "negatives": "relu"},
+        *({"clip_quantile": c} for c in (0.5, 1.0)),
     ],
     ids=str,
 )
@@ -180,13 +180,13 @@ def test_ad_cam_equals_its_formula(change: dict[str, Any]) -> None:
                 cam,
                 rows[:, b],
                 option["init"],
-                option["rectify"],
+                option["negatives"],
                 cls_layers,
                 (rival,),
-                option["compete"],
+                option["rival_weight"],
             )
             expected = literal_ad_cam(attn[list(chosen), b].mean(axis=0), start, option)
-            expected = np.minimum(expected, np.quantile(expected, option["cap"]))
+            expected = np.minimum(expected, np.quantile(expected, option["clip_quantile"]))
             np.testing.assert_allclose(got[b, k].reshape(-1), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -213,42 +213,46 @@ def test_patches_that_attend_to_each_other_alone_do_not_outshine_the_object() ->
         attn_patch2patch={(0,): attn[None]},
     )
     options = {"init": "cam", "layers": (0,)}
-    kept = run("ad_cam", maps, ids((0,)), **options, cap=1.0).reshape(-1)
-    cut = run("ad_cam", maps, ids((0,)), **options, cap=0.985).reshape(-1)
+    kept = run("ad_cam", maps, ids((0,)), **options, clip_quantile=1.0).reshape(-1)
+    cut = run("ad_cam", maps, ids((0,)), **options, clip_quantile=0.985).reshape(-1)
     np.testing.assert_allclose(kept, cam.numpy(), rtol=1e-9)
     np.testing.assert_allclose(cut, np.minimum(cam.numpy(), 2 + 0.515 * 7), rtol=1e-9)
     np.testing.assert_allclose(
-        run("ad_cam", maps, ids((0,)), **options, cap=0.95).reshape(-1),
+        run("ad_cam", maps, ids((0,)), **options, clip_quantile=0.95).reshape(-1),
         np.minimum(cam.numpy(), 2),
         rtol=1e-9,
     )
 
 
-@pytest.mark.parametrize("rectify", ["shift", "relu"])
+@pytest.mark.parametrize("negatives", ["shift", "relu"])
 @pytest.mark.parametrize("layers", ["all", "last:1", (0, 2)])
-@pytest.mark.parametrize(("name", "init"), [("transcam", "cam"), ("coupled", "coupled")])
-def test_one_step_forms(name: str, init: str, layers: Any, rectify: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "init"), [("transcam_form", "cam"), ("mctformer_form", "coupled")]
+)
+def test_one_step_forms(name: str, init: str, layers: Any, negatives: str) -> None:
     """TransCAM: A cam⁺. MCTformer: A (cam⁺ ∘ a_cls), attention of all blocks."""
     maps, attn, rows = make_maps()
-    got = run(name, maps, ids((3,), (0,)), layers=layers, rectify=rectify)
+    got = run(name, maps, ids((3,), (0,)), layers=layers, negatives=negatives)
     chosen = {"all": (0, 1, 2, 3), "last:1": (3,)}.get(layers, layers)
     for b, c in enumerate((3, 0)):
-        start = literal_start(maps.cam[b, c].numpy(), rows[:, b], init, rectify, (0, 1, 2, 3))
+        start = literal_start(maps.cam[b, c].numpy(), rows[:, b], init, negatives, (0, 1, 2, 3))
         expected = attn[list(chosen), b].mean(axis=0) @ start
         np.testing.assert_allclose(got[b, 0].reshape(-1), expected, rtol=1e-9)
-    if layers == "all" and rectify == "shift":
+    if layers == "all" and negatives == "shift":
         assert np.array_equal(got, run(name, maps, ids((3,), (0,))))
 
 
 @pytest.mark.parametrize("threshold", [None, 0.4])
-@pytest.mark.parametrize(("num_steps", "rectify"), [(1, "shift"), (2, "shift"), (2, "relu")])
-def test_clip_es(threshold: float | None, num_steps: int, rectify: str) -> None:
+@pytest.mark.parametrize(("num_steps", "negatives"), [(1, "shift"), (2, "shift"), (2, "relu")])
+def test_clip_es(threshold: float | None, num_steps: int, negatives: str) -> None:
     """T² with the columns outside the box of the start map zeroed, times the start."""
     maps, attn, rows = make_maps()
-    options = {"num_steps": num_steps, "box_threshold": threshold, "rectify": rectify}
-    got = run("clip_es", maps, ids((3,), (0,)), **options)
+    options = {"num_steps": num_steps, "box_threshold": threshold, "negatives": negatives}
+    got = run("clip_es_form", maps, ids((3,), (0,)), **options)
     for b, c in enumerate((3, 0)):
-        start = literal_start(maps.cam[b, c].numpy(), rows[:, b], "coupled", rectify, (0, 1, 2, 3))
+        start = literal_start(
+            maps.cam[b, c].numpy(), rows[:, b], "coupled", negatives, (0, 1, 2, 3)
+        )
         powered = np.linalg.matrix_power(
             literal_sinkhorn(attn[1:, b].mean(axis=0)), num_steps
         )  # last 2/3 of four blocks, rounded up
@@ -290,10 +294,12 @@ def test_box_mask_of_several_maps_and_of_nothing() -> None:
             box_mask(maps, threshold)
 
 
-@pytest.mark.parametrize("rectify", ["none", "relu"])
+@pytest.mark.parametrize("negatives", ["keep", "relu"])
 @pytest.mark.parametrize("grid_hw", [(4, 4), (3, 5), (5, 2)])
 @torch.no_grad()
-def test_ts_cam_of_a_deit_equals_the_papers_formula(grid_hw: tuple[int, int], rectify: str) -> None:
+def test_ts_cam_of_a_deit_equals_the_papers_formula(
+    grid_hw: tuple[int, int], negatives: str
+) -> None:
     """Semantic map ∘ class-token row, heads averaged, blocks summed, from unfused attention."""
     torch.manual_seed(0)
     network = TokenCAM(
@@ -327,10 +333,10 @@ def test_ts_cam_of_a_deit_equals_the_papers_formula(grid_hw: tuple[int, int], re
         grid.reshape(2, 24, *grid_hw), network.head.weight, network.head.bias, padding=1
     )
     attention = sum(row[:, :, 1:].sum(dim=1) / 3 for row in rows).reshape(2, 1, *grid_hw)
-    expected = attention * (semantic.clamp_min(0) if rectify == "relu" else semantic)
+    expected = attention * (semantic.clamp_min(0) if negatives == "relu" else semantic)
 
     everything = torch.arange(CLASSES).expand(2, -1)
-    got = build_method("ts_cam", rectify=rectify, compete=0.0)(
+    got = build_method("ts_cam", negatives=negatives, rival_weight=0.0)(
         network.token_maps(inputs), everything
     )
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
@@ -338,7 +344,7 @@ def test_ts_cam_of_a_deit_equals_the_papers_formula(grid_hw: tuple[int, int], re
 
 def test_cam_is_the_rectified_class_map() -> None:
     maps, _, _ = make_maps()
-    got = run("cam", maps, ids((4, 0), (1, 1)), rectify="relu", compete=0.0)
+    got = run("cam", maps, ids((4, 0), (1, 1)), negatives="relu", rival_weight=0.0)
     assert np.array_equal(got[0, 0], np.maximum(maps.cam[0, 4].numpy(), 0))
     assert np.array_equal(got[1, 0], np.maximum(maps.cam[1, 1].numpy(), 0))
     shifted = run("cam", maps, ids((4,), (1,)))[0, 0]
@@ -349,7 +355,7 @@ def test_cam_is_the_rectified_class_map() -> None:
 def test_classes_compete_as_the_formula_says(share: float) -> None:
     maps, _, rows = make_maps()
     chosen = (3, 0, 4)
-    got = run("cam", maps, ids(chosen, chosen), compete=share)
+    got = run("cam", maps, ids(chosen, chosen), rival_weight=share)
     for b in range(2):
         cams = [maps.cam[b, c].numpy() for c in chosen]
         for k in range(3):
@@ -360,14 +366,14 @@ def test_classes_compete_as_the_formula_says(share: float) -> None:
 
 def test_competition_spares_the_peak_and_what_no_other_class_claims() -> None:
     cam = torch.tensor([[[[4.0, 2.0, 0.0, 1.0]], [[1.0, 1.0, 1.0, 0.0]]]])
-    got = subtract_rivals(cam, ids((7, 3)), share=0.5)
+    got = subtract_rivals(cam, ids((7, 3)), weight=0.5)
     # Each over its maximum: (1, ½, 0, ¼) and (1, 1, 1, 0); minus half of the other.
     assert got.tolist() == [[[[2.0, 0.0, 0.0, 1.0]], [[0.5, 0.75, 1.0, 0.0]]]]
     # A class is no rival of itself, and a map of zeros stays one and takes nothing.
-    again = subtract_rivals(cam[:, [0, 0, 1]], ids((7, 7, 3)), share=0.5)
+    again = subtract_rivals(cam[:, [0, 0, 1]], ids((7, 7, 3)), weight=0.5)
     assert torch.equal(again, got[:, [0, 0, 1]])
     empty = torch.cat([cam[:, :1], torch.zeros(1, 1, 1, 4)], dim=1)
-    assert torch.equal(subtract_rivals(empty, ids((7, 3)), share=0.5), empty)
+    assert torch.equal(subtract_rivals(empty, ids((7, 3)), weight=0.5), empty)
 
 
 def test_competition_does_not_depend_on_the_scale_of_a_class() -> None:
@@ -376,8 +382,8 @@ def test_competition_does_not_depend_on_the_scale_of_a_class() -> None:
     factors = torch.tensor([1.0, 100.0, 0.01], dtype=torch.float64)[:, None, None]
     class_ids = ids((0, 1, 2), (4, 2, 1))
     torch.testing.assert_close(
-        subtract_rivals(cam * factors, class_ids, share=0.5),
-        subtract_rivals(cam, class_ids, share=0.5) * factors,
+        subtract_rivals(cam * factors, class_ids, weight=0.5),
+        subtract_rivals(cam, class_ids, weight=0.5) * factors,
     )
 
 
@@ -385,7 +391,7 @@ def test_competition_does_not_depend_on_the_scale_of_a_class() -> None:
 def test_classes_come_in_the_order_asked_and_independent_of_each_other(name: str) -> None:
     maps, _, _ = make_maps()
     alone = [run(name, maps, ids((c,), (c,))) for c in range(CLASSES)]
-    got = run(name, maps, ids((4, 0, 2, 0), (1, 1, 3, 4)), compete=0.0)
+    got = run(name, maps, ids((4, 0, 2, 0), (1, 1, 3, 4)), rival_weight=0.0)
     assert got.shape == (2, 4, *GRID)
     for b, chosen in enumerate(((4, 0, 2, 0), (1, 1, 3, 4))):
         for k, c in enumerate(chosen):
@@ -413,7 +419,7 @@ def test_class_ids_of_another_shape(class_ids: Tensor) -> None:
         run("cam", maps, class_ids)
 
 
-@pytest.mark.parametrize("name", ["ts_cam", "coupled", "clip_es", "ad_cam"])
+@pytest.mark.parametrize("name", ["ts_cam", "mctformer_form", "clip_es_form", "ad_cam"])
 def test_models_without_a_class_token_are_told_what_works(name: str) -> None:
     maps, _, _ = make_maps(cls_token=False)
     with pytest.raises(ValueError, match=rf"{name} needs a class token.*init='cam'"):
@@ -421,7 +427,7 @@ def test_models_without_a_class_token_are_told_what_works(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("cam", {}), ("transcam", {}), ("ad_cam", {"init": "cam"})]
+    ("name", "options"), [("cam", {}), ("transcam_form", {}), ("ad_cam", {"init": "cam"})]
 )
 def test_what_works_without_a_class_token(name: str, options: dict[str, Any]) -> None:
     with_token, without_token = make_maps()[0], make_maps(cls_token=False)[0]
@@ -488,13 +494,13 @@ def test_unknown_names(name: str, options: dict[str, Any], message: str) -> None
     "options",
     [
         {"init": "grad"},
-        {"rectify": "abs"},
+        {"negatives": "abs"},
         {"similarity": "dot"},
         {"layers": "last:9"},
-        {"compete": 1.0},
-        {"compete": -0.1},
-        {"cap": 0.0},
-        {"cap": 1.1},
+        {"rival_weight": 1.0},
+        {"rival_weight": -0.1},
+        {"clip_quantile": 0.0},
+        {"clip_quantile": 1.1},
     ],
 )
 def test_illegal_values(options: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ def test_options_and_views_reach_the_method(splits: tuple[ImageDataset, ImageDat
     def scores(**row: Any) -> float:
         return compare_methods(Colours(), [Row("x", views=EXACT, **row)], *splits)[0].threshold
 
-    assert scores(method="ts_cam", options={"rectify": "none"}) == scores(method="ts_cam")
+    assert scores(method="ts_cam", options={"negatives": "keep"}) == scores(method="ts_cam")
     with pytest.raises(ValueError, match=r"no option \['power'\]"):
         scores(method="cam", options={"power": 2})
 
@@ -136,7 +136,7 @@ def test_options_and_views_reach_the_method(splits: tuple[ImageDataset, ImageDat
 def test_csv_holds_every_number(splits: tuple[ImageDataset, ImageDataset]) -> None:
     rows = [
         Row("CAM, mirrored", "cam", views=Views((31,), flip=True)),
-        Row("TS", "ts_cam", {"rectify": "none"}, EXACT),
+        Row("TS", "ts_cam", {"negatives": "keep"}, EXACT),
     ]
     results = compare_methods(Colours(), rows, *splits)
     lines = list(csv.DictReader(io.StringIO(format_csv(results, CLASSES))))
@@ -151,7 +151,7 @@ def test_csv_holds_every_number(splits: tuple[ImageDataset, ImageDataset]) -> No
         classes = [float(line[name]) for name in ("background", "red", "green")]
         assert np.mean(classes) == pytest.approx(result.result.miou, abs=0.05)
     assert [line["flip"] for line in lines] == ["1", "0"]
-    assert [line["options"] for line in lines] == ["", "rectify=none"]
+    assert [line["options"] for line in lines] == ["", "negatives=keep"]
     assert {line["scales"] for line in lines} == {"31"}
 
 

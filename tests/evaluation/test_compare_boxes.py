@@ -246,7 +246,7 @@ def test_what_cannot_be_scored(splits: tuple[ImageDataset, ImageDataset], tmp_pa
 
 
 def test_csv_holds_every_number(splits: tuple[ImageDataset, ImageDataset]) -> None:
-    rows = [BoxRow("CAM", "cam", {"rectify": "relu"}, Views((56,), flip=True, keep_ratio=False))]
+    rows = [BoxRow("CAM", "cam", {"negatives": "relu"}, Views((56,), flip=True, keep_ratio=False))]
     results = compare_boxes(make_classifiers(), rows, *splits)
     (line,) = csv.DictReader(io.StringIO(format_box_csv(results, splits[1])))
     (result,) = results
@@ -258,7 +258,7 @@ def test_csv_holds_every_number(splits: tuple[ImageDataset, ImageDataset]) -> No
     assert line["top1_loc"] == f"{result.localization.top_loc[1]:.2f}"
     assert line["gt_known"] == f"{result.localization.gt_known:.2f}"
     assert (line["split"], line["images"], line["chosen_on"]) == ("test", "4", "val")
-    assert (line["options"], line["flip"], line["keep_ratio"]) == ("rectify=relu", "1", "0")
+    assert (line["options"], line["flip"], line["keep_ratio"]) == ("negatives=relu", "1", "0")
     json.dumps(result.to_dict(), allow_nan=False)
 
 

@@ -112,7 +112,7 @@ def test_scores_are_the_sigmoid_of_the_mean_logit() -> None:
 def test_maps_of_asked_classes_ascending_and_once() -> None:
     network, img = Mirror(), make_img()
     passes = run_network(network, img, Views((31,)), [], device=CPU)
-    maps = compute_class_maps(passes, [2, 0, 2], build_method("cam", compete=0.0), (24, 40))
+    maps = compute_class_maps(passes, [2, 0, 2], build_method("cam", rival_weight=0.0), (24, 40))
     assert maps.class_ids == (0, 2)
     assert maps.score_maps.shape == (2, 24, 40)
     assert maps.score_maps.dtype == np.float32
@@ -151,7 +151,7 @@ def test_the_mirrored_view_of_a_symmetric_network_changes_nothing() -> None:
 def test_scales_are_fused_with_equal_weight() -> None:
     img = make_img()
     passes = run_network(Mirror(), img, Views((16, 31, 62)), [], device=CPU)
-    method = build_method("cam", compete=0.0)
+    method = build_method("cam", rival_weight=0.0)
     got = compute_class_maps(passes, (0, 1), method, (24, 40)).score_maps
     single = [fuse_maps([p.cam[:, :2]], (24, 40)) for p in passes]
     # Not just the mean of finished maps: each is scaled on its grid, before it is resized.

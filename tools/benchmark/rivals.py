@@ -117,13 +117,13 @@ def _ad_cam(network: Any, inputs: Tensor, class_ids: Sequence[int]) -> Tensor:
     if len(cam) > 1:
         for k in range(len(cam)):
             rivals = torch.cat([scaled[:k], scaled[k + 1 :]]).amax(dim=0)
-            shifted[k] = peak[k] * (scaled[k] - method.compete * rivals).clamp_min(0)
+            shifted[k] = peak[k] * (scaled[k] - method.rival_weight * rivals).clamp_min(0)
     start = shifted * cls_row.view(1, *cam.shape[1:])
     patches = attn[list(resolve_layers(method.layers, len(attn))), 1:, 1:].mean(dim=0)
     affinity = common_neighbor.refine(patches, method.similarity, method.power)
     matrix = diffusion.transition(affinity, method.normalize, SINKHORN_ITERS)
     maps = diffusion.walk(start.flatten(1), matrix, method.num_steps or 0, None)
-    return maps.minimum(maps.quantile(method.cap, dim=1, keepdim=True)).view(cam.shape)
+    return maps.minimum(maps.quantile(method.clip_quantile, dim=1, keepdim=True)).view(cam.shape)
 
 
 def _min_max(maps: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ compare = dict(
         dict(name="CAM", network="cam", method="cam"),
         dict(name="ADL", network="adl", method="cam"),
         dict(name="InCA", network="inca", method="cam"),
-        dict(name="TS-CAM", network="ts_cam", method="ts_cam", options=dict(rectify="none")),
+        dict(name="TS-CAM", network="ts_cam", method="ts_cam", options=dict(negatives="keep")),
         dict(name="TS-CAM + AD-CAM", network="ts_cam", method="ad_cam"),
     ],
 )

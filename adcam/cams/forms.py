@@ -1,0 +1,146 @@
+"""Forms of other methods on this project's class maps: TransCAM, MCTformer and CLIP-ES.
+
+TransCAM: Li et al., arXiv 2203.07239. The class maps are multiplied once by the attention summed
+over all blocks. MCTformer: Xu et al., CVPR 2022, arXiv 2203.02891. The class maps are coupled with
+the class token's attention, then refined by the patch affinity of all blocks. CLIP-ES: Lin et al.,
+CVPR 2023, arXiv 2212.09506. The attention of the last blocks, made doubly stochastic by Sinkhorn,
+is applied twice, only inside the boxes of the activated regions. Each starts from the same class
+maps, so these methods compare refinements and not classifiers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from adcam.cams.activation import patch_attention, start_maps
+from adcam.errors import AdcamError
+from adcam.ops.diffusion import diffuse
+from adcam.ops.token_attention import resolve_layers
+from adcam.structures import TokenMaps
+
+
+@dataclass(frozen=True)
+class MCTformerForm:
+    """Multiply the activation by the attention once.
+
+    Attributes:
+        init: Where the diffusion starts: ``"coupled"`` is the class maps times the class token's
+            attention (MCTformer's form), ``"cam"`` the class maps alone (TransCAM's form).
+        layers: Blocks whose attention is averaged; see
+            :func:`adcam.ops.token_attention.resolve_layers`.
+        negatives: What happens to negative class evidence: ``"shift"`` keeps its order, ``"relu"``
+            cuts it off, ``"keep"`` leaves it.
+        rival_weight: Share of the strongest other class of the image that is subtracted from a
+            class map, in [0, 1); a larger share separates classes harder.
+    """
+
+    init: str = "coupled"
+    layers: str | tuple[int, ...] = "all"
+    negatives: str = "shift"
+    rival_weight: float = 0.5
+
+    def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
+        """Return the sets of blocks whose patch-to-patch attention is needed."""
+        return (resolve_layers(self.layers, depth),)
+
+    def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
+        """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
+        start = start_maps(
+            maps,
+            class_ids,
+            init=self.init,
+            method="mctformer_form",
+            negatives=self.negatives,
+            rival_weight=self.rival_weight,
+        )
+        attn = patch_attention(maps, resolve_layers(self.layers, maps.depth))
+        # M_i = Σ_j A_ij M_j: a patch collects the activation of those it attends to.
+        return torch.einsum("bij,bkj->bki", attn, start.flatten(2)).reshape(start.shape)
+
+
+@dataclass(frozen=True)
+class TransCAMForm(MCTformerForm):
+    """Multiply the class maps by the attention once, without the class token.
+
+    Attributes:
+        init: As in :class:`MCTformerForm`, but ``"cam"`` unless you ask for ``"coupled"``.
+    """
+
+    init: str = "cam"
+
+
+@dataclass(frozen=True)
+class CLIPESForm:
+    """Apply the Sinkhorn-normalised attention ``num_steps`` times.
+
+    Attributes:
+        init: Where the diffusion starts: ``"coupled"`` is the class maps times the class token's
+            attention, ``"cam"`` the class maps alone.
+        layers: Blocks whose attention is averaged.
+        num_steps: Powers of the transition; more spreads further.
+        box_threshold: Activation outside the bounding boxes of what exceeds this share of a map's
+            maximum is dropped before diffusion (the paper's 0.4); ``None`` keeps everything.
+        negatives: What happens to negative class evidence: ``"shift"`` keeps its order, ``"relu"``
+            cuts it off, ``"keep"`` leaves it.
+        rival_weight: Share of the strongest other class of the image that is subtracted from a
+            class map, in [0, 1); a larger share separates classes harder.
+    """
+
+    init: str = "coupled"
+    layers: str | tuple[int, ...] = "last:2/3"
+    num_steps: int = 2
+    box_threshold: float | None = None
+    negatives: str = "shift"
+    rival_weight: float = 0.5
+
+    def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
+        """Return the sets of blocks whose patch-to-patch attention is needed."""
+        return (resolve_layers(self.layers, depth),)
+
+    def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
+        """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
+        start = start_maps(
+            maps,
+            class_ids,
+            init=self.init,
+            method="clip_es_form",
+            negatives=self.negatives,
+            rival_weight=self.rival_weight,
+        )
+        if self.box_threshold is not None:
+            # Zeroing the columns of T² outside the boxes is zeroing the start there.
+            start = start * box_mask(start, self.box_threshold)
+        attn = patch_attention(maps, resolve_layers(self.layers, maps.depth))
+        refined = diffuse(start.flatten(2), attn, normalize="sinkhorn", num_steps=self.num_steps)
+        return refined.reshape(start.shape)
+
+
+def box_mask(maps: Tensor, threshold: float) -> Tensor:
+    """Mark the bounding boxes of each map's strong regions.
+
+    Args:
+        maps: (..., h, w) non-negative maps.
+        threshold: Share of each map's maximum, in [0, 1); a larger share makes smaller boxes.
+
+    Returns:
+        A tensor of the same shape and dtype that is 1 inside the boxes of 8-connected regions and
+        0 elsewhere. A map without activation gives zeros.
+
+    Raises:
+        AdcamError: If the threshold lies outside [0, 1).
+    """
+    if not 0 <= threshold < 1:
+        raise AdcamError(f"box_threshold must lie in [0, 1), got {threshold}")
+    flat = maps.detach().flatten(0, -3)  # (M, h, w)
+    strong = (flat > threshold * flat.amax(dim=(-2, -1), keepdim=True)).cpu().numpy()
+    boxes = np.zeros(strong.shape, dtype=bool)
+    for mask, regions in zip(boxes, strong, strict=True):
+        labels, _ = ndimage.label(regions, structure=np.ones((3, 3), dtype=int))
+        for box in ndimage.find_objects(labels):
+            mask[box] = True
+    return torch.from_numpy(boxes).to(maps).reshape(maps.shape)
