@@ -44,10 +44,10 @@ from adcam.report.model import (
     Section,
     Series,
     Shares,
-    Stage,
     Table,
     Text,
     TimeTable,
+    Timing,
 )
 from adcam.report.render import write_report
 from adcam.structures import Sample
@@ -200,8 +200,8 @@ def build_box_report(
         sections.insert(
             1, Section("Best, middle and worst images", [_picture_grid(picture_rows, last)])
         )
-    stages = [Stage(name, value) for name, value in seconds.items()]
-    sections.append(Section("Where the time went", [TimeTable(stages, describe_machine())]))
+    timings = [Timing(name, value) for name, value in seconds.items()]
+    sections.append(Section("Where the time went", [TimeTable(timings, describe_machine())]))
     chosen_on = f"thresholds chosen on {last.chosen_on}"
     return Report(
         title=title,

@@ -29,10 +29,10 @@ from adcam.report.model import (
     Report,
     Section,
     Series,
-    Stage,
     Table,
     Text,
     TimeTable,
+    Timing,
 )
 from adcam.structures import ClassSet
 from adcam.version import __version__
@@ -103,8 +103,8 @@ def build_comparison_report(
         sections.insert(
             len(curves), Section("Best, median, worst", [PictureGrid(more_rows, caption)])
         )
-    stages = [Stage(name, value) for name, value in seconds.items()]
-    times: list[Block] = [TimeTable(stages, describe_machine()), generate_times(generated)]
+    timings = [Timing(name, value) for name, value in seconds.items()]
+    times: list[Block] = [TimeTable(timings, describe_machine()), generate_times(generated)]
     sections.append(Section("Where the time went", times))
     # A CRF is shown beside the maps it starts from, and compared with nothing that has none.
     plain = {item.row.name: item.result.miou for item in results if item.row.crf is None} or scores
@@ -291,7 +291,7 @@ def make_picture_rows(
                 score_maps=score_maps,
                 palette=images.class_set.palette,
                 labels=[images.class_set.classes[i] for i in sample.class_ids or ()],
-                truth=sample.mask,
+                gt=sample.mask,
                 masks={mask_name: mask},
                 values=values,
             )

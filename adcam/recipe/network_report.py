@@ -32,10 +32,10 @@ from adcam.report.model import (
     Scatter,
     Section,
     Series,
-    Stage,
     Table,
     Text,
     TimeTable,
+    Timing,
 )
 from adcam.structures import IGNORE_INDEX, ClassSet
 
@@ -200,7 +200,7 @@ def build_recipe_report(teaching: Teaching, *, title: str, command: str) -> Repo
         caption = "From good to poor: the images at 80, 50 and 20 % of the list, by mIoU."
         lead.append(_grid(teaching, list(dict.fromkeys(picks)), caption, max_side=320))
     times = [
-        Stage(name, record["seconds"], record["outputs"].get("images"))
+        Timing(name, record["seconds"], record["outputs"].get("images"))
         for name, record in teaching.stages.items()
     ]
     return Report(
@@ -433,7 +433,7 @@ def _grid(
                 score_maps={},
                 palette=class_set.palette,
                 labels=[class_set.classes[i] for i in sample.class_ids or ()],
-                truth=sample.mask,
+                gt=sample.mask,
                 masks=masks,
                 values=values,
             )

@@ -194,7 +194,7 @@ def picture_row(
     score_maps: Mapping[str, np.ndarray],
     palette: Sequence[RGB],
     labels: Sequence[str] = (),
-    truth: np.ndarray | None = None,
+    gt: np.ndarray | None = None,
     masks: Mapping[str, np.ndarray] | None = None,
     values: Mapping[str, float] | None = None,
 ) -> PictureRow:
@@ -207,7 +207,7 @@ def picture_row(
             over the classes, or one row per class.
         palette: 256 colours.
         labels: Class names of the image.
-        truth: Integer (H, W), left out where there is none.
+        gt: The ground truth, integer (H, W); its column is left out if ``None``.
         masks: From column name to integer (H, W).
         values: From column name to the number beside it, e.g. this image's IoU in %.
 
@@ -218,8 +218,8 @@ def picture_row(
         AdcamError: If a shape does not fit the image or a value names no column.
     """
     columns = {"image": img}
-    if truth is not None:
-        columns["truth"] = overlay_mask(img, truth, palette)
+    if gt is not None:
+        columns["truth"] = overlay_mask(img, gt, palette)
     for name, score_map in score_maps.items():
         columns[name] = overlay_heat(img, score_map)
     for name, mask in (masks or {}).items():

@@ -485,14 +485,14 @@ class PictureGrid:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Time that one stage took.
+class Timing:
+    """The time that one step took.
 
     Attributes:
-        name: Of the stage.
-        seconds: Wall time, at least 0.
-        num_items: How many items it went through, ``None`` where that says nothing.
-        item: What is counted, singular.
+        name: The name of the step.
+        seconds: The wall time, at least 0.
+        num_items: How many items the step processed; ``None`` where a number says nothing.
+        item: What is counted, in the singular.
     """
 
     name: str
@@ -502,9 +502,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         if not self.seconds >= 0:
-            raise AdcamError(f"seconds of stage {self.name!r} must be >= 0, got {self.seconds}")
+            raise AdcamError(f"seconds of step {self.name!r} must be >= 0, got {self.seconds}")
         if self.num_items is not None and self.num_items < 1:
-            raise AdcamError(f"num_items of stage {self.name!r} must be >= 1, got {self.num_items}")
+            raise AdcamError(f"num_items of step {self.name!r} must be >= 1, got {self.num_items}")
 
 
 @dataclass(frozen=True)
@@ -512,19 +512,19 @@ class TimeTable:
     """Where the time went.
 
     Attributes:
-        stages: In the order they ran.
+        timings: One entry a step, in the order in which the steps ran.
         caption: On which machine, with which settings.
     """
 
     kind: ClassVar[str] = "time_table"
 
-    stages: Sequence[Stage]
+    timings: Sequence[Timing]
     caption: str = ""
 
     @property
     def total(self) -> float:
-        """Seconds of all stages."""
-        return sum(stage.seconds for stage in self.stages)
+        """The seconds of all steps together."""
+        return sum(timing.seconds for timing in self.timings)
 
 
 @dataclass(frozen=True)

@@ -337,18 +337,18 @@ def _row_view(row: PictureRow, grid: PictureGrid, stem: str, files: dict[str, by
 
 def _time_view(block: TimeTable) -> View:
     rows = []
-    for stage in block.stages:
-        share = 100 * stage.seconds / block.total if block.total else math.nan
+    for timing in block.timings:
+        share = 100 * timing.seconds / block.total if block.total else math.nan
         rate = ""
-        if stage.num_items is not None:
-            rate = f"{format_seconds(stage.seconds / stage.num_items)} / {stage.item}"
+        if timing.num_items is not None:
+            rate = f"{format_seconds(timing.seconds / timing.num_items)} / {timing.item}"
         rows.append(
             {
-                "name": stage.name,
-                "time": format_seconds(stage.seconds),
+                "name": timing.name,
+                "time": format_seconds(timing.seconds),
                 "share": format_number(share),
                 "bar": round(share, 1) if math.isfinite(share) else 0,
-                "items": "" if stage.num_items is None else format_number(stage.num_items),
+                "items": "" if timing.num_items is None else format_number(timing.num_items),
                 "rate": rate,
             }
         )

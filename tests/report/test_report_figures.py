@@ -150,7 +150,7 @@ def test_picture_row_orders_its_columns() -> None:
         score_maps={"CAM": np.zeros(img.shape[:2]), "AD-CAM": np.ones(img.shape[:2])},
         palette=PALETTE,
         labels=["cat"],
-        truth=mask,
+        gt=mask,
         masks={"mask": mask},
         values={"AD-CAM": 61.5},
     )

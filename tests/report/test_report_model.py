@@ -23,10 +23,10 @@ from adcam.report.model import (
     Scatter,
     Section,
     Series,
-    Stage,
     Table,
     Text,
     TimeTable,
+    Timing,
 )
 
 RGB = np.zeros((4, 6, 3), np.uint8)
@@ -77,7 +77,7 @@ def test_per_class_main_method() -> None:
 
 
 def test_times_sum_up() -> None:
-    assert TimeTable([Stage("a", 1.5), Stage("b", 2.0, 4)]).total == 3.5
+    assert TimeTable([Timing("a", 1.5), Timing("b", 2.0, 4)]).total == 3.5
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,9 @@ def test_times_sum_up() -> None:
         (lambda: Picture(RGB[..., 0], "p"), "uint8"),
         (lambda: Picture(RGB[:0], "p"), "empty"),
         (lambda: PictureGrid([], max_side=0), "max_side"),
-        (lambda: Stage("s", -1.0), "seconds of stage 's'"),
-        (lambda: Stage("s", math.nan), "seconds of stage 's'"),
-        (lambda: Stage("s", 1.0, 0), "num_items"),
+        (lambda: Timing("s", -1.0), "seconds of step 's'"),
+        (lambda: Timing("s", math.nan), "seconds of step 's'"),
+        (lambda: Timing("s", 1.0, 0), "num_items"),
         (lambda: Report("t", headlines=[Headline("h", 1)] * 5), "at most 4"),
     ],
 )

@@ -27,10 +27,10 @@ from adcam.report.model import (
     Scatter,
     Section,
     Series,
-    Stage,
     Table,
     Text,
     TimeTable,
+    Timing,
 )
 from adcam.report.render import render_html, write_report
 
@@ -97,7 +97,7 @@ def make_grid(
                 score_maps={"CAM": rng.random(hw), name: rng.random(hw)},
                 palette=PALETTE,
                 labels=["cat"],
-                truth=mask,
+                gt=mask,
                 masks={"mask": mask},
                 values={"CAM": 20.04, name: 71.5 if i == 0 else math.nan},
             )
@@ -141,7 +141,7 @@ def make_report(word: str = "AD-CAM") -> Report:
                     Scatter([word], [1.0], [math.nan], word, word, word),
                     Differences([word, "b"], [1.0, math.nan], word, word),
                     Text([word]),
-                    TimeTable([Stage(word, 1.5, 3, word), Stage("b", 0.5)], word),
+                    TimeTable([Timing(word, 1.5, 3, word), Timing("b", 0.5)], word),
                 ],
             ),
         ],
