@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from timm.layers import Mlp
 
 from adcam.cams import build_method
 from adcam.data.images import fit_pixels, read_image
@@ -24,11 +23,13 @@ from adcam.errors import AdcamError
 from adcam.labeling.map_maker import (
     Network,
     Views,
+    compile_mlps,
     compute_batch_maps,
     compute_batch_scores,
     compute_scores,
     find_layer_sets,
     make_inputs,
+    resolve_device,
     run_batch,
 )
 from adcam.labeling.mask_maker import CRF_BACKENDS, Masking, resize_maps
@@ -38,6 +39,17 @@ from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
 from adcam.report.figures import overlay_mask, side_by_side
 from adcam.structures import ClassMaps, ClassSet, PseudoMask, TokenMaps
+
+__all__ = [
+    "DEFAULT_RULE",
+    "DTYPES",
+    "LabelerOptions",
+    "PseudoLabel",
+    "PseudoLabeler",
+    "hash_network",
+    "options_from_config",
+    "resolve_device",
+]
 
 CRF_CHOICES = ("none", *CRF_BACKENDS)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -430,37 +442,6 @@ class PseudoLabeler:
         }
         as_json: dict[str, Any] = json.loads(json.dumps(description))
         return as_json
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or a GPU if there is one.
-
-    Raises:
-        AdcamError: It is no device of torch's, or not there.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise AdcamError(f"device must be such as 'cpu' or 'cuda:0', got {device!r}") from error
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise AdcamError(
-            f"device {str(device)!r} is not there: torch sees {torch.cuda.device_count()} GPUs "
-            "(`adcam info` says more)"
-        )
-    return resolved
-
-
-def compile_mlps(network: Network) -> None:
-    """Compile the MLPs of a ViT that are not compiled yet, for inputs of any size.
-
-    The attention stays as it is: compiled, it would be traced again for every block, since each
-    has its own hooks (:mod:`adcam.models.attention_capture`).
-    """
-    for module in network.modules() if isinstance(network, torch.nn.Module) else ():
-        if isinstance(module, Mlp) and module._compiled_call_impl is None:
-            module.compile(dynamic=True)
 
 
 def hash_network(network: Network) -> str:

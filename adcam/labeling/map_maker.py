@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
+from timm.layers import Mlp
 from torch import Tensor
 
 from adcam.cams import Method
 from adcam.cams.fuse import fuse_maps
 from adcam.errors import AdcamError
+from adcam.labeling.executor import one_thread
 from adcam.models.preprocess import compute_input_hw, to_inputs
 from adcam.structures import ClassMaps, TokenMaps
 
@@ -63,6 +66,206 @@ class Views:
     def __post_init__(self) -> None:
         if not self.scales or any(scale <= 0 for scale in self.scales):
             raise AdcamError(f"scales must be positive sides in pixels, got {self.scales}")
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """What a network says about a batch of images of equal input sizes.
+
+    Attributes:
+        token_maps: One :class:`adcam.structures.TokenMaps` per scale. Its batch holds every image,
+            each followed by its mirrored version if the views are mirrored.
+        num_images: Number of images in the batch.
+    """
+
+    token_maps: tuple[TokenMaps, ...]
+    num_images: int
+
+    def compute_scores(self) -> np.ndarray:
+        """Compute the class probabilities of every image, (images, C) float32.
+
+        They are the sigmoid of the logits averaged over scales and views.
+        """
+        logits = [maps.logits.unflatten(0, (self.num_images, -1)) for maps in self.token_maps]
+        return torch.cat(logits, dim=1).float().mean(dim=1).sigmoid().cpu().numpy()
+
+
+class MapMaker:
+    """Turns images into class maps: a network, test-time views and any number of methods.
+
+    The network sees each image once, whatever the number of methods: ``run`` returns what they all
+    read, ``compute_maps`` computes the maps of one of them. Methods that read different blocks may
+    differ in the last bits from what each gives alone, because attention is then added up in
+    another order. On the CPU torch computes with one
+    thread, because the last bits of a sum depend on the number of threads: the same image gives
+    the same maps in this process, in a worker process and on a machine with more processors.
+
+    Example:
+        maker = MapMaker(network, [cam, ad_cam], views=Views((448,), flip=True))
+        passes = maker.run([img])
+        scores = passes.compute_scores()[0]
+        for method in maker.methods:
+            (maps,) = maker.compute_maps(passes, [class_ids], [img.shape[:2]], method=method)
+
+    Attributes:
+        network: The classifier, on ``device`` and in eval mode.
+        methods: The methods whose maps can be computed.
+        views: Scales and mirroring.
+        device: The device that the network runs on.
+        dtype: The type that the network computes in.
+        layer_sets: The sets of blocks whose attention the methods read.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        methods: Iterable[Method],
+        *,
+        views: Views | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        compile: bool = False,
+    ) -> None:
+        """Prepare a network for a set of methods.
+
+        Args:
+            network: The classifier; it is moved to ``device`` and put into eval mode.
+            methods: Methods of :mod:`adcam.cams`. The attention that they read is captured in
+                every pass, so name only those whose maps you need.
+            views: Scales and mirroring; by default one scale of 448 pixels.
+            device: For example ``"cpu"`` or ``"cuda:1"``; by default a GPU if there is one.
+            dtype: ``float32``, or ``bfloat16``/``float16`` for autocast.
+            compile: Whether to compile the network's MLPs with ``torch.compile``.
+
+        Raises:
+            AdcamError: The device is not there, or the network lacks blocks that a method reads.
+        """
+        self.network = network
+        self.methods = tuple(methods)
+        self.views = views or Views()
+        self.device = resolve_device(device)
+        self.dtype = dtype
+        self.layer_sets = tuple(
+            sorted({layers for m in self.methods for layers in find_layer_sets(m, network)})
+        )
+        self._compile = compile
+        if isinstance(network, torch.nn.Module):
+            network.to(self.device).eval()
+
+    def make_inputs(self, img: np.ndarray) -> tuple[Tensor, ...]:
+        """Resize and normalise an image: one (3, h, w) tensor per scale, not mirrored.
+
+        Args:
+            img: The image, RGB uint8 (H, W, 3).
+
+        Raises:
+            AdcamError: A scale is smaller than a patch.
+        """
+        return make_inputs(self.network, img, self.views)
+
+    def run(self, imgs: Sequence[np.ndarray]) -> Passes:
+        """Run the network on images of equal input sizes, such as a single one.
+
+        Args:
+            imgs: The images, RGB uint8 (H, W, 3).
+
+        Raises:
+            AdcamError: A scale is smaller than a patch, or the input sizes differ.
+        """
+        return self.run_inputs([self.make_inputs(img) for img in imgs])
+
+    def run_inputs(self, inputs: Sequence[Sequence[Tensor]]) -> Passes:
+        """Run the network on a batch of what :meth:`make_inputs` returned.
+
+        Args:
+            inputs: The tensors of each image, of equal sizes at each scale.
+
+        Raises:
+            AdcamError: The sizes differ.
+        """
+        if len({tuple(tensor.shape for tensor in of_image) for of_image in inputs}) != 1:
+            raise AdcamError("the images of a batch must have equal input sizes at every scale")
+        if self._compile:
+            compile_mlps(self.network)  # not earlier: a compiled module cannot be pickled
+        with self._pinned():
+            token_maps = run_batch(
+                self.network,
+                inputs,
+                self.layer_sets,
+                flip=self.views.flip,
+                device=self.device,
+                dtype=self.dtype,
+            )
+        return Passes(tuple(token_maps), len(inputs))
+
+    def compute_maps(
+        self,
+        passes: Passes,
+        class_ids: Sequence[Sequence[int]],
+        hws: Sequence[tuple[int, int]],
+        *,
+        method: Method | None = None,
+    ) -> list[ClassMaps]:
+        """Compute the maps of every image of a batch by one method, fused over scales and views.
+
+        Args:
+            passes: The result of :meth:`run` or :meth:`run_inputs`.
+            class_ids: The present classes of each image, in any order; their numbers may differ.
+                Only their maps are computed.
+            hws: Height and width of the maps of each image.
+            method: One of ``methods``; by default the first.
+
+        Returns:
+            The maps of each image; where it has no class, they are (0, H, W).
+
+        Raises:
+            AdcamError: A class id is out of range.
+        """
+        chosen = self.methods[0] if method is None else method
+        with self._pinned():
+            return compute_batch_maps(passes.token_maps, class_ids, chosen, hws)
+
+    @contextmanager
+    def _pinned(self) -> Iterator[None]:
+        if self.device.type == "cpu":
+            with one_thread():
+                yield
+        else:
+            yield
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """Return the device asked for, or a GPU if there is one.
+
+    Args:
+        device: For example ``"cpu"`` or ``"cuda:0"``; ``None`` to choose.
+
+    Raises:
+        AdcamError: torch does not know the device, or it is not there.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise AdcamError(f"device must be such as 'cpu' or 'cuda:0', got {device!r}") from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise AdcamError(
+            f"device {str(device)!r} is not there: torch sees {torch.cuda.device_count()} GPUs "
+            "(`adcam info` says more)"
+        )
+    return resolved
+
+
+def compile_mlps(network: Network) -> None:
+    """Compile the MLPs of a ViT that are not compiled yet, for inputs of any size.
+
+    The attention stays as it is: compiled, it would be traced again for every block, since each
+    has its own hooks (:mod:`adcam.models.attention_capture`).
+    """
+    for module in network.modules() if isinstance(network, torch.nn.Module) else ():
+        if isinstance(module, Mlp) and module._compiled_call_impl is None:
+            module.compile(dynamic=True)
 
 
 def find_layer_sets(method: Method, network: Network) -> tuple[tuple[int, ...], ...]:

@@ -13,7 +13,9 @@ from torch import Tensor
 from adcam.cams import build_method
 from adcam.cams.fuse import fuse_maps
 from adcam.cams.normalize import min_max
+from adcam.errors import AdcamError
 from adcam.labeling.map_maker import (
+    MapMaker,
     Views,
     compute_batch_maps,
     compute_batch_scores,
@@ -34,17 +36,20 @@ CPU = torch.device("cpu")
 class Mirror:
     """A network whose class maps are the means of the image's channels over its patches."""
 
+    name: str = "mirror"
     patch_size: tuple[int, int] = (4, 4)
     depth: int = 2
     pixel_stats: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,) * 3, (1.0,) * 3)
     seen: list[Tensor] = field(default_factory=list)
     asked: list[tuple[tuple[int, ...], ...]] = field(default_factory=list)
+    threads: set[int] = field(default_factory=set)
 
     def token_maps(
         self, inputs: Tensor, *, layer_sets: Sequence[tuple[int, ...]] = ()
     ) -> TokenMaps:
         self.seen.append(inputs)
         self.asked.append(tuple(layer_sets))
+        self.threads.add(torch.get_num_threads())
         cam = torch.nn.functional.avg_pool2d(inputs, self.patch_size)
         return TokenMaps(cam.mean(dim=(2, 3)), cam, (cam.shape[2], cam.shape[3]), self.depth)
 
@@ -199,3 +204,50 @@ def test_a_batch_without_any_class() -> None:
     passes = run_batch(network, inputs, [], flip=False, device=CPU)
     maps = compute_batch_maps(passes, [(), ()], build_method("cam"), [(24, 40), (8, 9)])
     assert [m.score_maps.shape for m in maps] == [(0, 24, 40), (0, 8, 9)]
+
+
+def test_methods_share_the_passes_and_give_what_each_gives_alone() -> None:
+    torch.manual_seed(0)
+    network = TokenCAM(
+        "vit_tiny_patch16_224",
+        num_fg_classes=3,
+        img_size=32,
+        backbone_kwargs={"embed_dim": 24, "depth": 3, "num_heads": 3},
+    )
+    methods = [build_method(name) for name in ("cam", "ts_cam", "clip_es", "ad_cam")]
+    views, imgs = Views((48, 64), flip=True), [make_img(seed=seed) for seed in range(2)]
+    maker = MapMaker(network, methods, views=views, device="cpu")
+    assert not network.training
+    passes = maker.run(imgs)
+    assert (passes.num_images, len(passes.token_maps)) == (2, 2)
+    class_ids, hws = [(2, 0), (1,)], [(24, 40), (12, 20)]
+    for method in methods:
+        maps = maker.compute_maps(passes, class_ids, hws, method=method)
+        alone = MapMaker(network, [method], views=views, device="cpu")
+        expected = alone.compute_maps(alone.run(imgs), class_ids, hws)
+        assert [m.class_ids for m in maps] == [(0, 2), (1,)]
+        for one, other in zip(maps, expected, strict=True):
+            # Sums over blocks that several methods read are added up in another order.
+            np.testing.assert_allclose(one.score_maps, other.score_maps, atol=1e-5)
+    assert passes.compute_scores().shape == (2, 3)
+    np.testing.assert_allclose(
+        passes.compute_scores()[1], maker.run([imgs[1]]).compute_scores()[0], rtol=1e-6
+    )
+
+
+def test_the_network_on_the_cpu_computes_with_one_thread() -> None:
+    network = Mirror()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        MapMaker(network, [build_method("cam")], views=Views((16,)), device="cpu").run([make_img()])
+        assert network.threads == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_batch_of_different_sizes_is_refused() -> None:
+    maker = MapMaker(Mirror(), [build_method("cam")], views=Views((16,)), device="cpu")
+    for imgs in ([make_img(24, 40), make_img(40, 24)], []):
+        with pytest.raises(AdcamError, match="equal input sizes"):
+            maker.run(imgs)
