@@ -214,7 +214,7 @@ def test_methods_share_the_passes_and_give_what_each_gives_alone() -> None:
         img_size=32,
         backbone_kwargs={"embed_dim": 24, "depth": 3, "num_heads": 3},
     )
-    methods = [build_method(name) for name in ("cam", "ts_cam", "clip_es", "ad_cam")]
+    methods = [build_method(name) for name in ("cam", "ts_cam", "clip_es_form", "ad_cam")]
     views, imgs = Views((48, 64), flip=True), [make_img(seed=seed) for seed in range(2)]
     maker = MapMaker(network, methods, views=views, device="cpu")
     assert not network.training
