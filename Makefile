@@ -3,6 +3,8 @@
 PYTHON ?= python3
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+# Processes that share the tests: one a core, at most eight. In one process: make test JOBS=0
+JOBS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -73,11 +75,13 @@ lint: $(INSTALLED)
 test: export OMP_NUM_THREADS ?= 1
 test-all: export OMP_NUM_THREADS ?= 1
 
+SHARE_TESTS := -n $(JOBS) --maxprocesses 8 --dist loadgroup
+
 test: $(EXTRAS) lint
-	@$(BIN)/python -m pytest -m 'not slow and not gpu' $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(SHARE_TESTS) -m 'not slow and not gpu' $(PYTEST_ARGS)
 
 test-all: $(EXTRAS) lint
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(SHARE_TESTS) $(PYTEST_ARGS)
 
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix

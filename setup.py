@@ -66,6 +66,7 @@ EXTRAS = {
     "dev": [
         "pytest>=8.3",
         "pytest-timeout>=2.3.1",
+        "pytest-xdist>=3.8",
         "hypothesis>=6.100",
         "packaging>=24.2",
         "setuptools>=77",

@@ -17,6 +17,22 @@ from adcam.data.shapes import make_shapes
 settings.register_profile("adcam", derandomize=True, deadline=None)
 settings.load_profile("adcam")
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together the tests that share a module's fixture, and those that use the GPU.
+
+    ``make test`` runs with ``--dist loadgroup``: the tests of a group run in one process, all
+    others wherever a process is free. Without groups, each process would build the fixture anew.
+    """
+    for item in items:
+        definitions = item._fixtureinfo.name2fixturedefs.values()
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.xdist_group("gpu"))
+        elif any(found[-1].scope in ("module", "class") for found in definitions):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("ADCAM_SHARED", ROOT.parent / "shared"))
 
