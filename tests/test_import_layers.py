@@ -105,7 +105,16 @@ class Body:
 
 # Who may import whom, from the bottom up. A room may import what stands in the rooms listed for it,
 # and nothing of ours besides itself; docs/architecture.md draws the same order.
-BASE = ("errors", "version", "structures", "files", "settings", "progress", "installation")
+BASE = (
+    "errors",
+    "version",
+    "structures",
+    "files",
+    "options",
+    "settings",
+    "progress",
+    "installation",
+)
 WORKFLOW = {
     "labeling": (*BASE, "ops", *STAGES),
     "convert": (*BASE, "ops", *STAGES, "labeling"),
@@ -123,11 +132,14 @@ ROOMS = {
     "version": (),
     "structures": ("errors",),
     "files": ("errors", "version"),
-    "settings": ("errors", "version", "files", "structures"),
+    "options": ("errors",),
+    "settings": ("errors", "version", "options", "files", "structures"),
     "progress": ("errors",),
     "installation": ("errors", "version", "ops"),
     "ops": (),
-    **dict.fromkeys(STAGES, ("errors", "version", "structures", "files", "settings", "ops")),
+    **dict.fromkeys(
+        STAGES, ("errors", "version", "options", "structures", "files", "settings", "ops")
+    ),
     **WORKFLOW,
 }
 

@@ -6,8 +6,35 @@ import torch
 from torch import Tensor
 
 from adcam.errors import AdcamError
-from adcam.ops.token_attention import resolve_layers
+from adcam.ops.token_attention import check_layers, resolve_layers
+from adcam.options import check_choice, check_range
 from adcam.structures import TokenMaps
+
+INITS = ("coupled", "cam")
+NEGATIVES = ("shift", "relu", "keep")
+
+
+def check_start_options(
+    *,
+    init: str = "cam",
+    negatives: str,
+    rival_weight: float,
+    layers: str | tuple[int, ...] = "all",
+    cls_layers: str | tuple[int, ...] = "all",
+) -> None:
+    """Refuse illegal options of a start when a method is built, not at its first image.
+
+    Raises:
+        AdcamError: If an option is outside its legal set.
+    """
+    check_choice("init", init, INITS)
+    check_choice("negatives", negatives, NEGATIVES)
+    check_range("rival_weight", rival_weight, "[0, 1)")
+    try:
+        check_layers(layers)
+        check_layers(cls_layers, "cls_layers")
+    except ValueError as error:
+        raise AdcamError(str(error)) from error
 
 
 def select_cam(
@@ -36,16 +63,15 @@ def select_cam(
         raise AdcamError(f"class_ids must be ({batch}, K), got {tuple(class_ids.shape)}")
     if class_ids.numel() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < num_fg_classes:
         raise AdcamError(f"class_ids must lie in 0..{num_fg_classes - 1}, got {class_ids.tolist()}")
+    check_choice("negatives", negatives, NEGATIVES)
     index = class_ids[:, :, None, None].expand(-1, -1, height, width)
     cam = torch.gather(maps.cam, 1, index)  # (B, K, h, w)
     if negatives == "keep":
         return cam
     if negatives == "relu":
         return subtract_rivals(cam.relu(), class_ids, weight=rival_weight)
-    if negatives == "shift":
-        low = cam.amin(dim=(-2, -1), keepdim=True)
-        return subtract_rivals(cam - low, class_ids, weight=rival_weight)
-    raise AdcamError(f"negatives must be 'shift', 'relu' or 'keep', got {negatives!r}")
+    low = cam.amin(dim=(-2, -1), keepdim=True)
+    return subtract_rivals(cam - low, class_ids, weight=rival_weight)
 
 
 def subtract_rivals(cam: Tensor, class_ids: Tensor, *, weight: float) -> Tensor:
@@ -66,8 +92,7 @@ def subtract_rivals(cam: Tensor, class_ids: Tensor, *, weight: float) -> Tensor:
     Raises:
         AdcamError: If ``weight`` lies outside [0, 1).
     """
-    if not 0 <= weight < 1:
-        raise AdcamError(f"rival_weight must lie in [0, 1), got {weight}")
+    check_range("rival_weight", weight, "[0, 1)")
     if weight == 0 or cam.shape[1] <= 1:
         return cam
     peak = cam.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)
@@ -131,12 +156,11 @@ def start_maps(
     Raises:
         AdcamError: For another ``init``, or a coupled start without a class token.
     """
+    check_choice("init", init, INITS)
     cam = select_cam(maps, class_ids, negatives=negatives, rival_weight=rival_weight)
     if init == "cam":
         return cam
-    if init == "coupled":
-        return cam * class_token_map(maps, method=method, layers=cls_layers)
-    raise AdcamError(f"init must be 'coupled' or 'cam', got {init!r}")
+    return cam * class_token_map(maps, method=method, layers=cls_layers)
 
 
 def patch_attention(maps: TokenMaps, layers: tuple[int, ...]) -> Tensor:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adcam.cams.activation import patch_attention, start_maps
+from adcam.cams.activation import check_start_options, patch_attention, start_maps
 from adcam.errors import AdcamError
-from adcam.ops.common_neighbor import common_neighbor
-from adcam.ops.diffusion import diffuse
+from adcam.ops.common_neighbor import SIMILARITIES, common_neighbor
+from adcam.ops.diffusion import NORMALIZATIONS, diffuse
 from adcam.ops.token_attention import resolve_layers
+from adcam.options import check_choice, check_range
 from adcam.structures import TokenMaps
 
 
@@ -54,6 +55,25 @@ class ADCAM:
     rival_weight: float = 0.5
     cls_layers: str | tuple[int, ...] = "last:1/3"
     clip_quantile: float = 0.985
+
+    def __post_init__(self) -> None:
+        check_start_options(
+            init=self.init,
+            negatives=self.negatives,
+            rival_weight=self.rival_weight,
+            layers=self.layers,
+            cls_layers=self.cls_layers,
+        )
+        check_choice("similarity", self.similarity, SIMILARITIES)
+        check_choice("normalize", self.normalize, NORMALIZATIONS)
+        check_range("power", self.power, "[0, inf)")
+        check_range("clip_quantile", self.clip_quantile, "(0, 1]")
+        if self.num_steps is not None:
+            check_range("num_steps", self.num_steps, "[0, inf)")
+        elif self.alpha is None:
+            raise AdcamError("num_steps=None is the limit of a walk with restart: give alpha too")
+        if self.alpha is not None:
+            check_range("alpha", self.alpha, "[0, 1]" if self.num_steps is not None else "[0, 1)")
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """The sets of blocks whose patch-to-patch attention is needed."""
@@ -96,8 +116,7 @@ def clip_at_quantile(maps: Tensor, *, quantile: float) -> Tensor:
     Raises:
         AdcamError: If the quantile lies outside (0, 1].
     """
-    if not 0 < quantile <= 1:
-        raise AdcamError(f"clip_quantile must lie in (0, 1], got {quantile}")
+    check_range("clip_quantile", quantile, "(0, 1]")
     if quantile == 1 or not maps.numel():
         return maps
     return maps.minimum(maps.quantile(quantile, dim=-1, keepdim=True))

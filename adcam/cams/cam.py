@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adcam.cams.activation import select_cam
+from adcam.cams.activation import check_start_options, select_cam
 from adcam.structures import TokenMaps
 
 
@@ -27,6 +27,9 @@ class CAM:
 
     negatives: str = "shift"
     rival_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_start_options(negatives=self.negatives, rival_weight=self.rival_weight)
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """No patch-to-patch attention is needed."""

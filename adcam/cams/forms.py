@@ -17,10 +17,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from adcam.cams.activation import patch_attention, start_maps
-from adcam.errors import AdcamError
+from adcam.cams.activation import check_start_options, patch_attention, start_maps
 from adcam.ops.diffusion import diffuse
 from adcam.ops.token_attention import resolve_layers
+from adcam.options import check_range
 from adcam.structures import TokenMaps
 
 
@@ -43,6 +43,14 @@ class MCTformerForm:
     layers: str | tuple[int, ...] = "all"
     negatives: str = "shift"
     rival_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_start_options(
+            init=self.init,
+            negatives=self.negatives,
+            rival_weight=self.rival_weight,
+            layers=self.layers,
+        )
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """Return the sets of blocks whose patch-to-patch attention is needed."""
@@ -98,6 +106,17 @@ class CLIPESForm:
     negatives: str = "shift"
     rival_weight: float = 0.5
 
+    def __post_init__(self) -> None:
+        check_start_options(
+            init=self.init,
+            negatives=self.negatives,
+            rival_weight=self.rival_weight,
+            layers=self.layers,
+        )
+        check_range("num_steps", self.num_steps, "[0, inf)")
+        if self.box_threshold is not None:
+            check_range("box_threshold", self.box_threshold, "[0, 1)")
+
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """Return the sets of blocks whose patch-to-patch attention is needed."""
         return (resolve_layers(self.layers, depth),)
@@ -134,8 +153,7 @@ def box_mask(maps: Tensor, threshold: float) -> Tensor:
     Raises:
         AdcamError: If the threshold lies outside [0, 1).
     """
-    if not 0 <= threshold < 1:
-        raise AdcamError(f"box_threshold must lie in [0, 1), got {threshold}")
+    check_range("box_threshold", threshold, "[0, 1)")
     flat = maps.detach().flatten(0, -3)  # (M, h, w)
     strong = (flat > threshold * flat.amax(dim=(-2, -1), keepdim=True)).cpu().numpy()
     boxes = np.zeros(strong.shape, dtype=bool)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adcam.cams.activation import class_token_map, select_cam
+from adcam.cams.activation import check_start_options, class_token_map, select_cam
 from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
@@ -30,6 +30,9 @@ class TSCAM:
 
     negatives: str = "shift"
     rival_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_start_options(negatives=self.negatives, rival_weight=self.rival_weight)
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """No patch-to-patch attention is needed, but blocks that attend."""

@@ -19,16 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from adcam.errors import AdcamError
+from adcam.models.networks import build_network
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM
 from adcam.structures import ClassSet
 
 FORMAT = 1
-NETWORKS: Mapping[str, type[TokenCAM] | type[NonlocalCAM]] = {
-    "token_cam": TokenCAM,
-    "nonlocal_cam": NonlocalCAM,
-}
-"""``kind`` of a network in configs and files; where there is none it is the first."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,8 @@ def save_classifier(
     Args:
         path: ``*.safetensors``.
         network: The network.
-        network_options: Arguments of :func:`build_network` that rebuild it, without weights.
+        network_options: Arguments of :func:`adcam.models.networks.build_network` that
+            rebuild it, without weights.
         class_set: Its classes.
         info: JSON-serialisable provenance.
         dtype: Of the stored floating-point tensors; ``float16`` halves the file.
@@ -133,24 +130,6 @@ def load_classifier(path: str | Path) -> ClassifierFile:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise AdcamError(f"{path}: this classifier cannot be used: {error}") from error
     return ClassifierFile(network.eval(), class_set, header["info"])
-
-
-def build_network(
-    kind: str = "token_cam", *, num_fg_classes: int, **options: Any
-) -> TokenCAM | NonlocalCAM:
-    """Make a network by the name of its kind.
-
-    Args:
-        kind: A key of :data:`NETWORKS`.
-        num_fg_classes: Number of foreground classes.
-        **options: Further arguments of its class.
-
-    Raises:
-        AdcamError: If the kind is unknown, or the class refuses an argument.
-    """
-    if kind not in NETWORKS:
-        raise AdcamError(f"model.kind must be one of {sorted(NETWORKS)}, got {kind!r}")
-    return NETWORKS[kind](num_fg_classes=num_fg_classes, **options)
 
 
 def _read_class_set(description: Mapping[str, Any]) -> ClassSet:

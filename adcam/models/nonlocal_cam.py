@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -97,7 +98,7 @@ class NonlocalCAM(nn.Module):
         backbone: str,
         *,
         num_fg_classes: int,
-        weights: str | None = None,
+        weights: str | Path | None = None,
         attention: str | None = "nonlocal",
         out_stride: int = 16,
         backbone_kwargs: Mapping[str, Any] | None = None,
@@ -213,7 +214,7 @@ class NonlocalCAM(nn.Module):
         return TrainMaps(self.head(features), None, tuple(spots))
 
 
-def _build_trunk(name: str, weights: str | None, kwargs: dict[str, Any]) -> Any:
+def _build_trunk(name: str, weights: str | Path | None, kwargs: dict[str, Any]) -> Any:
     if not name.startswith(FAMILIES) or not timm.is_model(name):
         raise AdcamError(f"backbone must be a timm model of the families {FAMILIES}, got {name!r}")
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import timm
@@ -66,7 +67,7 @@ class TokenCAM(nn.Module):
         *,
         num_fg_classes: int,
         img_size: int = 224,
-        weights: str | None = None,
+        weights: str | Path | None = None,
         drop_path_rate: float = 0.0,
         backbone_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
@@ -218,7 +219,12 @@ def _to_grid(patches: Tensor, grid_hw: tuple[int, int]) -> Tensor:
 
 
 def build_backbone(
-    name: str, *, img_size: int, weights: str | None, drop_path_rate: float = 0.0, **kwargs: Any
+    name: str,
+    *,
+    img_size: int,
+    weights: str | Path | None,
+    drop_path_rate: float = 0.0,
+    **kwargs: Any,
 ) -> Any:
     """Make a timm ViT without classifier that takes any input size its patches divide.
 

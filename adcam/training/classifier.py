@@ -25,7 +25,8 @@ from adcam.errors import AdcamError
 from adcam.files import hash_values
 from adcam.metrics.classification import MultiLabelAP
 from adcam.models.classifier import Classifier, InCA
-from adcam.models.classifier_file import build_network, load_classifier, save_classifier
+from adcam.models.classifier_file import load_classifier, save_classifier
+from adcam.models.networks import DEFAULT_KIND, build_network, network_options
 from adcam.models.weights import load_ts_cam_weights
 from adcam.structures import ClassSet
 from adcam.training.repeatable import (
@@ -46,11 +47,6 @@ TRAIN_KEYS = (
     *("epochs", "img_size", "batch_size", "num_workers", "min_area", "jitter", "resize", "amp"),
     *("cls_token_loss", "choose", "seed", "val_interval", "log_interval"),
 )
-MODEL_KEYS = {
-    "token_cam": ("kind", "backbone", "img_size", "weights", "drop_path_rate", "backbone_kwargs"),
-    "nonlocal_cam": ("kind", "backbone", "weights", "attention", "out_stride", "backbone_kwargs"),
-}
-"""Legal keys of a config's ``model`` by its ``kind``, the first where there is none."""
 
 
 class MeanAveragePrecision(BaseMetric):
@@ -304,9 +300,8 @@ def import_ts_cam(cfg: Config, checkpoint: str | Path, path: str | Path) -> None
 def _read_network_options(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     """What rebuilds the network, and what only its training needs."""
     options = cfg.model.to_dict()
-    kind = options.get("kind", "token_cam")
-    _check_choice("model.kind", kind, tuple(MODEL_KEYS))
-    check_keys(options, MODEL_KEYS[kind], "model")
+    kind = options.get("kind", DEFAULT_KIND)
+    check_keys(options, ("kind", *network_options(kind)), "model")
     names = ("weights", "drop_path_rate")
     return options, {name: options.pop(name) for name in names if name in options}
 

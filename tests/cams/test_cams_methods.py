@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import adcam
+from adcam import cams
 from adcam.cams import METHODS, build_method
 from adcam.cams.activation import subtract_rivals
 from adcam.cams.forms import box_mask
+from adcam.errors import AdcamError
 from adcam.models.token_cam import TokenCAM
 from adcam.structures import TokenMaps
 
@@ -480,14 +484,83 @@ def test_maps_do_not_swap_height_and_width(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("adcam", {}, r"unknown method 'adcam'; methods: \['ad_cam', 'cam'"),
-        ("cam", {"power": 2}, r"cam has no option \['power'\]"),
-        ("ad_cam", {"steps": 2}, r"no option \['steps'\]; options: .*'num_steps'"),
+        ("adcam", {}, r"unknown method 'adcam'; did you mean 'ad_cam'\?; methods: \['ad_cam', 'c"),
+        ("clip_es", {}, r"unknown method 'clip_es'; did you mean 'clip_es_form'"),
+        ("coupled", {}, r"unknown method 'coupled'.*'mctformer_form'"),
+        ("cam", {"power": 2}, r"method 'cam' has no option 'power'; options: \['negatives', 'riv"),
+        ("ad_cam", {"steps": 2}, r"no option 'steps'; did you mean 'num_steps'\?; options: "),
+        ("ad_cam", {"compete": 0.5}, r"no option 'compete'.*'rival_weight'"),
+        ("ad_cam", {"rival_wieght": 0.5}, r"no option 'rival_wieght'; did you mean 'rival_weight"),
     ],
 )
 def test_unknown_names(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(AdcamError, match=message):
         build_method(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ad_cam", {"clip_quantile": "abc"}, "clip_quantile of method 'ad_cam' must be a number"),
+        ("ad_cam", {"num_steps": 2.5}, "num_steps .*a whole number or None, got 2.5"),
+        ("ad_cam", {"alpha": True}, "alpha .*a number or None, got True"),
+        ("ad_cam", {"layers": 3}, "layers .*a text or a list .*got 3"),
+        ("ad_cam", {"layers": ["x"]}, "layers .*got .'x'"),
+        ("ad_cam", {"layers": "first:2"}, "layers must be 'all', 'last:N'.*got 'first:2'"),
+        ("ad_cam", {"cls_layers": "last:3/2"}, "cls_layers must be"),
+        ("ad_cam", {"similarity": "cosin"}, "similarity must be one of .*did you mean 'cosine'"),
+        ("ad_cam", {"normalize": "rows"}, "normalize must be one of .*did you mean 'row'"),
+        ("ad_cam", {"power": -1}, r"power must lie in \[0, inf\), got -1"),
+        ("ad_cam", {"power": float("nan")}, "power must lie in"),
+        ("ad_cam", {"num_steps": -1}, "num_steps must lie in"),
+        ("ad_cam", {"num_steps": None}, "num_steps=None .*give alpha"),
+        ("ad_cam", {"num_steps": None, "alpha": 1}, r"alpha must lie in \[0, 1\), got 1"),
+        ("ad_cam", {"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"),
+        ("ad_cam", {"init": "grad"}, "init must be one of"),
+        ("ad_cam", {"clip_quantile": 0.0}, r"clip_quantile must lie in \(0, 1\], got 0.0"),
+        ("cam", {"negatives": "none"}, r"negatives must be one of \['keep', 'relu', 'shift'\]"),
+        ("ts_cam", {"rival_weight": 1.0}, r"rival_weight must lie in \[0, 1\), got 1.0"),
+        ("transcam_form", {"rival_weight": "1/2"}, "rival_weight .*must be a number, got '1/2'"),
+        ("clip_es_form", {"box_threshold": 1}, r"box_threshold must lie in \[0, 1\), got 1"),
+    ],
+)
+def test_options_are_checked_when_a_method_is_built(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(AdcamError, match=message):
+        build_method(name, **options)
+
+
+def test_lists_of_blocks_become_tuples() -> None:
+    assert build_method("ad_cam", layers=[0, 2]) == build_method("ad_cam", layers=(0, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredCAM:
+    """A method as somebody else would write it."""
+
+    gain: float = 1.0
+
+    def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
+        return ()
+
+    def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
+        return self.gain * cams.CAM()(maps, class_ids) ** 2
+
+
+def test_a_method_from_outside_is_used_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cams, "_METHODS", dict(cams._METHODS))
+    monkeypatch.setattr(cams, "METHODS", cams._METHODS)
+    adcam.register_method("squared", SquaredCAM)
+    maps, _, _ = make_maps()
+    expected = 3 * run("cam", maps, ids((0,), (1,))) ** 2
+    assert np.array_equal(run("squared", maps, ids((0,), (1,)), gain=3.0), expected)
+    with pytest.raises(AdcamError, match="gain of method 'squared' must be a number, got 'big'"):
+        build_method("squared", gain="big")
+    with pytest.raises(AdcamError, match="there is a method 'squared' already"):
+        adcam.register_method("squared", SquaredCAM)
+    with pytest.raises(AdcamError, match="'half' must be a dataclass with layer_sets"):
+        adcam.register_method("half", dict)
 
 
 @pytest.mark.parametrize(

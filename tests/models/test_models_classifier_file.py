@@ -11,12 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from adcam.models.classifier_file import (
-    FORMAT,
-    build_network,
-    load_classifier,
-    save_classifier,
-)
+from adcam.models.classifier_file import FORMAT, load_classifier, save_classifier
+from adcam.models.networks import build_network
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM
 from adcam.structures import ClassSet
@@ -183,8 +179,3 @@ def test_a_convolutional_network_comes_back(tmp_path: Path) -> None:
     inputs = torch.randn(1, 3, 48, 32)
     assert torch.equal(loaded.token_maps(inputs).cam, network.token_maps(inputs).cam)
     assert loaded.token_maps(inputs).grid_hw == (6, 4)
-
-
-def test_an_unknown_kind_of_network() -> None:
-    with pytest.raises(ValueError, match=r"model\.kind must be one of .*nonlocal_cam.*got 'mlp'"):
-        build_network("mlp", num_fg_classes=2)

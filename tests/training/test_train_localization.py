@@ -18,7 +18,8 @@ from adcam.data.augment import EvalView
 from adcam.data.sources import build_dataset
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.models.classifier import Classifier
-from adcam.models.classifier_file import build_network, load_classifier
+from adcam.models.classifier_file import load_classifier
+from adcam.models.networks import build_network
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.settings import load_config
 from adcam.training.classifier import import_ts_cam, train_classifier

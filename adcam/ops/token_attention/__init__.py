@@ -14,13 +14,14 @@ from adcam.ops._backends import available_backends, choose_backend, triton_not_s
 from adcam.ops._checks import at_least_float32, check_float, without_autocast
 from adcam.ops._recompute import recompute_backward, records_gradient
 from adcam.ops.token_attention import blocked, reference
-from adcam.ops.token_attention.layers import resolve_layers
+from adcam.ops.token_attention.layers import check_layers, resolve_layers
 
 __all__ = [
     "accumulate_token_attention",
     "attend",
     "attend_and_accumulate",
     "available_backends",
+    "check_layers",
     "cls_attention",
     "resolve_layers",
     "token_attention",
