@@ -80,7 +80,7 @@ def register_method(name: str, cls: Callable[..., Method]) -> None:
         raise AdcamError(
             f"method {name!r} must be a dataclass with layer_sets() and __call__(), got {cls!r}"
         )
-    _METHODS[name] = cls
+    _METHODS[name] = typing.cast("Callable[..., Method]", cls)
 
 
 def build_method(name: str, **options: Any) -> Method:

@@ -551,14 +551,16 @@ class SquaredCAM:
 def test_a_method_from_outside_is_used_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cams, "_METHODS", dict(cams._METHODS))
     monkeypatch.setattr(cams, "METHODS", cams._METHODS)
-    adcam.register_method("squared", SquaredCAM)
+    adcam.register_method("squared_cam", SquaredCAM)
     maps, _, _ = make_maps()
     expected = 3 * run("cam", maps, ids((0,), (1,))) ** 2
-    assert np.array_equal(run("squared", maps, ids((0,), (1,)), gain=3.0), expected)
-    with pytest.raises(AdcamError, match="gain of method 'squared' must be a number, got 'big'"):
-        build_method("squared", gain="big")
-    with pytest.raises(AdcamError, match="there is a method 'squared' already"):
-        adcam.register_method("squared", SquaredCAM)
+    assert np.array_equal(run("squared_cam", maps, ids((0,), (1,)), gain=3.0), expected)
+    with pytest.raises(
+        AdcamError, match="gain of method 'squared_cam' must be a number, got 'big'"
+    ):
+        build_method("squared_cam", gain="big")
+    with pytest.raises(AdcamError, match="there is a method 'squared_cam' already"):
+        adcam.register_method("squared_cam", SquaredCAM)
     with pytest.raises(AdcamError, match="'half' must be a dataclass with layer_sets"):
         adcam.register_method("half", dict)
 

@@ -36,8 +36,8 @@ def small_kind(monkeypatch: pytest.MonkeyPatch) -> str:
     """The kind of a network that is registered for one test."""
     monkeypatch.setattr(networks, "_NETWORKS", dict(networks._NETWORKS))
     monkeypatch.setattr(networks, "NETWORKS", networks._NETWORKS)
-    adcam.register_network("small", SmallCAM)
-    return "small"
+    adcam.register_network("small_cam", SmallCAM)
+    return "small_cam"
 
 
 def test_a_network_from_outside_is_used_by_name(small_kind: str, tmp_path: Path) -> None:

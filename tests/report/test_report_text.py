@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import doctest
-
 import numpy as np
 import pytest
 
-from adcam.report import text
 from adcam.report.text import escape_markdown, format_number, format_seconds, shorten, slug
-
-
-def test_docstring_examples() -> None:
-    result = doctest.testmod(text)
-    assert result.attempted >= 3
-    assert result.failed == 0
 
 
 @pytest.mark.parametrize(
