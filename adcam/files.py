@@ -1,17 +1,47 @@
-"""The one door to the disk: atomic writes, and hashes of what is there.
+"""The one door to the disk: atomic writes, checked reads, hashes, and one walk over folders.
 
-A reader of a file that is being written sees the old one or the new one, never half of it.
+A reader of a file that is being written sees the old one or the new one, never half of it. What
+people's folders hold besides images (hidden files, other kinds, results of this project) is left
+out by one rule, and an image's id comes from its name by one function.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
+import logging
+import os
 import secrets
-from collections.abc import Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
+
+from adcam.errors import AdcamError
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(
+    {".apng", ".avif", ".bmp", ".dib", ".gif", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe"}
+    | {".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm"}
+    | {".qoi", ".tga", ".tif", ".tiff", ".webp"}
+)
+"""File suffixes, lower case, that name an image; the content decides how it is decoded."""
+
+_COMPANIONS = frozenset(
+    {"", ".cfg", ".csv", ".db", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log"}
+    | {".mat", ".md", ".npy", ".npz", ".py", ".safetensors", ".sh", ".toml", ".tsv", ".txt"}
+    | {".xlsx", ".xml", ".yaml", ".yml"}
+)
+"""Suffixes of what lies beside images on purpose; nobody needs to hear that these are no images."""
+
+_SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
+"""Folders that archivers and file servers add, full of thumbnails and leftovers."""
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -22,7 +52,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     still lose what was written last.
 
     Args:
-        path: File to create or replace; it gets the permissions that the umask leaves.
+        path: The file to create or replace; it gets the permissions that the umask leaves.
         data: Its whole content.
 
     Raises:
@@ -52,13 +82,116 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
-    """Write values as indented JSON, atomically.
+def write_json(
+    path: str | Path, values: Any, *, indent: int | None = 2, sort_keys: bool = False
+) -> None:
+    """Write values as JSON, atomically.
+
+    Args:
+        path: The file to create or replace.
+        values: What to write; all of it must be JSON-serialisable.
+        indent: Spaces a level; ``None`` writes one line.
+        sort_keys: Whether the keys of objects are written in alphabetical order.
 
     Raises:
         OSError: The file cannot be written.
     """
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(values, indent=indent, sort_keys=sort_keys, ensure_ascii=False)
+    write_text(path, text + "\n")
+
+
+def format_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    r"""A table as CSV text: a header line, then one line a row, each ended by ``\n``."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as :func:`format_csv` formats it, atomically.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_text(path, format_csv(columns, rows))
+
+
+def read_text(path: str | Path, what: str = "a text file") -> str:
+    """Read a UTF-8 text, with or without a byte-order mark.
+
+    Args:
+        path: The file.
+        what: What the file should be, for the message, e.g. ``"a list of image ids"``.
+
+    Raises:
+        AdcamError: The file is missing, cannot be read, or is not UTF-8.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as err:  # ValueError: a NUL in the path
+        reason = getattr(err, "strerror", None) or err
+        raise AdcamError(f"{path}: cannot be read as {what} ({reason})") from err
+    return decode_text(data, str(path), what)
+
+
+def decode_text(data: bytes, where: str, what: str = "a text file") -> str:
+    """Decode UTF-8 bytes, with or without a byte-order mark.
+
+    Raises:
+        AdcamError: The bytes are not UTF-8; the message names ``where``.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise AdcamError(f"{where}: cannot be read as {what}: not UTF-8 text ({err})") from err
+
+
+def read_json(path: str | Path, *, kind: type = dict, what: str = "a JSON file") -> Any:
+    """Read a JSON file whose outermost value is of a known type.
+
+    Args:
+        path: The file.
+        kind: Type of the outermost value: ``dict``, ``list``, or ``object`` for any.
+        what: What the file should be, for the message, e.g. ``"a manifest"``.
+
+    Raises:
+        AdcamError: The file is missing, not UTF-8, no JSON (such as one that was cut short), nested
+            too deeply, or holds a value of another type. The message names the file.
+    """
+    return parse_json(read_text(path, what), str(path), kind=kind, what=what)
+
+
+def parse_json(text: str | bytes, where: str, *, kind: type = dict, what: str = "JSON") -> Any:
+    """Parse JSON whose outermost value is of a known type.
+
+    Args:
+        text: The JSON text.
+        where: File, or file and line, for the message.
+        kind: Type of the outermost value, as for :func:`read_json`.
+        what: What the text should be, for the message.
+
+    Raises:
+        AdcamError: As :func:`read_json`.
+    """
+    if isinstance(text, bytes):
+        text = decode_text(text, where, what)
+    try:
+        values = json.loads(text)
+    except RecursionError as err:
+        raise AdcamError(f"{where}: not {what}: it is nested too deeply") from err
+    except ValueError as err:
+        raise AdcamError(f"{where}: not {what}, or one that was cut short ({err})") from err
+    if not isinstance(values, kind):
+        expected = "an object" if kind is dict else f"a {kind.__name__}"
+        raise AdcamError(f"{where}: not {what}: expected {expected}, got {values!r:.40}")
+    return values
+
+
+def to_plain(values: Any) -> Any:
+    """The values as they come back from a JSON file: tuples as lists, keys as text."""
+    return json.loads(json.dumps(values))
 
 
 def hash_bytes(data: bytes) -> str:
@@ -83,3 +216,237 @@ def hash_or_none(path: Path) -> str | None:
 def hash_values(values: Mapping[str, Any]) -> str:
     """First 16 hex digits of the SHA-256 of the sorted JSON of a configuration."""
     return hash_bytes(json.dumps(values, sort_keys=True, default=str).encode())
+
+
+def is_image_path(path: str | PurePath) -> bool:
+    """Whether the suffix, in any case, is one of :data:`IMAGE_SUFFIXES`; the file is not opened."""
+    return PurePath(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def img_id_of(name: str, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> str:
+    r"""The image id that a file name, or a name in somebody's list, stands for.
+
+    An id is a relative path with ``/`` between folders and composed accents (NFC), without suffix.
+    The function is applied once, where a name enters the program; what it returns is an id, whose
+    own dots are part of it (``x.jpg.png`` is the image ``x.jpg``).
+
+    Args:
+        name: A relative path as any system writes it; white space at its ends is cut, also before
+            the suffix, since a cell of a table cannot keep it.
+        suffixes: Suffixes, lower case, that are cut, in any case; one of them at most.
+
+    Example:
+        >>> img_id_of(r".\holidays\\dog 1.JPG")
+        'holidays/dog 1'
+        >>> img_id_of("v1.2"), img_id_of("x.jpg.png")
+        ('v1.2', 'x.jpg')
+    """
+    text = unicodedata.normalize("NFC", name.strip()).replace("\\", "/")
+    path = PurePosixPath(text)
+    return str(path.with_suffix("") if path.suffix.lower() in suffixes else path).strip()
+
+
+def match_id(name: str, known: Container[str]) -> str:
+    """The id that a user's name means: itself where it is known, else its :func:`img_id_of`.
+
+    Args:
+        name: An image id, or the name of an image file.
+        known: The ids that there are.
+    """
+    return name if name in known else img_id_of(name)
+
+
+def spell_img_id(img_id: str) -> str:
+    """The name to write into a list or table, which :func:`img_id_of` reads as this id again.
+
+    It is the id itself, but for ids that look like file names: ``x.jpg`` becomes ``x.jpg.png``.
+    """
+    return img_id if img_id_of(img_id) == img_id else f"{img_id}.png"
+
+
+def file_of_id(folder: str | Path, img_id: str, suffix: str) -> Path:
+    """The file ``<folder>/<img_id><suffix>``.
+
+    Raises:
+        AdcamError: The id is empty or would lead out of the folder.
+    """
+    return Path(folder) / f"{check_img_id(img_id)}{suffix}"
+
+
+def check_img_id(img_id: str) -> str:
+    """The id itself.
+
+    Raises:
+        AdcamError: It is empty, absolute, or leads out of the folder that it is relative to.
+    """
+    path = PurePosixPath(img_id)
+    if path.is_absolute() or ".." in path.parts or not path.name or "\0" in img_id:
+        raise AdcamError(f"image id {img_id!r} would lead outside its folder")
+    return img_id
+
+
+def index_by_id(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """Files by image id, in the order given.
+
+    Raises:
+        AdcamError: Two files have one id, or a name is not valid UTF-8.
+    """
+    path_of: dict[str, Path] = {}
+    for img_id, path in found:
+        if img_id in path_of:
+            raise AdcamError(
+                f"{path_of[img_id]} and {path} have the same id {img_id!r}: "
+                "names must differ in more than their suffix"
+            )
+        try:
+            img_id.encode("utf-8")
+        except UnicodeEncodeError as err:
+            raise AdcamError(f"{str(path)!r}: the file name is not valid UTF-8") from err
+        path_of[img_id] = path
+    return path_of
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """What a walk below a folder found, and what it left out.
+
+    Attributes:
+        paths: The files by image id, ids ascending.
+        left_out: Numbers of the files that are not of the kind that was looked for, by suffix.
+        unreadable: Sub-folders that could not be read.
+        outputs: Sub-folders that hold results of this project, which are never an input.
+    """
+
+    paths: dict[str, Path]
+    left_out: dict[str, int]
+    unreadable: tuple[Path, ...] = ()
+    outputs: tuple[Path, ...] = ()
+
+    def describe(self) -> list[str]:
+        """One sentence for each thing that was left out and that its owner may miss."""
+        lines = []
+        unusual = {s: n for s, n in sorted(self.left_out.items()) if s not in _COMPANIONS}
+        if unusual:
+            counts = ", ".join(f"{n} {s}" for s, n in unusual.items())
+            lines.append(f"{sum(unusual.values())} files are of kinds that are not read: {counts}")
+        lines += [f"the sub-folder {path} cannot be read" for path in self.unreadable]
+        lines += [f"{path} holds results of adcam and is left out" for path in self.outputs]
+        return lines
+
+
+def find_images(
+    folder: str | Path, *, leave_out: Iterable[Path] = (), recursive: bool = True
+) -> FolderScan:
+    """All images below a folder, by suffix in any case (:data:`IMAGE_SUFFIXES`).
+
+    Hidden files and folders are left out without a word. Files of other kinds, sub-folders that
+    cannot be read and results of this project are left out with one (a warning in the log).
+
+    Args:
+        folder: The folder; symbolic links to folders inside it are not followed.
+        leave_out: Folders that are not searched, such as the one that results go to.
+        recursive: Whether sub-folders are searched.
+
+    Raises:
+        AdcamError: There is no such folder, no image in it, it is an output folder of this project,
+            or two images have one id.
+    """
+    return _scan(Path(folder), IMAGE_SUFFIXES, leave_out, recursive, "images")
+
+
+def find_files(
+    folder: str | Path, suffix: str | Sequence[str], *, leave_out: Iterable[Path] = ()
+) -> FolderScan:
+    """All masks, maps or labels below a folder: files that end in ``suffix``, in any case.
+
+    What is left out is the same as for :func:`find_images`; a mask ``x.jpg.png`` belongs to the
+    image ``x.jpg``.
+
+    Args:
+        folder: The folder.
+        suffix: ``".png"``, ``".npz"``, … or several of them, lower case.
+        leave_out: Folders that are not searched.
+
+    Raises:
+        AdcamError: There is no such folder, no such file in it, or two have one id.
+    """
+    suffixes = frozenset({suffix} if isinstance(suffix, str) else suffix)
+    return _scan(Path(folder), suffixes, leave_out, True, f"{' or '.join(sorted(suffixes))} files")
+
+
+def is_own_output(folder: str | Path) -> bool:
+    """Whether a folder holds results of this project: of ``adcam generate``, or a recipe's stage.
+
+    Such a folder has ``config.json`` with ``manifest.jsonl`` beside it, or ``stage.json``.
+    """
+    return _is_output({name for name in _OUTPUT_FILES if Path(folder, name).is_file()})
+
+
+_OUTPUT_FILES = ("config.json", "manifest.jsonl", "stage.json")
+
+
+def _is_output(names: Iterable[str]) -> bool:
+    there = set(names)
+    return "stage.json" in there or {"config.json", "manifest.jsonl"} <= there
+
+
+def _scan(
+    root: Path, suffixes: frozenset[str], leave_out: Iterable[Path], recursive: bool, what: str
+) -> FolderScan:
+    if not root.is_dir():
+        raise AdcamError(f"{root}: there is no such folder")
+    if what == "images" and is_own_output(root):
+        raise AdcamError(
+            f"{root} holds results of adcam, which are never an input; name the folder of your "
+            "photographs"
+        )
+    skipped = set(map(os.path.realpath, leave_out))
+    if os.path.realpath(root) in skipped:
+        raise AdcamError(f"{root}: results would lie among the {what}; choose another folder")
+    unreadable: list[OSError] = []
+    outputs: list[Path] = []
+    left_out: Counter[str] = Counter()
+    found = []
+    for path in _walk(root, skipped, recursive, unreadable, outputs):
+        if (kind := path.suffix.lower()) in suffixes:
+            found.append((img_id_of(path.relative_to(root).as_posix(), suffixes), path))
+        else:
+            left_out[kind] += 1
+    refused = tuple(sorted(Path(str(error.filename)) for error in unreadable))
+    if root in refused:
+        raise AdcamError(f"{root}: the folder cannot be read ({unreadable[0].strerror})")
+    paths = dict(sorted(index_by_id(found).items()))
+    scan = FolderScan(paths, dict(left_out), refused, tuple(sorted(outputs)))
+    notes = scan.describe()
+    if not paths:
+        why = "".join(f"; {note}" for note in notes)
+        raise AdcamError(f"{root}: there are no {what} in this folder{why}")
+    for note in notes:
+        logger.warning("%s: %s", root, note)
+    return scan
+
+
+def _walk(
+    root: Path,
+    leave_out: set[str],
+    recursive: bool,
+    unreadable: list[OSError],
+    outputs: list[Path],
+) -> Iterator[Path]:
+    """All files but hidden ones; the two lists take what could not or should not be entered."""
+    for folder, subfolders, names in os.walk(root, onerror=unreadable.append):
+        if Path(folder) != root and _is_output(names):
+            outputs.append(Path(folder))
+            subfolders.clear()
+            continue
+        subfolders[:] = [
+            name
+            for name in sorted(subfolders)
+            if recursive
+            and not name.startswith(".")
+            and name not in _SYSTEM_FOLDERS
+            and os.path.realpath(Path(folder, name)) not in leave_out
+        ]
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(folder, name)

@@ -51,6 +51,14 @@ def run(command: str) -> int:
     return main(shlex.split(command))
 
 
+def test_results_inside_the_photographs_are_no_input(place: Path) -> None:
+    command = GENERATE.replace("--out out", "--out photos/out --labels labels.csv --json {}.json")
+    assert [run(command.format(name)) for name in ("first", "second")] == [0, 0]
+    first, second = (json.loads((place / f"{n}.json").read_text()) for n in ("first", "second"))
+    assert first["ok"] == second["skipped"] == 3
+    assert run(GENERATE.replace("--out out", "--out photos --labels predicted")) == 2
+
+
 def test_the_documented_commands_work(place: Path) -> None:
     text = (ROOT / "docs" / "cli.md").read_text("utf-8")
     commands = re.findall(r"^\$ adcam ((?:.*\\\n)*.+)$", text, flags=re.MULTILINE)
@@ -226,8 +234,8 @@ def test_wrong_labels(
         (f"{GENERATE} --labels predicted --ids nothing.txt", "nothing.txt"),
         (f"{GENERATE} --labels predicted --voc-split train", "is no VOC root"),
         ("evaluate nothing --gt truth", "no such folder"),
-        ("evaluate photos --gt truth", "none of the 3 images"),
-        ("evaluate truth --gt truth --sweep", "none of the 3 images"),
+        ("evaluate photos --gt truth", "there are no .png files in this folder; 3 files are"),
+        ("evaluate truth --gt truth --sweep", "there are no .npz files in this folder"),
         ("train nothing.py", "no such config"),
         ("train my.py --cfg-options epochs", "--cfg-options takes key=value"),
     ],

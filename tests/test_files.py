@@ -1,14 +1,29 @@
-"""Atomic writing: all or nothing, and messages that name the file."""
+"""The door to the disk: atomic writes, named refusals, one walk, one rule from name to id."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
 
-from adcam.files import write_bytes, write_text
+from adcam.errors import AdcamError
+from adcam.files import (
+    file_of_id,
+    find_files,
+    find_images,
+    img_id_of,
+    is_image_path,
+    read_json,
+    spell_img_id,
+    write_bytes,
+    write_csv,
+    write_json,
+    write_text,
+)
 
 
 def test_parents_are_made_and_the_content_is_exact(tmp_path: Path) -> None:
@@ -77,3 +92,165 @@ def test_a_refusal_of_the_system_keeps_its_class(
     with pytest.raises(PermissionError, match="cannot write into the folder") as caught:
         write_text(tmp_path / "x", "")
     assert caught.value.errno == errno.EACCES
+
+
+def test_tables_are_written_with_plain_line_ends(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ("name", "value"), [("a, b", 1), ('say "x"', None)])
+    assert (tmp_path / "t.csv").read_bytes() == b'name,value\n"a, b",1\n"say ""x""",\n'
+
+
+def test_json_is_written_and_read_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"b": ["é"], "a": 1})
+    assert (tmp_path / "x.json").read_text("utf-8") == '{\n  "b": [\n    "é"\n  ],\n  "a": 1\n}\n'
+    assert read_json(tmp_path / "x.json") == {"b": ["é"], "a": 1}
+    write_json(tmp_path / "x.json", {"b": 2, "a": 1}, indent=None, sort_keys=True)
+    assert (tmp_path / "x.json").read_text() == '{"a": 1, "b": 2}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"cannot be read as a JSON file \(No such file or directory\)"),
+        (b"", "cut short"),
+        (b'{"a": [1, 2', "cut short"),
+        (b"\xff\xfe{}", "not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"[1]", r"expected an object, got \[1\]"),
+        (b"1" * 5000, "cut short|expected an object"),
+    ],
+)
+def test_bad_json_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "some file.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(AdcamError, match=r"some file\.json: .*" + message):
+        read_json(path)
+
+
+def test_a_path_with_a_nul_is_named() -> None:
+    with pytest.raises(AdcamError, match="null byte"):
+        read_json("a\0.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.JPG", True), ("b/c d.Tiff", True), ("x.png.txt", False), ("jpg", False), (".jpg", False)],
+)
+def test_is_image_path(name: str, expected: bool) -> None:
+    assert is_image_path(name) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "img_id"),
+    [
+        ("a.JPG", "a"),
+        ("./holidays//dog 1.jpeg", "holidays/dog 1"),
+        ("holidays\\\\dog 1.jpeg", "holidays/dog 1"),
+        (".\\sub\\x.avif", "sub/x"),
+        (" x .png ", "x"),
+        ("v1.2", "v1.2"),
+        ("x.jpg.png", "x.jpg"),
+        (unicodedata.normalize("NFD", "café.png"), "café"),
+    ],
+)
+def test_one_rule_from_name_to_id_and_back(name: str, img_id: str) -> None:
+    assert img_id_of(name) == img_id
+    assert img_id_of(spell_img_id(img_id)) == img_id
+    assert file_of_id("m", img_id, ".png") == Path("m") / f"{img_id}.png"
+
+
+@pytest.mark.parametrize("img_id", ["", ".", "../a", "a/../b", "/a", "a\0"])
+def test_ids_stay_in_their_folder(img_id: str) -> None:
+    with pytest.raises(AdcamError, match="outside its folder"):
+        file_of_id("m", img_id, ".png")
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_a_walk_leaves_out_what_is_no_image_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.PNG", "sub/b.jp2", "._a.png", ".ipynb_checkpoints/a.png", ".DS_Store"):
+        touch(tmp_path / name)
+    for name in ("c.heic", "d.HEIC", "e.cr2", "notes.txt", "__MACOSX/a.png", "labels.csv"):
+        touch(tmp_path / name)
+    with caplog.at_level(logging.WARNING):
+        scan = find_images(tmp_path)
+    assert scan.paths == {"a": tmp_path / "a.PNG", "sub/b": tmp_path / "sub" / "b.jp2"}
+    assert scan.left_out == {".heic": 2, ".cr2": 1, ".txt": 1, ".csv": 1}
+    assert "3 files are of kinds that are not read: 1 .cr2, 2 .heic" in caplog.text
+    assert list(find_images(tmp_path, recursive=False).paths) == ["a"]
+
+
+def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
+    touch(tmp_path / "a.heic", tmp_path / "b.heic")
+    with pytest.raises(
+        AdcamError, match=r"there are no images in this folder; 2 files .* 2 \.heic"
+    ):
+        find_images(tmp_path)
+
+
+def test_masks_are_found_by_the_same_rule(tmp_path: Path) -> None:
+    for name in ("a.png", "B.PNG", "x.jpg.png", "._a.png", ".ipynb_checkpoints/a.png", "c.txt"):
+        touch(tmp_path / name)
+    (tmp_path / "folder.png").mkdir()
+    assert list(find_files(tmp_path, ".png").paths) == ["B", "a", "x.jpg"]
+    with pytest.raises(AdcamError, match=r"there are no \.npy or \.npz files in this folder"):
+        find_files(tmp_path, (".npz", ".npy"))
+
+
+def test_names_that_clash_are_refused_naming_both(tmp_path: Path) -> None:
+    touch(tmp_path / "a.jpg", tmp_path / "a.png")
+    with pytest.raises(AdcamError, match=r"a\.jpg and .*a\.png have the same id 'a'"):
+        find_images(tmp_path)
+
+
+def test_results_of_this_project_are_no_input(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.png", "out/masks/a.png", "out/config.json", "out/manifest.jsonl"):
+        touch(tmp_path / name)
+    touch(tmp_path / "work" / "stage.json", tmp_path / "work" / "x.png")
+    touch(tmp_path / "mine" / "config.json", tmp_path / "mine" / "y.png")
+    with caplog.at_level(logging.WARNING):
+        scan = find_images(tmp_path)
+    assert list(scan.paths) == ["a", "mine/y"]
+    assert scan.outputs == (tmp_path / "out", tmp_path / "work")
+    assert f"{tmp_path / 'out'} holds results of adcam and is left out" in caplog.text
+    with pytest.raises(AdcamError, match="holds results of adcam, which are never an input"):
+        find_images(tmp_path / "out")
+
+
+def test_a_folder_can_be_left_out(tmp_path: Path) -> None:
+    touch(tmp_path / "a.png", tmp_path / "out" / "b.png")
+    assert list(find_images(tmp_path, leave_out=[tmp_path / "sub" / ".." / "out"]).paths) == ["a"]
+    with pytest.raises(AdcamError, match="results would lie among the images"):
+        find_images(tmp_path, leave_out=[tmp_path])
+
+
+def test_a_sub_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path / "a.png", tmp_path / "locked" / "b.png")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with caplog.at_level(logging.WARNING):
+        scan = find_images(tmp_path)
+    assert list(scan.paths) == ["a"]
+    assert scan.unreadable == (tmp_path / "locked",)
+    assert "locked cannot be read" in caplog.text
+    with pytest.raises(
+        AdcamError, match=r"locked: the folder cannot be read \(Permission denied\)"
+    ):
+        find_images(tmp_path / "locked")

@@ -139,6 +139,7 @@ def open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> Any:
         labels=None if everything or labels == "predicted" else labels,
         ids=None if args.ids is None else read_id_list(args.ids),
         voc_split=args.voc_split,
+        leave_out=[args.out],
     )
     if everything:
         all_ids = range(labeler.class_set.num_fg_classes)

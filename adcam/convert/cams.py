@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adcam.convert.per_image import Kind, convert_each, find_files, masks_of
+from adcam.convert.per_image import Kind, convert_each, masks_of
 from adcam.convert.summary import Converted, Tally
 from adcam.data.formats import CAM_FORMATS, CamFile, read_cam_file
 from adcam.errors import AdcamError
-from adcam.files import write_bytes
+from adcam.files import find_files, write_bytes
 from adcam.labeling.maps_file import encode_maps, load_maps
 from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR
 from adcam.masks.background import compute_mask, parse_rule, present_mask_values
@@ -56,7 +56,7 @@ def convert_cams(
             given for probabilities, or ``out`` holds files of other settings.
         OSError: A file cannot be written.
     """
-    paths, out = find_files(Path(cams), ".npy"), Path(out)
+    paths, out = find_files(cams, ".npy").paths, Path(out)
     img_ids = list(paths)
     num_fg_classes = class_set.num_fg_classes
     if cam_format == "auto":

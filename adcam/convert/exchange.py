@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 from adcam.convert.per_image import (
     Kind,
     convert_each,
-    find_files,
     masks_of,
     refuse_existing,
 )
@@ -26,12 +24,11 @@ from adcam.data.coco_json import (
     match_categories,
     read_coco_json,
 )
-from adcam.data.images import is_image_path, read_image_hw
-from adcam.data.labels import normalize_img_id
+from adcam.data.images import read_image_hw
 from adcam.data.png import read_mask
 from adcam.data.polygons import draw_yolo, encode_yolo, read_yolo
 from adcam.errors import AdcamError
-from adcam.files import hash_file, write_text
+from adcam.files import find_files, find_images, hash_file, write_json, write_text
 from adcam.labeling.output_folder import masks_folder
 from adcam.progress import track
 from adcam.structures import ClassSet
@@ -63,7 +60,7 @@ def convert_masks_to_coco(
         AdcamError: There are no masks, ``out`` exists, or pycocotools is missing.
         OSError: ``out`` cannot be written.
     """
-    paths, out = find_files(masks_folder(masks), ".png"), Path(out)
+    paths, out = find_files(masks_folder(masks), ".png").paths, Path(out)
     refuse_existing([out], overwrite)
     import_pycocotools()
     is_coco = class_set.classes == COCO_CLASSES
@@ -96,7 +93,7 @@ def convert_masks_to_coco(
     if any(annotation["iscrowd"] for annotation in annotations):
         categories.append(IGNORE_CATEGORY)
     content = {"images": images, "annotations": annotations, "categories": categories}
-    write_text(out, json.dumps(content, ensure_ascii=False) + "\n")
+    write_json(out, content, indent=None)
     notes = (f"{len(annotations)} annotations",)
     return tally.finish("masks-to-coco", out, num_images=len(images), failed=failed, notes=notes)
 
@@ -177,7 +174,7 @@ def convert_masks_to_yolo(
         AdcamError: There are no masks, or ``out`` holds files of other settings.
         OSError: A file cannot be written.
     """
-    paths, out = find_files(masks_folder(masks), ".png"), Path(out)
+    paths, out = find_files(masks_folder(masks), ".png").paths, Path(out)
 
     def count(tally: Tally, img_id: str, text: str) -> None:
         class_ids = {int(line.split(" ", 1)[0]) for line in text.splitlines()}
@@ -223,11 +220,7 @@ def convert_yolo_to_masks(
         AdcamError: A folder is missing or empty, or a text file belongs to no image.
         OSError: A mask cannot be written.
     """
-    text_of, images = find_files(Path(labels), ".txt"), Path(images)
-    path_of: dict[str, Path] = {}
-    for path in images.rglob("*") if images.is_dir() else ():
-        if is_image_path(path):
-            path_of[normalize_img_id(path.relative_to(images).as_posix())] = path
+    text_of, path_of = find_files(labels, ".txt").paths, find_images(images).paths
     if stray := [img_id for img_id in text_of if img_id not in path_of]:
         raise AdcamError(f"{images}: {len(stray)} text files have no image, such as {stray[0]!r}")
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from adcam.convert.per_image import find_files, refuse_existing
+from adcam.convert.per_image import refuse_existing
 from adcam.convert.summary import Converted, Tally
-from adcam.data.labels import normalize_img_id, read_cls_labels_npy, write_labels_csv
+from adcam.data.labels import read_cls_labels_npy, write_labels_csv
 from adcam.data.png import read_mask
 from adcam.data.voc import EXPECTED_COUNTS, ids_of_names, load_voc, read_object_names
 from adcam.errors import AdcamError
+from adcam.files import find_files
 from adcam.labeling.output_folder import masks_folder
 from adcam.progress import track
 from adcam.structures import IGNORE_INDEX, ClassSet
@@ -76,7 +77,7 @@ def convert_mask_labels(
         AdcamError: There are no masks, or ``out`` exists.
         OSError: ``out`` cannot be written.
     """
-    paths = find_files(masks_folder(masks), ".png")
+    paths = find_files(masks_folder(masks), ".png").paths
     legal = [0, *class_set.mask_values, IGNORE_INDEX]
 
     def find(img_id: str) -> list[int]:
@@ -130,7 +131,7 @@ def _write(
     tally = Tally(class_set)
     labels: dict[str, list[str]] = {}
     failed: dict[str, str] = {}
-    img_ids = sorted(map(normalize_img_id, img_ids))
+    img_ids = sorted(img_ids)
     for img_id in track(img_ids, "convert", len(img_ids)) if progress else img_ids:
         try:
             class_ids = find(img_id)

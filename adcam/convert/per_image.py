@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from adcam.convert.summary import Tally
-from adcam.data.labels import normalize_img_id
 from adcam.data.png import read_mask, write_mask
 from adcam.data.text_tables import check_relative
 from adcam.errors import AdcamError
-from adcam.files import write_json
+from adcam.files import read_json, to_plain, write_json
 from adcam.progress import track
 from adcam.structures import ClassSet
 
@@ -118,25 +116,6 @@ def convert_each(
     return done
 
 
-def find_files(folder: Path, suffix: str) -> dict[str, Path]:
-    """Files below a folder by image id, ids ascending.
-
-    Raises:
-        AdcamError: There is no such folder, no such file in it, or two have one id.
-    """
-    if not folder.is_dir():
-        raise AdcamError(f"{folder}: there is no such folder")
-    found: dict[str, Path] = {}
-    for path in folder.rglob(f"*{suffix}"):
-        img_id = normalize_img_id(path.relative_to(folder).with_suffix("").as_posix())
-        if img_id in found:
-            raise AdcamError(f"{found[img_id]} and {path} have the same id {img_id!r}")
-        found[img_id] = path
-    if not found:
-        raise AdcamError(f"{folder}: there are no {suffix} files in this folder")
-    return dict(sorted(found.items()))
-
-
 def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
     """Keep a single output file from being lost.
 
@@ -162,17 +141,15 @@ def _open_folder(
 ) -> None:
     """Make sure that what is kept was made alike; with ``remove`` begin by removing these files."""
     path = folder / SETTINGS_NAME
-    wanted = json.loads(json.dumps(dict(settings)))
+    wanted = to_plain(dict(settings))
     if remove is not None:
         for old in remove:
             old.unlink(missing_ok=True)
     elif path.is_file():
         try:
-            found = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise AdcamError(
-                f"{path}: not a json file ({error}); --overwrite starts anew"
-            ) from error
+            found = read_json(path)
+        except AdcamError as error:
+            raise AdcamError(f"{error}; --overwrite starts over") from error
         if found != wanted:
             raise AdcamError(
                 f"{folder} was made otherwise ({'; '.join(_differences(found, wanted))}); choose "

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
-from adcam.data.labels import normalize_img_id, read_labels_csv
+from adcam.data.labels import read_labels_csv
 from adcam.data.text_tables import check_count, check_relative, read_rows
 from adcam.errors import AdcamError
+from adcam.files import img_id_of
 from adcam.structures import ClassSet
 
 COCO_CLASSES = (
@@ -103,7 +104,7 @@ def load_coco(
             f"the lists there are {', '.join(found) or 'none'}"
         )
     img_ids = [
-        normalize_img_id(check_relative(list_file, row.cells[0]))
+        img_id_of(check_relative(list_file, row.cells[0]))
         for row in read_rows(list_file, ("id",), None)
     ]
     check_count(list_file, split, len(img_ids), expected_counts)

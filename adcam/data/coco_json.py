@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from adcam.data.labels import normalize_img_id
 from adcam.data.text_tables import check_relative
 from adcam.errors import AdcamError
+from adcam.files import img_id_of
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 CROWD_RULES = ("ignore", "skip")
@@ -95,7 +95,7 @@ def read_coco_json(path: str | Path) -> CocoFile:
             annotations_of[image_id].append(annotation)
         images = [
             CocoImage(
-                normalize_img_id(check_relative(path, str(image["file_name"]))),
+                img_id_of(check_relative(path, str(image["file_name"]))),
                 (int(image["height"]), int(image["width"])),
                 tuple(annotations_of[image["id"]]),
             )

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
-from adcam.data.labels import normalize_img_id
 from adcam.data.text_tables import (
     Box,
     Row,
@@ -22,6 +21,7 @@ from adcam.data.text_tables import (
     read_rows,
 )
 from adcam.errors import AdcamError
+from adcam.files import img_id_of
 
 EXPECTED_COUNTS = {"train": 5994, "test": 5794}
 """Images of the two official splits (README of the data set)."""
@@ -66,7 +66,7 @@ def load_cub(
     wanted = int(SPLITS[split] == "train")
     records = [
         Record(
-            normalize_img_id(row.cells[1]),
+            img_id_of(row.cells[1]),
             root / "images" / row.cells[1],
             (parse_int(labels[number], 1, "the class", 1, len(classes)) - 1,),
             boxes=(_parse_box(boxes[number]),),

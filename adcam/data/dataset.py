@@ -13,6 +13,7 @@ import numpy as np
 from adcam.data.images import read_image
 from adcam.data.png import read_mask, voc_palette
 from adcam.errors import AdcamError
+from adcam.files import match_id
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
 
 _SHOWN = 10
@@ -161,10 +162,13 @@ class ImageDataset(Sequence[Sample]):
     def subset(self, img_ids: Iterable[str]) -> ImageDataset:
         """The images named, in the order given.
 
+        Args:
+            img_ids: Ids, or names of image files, which stand for the ids that they give.
+
         Raises:
             AdcamError: An id is unknown or given twice.
         """
-        img_ids = list(img_ids)
+        img_ids = [match_id(name, self._index) for name in img_ids]
         if unknown := [img_id for img_id in img_ids if img_id not in self._index]:
             raise AdcamError(f"{len(unknown)} ids are not in {self._name()}: {_some(unknown)}")
         return self._with_records(self.records[self._index[img_id]] for img_id in img_ids)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
-from adcam.data.images import is_image_path
-from adcam.data.labels import normalize_img_id, read_labels_csv
+from adcam.data.labels import read_labels_csv
 from adcam.errors import AdcamError
+from adcam.files import file_of_id, find_images, img_id_of, index_by_id
 from adcam.structures import ClassSet
 
 
@@ -21,14 +21,14 @@ def load_folder(
     classes: Sequence[str] | ClassSet | None = None,
     mask_dir: str | Path | None = None,
     ids: Iterable[str] | None = None,
+    leave_out: Iterable[Path] = (),
     recursive: bool = True,
 ) -> ImageDataset:
-    """All images below a folder.
+    """All images below a folder (:func:`adcam.files.find_images`).
 
-    An image's id is its path below ``path`` without suffix, with ``/`` between folders and
-    composed accents (NFC). What is written for it later is named after the id, so two files that
-    differ in their suffix alone are refused. Files are told by their suffix
-    (:data:`adcam.data.images.IMAGE_SUFFIXES`); hidden files and folders are passed over.
+    An image's id is its path below ``path`` without suffix (:func:`adcam.files.img_id_of`). What is
+    written for it later is named after the id, so two files that differ in their suffix alone are
+    refused.
 
     Args:
         path: The folder; symbolic links to folders inside it are not followed.
@@ -41,6 +41,8 @@ def load_folder(
             inside ``path``: it is not searched for images.
         ids: The images wanted, with or without suffix, in this order; ``None`` takes all, sorted
             by id.
+        leave_out: Folders inside ``path`` that are not searched, such as the one that results are
+            written to.
         recursive: Whether sub-folders are searched.
 
     Returns:
@@ -54,13 +56,8 @@ def load_folder(
     if not root.is_dir():
         raise AdcamError(f"{root}: there is no such folder")
     masks = None if mask_dir is None else Path(mask_dir)
-    path_of = _by_id(
-        (normalize_img_id(file.relative_to(root).as_posix()), file)
-        for file in _find_images(root, recursive=recursive, skip=masks)
-    )
-    if not path_of:
-        raise AdcamError(f"{root}: there are no images in this folder")
-
+    skipped = (*leave_out, *(() if masks is None else (masks,)))
+    path_of = find_images(root, leave_out=skipped, recursive=recursive).paths
     class_set, class_ids = _labels_and_classes(root.name or str(root), labels_csv, classes)
     if stray := [img_id for img_id in class_ids if img_id not in path_of]:
         raise AdcamError(
@@ -72,12 +69,12 @@ def load_folder(
             img_id,
             path_of[img_id],
             class_ids.get(img_id),
-            None if masks is None else masks / f"{img_id}.png",
+            None if masks is None else file_of_id(masks, img_id, ".png"),
         )
-        for img_id in sorted(path_of)
+        for img_id in path_of
     ]
     dataset = ImageDataset(class_set, root.resolve().name or "images", records)
-    return dataset if ids is None else dataset.subset(normalize_img_id(i) for i in ids)
+    return dataset if ids is None else dataset.subset(ids)
 
 
 def load_images(
@@ -102,8 +99,8 @@ def load_images(
         raise AdcamError("no image is given")
     absolute = [Path(os.path.abspath(file)) for file in files]  # noqa: PTH100 - keeps links
     top = Path(os.path.commonpath([file.parent for file in absolute]))
-    path_of = _by_id(
-        (normalize_img_id(full.relative_to(top).as_posix()), file)
+    path_of = index_by_id(
+        (img_id_of(full.relative_to(top).as_posix()), file)
         for full, file in zip(absolute, files, strict=True)
     )
     class_set, _ = _labels_and_classes("images", None, classes)
@@ -127,34 +124,3 @@ def _labels_and_classes(
     else:
         class_set = build_class_set(name, () if table is None else table.classes)
     return class_set, {} if table is None else table.class_ids
-
-
-def _find_images(root: Path, *, recursive: bool, skip: Path | None) -> Iterator[Path]:
-    skipped = None if skip is None else skip.resolve()
-    for folder, subfolders, names in os.walk(root):
-        if not recursive:
-            subfolders.clear()
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".") and Path(folder, name).resolve() != skipped
-        ]
-        for name in names:
-            if is_image_path(name) and not name.startswith("."):
-                yield Path(folder, name)
-
-
-def _by_id(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    path_of: dict[str, Path] = {}
-    for img_id, path in found:
-        if img_id in path_of:
-            raise AdcamError(
-                f"{path_of[img_id]} and {path} have the same id {img_id!r}: "
-                "names must differ in more than their suffix"
-            )
-        try:
-            img_id.encode("utf-8")
-        except UnicodeEncodeError as err:
-            raise AdcamError(f"{str(path)!r}: the file name is not valid UTF-8") from err
-        path_of[img_id] = path
-    return path_of

@@ -8,21 +8,16 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from adcam.errors import AdcamError
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"}
-    | {".tif", ".tiff", ".webp"}
-)
-"""File suffixes, lower case, that name an image; the content decides how it is decoded."""
-
 # Formats decoded by Pillow itself (JPEG includes MPO). EPS, for one, would start Ghostscript.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "PCX", "QOI")
 
 # What Pillow's decoders raise on damaged files; there is no common base class.
 _DECODE_ERRORS = (
@@ -35,6 +30,7 @@ _DECODE_ERRORS = (
     OverflowError,
     MemoryError,
     EOFError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -56,11 +52,6 @@ class ImageError(AdcamError):
     """An image file cannot be used; the message names the file and the reason."""
 
 
-def is_image_path(path: str | PurePath) -> bool:
-    """Whether the suffix, in any case, is one of :data:`IMAGE_SUFFIXES`; the file is not opened."""
-    return PurePath(path).suffix.lower() in IMAGE_SUFFIXES
-
-
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image of any common kind as RGB.
 
@@ -76,7 +67,8 @@ def read_image(path: str | Path) -> np.ndarray:
     * Floating-point and 32-bit integer samples are refused: their white point is unknown.
 
     Args:
-        path: JPEG, PNG, BMP, GIF, PNM, TIFF or WebP, recognised by content.
+        path: JPEG, PNG, BMP, GIF, PNM, TIFF, WebP, AVIF, JPEG 2000, PCX or QOI, recognised by
+            content; or a Targa file, recognised by its suffix since its content has no mark.
 
     Returns:
         uint8 (H, W, 3), C-contiguous, upright.
@@ -87,14 +79,30 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     with open_image(path) as img:
-        orientation = _orientation(img)
-        img.load()
-        img = _to_8bit(path, img)
-        if orientation in _TRANSPOSE:
-            img = img.transpose(_TRANSPOSE[orientation])
-        if img.mode == "L":
-            return np.repeat(np.asarray(img)[:, :, None], 3, axis=2)
-        return np.array(img.convert("RGB"))
+        return convert_to_rgb(img, str(path))
+
+
+def convert_to_rgb(img: Image.Image, where: str) -> np.ndarray:
+    """An image that Pillow has opened, as :func:`read_image` gives it.
+
+    Args:
+        img: The image, decoded or not.
+        where: What to call it in the message, such as its file.
+
+    Returns:
+        uint8 (H, W, 3), C-contiguous, upright.
+
+    Raises:
+        ImageError: The samples are of a kind that is refused.
+    """
+    orientation = _orientation(img)
+    img.load()
+    img = _to_8bit(where, img)
+    if orientation in _TRANSPOSE:
+        img = img.transpose(_TRANSPOSE[orientation])
+    if img.mode == "L":
+        return np.repeat(np.asarray(img)[:, :, None], 3, axis=2)
+    return np.array(img.convert("RGB"))
 
 
 def read_image_hw(path: str | Path) -> tuple[int, int]:
@@ -128,17 +136,17 @@ def fit_pixels(img: np.ndarray, max_pixels: int) -> np.ndarray:
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """Open an image undecoded; what Pillow raises here or in the body becomes `ImageError`."""
-    if not path.exists():
-        raise ImageError(f"{path}: there is no such file")
-    if not path.is_file():
-        raise ImageError(f"{path}: not a file")
     try:
+        if not path.exists():
+            raise ImageError(f"{path}: there is no such file")
+        if not path.is_file():
+            raise ImageError(f"{path}: not a file")
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty")
         with warnings.catch_warnings():
             # Pillow warns at half the size that it refuses.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as img:
+            with Image.open(path, formats=_find_formats(path)) as img:
                 yield img
     except ImageError:
         raise
@@ -148,6 +156,18 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise ImageError(f"{path}: too large ({err})") from err
     except _DECODE_ERRORS as err:
         raise ImageError(f"{path}: cannot be decoded ({err or type(err).__name__})") from err
+
+
+@lru_cache(maxsize=2)
+def _known_formats(with_targa: bool) -> tuple[str, ...]:
+    Image.init()
+    wanted = (*_FORMATS, "TGA") if with_targa else _FORMATS
+    return tuple(name for name in wanted if name in Image.OPEN)  # an old Pillow has no AVIF
+
+
+def _find_formats(path: Path) -> tuple[str, ...]:
+    """Formats to try; Targa has no mark, so that any damaged file could pass for one."""
+    return _known_formats(path.suffix.lower() == ".tga")
 
 
 def _orientation(img: Image.Image) -> int:
@@ -162,7 +182,7 @@ def _orientation(img: Image.Image) -> int:
     return value if value in _TRANSPOSE else 1
 
 
-def _to_8bit(path: Path, img: Image.Image) -> Image.Image:
+def _to_8bit(where: str, img: Image.Image) -> Image.Image:
     """The same picture in a mode with 8-bit samples and no transparency."""
     if img.mode.startswith("I;16") or (img.mode == "I" and img.format == "PPM"):
         # Pillow's own conversion clips at 255. PNM samples are scaled to 0..65535 when read.
@@ -170,7 +190,7 @@ def _to_8bit(path: Path, img: Image.Image) -> Image.Image:
     if img.mode in ("I", "F"):
         kind = "32-bit integer" if img.mode == "I" else "floating-point"
         raise ImageError(
-            f"{path}: {kind} samples (mode {img.mode}), whose range is unknown; "
+            f"{where}: {kind} samples (mode {img.mode}), whose range is unknown; "
             "store the image with 8 or 16 bits"
         )
     if img.has_transparency_data:

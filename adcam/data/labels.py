@@ -6,15 +6,14 @@ import csv
 import io
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from adcam.data.images import is_image_path
 from adcam.data.object_npy import load_object_npy
 from adcam.errors import AdcamError
-from adcam.files import write_text
+from adcam.files import img_id_of, spell_img_id, write_csv
 
 CSV_HEADER = ("image_id", "labels")
 
@@ -47,17 +46,6 @@ class LabelTable(Mapping[str, tuple[str, ...]]):
         return len(self._names)
 
 
-def normalize_img_id(text: str) -> str:
-    """The one spelling of an image id: a relative POSIX path without image suffix, NFC.
-
-    ``"./holidays//dog 1.JPG"`` -> ``"holidays/dog 1"``. Only suffixes of images are cut (``"v1.2"``
-    stays), and letters with accents are composed, since file systems disagree on that. White space
-    at both ends is cut, also before the suffix, since a CSV cell cannot keep it.
-    """
-    posix = PurePosixPath(unicodedata.normalize("NFC", text.strip()))
-    return str(posix.with_suffix("") if is_image_path(posix) else posix).strip()
-
-
 def read_labels_csv(path: str | Path, classes: Sequence[str] | None = None) -> LabelTable:
     """Read ``image_id,labels``.
 
@@ -73,7 +61,7 @@ def read_labels_csv(path: str | Path, classes: Sequence[str] | None = None) -> L
         classes: The legal class names, in classifier order; ``None`` takes those found, sorted.
 
     Returns:
-        Names by normalised image id (:func:`normalize_img_id`), with ``.classes``, ``.class_ids``.
+        Names by image id (:func:`adcam.files.img_id_of`), with ``.classes`` and ``.class_ids``.
 
     Raises:
         AdcamError: Another header or number of columns, an empty or repeated id, a label that is
@@ -137,9 +125,7 @@ def write_labels_csv(
             raise AdcamError(f"{path}: a label file cannot hold the class name {name!r}")
     with_semicolons = any(len(name.split()) > 1 for name in classes)
 
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
+    rows = []
     written: set[str] = set()
     for img_id, given in labels.items():
         row = set(given)
@@ -148,14 +134,15 @@ def write_labels_csv(
                 f"{path}: image {img_id!r} has the unknown class {unknown[0]!r}; "
                 f"legal are {', '.join(classes)}"
             )
-        if normalize_img_id(img_id) in written:
+        name = spell_img_id(img_id)
+        if (normal := img_id_of(name)) in written:
             raise AdcamError(f"{path}: image id {img_id!r} is given twice")
-        written.add(normalize_img_id(img_id))
+        written.add(normal)
         names = [name for name in classes if name in row]
         # A lone label gets a semicolon too, or "tabby cat" would read as two labels.
         cell = "".join(f"{name};" for name in names) if with_semicolons else " ".join(names)
-        writer.writerow((img_id, cell))
-    write_text(path, text.getvalue())
+        rows.append((name, cell))
+    write_csv(path, CSV_HEADER, rows)
 
 
 def read_cls_labels_npy(path: str | Path, num_fg_classes: int = 20) -> dict[str, tuple[int, ...]]:
@@ -238,7 +225,7 @@ def _read_rows(path: Path) -> list[_Row]:
             if not cells[0].strip():
                 raise AdcamError(f"{where}: the image id is empty")
             cell = unicodedata.normalize("NFC", cells[1])
-            rows.append(_Row(reader.line_num, normalize_img_id(cells[0]), cell))
+            rows.append(_Row(reader.line_num, img_id_of(cells[0]), cell))
     except csv.Error as err:
         raise AdcamError(f"{path}, line {reader.line_num}: not a CSV file ({err})") from err
     if not header_seen:
@@ -263,7 +250,7 @@ def _semicolon_hint(cell: str) -> str:
 
 def _img_id_of_key(path: str | Path, key: object) -> str:
     if isinstance(key, str):
-        return normalize_img_id(key)
+        return img_id_of(key)
     if isinstance(key, int) and not isinstance(key, bool) and 10**9 <= key < 10**10:
         return f"{key // 10**6}_{key % 10**6:06d}"
     raise AdcamError(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset
 from adcam.data.folder import load_folder, load_images
-from adcam.data.images import is_image_path
-from adcam.data.labels import normalize_img_id, read_labels_csv
+from adcam.data.labels import read_labels_csv
 from adcam.data.voc import load_voc
 from adcam.errors import AdcamError
+from adcam.files import img_id_of, is_image_path, read_text
 from adcam.structures import ClassSet
 
 LABEL_FILE = "labels.csv"
@@ -24,6 +24,7 @@ def open_images(
     labels: str | Path | None = "auto",
     ids: Sequence[str] | None = None,
     voc_split: str | None = None,
+    leave_out: Iterable[Path] = (),
 ) -> ImageDataset:
     """Open images of any of the supported layouts.
 
@@ -34,8 +35,10 @@ def open_images(
         labels: A ``.csv`` or, for VOC, ``.npy`` file, ``"xml"`` or ``"mask"``; ``None`` for none.
             ``"auto"`` takes VOC's ``Annotations`` if there are any, else ``labels.csv`` beside the
             images, else none.
-        ids: Only these images.
+        ids: The images wanted, with or without suffix; ``None`` takes all.
         voc_split: Name of the list of a VOC root.
+        leave_out: Folders inside ``path`` that are not searched, such as the one that results are
+            written to.
 
     Raises:
         AdcamError: There are no such images, ids or labels.
@@ -52,28 +55,29 @@ def open_images(
         source = _find_labels(path) if labels == "auto" else labels
         if _is_voc_root(path):
             return _open_voc(path, class_set, source, ids, voc_split)
-        return load_folder(path, labels_csv=_csv(source), classes=class_set, ids=ids)
-    images = load_images(_read_list(path) if path.suffix == ".txt" else path, classes=class_set)
+        return load_folder(
+            path, labels_csv=_csv(source), classes=class_set, ids=ids, leave_out=leave_out
+        )
+    is_list = path.suffix.lower() == ".txt"
+    images = load_images(_read_list(path) if is_list else path, classes=class_set)
     if (source := None if labels == "auto" else _csv(labels)) is not None:
         images = images.with_labels(read_labels_csv(source, class_set.classes).class_ids)
-    return images if ids is None else images.subset(normalize_img_id(i) for i in ids)
+    return images if ids is None else images.subset(ids)
 
 
 def read_id_list(path: str | Path) -> list[str]:
-    """Image ids, one a line; blank lines and a BOM are passed over.
+    """Image ids, one a line; blank lines are skipped.
 
     Raises:
         AdcamError: The file is missing, no UTF-8 text, empty, or names an id twice.
     """
     path = Path(path)
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise AdcamError(f"{path}: cannot be read as a list of image ids ({error})") from error
     line_of: dict[str, int] = {}
+    lines = read_text(path, "a list of image ids").splitlines()
     for number, line in enumerate(lines, start=1):
-        if not (img_id := normalize_img_id(line.strip())) or img_id == ".":
+        if not line.strip():
             continue
+        img_id = img_id_of(line)
         if img_id in line_of:
             raise AdcamError(
                 f"{path}, line {number}: image id {img_id!r} is already on line {line_of[img_id]}"
@@ -107,20 +111,18 @@ def _is_voc_root(path: Path) -> bool:
 def _find_labels(folder: Path) -> str | Path | None:
     if _is_voc_root(folder) and (folder / "Annotations").is_dir():
         return "xml"
-    return folder / LABEL_FILE if (folder / LABEL_FILE).is_file() else None
+    found = sorted(p for p in folder.iterdir() if p.name.lower() == LABEL_FILE and p.is_file())
+    return found[0] if found else None
 
 
 def _csv(labels: str | Path | None) -> str | Path | None:
-    if labels is None or Path(labels).suffix == ".csv":
+    if labels is None or Path(labels).suffix.lower() == ".csv":
         return labels
     raise AdcamError(f"labels of these images must be a .csv file, got {str(labels)!r}")
 
 
 def _read_list(path: Path) -> list[Path]:
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise AdcamError(f"{path}: not a UTF-8 list of image paths ({error})") from error
+    lines = read_text(path, "a list of image paths").replace("\\", "/").splitlines()
     files = [path.parent / line.strip() for line in lines if line.strip()]
     if stray := [file for file in files if not is_image_path(file)]:
         raise AdcamError(f"{path}: {stray[0]} is no image path; one path a line is expected")

@@ -12,6 +12,7 @@ from adcam.data.cub import load_cub
 from adcam.data.dataset import ImageDataset, build_class_set
 from adcam.data.folder import load_folder
 from adcam.data.imagenet import load_ilsvrc
+from adcam.data.open_images import read_id_list
 from adcam.data.shapes import shapes_class_set
 from adcam.data.voc import VOC_CLASSES, load_voc, voc_class_set
 from adcam.data.wsol import load_wsol
@@ -79,7 +80,7 @@ def build_dataset(data: Mapping[str, Any], split: str, *, labels: bool = True) -
         labels_csv=label_source,
         classes=class_set,
         mask_dir=None if mask_dir is None else root / mask_dir,
-        ids=None if split == "all" else _read_ids(root / f"{split}.txt"),
+        ids=None if split == "all" else read_id_list(root / f"{split}.txt"),
     )
 
 
@@ -98,14 +99,6 @@ def _build_localization(
     if isinstance(classes, str):
         classes = build_classes(classes).classes
     return load_wsol(root, root / data["metadata"], split, classes=classes, **counts)
-
-
-def _read_ids(path: Path) -> list[str]:
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise AdcamError(f"{path}: the list of the split cannot be read ({error})") from error
-    return [line.strip() for line in lines if line.strip()]
 
 
 def build_classes(classes: str | Sequence[str]) -> ClassSet:

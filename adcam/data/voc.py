@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from adcam.data.dataset import ImageDataset, Record
-from adcam.data.images import IMAGE_SUFFIXES, is_image_path
 from adcam.data.labels import read_cls_labels_npy, read_labels_csv
 from adcam.data.png import voc_palette
 from adcam.errors import AdcamError
+from adcam.files import IMAGE_SUFFIXES, is_image_path
 from adcam.structures import ClassSet
 
 VOC_CLASSES = (

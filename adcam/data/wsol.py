@@ -20,7 +20,6 @@ import numpy as np
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.images import open_image
-from adcam.data.labels import normalize_img_id
 from adcam.data.text_tables import (
     Box,
     check_box,
@@ -32,6 +31,7 @@ from adcam.data.text_tables import (
     read_rows,
 )
 from adcam.errors import AdcamError
+from adcam.files import img_id_of
 from adcam.structures import IGNORE_INDEX
 
 SPLITS = {"train-weaksup": "train", "train-fullsup": "val", "test": "test"}
@@ -155,7 +155,7 @@ def load_wsol(
         )
     records = [
         Record(
-            normalize_img_id(image_id),
+            img_id_of(image_id),
             Path(image_root) / image_id,
             (metadata.class_labels[image_id],),
             boxes=metadata.boxes.get(image_id),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adcam.data.formats import read_cam_file
-from adcam.data.labels import normalize_img_id
 from adcam.data.png import read_mask
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
+from adcam.files import find_files, match_id
 from adcam.labeling.maps_file import StoredMaps, load_maps
 from adcam.labeling.output_folder import CONFIG_NAME, MAPS_DIR, masks_folder
 from adcam.metrics.miou import Average, MeanIoU, PredIgnore, ThresholdCurve, name_classes
@@ -183,10 +183,8 @@ def _load_other_maps(path: Path, class_set: ClassSet, cam_format: str) -> Stored
 def _pair(
     pred_dir: Path, gt_dir: Path, suffix: str, ids: Sequence[str] | None, allow_missing: bool
 ) -> _Pairs:
-    predictions, truths = _find(pred_dir, suffix), _find(gt_dir, ".png")
-    wanted = list(truths) if ids is None else [normalize_img_id(img_id) for img_id in ids]
-    if not wanted:
-        raise AdcamError(f"{gt_dir}: there are no masks (*.png) in this folder")
+    predictions, truths = find_files(pred_dir, suffix).paths, find_files(gt_dir, ".png").paths
+    wanted = list(truths) if ids is None else [match_id(name, truths) for name in ids]
     if untrue := [img_id for img_id in wanted if img_id not in truths]:
         raise AdcamError(f"{gt_dir} lacks the masks of {_some(untrue)}")
     missing = [img_id for img_id in wanted if img_id not in predictions]
@@ -199,17 +197,6 @@ def _pair(
         )
     files = {i: (predictions[i], truths[i]) for i in wanted if i in predictions}
     return _Pairs(files, missing)
-
-
-def _find(folder: Path, suffix: str) -> dict[str, Path]:
-    """Files by image id, sorted by it."""
-    if not folder.is_dir():
-        raise AdcamError(f"{folder}: there is no such folder")
-    found = {
-        normalize_img_id(path.relative_to(folder).with_suffix("").as_posix()): path
-        for path in folder.rglob(f"*{suffix}")
-    }
-    return dict(sorted(found.items()))
 
 
 def _track(pairs: _Pairs, description: str, progress: bool) -> Any:

@@ -351,7 +351,7 @@ def predict_segmenter(
         AdcamError: There are no images, or the checkpoint does not fit.
     """
     class_set = build_classes(config.data.get("classes", "voc"))
-    found = open_images(images, class_set, labels=None)
+    found = open_images(images, class_set, labels=None, leave_out=[Path(out)])
     settings = Config({**config.to_dict(), "test": {**config.test.to_dict(), "labels": "none"}})
     predictor = _Predictor(settings, checkpoint, class_set)
     failed: dict[str, str] = {}

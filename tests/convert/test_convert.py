@@ -511,7 +511,7 @@ def test_files_of_other_settings_or_origin_are_not_mixed(tmp_path: Path, what: s
     with pytest.raises(ValueError, match=f"converter: 'old' there, {what!r} now.*--overwrite"):
         run(tmp_path / "out")
     settings.write_text("{")
-    with pytest.raises(ValueError, match=r"convert\.json: not a json file"):
+    with pytest.raises(ValueError, match=r"convert\.json: not a JSON file"):
         run(tmp_path / "out")
     settings.unlink()
     with pytest.raises(ValueError, match="unknown origin"):
