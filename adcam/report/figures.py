@@ -1,6 +1,7 @@
-"""Pictures of a report: maps and masks over their photographs, and their encoding.
+"""Pictures of a report: maps, masks and boxes over their photographs, and their encoding.
 
-Arrays in, arrays or bytes out; nothing here reads or writes a file.
+Arrays go in, arrays or bytes come out; nothing here reads or writes a file. They are drawn with
+NumPy and Pillow rather than matplotlib, so that one pixel of a picture is one pixel of the image.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from adcam.structures import IGNORE_INDEX
 
 @functools.lru_cache(maxsize=1)
 def heat_colors() -> np.ndarray:
-    """Colours of the scores 0, 1/255, … 1: matplotlib's *inferno*, perceptually even.
+    """The colours of the scores 0, 1/255, …, 1: matplotlib's perceptually even *inferno*.
 
     Returns:
         uint8 (256, 3).
@@ -32,12 +33,13 @@ def heat_colors() -> np.ndarray:
 
 
 def overlay_heat(img: np.ndarray, score_map: np.ndarray, *, strength: float = 0.75) -> np.ndarray:
-    """A score map in colour over its photograph; low scores leave the photograph visible.
+    """Lay a score map in colour over its photograph; low scores leave the photograph visible.
 
     Args:
-        img: uint8 (H, W, 3).
-        score_map: Float (H, W) in [0, 1]; values outside are clipped, NaN counts as 0.
-        strength: Opacity of a score of 1. Larger hides more of the photograph.
+        img: The photograph, uint8 (H, W, 3).
+        score_map: The score map, float (H, W) in [0, 1]. Values outside are clipped, and NaN counts
+            as 0.
+        strength: The opacity of a score of 1. A larger value hides more of the photograph.
 
     Returns:
         uint8 (H, W, 3).
@@ -67,14 +69,14 @@ def overlay_mask(
     opacity: float = 0.55,
     ignore_index: int = IGNORE_INDEX,
 ) -> np.ndarray:
-    """A mask in its palette's colours over its photograph, with a contour round every region.
+    """Lay a mask in its palette's colours over its photograph, with a contour round every region.
 
     Args:
-        img: uint8 (H, W, 3).
-        mask: Integer (H, W) of mask values; 0 leaves the photograph as it is.
-        palette: Colour of every mask value, 256 entries.
-        opacity: Of the regions. Larger hides more of the photograph.
-        ignore_index: Shown as white diagonal hatching.
+        img: The photograph, uint8 (H, W, 3).
+        mask: The mask, integer (H, W). Its value 0 leaves the photograph as it is.
+        palette: The colour of every mask value, 256 entries.
+        opacity: The opacity of the regions. A larger value hides more of the photograph.
+        ignore_index: The mask value that is shown as white diagonal hatching.
 
     Returns:
         uint8 (H, W, 3).
@@ -105,7 +107,7 @@ def overlay_mask(
 
 
 def _inner_border(mask: np.ndarray, line: int) -> np.ndarray:
-    """Pixels of regions other than 0 within ``line`` (city block) of another value, bool (H, W)."""
+    """Pixels of regions other than 0 within ``line`` pixels of another value, bool (H, W)."""
     border = np.zeros(mask.shape, bool)
     for axis in (0, 1):
         size = mask.shape[axis]
@@ -121,19 +123,20 @@ def _inner_border(mask: np.ndarray, line: int) -> np.ndarray:
 
 
 def draw_boxes(rgb: np.ndarray, boxes: np.ndarray, color: RGB) -> np.ndarray:
-    """A picture with the outlines of boxes, cased in black so that they show on any ground.
+    """Draw the outlines of boxes, framed in black so that they show on any ground.
 
     Args:
-        rgb: uint8 (H, W, 3).
-        boxes: (n, 4) ``x0, y0, x1, y1`` in pixels, x1 and y1 one past the last pixel. What reaches
-            beyond the picture is clipped; an empty box is drawn as a single pixel.
-        color: Of the outlines.
+        rgb: The picture, uint8 (H, W, 3).
+        boxes: The boxes, (n, 4) ``x0, y0, x1, y1`` in pixels, where x1 and y1 are one past the last
+            pixel. Boxes are clipped at the edge of the picture; an empty box is drawn as a single
+            pixel.
+        color: The colour of the outlines.
 
     Returns:
         uint8 (H, W, 3), a copy.
 
     Raises:
-        AdcamError: If ``rgb`` is no picture or ``boxes`` are not (n, 4).
+        AdcamError: If ``rgb`` is not a picture or ``boxes`` is not (n, 4).
     """
     _check_rgb(rgb)
     boxes = np.asarray(boxes)
@@ -160,12 +163,12 @@ def draw_boxes(rgb: np.ndarray, boxes: np.ndarray, color: RGB) -> np.ndarray:
 def side_by_side(
     pictures: Sequence[np.ndarray], *, gap: int = 4, background: RGB = (255, 255, 255)
 ) -> np.ndarray:
-    """Pictures in one row, all scaled to the height of the first.
+    """Put pictures in one row, all scaled to the height of the first.
 
     Args:
-        pictures: uint8 (H_i, W_i, 3), at least one.
-        gap: Pixels between two pictures.
-        background: Colour of the gaps.
+        pictures: The pictures, uint8 (H_i, W_i, 3), at least one.
+        gap: The width in pixels of the gap between two pictures.
+        background: The colour of the gaps.
 
     Returns:
         uint8 (H_0, W, 3).
@@ -198,18 +201,18 @@ def picture_row(
     masks: Mapping[str, np.ndarray] | None = None,
     values: Mapping[str, float] | None = None,
 ) -> PictureRow:
-    """The usual row of a picture grid: image, truth, every method's score map, every mask.
+    """Build the usual row of a picture grid: image, truth, all score maps, all masks.
 
     Args:
-        img_id: Names the row.
-        img: uint8 (H, W, 3).
-        score_maps: From column name to float (H, W) in [0, 1]. Of (K, H, W) maps, pass the maximum
-            over the classes, or one row per class.
-        palette: 256 colours.
-        labels: Class names of the image.
+        img_id: The id of the image; it becomes the name of the row.
+        img: The image, uint8 (H, W, 3).
+        score_maps: The score map of every column, float (H, W) in [0, 1], by the column's name. Of
+            class maps (K, H, W), pass the maximum over the classes, or build one row per class.
+        palette: The colours of the mask values, 256 entries.
+        labels: The class names of the image.
         gt: The ground truth, integer (H, W); its column is left out if ``None``.
-        masks: From column name to integer (H, W).
-        values: From column name to the number beside it, e.g. this image's IoU in %.
+        masks: The mask of every further column, integer (H, W), by the column's name.
+        values: The number beside a column's name, e.g. the IoU of this image in %.
 
     Returns:
         The row, with pictures at the image's own size.
@@ -226,20 +229,20 @@ def picture_row(
         columns[name] = overlay_mask(img, mask, palette)
     values = values or {}
     if unknown := sorted(set(values) - set(columns)):
-        raise AdcamError(f"values for {unknown}, which are no columns; columns: {list(columns)}")
+        raise AdcamError(f"there are values for {unknown}, but the columns are {list(columns)}")
     pictures = [Picture(rgb, name, values.get(name)) for name, rgb in columns.items()]
     return PictureRow(img_id, pictures, labels)
 
 
 def encode_jpeg(rgb: np.ndarray, *, max_side: int = 256, quality: int = 85) -> bytes:
-    """A picture as a JPEG file of bounded size; never enlarged.
+    """Encode a picture as a JPEG file of bounded size; pictures are never enlarged.
 
-    Colours are kept at full resolution (4:4:4), since thin coloured borders are the point.
+    Colours keep their full resolution (4:4:4), because thin coloured borders matter here.
 
     Args:
-        rgb: uint8 (H, W, 3).
-        max_side: The longer side is scaled down to this many pixels.
-        quality: 1..95. Larger is better and bigger.
+        rgb: The picture, uint8 (H, W, 3).
+        max_side: The longer side is scaled down to at most this many pixels.
+        quality: The JPEG quality, 1 to 95. A larger value is better, and the file is larger.
 
     Raises:
         AdcamError: If ``rgb`` is not uint8 (H, W, 3) or ``max_side`` is below 1.
@@ -253,14 +256,13 @@ def encode_jpeg(rgb: np.ndarray, *, max_side: int = 256, quality: int = 85) -> b
     return buffer.getvalue()
 
 
-def encode_image(rgb: np.ndarray, *, max_side: int = 256, quality: int = 85) -> str:
-    """:func:`encode_jpeg` as a ``data:`` URI; same arguments and errors."""
-    jpeg = encode_jpeg(rgb, max_side=max_side, quality=quality)
+def data_uri(jpeg: bytes) -> str:
+    """Return a JPEG file as a ``data:`` URI, which a page can show without another file."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
 def fit_hw(hw: tuple[int, int], max_side: int) -> tuple[int, int]:
-    """``hw`` scaled down, aspect kept, so that neither side exceeds ``max_side``; each >= 1."""
+    """Scale ``hw`` down, keeping its aspect, so that no side exceeds ``max_side``; each is >= 1."""
     scale = min(1.0, max_side / max(hw))
     return max(1, round(hw[0] * scale)), max(1, round(hw[1] * scale))
 
@@ -278,7 +280,7 @@ def _to_uint8(rgb: np.ndarray) -> np.ndarray:
 
 def _check_rgb(rgb: np.ndarray) -> None:
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
-        raise AdcamError(f"expected a picture of uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}")
+        raise AdcamError(f"a picture must be uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}")
 
 
 def _check_same_hw(name: str, array: np.ndarray, img: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """What a report says, apart from how it looks.
 
 A :class:`Report` is a title, a few headline numbers and sections made of blocks. Every class is a
-frozen dataclass that checks itself when made, so that a report which exists can be rendered.
+frozen dataclass that checks itself when it is created, so a report that exists can be rendered.
 :meth:`Report.to_dict` is the content of ``report.json``.
 """
 
@@ -28,11 +28,11 @@ class Headline:
     """One number that a reader should take home.
 
     Attributes:
-        label: What it is, e.g. ``"AD-CAM, val"``.
-        value: The number, or text that is shown as it is.
-        unit: Printed small behind the value, e.g. ``"% mIoU"``.
-        note: One short line below, e.g. ``"12.7 points above TS-CAM"``.
-        digits: Digits after the point where ``value`` is a float.
+        label: What the number is, e.g. ``"AD-CAM, val"``.
+        value: The number, or a text that is shown as it is.
+        unit: The unit, printed small behind the value, e.g. ``"% mIoU"``.
+        note: One short line below the value, e.g. ``"12.7 points above TS-CAM"``.
+        digits: The number of digits after the point if ``value`` is a float.
     """
 
     label: str
@@ -44,12 +44,12 @@ class Headline:
 
 @dataclass(frozen=True)
 class Text:
-    """Plain paragraphs; no markup is read.
+    """Plain paragraphs; markup in them is shown as it is.
 
     Attributes:
-        paragraphs: One string each.
-        tone: ``"plain"``, or ``"caution"`` for what a reader must not overlook ("AD-CAM does not
-            win here"), which is set apart.
+        paragraphs: The paragraphs, one string each.
+        tone: ``"plain"``, or ``"caution"`` for something that a reader must not overlook, such as
+            "AD-CAM does not win here". Cautions are set apart.
     """
 
     kind: ClassVar[str] = "text"
@@ -66,13 +66,14 @@ class Column:
     """One column of a table.
 
     Attributes:
-        name: Heading.
-        digits: Digits after the point of floats. Integers are shown whole.
-        best: ``"max"`` or ``"min"``: the best values are set in bold. Values that look the same at
-            ``digits`` are equally good. ``""`` highlights nothing.
-        signed: Shows a plus sign, for differences.
-        bar_max: A bar behind the number, from 0 to this value; ``None`` draws none.
-        hint: Longer explanation of the heading, shown on hover.
+        name: The heading.
+        digits: The number of digits after the point of floats. Integers are shown whole.
+        best: ``"max"`` or ``"min"`` sets the largest or smallest values in bold. Values that look
+            the same at ``digits`` are equally good. ``""`` highlights nothing.
+        signed: Whether positive numbers get a plus sign, as differences should.
+        bar_max: Each number gets a bar that is full at this value. The column with bars is the one
+            that counts: it stays on the screen where a table is wider. ``None`` draws no bars.
+        hint: A longer explanation of the heading, shown when the pointer rests on it.
     """
 
     name: str
@@ -97,10 +98,10 @@ class Table:
     """Rows of values under headings.
 
     Attributes:
-        columns: The headings and how their values are shown.
-        rows: Each as long as ``columns``. The first value of a row names it.
-        caption: What the numbers are: data, split, policy.
-        command: The command that makes the table again, shown below it.
+        columns: The headings, and how the values below them are shown.
+        rows: The rows, each as long as ``columns``. The first value of a row is its name.
+        caption: What the numbers are: the data, the split and the policy.
+        command: The command that computes the table again, shown below it.
     """
 
     kind: ClassVar[str] = "table"
@@ -124,10 +125,10 @@ class Series:
     """One line of a diagram.
 
     Attributes:
-        name: In the legend.
-        x: Ascending or not; joined in the order given.
-        y: As many as ``x``. NaN leaves a gap.
-        mark: The chosen point ``(x, y)``, drawn as a dot with its value.
+        name: The name of the line in the legend.
+        x: The x values. The points are joined in the order given, ascending or not.
+        y: The y values, as many as ``x``. NaN leaves a gap.
+        mark: The chosen point ``(x, y)``, drawn as a dot with its value; ``None`` draws no dot.
     """
 
     name: str
@@ -145,13 +146,14 @@ class Curves:
     """Lines over a common x axis, e.g. mIoU over the background threshold.
 
     Attributes:
-        series: At least one.
-        x_label: Name of the x axis, with its unit.
-        y_label: Name of the y axis, with its unit.
-        caption: What is shown; also the text for those who do not see the picture.
-        emphasis: Name of the series drawn thick, ``""`` for none.
-        x_range: Ends of the x axis; ``None`` takes the data's.
-        y_range: Ends of the y axis; ``None`` takes the data's, widened to round values.
+        series: The lines, at least one.
+        x_label: The name of the x axis, with its unit.
+        y_label: The name of the y axis, with its unit.
+        caption: What the diagram shows; screen readers read it in place of the picture.
+        emphasis: The name of the series that is drawn thick; ``""`` treats all alike.
+        x_range: The two ends of the x axis; ``None`` takes the range of the data.
+        y_range: The two ends of the y axis; ``None`` takes the range of the data, widened to round
+            values.
     """
 
     kind: ClassVar[str] = "curves"
@@ -181,13 +183,14 @@ class PerClass:
     """One value per class for several methods, drawn as dots on one line per class.
 
     Attributes:
-        classes: C class names.
-        values: From method name to C values; NaN where a class does not occur.
-        unit: Of the values, e.g. ``"IoU, %"``.
-        caption: What is shown.
-        emphasis: Name of the method drawn filled and printed as a number, ``""`` for the last one.
-        value_range: Ends of the axis.
-        digits: Digits of the printed numbers.
+        classes: The names of the C classes.
+        values: The C values of each method, by its name; NaN where a class does not occur.
+        unit: The unit of the values, e.g. ``"IoU, %"``.
+        caption: What the diagram shows.
+        emphasis: The name of the method whose dots are filled and whose numbers are printed;
+            ``""`` takes the last method.
+        value_range: The two ends of the axis.
+        digits: The number of digits after the point of the printed numbers.
     """
 
     kind: ClassVar[str] = "per_class"
@@ -214,22 +217,22 @@ class PerClass:
 
     @property
     def main_method(self) -> str:
-        """The method whose numbers are printed."""
+        """The name of the method whose numbers are printed."""
         return self.emphasis or list(self.values)[-1]
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """One dot an item, two methods as axes, and the diagonal on which they are equal.
+    """One dot per item, two methods as axes, and the diagonal on which they are equal.
 
     Attributes:
-        names: Of the items, shown on hover.
-        x: Values of the first method, one an item.
-        y: Values of the second method.
-        x_label: Name of the x axis, with its unit.
-        y_label: Name of the y axis, with its unit.
-        caption: What is shown.
-        value_range: Ends of both axes.
+        names: The names of the items, shown when the pointer rests on a dot.
+        x: The value of the first method for each item.
+        y: The value of the second method for each item.
+        x_label: The name of the x axis, with its unit.
+        y_label: The name of the y axis, with its unit.
+        caption: What the diagram shows.
+        value_range: The two ends of both axes.
     """
 
     kind: ClassVar[str] = "scatter"
@@ -254,14 +257,14 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Differences:
-    """One bar a name, to the right of zero for a gain and to the left for a loss.
+    """One bar per name, to the right of zero for a gain and to the left for a loss.
 
     Attributes:
-        names: Of the bars, from top to bottom.
-        values: As many; NaN draws none.
-        label: Of the axis, with its unit.
-        caption: What is shown.
-        digits: Digits of the printed numbers.
+        names: The names of the bars, from top to bottom.
+        values: The lengths of the bars, as many as ``names``. NaN draws no bar.
+        label: The name of the axis, with its unit.
+        caption: What the diagram shows.
+        digits: The number of digits after the point of the printed numbers.
     """
 
     kind: ClassVar[str] = "differences"
@@ -279,13 +282,14 @@ class Differences:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Which class is taken for which: counts of (truth, prediction) pairs.
+    """A confusion matrix: how often each class is predicted as each other class.
 
     Attributes:
-        names: C names, truth and prediction in the same order.
-        counts: C rows (truth) of C counts (prediction), non-negative.
-        caption: What is counted, e.g. pixels of val, ignored ones left out.
-        unit: Of the counts, in the tooltips.
+        names: The names of the C classes; rows and columns have the same order.
+        counts: The counts, none negative: one row per true class with one count per predicted
+            class.
+        caption: What is counted, e.g. the pixels of val without the ignored ones.
+        unit: The unit of the counts, shown in the tooltips.
     """
 
     kind: ClassVar[str] = "confusion"
@@ -306,7 +310,7 @@ class Confusion:
             raise AdcamError("counts must not be negative")
 
     def shares(self) -> list[list[float]]:
-        """Each row over its sum, in [0, 1]; NaN for a class that never occurs, ``[C][C]``."""
+        """Divide each row by its sum: shares in [0, 1], NaN for a class that never occurs."""
         sums = [sum(row) for row in self.counts]
         return [
             [count / total if total else math.nan for count in row]
@@ -314,7 +318,7 @@ class Confusion:
         ]
 
     def largest(self, num: int) -> list[tuple[str, str, float]]:
-        """The ``num`` largest off-diagonal shares as (truth, prediction, share), largest first."""
+        """The ``num`` largest shares off the diagonal as (truth, prediction, share), sorted."""
         found = [
             (self.names[i], self.names[j], share)
             for i, row in enumerate(self.shares())
@@ -326,17 +330,17 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Histograms:
-    """One small histogram a name, all over the same bins and axes.
+    """One small histogram per name, all with the same bins and axes.
 
     Attributes:
-        edges: Ends of the n bins, ascending, n + 1 of them.
-        counts: From name to n counts, non-negative.
-        x_label: Of what is binned, with its unit.
-        caption: What is shown.
-        emphasis: Name of the histogram in the accent colour, ``""`` for none.
-        mark: Value at which a line stands, e.g. the IoU from which a box is right; the share of the
-            counts above it is printed.
-        unit: Of the counts, plural.
+        edges: The edges of the n bins, n + 1 ascending numbers.
+        counts: The n counts of each histogram, by its name; none is negative.
+        x_label: The name of the quantity on the x axis, with its unit.
+        caption: What the diagram shows.
+        emphasis: The name of the histogram in the accent colour; ``""`` treats all alike.
+        mark: A value that is marked by a line, e.g. the IoU from which a box is correct. The share
+            of the counts above it is printed. ``None`` draws no line.
+        unit: What is counted, in the plural.
     """
 
     kind: ClassVar[str] = "histograms"
@@ -363,7 +367,7 @@ class Histograms:
         _check_one_of("emphasis", self.emphasis, ("", *self.counts))
 
     def share_above(self, name: str) -> float:
-        """Percent of the counts of a name in bins from ``mark`` on; NaN without counts or mark."""
+        """Return the percentage of the counts in bins from ``mark`` on; NaN if there is none."""
         total = sum(self.counts[name])
         if self.mark is None or not total:
             return math.nan
@@ -373,13 +377,14 @@ class Histograms:
 
 @dataclass(frozen=True)
 class Shares:
-    """One bar a name, divided into parts of a whole.
+    """One bar per name, divided into parts of a whole.
 
     Attributes:
-        parts: Names of the parts, in the order drawn, at most eight.
-        values: From name to one percentage a part, non-negative, together at most 100.
-        caption: What is shown.
-        digits: Digits of the printed numbers.
+        parts: The names of the parts, at most eight, in the order in which they are drawn.
+        values: The percentages of each bar, by its name: one per part, none negative, together at
+            most 100.
+        caption: What the diagram shows.
+        digits: The number of digits after the point of the printed numbers.
     """
 
     kind: ClassVar[str] = "shares"
@@ -407,10 +412,12 @@ class Picture:
     """One picture of a grid.
 
     Attributes:
-        rgb: uint8 (H, W, 3).
-        column: What it shows, e.g. ``"image"``, ``"truth"``, ``"AD-CAM"``.
-        value: A number printed beside the name, e.g. this image's IoU in %; ``None`` for none.
-        alt: Text for those who do not see it; made from the column and the row where empty.
+        rgb: The pixels, uint8 (H, W, 3).
+        column: What the picture shows, e.g. ``"image"``, ``"truth"``, ``"AD-CAM"``.
+        value: A number printed beside the name, e.g. the IoU of this image in %; ``None`` prints
+            nothing.
+        alt: What screen readers read in place of the picture. If it is empty, it is made from the
+            column, the image and the value.
     """
 
     rgb: np.ndarray
@@ -433,9 +440,9 @@ class PictureRow:
     """The pictures of one image.
 
     Attributes:
-        img_id: Names the row.
-        pictures: From left to right.
-        labels: Its image-level labels.
+        img_id: The id of the image, shown above its pictures.
+        pictures: The pictures, from left to right.
+        labels: The image-level labels of the image.
     """
 
     img_id: str
@@ -448,14 +455,14 @@ class PictureGrid:
     """Images as rows, what is shown of them as columns.
 
     Attributes:
-        rows: All with the same columns in the same order.
+        rows: The images, all with the same columns in the same order.
         caption: What is shown, and how the images were chosen.
-        legend: Name and colour of the classes that occur in the masks.
-        heat_scale: Shows the colour scale of the score maps in the legend.
-        value_name: What the pictures' values are, e.g. ``"IoU, %"``.
-        shows_ignored: Explains the hatching of ignored pixels in the legend.
-        max_side: Longer side in pixels at which pictures are stored. Larger is sharper when a
-            picture is enlarged, and the file grows with its square.
+        legend: The name and colour of every class that occurs in the masks.
+        heat_scale: Whether the legend shows the colour scale of the score maps.
+        value_name: What the numbers beside the pictures are, e.g. ``"IoU, %"``.
+        shows_ignored: Whether the legend explains the hatching of ignored pixels.
+        max_side: The longer side, in pixels, at which pictures are stored. A larger value is
+            sharper when a picture is enlarged, and the file grows with its square.
     """
 
     kind: ClassVar[str] = "picture_grid"
@@ -480,7 +487,7 @@ class PictureGrid:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns, ``[]`` without rows."""
+        """The names of the columns; empty without rows."""
         return [picture.column for picture in self.rows[0].pictures] if self.rows else []
 
 
@@ -513,7 +520,7 @@ class TimeTable:
 
     Attributes:
         timings: One entry a step, in the order in which the steps ran.
-        caption: On which machine, with which settings.
+        caption: On which machine and with which settings the times were measured.
     """
 
     kind: ClassVar[str] = "time_table"
@@ -532,9 +539,9 @@ class KeyValues:
     """Names and values: versions, devices, settings, seeds, hashes, commands.
 
     Attributes:
-        entries: From name to value. Text of several lines keeps its line breaks.
-        caption: Heading of the list.
-        verbatim: Sets the values in a fixed-width face, for commands and hashes.
+        entries: The value of every name. Text of several lines keeps its line breaks.
+        caption: The heading of the list.
+        verbatim: Whether values are set in a fixed-width face, as commands and hashes should be.
     """
 
     kind: ClassVar[str] = "key_values"
@@ -565,8 +572,8 @@ class Section:
     """Blocks under a heading.
 
     Attributes:
-        title: The heading, also in the table of contents.
-        blocks: From top to bottom.
+        title: The heading; the table of contents shows it too.
+        blocks: The blocks, from top to bottom.
     """
 
     title: str
@@ -581,13 +588,13 @@ class Report:
     names one.
 
     Attributes:
-        title: Of the page.
-        subtitle: One line below it: data, split, model.
+        title: The title of the page.
+        subtitle: One line below the title: data, split and model.
         summary: The finding in one or two sentences.
-        headlines: Up to four numbers.
-        lead: Blocks of the first screen: best one table and one row of pictures.
-        sections: The rest.
-        provenance: Versions, settings, hashes and commands, at the end.
+        headlines: Up to four numbers that a reader should remember.
+        lead: The blocks of the first screen, ideally one table and one row of pictures.
+        sections: The sections below the first screen.
+        provenance: Versions, settings, hashes and commands, shown at the end.
     """
 
     title: str
@@ -603,7 +610,7 @@ class Report:
             raise AdcamError(f"at most 4 headline numbers fit, got {len(self.headlines)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values: pictures by size, column and text; NaN and ±inf as null."""
+        """Return the report as JSON values; pictures are left out, NaN and ±inf are null."""
         plain: dict[str, Any] = _to_plain(self)
         return plain
 

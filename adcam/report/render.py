@@ -1,8 +1,9 @@
 """Writes a report: ``report.json``, ``report.md`` with its pictures, and ``report.html``.
 
-Every block is turned into a view once (text formatted, pictures encoded, diagrams drawn); the two
-templates only lay the views out. The page is one file: a content security policy forbids it any
-request, and only its own script, named by hash, may run.
+Every kind of block has one function here, registered by its type, that formats its text, encodes
+its pictures or draws its diagram; both templates only lay out what it returns. The page is one
+file: a content security policy forbids any request, and only the page's own script, named by its
+hash, may run.
 """
 
 from __future__ import annotations
@@ -10,25 +11,17 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adcam.report.diagrams import (
-    confusion_svg,
-    curves_svg,
-    differences_svg,
-    histograms_svg,
-    per_class_svg,
-    scatter_svg,
-    shares_svg,
-)
-from adcam.report.figures import encode_jpeg, fit_hw, heat_colors
+from adcam.files import write_bytes, write_json, write_text
+from adcam.report.diagrams import draw
+from adcam.report.figures import data_uri, encode_jpeg, fit_hw, heat_colors
 from adcam.report.model import (
     Block,
     Cell,
@@ -57,46 +50,48 @@ _TEMPLATES = Path(__file__).parent
 
 _NARROW = 8  # classes of a confusion matrix that takes half the width of the page
 
-View = dict[str, Any]
+Context = dict[str, Any]
+"""What a template sees of a report or of a block."""
+
+AddFile = Callable[[str, bytes], str]
+"""Keeps a file of a block, given the end of its name and its content; returns its relative path."""
 
 
 def write_report(report: Report, out_dir: str | os.PathLike[str]) -> Path:
     """Write ``report.json``, ``report.md``, ``pictures/`` and ``report.html`` into ``out_dir``.
 
-    The same report gives the same bytes. Each file is replaced as a whole; pictures that an
-    earlier report left in ``pictures/`` and this one does not have stay there.
+    The same report gives the same bytes. Each file is replaced as a whole. Pictures that an earlier
+    report left in ``pictures/`` stay there, even if this one has none of that name.
 
     Args:
-        report: What to write.
-        out_dir: Made if it does not exist.
+        report: The report to write.
+        out_dir: The folder to write into. It is created if it does not exist.
 
     Returns:
-        Path of ``report.html``, which needs none of the other files.
+        The path of ``report.html``, which needs none of the other files.
 
     Raises:
-        OSError: If ``out_dir`` cannot be written.
+        OSError: If ``out_dir`` cannot be written to.
     """
     out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "pictures").mkdir(exist_ok=True)
-    view, files = _report_view(report)
+    (out_dir / "pictures").mkdir(parents=True, exist_ok=True)
+    context, files = _report_context(report)
     for name, content in files.items():
-        _write_atomically(out_dir / name, content)
-    data = json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    _write_atomically(out_dir / "report.json", data.encode())
-    _write_atomically(out_dir / "report.md", _render_markdown(view).encode())
+        write_bytes(out_dir / name, content)
+    write_json(out_dir / "report.json", report.to_dict())
+    write_text(out_dir / "report.md", _render_markdown(context))
     html_path = out_dir / "report.html"
-    _write_atomically(html_path, _render_html(view).encode())
+    write_text(html_path, _render_html(context))
     return html_path
 
 
 def render_html(report: Report) -> str:
-    """The page alone, as text."""
-    return _render_html(_report_view(report)[0])
+    """Return the page alone, as text."""
+    return _render_html(_report_context(report)[0])
 
 
 def standalone_svg(svg: str) -> str:
-    """A diagram of :mod:`adcam.report.diagrams` as a file of its own, with the style it needs."""
+    """Return a diagram of :mod:`adcam.report.diagrams` as a file of its own, with its style."""
     style = _environment().get_template("diagram.css.j2").render()
     head, body = svg.split(">", 1)
     return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{style}</style>{body}\n'
@@ -115,33 +110,29 @@ def _environment(*, autoescape: bool = True) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    stops = heat_colors()[np.linspace(0, 255, 9).astype(int)].tolist()
+    environment.globals["heat_gradient"] = ", ".join(f"rgb({r} {g} {b})" for r, g, b in stops)
     environment.filters["svg"] = Markup  # drawn by us, its text escaped there
     environment.filters["md"] = escape_markdown
     return environment
 
 
-def _render_html(view: View) -> str:
+def _render_html(context: Context) -> str:
     from markupsafe import Markup
 
     environment = _environment()
     script = environment.get_template("viewer.js.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    stops = heat_colors()[np.linspace(0, 255, 9).astype(int)]
-    return environment.get_template("report.html.j2").render(
-        report=view,
-        script=Markup(script),
-        script_hash=digest,
-        heat_gradient=", ".join(f"rgb({r} {g} {b})" for r, g, b in stops.tolist()),
-    )
+    template = environment.get_template("report.html.j2")
+    return template.render(report=context, script=Markup(script), script_hash=digest)
 
 
-def _render_markdown(view: View) -> str:
+def _render_markdown(context: Context) -> str:
     # HTML's escaping is not markdown's: every value passes the `md` filter in the template instead.
-    environment = _environment(autoescape=False)
-    return environment.get_template("report.md.j2").render(report=view)
+    return _environment(autoescape=False).get_template("report.md.j2").render(report=context)
 
 
-def _report_view(report: Report) -> tuple[View, dict[str, bytes]]:
+def _report_context(report: Report) -> tuple[Context, dict[str, bytes]]:
     """What the templates see, and the files beside the page by their relative paths."""
     files: dict[str, bytes] = {}
     used = {"top", "viewer", "provenance"}
@@ -151,93 +142,164 @@ def _report_view(report: Report) -> tuple[View, dict[str, bytes]]:
         while anchor in used:
             anchor = f"{anchor}-{number}"
         used.add(anchor)
-        blocks = _block_views(section.blocks, f"{number:02d}-{anchor}", files)
+        blocks = _block_contexts(section.blocks, f"{number:02d}-{anchor}", files)
         sections.append({"title": section.title, "anchor": anchor, "blocks": blocks})
-    view = {
+    headlines = [
+        {
+            "label": headline.label,
+            "value": format_number(headline.value, digits=headline.digits),
+            "unit": headline.unit,
+            "note": headline.note,
+        }
+        for headline in report.headlines
+    ]
+    context = {
         "title": report.title,
         "subtitle": report.subtitle,
         "summary": list(report.summary),
-        "headlines": [
-            {
-                "label": h.label,
-                "value": format_number(h.value, digits=h.digits),
-                "unit": h.unit,
-                "note": h.note,
-            }
-            for h in report.headlines
-        ],
-        "lead": _block_views(report.lead, "00-lead", files),
+        "headlines": headlines,
+        "lead": _block_contexts(report.lead, "00-lead", files),
         "sections": sections,
-        "provenance": _block_views(report.provenance, "99-provenance", files),
+        "provenance": _block_contexts(report.provenance, "99-provenance", files),
     }
-    return view, files
+    return context, files
 
 
-def _block_views(blocks: Sequence[Block], stem: str, files: dict[str, bytes]) -> list[View]:
-    return [_block_view(block, f"{stem}-{i:02d}", files) for i, block in enumerate(blocks, 1)]
+def _block_contexts(blocks: Sequence[Block], stem: str, files: dict[str, bytes]) -> list[Context]:
+    """The blocks of a section as the templates see them; adds their pictures to ``files``."""
+    contexts = []
+    for number, block in enumerate(blocks, 1):
+
+        def add_file(end: str, content: bytes, number: int = number) -> str:
+            path = f"pictures/{stem}-{number:02d}{end}"
+            files[path] = content
+            return path
+
+        contexts.append({"half_width": False, **_context(block, add_file)})
+    return contexts
 
 
-def _block_view(block: Block, stem: str, files: dict[str, bytes]) -> View:
-    """A block as the templates see it; adds its pictures to ``files``."""
-    if isinstance(block, Text):
-        view: View = {"paragraphs": list(block.paragraphs), "tone": block.tone}
-    elif isinstance(block, Table):
-        view = _table_view(block)
-    elif isinstance(block, TimeTable):
-        view = _time_view(block)
-    elif isinstance(block, KeyValues):
-        view = _key_values_view(block)
-    elif isinstance(block, PictureGrid):
-        view = _grid_view(block, stem, files)
-    else:
-        if isinstance(block, Curves):
-            svg, view = curves_svg(block), {}
-        elif isinstance(block, PerClass):
-            svg, view = per_class_svg(block), {"table": _table_view(_per_class_table(block))}
-        elif isinstance(block, Scatter):
-            svg, view = scatter_svg(block), {}
-        elif isinstance(block, Differences):
-            svg, view = differences_svg(block), {}
-        elif isinstance(block, Histograms):
-            svg, view = histograms_svg(block), {}
-        elif isinstance(block, Shares):
-            svg, view = shares_svg(block), {"table": _table_view(_shares_table(block))}
-        else:
-            svg, view = confusion_svg(block), {"largest": _largest_confusions(block)}
-        path = f"pictures/{stem}.svg"
-        files[path] = standalone_svg(svg).encode()
-        view |= {"svg": svg, "path": path, "caption": block.caption}
-    return {"kind": block.kind, "paired": _is_paired(block), **view}
+@functools.singledispatch
+def _context(block: object, add_file: AddFile) -> Context:
+    """A block as the templates see it; its ``layout`` is the macro that lays it out."""
+    raise TypeError(f"a report cannot show a {type(block).__name__}")
 
 
-def _is_paired(block: Block) -> bool:
-    """Whether two of a kind fit side by side; a matrix of many classes needs the width."""
-    if isinstance(block, Confusion):
-        return len(block.names) <= _NARROW
-    kinds = (Curves, PerClass, Scatter, Differences, Histograms, Shares)
-    return isinstance(block, kinds)
+@_context.register(Curves)
+@_context.register(Scatter)
+@_context.register(Differences)
+@_context.register(Histograms)
+def _diagram(
+    block: Curves | Scatter | Differences | Histograms | PerClass | Shares | Confusion,
+    add_file: AddFile,
+    *,
+    half_width: bool = True,
+    table: Table | None = None,
+    note: str = "",
+) -> Context:
+    """A diagram; ``table`` stands below it where nothing can be pointed at, ``note`` everywhere."""
+    svg = draw(block)
+    return {
+        "layout": "diagram",
+        "half_width": half_width,
+        "svg": svg,
+        "path": add_file(".svg", standalone_svg(svg).encode()),
+        "caption": block.caption,
+        "table": None if table is None else _table_context(table),
+        "note": note,
+    }
 
 
-def _table_view(table: Table) -> View:
+@_context.register
+def _confusion(block: Confusion, add_file: AddFile) -> Context:
+    largest = "; ".join(
+        f"{truth} predicted as {predicted} ({100 * share:.1f} %)"
+        for truth, predicted, share in block.largest(3)
+    )
+    return _diagram(
+        block,
+        add_file,
+        half_width=len(block.names) <= _NARROW,
+        note=f"Largest confusions: {largest}." if largest else "",
+    )
+
+
+@_context.register
+def _per_class(block: PerClass, add_file: AddFile) -> Context:
+    columns = [Column("class"), *(Column(name, block.digits) for name in block.values)]
+    rows: list[list[Cell]] = [
+        [name, *(values[k] for values in block.values.values())]
+        for k, name in enumerate(block.classes)
+    ]
+    return _diagram(block, add_file, table=Table(columns, rows, caption=block.caption))
+
+
+@_context.register
+def _shares(block: Shares, add_file: AddFile) -> Context:
+    columns = [Column(""), *(Column(part) for part in block.parts)]
+    rows: list[list[Cell]] = [[name, *shares] for name, shares in block.values.items()]
+    return _diagram(block, add_file, table=Table(columns, rows))
+
+
+@_context.register
+def _text(block: Text, add_file: AddFile) -> Context:
+    return {"layout": "text", "paragraphs": list(block.paragraphs), "tone": block.tone}
+
+
+@_context.register
+def _table(block: Table, add_file: AddFile) -> Context:
+    return _table_context(block)
+
+
+@_context.register
+def _times(block: TimeTable, add_file: AddFile) -> Context:
+    rows: list[list[Cell]] = []
+    for timing in block.timings:
+        share = 100 * timing.seconds / block.total if block.total else math.nan
+        row: list[Cell] = [timing.name, format_seconds(timing.seconds), share, "", ""]
+        if timing.num_items is not None:
+            row[3] = format_number(timing.num_items)
+            row[4] = f"{format_seconds(timing.seconds / timing.num_items)} / {timing.item}"
+        rows.append(row)
+    share_column = Column("share, %", bar_max=100.0)
+    columns = [Column("step"), Column("time"), share_column, Column("items"), Column("rate")]
+    if all(timing.num_items is None for timing in block.timings):
+        columns, rows = columns[:3], [row[:3] for row in rows]
+    total = ["total", format_seconds(block.total), "", "", ""][: len(columns)]
+    return _table_context(Table(columns, rows, block.caption), total=total, numeric=range(1, 5))
+
+
+def _table_context(
+    table: Table, *, total: Sequence[str] = (), numeric: Sequence[int] = ()
+) -> Context:
+    """A table: columns with a number, or listed in ``numeric``, are set to the right."""
     columns = []
-    cells: list[list[View]] = [[] for _ in table.rows]
+    cells: list[list[Context]] = [[] for _ in table.rows]
     for j, column in enumerate(table.columns):
         values = [row[j] for row in table.rows]
-        numeric = any(_is_number(value) for value in values)
+        is_numeric = j in numeric or any(_is_number(value) for value in values)
         best = _best_value(column, values)
-        columns.append({"name": column.name, "hint": column.hint, "numeric": numeric})
+        columns.append(
+            {
+                "name": column.name,
+                "hint": column.hint,
+                "numeric": is_numeric,
+                "main": column.bar_max is not None,
+            }
+        )
         for row, value in zip(cells, values, strict=True):
             row.append(
                 {
                     "text": format_number(value, digits=column.digits, signed=column.signed),
-                    "numeric": numeric,
                     "best": best is not None and _rounded(value, column) == best,
                     "bar": _bar_percent(value, column),
                 }
             )
     return {
+        "layout": "table",
         "columns": columns,
         "rows": cells,
+        "total": list(total),
         "caption": table.caption,
         "command": table.command,
     }
@@ -263,71 +325,61 @@ def _best_value(column: Column, values: Sequence[Cell]) -> float | None:
 
 
 def _bar_percent(value: Cell, column: Column) -> float | None:
+    """The length of the bar behind a number, in percent; ``None`` if it has none."""
     shown = _rounded(value, column)
     if column.bar_max is None or not math.isfinite(shown):
         return None
     return round(100 * min(max(shown / column.bar_max, 0.0), 1.0), 1)
 
 
-def _per_class_table(block: PerClass) -> Table:
-    columns = [Column("class"), *(Column(name, block.digits) for name in block.values)]
-    rows: list[list[Cell]] = [
-        [name, *(values[k] for values in block.values.values())]
-        for k, name in enumerate(block.classes)
+@_context.register
+def _pictures(block: PictureGrid, add_file: AddFile) -> Context:
+    rows = [
+        _picture_row(row, block, functools.partial(_add_picture, add_file, number))
+        for number, row in enumerate(block.rows, 1)
     ]
-    return Table(columns, rows, caption=block.caption)
-
-
-def _shares_table(block: Shares) -> Table:
-    columns = [Column(""), *(Column(part) for part in block.parts)]
-    return Table(columns, [[name, *shares] for name, shares in block.values.items()])
-
-
-def _largest_confusions(block: Confusion) -> list[str]:
-    return [
-        f"{truth} taken for {predicted}: {100 * share:.1f} %"
-        for truth, predicted, share in block.largest(3)
-    ]
-
-
-def _grid_view(grid: PictureGrid, stem: str, files: dict[str, bytes]) -> View:
-    rows = [_row_view(row, grid, f"{stem}-{i:02d}", files) for i, row in enumerate(grid.rows, 1)]
-    valued = any(p.value is not None for row in grid.rows for p in row.pictures)
+    has_values = any(p.value is not None for row in block.rows for p in row.pictures)
     return {
+        "layout": "pictures",
         "rows": rows,
-        "caption": grid.caption,
-        "num_columns": len(grid.columns),
-        "columns": grid.columns,
+        "caption": block.caption,
+        "columns": block.columns,
         "legend": [
-            {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*rgb)} for name, rgb in grid.legend
+            {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*rgb)}
+            for name, rgb in block.legend
         ],
-        "shows_ignored": grid.shows_ignored,
-        "heat_scale": grid.heat_scale,
-        "value_name": grid.value_name if valued else "",
+        "shows_ignored": block.shows_ignored,
+        "heat_scale": block.heat_scale,
+        "value_name": block.value_name if has_values else "",
     }
 
 
-def _row_view(row: PictureRow, grid: PictureGrid, stem: str, files: dict[str, bytes]) -> View:
+def _add_picture(add_file: AddFile, row: int, end: str, content: bytes) -> str:
+    return add_file(f"-{row:02d}{end}", content)
+
+
+def _picture_row(row: PictureRow, grid: PictureGrid, add_file: AddFile) -> Context:
+    """The pictures of one image, encoded, with their texts and the best of their values."""
     values = [p.value for p in row.pictures if p.value is not None and math.isfinite(p.value)]
-    best = max((round(v, 1) for v in values), default=None) if len(values) > 1 else None
+    best = max((round(value, 1) for value in values), default=None) if len(values) > 1 else None
     cells = []
-    for j, picture in enumerate(row.pictures, 1):
+    for number, picture in enumerate(row.pictures, 1):
         jpeg = encode_jpeg(picture.rgb, max_side=grid.max_side)
-        path = f"pictures/{stem}-{j:02d}-{slug(picture.column, fallback='picture')}.jpg"
-        files[path] = jpeg
+        name = slug(picture.column, fallback="picture")
         height, width = fit_hw((picture.rgb.shape[0], picture.rgb.shape[1]), grid.max_side)
-        has_value = picture.value is not None
-        value = format_number(float(picture.value)) if picture.value is not None else ""
-        shown_value = f": {value} ({grid.value_name})" if has_value else ""
-        alt = picture.alt or f"{picture.column} of {row.img_id}{shown_value}"
+        alt, value, is_best = picture.alt or f"{picture.column} of {row.img_id}", "", False
+        if picture.value is not None:
+            value = format_number(float(picture.value))
+            alt = picture.alt or f"{alt}: {value} ({grid.value_name})"
+            is_best = best is not None and round(picture.value, 1) == best
         cells.append(
             {
-                "src": "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii"),
-                "path": path,
+                "src": data_uri(jpeg),
+                "path": add_file(f"-{number:02d}-{name}.jpg", jpeg),
                 "alt": alt,
                 "column": picture.column,
                 "value": value,
-                "best": best is not None and has_value and round(picture.value or 0.0, 1) == best,
+                "best": is_best,
                 "width": width,
                 "height": height,
             }
@@ -335,40 +387,10 @@ def _row_view(row: PictureRow, grid: PictureGrid, stem: str, files: dict[str, by
     return {"img_id": row.img_id, "labels": list(row.labels), "cells": cells}
 
 
-def _time_view(block: TimeTable) -> View:
-    rows = []
-    for timing in block.timings:
-        share = 100 * timing.seconds / block.total if block.total else math.nan
-        rate = ""
-        if timing.num_items is not None:
-            rate = f"{format_seconds(timing.seconds / timing.num_items)} / {timing.item}"
-        rows.append(
-            {
-                "name": timing.name,
-                "time": format_seconds(timing.seconds),
-                "share": format_number(share),
-                "bar": round(share, 1) if math.isfinite(share) else 0,
-                "items": "" if timing.num_items is None else format_number(timing.num_items),
-                "rate": rate,
-            }
-        )
-    return {"rows": rows, "total": format_seconds(block.total), "caption": block.caption}
-
-
-def _key_values_view(block: KeyValues) -> View:
+@_context.register
+def _key_values(block: KeyValues, add_file: AddFile) -> Context:
     entries = []
     for name, value in block.entries.items():
         text = f"{value:g}" if isinstance(value, float) else format_number(value)
         entries.append({"name": name, "text": text, "verbatim": block.verbatim or "\n" in text})
-    return {"entries": entries, "caption": block.caption}
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` as a whole: a reader never sees half of it, a crash leaves the old one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    return {"layout": "key_values", "entries": entries, "caption": block.caption}

@@ -1,4 +1,4 @@
-"""How numbers and names are written in a report."""
+"""How a report writes numbers and names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import numpy as np
 
 
 def format_number(value: str | int | float | None, *, digits: int = 1, signed: bool = False) -> str:
-    """A value as a reader wants it: thousands apart, a real minus sign, "–" where there is none.
+    """Format a value for reading: grouped thousands, a real minus sign, "–" for a missing value.
+
+    Args:
+        value: The number. Text is returned as it is, booleans become "yes" and "no".
+        digits: The number of digits after the point of floats. Integers are written whole.
+        signed: Whether positive numbers get a plus sign.
 
     >>> format_number(-1234.56), format_number(float("nan")), format_number(3, signed=True)
     ('−1,234.6', '–', '+3')
@@ -33,7 +38,7 @@ def format_number(value: str | int | float | None, *, digits: int = 1, signed: b
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration at the precision that matters.
+    """Format a duration at the precision that matters.
 
     >>> [format_seconds(s) for s in (0.0042, 0.42, 12.34, 185, 7500)]
     ['4.2 ms', '0.42 s', '12.3 s', '3 min 5 s', '2 h 5 min']
@@ -53,12 +58,12 @@ def format_seconds(seconds: float) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """``text`` cut to ``length`` characters, the last of them "…" if any was lost."""
+    """Cut ``text`` to ``length`` characters; the last of them is "…" if any was lost."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def slug(text: str, *, fallback: str = "part") -> str:
-    """``text`` as a name for anchors and files: a–z, 0–9 and single hyphens.
+    """Turn ``text`` into a name for anchors and files: a–z, 0–9 and single hyphens.
 
     >>> slug("AD-CAM: Überblick (val)"), slug("<>")
     ('ad-cam-uberblick-val', 'part')
@@ -68,7 +73,7 @@ def slug(text: str, *, fallback: str = "part") -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """``text`` so that markdown shows it literally, in a paragraph or a table's cell."""
+    """Escape ``text`` so that Markdown shows it literally, in a paragraph or in a table."""
     text = re.sub(r"([\\`*\[\]|#~])", r"\\\1", " ".join(text.split()))
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -127,7 +127,7 @@ def test_confusion_cells() -> None:
         [0.5, math.sqrt(0.75)], abs=1e-3
     )
     titles = [c.find("title").text for c in cells]  # type: ignore[union-attr]
-    assert titles == ["a taken for a: 25.0 % (1 px)", "a taken for b: 75.0 % (3 px)"]
+    assert titles == ["a predicted as a: 25.0 % (1 px)", "a predicted as b: 75.0 % (3 px)"]
     left, right = (float(c.get("x", "")) for c in cells)
     assert left < right
     assert cells[0].get("y") == cells[1].get("y")

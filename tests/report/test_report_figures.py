@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from adcam.report.figures import (
+    data_uri,
     draw_boxes,
-    encode_image,
     encode_jpeg,
     fit_hw,
     heat_colors,
@@ -108,7 +108,7 @@ def test_tiny_pictures(hw: tuple[int, int]) -> None:
     img = random_img(hw)
     assert overlay_heat(img, np.ones(hw)).shape == img.shape
     assert overlay_mask(img, np.ones(hw, np.uint8), PALETTE).shape == img.shape
-    assert encode_image(img).startswith("data:image/jpeg;base64,")
+    assert data_uri(encode_jpeg(img)).startswith("data:image/jpeg;base64,")
 
 
 def test_side_by_side_scales_to_the_first_height() -> None:
@@ -124,7 +124,7 @@ def test_side_by_side_scales_to_the_first_height() -> None:
 def test_encoding_bounds_the_size_and_keeps_the_aspect() -> None:
     img = np.zeros((100, 400, 3), np.uint8)
     img[:, 200:] = (200, 40, 40)
-    uri = encode_image(img, max_side=128)
+    uri = data_uri(encode_jpeg(img, max_side=128))
     decoded = Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1])))
     assert decoded.size == (128, 32)
     pixels = np.asarray(decoded).astype(int)
@@ -180,7 +180,7 @@ def test_mistakes_are_refused() -> None:
     with pytest.raises(ValueError, match="gap"):
         side_by_side([img], gap=-1)
     with pytest.raises(ValueError, match="max_side"):
-        encode_image(img, max_side=0)
+        encode_jpeg(img, max_side=0)
 
 
 def test_boxes_are_outlined_inside_themselves() -> None:

@@ -231,20 +231,32 @@ def test_pictures_have_texts_and_sizes() -> None:
     assert {(p["width"], p["height"]) for p in pictures} == {("40", "30")}
 
 
-def cells_of(page_html: str, style: str) -> list[str]:
-    return re.findall(rf'<td class="{style}">(?:<span[^>]*>.*?<span>)?([^<]+)<', page_html)
+def cells_of(html: str, *, best: bool) -> list[str]:
+    """Texts of the table cells that hold a number, either the highlighted ones or the others."""
+    cells = re.findall(r'<td class="([^"]*)">(?:<span[^>]*>.*?<span>)?([^<]+)<', html)
+    found = [(style.split(), text) for style, text in cells]
+    return [text for style, text in found if "num" in style and ("best" in style) == best]
 
 
 def test_best_values_are_those_that_look_best() -> None:
     html = render_html(make_report())
     # 63.2 and 63.24 both read "63.2"; the smaller error wins; NaN never does.
-    assert cells_of(html, "num best") == ["63.2", "63.2", "0.25"]
-    assert cells_of(html, "num")[:6] == ["32.0", "0.50", "−1.0", "–", "+31.2", "–"]
+    assert cells_of(html, best=True) == ["63.2", "63.2", "0.25"]
+    assert cells_of(html, best=False)[:6] == ["32.0", "0.50", "−1.0", "–", "+31.2", "–"]
+
+
+def test_the_column_with_bars_is_the_one_that_stays_on_a_narrow_screen() -> None:
+    columns = [Column("m"), Column("v", bar_max=50.0), Column("w")]
+    html = render_html(Report("t", lead=[Table(columns, [["a", 1.0, 2.0], ["b", 3.0, 4.0]])]))
+    assert re.findall(r'<t[hd][^>]*class="num main">(?:<span.*?<span>)?([^<]+)<', html) == [
+        "v", "1.0", "3.0",
+    ]  # fmt: skip
+    assert re.search(r"@media screen and \(max-width: 700px\) \{.*\.main \{ right: 0;", html, re.S)
 
 
 def test_a_single_value_is_not_the_best_of_anything() -> None:
     table = Table([Column("m"), Column("v", best="max")], [["a", 1.0], ["b", math.nan]])
-    assert cells_of(render_html(Report("t", lead=[table])), "num best") == []
+    assert cells_of(render_html(Report("t", lead=[table])), best=True) == []
 
 
 def test_bars_are_clipped_to_their_range() -> None:
@@ -284,15 +296,33 @@ def test_markdown_table() -> None:
     )
 
 
+def test_times_are_a_table_with_their_sum() -> None:
+    times = TimeTable([Timing("train", 90.0, 300), Timing("rest", 30.0)], "one core")
+    text = markdown_of(Report("Title", lead=[times]))
+    assert text == (
+        "# Title\n\n| step | time | share, % | items | rate |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| train | 90.0 s | 75.0 | 300 | 0.30 s / image |\n| rest | 30.0 s | 25.0 |  |  |\n"
+        "| **total** | **2 min 0 s** |  |  |  |\n\none core\n"
+    )
+    page = Page(render_html(Report("Title", lead=[times])))
+    assert "2 min 0 s" in page.text_of("td") and "total" in page.text_of("th")
+
+
+def test_what_is_no_block_is_refused() -> None:
+    with pytest.raises(TypeError, match="cannot show a str"):
+        render_html(Report("t", lead=["text"]))  # type: ignore[list-item]
+
+
 def test_markdown_quotes_cautions() -> None:
     text = markdown_of(Report("Title", lead=[Text(["one", "two"], "caution"), Text(["three"])]))
     assert text == "# Title\n\n> one\n>\n> two\n\nthree\n"
 
 
 def markdown_of(report: Report) -> str:
-    from adcam.report.render import _render_markdown, _report_view
+    from adcam.report.render import _render_markdown, _report_context
 
-    return _render_markdown(_report_view(report)[0])
+    return _render_markdown(_report_context(report)[0])
 
 
 def test_twenty_rows_of_eight_pictures_stay_below_six_mebibytes() -> None:
@@ -322,7 +352,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     with pytest.raises(OSError):
         write_report(Report("t"), tmp_path)
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".report")]
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
 def test_empty_report_is_a_page() -> None:
