@@ -1,79 +1,1113 @@
-"""Configuration files: reading, overriding, hashing, and what they describe."""
+"""What configs say: one frozen dataclass a section, checked when it is built.
+
+A config file becomes :class:`Settings` (classifiers, comparisons, recipes) or
+:class:`SegmentationSettings` (networks that learn from masks). Unknown keys, wrong types and values
+out of range are refused with the key, the value and what is legal. The entries under *Attributes*
+are the texts of docs/settings.md.
+"""
 
 from __future__ import annotations
 
-import ast
-import logging
-from collections.abc import Mapping, Sequence
+import copy
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from mmengine.config import Config
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
 
 from adcam.errors import AdcamError
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from adcam.cams import Method
+    from adcam.models.classifier import InCA
+
+T = TypeVar("T")
+S = TypeVar("S", bound="ConfigSettings")
+
+DTYPES = ("float32", "bfloat16", "float16")
+AMP_TYPES = ("none", "bfloat16", "float16")
+TASKS = ("segmentation", "localization")
+CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
 
 
-def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read an mmengine Python config and apply ``--cfg-options``.
+def setting(
+    default: Any = MISSING,
+    *,
+    choices: Sequence[str] | Callable[[], Sequence[str]] = (),
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field of a section with its legal values.
 
     Args:
-        path: A file below ``configs/`` or of your own.
-        overrides: Dotted keys to values, e.g. ``{"train.epochs": 3}``.
+        default: The value where the config gives none; without it, the config must give one.
+        choices: The legal texts, or a function that returns them.
+        at_least: The smallest legal number.
+        above: Every legal number is larger than this one.
+        at_most: The largest legal number.
+        below: Every legal number is smaller than this one.
+    """
+    limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    metadata = {"choices": choices, **{k: v for k, v in limits.items() if v is not None}}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a config; building one checks and converts its values."""
+
+    def __post_init__(self) -> None:
+        hints = _type_hints(type(self))
+        for item in fields(self):
+            name = f"{type(self).__name__}.{item.name}"
+            value = _convert(getattr(self, item.name), hints[item.name], name, item.metadata)
+            object.__setattr__(self, item.name, value)
+
+
+def from_section(kind: type[T], values: Any, where: str) -> T:
+    """Build a section from the mapping that a config gives.
+
+    Args:
+        kind: A dataclass: one of the sections here, ``InCA``, or the options of a method.
+        values: Keys and values; lists become tuples, and mappings the dataclasses in them.
+        where: What errors call the section, e.g. ``"train"``.
 
     Raises:
-        AdcamError: If the file is missing or cannot be read, or an override names an unknown key.
+        AdcamError: A key is unknown or missing, or a value has the wrong type or lies out of range.
+
+    Example:
+        >>> from_section(TestViews, {"scales": [448, 560]}, "views")
+        TestViews(scales=(448, 560), flip=False, keep_ratio=True)
+    """
+    if isinstance(values, kind):
+        return values
+    if not isinstance(values, Mapping):
+        raise AdcamError(f"{where} must be a section with keys and values, got {values!r}")
+    checked = check_options(kind, values, where)
+    items = {item.name: item for item in _fields(kind)}
+    if missing := [name for name in items if name not in values and _is_required(items[name])]:
+        raise AdcamError(f"{where} lacks {_list_choices(missing, 'and')}")
+    try:
+        return kind(**checked)
+    except AdcamError as error:
+        raise AdcamError(f"{where}: {error}") from error
+
+
+def check_options(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of some fields of a dataclass, converted to their types.
+
+    Raises:
+        AdcamError: A key is unknown, or a value has the wrong type or lies out of range.
+    """
+    items = {item.name: item for item in _fields(kind)}
+    hints = _type_hints(kind)
+    checked = {}
+    for key, value in values.items():
+        if key not in items:
+            raise AdcamError(
+                f"{where}: there is no key {key!r}{suggest(str(key), items)} (got {value!r})"
+            )
+        checked[key] = _convert(value, hints[key], f"{where}.{key}", items[key].metadata)
+    return checked
+
+
+def check_method(method: str, options: Mapping[str, Any], where: str) -> None:
+    """Refuse an unknown method, or options that it does not have.
+
+    Raises:
+        AdcamError: The method or an option is unknown, or a value has the wrong type or range.
+    """
+    from adcam.cams import build_method
+
+    check_options(type(build_method(method)), options, where)
+    build_method(method, **options)
+
+
+def suggest(name: str, legal: Iterable[str]) -> str:
+    """The end of a refusal: a close name, and the legal ones.
+
+    Example:
+        >>> suggest("choose_strde", ["choose_on", "choose_stride"])
+        "; did you mean 'choose_stride'? There are 'choose_on' and 'choose_stride'"
+    """
+    legal = sorted(legal)
+    near = difflib.get_close_matches(name, legal, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    listed = f"here are {_list_choices(legal, 'and')}" if legal else "here are none"
+    return f"{hint} {'T' if near else 't'}{listed}"
+
+
+def _fields(kind: type) -> list[Field[Any]]:
+    return [item for item in fields(kind) if item.init]
+
+
+def _is_required(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
+
+
+def _type_hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _children(node: Any) -> dict[str, Any]:
+    if isinstance(node, list | tuple):
+        return {str(index): value for index, value in enumerate(node)}
+    return dict(node) if isinstance(node, Mapping) else {}
+
+
+def _convert(value: Any, hint: Any, where: str, limits: Mapping[str, Any]) -> Any:
+    """A value as its type asks for it, lists as tuples and mappings as sections."""
+    if hint is Any:
+        return value
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, args, where, limits)
+    if origin is tuple:
+        return _convert_tuple(value, args, where, limits)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise AdcamError(f"{where} must be {describe_type(hint)}, got {value!r}")
+        return {k: _convert(v, args[1], f"{where}.{k}", limits) for k, v in value.items()}
+    if is_dataclass(hint):
+        return from_section(typing.cast(type, hint), value, where)
+    return _convert_scalar(value, hint, where, limits)
+
+
+def _convert_union(value: Any, args: Sequence[Any], where: str, limits: Mapping[str, Any]) -> Any:
+    optional = types.NoneType in args
+    if value is None and optional:
+        return None
+    if isinstance(value, str) and value.lower() == "none" and optional:
+        return None  # --cfg-options data.masks=none
+    kinds = [arg for arg in args if arg is not types.NoneType]
+    if len(kinds) == 1:
+        return _convert(value, kinds[0], where, limits)
+    if isinstance(value, Mapping) and (sections := [kind for kind in kinds if is_dataclass(kind)]):
+        return _convert(value, sections[0], where, limits)
+    for kind in kinds:
+        try:
+            return _convert(value, kind, where, limits)
+        except AdcamError:
+            continue
+    wanted = " or ".join(describe_type(kind) for kind in kinds)
+    raise AdcamError(f"{where} must be {wanted}, got {value!r}")
+
+
+def _convert_tuple(value: Any, args: Sequence[Any], where: str, limits: Mapping[str, Any]) -> Any:
+    is_list = isinstance(value, list | tuple)
+    if args[1:] == (Ellipsis,):
+        if not is_list and (value is None or isinstance(value, Mapping)):
+            raise AdcamError(f"{where} must be {describe_type(tuple[args[0], ...])}, got {value!r}")  # type: ignore[valid-type]
+        items = value if is_list else [value]  # one value is a list of one
+        return tuple(_convert(v, args[0], f"{where}[{i}]", limits) for i, v in enumerate(items))
+    if not is_list or len(value) != len(args):
+        raise AdcamError(f"{where} must be {len(args)} values, got {value!r}")
+    return tuple(
+        _convert(v, arg, f"{where}[{i}]", limits)
+        for i, (v, arg) in enumerate(zip(value, args, strict=True))
+    )
+
+
+def _convert_scalar(value: Any, hint: type, where: str, limits: Mapping[str, Any]) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        bool: isinstance(value, bool),
+        int: is_number and isinstance(value, int),
+        float: is_number and math.isfinite(value),
+    }.get(hint, isinstance(value, hint))
+    if not fits:
+        raise AdcamError(f"{where} must be {describe_type(hint)}, got {value!r}")
+    if hint is str and (choices := read_choices(limits)) and value not in choices:
+        near = difflib.get_close_matches(value, choices, 1)
+        hint_text = f"; did you mean {near[0]!r}?" if near else ""
+        raise AdcamError(f"{where} must be {_list_choices(choices)}, got {value!r}{hint_text}")
+    if is_number and (text := describe_range(limits)) and not _is_in_range(value, limits):
+        raise AdcamError(f"{where} must be {text}, got {value!r}")
+    return float(value) if hint is float else value
+
+
+def _is_in_range(value: float, limits: Mapping[str, Any]) -> bool:
+    return (
+        value >= limits.get("at_least", -math.inf)
+        and value > limits.get("above", -math.inf)
+        and value <= limits.get("at_most", math.inf)
+        and value < limits.get("below", math.inf)
+    )
+
+
+def read_choices(limits: Mapping[str, Any]) -> tuple[str, ...]:
+    """The legal texts of a field's metadata; none where every text is legal."""
+    choices = limits.get("choices", ())
+    return tuple(choices() if callable(choices) else choices)
+
+
+def describe_range(limits: Mapping[str, Any]) -> str:
+    """The legal numbers of a field's metadata in words, ``""`` where all are.
+
+    Example:
+        >>> describe_range({"above": 0, "at_most": 1})
+        'above 0 and at most 1'
+    """
+    words = {"at_least": "at least", "above": "above", "at_most": "at most", "below": "below"}
+    return " and ".join(f"{text} {limits[key]}" for key, text in words.items() if key in limits)
+
+
+def describe_type(hint: Any) -> str:
+    """A type in words, e.g. ``"a list of whole numbers"``."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("None" if a is types.NoneType else describe_type(a) for a in args)
+    if origin is tuple and args[1:] == (Ellipsis,):
+        return f"a list of {_PLURALS.get(args[0], 'sections')}"
+    if origin is tuple:
+        return f"{len(args)} {_PLURALS.get(args[0], 'values')}"
+    return _WORDS.get(hint, "a section")
+
+
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Any: "any value",
+}
+_PLURALS: dict[Any, str] = {
+    int: "whole numbers",
+    float: "numbers",
+    str: "texts",
+}
+
+
+def _list_choices(names: Iterable[str], last: str = "or") -> str:
+    quoted = [repr(name) for name in names]
+    return f" {last} ".join(filter(None, [", ".join(quoted[:-1]), *quoted[-1:]]))
+
+
+def _method_names() -> tuple[str, ...]:
+    from adcam.cams import METHODS
+
+    return tuple(METHODS)
+
+
+def _crf_names() -> tuple[str, ...]:
+    from adcam.masks.crf import CRF_PARAMS
+
+    return ("none", *CRF_PARAMS)
+
+
+@dataclass(frozen=True)
+class DataSettings(Section):
+    """Where the images, labels and masks are.
+
+    Attributes:
+        root: The folder of the data set.
+        source: How the folder is laid out: ``"voc"``, ``"coco14"`` (COCO of any year, as
+            ``adcam convert coco`` lays it out), ``"folder"``, ``"cub"``, ``"ilsvrc"``, ``"wsol"``,
+            or a name given to ``adcam.register_data_source``.
+        classes: The names of the classes in the order of their numbers, or ``"voc"``, ``"coco"`` or
+            ``"shapes"``. By default VOC's, or those that the data set brings.
+        labels: Where image-level labels are read: ``"xml"``, ``"mask"``, or a file below ``root``.
+        train: The lists of images that are learnt from.
+        val: The list of images that is validated on.
+        test: The list of images that results are reported on.
+        metadata: The folder of the lists for ``source="wsol"``, below ``root`` or absolute.
+        mask_dir: The folder of the true masks below ``root``; by default the source's own.
+        expected_counts: How many images each list must have. By default the official numbers of
+            CUB and ILSVRC, for other sources nothing; ``{}`` checks nothing.
+        masks: The folder of ``adcam generate`` whose masks a network learns from; by default it
+            learns from the true masks.
+    """
+
+    root: str = setting()
+    source: str = setting("voc")
+    classes: str | tuple[str, ...] | None = setting(None)
+    labels: str = setting("xml")
+    train: tuple[str, ...] = setting(())
+    val: str | None = setting(None)
+    test: str | None = setting(None)
+    metadata: str | None = setting(None)
+    mask_dir: str | None = setting(None)
+    expected_counts: Mapping[str, int] | None = setting(None)
+    masks: str | None = setting(None)
+
+
+@dataclass(frozen=True)
+class TokenCamSettings(Section):
+    """A classifier on a vision transformer.
+
+    Attributes:
+        backbone: The name of a ViT in timm, or a network given to ``adcam.register_network``.
+        kind: ``"token_cam"``, the kind of this section.
+        img_size: The side in pixels of the images that the position embedding is made for.
+        weights: The file that the backbone starts with, ``"timm"`` to download it, or ``None`` to
+            start from random numbers.
+        drop_path_rate: The share of residual branches that training skips; more regularises harder.
+        backbone_kwargs: Further arguments of timm's ``create_model``.
+    """
+
+    backbone: str = setting()
+    kind: str = setting("token_cam", choices=("token_cam",))
+    img_size: int = setting(224, at_least=1)
+    weights: str | None = setting(None)
+    drop_path_rate: float = setting(0.0, at_least=0, below=1)
+    backbone_kwargs: Mapping[str, Any] = setting({})
+
+
+@dataclass(frozen=True)
+class NonlocalCamSettings(Section):
+    """A classifier on a convolutional network with attention blocks.
+
+    Attributes:
+        backbone: The name of a VGG, ResNet or InceptionV3 in timm.
+        kind: ``"nonlocal_cam"``, the kind of this section.
+        weights: The file that the backbone starts with, ``"timm"`` to download it, or ``None`` to
+            start from random numbers.
+        attention: ``"nonlocal"`` blocks, ``"channel"`` means as in ADL, or ``None`` for plain CAM.
+        out_stride: How many pixels one place of the class maps stands for.
+        backbone_kwargs: Further arguments of timm's ``create_model``.
+    """
+
+    backbone: str = setting()
+    kind: str = setting("nonlocal_cam", choices=("nonlocal_cam",))
+    weights: str | None = setting(None)
+    attention: str | None = setting("nonlocal", choices=("nonlocal", "channel"))
+    out_stride: int = setting(16, at_least=1)
+    backbone_kwargs: Mapping[str, Any] = setting({})
+
+
+@dataclass(frozen=True)
+class TrainSettings(Section):
+    """How a classifier is trained.
+
+    Attributes:
+        epochs: How many times all training images are seen.
+        img_size: The side in pixels of the crops that are trained and validated on.
+        batch_size: How many images make one step, in each process.
+        num_workers: How many processes read images; 0 reads them in the training process.
+        min_area: The smallest share of an image that a crop may show; 1 crops nothing by area.
+        jitter: How strongly brightness, contrast and saturation are changed; 0 leaves them.
+        resize: The side in pixels that images are resized to before a crop of ``img_size``; by
+            default crops are resized instead.
+        amp: Mixed precision: ``"none"``, ``"bfloat16"`` or ``"float16"`` (on a GPU).
+        cls_token_loss: The weight of the loss on the class token's own scores.
+        seed: The seed of everything random; the same seed gives the same classifier.
+        choose: Which epoch is kept: the ``"best"`` on ``data.val``, or the ``"last"``.
+        val_interval: How many epochs lie between two validations.
+        log_interval: How many steps lie between two lines of the log.
+    """
+
+    epochs: int = setting(at_least=1)
+    img_size: int = setting(at_least=1)
+    batch_size: int = setting(at_least=1)
+    num_workers: int = setting(2, at_least=0)
+    min_area: float = setting(0.35, above=0, at_most=1)
+    jitter: float = setting(0.3, at_least=0)
+    resize: int | None = setting(None, at_least=1)
+    amp: str = setting("none", choices=AMP_TYPES)
+    cls_token_loss: float = setting(0.0, at_least=0)
+    seed: int = setting(0, at_least=0)
+    choose: str = setting("best", choices=("best", "last"))
+    val_interval: int = setting(1, at_least=1)
+    log_interval: int = setting(10, at_least=1)
+
+
+@dataclass(frozen=True)
+class TestViews(Section):
+    """Which versions of an image the network sees.
+
+    Attributes:
+        scales: Sides in pixels (:func:`adcam.models.preprocess.compute_input_hw`). More scales
+            catch objects of more sizes; time and memory grow with the largest.
+        flip: Whether the mirrored image is seen as well, which takes twice the time and makes the
+            maps smoother.
+        keep_ratio: Whether the aspect ratio is kept to the nearest patch; otherwise images are
+            made square.
+    """
+
+    __test__: ClassVar[bool] = False  # no test, whatever pytest thinks of the name
+
+    scales: tuple[int, ...] = setting((448,), at_least=1)
+    flip: bool = setting(False)
+    keep_ratio: bool = setting(True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scales:
+            raise AdcamError("scales must hold at least one side in pixels, got none")
+
+
+BOX_VIEWS = TestViews((224,), keep_ratio=False)
+"""What the protocols for boxes score: 224 × 224 pixels, the aspect ratio not kept."""
+
+
+@dataclass(frozen=True)
+class CamSettings(Section):
+    """How class maps are made.
+
+    Attributes:
+        method: The method, a key of :data:`adcam.cams.METHODS`.
+        method_options: Options of the method, e.g. ``{"power": 3.0}``.
+        scales: Sides in pixels of the images that the network sees.
+        flip: Whether the mirrored image is seen as well.
+        keep_ratio: Whether the aspect ratio of the image is kept.
+        dtype: The precision of the network: ``"float32"``, or ``"bfloat16"``/``"float16"``, which
+            are faster on a GPU and a little less exact.
+        compile: Whether the network's MLPs are compiled, which takes half a minute at the start.
+        max_pixels: Larger images are labelled at this many pixels, and their masks enlarged.
+    """
+
+    method: str = setting("ad_cam", choices=_method_names)
+    method_options: Mapping[str, Any] = setting({})
+    scales: tuple[int, ...] = setting((448,), at_least=1)
+    flip: bool = setting(False)
+    keep_ratio: bool = setting(True)
+    dtype: str = setting("float32", choices=DTYPES)
+    compile: bool = setting(False)
+    max_pixels: int = setting(1 << 22, at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_method(self.method, self.method_options, "method_options")
+
+    @property
+    def views(self) -> TestViews:
+        """Scales, mirroring and aspect ratio together."""
+        return TestViews(self.scales, self.flip, self.keep_ratio)
+
+
+@dataclass(frozen=True)
+class MaskSettings(Section):
+    """How class maps become masks.
+
+    Attributes:
+        rule: Where background ends: ``"constant:0.58"``, ``"power:4"``, ``"otsu"``, …
+            (docs/methods.md). By default the constant that this project chose on its own data.
+        chosen_on: What ``rule`` was chosen on, for the record.
+        two_threshold: A low and a high background score in place of ``rule``: pixels that the two
+            disagree on become 255, "uncertain".
+        crf: ``"none"``, or the parameter set of a dense CRF: ``"toco"``, ``"psa"``, ``"irn"``, …
+        crf_backend: What computes the CRF: ``"auto"``, ``"lattice"`` (ours, on the CPU),
+            ``"lattice-gpu"`` (ours, on the GPU of the network) or ``"pydensecrf"``.
+        label_threshold: The probability from which a class counts as present where no labels are
+            given. A larger value finds fewer classes.
+    """
+
+    rule: str | None = setting(None)
+    chosen_on: str = setting("given")
+    two_threshold: tuple[float, float] | None = setting(None, at_least=0, at_most=1)
+    crf: str = setting("none", choices=_crf_names)
+    crf_backend: str = setting("auto", choices=CRF_BACKENDS)
+    label_threshold: float = setting(0.5, at_least=0, at_most=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.two_threshold is not None and self.two_threshold[0] > self.two_threshold[1]:
+            raise AdcamError(f"two_threshold must be (low, high), got {self.two_threshold}")
+
+
+@dataclass(frozen=True)
+class MethodSpec(Section):
+    """One method to compare, or one folder of maps.
+
+    Attributes:
+        name: The name that tables show.
+        method: A key of :data:`adcam.cams.METHODS`; ``""`` where ``score_maps`` are scored.
+        options: Options of the method.
+        views: Scales and mirroring. A comparison by boxes sees 224 × 224 pixels by default.
+        network: A name in ``compare.networks``; ``""`` is the network of the config itself.
+        crf: The parameter set of a CRF that refines the masks, or ``"none"``.
+        crf_thresholds: The background scores that are tried before a CRF; the best is chosen.
+        score_maps: A folder of maps in wsolevaluation's format that are scored in place of a
+            method's. Such maps are of the true class, so they have no Top-k Loc.
+    """
+
+    name: str = setting()
+    method: str = setting("")
+    options: Mapping[str, Any] = setting({})
+    views: TestViews = field(default_factory=TestViews)
+    network: str = setting("")
+    crf: str = setting("none", choices=_crf_names)
+    crf_thresholds: tuple[float, ...] = setting((), at_least=0, at_most=1)
+    score_maps: str = setting("")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.method) == bool(self.score_maps):
+            raise AdcamError(f"row {self.name!r} must have either a method or score_maps")
+        if self.method:
+            check_method(self.method, self.options, f"row {self.name!r}, options")
+        if self.crf != "none" and not self.crf_thresholds:
+            raise AdcamError(f"row {self.name!r} has a CRF but no crf_thresholds to choose from")
+
+    def build(self, **defaults: Any) -> Method:
+        """The method with its options.
+
+        Args:
+            **defaults: Options that hold where this spec gives none of that name.
+        """
+        from adcam.cams import build_method
+
+        return build_method(self.method, **{**defaults, **self.options})
+
+
+@dataclass(frozen=True)
+class NetworkEntry(Section):
+    """A network of a comparison that is trained from a config.
+
+    Attributes:
+        config: The config, relative to the folder of the comparison; by default the comparison
+            itself.
+        options: Dotted keys and values that change the config, e.g. ``{"train.seed": 1}``.
+    """
+
+    config: str | None = setting(None)
+    options: Mapping[str, Any] = setting({})
+
+
+@dataclass(frozen=True)
+class CompareSettings(Section):
+    """Which methods are compared, and on what.
+
+    Attributes:
+        choose_on: The list of images that thresholds are chosen on.
+        report_on: The list of images that scores are reported on.
+        rows: The methods to compare.
+        choose_stride: Every n-th image of ``choose_on`` is used.
+        report_stride: Every n-th image of ``report_on`` is used.
+        dtype: The precision of the network: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        checkpoint: The classifier that is compared on; by default the one in the work folder, which
+            is trained if it is not there.
+        networks: Networks by name: a classifier file, a config that is trained, or a section
+            ``dict(config=…, options=…)``.
+        threshold: The box threshold of GT-known and Top-k Loc; by default the one chosen on
+            ``choose_on``.
+        score_maps: Whether a comparison by boxes writes all its maps in wsolevaluation's format.
+    """
+
+    choose_on: str = setting()
+    report_on: str = setting()
+    rows: tuple[MethodSpec, ...] = setting()
+    choose_stride: int = setting(1, at_least=1)
+    report_stride: int = setting(1, at_least=1)
+    dtype: str = setting("float32", choices=DTYPES)
+    checkpoint: str | None = setting(None)
+    networks: Mapping[str, str | NetworkEntry] = setting({})
+    threshold: float | None = setting(None, at_least=0, at_most=1)
+    score_maps: bool = setting(False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [row.name for row in self.rows]
+        if not names:
+            raise AdcamError("rows must hold at least one method to compare, got none")
+        if len(set(names)) != len(names):
+            raise AdcamError(f"two rows of compare.rows share a name: {names}")
+        if unknown := sorted({row.network for row in self.rows} - {"", *self.networks}):
+            raise AdcamError(
+                f"compare.networks has no {unknown}; there are {sorted(self.networks)}"
+            )
+
+
+@dataclass(frozen=True)
+class RecipeNetworkSettings(Section):
+    """The network that learns from a recipe's masks.
+
+    Attributes:
+        config: The config of the network.
+        options: Dotted keys and values that change it.
+        from_classifier: Whether the network's backbone starts as the classifier's.
+    """
+
+    config: str = setting()
+    options: Mapping[str, Any] = setting({})
+    from_classifier: bool = setting(False)
+
+
+@dataclass(frozen=True)
+class RecipeSettings(Section):
+    """What ``adcam run`` does between the labels and the report.
+
+    Attributes:
+        learn_from: The lists of images whose masks teach the network.
+        evaluate: The lists of images whose masks are scored.
+        test: The list of images that the network is scored on.
+        classifier: A classifier that is trained already; by default the recipe trains one.
+        network: The network that learns from the masks; by default the recipe ends with the masks.
+    """
+
+    learn_from: tuple[str, ...] = setting()
+    evaluate: tuple[str, ...] = setting()
+    test: str | None = setting(None)
+    classifier: str | None = setting(None)
+    network: RecipeNetworkSettings | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.network is not None and self.test is None:
+            raise AdcamError(
+                "recipe.test must name the one list that the network is scored on, got None"
+            )
+
+
+@dataclass(frozen=True)
+class DemoSettings(Section):
+    """The set that ``adcam demo`` generates.
+
+    Attributes:
+        num_train: How many images there are to learn from.
+        num_val: How many images there are to validate on.
+        num_test: How many images there are to report boxes on.
+        size_hw: The height and width of an image in pixels.
+        seed: The seed of the drawings.
+    """
+
+    num_train: int = setting(at_least=1)
+    num_val: int = setting(at_least=1)
+    num_test: int | None = setting(None, at_least=1)
+    size_hw: tuple[int, int] = setting((96, 96), at_least=1)
+    seed: int = setting(0, at_least=0)
+
+
+@dataclass(frozen=True)
+class SegTrainSettings(Section):
+    """How a segmentation network is trained.
+
+    Attributes:
+        max_iters: How many steps are trained.
+        batch_size: How many crops make one step, in each process.
+        num_workers: How many processes read images; 0 reads them in the training process.
+        crop_size: The height and width of the crops in pixels.
+        amp: Mixed precision: ``"none"``, ``"bfloat16"`` or ``"float16"`` (on a GPU).
+        seed: The seed of everything random; the same seed gives the same network.
+        confidence: Whether each pixel counts as much as the maps that made its mask are sure.
+        val_interval: How many steps lie between two validations; by default all of them.
+        checkpoint_interval: How many steps lie between two checkpoints; by default all of them.
+        log_interval: How many steps lie between two lines of the log.
+    """
+
+    max_iters: int = setting(at_least=1)
+    batch_size: int = setting(at_least=1)
+    crop_size: tuple[int, int] = setting(at_least=1)
+    num_workers: int = setting(0, at_least=0)
+    amp: str = setting("none", choices=AMP_TYPES)
+    seed: int = setting(0, at_least=0)
+    confidence: bool = setting(False)
+    val_interval: int | None = setting(None, at_least=1)
+    checkpoint_interval: int | None = setting(None, at_least=1)
+    log_interval: int = setting(50, at_least=1)
+
+
+@dataclass(frozen=True)
+class SegTestSettings(Section):
+    """What a segmentation network sees and may say in a test.
+
+    Attributes:
+        split: The list of images that is scored; by default ``data.val``.
+        scales: Factors of the image's size; the probabilities of all of them are averaged.
+        flip: Whether each scale is seen mirrored as well.
+        short_side: The pixels of the shorter side at scale 1; ``None`` keeps the image's own size.
+        crf: The parameter set of a CRF that refines the masks, or ``"none"``.
+        labels: ``"given"`` allows only the classes of the image's labels, ``"none"`` all of them.
+        min_prob: Pixels whose best class has a lower probability become 255, "uncertain".
+    """
+
+    split: str | None = setting(None)
+    scales: tuple[float, ...] = setting((1.0,), above=0)
+    flip: bool = setting(False)
+    short_side: int | None = setting(None, at_least=1)
+    crf: str = setting("none", choices=_crf_names)
+    labels: str = setting("none", choices=("none", "given"))
+    min_prob: float = setting(0.0, at_least=0, at_most=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scales:
+            raise AdcamError("scales must hold at least one factor, got none")
+
+
+@dataclass(frozen=True)
+class SelfTrainingSettings(SegTestSettings):
+    """How a network's own masks replace the masks it learnt from; what it gives, ``test`` loses.
+
+    Attributes:
+        rounds: How many times a network is trained; from the second on, on masks of the one before.
+    """
+
+    rounds: int = setting(1, at_least=1)
+
+
+class Entry(Generic[T]):
+    """A name at the top of a config: how its value is built, and what holds where it is absent."""
+
+    def __init__(
+        self,
+        build: Callable[[Any, str], T],
+        *,
+        kinds: Callable[[], tuple[type, ...]] = tuple,
+        default: Callable[[], T] | None = None,
+        text: str = "",
+    ) -> None:
+        self.build = build
+        self.kinds = kinds
+        """The dataclasses of the section, for docs/settings.md."""
+        self.default = default
+        self.text = text
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, settings: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, settings: ConfigSettings, owner: type) -> T: ...
+    def __get__(self, settings: ConfigSettings | None, owner: type) -> T | Self:
+        if settings is None:
+            return self
+        if self.name in settings._built:
+            value: T = settings._built[self.name]
+            return value
+        if self.default is None:
+            raise AdcamError(
+                f"{settings.filename or 'the config'} has no section {self.name!r}; "
+                "configs/ has examples, docs/settings.md has all keys"
+            )
+        return self.default()
+
+    def __set__(self, settings: ConfigSettings, value: Any) -> None:
+        raise AttributeError(f"settings cannot be changed; use with_changes({{'{self.name}': …}})")
+
+
+def _section(kind: type[T], default: Callable[[], T] | None = None) -> Entry[T]:
+    return Entry(partial(from_section, kind), kinds=lambda: (kind,), default=default)
+
+
+def _plain(hint: Any, text: str, default: Any = None, choices: Sequence[str] = ()) -> Entry[Any]:
+    def build(value: Any, name: str) -> Any:
+        return _convert(value, hint, name, {"choices": choices})
+
+    absent = None if default is MISSING else lambda: default
+    return Entry(build, default=absent, text=text)
+
+
+def _build_model(value: Any, where: str) -> TokenCamSettings | NonlocalCamSettings:
+    kind = value.get("kind", "token_cam") if isinstance(value, Mapping) else "token_cam"
+    if kind not in MODEL_KINDS:
+        raise AdcamError(f"{where}.kind must be {_list_choices(MODEL_KINDS)}, got {kind!r}")
+    return from_section(MODEL_KINDS[kind], value, where)
+
+
+MODEL_KINDS: dict[str, type[TokenCamSettings | NonlocalCamSettings]] = {
+    "token_cam": TokenCamSettings,
+    "nonlocal_cam": NonlocalCamSettings,
+}
+
+
+def _inca_kinds() -> tuple[type, ...]:
+    from adcam.models.classifier import InCA
+
+    return (InCA,)
+
+
+def _build_inca(value: Any, where: str) -> InCA | None:
+    kind: type[InCA] = _inca_kinds()[0]
+    return None if value is None else from_section(kind, value, where)
+
+
+class ConfigSettings:
+    """The values of a config and the sections that were built from them.
+
+    Reading a section that the config lacks, and that has no default, is an :class:`AdcamError`.
+
+    Attributes:
+        filename: The file that the config was read from, ``None`` for values made in Python.
+    """
+
+    optim_wrapper = _plain(
+        Mapping[str, Any], "mmengine's optimizer wrapper: optimizer, rates, clipping.", MISSING
+    )
+    param_scheduler = _plain(
+        tuple[Mapping[str, Any], ...],
+        "mmengine's schedulers of the rate; one without an `end` runs to the last step.",
+        (),
+    )
+    default_hooks = _plain(
+        Mapping[str, Any] | None, "mmengine's default hooks, merged with those of this project."
+    )
+    custom_hooks = _plain(
+        tuple[Mapping[str, Any], ...],
+        "Further hooks of mmengine, which run beside those of this project.",
+        (),
+    )
+    visualizer = _plain(
+        Mapping[str, Any] | None,
+        "mmengine's visualizer; by default scalars go to a file and to TensorBoard.",
+    )
+    env_cfg = _plain(
+        Mapping[str, Any] | None, "mmengine's environment: cuDNN, processes, distribution."
+    )
+    custom_imports = _plain(
+        Mapping[str, Any] | None, "Modules that mmengine imports before the config is used."
+    )
+
+    def __init__(self, values: Mapping[str, Any], filename: str | None = None) -> None:
+        """Check the values of a config.
+
+        Args:
+            values: All names of the config. Names that are no setting are helpers of the file, but
+                one that looks like a misspelt setting is refused.
+            filename: The file they were read from.
+
+        Raises:
+            AdcamError: A key is unknown, or a value has the wrong type or lies out of range.
+        """
+        self.filename = filename
+        self._values = copy.deepcopy(dict(values))
+        entries = self.entries()
+        for name in self._values.keys() - entries.keys():
+            if near := difflib.get_close_matches(
+                name, entries.keys() - self._values.keys(), 1, 0.8
+            ):
+                raise AdcamError(f"{name!r} is no setting; did you mean {near[0]!r}?")
+        self._built: dict[str, Any] = {}
+        for name in entries.keys() & self._values.keys():
+            self._built[name] = entries[name].build(self._prepare(name), name)
+
+    @classmethod
+    def entries(cls) -> dict[str, Entry[Any]]:
+        """All settings at the top of a config by name."""
+        found: dict[str, Entry[Any]] = {}
+        for kind in reversed(cls.__mro__):
+            found |= {name: item for name, item in vars(kind).items() if isinstance(item, Entry)}
+        return found
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._built
+
+    def to_dict(self) -> dict[str, Any]:
+        """A copy of the values as the config gives them, helpers included."""
+        return copy.deepcopy(self._values)
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Self:
+        """The same settings with other values.
+
+        Args:
+            changes: Dotted keys to values, e.g. ``{"train.epochs": 3}``. A mapping is merged with
+                the one that is there, or replaces it if it holds ``_delete_=True``.
+
+        Raises:
+            AdcamError: A key is unknown or a value is not legal.
+        """
+        from mmengine.config import Config
+
+        merged = Config(self.to_dict())
+        for key in changes:
+            self._check_key(key)
+        try:
+            merged.merge_from_dict(copy.deepcopy(dict(changes)))
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise AdcamError(
+                f"{dict(changes)} cannot be merged into the config: {error}"
+            ) from error
+        return type(self)(merged.to_dict(), self.filename)
+
+    def _prepare(self, name: str) -> Any:
+        return self._values[name]
+
+    def _check_key(self, key: str) -> None:
+        """Refuse a key whose section does not exist; typed sections check their own keys."""
+        node: Any = self._values
+        first, *rest = key.split(".")
+        if first not in (entries := self.entries()):
+            raise AdcamError(f"{key}: there is no section {first!r}{suggest(first, entries)}")
+        if first not in node:
+            return
+        node = node[first]
+        is_typed = bool(entries[first].kinds())
+        for number, section in enumerate(rest, start=1):
+            children = _children(node)
+            is_last = number == len(rest)
+            may_be_new = isinstance(node, Mapping) and (is_last or is_typed)
+            if section not in children and not may_be_new:
+                place = ".".join([first, *rest[: number - 1]])
+                raise AdcamError(f"{key}: {place} has no {section!r}{suggest(section, children)}")
+            node = children.get(section, {})
+
+
+class Settings(ConfigSettings):
+    """The settings of a classifier, a comparison or a recipe."""
+
+    task = _plain(
+        str,
+        "What the classifier is for: masks of several classes an image (`segmentation`), or boxes "
+        "of one (`localization`).",
+        "segmentation",
+        TASKS,
+    )
+    data = _section(DataSettings)
+    model = Entry(_build_model, kinds=lambda: tuple(MODEL_KINDS.values()))
+    train = _section(TrainSettings)
+    inca: Entry[InCA | None] = Entry(_build_inca, kinds=_inca_kinds, default=lambda: None)
+    cam = _section(CamSettings, CamSettings)
+    mask = _section(MaskSettings, MaskSettings)
+    compare = _section(CompareSettings)
+    recipe = _section(RecipeSettings)
+    demo = _section(DemoSettings)
+    from_scratch = _plain(
+        Mapping[str, Any] | None, "What `adcam demo --from-scratch` changes in the config."
+    )
+
+    def _prepare(self, name: str) -> Any:
+        value = self._values[name]
+        is_boxes = self._values.get("task") == "localization"
+        if name != "compare" or not is_boxes or not isinstance(value, Mapping):
+            return value
+        rows = value.get("rows")
+        if not isinstance(rows, list | tuple):
+            return value
+        views = {"views": BOX_VIEWS}
+        return {**value, "rows": [{**views, **r} if isinstance(r, Mapping) else r for r in rows]}
+
+
+class SegmentationSettings(ConfigSettings):
+    """The settings of a segmentation network that learns from masks."""
+
+    data = _section(DataSettings)
+    model = _plain(Mapping[str, Any], "The network, as mmsegmentation describes it.", MISSING)
+    weights = _plain(
+        str | None,
+        "What the backbone starts with: a file, `timm`, or `torchvision:NAME`; by default random.",
+    )
+    train = _section(SegTrainSettings)
+    train_pipeline = _plain(
+        tuple[Mapping[str, Any], ...], "mmsegmentation's transforms of training images.", MISSING
+    )
+    test = _section(SegTestSettings, SegTestSettings)
+    self_training = _section(SelfTrainingSettings, SelfTrainingSettings)
+
+
+def load_settings(
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    kind: type[S] = Settings,  # type: ignore[assignment]
+) -> S:
+    """Read an mmengine Python config, change it, and check it.
+
+    Args:
+        path: A file below ``configs/`` or of your own. A config is a program: it is executed.
+        overrides: Dotted keys to values, e.g. ``{"train.epochs": 3}``, as ``--cfg-options``.
+        kind: :class:`SegmentationSettings` for the config of a network.
+
+    Raises:
+        AdcamError: The file is missing or cannot be executed, a key is unknown, or a value is not
+            legal.
+
+    Example:
+        settings = load_settings("configs/voc12/adcam_deit-small_60e_voc12.py", {"train.seed": 1})
+        settings.train.seed
     """
     path = Path(path)
     if not path.is_file():
         raise AdcamError(f"{path}: no such config; see configs/ for those that exist")
+    values = _execute(path)
     try:
-        cfg = Config.fromfile(str(path))
-    # A config is a program; these are what a slip of its author raises.
-    except (SyntaxError, OSError, LookupError, TypeError, ValueError, NameError) as error:
-        raise AdcamError(f"{path}: cannot be read as a config ({error})") from error
-    for key in overrides or {}:
-        _check_key(cfg, key)
-    cfg.merge_from_dict(dict(overrides or {}))
-    return cfg
+        settings = kind(values, str(path))
+        return settings.with_changes(overrides) if overrides else settings
+    except AdcamError as error:
+        raise AdcamError(f"{path}: {error}") from error
+
+
+def _execute(path: Path) -> dict[str, Any]:
+    from mmengine.config import Config
+
+    try:
+        return Config.fromfile(str(path)).to_dict()
+    # A config is a program of the user: whatever it raises is a mistake in it.
+    except (Exception, SystemExit) as error:
+        raise AdcamError(
+            f"{path}: cannot be read as a config ({type(error).__name__}: {error})"
+        ) from error
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
-    """Read ``key=value`` texts; a value that is a Python literal is read as one.
+    """Read ``key=value`` texts by the rules of mmengine's ``DictAction``.
+
+    ``1``, ``1e-4``, ``true``, ``None`` are read as such; ``a,b`` and ``[a,b]`` as lists, ``(a,b)``
+    as a tuple, nested as deep as you like; all else is text. Quotes keep a value as text.
 
     Raises:
-        AdcamError: If a text has no ``=``.
+        AdcamError: A text has no ``=``, or its brackets do not match.
+
+    Example:
+        >>> parse_overrides(["data.train=[train]", "test.flip=false", "test.scales=0.5,1"])
+        {'data.train': ['train'], 'test.flip': False, 'test.scales': [0.5, 1]}
     """
     overrides = {}
     for text in texts:
         key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise AdcamError(f"--cfg-options takes key=value, got {text!r}")
+        if not equals or not all(part.strip() for part in key.split(".")):
+            raise AdcamError(f"options are given as key=value, got {text!r}")
         try:
-            overrides[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            overrides[key] = value
+            overrides[key.strip()] = _parse_value(value)
+        except ValueError as error:
+            raise AdcamError(f"{text}: {error}") from error
     return overrides
 
 
-def _check_key(cfg: Config, key: str) -> None:
-    """Refuse an override whose section does not exist: a typo must not pass silently."""
-    node: Any = cfg.to_dict()
-    *sections, last = key.split(".")
-    for section in sections:
-        children = _children(node)
-        if section not in children:
-            raise AdcamError(
-                f"--cfg-options {key}: no section {section!r}; there are {sorted(children)}"
-            )
-        node = children[section]
-    # A section may get new keys, a list no new items, and anything else has no keys.
-    if not isinstance(node, dict) and last not in _children(node):
-        raise AdcamError(f"--cfg-options {key}: {'.'.join(sections)} is no section with {last!r}")
+def _parse_value(text: str) -> Any:
+    text = text.strip()
+    if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]:
+        return text[1:-1]
+    parts = _split_at_commas(text)
+    if len(parts) > 1 or text.endswith(","):
+        return [_parse_value(part) for part in parts]
+    if text[:1] in ("[", "("):
+        closing = "]" if text[0] == "[" else ")"
+        if text[-1] != closing:
+            raise ValueError(f"the bracket {text[0]!r} has no partner")
+        items = [_parse_value(part) for part in _split_at_commas(text[1:-1])]
+        return items if closing == "]" else tuple(items)
+    return _parse_scalar(text)
 
 
-def _children(node: Any) -> dict[str, Any]:
-    if isinstance(node, list):
-        return {str(index): value for index, value in enumerate(node)}
-    return node if isinstance(node, dict) else {}
+def _split_at_commas(text: str) -> list[str]:
+    """Parts between commas that stand in no bracket; an empty last part is left out."""
+    parts, depth, start = [], 0, 0
+    for index, char in enumerate(text):
+        depth += (char in "([") - (char in ")]")
+        if char == "," and depth == 0:
+            parts.append(text[start:index])
+            start = index + 1
+    if depth and len(parts) + (text[:1] in ("[", "(")):
+        raise ValueError("the brackets do not match")
+    return [*parts, text[start:]] if text[start:].strip() else parts
+
+
+def _parse_scalar(text: str) -> Any:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), None if text == "None" else text)
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Any:
+    """As :func:`load_settings`, as mmengine's ``Config``; it goes when all rooms take settings."""
+    from mmengine.config import Config
+
+    path = Path(path)
+    if not path.is_file():
+        raise AdcamError(f"{path}: no such config; see configs/ for those that exist")
+    cfg = Config(_execute(path), filename=str(path))
+    cfg.merge_from_dict(dict(overrides or {}))
+    return cfg

@@ -23,7 +23,7 @@ optim_wrapper = dict(
 adl = dict(
     layers=(4,), drop_rate=0.25, drop_background=False, contrastive=None, consistency_weight=0.0
 )
-in_ca = dict(
+in_sample = dict(
     layers=(5,),
     fg_threshold=0.2,
     drop_foreground=False,
@@ -39,7 +39,7 @@ ad_cam = dict(init="cam", negatives="relu", num_steps=4)
 compare = dict(
     choose_on="train-fullsup",
     report_on="test",
-    networks=dict(adl=dict(options=dict(inca=adl)), inca=dict(options=dict(inca=in_ca))),
+    networks=dict(adl=dict(options=dict(inca=adl)), inca=dict(options=dict(inca=in_sample))),
     rows=[
         dict(name="CAM", method="cam", views=views),
         dict(name="ADL", network="adl", method="cam", views=views),

@@ -3,5 +3,4 @@ mask = dict(
     rule="constant:0.58",
     chosen_on="voc-animals train, ad_cam at 448",
     crf="none",
-    crf_params="toco",
 )
