@@ -8,6 +8,7 @@ are the texts of docs/settings.md.
 
 from __future__ import annotations
 
+import ast
 import copy
 import difflib
 import math
@@ -127,8 +128,10 @@ def check_method(method: str, options: Mapping[str, Any], where: str) -> None:
     """
     from adcam.cams import build_method
 
-    check_options(type(build_method(method)), options, where)
-    build_method(method, **options)
+    try:
+        build_method(method, **options)
+    except AdcamError as error:
+        raise AdcamError(f"{where}: {error}") from error
 
 
 def suggest(name: str, legal: Iterable[str]) -> str:
@@ -476,6 +479,7 @@ class CamSettings(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_method(self.method, self.method_options, "method_options")
+        _ = self.views  # which checks them
 
     @property
     def views(self) -> TestViews:
@@ -543,7 +547,7 @@ class MethodSpec(Section):
         if bool(self.method) == bool(self.score_maps):
             raise AdcamError(f"row {self.name!r} must have either a method or score_maps")
         if self.method:
-            check_method(self.method, self.options, f"row {self.name!r}, options")
+            check_method(self.method, self.options, f"row {self.name!r}")
         if self.crf != "none" and not self.crf_thresholds:
             raise AdcamError(f"row {self.name!r} has a CRF but no crf_thresholds to choose from")
 
@@ -1042,7 +1046,8 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     """Read ``key=value`` texts by the rules of mmengine's ``DictAction``.
 
     ``1``, ``1e-4``, ``true``, ``None`` are read as such; ``a,b`` and ``[a,b]`` as lists, ``(a,b)``
-    as a tuple, nested as deep as you like; all else is text. Quotes keep a value as text.
+    as a tuple, nested as deep as you like, ``{'a': 1}`` as a Python dict. All else is text, and
+    so is what stands in quotes.
 
     Raises:
         AdcamError: A text has no ``=``, or its brackets do not match.
@@ -1067,6 +1072,8 @@ def _parse_value(text: str) -> Any:
     text = text.strip()
     if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]:
         return text[1:-1]
+    if text[:1] == "{":
+        return _parse_mapping(text)
     parts = _split_at_commas(text)
     if len(parts) > 1 or text.endswith(","):
         return [_parse_value(part) for part in parts]
@@ -1077,6 +1084,13 @@ def _parse_value(text: str) -> Any:
         items = [_parse_value(part) for part in _split_at_commas(text[1:-1])]
         return items if closing == "]" else tuple(items)
     return _parse_scalar(text)
+
+
+def _parse_mapping(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ValueError("what begins with '{' must be a Python dict") from None
 
 
 def _split_at_commas(text: str) -> list[str]:

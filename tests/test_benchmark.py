@@ -14,11 +14,11 @@ import torch
 
 from adcam.data.shapes import make_shapes
 from adcam.labeling.labeler import PseudoLabeler
-from adcam.labeling.map_maker import Views
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
 from adcam.ops.token_attention import token_attention
+from adcam.settings import TestViews
 
 FOLDER = Path(__file__).resolve().parents[1] / "tools" / "benchmark"
 
@@ -176,7 +176,7 @@ def test_the_peers_recipe_gives_the_same_mask(
     lists = tmp_path / "shapes" / "ImageSets" / "Segmentation"
     path = tmp_path / "shapes" / "JPEGImages" / f"{(lists / 'val.txt').read_text().strip()}.png"
     labeler = PseudoLabeler.from_checkpoint(
-        tiny_checkpoint, device="cpu", views=Views((48, 64), flip=True), crf="pydensecrf"
+        tiny_checkpoint, device="cpu", views=TestViews((48, 64), flip=True), crf="pydensecrf"
     )
     for block in labeler.network.backbone.blocks:  # type: ignore[attr-defined]
         block.attn.qkv.weight.data *= 20  # random weights attend to all alike: nothing to compare

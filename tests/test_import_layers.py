@@ -133,13 +133,16 @@ ROOMS = {
     "structures": ("errors",),
     "files": ("errors", "version"),
     "options": ("errors",),
-    "settings": ("errors", "version", "options", "files", "structures"),
+    # Settings check the options of methods, CRFs and networks, which therefore know no settings.
+    "settings": (
+        *("errors", "version", "options", "files", "structures"),
+        *("ops", "cams", "masks", "models"),
+    ),
     "progress": ("errors",),
     "installation": ("errors", "version", "ops"),
     "ops": (),
-    **dict.fromkeys(
-        STAGES, ("errors", "version", "options", "structures", "files", "settings", "ops")
-    ),
+    **dict.fromkeys(STAGES, ("errors", "version", "options", "structures", "files", "ops")),
+    "data": ("errors", "version", "options", "structures", "files", "settings", "ops"),
     **WORKFLOW,
 }
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import write_coco
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from PIL import Image
 
 from adcam.cams import build_method
@@ -19,17 +22,24 @@ from adcam.data.coco import COCO_CLASSES
 from adcam.data.open_images import open_images
 from adcam.data.sources import build_classes, build_dataset
 from adcam.data.voc import VOC_CLASSES
-from adcam.evaluation.compare import Row
-from adcam.evaluation.compare_boxes import BoxRow
+from adcam.errors import AdcamError
 from adcam.evaluation.masks_on_disk import evaluate_masks
 from adcam.files import hash_file, hash_values
 from adcam.labeling.generate import generate
 from adcam.labeling.labeler import PseudoLabeler
-from adcam.labeling.map_maker import Views
 from adcam.models.classifier_file import load_classifier
 from adcam.models.token_cam import TokenCAM
-from adcam.recipe.compare import read_rows
-from adcam.settings import load_config, parse_overrides
+from adcam.settings import (
+    BOX_VIEWS,
+    DataSettings,
+    MethodSpec,
+    SegmentationSettings,
+    Settings,
+    TestViews,
+    load_config,
+    load_settings,
+    parse_overrides,
+)
 from adcam.training.classifier import train_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,30 +65,29 @@ def test_there_is_one_for_every_size_of_deit_on_voc12() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS)
 def test_every_config_describes_a_training_run(path: str) -> None:
-    cfg = load_config(ROOT / path)
-    assert "data" in cfg
-    is_localization = cfg.get("task") == "localization"
-    if "compare" in cfg:
-        rows = read_rows(cfg, BoxRow if is_localization else Row)
+    settings = load_settings(ROOT / path)
+    assert settings.data.train and settings.data.val
+    is_localization = settings.task == "localization"
+    if "compare" in settings:
+        rows = settings.compare.rows
         assert [row.build() for row in rows]
         assert {"cam", "ad_cam"} & {row.method for row in rows}
         if is_localization and "" not in {row.network for row in rows}:
             return  # it compares the classifiers of other configs
     for section in ("model", "train", "optim_wrapper", "param_scheduler"):
-        assert section in cfg
+        assert section in settings
     if is_localization:
-        assert {"source", "root", "train", "val"} <= cfg.data.keys()
+        assert "source" in settings.to_dict()["data"]
     else:
-        assert build_classes(cfg.data.classes).num_fg_classes >= 6
-    assert {"epochs", "img_size", "batch_size", "amp", "seed"} <= cfg.train.keys()
-    if "cam" in cfg:
-        build_method(cfg.cam.method, **cfg.cam.method_options)
+        assert build_classes(settings.data.classes or "").num_fg_classes >= 6
+    assert {"epochs", "img_size", "batch_size", "amp", "seed"} <= settings.to_dict()["train"].keys()
+    assert build_method(settings.cam.method, **settings.cam.method_options)
 
 
 @pytest.mark.parametrize(("size", "millions"), [("tiny", 5.52), ("small", 21.67), ("base", 85.80)])
 def test_deit_backbones_have_the_published_size(size: str, millions: float) -> None:
     """DeiT (arXiv 2012.12877, table 1: 5 M, 22 M, 86 M) without the classifier."""
-    cfg = load_config(ROOT / f"configs/voc12/adcam_deit-{size}_60e_voc12.py")
+    cfg = load_settings(ROOT / f"configs/voc12/adcam_deit-{size}_60e_voc12.py")
     with torch.device("meta"):
         network = TokenCAM(
             cfg.model.backbone,
@@ -94,27 +103,27 @@ def test_deit_backbones_have_the_published_size(size: str, millions: float) -> N
 
 def test_environment_variables_name_data_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     path = ROOT / "configs/voc12/adcam_deit-tiny_60e_voc12.py"
-    cfg = load_config(path)
+    cfg = load_settings(path)
     assert (cfg.data.root, cfg.model.weights) == ("data/VOC2012", "timm")
     monkeypatch.setenv("ADCAM_DATA_ROOT", "/somewhere/else")
     monkeypatch.setenv("ADCAM_WEIGHTS", "my weights.pth")
-    cfg = load_config(path)
+    cfg = load_settings(path)
     assert (cfg.data.root, cfg.model.weights) == ("/somewhere/else/VOC2012", "my weights.pth")
 
 
 def test_overrides_reach_what_they_name_and_leave_the_rest() -> None:
     path = ROOT / "configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py"
-    plain = load_config(path)
+    plain = load_settings(path)
     texts = ["train.epochs=3", "data.root=a b=c", "model.weights=None", "compare.rows.0.name=First"]
-    cfg = load_config(path, parse_overrides([*texts, "optim_wrapper.optimizer.lr=2e-5"]))
-    assert cfg.train.epochs == 3
-    assert cfg.data.root == "a b=c"
-    assert cfg.model.weights is None
-    assert cfg.compare.rows[0].name == "First"
-    assert cfg.optim_wrapper.optimizer.lr == 2e-5
-    assert cfg.optim_wrapper.optimizer.weight_decay == plain.optim_wrapper.optimizer.weight_decay
-    assert cfg.compare.rows[1] == plain.compare.rows[1]
-    assert load_config(path).to_dict() == plain.to_dict()
+    changed = load_settings(path, parse_overrides([*texts, "optim_wrapper.optimizer.lr=2e-5"]))
+    assert changed.train == replace(plain.train, epochs=3)
+    assert changed.data.root == "a b=c"
+    assert changed.model == replace(plain.model, weights=None)
+    assert changed.compare.rows[0] == replace(plain.compare.rows[0], name="First")
+    assert changed.compare.rows[1:] == plain.compare.rows[1:]
+    optimizer = plain.optim_wrapper["optimizer"]
+    assert changed.optim_wrapper["optimizer"] == {**optimizer, "lr": 2e-5}
+    assert load_settings(path).to_dict() == plain.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -122,11 +131,25 @@ def test_overrides_reach_what_they_name_and_leave_the_rest() -> None:
     [
         *(("3", 3), ("1e-4", 1e-4), ("[1, 2]", [1, 2]), ("'7'", "7"), ("True", True)),
         *(("a/b", "a/b"), ("None", None), ("", ""), ("{'a': (1, 2)}", {"a": (1, 2)})),
-        ("x==y", "x==y"),
+        *(("x==y", "x==y"), ("false", False), ("none", "none"), ("[train]", ["train"])),
+        *(("a,b", ["a", "b"]), ("1,", [1]), ("(0.5,1)", (0.5, 1)), ("[]", []), ("a b", "a b")),
+        *(("[(1,x),[2,[3]]]", [(1, "x"), [2, [3]]]), ("(1,2),3", [(1, 2), 3]), ("/d(1)", "/d(1)")),
     ],
 )
-def test_values_are_python_literals_or_text(text: str, value: Any) -> None:
+def test_values_follow_the_rules_of_dict_action(text: str, value: Any) -> None:
     assert parse_overrides([f"key.sub={text}"]) == {"key.sub": value}
+    if not {" ", "'", "{"} & set(text) and text not in ("1,", ""):
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--o", nargs="+", action=DictAction)
+        assert parser.parse_args(["--o", f"key.sub={text}"]).o == {"key.sub": value}
+
+
+@pytest.mark.parametrize(
+    "text", ["k=[1", "k=(1,2", "k=[1)", "k={1", "k={'a': b}", "k=[[1]", "k=(1"]
+)
+def test_brackets_without_partner(text: str) -> None:
+    with pytest.raises(AdcamError, match=re.escape(text)):
+        parse_overrides([text])
 
 
 @pytest.mark.parametrize("text", ["train.epochs", "=3", ""])
@@ -135,17 +158,110 @@ def test_overrides_without_key_or_value(text: str) -> None:
         parse_overrides([text])
 
 
+ANIMALS = ROOT / "configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py"
+
+
 @pytest.mark.parametrize(
-    "key",
+    ("text", "message"),
     [
-        *("trian.epochs", "train.epochs.more", "train.epochs.even.more"),
-        *("compare.rows.99.name", "compare.rows.99"),
+        ("compare.choose_strde=3", "compare: there is no key 'choose_strde'; .*'choose_stride'"),
+        ("data.clases=[x]", "data: there is no key 'clases'; did you mean 'classes'"),
+        ("compare.rows.8.options.clip_quantile=abc", "'AD-CAM'.* must be a number, got 'abc'"),
+        ("compare.rows.8.options.clip_quantil=1", "did you mean 'clip_quantile'"),
+        ("compare.rows.8.method=adcam", "unknown method 'adcam'"),
+        ("compare.rows.0.crf=toco", "has a CRF but no crf_thresholds"),
+        ("compare.rows.0.crf=lattice", "crf must be 'none', .*'toco'.*, got 'lattice'"),
+        ("compare.rows.0.network=x", r"compare\.networks has no \['x'\]"),
+        ("compare.rows=[]", "rows must hold at least one"),
+        ("compare.rows=x", r"compare\.rows\[0\] must be a section"),
+        ("compare.rows.99.name=x", "compare.rows has no '99'"),
+        ("compare.rows.99=x", "compare.rows has no '99'"),
+        ("trian.epochs=3", "no section 'trian'; did you mean 'train'"),
+        ("views.scales=3", "no section 'views'"),
+        ("train.epochs.more=1", "train.epochs has no 'more'"),
+        ("train.epochs.even.more=1", "train.epochs has no 'even'"),
+        ("train.epochs=0", r"train\.epochs must be at least 1, got 0"),
+        ("train.epochs=2.5", r"train\.epochs must be a whole number, got 2\.5"),
+        ("train.epochs=true", r"train\.epochs must be a whole number, got True"),
+        ("train.epochs={}", r"'train\.epochs': \{\}.* cannot be merged"),
+        ("train.min_area=nan", r"train\.min_area must be a number, got nan"),
+        ("train.amp=fp16", r"train\.amp must be 'none', 'bfloat16' or 'float16', got 'fp16'"),
+        ("train=3", "train must be a section"),
+        ("data.val=[a,b]", r"data\.val must be text"),
+        ("data.train={'a':1}", r"'data\.train'.* cannot be merged"),
+        ("data.root=None", r"data\.root must be text, got None"),
+        ("data.expected_counts=[1]", r"data\.expected_counts must be"),
+        ("model.kind=vit", r"model\.kind must be 'token_cam' or 'nonlocal_cam', got 'vit'"),
+        ("model.attention=None", "model: there is no key 'attention'"),
+        ("optim_wrapper.optimzer.lr=1", "optim_wrapper has no 'optimzer'; .*'optimizer'"),
+        ("optim_wrapper=3", "optim_wrapper must be"),
+        ("task=boxes", "task must be 'segmentation' or 'localization', got 'boxes'"),
+        ("inca.layer=1", "inca: there is no key 'layer'; did you mean 'layers'"),
+        ("mask.crf=lattice", r"mask\.crf must be 'none', .*'toco'"),
+        ("mask.two_threshold=(0.9,0.1)", "two_threshold must be .low, high."),
+        ("mask.two_threshold=0.9", "two_threshold must be 2 values"),
+        ("cam.scales=[]", "cam: scales must hold"),
+        ("recipe.evaluate=[val]", "recipe lacks 'learn_from'"),
     ],
 )
-def test_overrides_of_sections_that_do_not_exist(key: str) -> None:
-    path = ROOT / "configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py"
-    with pytest.raises(ValueError, match=f"--cfg-options {key}: .*no section"):
-        load_config(path, {key: 1})
+def test_what_is_wrong_is_refused_by_name(text: str, message: str) -> None:
+    with pytest.raises(AdcamError, match=message) as caught:
+        load_settings(ANIMALS, parse_overrides([text]))
+    assert str(caught.value).startswith(str(ANIMALS))
+
+
+def test_a_false_flag_is_false_and_none_is_none() -> None:
+    texts = ["cam.flip=false", "model.weights=none", "cam.scales=320", "mask.crf=toco"]
+    settings = load_settings(ANIMALS, parse_overrides([*texts, "inca.layers=(8,11)"]))
+    assert settings.cam.flip is False and settings.cam.scales == (320,)
+    assert settings.model.weights is None and settings.mask.crf == "toco"
+    assert settings.inca is not None and settings.inca.layers == (8, 11)
+    path = ROOT / "configs/seg/shapes/vit_fcn_shapes.py"
+    network = load_settings(path, parse_overrides(["test.flip=false"]), kind=SegmentationSettings)
+    assert network.test.flip is False
+
+
+def test_settings_are_frozen_and_changes_give_new_ones() -> None:
+    settings = load_settings(ANIMALS)
+    with pytest.raises(AttributeError, match="with_changes"):
+        settings.data = None  # type: ignore[assignment]
+    with pytest.raises(FrozenInstanceError):
+        settings.train.epochs = 3  # type: ignore[misc]
+    changed = settings.with_changes({"data": {"root": "here", "_delete_": True}})
+    assert changed.data == DataSettings("here")
+    assert settings.data.train == ("train", "aux")
+    settings.to_dict()["train"]["epochs"] = 77
+    assert settings.to_dict()["train"]["epochs"] == 10
+    with pytest.raises(AdcamError, match="no section 'recipe'"):
+        settings.recipe  # noqa: B018
+
+
+def test_a_misspelt_section_is_refused_and_a_helper_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.py"
+    path.write_text("views = 3\ndata = dict(root='x')\n")
+    assert load_settings(path).data.root == "x"
+    path.write_text("comparee = dict(rows=[])\n")
+    with pytest.raises(AdcamError, match="'comparee' is no setting; did you mean 'compare'"):
+        load_settings(path)
+
+
+def test_sections_made_in_python_are_checked_too() -> None:
+    with pytest.raises(AdcamError, match=r"TestViews\.scales\[0\] must be a whole number, got 1"):
+        TestViews((1.5,))  # type: ignore[arg-type]
+    with pytest.raises(AdcamError, match=r"DataSettings\.root must be text, got 3"):
+        DataSettings(3)  # type: ignore[arg-type]
+    assert TestViews([64]) == TestViews((64,))  # type: ignore[arg-type]
+    with pytest.raises(AdcamError, match="a CRF but no crf_thresholds"):
+        MethodSpec("a", "cam", crf="toco")
+
+
+def test_boxes_are_seen_as_their_protocols_say() -> None:
+    rows = [{"name": "a", "method": "cam"}, {"name": "b", "method": "cam", "views": {"flip": True}}]
+    compare = {"choose_on": "a", "report_on": "b", "rows": rows}
+    masks = Settings({"compare": compare}).compare.rows
+    boxes = Settings({"task": "localization", "compare": compare}).compare.rows
+    assert [row.views for row in masks] == [TestViews(), TestViews(flip=True)]
+    assert [row.views for row in boxes] == [BOX_VIEWS, TestViews(flip=True)]
 
 
 @pytest.mark.parametrize(
@@ -157,17 +273,21 @@ def test_overrides_of_sections_that_do_not_exist(key: str) -> None:
         ("a.py", "train = dict(epochs=1) + 2"),
         ("a.txt", "train = 3"),
         ("a.json", "{not json"),
+        ("a.py", "1 / 0"),
+        ("a.py", "raise RuntimeError('stop')"),
+        ("a.py", "assert False"),
+        ("a.py", "exit(3)"),
     ],
 )
 def test_broken_configs_are_named(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=rf"{name}: cannot be read as a config"):
-        load_config(tmp_path / name)
+        load_settings(tmp_path / name)
 
 
 def test_a_missing_config(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gone\.py: no such config"):
-        load_config(tmp_path / "gone.py")
+        load_settings(tmp_path / "gone.py")
 
 
 def test_classes(caplog: pytest.LogCaptureFixture) -> None:
@@ -356,7 +476,7 @@ def test_the_coco14_config_trains_generates_and_evaluates_on_a_miniature(
     assert file.info["train_counts"]["train2014_objects"]["cat"] == 1
 
     # The rest knows COCO by its folders of images and masks.
-    labeler = PseudoLabeler.from_checkpoint(checkpoint, device="cpu", views=Views(scales=(32,)))
+    labeler = PseudoLabeler.from_checkpoint(checkpoint, device="cpu", views=TestViews(scales=(32,)))
     images = open_images(
         root / "val2014", labeler.class_set, labels=root / "labels" / "val2014.csv"
     )

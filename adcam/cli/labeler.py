@@ -96,7 +96,7 @@ def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
     from dataclasses import replace
 
     from adcam.labeling.labeler import PseudoLabeler
-    from adcam.labeling.map_maker import Views
+    from adcam.settings import TestViews
 
     for name in ("method", "label_threshold"):
         if getattr(args, name) is not None:
@@ -106,7 +106,7 @@ def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
         options["method_options"] = {}
     if args.method_options is not None:
         options["method_options"] = parse_pairs("--method-options", args.method_options)
-    views = options.get("views", Views())
+    views = options.get("views", TestViews())
     if args.scales is not None:
         views = replace(views, scales=tuple(args.scales))
     if args.flip is not None:

@@ -157,7 +157,7 @@ def make_network_section(results: Sequence[RowResult], *, cfg: Config, work_dir:
     cfg = copy.deepcopy(cfg)
     cfg.cam = {"method": row.method, "method_options": dict(row.options), **asdict(row.views)}
     cfg.mask = {"rule": f"constant:{threshold}", "chosen_on": cfg.compare.choose_on}
-    if row.crf is not None:
+    if row.crf != "none":
         cfg.mask.update(crf="lattice", crf_params=row.crf)
     cfg.recipe.classifier = str(work_dir / CLASSIFIER_NAME)
     recipe = open_recipe(cfg, work_dir / "network")

@@ -9,18 +9,16 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from adcam.cams import Method, build_method
 from adcam.data.dataset import ImageDataset
 from adcam.errors import AdcamError
 from adcam.labeling.map_maker import (
     Network,
-    Views,
     compute_class_maps,
     find_layer_sets,
     run_network,
@@ -28,41 +26,13 @@ from adcam.labeling.map_maker import (
 from adcam.masks.background import compute_bg_score, compute_mask, stack_probabilities
 from adcam.masks.crf import build_refinement
 from adcam.metrics.miou import MeanIoU, MeanIoUResult, ThresholdCurve, ThresholdCurveResult
+from adcam.settings import MethodSpec, TestViews
 from adcam.structures import ClassMaps, ClassSet
 
 THRESHOLDS = tuple(round(step / 100, 2) for step in range(100))
 """Background scores swept where only a threshold is applied."""
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a comparison.
-
-    Attributes:
-        name: Shown in tables.
-        method: Key of :data:`adcam.cams.METHODS`.
-        options: Options of the method.
-        views: Scales and mirroring.
-        crf: Name of a CRF parameter set, ``None`` for none.
-        crf_thresholds: Background scores tried before a CRF, whose best is chosen.
-    """
-
-    name: str
-    method: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    views: Views = field(default_factory=Views)
-    crf: str | None = None
-    crf_thresholds: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.crf is not None and not self.crf_thresholds:
-            raise AdcamError(f"row {self.name!r} has a CRF but no crf_thresholds to choose from")
-
-    def build(self) -> Method:
-        """The method with its options."""
-        return build_method(self.method, **self.options)
 
 
 @dataclass(frozen=True)
@@ -77,7 +47,7 @@ class RowResult:
         curve: Sweep on the reporting split; ``None`` for CRF rows.
     """
 
-    row: Row
+    row: MethodSpec
     threshold: float
     chosen_miou: float
     result: MeanIoUResult
@@ -86,7 +56,7 @@ class RowResult:
 
 def compare_methods(
     network: Network,
-    rows: Sequence[Row],
+    rows: Sequence[MethodSpec],
     choose_set: ImageDataset,
     report_set: ImageDataset,
     *,
@@ -120,7 +90,7 @@ def compare_methods(
         _check_truth(images)
     device = device or torch.device("cpu")
     track = progress or (lambda items, description, total: items)
-    plain = [row for row in rows if row.crf is None]
+    plain = [row for row in rows if row.crf == "none"]
     results: dict[str, RowResult] = {}
     if plain:
         chosen = _sweep(network, plain, choose_set, device, dtype, track)
@@ -136,7 +106,7 @@ def compare_methods(
                 reported[row.name].compute(),
             )
     for row in rows:
-        if row.crf is None:
+        if row.crf == "none":
             continue
         step = max(len(choose_set) // crf_choose_images, 1)
         few = choose_set[::step]
@@ -160,14 +130,14 @@ def _check_truth(images: ImageDataset) -> None:
 
 def _sweep(
     network: Network,
-    rows: Sequence[Row],
+    rows: Sequence[MethodSpec],
     images: ImageDataset,
     device: torch.device,
     dtype: torch.dtype,
     track: Progress,
 ) -> dict[str, ThresholdCurve]:
     methods = {row.name: row.build() for row in rows}
-    by_views: dict[Views, list[Row]] = defaultdict(list)
+    by_views: dict[TestViews, list[MethodSpec]] = defaultdict(list)
     for row in rows:
         by_views[row.views].append(row)
     class_set = images.class_set
@@ -193,7 +163,7 @@ def _sweep(
 
 def _score_crf(
     network: Network,
-    row: Row,
+    row: MethodSpec,
     images: ImageDataset,
     thresholds: Sequence[float],
     device: torch.device,
@@ -201,7 +171,7 @@ def _score_crf(
     track: Progress,
 ) -> dict[float, MeanIoU]:
     """Scores after a CRF; the network runs here, the CRF in a pool of processes."""
-    if row.crf is None:
+    if row.crf == "none":
         raise AdcamError(f"row {row.name!r} has no CRF")
     method = row.build()
     class_set = images.class_set
@@ -267,7 +237,7 @@ def format_csv(results: Sequence[RowResult], class_set: ClassSet) -> str:
             "options": " ".join(f"{key}={value}" for key, value in sorted(row.options.items())),
             "scales": " ".join(map(str, row.views.scales)),
             "flip": int(row.views.flip),
-            "crf": row.crf or "",
+            "crf": "" if row.crf == "none" else row.crf,
             "threshold": f"{item.threshold:.2f}",
             "miou_choosing": f"{item.chosen_miou:.2f}",
             "miou": f"{item.result.miou:.2f}",

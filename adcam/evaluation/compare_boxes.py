@@ -12,7 +12,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from adcam.boxes import ts_cam, wsol
-from adcam.cams import Method, build_method
+from adcam.cams import Method
 from adcam.data.dataset import ImageDataset
 from adcam.data.score_maps import (
     SCORE_MAP_HW,
@@ -31,7 +31,6 @@ from adcam.data.score_maps import (
 from adcam.errors import AdcamError
 from adcam.evaluation.compare import Progress
 from adcam.labeling.map_maker import (
-    Views,
     compute_class_maps,
     compute_scores,
     find_layer_sets,
@@ -47,6 +46,7 @@ from adcam.metrics.localization import (
 )
 from adcam.models.classifier_file import ClassifierFile
 from adcam.report.text import slug
+from adcam.settings import MethodSpec, TestViews
 from adcam.structures import ClassMaps, ClassSet, Sample, TokenMaps
 
 TOP_K = (1, 5)
@@ -56,38 +56,6 @@ GIVEN = "given"
 """Says that a threshold was given in the config."""
 
 _LOC_IOU = 0.5  # of MaxBoxAcc, whose threshold GT-known and Top-k Loc take
-
-
-@dataclass(frozen=True)
-class BoxRow:
-    """One line of a comparison by boxes.
-
-    Attributes:
-        name: Shown in tables.
-        method: Key of :data:`adcam.cams.METHODS`; ``""`` for a row of stored maps.
-        options: Options of the method.
-        views: Scales and mirroring. The default is what both protocols score: 224 × 224 pixels,
-            aspect ratio not kept.
-        network: Name in ``compare.networks``; ``""`` is the network of the config itself.
-        score_maps: Folder of maps in wsolevaluation's format, another tool's or ours, to be scored
-            in place of a method's. Such maps are of the true class: they have no Top-k Loc.
-    """
-
-    name: str
-    method: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    views: Views = field(default_factory=lambda: Views((224,), keep_ratio=False))
-    network: str = ""
-    score_maps: str = ""
-
-    def __post_init__(self) -> None:
-        if bool(self.method) == bool(self.score_maps):
-            raise AdcamError(f"row {self.name!r} must have either a method or score_maps")
-
-    def build(self) -> Method:
-        """The method with its options."""
-        # Guesses are alternatives, not classes of one image, so that none competes with another.
-        return build_method(self.method, **{"rival_weight": 0.0, **self.options})
 
 
 @dataclass(frozen=True)
@@ -122,7 +90,7 @@ class BoxRowResult:
         outcomes: One an image, in the order of the data set.
     """
 
-    row: BoxRow
+    row: MethodSpec
     chosen_on: str
     boxes: BoxAccuracyResult
     boxes_oracle: BoxAccuracyResult
@@ -182,7 +150,7 @@ class SampleMaps:
 
 def compare_boxes(
     classifiers: Mapping[str, ClassifierFile],
-    rows: Sequence[BoxRow],
+    rows: Sequence[MethodSpec],
     choose_set: ImageDataset,
     report_set: ImageDataset,
     *,
@@ -343,7 +311,7 @@ def _hide_guesses(result: LocalizationResult, *, hide: bool) -> LocalizationResu
 
 def iterate_maps(
     classifiers: Mapping[str, ClassifierFile],
-    rows: Sequence[BoxRow],
+    rows: Sequence[MethodSpec],
     images: ImageDataset,
     *,
     num_guesses: int,
@@ -375,8 +343,9 @@ def iterate_maps(
         name: _match_classes(name, classifiers, images.class_set)
         for name in sorted({row.network for row in computed})
     }
-    methods = {row.name: row.build() for row in computed}
-    groups: dict[tuple[str, Views], list[BoxRow]] = defaultdict(list)
+    # Guesses are alternatives, not classes of one image: none competes with another.
+    methods = {row.name: row.build(rival_weight=0.0) for row in computed}
+    groups: dict[tuple[str, TestViews], list[MethodSpec]] = defaultdict(list)
     for row in computed:
         groups[row.network, row.views].append(row)
     for name in network_ids:

@@ -22,7 +22,6 @@ from adcam.data.sources import build_classes
 from adcam.errors import AdcamError
 from adcam.labeling.map_maker import (
     Network,
-    Views,
     compile_mlps,
     compute_batch_maps,
     compute_batch_scores,
@@ -38,6 +37,7 @@ from adcam.masks.crf import CRF_PARAMS
 from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
 from adcam.report.figures import overlay_mask, side_by_side
+from adcam.settings import TestViews
 from adcam.structures import ClassMaps, ClassSet, PseudoMask, TokenMaps
 
 __all__ = [
@@ -88,7 +88,7 @@ class LabelerOptions:
 
     method: str = "ad_cam"
     method_options: Mapping[str, Any] = field(default_factory=dict)
-    views: Views = field(default_factory=Views)
+    views: TestViews = field(default_factory=TestViews)
     rule: BackgroundRule = DEFAULT_RULE
     two_threshold: tuple[float, float] | None = None
     crf: str = "none"
@@ -128,19 +128,19 @@ def options_from_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """
     cam, mask = dict(cfg.get("cam", {})), dict(cfg.get("mask", {}))
     legal = {
-        "cam": ("method", "method_options", "dtype", "compile", "max_pixels", *_names(Views)),
+        "cam": ("method", "method_options", "dtype", "compile", "max_pixels", *_names(TestViews)),
         "mask": ("rule", "chosen_on", "two_threshold", "crf", "crf_params", "label_threshold"),
     }
     for name, section in (("cam", cam), ("mask", mask)):
         if unknown := sorted(section.keys() - set(legal[name])):
             raise AdcamError(f"config section {name!r} has no {unknown}; keys: {legal[name]}")
-    views = {key: cam.pop(key) for key in _names(Views) if key in cam}
+    views = {key: cam.pop(key) for key in _names(TestViews) if key in cam}
     if "scales" in views:
         views["scales"] = tuple(views["scales"])
     chosen_on = mask.pop("chosen_on", "given")
     options = {**cam, **mask}
     if views:
-        options["views"] = Views(**views)
+        options["views"] = TestViews(**views)
     if "rule" in mask:
         options["rule"] = parse_rule(str(mask["rule"]), chosen_on=chosen_on)
     if mask.get("two_threshold") is not None:

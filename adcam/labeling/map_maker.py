@@ -17,6 +17,7 @@ from adcam.cams.fuse import fuse_maps
 from adcam.errors import AdcamError
 from adcam.labeling.executor import one_thread
 from adcam.models.preprocess import compute_input_hw, to_inputs
+from adcam.settings import TestViews
 from adcam.structures import ClassMaps, TokenMaps
 
 
@@ -46,26 +47,6 @@ class Network(Protocol):
     ) -> TokenMaps:
         """Logits, class maps and attention of (B, 3, H, W) normalised images."""
         ...
-
-
-@dataclass(frozen=True)
-class Views:
-    """Which versions of an image the network sees.
-
-    Attributes:
-        scales: Sides in pixels (:func:`adcam.models.preprocess.compute_input_hw`). More scales
-            catch objects of more sizes; time and memory grow with the largest.
-        flip: Also the mirrored image: twice the time, smoother maps.
-        keep_ratio: Keep the aspect ratio to the nearest patch, else squares.
-    """
-
-    scales: tuple[int, ...] = (448,)
-    flip: bool = False
-    keep_ratio: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.scales or any(scale <= 0 for scale in self.scales):
-            raise AdcamError(f"scales must be positive sides in pixels, got {self.scales}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +82,7 @@ class MapMaker:
     the same maps in this process, in a worker process and on a machine with more processors.
 
     Example:
-        maker = MapMaker(network, [cam, ad_cam], views=Views((448,), flip=True))
+        maker = MapMaker(network, [cam, ad_cam], views=TestViews((448,), flip=True))
         passes = maker.run([img])
         scores = passes.compute_scores()[0]
         for method in maker.methods:
@@ -121,7 +102,7 @@ class MapMaker:
         network: Network,
         methods: Iterable[Method],
         *,
-        views: Views | None = None,
+        views: TestViews | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
@@ -142,7 +123,7 @@ class MapMaker:
         """
         self.network = network
         self.methods = tuple(methods)
-        self.views = views or Views()
+        self.views = views or TestViews()
         self.device = resolve_device(device)
         self.dtype = dtype
         self.layer_sets = tuple(
@@ -280,7 +261,7 @@ def find_layer_sets(method: Method, network: Network) -> tuple[tuple[int, ...], 
         raise AdcamError(f"{network.name}: {error}") from error
 
 
-def make_inputs(network: Network, img: np.ndarray, views: Views) -> tuple[Tensor, ...]:
+def make_inputs(network: Network, img: np.ndarray, views: TestViews) -> tuple[Tensor, ...]:
     """What the network sees of an image: (3, h, w) normalised, one per scale, not mirrored.
 
     Args:
@@ -339,7 +320,7 @@ def run_batch(
 def run_network(
     network: Network,
     img: np.ndarray,
-    views: Views,
+    views: TestViews,
     layer_sets: Sequence[tuple[int, ...]],
     *,
     device: torch.device,

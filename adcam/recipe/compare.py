@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -14,9 +14,8 @@ from mmengine.config import Config
 from adcam.data.dataset import ImageDataset
 from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
-from adcam.evaluation.compare import Progress, Row, RowResult, compare_methods, format_csv
+from adcam.evaluation.compare import Progress, RowResult, compare_methods, format_csv
 from adcam.evaluation.compare_boxes import (
-    BoxRow,
     BoxRowResult,
     SampleMaps,
     compare_boxes,
@@ -25,50 +24,22 @@ from adcam.evaluation.compare_boxes import (
 )
 from adcam.files import write_json, write_text
 from adcam.labeling.labeler import DTYPES, resolve_device
-from adcam.labeling.map_maker import Views
 from adcam.models.classifier_file import ClassifierFile, load_classifier
-from adcam.settings import load_config
+from adcam.settings import MethodSpec, Settings, load_config
 from adcam.structures import Sample
 from adcam.training.classifier import CLASSIFIER_NAME, train_classifier
 
 COMPARISON_NAME = "compare.json"
 
-R = TypeVar("R")
 
-
-def rows_from_config(cfg: Config) -> list[Row]:
-    """The rows of a config's ``compare.rows``, as :func:`read_rows`."""
-    return read_rows(cfg, Row)
-
-
-def read_rows(cfg: Config, kind: Callable[..., R]) -> list[R]:
-    """The entries of a config's ``compare.rows`` as objects.
-
-    Args:
-        cfg: The config.
-        kind: Class of a row; the keys of an entry are its arguments.
+def read_rows(cfg: Config) -> list[MethodSpec]:
+    """The methods that a config compares.
 
     Raises:
         AdcamError: If a row has an unknown or missing key, or two share a name.
     """
-    rows = []
-    for entry in cfg.compare.rows:
-        values = dict(entry.to_dict() if isinstance(entry, Config) else entry)
-        if "crf_thresholds" in values:
-            values["crf_thresholds"] = tuple(values["crf_thresholds"])
-        try:
-            if "views" in values:
-                views = dict(values["views"])
-                if "scales" in views:
-                    views["scales"] = tuple(views["scales"])
-                values["views"] = Views(**views)
-            rows.append(kind(**values))
-        except TypeError as error:
-            raise AdcamError(f"compare.rows, {values.get('name')!r}: {error}") from error
-    names = [entry["name"] for entry in cfg.compare.rows]
-    if len(set(names)) != len(names):
-        raise AdcamError(f"two rows of compare.rows share a name: {names}")
-    return rows
+    values = {name: cfg.to_dict()[name] for name in ("task", "compare") if name in cfg}
+    return list(Settings(values).compare.rows)
 
 
 def run_compare(
@@ -95,7 +66,7 @@ def run_compare(
     stride = cfg.compare.get("choose_stride", 1)
     results = compare_methods(
         network,
-        rows_from_config(cfg),
+        read_rows(cfg),
         build_dataset(cfg.data, cfg.compare.choose_on)[::stride],
         build_dataset(cfg.data, cfg.compare.report_on)[:: cfg.compare.get("report_stride", 1)],
         dtype=getattr(torch, dtype),
@@ -178,7 +149,7 @@ def run_compare_boxes(
 
     Args:
         cfg: A config with ``task="localization"``, ``data`` and ``compare``: ``rows``
-            (:class:`BoxRow`), the splits ``choose_on`` and ``report_on``, ``networks`` (see
+            (:class:`MethodSpec`), the splits ``choose_on`` and ``report_on``, ``networks`` (see
             :func:`find_networks`), ``threshold``, ``dtype``, ``score_maps``, ``choose_stride`` and
             ``report_stride`` to use every n-th image.
         work_dir: Where results go.
@@ -193,7 +164,7 @@ def run_compare_boxes(
     dtype = options.get("dtype", "float32")
     if dtype not in DTYPES:
         raise AdcamError(f"compare.dtype must be one of {DTYPES}, got {dtype!r}")
-    rows = read_rows(cfg, BoxRow)
+    rows = read_rows(cfg)
     choose_set = build_dataset(cfg.data, options.choose_on)[:: options.get("choose_stride", 1)]
     report_set = build_dataset(cfg.data, options.report_on)[:: options.get("report_stride", 1)]
     checkpoints = find_networks(cfg, work_dir)
@@ -247,7 +218,7 @@ def find_networks(cfg: Config, work_dir: str | Path) -> dict[str, Path]:
     """
     check_compare(cfg)
     work_dir = Path(work_dir)
-    names = {row.network for row in read_rows(cfg, BoxRow) if row.method}
+    names = {row.network for row in read_rows(cfg) if row.method}
     entries = dict(cfg.compare.get("networks", {}))
     if unknown := sorted(names - {"", *entries}):
         raise AdcamError(f"compare.networks has no {unknown}; there are {sorted(entries)}")

@@ -107,7 +107,9 @@ def build_comparison_report(
     times: list[Block] = [TimeTable(timings, describe_machine()), generate_times(generated)]
     sections.append(Section("Where the time went", times))
     # A CRF is shown beside the maps it starts from, and compared with nothing that has none.
-    plain = {item.row.name: item.result.miou for item in results if item.row.crf is None} or scores
+    plain = {
+        item.row.name: item.result.miou for item in results if item.row.crf == "none"
+    } or scores
     others = [value for name, value in plain.items() if not name.startswith("AD-CAM")]
     best_name = max(plain, key=lambda name: plain[name])
     headlines = [
@@ -160,7 +162,7 @@ def comparison_table(
                 item.row.name,
                 "/".join(map(str, item.row.views.scales))
                 + (" flip" if item.row.views.flip else ""),
-                item.row.crf or "–",
+                "–" if item.row.crf == "none" else item.row.crf,
                 item.threshold,
                 item.chosen_miou,
                 item.result.miou,

@@ -88,8 +88,8 @@ def run_experiment(
         method_options=last.row.options,
         views=last.row.views,
         rule=BackgroundRule("constant", last.threshold, cfg.compare.choose_on),
-        crf="lattice" if last.row.crf else "none",
-        crf_params=last.row.crf or "irn",
+        crf="none" if last.row.crf == "none" else "lattice",
+        crf_params="irn" if last.row.crf == "none" else last.row.crf,
         dtype=cfg.compare.get("dtype", "float32"),
     )
     masks_root = work_dir / f"masks_{images.split}"
@@ -105,7 +105,7 @@ def run_experiment(
         masks, per_image = score_masks(images, masks_root / "masks")
         write_json(work_dir / f"masks_{images.split}.json", masks.to_dict())
         spread = pick_spread(per_image, each=3)
-        shown = [item for item in results if item.row.crf is None]
+        shown = [item for item in results if item.row.crf == "none"]
         rows = make_picture_rows(
             classifier.network,
             shown,

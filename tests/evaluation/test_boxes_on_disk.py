@@ -18,8 +18,8 @@ from adcam.data.score_maps import read_score_map, write_score_map
 from adcam.evaluation.boxes_on_disk import evaluate_boxes, evaluate_pixels
 from adcam.labeling.boxes import find_boxes, write_boxes
 from adcam.labeling.labeler import PseudoLabeler
-from adcam.labeling.map_maker import Views
 from adcam.metrics.localization import MaxBoxAccuracy
+from adcam.settings import TestViews
 
 HW = (16, 24)
 
@@ -174,7 +174,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def labeler(tiny_checkpoint: Path) -> PseudoLabeler:
-    return PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", views=Views((64,)))
+    return PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", views=TestViews((64,)))
 
 
 def test_boxes_of_images(photos: Path, labeler: PseudoLabeler, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_boxes_of_images(photos: Path, labeler: PseudoLabeler, tmp_path: Path) -
 def test_classes_that_no_mask_can_show_have_boxes(photos: Path, labeler: PseudoLabeler) -> None:
     """As those of ILSVRC and of metadata folders."""
     class_set = replace(labeler.class_set, mask_values=())
-    bare = PseudoLabeler(labeler.network, class_set, device="cpu", views=Views((64,)))
+    bare = PseudoLabeler(labeler.network, class_set, device="cpu", views=TestViews((64,)))
     found = []
     for each in (labeler, bare):
         images = load_folder(photos, classes=each.class_set).with_labels({"a": [1]}).subset(["a"])

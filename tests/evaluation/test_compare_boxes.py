@@ -19,19 +19,18 @@ from adcam.boxes import wsol
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
 from adcam.evaluation.compare_boxes import (
-    BoxRow,
     compare_boxes,
     format_box_csv,
     iterate_maps,
 )
-from adcam.labeling.map_maker import Views
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import ClassifierFile
+from adcam.settings import BOX_VIEWS, MethodSpec, TestViews
 from adcam.structures import TokenMaps
 
 CLASSES = build_class_set("two", ["red", "green"], masks=False)
 HW = (40, 64)
-EXACT = Views((56,), keep_ratio=False)
+EXACT = TestViews((56,), keep_ratio=False)
 
 
 class Colours(nn.Module):
@@ -88,7 +87,7 @@ def splits(tmp_path: Path) -> tuple[ImageDataset, ImageDataset]:
 def test_thresholds_come_from_the_choosing_split(
     splits: tuple[ImageDataset, ImageDataset],
 ) -> None:
-    rows = [BoxRow("CAM", "cam", views=EXACT), BoxRow("TS-CAM", "ts_cam", views=EXACT)]
+    rows = [MethodSpec("CAM", "cam", views=EXACT), MethodSpec("TS-CAM", "ts_cam", views=EXACT)]
     classifiers = make_classifiers()
     results = compare_boxes(classifiers, rows, *splits)
     assert classifiers[""].network.passes == 8  # rows of the same network and views share a pass
@@ -112,7 +111,7 @@ def test_thresholds_come_from_the_choosing_split(
 def test_numbers_are_those_of_the_metric_on_the_written_maps(
     splits: tuple[ImageDataset, ImageDataset], tmp_path: Path
 ) -> None:
-    rows = [BoxRow("The CAM!", "cam", views=EXACT)]
+    rows = [MethodSpec("The CAM!", "cam", views=EXACT)]
     (result,) = compare_boxes(
         make_classifiers(), rows, *splits, score_map_dir=tmp_path / "maps", image_root=tmp_path
     )
@@ -134,11 +133,11 @@ def test_stored_maps_are_scored_as_those_they_were_stored_from(
     splits: tuple[ImageDataset, ImageDataset], tmp_path: Path
 ) -> None:
     """Another tool's maps stand in the same table; what they cannot tell stays empty."""
-    row = BoxRow("CAM", "cam", views=EXACT)
+    row = MethodSpec("CAM", "cam", views=EXACT)
     (ours,) = compare_boxes(
         make_classifiers(), [row], *splits, score_map_dir=tmp_path / "maps", image_root=tmp_path
     )
-    stored = BoxRow("theirs", score_maps=str(tmp_path / "maps" / "cam"))
+    stored = MethodSpec("theirs", views=BOX_VIEWS, score_maps=str(tmp_path / "maps" / "cam"))
     (theirs,) = compare_boxes({}, [stored], *splits, image_root=tmp_path)
     assert theirs.boxes.to_dict() == ours.boxes.to_dict()
     assert theirs.threshold == ours.threshold
@@ -155,11 +154,11 @@ def test_stored_maps_are_scored_as_those_they_were_stored_from(
         compare_boxes({}, [stored], *splits, image_root=tmp_path)
     for wrong in ({}, {"method": "cam", "score_maps": "maps"}):
         with pytest.raises(ValueError, match="either a method or score_maps"):
-            BoxRow("x", **wrong)
+            MethodSpec("x", **wrong)
 
 
 def test_the_same_split_twice_is_the_oracle(splits: tuple[ImageDataset, ImageDataset]) -> None:
-    rows = [BoxRow("CAM", "cam", views=EXACT)]
+    rows = [MethodSpec("CAM", "cam", views=EXACT)]
     (result,) = compare_boxes(make_classifiers(), rows, splits[1], splits[1])
     assert result.chosen_on == result.boxes.chosen_on == result.largest.chosen_on == "oracle"
     assert result.threshold_from == "oracle"
@@ -171,7 +170,7 @@ def test_the_same_split_twice_is_the_oracle(splits: tuple[ImageDataset, ImageDat
 def test_a_given_threshold_is_that_of_the_guesses_alone(
     splits: tuple[ImageDataset, ImageDataset],
 ) -> None:
-    rows = [BoxRow("CAM", "cam", views=EXACT)]
+    rows = [MethodSpec("CAM", "cam", views=EXACT)]
     (free,) = compare_boxes(make_classifiers(), rows, *splits)
     (given,) = compare_boxes(make_classifiers(), rows, *splits, threshold=0.8)
     assert (given.threshold, given.threshold_from) == (0.8, "given")
@@ -188,7 +187,7 @@ def test_a_class_that_only_the_network_knows_is_a_wrong_guess(tmp_path: Path) ->
         img[..., 2] = 200  # blue wins, and is none of the data's classes
         Image.fromarray(img).save(record.img_path)
     (result,) = compare_boxes(
-        make_classifiers(), [BoxRow("CAM", "cam", views=EXACT)], images, images
+        make_classifiers(), [MethodSpec("CAM", "cam", views=EXACT)], images, images
     )
     assert result.localization.top_cls == {1: 50, 5: 100}
     assert result.localization.errors["classification"] == 50
@@ -198,7 +197,7 @@ def test_a_class_that_only_the_network_knows_is_a_wrong_guess(tmp_path: Path) ->
         network[""].network, build_class_set("x", ["green", "blue", "pink"])
     )
     with pytest.raises(ValueError, match=r"network '' does not know \['red'\]; its classes are"):
-        compare_boxes(network, [BoxRow("CAM", "cam")], images, images)
+        compare_boxes(network, [MethodSpec("CAM", "cam", views=BOX_VIEWS)], images, images)
 
 
 def test_the_map_of_a_class_does_not_depend_on_the_guesses(tmp_path: Path) -> None:
@@ -206,7 +205,7 @@ def test_the_map_of_a_class_does_not_depend_on_the_guesses(tmp_path: Path) -> No
     rng = np.random.default_rng(0)
     for record in images.records:  # every class is everywhere
         Image.fromarray(rng.integers(0, 256, (*HW, 3), dtype=np.uint8)).save(record.img_path)
-    row = BoxRow("CAM", "cam", views=EXACT)
+    row = MethodSpec("CAM", "cam", views=EXACT)
 
     def score_maps(num_guesses: int) -> list[np.ndarray]:
         found = iterate_maps(
@@ -222,7 +221,7 @@ def test_the_map_of_a_class_does_not_depend_on_the_guesses(tmp_path: Path) -> No
 
 
 def test_what_cannot_be_scored(splits: tuple[ImageDataset, ImageDataset], tmp_path: Path) -> None:
-    rows = [BoxRow("CAM", "cam", views=EXACT)]
+    rows = [MethodSpec("CAM", "cam", views=EXACT)]
     boxless = ImageDataset(
         CLASSES, "bare", [Record(r.img_id, r.img_path, r.class_ids) for r in splits[0].records]
     )
@@ -235,10 +234,10 @@ def test_what_cannot_be_scored(splits: tuple[ImageDataset, ImageDataset], tmp_pa
     with pytest.raises(ValueError, match="has no images"):
         compare_boxes(make_classifiers(), rows, splits[0][:0], splits[1])
     with pytest.raises(ValueError, match=r"no network 'b'; there are \[''\]"):
-        compare_boxes(make_classifiers(), [BoxRow("CAM", "cam", network="b")], *splits)
+        compare_boxes(make_classifiers(), [MethodSpec("CAM", "cam", network="b")], *splits)
     with pytest.raises(ValueError, match="score maps on disk need image_root"):
         compare_boxes(make_classifiers(), rows, *splits, score_map_dir=tmp_path)
-    twins = [BoxRow("a b", "cam", views=EXACT), BoxRow("a-b", "cam", views=EXACT)]
+    twins = [MethodSpec("a b", "cam", views=EXACT), MethodSpec("a-b", "cam", views=EXACT)]
     with pytest.raises(ValueError, match="two rows would write into one folder"):
         compare_boxes(
             make_classifiers(), twins, *splits, score_map_dir=tmp_path, image_root=tmp_path
@@ -246,7 +245,11 @@ def test_what_cannot_be_scored(splits: tuple[ImageDataset, ImageDataset], tmp_pa
 
 
 def test_csv_holds_every_number(splits: tuple[ImageDataset, ImageDataset]) -> None:
-    rows = [BoxRow("CAM", "cam", {"negatives": "relu"}, Views((56,), flip=True, keep_ratio=False))]
+    rows = [
+        MethodSpec(
+            "CAM", "cam", {"negatives": "relu"}, TestViews((56,), flip=True, keep_ratio=False)
+        )
+    ]
     results = compare_boxes(make_classifiers(), rows, *splits)
     (line,) = csv.DictReader(io.StringIO(format_box_csv(results, splits[1])))
     (result,) = results
@@ -274,6 +277,7 @@ def test_views_are_those_of_the_row(splits: tuple[ImageDataset, ImageDataset]) -
 
     classifiers = make_classifiers()
     classifiers[""] = ClassifierFile(Sizes(), classifiers[""].class_set)  # type: ignore[arg-type]
-    rows = [BoxRow("a", "cam"), BoxRow("b", "cam", views=Views((24, 48), flip=True))]
+    two = TestViews((24, 48), flip=True)
+    rows = [MethodSpec("a", "cam", views=BOX_VIEWS), MethodSpec("b", "cam", views=two)]
     compare_boxes(classifiers, rows, splits[0][:1], splits[0][:1])
     assert seen[:3] == [(1, 3, 224, 224), (2, 3, 19, 30), (2, 3, 38, 61)]

@@ -25,12 +25,12 @@ from adcam.data.png import read_mask
 from adcam.labeling import generate as generate_module
 from adcam.labeling.generate import FEW, default_workers, generate
 from adcam.labeling.labeler import DEFAULT_RULE, PseudoLabeler
-from adcam.labeling.map_maker import Views
 from adcam.labeling.maps_file import load_maps
 from adcam.labeling.mask_maker import CRF_BACKENDS, Masking
 from adcam.labeling.steps import STAGES, Failed, Mapped, Task, decode, infer_window
 from adcam.models.classifier_file import load_classifier
 from adcam.models.token_cam import TokenCAM
+from adcam.settings import TestViews
 from adcam.structures import ClassMaps, TokenMaps
 
 ROWS = {"a": "cat", "b c": "dog horse", "sub/ü": "", "sub/z": "horse"}
@@ -55,7 +55,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def labeler(tiny_checkpoint: Path) -> PseudoLabeler:
-    return PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", views=Views((64,)))
+    return PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", views=TestViews((64,)))
 
 
 def read_entries(out: Path) -> list[dict[str, object]]:
@@ -224,7 +224,7 @@ def test_other_labels_are_another_run(photos: Path, labeler: PseudoLabeler, tmp_
 def test_a_labeler_that_fails_on_every_image_fails_before_writing(
     photos: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    broken = PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", views=Views((8,)))
+    broken = PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", views=TestViews((8,)))
     with pytest.raises(ValueError, match="at least one patch"):
         generate(load_folder(photos), broken, tmp_path / "out", labels="predicted", progress=False)
     assert not (tmp_path / "out").exists()
@@ -352,7 +352,9 @@ def test_workers_write_the_same_bytes_and_one_that_dies_names_its_image(
         backbone_kwargs={"embed_dim": 24, "depth": 3, "num_heads": 2},
     )
     network.load_state_dict(loaded.network.state_dict())
-    labeler = PseudoLabeler(network, loaded.class_set, device="cpu", views=Views((64,), flip=True))
+    labeler = PseudoLabeler(
+        network, loaded.class_set, device="cpu", views=TestViews((64,), flip=True)
+    )
     photos = tmp_path / "photos"
     for seed in range(FEW + 2):
         make_photo(photos / f"{seed:02d}.png", seed, (40, 64 + seed % 3))
@@ -405,7 +407,7 @@ def test_a_crf_beside_the_network_writes_the_same_bytes(
 ) -> None:
     """As on a GPU: the network's process makes the masks, with torch, and another writes them."""
     labeler = PseudoLabeler.from_checkpoint(
-        tiny_checkpoint, device="cpu", views=Views((64,)), crf="lattice"
+        tiny_checkpoint, device="cpu", views=TestViews((64,)), crf="lattice"
     )
     assert labeler.masking.crf_device == "cpu"
     with pytest.raises(ValueError, match=r"'lattice-gpu' computes on the GPU .* is 'cpu'"):

@@ -22,12 +22,12 @@ from adcam.labeling.labeler import (
     hash_network,
     options_from_config,
 )
-from adcam.labeling.map_maker import Views
 from adcam.labeling.mask_maker import resize_maps
 from adcam.masks.background import BackgroundRule
 from adcam.models.classifier_file import load_classifier
+from adcam.settings import TestViews
 
-SMALL = Views(scales=(64,))
+SMALL = TestViews(scales=(64,))
 
 
 @pytest.fixture(scope="module")
@@ -240,9 +240,9 @@ def test_the_description_changes_with_every_choice(tiny_checkpoint: Path) -> Non
         {},
         {"method": "cam"},
         {"method_options": {"power": 1.0}},
-        {"views": Views(scales=(64, 96))},
-        {"views": Views(scales=(64,), flip=True)},
-        {"views": Views(scales=(64,), keep_ratio=False)},
+        {"views": TestViews(scales=(64, 96))},
+        {"views": TestViews(scales=(64,), flip=True)},
+        {"views": TestViews(scales=(64,), keep_ratio=False)},
         {"rule": "otsu"},
         {"rule": BackgroundRule("constant", 0.4, "elsewhere")},
         {"two_threshold": (0.1, 0.2)},
@@ -290,7 +290,7 @@ def test_options_from_config() -> None:
     )
     assert options_from_config(cfg) == {
         "method": "ad_cam",
-        "views": Views(scales=(64, 96), flip=True),
+        "views": TestViews(scales=(64, 96), flip=True),
         "rule": BackgroundRule("power", 4.0, "here"),
         "crf": "lattice",
     }

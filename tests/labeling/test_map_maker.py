@@ -1,4 +1,4 @@
-"""Views of one image, scores and maps, with a network that shows what it was given."""
+"""TestViews of one image, scores and maps, with a network that shows what it was given."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from adcam.cams.normalize import min_max
 from adcam.errors import AdcamError
 from adcam.labeling.map_maker import (
     MapMaker,
-    Views,
     compute_batch_maps,
     compute_batch_scores,
     compute_class_maps,
@@ -27,6 +26,7 @@ from adcam.labeling.map_maker import (
 )
 from adcam.models.preprocess import to_inputs
 from adcam.models.token_cam import TokenCAM
+from adcam.settings import TestViews
 from adcam.structures import TokenMaps
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def make_img(height: int = 24, width: int = 40, seed: int = 0) -> np.ndarray:
 
 def test_every_scale_in_its_own_batch_with_the_mirrored_image_second() -> None:
     network, img = Mirror(), make_img(30, 60)
-    passes = run_network(network, img, Views((16, 32), flip=True), [(1,)], device=CPU)
+    passes = run_network(network, img, TestViews((16, 32), flip=True), [(1,)], device=CPU)
     assert [tuple(x.shape) for x in network.seen] == [(2, 3, 12, 24), (2, 3, 24, 44)]
     assert network.asked == [((1,),), ((1,),)]
     for inputs, maps in zip(network.seen, passes, strict=True):
@@ -73,7 +73,7 @@ def test_every_scale_in_its_own_batch_with_the_mirrored_image_second() -> None:
 def test_squares_and_the_networks_own_statistics() -> None:
     network = Mirror(pixel_stats=((0.5, 0.4, 0.3), (0.1, 0.2, 0.3)))
     img = make_img(30, 60)
-    run_network(network, img, Views((16,), keep_ratio=False), [], device=CPU)
+    run_network(network, img, TestViews((16,), keep_ratio=False), [], device=CPU)
     expected = to_inputs(img, (16, 16), mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
     assert torch.equal(network.seen[0], expected[None])
 
@@ -85,7 +85,7 @@ def test_no_gradients_are_kept() -> None:
         img_size=32,
         backbone_kwargs={"embed_dim": 24, "depth": 2, "num_heads": 3},
     ).eval()
-    (maps,) = run_network(network, make_img(), Views((32,)), [(0,)], device=CPU)
+    (maps,) = run_network(network, make_img(), TestViews((32,)), [(0,)], device=CPU)
     assert not maps.cam.requires_grad
     assert not maps.attn_patch2patch[(0,)].requires_grad
 
@@ -99,8 +99,10 @@ def test_autocast_gives_float32_close_to_full_precision() -> None:
         backbone_kwargs={"embed_dim": 24, "depth": 2, "num_heads": 3},
     ).eval()
     img = make_img()
-    (full,) = run_network(network, img, Views((32,)), [(0, 1)], device=CPU)
-    (half,) = run_network(network, img, Views((32,)), [(0, 1)], device=CPU, dtype=torch.bfloat16)
+    (full,) = run_network(network, img, TestViews((32,)), [(0, 1)], device=CPU)
+    (half,) = run_network(
+        network, img, TestViews((32,)), [(0, 1)], device=CPU, dtype=torch.bfloat16
+    )
     assert half.cam.dtype == torch.float32
     assert not torch.equal(half.cam, full.cam)
     torch.testing.assert_close(half.cam, full.cam, rtol=0.05, atol=0.05)
@@ -116,7 +118,7 @@ def test_scores_are_the_sigmoid_of_the_mean_logit() -> None:
 
 def test_maps_of_asked_classes_ascending_and_once() -> None:
     network, img = Mirror(), make_img()
-    passes = run_network(network, img, Views((31,)), [], device=CPU)
+    passes = run_network(network, img, TestViews((31,)), [], device=CPU)
     maps = compute_class_maps(passes, [2, 0, 2], build_method("cam", rival_weight=0.0), (24, 40))
     assert maps.class_ids == (0, 2)
     assert maps.score_maps.shape == (2, 24, 40)
@@ -129,7 +131,7 @@ def test_maps_of_asked_classes_ascending_and_once() -> None:
 
 
 def test_no_class_gives_no_map_of_the_right_size() -> None:
-    passes = run_network(Mirror(), make_img(), Views((31,)), [], device=CPU)
+    passes = run_network(Mirror(), make_img(), TestViews((31,)), [], device=CPU)
     maps = compute_class_maps(passes, (), build_method("cam"), (24, 40))
     assert maps.class_ids == ()
     assert maps.score_maps.shape == (0, 24, 40)
@@ -137,7 +139,7 @@ def test_no_class_gives_no_map_of_the_right_size() -> None:
 
 
 def test_a_class_the_network_does_not_have() -> None:
-    passes = run_network(Mirror(), make_img(), Views((31,)), [], device=CPU)
+    passes = run_network(Mirror(), make_img(), TestViews((31,)), [], device=CPU)
     with pytest.raises(ValueError, match=r"0\.\.2"):
         compute_class_maps(passes, (3,), build_method("cam"), (24, 40))
 
@@ -147,7 +149,7 @@ def test_the_mirrored_view_of_a_symmetric_network_changes_nothing() -> None:
     img = make_img()
     maps = {}
     for flip in (False, True):
-        passes = run_network(Mirror(), img, Views((31,), flip=flip), [], device=CPU)
+        passes = run_network(Mirror(), img, TestViews((31,), flip=flip), [], device=CPU)
         assert passes[0].grid_hw == (6, 10)
         maps[flip] = compute_class_maps(passes, (1,), build_method("cam"), (24, 40)).score_maps
     np.testing.assert_allclose(maps[True], maps[False], rtol=0, atol=1e-6)
@@ -155,7 +157,7 @@ def test_the_mirrored_view_of_a_symmetric_network_changes_nothing() -> None:
 
 def test_scales_are_fused_with_equal_weight() -> None:
     img = make_img()
-    passes = run_network(Mirror(), img, Views((16, 31, 62)), [], device=CPU)
+    passes = run_network(Mirror(), img, TestViews((16, 31, 62)), [], device=CPU)
     method = build_method("cam", rival_weight=0.0)
     got = compute_class_maps(passes, (0, 1), method, (24, 40)).score_maps
     single = [fuse_maps([p.cam[:, :2]], (24, 40)) for p in passes]
@@ -170,18 +172,18 @@ def test_scales_are_fused_with_equal_weight() -> None:
 
 @pytest.mark.parametrize("scales", [(), (0,), (224, -1)])
 def test_illegal_scales(scales: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="scales must be positive"):
-        Views(scales)
+    with pytest.raises(ValueError, match=r"scales.* must (hold at least one side|be at least 1)"):
+        TestViews(scales)
 
 
 def test_a_scale_below_the_patch() -> None:
     with pytest.raises(ValueError, match="at least one patch"):
-        run_network(Mirror(), make_img(), Views((3,)), [], device=CPU)
+        run_network(Mirror(), make_img(), TestViews((3,)), [], device=CPU)
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_images_of_a_batch_do_not_mix(flip: bool) -> None:
-    network, views = Mirror(), Views((16, 32), flip=flip)
+    network, views = Mirror(), TestViews((16, 32), flip=flip)
     imgs = [make_img(24, 40, seed) for seed in range(3)]
     present = [(2,), (), (0, 1)]
     inputs = [make_inputs(network, img, views) for img in imgs]
@@ -200,7 +202,7 @@ def test_images_of_a_batch_do_not_mix(flip: bool) -> None:
 
 def test_a_batch_without_any_class() -> None:
     network = Mirror()
-    inputs = [make_inputs(network, make_img(), Views((16,)))] * 2
+    inputs = [make_inputs(network, make_img(), TestViews((16,)))] * 2
     passes = run_batch(network, inputs, [], flip=False, device=CPU)
     maps = compute_batch_maps(passes, [(), ()], build_method("cam"), [(24, 40), (8, 9)])
     assert [m.score_maps.shape for m in maps] == [(0, 24, 40), (0, 8, 9)]
@@ -215,7 +217,7 @@ def test_methods_share_the_passes_and_give_what_each_gives_alone() -> None:
         backbone_kwargs={"embed_dim": 24, "depth": 3, "num_heads": 3},
     )
     methods = [build_method(name) for name in ("cam", "ts_cam", "clip_es_form", "ad_cam")]
-    views, imgs = Views((48, 64), flip=True), [make_img(seed=seed) for seed in range(2)]
+    views, imgs = TestViews((48, 64), flip=True), [make_img(seed=seed) for seed in range(2)]
     maker = MapMaker(network, methods, views=views, device="cpu")
     assert not network.training
     passes = maker.run(imgs)
@@ -240,14 +242,16 @@ def test_the_network_on_the_cpu_computes_with_one_thread() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        MapMaker(network, [build_method("cam")], views=Views((16,)), device="cpu").run([make_img()])
+        MapMaker(network, [build_method("cam")], views=TestViews((16,)), device="cpu").run(
+            [make_img()]
+        )
         assert network.threads == {1} and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
 
 def test_a_batch_of_different_sizes_is_refused() -> None:
-    maker = MapMaker(Mirror(), [build_method("cam")], views=Views((16,)), device="cpu")
+    maker = MapMaker(Mirror(), [build_method("cam")], views=TestViews((16,)), device="cpu")
     for imgs in ([make_img(24, 40), make_img(40, 24)], []):
         with pytest.raises(AdcamError, match="equal input sizes"):
             maker.run(imgs)

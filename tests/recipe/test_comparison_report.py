@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from adcam.data.dataset import ImageDataset, build_class_set
-from adcam.evaluation.compare import Row, RowResult
+from adcam.evaluation.compare import RowResult
 from adcam.labeling.generate import GenerateResult
 from adcam.labeling.steps import STAGES
 from adcam.metrics.miou import MeanIoU, MeanIoUResult
 from adcam.recipe.comparison_report import build_comparison_report
+from adcam.settings import MethodSpec
 
 
 def scored(right: int) -> MeanIoUResult:
@@ -23,8 +24,8 @@ def scored(right: int) -> MeanIoUResult:
     return metric.compute()
 
 
-def row(name: str, right: int, crf: str | None = None) -> RowResult:
-    made = Row(name, "cam", crf=crf, crf_thresholds=(0.5,) if crf else ())
+def row(name: str, right: int, crf: str = "none") -> RowResult:
+    made = MethodSpec(name, "cam", crf=crf, crf_thresholds=() if crf == "none" else (0.5,))
     return RowResult(made, 0.5, 50.0, scored(right), None)
 
 

@@ -14,24 +14,23 @@ from mmengine.config import Config
 from adcam.cli import main
 from adcam.data.shapes import make_shape_boxes
 from adcam.evaluation.boxes_on_disk import evaluate_boxes, evaluate_pixels
-from adcam.evaluation.compare import Row
-from adcam.evaluation.compare_boxes import BoxRow
-from adcam.labeling.map_maker import Views
 from adcam.recipe import compare
 from adcam.recipe.box_report import remake_box_report
 from adcam.recipe.compare import (
     find_networks,
     read_rows,
-    rows_from_config,
     run_compare,
     run_compare_boxes,
 )
+from adcam.settings import MethodSpec, TestViews
 
 
 def test_rows_from_a_config() -> None:
     cfg = Config(
         {
             "compare": {
+                "choose_on": "train",
+                "report_on": "val",
                 "rows": [
                     {"name": "A", "method": "cam"},
                     {
@@ -42,13 +41,13 @@ def test_rows_from_a_config() -> None:
                         "crf": "irn",
                         "crf_thresholds": [0.3, 0.5],
                     },
-                ]
+                ],
             }
         }
     )
-    a, b = rows_from_config(cfg)
-    assert a == Row("A", "cam")
-    assert b.views == Views((32, 64), flip=True, keep_ratio=False)
+    a, b = read_rows(cfg)
+    assert a == MethodSpec("A", "cam")
+    assert b.views == TestViews((32, 64), flip=True, keep_ratio=False)
     assert b.crf_thresholds == (0.3, 0.5)
     assert b.build().layer_sets(4) == ((0, 1),)
 
@@ -57,16 +56,17 @@ def test_rows_from_a_config() -> None:
     ("change", "message"),
     [
         ({"name": "A"}, "share a name"),
-        ({"vews": {}}, "vews"),
-        ({"views": {"scale": [3]}}, "'B'.*scale"),
-        ({"views": {"scales": []}}, "scales must be positive"),
+        ({"vews": {}}, r"rows\[1\]: there is no key 'vews'; did you mean 'views'"),
+        ({"views": {"scale": [3]}}, r"rows\[1\]\.views: .* did you mean 'scales'"),
+        ({"views": {"scales": []}}, "scales must hold at least one side"),
+        ({"views": {"scales": [0]}}, r"views\.scales\[0\] must be at least 1, got 0"),
         ({"crf": "irn"}, "no crf_thresholds"),
     ],
 )
 def test_wrong_rows(change: dict[str, Any], message: str) -> None:
     rows = [{"name": "A", "method": "cam"}, {"name": "B", "method": "cam", **change}]
     with pytest.raises(ValueError, match=message):
-        rows_from_config(Config({"compare": {"rows": rows}}))
+        read_rows(Config({"compare": {"choose_on": "a", "report_on": "b", "rows": rows}}))
 
 
 @pytest.mark.filterwarnings("default")  # of mmengine while it trains
@@ -119,14 +119,13 @@ def test_rows_and_networks_of_a_config(tmp_path: Path, monkeypatch: pytest.Monke
         "        stored='~/w/classifier.safetensors', other='other.py',\n"
         "        seeded=dict(config='other.py', options={'train.seed': 3}),\n"
         "        own=dict(options={'train.seed': 4}),\n"
-        "        wrong=dict(configs='x'), unused=5,\n"
         "    ),\n"
+        "    choose_on='train', report_on='val',\n"
         "    rows=[dict(name='a', method='cam', network='own', views=dict(scales=[96]))],\n"
         ")\n"
     )
     cfg = Config.fromfile(str(tmp_path / "compare.py"))
-    assert read_rows(cfg, BoxRow) == [BoxRow("a", "cam", views=Views((96,)), network="own")]
-    assert BoxRow("a", "cam").views == Views((224,), keep_ratio=False)
+    assert read_rows(cfg) == [MethodSpec("a", "cam", views=TestViews((96,)), network="own")]
     trained = {}
 
     def train(cfg: Config, work_dir: Path) -> Path:
@@ -149,12 +148,15 @@ def test_rows_and_networks_of_a_config(tmp_path: Path, monkeypatch: pytest.Monke
     trained.clear()
     find("other")
     assert trained == {}
-    with pytest.raises(ValueError, match=r"networks\.wrong must be .* got \{'configs': 'x'\}"):
-        find("wrong")
     with pytest.raises(ValueError, match=r"compare\.networks has no \['x'\]"):
         find("x")
     with pytest.raises(ValueError, match="crf"):
-        read_rows(Config({"compare": {"rows": [{"name": "a", "method": "cam", "crf": 1}]}}), BoxRow)
+        cfg.compare.rows = [{"name": "a", "method": "cam", "crf": 1}]
+        read_rows(cfg)
+    for wrong in ({"configs": "x"}, 5):
+        cfg.compare.networks["wrong"] = wrong
+        with pytest.raises(ValueError, match=r"compare\.networks\.wrong"):
+            find("own")
     with pytest.raises(ValueError, match="no section 'compare'"):
         run_compare_boxes(Config({"task": "localization"}), work)
 

@@ -25,7 +25,6 @@ from adcam.data.shapes import make_shapes
 from adcam.data.sources import build_dataset
 from adcam.labeling.generate import default_workers, generate
 from adcam.labeling.labeler import PseudoLabeler
-from adcam.labeling.map_maker import Views
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import save_classifier
 from adcam.models.token_cam import TokenCAM
@@ -34,6 +33,7 @@ from adcam.ops.common_neighbor import reference as common_neighbor_reference
 from adcam.ops.diffusion import reference as diffusion_reference
 from adcam.ops.token_attention import reference as token_attention_reference
 from adcam.recipe.comparison_report import score_masks
+from adcam.settings import TestViews
 
 SCALES = (224, 336, 448)
 HEADS, HEAD_WIDTH, NUM_CLASSES = 3, 64, 3  # DeiT-Tiny; labels of a CRF are one more
@@ -285,7 +285,7 @@ def _build_generate(num_images: int, setting: Setting) -> dict[str, Variant]:
     images, checkpoint = _images(num_images, setting), _checkpoint(setting)
 
     def labeler(dtype: str) -> PseudoLabeler:
-        views = Views(SCALES, flip=True)
+        views = TestViews(SCALES, flip=True)
         return PseudoLabeler.from_checkpoint(
             checkpoint, device=setting.device, views=views, dtype=dtype, crf="lattice"
         )
