@@ -373,7 +373,7 @@ def test_official_files_of_localisation_sets(tmp_path: Path, source: str, file: 
         ({"root": "/nowhere"}, "all", "ADCAM_DATA_ROOT"),
         ({"labels": "xml"}, "all", "needs source='voc'"),
         ({"labels": "gone.csv"}, "all", "gone.csv"),
-        ({}, "many", r"many\.txt: the list of the split cannot be read"),
+        ({}, "many", r"many\.txt: cannot be read as a list"),
     ],
 )
 def test_wrong_data_sections(
