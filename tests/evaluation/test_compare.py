@@ -130,7 +130,7 @@ def test_options_and_views_reach_the_method(splits: tuple[ImageDataset, ImageDat
         return compare_methods(Colours(), rows, *splits)[0].threshold
 
     assert scores(method="ts_cam", options={"negatives": "keep"}) == scores(method="ts_cam")
-    with pytest.raises(ValueError, match="no key 'power'"):
+    with pytest.raises(ValueError, match="no option 'power'"):
         scores(method="cam", options={"power": 2})
 
 
