@@ -1,9 +1,13 @@
-"""Progress of a loop on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""What a terminal shows: progress of a loop, and text that may hold the names of people's files.
+
+Progress goes to standard error: a bar on a terminal, a line now and then elsewhere.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import TypeVar
@@ -14,20 +18,56 @@ LINE_INTERVAL_S = 30.0
 T = TypeVar("T")
 
 
+def printable(text: str, *, multiline: bool = False) -> str:
+    r"""Return a text with its control characters spelled out, such as ``\x1b``.
+
+    A file name may hold any character. Printed raw, some of them move the cursor, rename the window
+    or turn the direction of writing, so that the terminal shows something else than is there;
+    others cannot be printed at all.
+
+    Args:
+        text: Anything that is to be printed.
+        multiline: Whether line breaks are kept.
+
+    Example:
+        >>> print(printable("evil\x1b[2Jname\n"))
+        evil\x1b[2Jname\n
+    """
+    if text.isprintable():
+        return text
+    keep = "\n" if multiline else ""
+    return "".join(
+        char.encode("unicode_escape").decode("ascii")
+        if (unicodedata.category(char) in _CONTROLS or char in _DIRECTIONS) and char not in keep
+        else char
+        for char in text
+    )
+
+
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, separators of lines
+_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
     """Yield the items and show how far the loop is, its rate and the time left.
 
     Args:
-        items: What to loop over.
-        description: Shown before the bar, e.g. ``"generate"``.
-        total: Number of items.
+        items: The items to loop over.
+        description: The text before the bar, e.g. ``"generate"``.
+        total: The number of items.
     """
     shown = _bar if sys.stderr.isatty() else _lines
-    yield from shown(items, description, total)
+    yield from shown(items, printable(description), total)
 
 
 def format_line(description: str, done: int, total: int, seconds: float) -> str:
-    """One line of progress.
+    """Format one line of progress.
+
+    Args:
+        description: The text before the numbers.
+        done: The number of items so far.
+        total: The number of all items.
+        seconds: The time since the start.
 
     Example:
         >>> format_line("generate", 30, 90, 15.0)

@@ -51,6 +51,23 @@ def run(command: str) -> int:
     return main(shlex.split(command))
 
 
+def test_file_names_cannot_steer_the_terminal(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "evil\x1b]0;owned\x07\n\u202egpj"
+    (place / "photos" / f"{evil}.jpg").write_text("not a picture")
+    (place / "photos" / f"{evil}.psd").write_text("not read")
+    assert run(f"{GENERATE} --labels predicted") == 1
+    assert main(["evaluate", "out/masks", "--gt", evil]) == 2
+    assert main(["convert", "mask-labels", evil, "--out", "labels2.csv"]) == 2
+    captured = capsys.readouterr()
+    printed = captured.out + captured.err
+    assert printed.count("evil\\x1b]0;owned\\x07") >= 3
+    assert not any(char in printed for char in "\x1b\x07\u202e")
+    assert main(["generate", "photos", "--out", f"{evil}/x", "--checkpoint", evil]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
 def test_results_inside_the_photographs_are_no_input(place: Path) -> None:
     command = GENERATE.replace("--out out", "--out photos/out --labels labels.csv --json {}.json")
     assert [run(command.format(name)) for name in ("first", "second")] == [0, 0]

@@ -173,7 +173,8 @@ def test_every_module_is_in_a_room() -> None:
 
 def test_commands_share_three_modules_and_load_nothing_to_be_listed() -> None:
     shared = [f"adcam.cli.{name}" for name in ("arguments", "console", "labeler")] + [
-        "adcam.errors"
+        "adcam.errors",
+        "adcam.progress",
     ]
     wrong = [
         str(found)

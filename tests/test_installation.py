@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adcam import installation
-from adcam.progress import format_line, track
+from adcam.progress import format_line, printable, track
 from adcam.version import __version__
 
 
@@ -56,3 +56,11 @@ def test_progress_without_a_terminal_is_a_line_at_the_end(
 
 def test_progress_line() -> None:
     assert format_line("read", 10, 100, 5.0) == "read: 10/100, 2.0 images/s, 0:00:45 left"
+
+
+def test_control_characters_are_spelled_out() -> None:
+    text = "ü €\u200d 犬\x1b[2J\x07\x9b\u202e\udcff\u2028\ta\nb"
+    spelled = "ü €\u200d 犬\\x1b[2J\\x07\\x9b\\u202e\\udcff\\u2028\\ta"
+    assert printable(text, multiline=True) == f"{spelled}\nb"
+    assert printable(text) == f"{spelled}\\nb"
+    assert printable("holidays/Hund 1.jpg") == "holidays/Hund 1.jpg"

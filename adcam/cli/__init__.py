@@ -25,7 +25,7 @@ from adcam.cli import (
     segment,
     train,
 )
-from adcam.cli.console import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED
+from adcam.cli.console import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED, log, show_warnings
 from adcam.version import __version__
 
 # In the order of `adcam --help`.
@@ -46,16 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help(sys.stderr)
         return EXIT_ERROR
+    show_warnings()
     try:
         code: int = args.run(args)
     except (ValueError, OSError) as error:
         # What a caller can mend: wrong values, and files that are missing or cannot be written.
         if args.debug:
             raise
-        print(f"adcam {args.command}: error: {error}", file=sys.stderr)
+        log(f"adcam {args.command}: error: {error}")
         return EXIT_ERROR
     except KeyboardInterrupt:
-        print(f"adcam {args.command}: interrupted", file=sys.stderr)
+        log(f"adcam {args.command}: interrupted")
         return EXIT_INTERRUPTED
     return code
 

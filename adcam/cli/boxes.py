@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, say, say_failures
+from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures, show
 from adcam.cli.labeler import add_labeler_arguments, build_labeler, check_classifier, open_images
 
 
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     found = list(track(boxes, "boxes", len(images)))
     write_boxes(args.out, found, labeler.class_set)
     failed = {image.img_id: image.error for image in found if image.error is not None}
-    say_failures(failed)
-    say(f"{sum(len(image.boxes.boxes) for image in found)} boxes, {len(failed)} images failed")
-    print(args.out)
+    log_failures(failed)
+    log(f"{sum(len(image.boxes.boxes) for image in found)} boxes, {len(failed)} images failed")
+    show(args.out)
     return EXIT_SOME_FAILED if failed else EXIT_OK

@@ -14,7 +14,7 @@ from adcam.cli.arguments import (
     load_config,
     work_dir_of,
 )
-from adcam.cli.console import EXIT_OK, print_table
+from adcam.cli.console import EXIT_OK, print_table, show
 
 if TYPE_CHECKING:
     from adcam.evaluation.compare_boxes import BoxRowResult
@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     cfg, work_dir = load_config(args), work_dir_of(args)
     compare = _compare_boxes if cfg.get("task") == "localization" else _compare_masks
     report = compare(args, cfg, work_dir)
-    print(f"table: {work_dir / 'compare.csv'}")
+    show(f"table: {work_dir / 'compare.csv'}")
     if report is not None:
-        print(f"report: {report}")
+        show(f"report: {report}")
     return EXIT_OK
 
 

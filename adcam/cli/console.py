@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from adcam.progress import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,17 +22,34 @@ exit codes: 0 all is done; 1 some images have no mask or failed (they are listed
 _SHOWN_FAILURES = 20
 
 
-def say(text: str) -> None:
-    """Print a line to standard error: standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
+def show(text: object) -> None:
+    """Print a result to standard output, without control characters."""
+    print(printable(str(text), multiline=True), flush=True)
 
 
-def say_failures(failures: Mapping[str, str], *, rest: str = "") -> None:
-    """Print ids and errors of the first images that failed; ``rest`` tells where all are listed."""
+def log(text: str) -> None:
+    """Print a line to standard error, without control characters: results go to standard output."""
+    print(printable(text, multiline=True), file=sys.stderr, flush=True)
+
+
+class _WarningHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        log(self.format(record))
+
+
+def show_warnings() -> None:
+    """Print what the package logs as a warning by :func:`log`, from now on."""
+    logger = logging.getLogger("adcam")
+    if not any(isinstance(handler, _WarningHandler) for handler in logger.handlers):
+        logger.addHandler(_WarningHandler(logging.WARNING))
+
+
+def log_failures(failures: Mapping[str, str], *, rest: str = "") -> None:
+    """Print ids and errors of the first images that failed; ``rest`` says where all are listed."""
     for img_id in list(failures)[:_SHOWN_FAILURES]:
-        say(f"  {img_id}: {failures[img_id]}")
+        log(printable(f"  {img_id}: {failures[img_id]}"))
     if rest and (more := len(failures) - _SHOWN_FAILURES) > 0:
-        say(f"  … and {more} more{rest}")
+        log(f"  … and {more} more{rest}")
 
 
 def print_scores(result: Mapping[str, Any], title: str = "Scores in percent") -> None:
@@ -48,7 +68,7 @@ def print_scores(result: Mapping[str, Any], title: str = "Scores in percent") ->
     print_table(("class", "IoU", "precision", "recall"), rows, title)
     policy = ", ".join(f"{key} {value}" for key, value in result["policy"].items())
     ignored = 100 * (result["ignored_share"] or 0)
-    print(f"{result['num_images']} images; {ignored:.1f} % of the pixels left uncertain; {policy}")
+    show(f"{result['num_images']} images; {ignored:.1f} % of the pixels left uncertain; {policy}")
 
 
 def _percent(value: float | None) -> str:
@@ -59,11 +79,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str
     """Print a table; one whose header is empty has none."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", show_header=any(header))
+    table = Table(title=printable(title), title_justify="left", show_header=any(header))
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number and any(header) else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     _console().print(table)
 
 

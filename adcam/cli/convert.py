@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adcam.cli.arguments import CAM_FORMAT, CLASSES, add_command
-from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, print_table, say, say_failures
+from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures, print_table, show
 
 if TYPE_CHECKING:
     from adcam.convert import Converted
@@ -118,8 +118,8 @@ def run(args: argparse.Namespace) -> int:
     _print_converted(result)
     if args.json:
         write_json(args.json, result.to_dict())
-    say_failures(result.failed, rest="; --json lists all")
-    say(
+    log_failures(result.failed, rest="; --json lists all")
+    log(
         f"{result.num_images} images, {result.kept} of them were there; {len(result.failed)} failed"
     )
     return EXIT_SOME_FAILED if result.failed else EXIT_OK
@@ -134,6 +134,6 @@ def _print_converted(result: Converted) -> None:
     ]
     print_table(("class", "images", "pixels"), rows, f"{result.what}: {result.num_images} images")
     for note in result.notes:
-        print(note)
-    print(f"sha256 of all results: {result.sha256}")
-    print(result.out)
+        show(note)
+    show(f"sha256 of all results: {result.sha256}")
+    show(result.out)

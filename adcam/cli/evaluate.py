@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import CAM_FORMAT, CLASSES, add_command
-from adcam.cli.console import EXIT_OK, print_scores, print_table, say
+from adcam.cli.console import EXIT_OK, log, print_scores, print_table, show
 from adcam.errors import AdcamError
 
 
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         )
         print_scores(result)
     if missing := result["missing_predictions"]:
-        say(f"{len(missing)} images without a prediction were left out, such as {missing[0]}")
+        log(f"{len(missing)} images without a prediction were left out, such as {missing[0]}")
     if args.json:
         write_json(args.json, result)
     return EXIT_OK
@@ -136,7 +136,7 @@ def _run_localization(args: argparse.Namespace) -> int:
         if args.choose_maps or args.choose_metadata or args.largest_contour:
             raise AdcamError("PxAP (--mask-root) has no threshold to choose and no contours")
         result = evaluate_pixels(args.pred_dir, args.metadata, args.mask_root, progress=True)
-        print(f"PxAP of {result['split']}: {result['px_ap']:.2f} ({result['num_images']} images)")
+        show(f"PxAP of {result['split']}: {result['px_ap']:.2f} ({result['num_images']} images)")
     else:
         result = evaluate_boxes(
             args.pred_dir,
@@ -170,7 +170,7 @@ def _print_box_scores(result: Mapping[str, Any]) -> None:
     title = f"Box accuracy of {result['split']} in percent"
     print_table(("", "box accuracy", "threshold"), rows, title)
     contours = "all contours" if result["policy"]["multi_contour"] else "the largest contour"
-    print(
+    show(
         f"{result['num_images']} images; boxes of {contours}; "
         f"thresholds chosen on: {result['chosen_on']}"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_cfg_options, add_command, load_config
-from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, say, say_failures
+from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures, show
 from adcam.cli.labeler import add_labeler_arguments, build_labeler, check_classifier, open_images
 from adcam.errors import AdcamError
 
@@ -114,18 +114,18 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         workers=default_workers(labeler) if args.workers is None else args.workers,
         batch_size=args.batch_size,
-        report=say,
+        report=log,
     )
     if args.json:
         write_json(args.json, result.to_dict())
     if result.failed:
-        say(f"{len(result.failed)} of {len(images)} images have no mask:")
+        log(f"{len(result.failed)} of {len(images)} images have no mask:")
         failed = {failure.img_id: failure.error for failure in result.failed}
-        say_failures(failed, rest=f", see {args.out / 'manifest.jsonl'}")
-    say(f"{result.ok} masks written, {result.skipped} were there")
+        log_failures(failed, rest=f", see {args.out / 'manifest.jsonl'}")
+    log(f"{result.ok} masks written, {result.skipped} were there")
     if result.ok + len(result.failed):
-        say(result.format_times())
-    print(args.out / "masks")
+        log(result.format_times())
+    show(args.out / "masks")
     return EXIT_SOME_FAILED if result.failed else EXIT_OK
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK, print_table
+from adcam.cli.console import EXIT_OK, print_table, show
 
 
 def add(commands: Any) -> None:
@@ -28,12 +28,12 @@ def run(args: argparse.Namespace) -> int:
 
     info = collect_info()
     if args.json:
-        print(json.dumps(info, indent=2))
+        show(json.dumps(info, indent=2))
         return EXIT_OK
     for title, values in info.items():
         rows = [(name, _state(title, value)) for name, value in values.items()]
         print_table(("", ""), rows, title.replace("_", " "))
-    print("--crf lattice takes numba, or reference where that cannot run; lattice-gpu torch.")
+    show("--crf lattice takes numba, or reference where that cannot run; lattice-gpu torch.")
     return EXIT_OK
 
 

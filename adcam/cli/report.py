@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK
+from adcam.cli.console import EXIT_OK, show
 
 
 def add(commands: Any) -> None:
@@ -37,5 +37,5 @@ def run(args: argparse.Namespace) -> int:
         page = remake_box_report(args.work_dir)
     else:
         page = make_report(load_recipe(args.work_dir))
-    print(f"report: {page}")
+    show(f"report: {page}")
     return EXIT_OK

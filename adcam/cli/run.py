@@ -12,7 +12,7 @@ from adcam.cli.arguments import (
     load_config,
     work_dir_of,
 )
-from adcam.cli.console import EXIT_OK
+from adcam.cli.console import EXIT_OK, show
 
 
 def add(commands: Any) -> None:
@@ -58,5 +58,5 @@ def run(args: argparse.Namespace) -> int:
     )
     run_recipe(recipe, only=args.only, skip=args.skip, redo=args.redo)
     if (page := recipe.folder("report") / "report.html").is_file():
-        print(f"report: {page}")
+        show(f"report: {page}")
     return EXIT_OK

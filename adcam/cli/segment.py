@@ -18,10 +18,11 @@ from adcam.cli.arguments import (
 from adcam.cli.console import (
     EXIT_OK,
     EXIT_SOME_FAILED,
+    log,
+    log_failures,
     print_scores,
     print_table,
-    say,
-    say_failures,
+    show,
 )
 from adcam.errors import AdcamError
 
@@ -84,16 +85,16 @@ def run(args: argparse.Namespace) -> int:
         path = segmenter.train_segmenter(
             config, work_dir=work_dir, resume=not args.restart, launcher=args.launcher
         )
-        print(f"network: {path}")
+        show(f"network: {path}")
     elif args.action == "test":
         scores = segmenter.test_segmenter(config, checkpoint, work_dir=work_dir, masks_out=args.out)
         print_scores(scores, f"Scores of {scores['split']} in percent")
-        print(work_dir / f"test_{scores['split']}.json")
+        show(work_dir / f"test_{scores['split']}.json")
     elif args.action == "predict":
         result = segmenter.predict_segmenter(config, checkpoint, args.images, args.out)
-        say_failures(result["failed"])
-        say(f"{result['ok']} masks written, {len(result['failed'])} images failed")
-        print(result["masks"])
+        log_failures(result["failed"])
+        log(f"{result['ok']} masks written, {len(result['failed'])} images failed")
+        show(result["masks"])
         return EXIT_SOME_FAILED if result["failed"] else EXIT_OK
     return EXIT_OK
 
@@ -117,4 +118,4 @@ def _print_check(splits: Mapping[str, Any]) -> None:
         ]
         rows.append(("ignored", str(found["ignored"]), f"{100 * found['ignored'] / total:.2f} %"))
         print_table(("class", "pixels", "share"), rows, f"{split}: {found['images']} images")
-    print("nothing is wrong")
+    show("nothing is wrong")

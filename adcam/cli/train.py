@@ -12,7 +12,7 @@ from adcam.cli.arguments import (
     load_config,
     work_dir_of,
 )
-from adcam.cli.console import EXIT_OK
+from adcam.cli.console import EXIT_OK, show
 
 
 def add(commands: Any) -> None:
@@ -42,5 +42,5 @@ def run(args: argparse.Namespace) -> int:
     path = train_classifier(
         load_config(args), work_dir_of(args), resume=args.resume, launcher=args.launcher
     )
-    print(f"classifier: {path}")
+    show(f"classifier: {path}")
     return EXIT_OK
