@@ -209,7 +209,7 @@ def _crf_masks(
     crf: str,
     mask_values: Sequence[int],
 ) -> list[np.ndarray]:
-    refine = build_refinement(img, params=crf) if maps.class_ids else None
+    refine = build_refinement(img, crf=crf) if maps.class_ids else None
     masks = []
     for threshold in thresholds:
         prob = None

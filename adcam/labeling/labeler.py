@@ -31,9 +31,9 @@ from adcam.labeling.map_maker import (
     resolve_device,
     run_batch,
 )
-from adcam.labeling.mask_maker import CRF_BACKENDS, Masking, resize_maps
+from adcam.labeling.mask_maker import Masking, resize_maps
 from adcam.masks.background import BackgroundRule, parse_rule
-from adcam.masks.crf import CRF_PARAMS
+from adcam.masks.crf import CRF_BACKENDS, CRF_PARAMS
 from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
 from adcam.report.figures import overlay_mask, side_by_side

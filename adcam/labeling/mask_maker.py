@@ -22,9 +22,6 @@ from adcam.masks.confident import compute_confident_mask
 from adcam.masks.crf import build_refinement
 from adcam.structures import ClassMaps, PseudoMask
 
-CRF_BACKENDS = {"lattice": "auto", "lattice-gpu": "torch", "pydensecrf": "pydensecrf"}
-"""Backend of each CRF. The lattice is our own: on the CPU, or on the network's GPU."""
-
 
 @dataclass(frozen=True)
 class Masking:
@@ -33,7 +30,7 @@ class Masking:
     Attributes:
         rule: Where background ends.
         two_threshold: ``(low, high)`` background scores in place of ``rule``, or ``None``.
-        crf: ``"none"`` or a key of :data:`CRF_BACKENDS`.
+        crf: ``"none"`` or a key of :data:`adcam.masks.crf.CRF_BACKENDS`.
         crf_params: Key of :data:`adcam.masks.crf.CRF_PARAMS`.
         mask_values: Mask value of each class, in classifier order.
         crf_device: Where the CRF computes.
@@ -52,8 +49,8 @@ class Masking:
         if self.crf != "none" and maps.class_ids:
             crf = build_refinement(
                 img,
-                params=self.crf_params,
-                backend=CRF_BACKENDS[self.crf],
+                crf=self.crf_params,
+                backend=self.crf,
                 device=self.crf_device,
             )
         if self.two_threshold is not None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from adcam.errors import AdcamError
 from adcam.ops.dense_crf import MIN_PROB, DenseCRF
+from adcam.options import check_choice
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,23 @@ CRF_PARAMS: dict[str, CRFParams] = {
 }
 """Parameter sets of published pipelines by name. SEAM uses ``psa``; ReCAM uses ``irn``."""
 
+CRF_BACKENDS = {
+    "auto": "auto",
+    "lattice": "auto",
+    "lattice-gpu": "torch",
+    "pydensecrf": "pydensecrf",
+}
+"""What may compute the CRF, and its backend in :mod:`adcam.ops.dense_crf`.
+
+``"lattice"`` is this project's own code on the CPU, ``"lattice-gpu"`` the same on a GPU,
+``"pydensecrf"`` the C++ package. ``"auto"`` takes the lattice where the device is a CPU.
+"""
+
 
 def build_refinement(
     img: NDArray[np.uint8],
     *,
-    params: str | CRFParams = "irn",
+    crf: str | CRFParams = "irn",
     backend: str = "auto",
     device: str = "cpu",
 ) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
@@ -63,33 +76,35 @@ def build_refinement(
 
     Args:
         img: (H, W, 3) uint8.
-        params: A name in ``CRF_PARAMS`` or a set of one's own.
-        backend: As in :class:`adcam.ops.dense_crf.DenseCRF`.
-        device: Where it is to compute, as there.
+        crf: A name in :data:`CRF_PARAMS`, or a set of your own.
+        backend: A name in :data:`CRF_BACKENDS`, or a backend of
+            :class:`adcam.ops.dense_crf.DenseCRF`.
+        device: The device that computes; only ``"lattice-gpu"`` and ``"auto"`` use a GPU.
 
     Returns:
         From ``prob`` of :func:`refine` to its result.
 
     Raises:
-        AdcamError: Unknown name, or arguments that the CRF refuses.
-        RuntimeError: The backend cannot run here.
+        AdcamError: If the parameter set is unknown.
+        ValueError: If the CRF refuses an argument.
+        RuntimeError: If the backend cannot run here.
     """
-    chosen = _get_params(params)
-    crf = DenseCRF(
+    chosen = get_crf_params(crf)
+    prepared = DenseCRF(
         img,
         gaussian=chosen.gaussian,
         bilateral=chosen.bilateral,
-        backend=backend,
+        backend=CRF_BACKENDS.get(backend, backend),
         device=device,
     )
-    return partial(crf.infer, num_iters=chosen.num_iters)
+    return partial(prepared.infer, num_iters=chosen.num_iters)
 
 
 def refine(
     prob: NDArray[Any],
     img: NDArray[np.uint8],
     *,
-    params: str | CRFParams = "irn",
+    crf: str | CRFParams = "irn",
     backend: str = "auto",
 ) -> NDArray[np.float32]:
     """Refine soft maps of background and the present classes.
@@ -97,17 +112,19 @@ def refine(
     Args:
         prob: (K+1, H, W) floating point in [0, 1], background first.
         img: (H, W, 3) uint8.
-        params: A name in ``CRF_PARAMS`` or a set of one's own.
-        backend: As in :class:`adcam.ops.dense_crf.DenseCRF`.
+        crf: A name in :data:`CRF_PARAMS`, or a set of your own.
+        backend: A name in :data:`CRF_BACKENDS`, or a backend of
+            :class:`adcam.ops.dense_crf.DenseCRF`.
 
     Returns:
         (K+1, H, W) float32, sums to 1 over labels.
 
     Raises:
-        AdcamError: Unknown name, or arguments that the CRF refuses.
-        RuntimeError: The backend cannot run here.
+        AdcamError: If the parameter set is unknown.
+        ValueError: If the CRF refuses an argument.
+        RuntimeError: If the backend cannot run here.
     """
-    return build_refinement(img, params=params, backend=backend)(prob)
+    return build_refinement(img, crf=crf, backend=backend)(prob)
 
 
 def refine_labels(
@@ -116,7 +133,7 @@ def refine_labels(
     num_labels: int,
     *,
     gt_prob: float = 0.7,
-    params: str | CRFParams = "irn",
+    crf: str | CRFParams = "irn",
     backend: str = "auto",
 ) -> NDArray[Any]:
     """Refine a hard label map, as IRN does before it trusts a map's foreground or background.
@@ -131,16 +148,18 @@ def refine_labels(
         num_labels: Number of labels that the result may use.
         gt_prob: In (0, 1), larger keeps the result closer to ``label``; above
             ``1 / num_labels`` for the label to be the likeliest.
-        params: A name in ``CRF_PARAMS`` or a set of one's own.
-        backend: As in :class:`adcam.ops.dense_crf.DenseCRF`.
+        crf: A name in :data:`CRF_PARAMS`, or a set of your own.
+        backend: A name in :data:`CRF_BACKENDS`, or a backend of
+            :class:`adcam.ops.dense_crf.DenseCRF`.
 
     Returns:
         (H, W) likeliest labels, in the dtype of ``label``.
 
     Raises:
-        AdcamError: Labels that are not integers in range, ``gt_prob`` out of range, unknown
-            ``params``, or arguments that the CRF refuses.
-        RuntimeError: The backend cannot run here.
+        AdcamError: If labels are not integers in range, ``gt_prob`` is out of range, or the
+            parameter set is unknown.
+        ValueError: If the CRF refuses an argument.
+        RuntimeError: If the backend cannot run here.
     """
     if label.ndim != 2 or not np.issubdtype(label.dtype, np.integer):
         raise AdcamError(f"label must be (H, W) integers, got {label.shape} {label.dtype}")
@@ -161,12 +180,41 @@ def refine_labels(
         )
     present = np.arange(num_labels)[:, None, None] == label  # (num_labels, H, W)
     prob = np.where(present, np.float32(gt_prob), np.float32(other_prob))
-    return refine(prob, img, params=params, backend=backend).argmax(axis=0).astype(label.dtype)
+    return refine(prob, img, crf=crf, backend=backend).argmax(axis=0).astype(label.dtype)
 
 
-def _get_params(params: str | CRFParams) -> CRFParams:
-    if isinstance(params, CRFParams):
-        return params
-    if params not in CRF_PARAMS:
-        raise AdcamError(f"unknown CRF parameters {params!r}; choose one of {sorted(CRF_PARAMS)}")
-    return CRF_PARAMS[params]
+def get_crf_params(crf: str | CRFParams) -> CRFParams:
+    """Return a parameter set by its name; a set of your own is returned as it is.
+
+    Raises:
+        AdcamError: If there is no set of that name. A backend's name is refused with the option
+            that takes it.
+
+    Example:
+        >>> get_crf_params("toco").bilateral
+        (36, 3, 4)
+    """
+    if isinstance(crf, CRFParams):
+        return crf
+    if crf in CRF_BACKENDS:
+        raise AdcamError(
+            f"crf names a parameter set, one of {sorted(CRF_PARAMS)}; {crf!r} is what computes it: "
+            f"give crf_backend={crf!r} beside it, e.g. crf='toco'"
+        )
+    check_choice("crf", crf, CRF_PARAMS)
+    return CRF_PARAMS[crf]
+
+
+def check_crf(crf: str, crf_backend: str) -> None:
+    """Refuse an unknown parameter set or backend before anything is computed.
+
+    Args:
+        crf: ``"none"`` for no CRF, or a name in :data:`CRF_PARAMS`.
+        crf_backend: A name in :data:`CRF_BACKENDS`.
+
+    Raises:
+        AdcamError: If a name is unknown, or a backend is named where a parameter set belongs.
+    """
+    if crf != "none":
+        get_crf_params(crf)
+    check_choice("crf_backend", crf_backend, CRF_BACKENDS)

@@ -437,7 +437,7 @@ class _Predictor:
             likely = np.flatnonzero(prob.reshape(len(prob), -1).max(axis=1) >= _LIKELY)
             prob, indices = prob[likely], indices[likely]
             if len(prob) > 1:
-                prob = refine(prob / prob.sum(axis=0), sample.img, params=crf)
+                prob = refine(prob / prob.sum(axis=0), sample.img, crf=crf)
         mask = self._values[indices[prob.argmax(axis=0)]]
         mask[prob.max(axis=0) < self._test.get("min_prob", 0.0)] = IGNORE_INDEX
         return mask

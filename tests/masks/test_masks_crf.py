@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adcam.masks.crf import CRF_PARAMS, CRFParams, refine, refine_labels
+from adcam.errors import AdcamError
+from adcam.masks.crf import (
+    CRF_BACKENDS,
+    CRF_PARAMS,
+    CRFParams,
+    check_crf,
+    refine,
+    refine_labels,
+)
 from adcam.ops.dense_crf import available_backends, dense_crf
 
 HEIGHT, WIDTH = 30, 46
@@ -16,12 +24,12 @@ def scene():
     """Image of three flat regions, their labels, and the labels with a fifth of them wrong."""
     rng = np.random.default_rng(0)
     row, col = np.indices((HEIGHT, WIDTH))
-    truth = (col > 15).astype(np.uint8) + ((col > 30) & (row > 12))
+    gt = (col > 15).astype(np.uint8) + ((col > 30) & (row > 12))
     colours = np.array([[200, 50, 40], [40, 160, 70], [50, 80, 220]])
-    img = (colours[truth] + rng.normal(0, 2, (HEIGHT, WIDTH, 3))).clip(0, 255).astype(np.uint8)
+    img = (colours[gt] + rng.normal(0, 2, (HEIGHT, WIDTH, 3))).clip(0, 255).astype(np.uint8)
     wrong = rng.random((HEIGHT, WIDTH)) < 0.2
-    noisy = np.where(wrong, rng.integers(0, 3, (HEIGHT, WIDTH)), truth).astype(np.uint8)
-    return img, truth.astype(np.uint8), noisy
+    noisy = np.where(wrong, rng.integers(0, 3, (HEIGHT, WIDTH)), gt).astype(np.uint8)
+    return img, gt.astype(np.uint8), noisy
 
 
 @pytest.mark.parametrize(
@@ -38,7 +46,7 @@ def test_published_numbers(scene, name, gaussian, bilateral):
     img, _, noisy = scene
     prob = np.eye(3, dtype=np.float32)[noisy].transpose(2, 0, 1) * 0.6 + 0.1
     expected = dense_crf(prob, img, gaussian=gaussian, bilateral=bilateral, num_iters=10)
-    np.testing.assert_array_equal(refine(prob, img, params=name), expected)
+    np.testing.assert_array_equal(refine(prob, img, crf=name), expected)
     assert "/" in CRF_PARAMS[name].source
 
 
@@ -51,17 +59,17 @@ def test_own_parameters(scene):
     prob = np.eye(3)[noisy].transpose(2, 0, 1) * 0.6 + 0.1
     own = CRFParams(None, (20, 8, 2), 3, "this test")
     expected = dense_crf(prob, img, gaussian=None, bilateral=(20, 8, 2), num_iters=3)
-    np.testing.assert_array_equal(refine(prob, img, params=own), expected)
+    np.testing.assert_array_equal(refine(prob, img, crf=own), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 def test_refine_labels_repairs_noise(scene, dtype):
-    img, truth, noisy = scene
+    img, gt, noisy = scene
     refined = refine_labels(noisy.astype(dtype), img, 3)
     assert refined.dtype == dtype
     assert refined.shape == (HEIGHT, WIDTH)
-    assert (noisy == truth).mean() < 0.9
-    assert (refined == truth).mean() > 0.99
+    assert (noisy == gt).mean() < 0.9
+    assert (refined == gt).mean() > 0.99
 
 
 @pytest.mark.skipif(
@@ -90,7 +98,7 @@ def test_more_certain_labels_move_less(scene):
     img, _, noisy = scene
     own = CRFParams((3, 3), None, 10, "this test")
     moved = [
-        (refine_labels(noisy, img, 3, gt_prob=gt_prob, params=own) != noisy).mean()
+        (refine_labels(noisy, img, 3, gt_prob=gt_prob, crf=own) != noisy).mean()
         for gt_prob in (0.4, 0.6, 0.9)
     ]
     assert moved[0] > moved[1] > moved[2]
@@ -112,7 +120,7 @@ def test_single_label_is_returned_as_a_copy(scene):
         ({"gt_prob": 1.0}, "gt_prob"),
         ({"gt_prob": 0.0}, "gt_prob"),
         ({"gt_prob": float("nan")}, "gt_prob"),
-        ({"params": "voc"}, r"'voc'; choose one of \['clip_es', 'irn', 'psa', 'toco', 'weaktr'\]"),
+        ({"crf": "voc"}, r"\['clip_es', 'irn', 'psa', 'toco', 'weaktr'\], got 'voc'"),
         ({"backend": "gpu"}, "'gpu'"),
     ],
 )
@@ -130,3 +138,35 @@ def test_bad_labels(scene):
         refine_labels(noisy.astype(np.float32), img, 3)
     with pytest.raises(ValueError, match=r"\(46, 30\) but img is \(30, 46\)"):
         refine_labels(noisy.T, img, 3)
+
+
+def test_backends_by_the_names_of_the_commands(scene):
+    img, _, noisy = scene
+    prob = np.eye(3, dtype=np.float32)[noisy].transpose(2, 0, 1) * 0.6 + 0.1
+    expected = refine(prob, img)
+    np.testing.assert_array_equal(refine(prob, img, backend="lattice"), expected)
+    assert list(CRF_BACKENDS) == ["auto", "lattice", "lattice-gpu", "pydensecrf"]
+    if available_backends()["torch"] is None:
+        close = refine(prob, img, backend="lattice-gpu")
+        np.testing.assert_allclose(close, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("crf", "backend", "message"),
+    [
+        ("lattice", "auto", r"crf names a parameter set.*'toco'.*crf_backend='lattice'"),
+        ("tocco", "auto", "crf must be one of .*did you mean 'toco'"),
+        ("toco", "latice", r"crf_backend must be one of .*did you mean 'lattice'"),
+        ("toco", "toco", "crf_backend must be one of"),
+        (True, "auto", "crf must be one of .*got True"),
+    ],
+)
+def test_wrong_names_are_refused_with_the_right_spelling(crf, backend, message):
+    with pytest.raises(AdcamError, match=message):
+        check_crf(crf, backend)
+
+
+def test_legal_names_pass():
+    for name in ("none", *CRF_PARAMS):
+        for backend in CRF_BACKENDS:
+            check_crf(name, backend)
