@@ -385,8 +385,8 @@ def test_compare_writes_a_table_and_unless_told_not_to_a_report(
 ) -> None:
     from adcam.recipe import compare, experiment
 
-    def fake_compare(cfg: object, work_dir: Path, *, progress: object) -> str:
-        return f"table in {work_dir}"
+    def fake_compare(cfg: object, work_dir: Path, *, progress: object) -> SimpleNamespace:
+        return SimpleNamespace(found=SimpleNamespace(results=f"table in {work_dir}"))
 
     def fake_experiment(cfg: object, work_dir: Path, **said: object) -> SimpleNamespace:
         return SimpleNamespace(results=f"all in {work_dir}: {said}", report=work_dir / "page")

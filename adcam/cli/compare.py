@@ -17,7 +17,8 @@ from adcam.cli.arguments import (
 from adcam.cli.console import EXIT_OK, print_table, show
 
 if TYPE_CHECKING:
-    from adcam.evaluation.compare_boxes import BoxRowResult
+    from adcam.evaluation.compare import MethodResult
+    from adcam.evaluation.compare_boxes import BoxResult
 
 
 def add(commands: Any) -> None:
@@ -57,7 +58,7 @@ def _compare_masks(args: argparse.Namespace, cfg: Any, work_dir: Path) -> Path |
 
     report = None
     if args.table_only:
-        results = run_compare(cfg, work_dir, progress=track)
+        results: Sequence[MethodResult] = run_compare(cfg, work_dir, progress=track).found.results
     else:
         title = f"{args.config.stem}: methods side by side"
         experiment = run_experiment(cfg, work_dir, title=title, command=command_line(args))
@@ -79,11 +80,11 @@ def _compare_boxes(args: argparse.Namespace, cfg: Any, work_dir: Path) -> Path |
         comparison, report = run_box_experiment(
             cfg, work_dir, title=title, command=command_line(args)
         )
-    _print_boxes(comparison.results, comparison.images.split)
+    _print_boxes(comparison.found.results, comparison.images.split)
     return report
 
 
-def _print_boxes(results: Sequence[BoxRowResult], split: str) -> None:
+def _print_boxes(results: Sequence[BoxResult], split: str) -> None:
     deltas = list(results[0].boxes.box_acc)
     header = ("method", "MaxBoxAccV2", *(f"IoU {delta:g}" for delta in deltas))
     rows = []
@@ -91,6 +92,6 @@ def _print_boxes(results: Sequence[BoxRowResult], split: str) -> None:
         values = [item.boxes.max_box_acc_v2, *item.boxes.box_acc.values()]
         values += [item.localization.gt_known, item.localization.top_loc[1]]
         values.append(item.boxes_oracle.max_box_acc_v2)
-        rows.append((item.row.name, *(f"{value:.1f}" for value in values)))
+        rows.append((item.spec.name, *(f"{value:.1f}" for value in values)))
     title = f"Boxes on {split}, percent; thresholds chosen on: {results[0].chosen_on}"
     print_table((*header, "GT-known", "Top-1 Loc", "V2, oracle"), rows, title)

@@ -16,7 +16,7 @@ from rich.console import Console
 import adcam
 from adcam.data.shapes import make_shape_boxes, make_shapes
 from adcam.errors import AdcamError
-from adcam.evaluation.compare import RowResult
+from adcam.evaluation.compare import MethodResult
 from adcam.installation import why_not_importable
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.recipe.box_report import run_box_experiment
@@ -139,7 +139,9 @@ def run_demo(
     return experiment.report
 
 
-def make_network_section(results: Sequence[RowResult], *, cfg: Config, work_dir: Path) -> Section:
+def make_network_section(
+    results: Sequence[MethodResult], *, cfg: Config, work_dir: Path
+) -> Section:
     """A network that learns from the masks of the best method, or how to get there.
 
     Args:
@@ -153,7 +155,7 @@ def make_network_section(results: Sequence[RowResult], *, cfg: Config, work_dir:
             f"{reason}. Then `adcam demo` trains one too."
         )
         return Section("A network that learns from the masks", [Text([hint])])
-    row, threshold = results[-1].row, results[-1].threshold
+    row, threshold = results[-1].spec, results[-1].threshold
     cfg = copy.deepcopy(cfg)
     cfg.cam = {"method": row.method, "method_options": dict(row.options), **asdict(row.views)}
     cfg.mask = {"rule": f"constant:{threshold}", "chosen_on": cfg.compare.choose_on}

@@ -4,240 +4,216 @@ from __future__ import annotations
 
 import csv
 import io
-import multiprocessing
-import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from adcam.data.dataset import ImageDataset
 from adcam.errors import AdcamError
-from adcam.labeling.map_maker import (
-    Network,
-    compute_class_maps,
-    find_layer_sets,
-    run_network,
+from adcam.evaluation.loop import EvaluationTimes, Evaluator, LoopOptions, evaluate
+from adcam.evaluation.mapping import (
+    Classifier,
+    MaskChoice,
+    check_names,
+    format_options,
 )
-from adcam.masks.background import compute_bg_score, compute_mask, stack_probabilities
-from adcam.masks.crf import build_refinement
-from adcam.metrics.miou import MeanIoU, MeanIoUResult, ThresholdCurve, ThresholdCurveResult
-from adcam.settings import MethodSpec, TestViews
-from adcam.structures import ClassMaps, ClassSet
-
-THRESHOLDS = tuple(round(step / 100, 2) for step in range(100))
-"""Background scores swept where only a threshold is applied."""
-
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+from adcam.evaluation.mask_folder import MaskFolder, build_labeler
+from adcam.evaluation.masks import MaskScore, MaskScores, MaskWriter, ThresholdSweep
+from adcam.evaluation.pictures import Pictures, SmallImage
+from adcam.metrics.miou import MeanIoUResult, ThresholdCurveResult
+from adcam.settings import MethodSpec
+from adcam.structures import ClassSet
 
 
-@dataclass(frozen=True)
-class RowResult:
-    """What a row scored.
+@dataclass(frozen=True, eq=False)
+class MethodResult:
+    """The scores of one method.
 
     Attributes:
-        row: The row.
-        threshold: Chosen on the choosing split.
-        chosen_miou: mIoU on the choosing split at that threshold, percent.
-        result: Scores on the reporting split at that threshold.
-        curve: Sweep on the reporting split; ``None`` for CRF rows.
+        spec: The method.
+        threshold: The threshold chosen on the choosing split.
+        chosen_miou: The mean IoU on the choosing split at that threshold, in percent.
+        result: The scores on the reporting split at that threshold.
+        curve: The sweep of all thresholds on the reporting split; ``None`` with a CRF.
+        image_mious: The mean IoU of each reported image by itself, in percent.
     """
 
-    row: MethodSpec
+    spec: MethodSpec
     threshold: float
     chosen_miou: float
     result: MeanIoUResult
     curve: ThresholdCurveResult | None
+    image_mious: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class MethodComparison:
+    """What a comparison of methods found, with all that its report needs.
+
+    Attributes:
+        results: The scores, one per method in the order given.
+        masks: The scores of the last method's masks on all images of the reporting split.
+        pictures: These images, reduced, with the maps of all methods without a CRF and the masks
+            of the last method.
+        times: Where the time went, on the choosing split under ``"choose"`` and on the reporting
+            split under ``"report"``.
+    """
+
+    results: tuple[MethodResult, ...]
+    masks: MaskScore
+    pictures: tuple[SmallImage, ...]
+    times: Mapping[str, EvaluationTimes]
 
 
 def compare_methods(
-    network: Network,
-    rows: Sequence[MethodSpec],
+    classifiers: Mapping[str, Classifier],
+    specs: Sequence[MethodSpec],
     choose_set: ImageDataset,
     report_set: ImageDataset,
     *,
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    options: LoopOptions | None = None,
+    report_stride: int = 1,
+    masks_dir: str | Path | None = None,
+    keep_pictures: bool = False,
     crf_choose_images: int = 100,
-    progress: Progress | None = None,
-) -> list[RowResult]:
-    """Score every row; labels are given, thresholds are global constants.
+) -> MethodComparison:
+    """Score methods of segmentation; labels are given, thresholds are global constants.
 
-    Rows that see the same views share one pass of the network.
+    Each split is gone through once: the choosing one first, then the reporting one at the
+    thresholds that were chosen. Each network sees each image once for each set of views.
 
     Args:
-        network: Classifier in eval mode.
-        rows: What to compare.
-        choose_set: Labelled images with masks on which each row's threshold is chosen.
+        classifiers: The networks by the names that the methods give; classes are matched by name.
+        specs: The methods to compare.
+        choose_set: Labelled images with masks on which each method's threshold is chosen.
         report_set: Labelled images with masks on which it is reported.
-        device: Where to compute; the CPU by default.
-        dtype: ``float32`` or, for autocast, ``bfloat16``/``float16``.
-        crf_choose_images: How many images of ``choose_set``, evenly spread, choose a CRF row's
-            threshold: each threshold costs a CRF.
-        progress: Wraps the loop over images: ``progress(iterable, description, total)``.
-
-    Returns:
-        One result per row, same order.
+        options: Device, type, worker processes and progress.
+        report_stride: Only every n-th image of ``report_set`` is reported on. Masks and pictures
+            are of all its images.
+        masks_dir: The folder that gets the masks of the last method on ``report_set``, as
+            ``adcam generate`` would fill it; ``None`` writes none.
+        keep_pictures: Whether to keep the images with all maps for a report.
+        crf_choose_images: The number of images of ``choose_set``, evenly spread, that choose the
+            threshold of a method with a CRF, because each threshold costs a CRF.
 
     Raises:
-        AdcamError: If an image has no mask or unknown labels, which would count as no class.
+        AdcamError: An image lacks a mask or labels, a method is of the other task, or a network is
+            missing or does not know a class.
     """
-    for images in (choose_set, report_set):
-        _check_truth(images)
-    device = device or torch.device("cpu")
-    track = progress or (lambda items, description, total: items)
-    plain = [row for row in rows if row.crf == "none"]
-    results: dict[str, RowResult] = {}
-    if plain:
-        chosen = _sweep(network, plain, choose_set, device, dtype, track)
-        same = report_set.records == choose_set.records
-        reported = chosen if same else _sweep(network, plain, report_set, device, dtype, track)
-        for row in plain:
-            curve = chosen[row.name].compute()
-            results[row.name] = RowResult(
-                row,
-                curve.best_threshold,
-                curve.best_miou,
-                reported[row.name].compute_at(curve.best_threshold),
-                reported[row.name].compute(),
-            )
-    for row in rows:
-        if row.crf == "none":
-            continue
-        step = max(len(choose_set) // crf_choose_images, 1)
-        few = choose_set[::step]
-        tried = _score_crf(network, row, few, row.crf_thresholds, device, dtype, track)
-        scores = {threshold: metric.compute().miou for threshold, metric in tried.items()}
-        best = max(scores, key=lambda threshold: scores[threshold])
-        final = _score_crf(network, row, report_set, (best,), device, dtype, track)
-        results[row.name] = RowResult(row, best, scores[best], final[best].compute(), None)
-    return [results[row.name] for row in rows]
+    _check(specs, choose_set, report_set)
+    options = options or LoopOptions()
+    choices, chosen_mious, choose_times = _choose(
+        classifiers, specs, choose_set, options, max(len(choose_set) // crf_choose_images, 1)
+    )
+    class_set, last = report_set.class_set, choices[specs[-1].name]
+    plain = [spec.name for spec in specs if spec.crf == "none"]
+    sweep = ThresholdSweep(plain, class_set, stride=report_stride)
+    scores = MaskScores(list(choices.values()), class_set, stride=report_stride)
+    evaluators: list[Evaluator] = [sweep, scores]
+    masks = MaskScores([last], class_set)
+    pictures = Pictures(plain, [last], class_set, num_images=len(report_set))
+    if report_stride > 1 and (keep_pictures or masks_dir is not None):
+        evaluators.append(masks)
+    if keep_pictures:
+        evaluators.append(pictures)
+
+    def report(more: Sequence[Evaluator] = ()) -> EvaluationTimes:
+        return evaluate(report_set, specs, [*evaluators, *more], classifiers, options=options)
+
+    if masks_dir is None:
+        times = report()
+    else:
+        labeler = build_labeler(classifiers[specs[-1].network], specs[-1], last, options)
+        with MaskFolder(masks_dir, report_set, labeler) as folder:
+            writer = MaskWriter(last, class_set, folder.masks_dir)
+            times = report([writer])
+            folder.record(writer.compute())
+    curves, found = sweep.compute(), scores.compute()
+    results = tuple(
+        MethodResult(
+            spec,
+            choices[spec.name].threshold,
+            chosen_mious[spec.name],
+            found[choices[spec.name]].result,
+            curves.get(spec.name),
+            found[choices[spec.name]].mious,
+        )
+        for spec in specs
+    )
+    of_last = (masks if masks in evaluators else scores).compute()[last]
+    return MethodComparison(
+        results, of_last, pictures.compute(), {"choose": choose_times, "report": times}
+    )
 
 
-def _check_truth(images: ImageDataset) -> None:
-    lacking = [r.img_id for r in images.records if r.class_ids is None or r.mask_path is None]
-    if lacking:
+def _choose(
+    classifiers: Mapping[str, Classifier],
+    specs: Sequence[MethodSpec],
+    images: ImageDataset,
+    options: LoopOptions,
+    crf_stride: int,
+) -> tuple[dict[str, MaskChoice], dict[str, float], EvaluationTimes]:
+    """Choose each method's threshold, of equals the first; return its mean IoU too."""
+    plain = [spec.name for spec in specs if spec.crf == "none"]
+    tried = [
+        MaskChoice(spec.name, threshold, spec.crf, images.split)
+        for spec in specs
+        if spec.crf != "none"
+        for threshold in spec.crf_thresholds
+    ]
+    sweep = ThresholdSweep(plain, images.class_set)
+    masks = MaskScores(tried, images.class_set, stride=crf_stride)
+    times = evaluate(images, specs, [sweep, masks], classifiers, options=options)
+    curves, scores = sweep.compute(), masks.compute()
+    choices, mious = {}, {}
+    for spec in specs:
+        if spec.crf == "none":
+            curve = curves[spec.name]
+            choice = MaskChoice(spec.name, curve.best_threshold, chosen_on=images.split)
+            miou = curve.best_miou
+        else:
+            candidates = [choice for choice in tried if choice.name == spec.name]
+            choice = max(candidates, key=lambda choice: scores[choice].result.miou)
+            miou = scores[choice].result.miou
+        choices[spec.name], mious[spec.name] = choice, miou
+    return choices, mious, times
+
+
+def _check(specs: Sequence[MethodSpec], choose_set: ImageDataset, report_set: ImageDataset) -> None:
+    """Refuse what cannot be scored by masks before any network runs."""
+    check_names(specs)
+    if stored := [spec.name for spec in specs if spec.score_maps]:
         raise AdcamError(
-            f"split {images.split!r} cannot be scored: {len(lacking)} of {len(images)} images lack "
-            f"a mask or labels, the first is {lacking[0]!r}"
+            f"stored score maps are scored by their boxes alone, but {stored} are such"
         )
-    images.check_files()
-
-
-def _sweep(
-    network: Network,
-    rows: Sequence[MethodSpec],
-    images: ImageDataset,
-    device: torch.device,
-    dtype: torch.dtype,
-    track: Progress,
-) -> dict[str, ThresholdCurve]:
-    methods = {row.name: row.build() for row in rows}
-    by_views: dict[TestViews, list[MethodSpec]] = defaultdict(list)
-    for row in rows:
-        by_views[row.views].append(row)
-    class_set = images.class_set
-    curves = {
-        row.name: ThresholdCurve(
-            class_set.num_classes, THRESHOLDS, mask_values=class_set.mask_values
-        )
-        for row in rows
-    }
-    for sample in track(images, f"score {images.split}", len(images)):
-        for views, group in by_views.items():
-            layer_sets = sorted(
-                {layers for row in group for layers in find_layer_sets(methods[row.name], network)}
+    for images in (choose_set, report_set):
+        lacking = [r.img_id for r in images.records if r.class_ids is None or r.mask_path is None]
+        if lacking:
+            raise AdcamError(
+                f"split {images.split!r} cannot be scored: {len(lacking)} of {len(images)} images "
+                f"lack a mask or labels, the first is {lacking[0]!r}"
             )
-            passes = run_network(network, sample.img, views, layer_sets, device=device, dtype=dtype)
-            for row in group:
-                maps = compute_class_maps(
-                    passes, sample.class_ids or (), methods[row.name], sample.ori_hw
-                )
-                curves[row.name].update(maps.score_maps, maps.class_ids, sample.mask)
-    return curves
+        images.check_files()
 
 
-def _score_crf(
-    network: Network,
-    row: MethodSpec,
-    images: ImageDataset,
-    thresholds: Sequence[float],
-    device: torch.device,
-    dtype: torch.dtype,
-    track: Progress,
-) -> dict[float, MeanIoU]:
-    """Scores after a CRF; the network runs here, the CRF in a pool of processes."""
-    if row.crf == "none":
-        raise AdcamError(f"row {row.name!r} has no CRF")
-    method = row.build()
-    class_set = images.class_set
-    metrics = {threshold: MeanIoU(class_set.num_classes) for threshold in thresholds}
-    layer_sets = find_layer_sets(method, network)
-    workers = os.cpu_count() or 1
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),  # forking after torch ran can deadlock
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    ) as pool:
-        waiting: list[tuple[Any, np.ndarray]] = []
-        for sample in track(images, f"CRF {images.split}", len(images)):
-            passes = run_network(
-                network, sample.img, row.views, layer_sets, device=device, dtype=dtype
-            )
-            maps = compute_class_maps(passes, sample.class_ids or (), method, sample.ori_hw)
-            future = pool.submit(
-                _crf_masks, maps, sample.img, thresholds, row.crf, class_set.mask_values
-            )
-            waiting.append((future, sample.mask))
-            # A bounded queue: maps at image size are large, and the CRF is the slower side.
-            while len(waiting) > 2 * workers:
-                _count(*waiting.pop(0), metrics)
-        for future, truth in waiting:
-            _count(future, truth, metrics)
-    return metrics
+def format_csv(results: Sequence[MethodResult], class_set: ClassSet) -> str:
+    """Format the table as CSV: one line per method, percent with two digits.
 
-
-def _crf_masks(
-    maps: ClassMaps,
-    img: np.ndarray,
-    thresholds: Sequence[float],
-    crf: str,
-    mask_values: Sequence[int],
-) -> list[np.ndarray]:
-    refine = build_refinement(img, crf=crf) if maps.class_ids else None
-    masks = []
-    for threshold in thresholds:
-        prob = None
-        if refine is not None:
-            bg_score = compute_bg_score(maps.score_maps, rule="constant", threshold=threshold)
-            prob = refine(stack_probabilities(maps.score_maps, bg_score))
-        mask = compute_mask(maps, mask_values=mask_values, threshold=threshold, prob=prob)
-        masks.append(mask.mask)
-    return masks
-
-
-def _count(future: Any, truth: np.ndarray, metrics: Mapping[float, MeanIoU]) -> None:
-    for metric, mask in zip(metrics.values(), future.result(), strict=True):
-        metric.update(mask, truth)
-
-
-def format_csv(results: Sequence[RowResult], class_set: ClassSet) -> str:
-    """The table as CSV: one line a row, percent with two digits."""
+    Args:
+        results: The scores.
+        class_set: The classes of the data set.
+    """
     lines = []
     for item in results:
-        row = item.row
+        spec = item.spec
         line: dict[str, Any] = {
-            "name": row.name,
-            "method": row.method,
-            "options": " ".join(f"{key}={value}" for key, value in sorted(row.options.items())),
-            "scales": " ".join(map(str, row.views.scales)),
-            "flip": int(row.views.flip),
-            "crf": "" if row.crf == "none" else row.crf,
+            "name": spec.name,
+            "method": spec.method,
+            "options": format_options(spec),
+            "scales": " ".join(map(str, spec.views.scales)),
+            "flip": int(spec.views.flip),
+            "crf": "" if spec.crf == "none" else spec.crf,
             "threshold": f"{item.threshold:.2f}",
             "miou_choosing": f"{item.chosen_miou:.2f}",
             "miou": f"{item.result.miou:.2f}",
@@ -246,6 +222,11 @@ def format_csv(results: Sequence[RowResult], class_set: ClassSet) -> str:
         for value in (0, *class_set.mask_values):
             line[class_set.name_of_value(value)] = f"{item.result.iou_per_class[value]:.1f}"
         lines.append(line)
+    return format_table(lines)
+
+
+def format_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Format lines of a table as CSV; the first line names the columns."""
     text = io.StringIO()
     writer = csv.DictWriter(text, lines[0].keys(), lineterminator="\n")
     writer.writeheader()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from adcam.data.dataset import ImageDataset
 from adcam.data.formats import read_cam_file
 from adcam.data.png import read_mask
 from adcam.data.voc import voc_class_set
@@ -15,7 +16,14 @@ from adcam.errors import AdcamError
 from adcam.files import find_files, match_id
 from adcam.labeling.maps_file import StoredMaps, load_maps
 from adcam.labeling.output_folder import CONFIG_NAME, MAPS_DIR, masks_folder
-from adcam.metrics.miou import Average, MeanIoU, PredIgnore, ThresholdCurve, name_classes
+from adcam.metrics.miou import (
+    Average,
+    MeanIoU,
+    MeanIoUResult,
+    PredIgnore,
+    ThresholdCurve,
+    name_classes,
+)
 from adcam.progress import track
 from adcam.structures import IGNORE_INDEX, ClassSet
 
@@ -86,6 +94,26 @@ def evaluate_masks(
         except ValueError as error:
             raise AdcamError(f"{pred_path} against {gt_path}: {error}") from error
     return {**name_classes(metric.compute(), classes), "missing_predictions": pairs.missing}
+
+
+def score_masks(
+    images: ImageDataset, masks_dir: Path
+) -> tuple[MeanIoUResult, list[tuple[float, int]]]:
+    """Scores of masks on disk, and per image (mIoU, index) in ascending order."""
+    num_classes = images.class_set.num_classes
+    total = MeanIoU(num_classes)
+    per_image = []
+    for index, record in enumerate(images.records):
+        truth = images.load_mask(index)
+        path = masks_dir / f"{record.img_id}.png"
+        if truth is None or not path.is_file():
+            continue
+        single = MeanIoU(num_classes)
+        single.update(read_mask(path), truth)
+        total.merge(single)
+        if record.class_ids:
+            per_image.append((single.compute().miou, index))
+    return total.compute(), sorted(per_image)
 
 
 def evaluate_maps(

@@ -11,17 +11,15 @@ import numpy as np
 from mmengine.config import Config
 from rich.console import Console
 
-from adcam.boxes import ts_cam
 from adcam.data.dataset import ImageDataset
 from adcam.errors import AdcamError
-from adcam.evaluation.compare_boxes import BoxRowResult
+from adcam.evaluation.compare_boxes import BoxComparison, BoxResult
 from adcam.files import hash_file, hash_values
-from adcam.labeling.mask_maker import resize_maps
 from adcam.metrics.localization import ERROR_TYPES, NUM_IOU_BINS, ORACLE
 from adcam.progress import track
 from adcam.recipe.compare import (
     COMPARISON_NAME,
-    BoxComparison,
+    BoxesComparison,
     find_networks,
     run_compare_boxes,
 )
@@ -50,7 +48,6 @@ from adcam.report.model import (
     Timing,
 )
 from adcam.report.render import write_report
-from adcam.structures import Sample
 
 TRUE_COLOR = (255, 255, 255)
 FOUND_COLOR = (0, 229, 255)
@@ -70,7 +67,7 @@ _CURVE_STEP = 10  # of the 1,000 thresholds, every tenth is drawn
 
 def run_box_experiment(
     cfg: Config, work_dir: str | Path, *, title: str, command: Sequence[str]
-) -> tuple[BoxComparison, Path]:
+) -> tuple[BoxesComparison, Path]:
     """Train what is not there yet, compare by boxes, report.
 
     Writes ``compare.csv``, ``compare.json``, ``report.html``, ``report.md`` and ``report.json``
@@ -93,11 +90,9 @@ def run_box_experiment(
     with stage(console, seconds, "train the networks"):
         find_networks(cfg, work_dir)
     with stage(console, seconds, "compare by boxes"):
-        comparison = run_compare_boxes(cfg, work_dir, progress=track)
+        comparison = run_compare_boxes(cfg, work_dir, progress=track, keep_pictures=True)
     with stage(console, seconds, "report"):
-        results, images = comparison.results, comparison.images
-        last = results[-1].outcomes
-        order = sorted((outcome.iou, index) for index, outcome in enumerate(last))
+        results, images = comparison.found.results, comparison.images
         provenance = {
             "config hash": hash_values(cfg.to_dict()),
             **{
@@ -113,7 +108,7 @@ def run_box_experiment(
             subtitle=f"{images.class_set.name}: {len(images)} images of {images.split}, "
             f"{images.class_set.num_fg_classes} classes",
             command=shlex.join(command),
-            picture_rows=make_box_pictures(comparison, pick_spread(order, each=3)),
+            picture_rows=make_box_pictures(comparison.found, images, each=3),
             seconds=seconds,
             provenance=[KeyValues(provenance, "How this was made")],
         )
@@ -158,7 +153,7 @@ def remake_box_report(work_dir: str | Path) -> Path:
 
 
 def build_box_report(
-    results: Sequence[BoxRowResult],
+    results: Sequence[BoxResult],
     images: ImageDataset,
     *,
     title: str,
@@ -208,7 +203,9 @@ def build_box_report(
         subtitle=subtitle,
         summary=[summary],
         headlines=[
-            Headline(f"{last.row.name}, {images.split}", last.boxes.max_box_acc_v2, "%", chosen_on),
+            Headline(
+                f"{last.spec.name}, {images.split}", last.boxes.max_box_acc_v2, "%", chosen_on
+            ),
             Headline("GT-known Loc", last.localization.gt_known, "%", f"at {last.threshold:.3f}"),
             Headline("Top-1 Loc", last.localization.top_loc[1], "%", "class and box right"),
             Headline("Top-1", last.localization.top_cls[1], "%", "class right"),
@@ -219,9 +216,9 @@ def build_box_report(
     )
 
 
-def describe_boxes(results: Sequence[BoxRowResult], split: str) -> tuple[str, list[Text]]:
+def describe_boxes(results: Sequence[BoxResult], split: str) -> tuple[str, list[Text]]:
     """One sentence on the ranking, and what a reader must not overlook."""
-    scores = {item.row.name: item.boxes.max_box_acc_v2 for item in results}
+    scores = {item.spec.name: item.boxes.max_box_acc_v2 for item in results}
     order = sorted(scores, key=lambda name: -scores[name])
     summary = "MaxBoxAccV2: " + ", ".join(f"{name} {scores[name]:.1f}" for name in order) + "."
     cautions = []
@@ -230,13 +227,13 @@ def describe_boxes(results: Sequence[BoxRowResult], split: str) -> tuple[str, li
             f"All thresholds were chosen on {split}, the split reported (oracle): the numbers "
             "flatter."
         )
-    last = results[-1].row.name
+    last = results[-1].spec.name
     if order[0] != last:
         cautions.append(f"{last} is not first here: {order[0]} reaches {scores[order[0]]:.1f}.")
     return summary, [Text(cautions, tone="caution")] if cautions else []
 
 
-def box_table(results: Sequence[BoxRowResult], split: str, command: str) -> Table:
+def box_table(results: Sequence[BoxResult], split: str, command: str) -> Table:
     """All scores, with the thresholds' split and, apart, what the oracle would report."""
     deltas = list(results[0].boxes.box_acc)
     columns = [
@@ -255,7 +252,7 @@ def box_table(results: Sequence[BoxRowResult], split: str, command: str) -> Tabl
     ]
     rows: list[list[Cell]] = [
         [
-            item.row.name,
+            item.spec.name,
             item.boxes.max_box_acc_v2,
             *item.boxes.box_acc.values(),
             *item.largest.box_acc.values(),
@@ -278,36 +275,36 @@ def box_table(results: Sequence[BoxRowResult], split: str, command: str) -> Tabl
     )
 
 
-def _is_given(results: Sequence[BoxRowResult]) -> bool:
+def _is_given(results: Sequence[BoxResult]) -> bool:
     return any(item.threshold_from != item.chosen_on for item in results)
 
 
-def threshold_curves(results: Sequence[BoxRowResult], split: str) -> list[Block]:
+def threshold_curves(results: Sequence[BoxResult], split: str) -> list[Block]:
     """All methods at IoU 0.5, and the last one at every IoU."""
     last = results[-1]
     middle = sorted(last.boxes.curves)[len(last.boxes.curves) // 2]
     dots = f"Dots: thresholds chosen on {last.chosen_on}."
     return [
         Curves(
-            [_series(item, item.row.name, middle) for item in results],
+            [_series(item, item.spec.name, middle) for item in results],
             "threshold, share of a map's maximum",
             f"boxes of IoU ≥ {middle:g} on {split}, %",
             f"Share of the images with a box that fits, boxes of all contours. {dots}",
-            emphasis=last.row.name,
+            emphasis=last.spec.name,
             x_range=(0.0, 1.0),
         ),
         Curves(
             [_series(last, f"IoU ≥ {delta:g}", delta) for delta in last.boxes.curves],
             "threshold, share of a map's maximum",
             f"box accuracy on {split}, %",
-            f"{last.row.name}: the stricter the IoU, the narrower the range. {dots}",
+            f"{last.spec.name}: the stricter the IoU, the narrower the range. {dots}",
             emphasis=f"IoU ≥ {middle:g}",
             x_range=(0.0, 1.0),
         ),
     ]
 
 
-def _series(item: BoxRowResult, name: str, delta: float) -> Series:
+def _series(item: BoxResult, name: str, delta: float) -> Series:
     chosen = (item.boxes.best_thresholds[delta], item.boxes.box_acc[delta])
     return Series(
         name,
@@ -317,25 +314,25 @@ def _series(item: BoxRowResult, name: str, delta: float) -> Series:
     )
 
 
-def iou_histograms(results: Sequence[BoxRowResult]) -> Histograms:
+def iou_histograms(results: Sequence[BoxResult]) -> Histograms:
     """How well the box of the true class fits, image by image."""
     return Histograms(
         [i / NUM_IOU_BINS for i in range(NUM_IOU_BINS + 1)],
-        {item.row.name: item.localization.iou_histogram for item in results},
+        {item.spec.name: item.localization.iou_histogram for item in results},
         "IoU",
         "Images by the IoU of the box of the true class (TS-CAM's rule) with a true box; beside "
         "each name the share from 0.5 on.",
-        emphasis=results[-1].row.name,
+        emphasis=results[-1].spec.name,
         mark=0.5,
     )
 
 
-def error_bars(results: Sequence[BoxRowResult]) -> list[Block]:
+def error_bars(results: Sequence[BoxResult]) -> list[Block]:
     """What became of the first guess, of the rows that guess."""
     values = {
-        item.row.name: [item.localization.errors[name] for name in ERROR_TYPES]
+        item.spec.name: [item.localization.errors[name] for name in ERROR_TYPES]
         for item in results
-        if item.row.method
+        if item.spec.method
     }
     caption = (
         "The first guess and its box, by TS-CAM's error types in its order: a wrong class is "
@@ -344,11 +341,11 @@ def error_bars(results: Sequence[BoxRowResult]) -> list[Block]:
     return [Shares([ERROR_NAMES[name] for name in ERROR_TYPES], values, caption)] if values else []
 
 
-def per_class_boxes(results: Sequence[BoxRowResult], images: ImageDataset) -> PerClass:
+def per_class_boxes(results: Sequence[BoxResult], images: ImageDataset) -> PerClass:
     """GT-known Loc of every class for every method."""
     ids = range(images.class_set.num_fg_classes)
     values = {
-        item.row.name: [
+        item.spec.name: [
             item.localization.per_class[i]["gt_known"]
             if i in item.localization.per_class
             else float("nan")
@@ -357,49 +354,51 @@ def per_class_boxes(results: Sequence[BoxRowResult], images: ImageDataset) -> Pe
         for item in results
     }
     return PerClass(
-        list(images.class_set.classes), values, "GT-known Loc, %", "", results[-1].row.name
+        list(images.class_set.classes), values, "GT-known Loc, %", "", results[-1].spec.name
     )
 
 
-def make_box_pictures(comparison: BoxComparison, indices: Sequence[int]) -> list[PictureRow]:
-    """Images with true boxes, then every row's map of the true class with its box and IoU."""
-    classes = comparison.images.class_set.classes
-    img_ids = [comparison.images.records[index].img_id for index in indices]
+def make_box_pictures(
+    comparison: BoxComparison, images: ImageDataset, *, each: int
+) -> list[PictureRow]:
+    """True boxes, and every method's map with its box and IoU, of best, middle and worst images.
+
+    Args:
+        comparison: The comparison with its pictures.
+        images: The images that were reported on.
+        each: How many best, middle and worst images.
+    """
+    kept = {picture.index: picture for picture in comparison.pictures}
+    last = comparison.results[-1].outcomes
     rows = []
-    for sample, found in comparison.iterate_maps(img_ids):
-        pictures = [Picture(_outline(sample, sample.img), "image")]
+    for index in pick_spread(sorted((last[i].iou, i) for i in kept), each=each):
+        picture = kept[index]
+        true = np.zeros((0, 4)) if picture.boxes is None else picture.boxes
+        pictures = [Picture(_outline(picture.img, true), "image")]
         for result in comparison.results:
-            score_map = found[result.row.name].score_map
-            box = ts_cam.compute_box(score_map, threshold=result.threshold)
-            heat = overlay_heat(sample.img, resize_maps(score_map[None], sample.ori_hw)[0])
-            iou = next(o.iou for o in result.outcomes if o.img_id == sample.img_id)
-            outlined = _outline(sample, heat, box, score_map.shape)
-            pictures.append(Picture(outlined, result.row.name, 100 * iou))
-        labels = [classes[i] for i in sample.class_ids or ()]
-        rows.append(PictureRow(sample.img_id, pictures, labels))
+            outcome, name = result.outcomes[index], result.spec.name
+            heat = overlay_heat(picture.img, picture.score_map(name))
+            outlined = _outline(heat, true, np.array([outcome.box]))
+            pictures.append(Picture(outlined, name, 100 * outcome.iou))
+        labels = [images.class_set.classes[i] for i in picture.class_ids]
+        rows.append(PictureRow(picture.img_id, pictures, labels))
     return rows
 
 
-def _outline(
-    sample: Sample,
-    rgb: np.ndarray,
-    box: np.ndarray | None = None,
-    map_hw: tuple[int, ...] = (),
-) -> np.ndarray:
-    """True boxes, and a found one that is in pixels of its map."""
-    if sample.boxes is not None:
-        rgb = draw_boxes(rgb, sample.boxes, TRUE_COLOR)
-    if box is None:
+def _outline(rgb: np.ndarray, true: np.ndarray, found: np.ndarray | None = None) -> np.ndarray:
+    """Draw true boxes and a found one, given as shares of width and height."""
+    scale = np.array([rgb.shape[1], rgb.shape[0]] * 2)
+    rgb = draw_boxes(rgb, np.rint(true * scale).astype(np.int64), TRUE_COLOR)
+    if found is None:
         return rgb
-    scale = np.array([rgb.shape[1] / map_hw[1], rgb.shape[0] / map_hw[0]] * 2)
-    return draw_boxes(rgb, np.rint(box[None] * scale).astype(np.int64), FOUND_COLOR)
+    return draw_boxes(rgb, np.rint(found * scale).astype(np.int64), FOUND_COLOR)
 
 
-def _picture_grid(rows: Sequence[PictureRow], last: BoxRowResult) -> PictureGrid:
+def _picture_grid(rows: Sequence[PictureRow], last: BoxResult) -> PictureGrid:
     return PictureGrid(
         rows,
         "Score maps of the true class with its box by TS-CAM's rule, each method at its own "
-        f"threshold. Best, middle and worst by the IoU of {last.row.name}.",
+        f"threshold. Best, middle and worst by the IoU of {last.spec.name}.",
         [("true box", TRUE_COLOR), ("box found", FOUND_COLOR)],
         max_side=320,
         shows_ignored=False,

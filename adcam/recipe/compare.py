@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,13 @@ from mmengine.config import Config
 from adcam.data.dataset import ImageDataset
 from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
-from adcam.evaluation.compare import Progress, RowResult, compare_methods, format_csv
-from adcam.evaluation.compare_boxes import (
-    BoxRowResult,
-    SampleMaps,
-    compare_boxes,
-    format_box_csv,
-    iterate_maps,
-)
+from adcam.evaluation.compare import MethodComparison, compare_methods, format_csv
+from adcam.evaluation.compare_boxes import BoxComparison, compare_boxes, format_box_csv
+from adcam.evaluation.loop import LoopOptions, Progress, default_workers
 from adcam.files import write_json, write_text
-from adcam.labeling.labeler import DTYPES, resolve_device
+from adcam.labeling.labeler import DTYPES
 from adcam.models.classifier_file import ClassifierFile, load_classifier
 from adcam.settings import MethodSpec, Settings, load_config
-from adcam.structures import Sample
 from adcam.training.classifier import CLASSIFIER_NAME, train_classifier
 
 COMPARISON_NAME = "compare.json"
@@ -42,9 +36,30 @@ def read_rows(cfg: Config) -> list[MethodSpec]:
     return list(Settings(values).compare.rows)
 
 
+@dataclass(frozen=True, eq=False)
+class MaskComparison:
+    """A comparison of methods of segmentation, with what it was made from.
+
+    Attributes:
+        found: The scores and all that a report needs.
+        images: All images of the reporting split.
+        classifier: The classifier.
+        checkpoint: The file of the classifier.
+    """
+
+    found: MethodComparison
+    images: ImageDataset
+    classifier: ClassifierFile
+    checkpoint: Path
+
+
 def run_compare(
-    cfg: Config, work_dir: str | Path, *, progress: Progress | None = None
-) -> list[RowResult]:
+    cfg: Config,
+    work_dir: str | Path,
+    *,
+    progress: Progress | None = None,
+    with_masks: bool = False,
+) -> MaskComparison:
     """Train if ``work_dir`` has no classifier, then score the config's ``compare.rows``.
 
     Writes ``compare.csv`` into ``work_dir``.
@@ -52,29 +67,40 @@ def run_compare(
     Args:
         cfg: A training config with a ``compare`` section: ``rows``, the splits ``choose_on`` and
             ``report_on``, and ``choose_stride``/``report_stride`` to use every n-th image.
-        work_dir: Where the classifier is or will be.
-        progress: As for :func:`compare_methods`.
+        work_dir: The folder of the classifier and of the results.
+        progress: A function that wraps the loop over images and shows how far it is.
+        with_masks: Whether to write ``masks_<split>/`` too, the masks of the last method on all
+            images of ``report_on``, and to keep its pictures.
 
     Raises:
         AdcamError: If the config has no ``compare`` section, or something in it is wrong.
     """
     work_dir = Path(work_dir)
-    dtype = cfg.compare.get("dtype", "float32")
-    if dtype not in DTYPES:
-        raise AdcamError(f"compare.dtype must be one of {DTYPES}, got {dtype!r}")
-    network = load_classifier(find_classifier(cfg, work_dir)).network
-    stride = cfg.compare.get("choose_stride", 1)
-    results = compare_methods(
-        network,
+    dtype = _read_dtype(cfg)
+    checkpoint = find_classifier(cfg, work_dir)
+    classifier = load_classifier(checkpoint)
+    images = build_dataset(cfg.data, cfg.compare.report_on)
+    stride = cfg.compare.get("report_stride", 1)
+    found = compare_methods(
+        {"": classifier},
         read_rows(cfg),
-        build_dataset(cfg.data, cfg.compare.choose_on)[::stride],
-        build_dataset(cfg.data, cfg.compare.report_on)[:: cfg.compare.get("report_stride", 1)],
-        dtype=getattr(torch, dtype),
-        progress=progress,
+        build_dataset(cfg.data, cfg.compare.choose_on)[:: cfg.compare.get("choose_stride", 1)],
+        images if with_masks else images[::stride],
+        options=LoopOptions(dtype=dtype, workers=default_workers(), progress=progress),
+        report_stride=stride if with_masks else 1,
+        masks_dir=work_dir / f"masks_{images.split}" if with_masks else None,
+        keep_pictures=with_masks,
     )
-    class_set = build_dataset(cfg.data, cfg.compare.report_on).class_set
-    write_text(work_dir / "compare.csv", format_csv(results, class_set))
-    return results
+    write_text(work_dir / "compare.csv", format_csv(found.results, images.class_set))
+    return MaskComparison(found, images, classifier, checkpoint)
+
+
+def _read_dtype(cfg: Config) -> torch.dtype:
+    name = cfg.compare.get("dtype", "float32")
+    if name not in DTYPES:
+        raise AdcamError(f"compare.dtype must be one of {DTYPES}, got {name!r}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def find_classifier(cfg: Config, work_dir: Path) -> Path:
@@ -102,46 +128,28 @@ def check_compare(cfg: Config) -> None:
         raise AdcamError("the config has no section 'compare'; configs/voc_animals has examples")
 
 
-@dataclass(frozen=True)
-class BoxComparison:
-    """A comparison with what it was made from.
+@dataclass(frozen=True, eq=False)
+class BoxesComparison:
+    """A comparison by boxes, with what it was made from.
 
     Attributes:
-        results: Of :func:`compare_boxes`.
-        images: The reporting split.
-        classifiers: The networks by name.
-        checkpoints: Their files.
-        device: Where they are.
-        dtype: Of their passes.
-        image_root: Folder that the paths of images begin in.
+        found: The scores and all that a report needs.
+        images: The images that were reported on.
+        checkpoints: The files of the networks by name.
     """
 
-    results: list[BoxRowResult]
+    found: BoxComparison
     images: ImageDataset
-    classifiers: Mapping[str, ClassifierFile]
     checkpoints: Mapping[str, Path]
-    device: torch.device
-    dtype: torch.dtype
-    image_root: Path
-
-    def iterate_maps(
-        self, img_ids: Sequence[str]
-    ) -> Iterator[tuple[Sample, dict[str, SampleMaps]]]:
-        """Some images of the split with the maps of all rows, made again."""
-        yield from iterate_maps(
-            self.classifiers,
-            [result.row for result in self.results],
-            self.images.subset(img_ids),
-            num_guesses=0,
-            device=self.device,
-            dtype=self.dtype,
-            image_root=self.image_root,
-        )
 
 
 def run_compare_boxes(
-    cfg: Config, work_dir: str | Path, *, progress: Progress | None = None
-) -> BoxComparison:
+    cfg: Config,
+    work_dir: str | Path,
+    *,
+    progress: Progress | None = None,
+    keep_pictures: bool = False,
+) -> BoxesComparison:
     """Train what is not there yet, then score the config's ``compare.rows`` by boxes.
 
     Writes ``compare.csv`` and ``compare.json`` into ``work_dir``, and with
@@ -152,38 +160,33 @@ def run_compare_boxes(
             (:class:`MethodSpec`), the splits ``choose_on`` and ``report_on``, ``networks`` (see
             :func:`find_networks`), ``threshold``, ``dtype``, ``score_maps``, ``choose_stride`` and
             ``report_stride`` to use every n-th image.
-        work_dir: Where results go.
-        progress: As for :func:`compare_boxes`.
+        work_dir: The folder of the results.
+        progress: A function that wraps the loop over images and shows how far it is.
+        keep_pictures: Whether to keep the images with all maps for a report.
 
     Raises:
         AdcamError: If the config has no ``compare`` section, or something in it is wrong.
     """
     work_dir = Path(work_dir)
     check_compare(cfg)
-    options = cfg.compare
-    dtype = options.get("dtype", "float32")
-    if dtype not in DTYPES:
-        raise AdcamError(f"compare.dtype must be one of {DTYPES}, got {dtype!r}")
+    section = cfg.compare
+    dtype = _read_dtype(cfg)
     rows = read_rows(cfg)
-    choose_set = build_dataset(cfg.data, options.choose_on)[:: options.get("choose_stride", 1)]
-    report_set = build_dataset(cfg.data, options.report_on)[:: options.get("report_stride", 1)]
+    choose_set = build_dataset(cfg.data, section.choose_on)[:: section.get("choose_stride", 1)]
+    report_set = build_dataset(cfg.data, section.report_on)[:: section.get("report_stride", 1)]
     checkpoints = find_networks(cfg, work_dir)
-    classifiers = {name: load_classifier(path) for name, path in checkpoints.items()}
-    device = resolve_device(None)
-    image_root = Path(cfg.data.root).expanduser()
-    results = compare_boxes(
-        classifiers,
+    found = compare_boxes(
+        {name: load_classifier(path) for name, path in checkpoints.items()},
         rows,
         choose_set,
         report_set,
-        threshold=options.get("threshold"),
-        device=device,
-        dtype=getattr(torch, dtype),
-        progress=progress,
-        score_map_dir=work_dir / "score_maps" if options.get("score_maps", False) else None,
-        image_root=image_root,
+        threshold=section.get("threshold"),
+        options=LoopOptions(dtype=dtype, workers=default_workers(), progress=progress),
+        score_map_dir=work_dir / "score_maps" if section.get("score_maps", False) else None,
+        image_root=Path(cfg.data.root).expanduser(),
+        keep_pictures=keep_pictures,
     )
-    write_text(work_dir / "compare.csv", format_box_csv(results, report_set))
+    write_text(work_dir / "compare.csv", format_box_csv(found.results, report_set))
     write_json(
         work_dir / COMPARISON_NAME,
         {
@@ -191,18 +194,10 @@ def run_compare_boxes(
             "config": cfg.to_dict(),
             "split": report_set.split,
             "num_images": len(report_set),
-            "rows": [result.to_dict() for result in results],
+            "rows": [result.to_dict() for result in found.results],
         },
     )
-    return BoxComparison(
-        results,
-        report_set,
-        classifiers,
-        checkpoints,
-        device,
-        getattr(torch, dtype),
-        image_root,
-    )
+    return BoxesComparison(found, report_set, checkpoints)
 
 
 def find_networks(cfg: Config, work_dir: str | Path) -> dict[str, Path]:

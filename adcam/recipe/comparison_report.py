@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from adcam.data.dataset import ImageDataset
-from adcam.data.png import read_mask
-from adcam.evaluation.compare import RowResult
-from adcam.labeling.generate import GenerateResult
-from adcam.labeling.map_maker import Network, compute_class_maps, run_network
-from adcam.metrics.miou import MeanIoU, MeanIoUResult
+from adcam.evaluation.compare import MethodComparison, MethodResult
+from adcam.evaluation.loop import EvaluationTimes
+from adcam.metrics.miou import MeanIoUResult
 from adcam.report.figures import picture_row
 from adcam.report.model import (
     Block,
@@ -39,7 +37,7 @@ from adcam.version import __version__
 
 
 def build_comparison_report(
-    results: Sequence[RowResult],
+    results: Sequence[MethodResult],
     masks: MeanIoUResult,
     images: ImageDataset,
     *,
@@ -50,7 +48,7 @@ def build_comparison_report(
     lead_rows: Sequence[PictureRow],
     more_rows: Sequence[PictureRow],
     seconds: Mapping[str, float],
-    generated: GenerateResult,
+    times: Mapping[str, EvaluationTimes],
     provenance: Sequence[KeyValues],
     extra_sections: Sequence[Section] = (),
     mask_name: str = "mask",
@@ -69,7 +67,7 @@ def build_comparison_report(
         lead_rows: Pictures of the first screen.
         more_rows: Best, median and worst images.
         seconds: Wall time by stage.
-        generated: The run that made the masks.
+        times: Where the time of the comparison went.
         provenance: Versions, settings, hashes.
         extra_sections: Placed before the class scores.
         mask_name: What the masks on disk are, e.g. ``"AD-CAM + CRF"``.
@@ -79,7 +77,7 @@ def build_comparison_report(
         The report; :func:`adcam.report.render.write_report` writes it.
     """
     class_set = images.class_set
-    scores = {item.row.name: item.result.miou for item in results}
+    scores = {item.spec.name: item.result.miou for item in results}
     summary, honest = describe_ranking(scores)
     legend = [("background", class_set.palette[0])] + [
         (name, class_set.palette[value])
@@ -104,12 +102,11 @@ def build_comparison_report(
             len(curves), Section("Best, median, worst", [PictureGrid(more_rows, caption)])
         )
     timings = [Timing(name, value) for name, value in seconds.items()]
-    times: list[Block] = [TimeTable(timings, describe_machine()), generate_times(generated)]
-    sections.append(Section("Where the time went", times))
+    spent: list[Block] = [TimeTable(timings, describe_machine()), evaluation_times(times)]
+    sections.append(Section("Where the time went", spent))
     # A CRF is shown beside the maps it starts from, and compared with nothing that has none.
-    plain = {
-        item.row.name: item.result.miou for item in results if item.row.crf == "none"
-    } or scores
+    unrefined = [item for item in results if item.spec.crf == "none"]
+    plain = {item.spec.name: item.result.miou for item in unrefined} or scores
     others = [value for name, value in plain.items() if not name.startswith("AD-CAM")]
     best_name = max(plain, key=lambda name: plain[name])
     headlines = [
@@ -144,7 +141,7 @@ def describe_ranking(scores: Mapping[str, float]) -> tuple[str, list[Text]]:
 
 
 def comparison_table(
-    results: Sequence[RowResult], split: str, choose_split: str, command: str
+    results: Sequence[MethodResult], split: str, choose_split: str, command: str
 ) -> Table:
     """mIoU by method, with the threshold and where it was chosen."""
     return Table(
@@ -159,10 +156,10 @@ def comparison_table(
         ],
         rows=[
             [
-                item.row.name,
-                "/".join(map(str, item.row.views.scales))
-                + (" flip" if item.row.views.flip else ""),
-                "–" if item.row.crf == "none" else item.row.crf,
+                item.spec.name,
+                "/".join(map(str, item.spec.views.scales))
+                + (" flip" if item.spec.views.flip else ""),
+                "–" if item.spec.crf == "none" else item.spec.crf,
                 item.threshold,
                 item.chosen_miou,
                 item.result.miou,
@@ -178,32 +175,32 @@ def comparison_table(
     )
 
 
-def generate_times(generated: GenerateResult) -> Table:
-    """Seconds of each stage of the run that made the masks."""
+def evaluation_times(times: Mapping[str, EvaluationTimes]) -> Table:
+    """Seconds of each step of the comparison, on both splits together."""
+    seconds: Counter[str] = Counter()
+    for part in times.values():
+        seconds.update(part.seconds)
+    total = sum(part.total * part.num_processes for part in times.values())
     return Table(
         columns=[
-            Column("stage"),
+            Column("step"),
             Column("seconds", digits=1, hint="summed over threads and processes"),
-            Column("in", digits=0, hint="threads or processes"),
-            Column("share of wall time, %", digits=0),
+            Column("share of the processes' time, %", digits=0),
         ],
-        rows=[
-            [stage, generated.seconds[stage], generated.lanes[stage], 100 * share]
-            for stage, share in generated.shares.items()
-        ],
-        caption=f"Writing the masks took {generated.seconds['total']:.0f} s for {generated.ok} "
-        "images; stages overlap where they run in several processes.",
+        rows=[[step, spent, 100 * spent / max(total, 1e-9)] for step, spent in seconds.items()],
+        caption="Each image is read once and each network sees it once for each set of views; "
+        "all methods share these passes.",
     )
 
 
-def threshold_curves(results: Sequence[RowResult], split: str) -> Curves:
+def threshold_curves(results: Sequence[MethodResult], split: str) -> Curves:
     """mIoU over the background threshold, the chosen one marked."""
     series = []
     for item in results:
         if item.curve is None:
             continue
         chosen = (item.threshold, item.result.miou)
-        series.append(Series(item.row.name, item.curve.thresholds, item.curve.miou, chosen))
+        series.append(Series(item.spec.name, item.curve.thresholds, item.curve.miou, chosen))
     names = [entry.name for entry in series]
     return Curves(
         series,
@@ -215,12 +212,12 @@ def threshold_curves(results: Sequence[RowResult], split: str) -> Curves:
 
 
 def per_class_scores(
-    results: Sequence[RowResult], masks: MeanIoUResult, mask_name: str, class_set: ClassSet
+    results: Sequence[MethodResult], masks: MeanIoUResult, mask_name: str, class_set: ClassSet
 ) -> PerClass:
     """IoU of every class for every method and for the masks."""
     values = (0, *class_set.mask_values)
     by_method = {
-        item.row.name: [item.result.iou_per_class[value] for value in values] for item in results
+        item.spec.name: [item.result.iou_per_class[value] for value in values] for item in results
     }
     by_method[mask_name] = [masks.iou_per_class[value] for value in values]
     return PerClass([class_set.name_of_value(value) for value in values], by_method)
@@ -234,68 +231,32 @@ def confusion_matrix(masks: MeanIoUResult, class_set: ClassSet) -> Confusion:
     return Confusion(names, counts, "Pixels of the masks; ignored ones are left out.")
 
 
-def score_masks(
-    images: ImageDataset, masks_dir: Path
-) -> tuple[MeanIoUResult, list[tuple[float, int]]]:
-    """Scores of masks on disk, and per image (mIoU, index) in ascending order."""
-    num_classes = images.class_set.num_classes
-    total = MeanIoU(num_classes)
-    per_image = []
-    for index, record in enumerate(images.records):
-        truth = images.load_mask(index)
-        path = masks_dir / f"{record.img_id}.png"
-        if truth is None or not path.is_file():
-            continue
-        single = MeanIoU(num_classes)
-        single.update(read_mask(path), truth)
-        total.merge(single)
-        if record.class_ids:
-            per_image.append((single.compute().miou, index))
-    return total.compute(), sorted(per_image)
-
-
 def make_picture_rows(
-    network: Network,
-    results: Sequence[RowResult],
-    images: ImageDataset,
-    indices: Sequence[int],
-    masks_dir: Path,
-    *,
-    mask_name: str,
-    dtype: torch.dtype = torch.float32,
+    comparison: MethodComparison, images: ImageDataset, *, each: int
 ) -> list[PictureRow]:
-    """Image, truth, every method's map (with this image's mIoU) and the mask."""
+    """Image, ground truth, every method's map and the mask, of best, middle and worst images.
+
+    Args:
+        comparison: The comparison with its pictures.
+        images: The images that the masks are of.
+        each: How many best, middle and worst images.
+    """
+    kept = {picture.index: picture for picture in comparison.pictures}
+    mious = comparison.masks.mious
+    ranking = sorted((mious[i], i) for i, picture in kept.items() if picture.class_ids)
     rows = []
-    for index in indices:
-        sample = images[index]
-        score_maps, values = {}, {}
-        for item in results:
-            method = item.row.build()
-            passes = run_network(
-                network,
-                sample.img,
-                item.row.views,
-                method.layer_sets(network.depth),
-                device=torch.device("cpu"),
-                dtype=dtype,
-            )
-            maps = compute_class_maps(passes, sample.class_ids or (), method, sample.ori_hw)
-            score_maps[item.row.name] = maps.score_maps.max(axis=0)
-        mask = read_mask(masks_dir / f"{sample.img_id}.png")
-        if sample.mask is not None:
-            single = MeanIoU(images.class_set.num_classes)
-            single.update(mask, sample.mask)
-            values[mask_name] = single.compute().miou
+    for index in pick_spread(ranking, each=each):
+        picture = kept[index]
         rows.append(
             picture_row(
-                sample.img_id,
-                sample.img,
-                score_maps=score_maps,
+                picture.img_id,
+                picture.img,
+                score_maps={name: picture.score_map(name) for name in picture.maps},
                 palette=images.class_set.palette,
-                labels=[images.class_set.classes[i] for i in sample.class_ids or ()],
-                gt=sample.mask,
-                masks={mask_name: mask},
-                values=values,
+                labels=[images.class_set.classes[i] for i in picture.class_ids],
+                gt=picture.gt,
+                masks=picture.masks,
+                values=dict.fromkeys(picture.masks, mious[index]),
             )
         )
     return rows

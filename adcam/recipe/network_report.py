@@ -15,8 +15,9 @@ from mmengine.config import Config
 from adcam.data.dataset import ImageDataset
 from adcam.data.png import read_mask
 from adcam.errors import AdcamError
+from adcam.evaluation.masks_on_disk import score_masks
 from adcam.files import write_json
-from adcam.recipe.comparison_report import pick_spread, score_masks
+from adcam.recipe.comparison_report import pick_spread
 from adcam.report.figures import picture_row
 from adcam.report.model import (
     Block,

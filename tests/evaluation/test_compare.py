@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ from torch import Tensor
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.folder import load_images
 from adcam.data.png import voc_palette, write_mask
-from adcam.evaluation import compare
-from adcam.evaluation.compare import compare_methods, format_csv
+from adcam.evaluation import mapping
+from adcam.evaluation.compare import MethodResult, format_csv
+from adcam.evaluation.compare import compare_methods as compare
 from adcam.settings import MethodSpec, TestViews
-from adcam.structures import TokenMaps
+from adcam.structures import ClassSet, TokenMaps
 
 CLASSES = build_class_set("two", ["red", "green"])
 HW = (24, 40)
@@ -46,6 +46,20 @@ class Colours:
         cam = inputs[:, :2]
         even = torch.full((len(cam), 2, cam[0, 0].numel()), 0.001)
         return TokenMaps(cam.mean(dim=(2, 3)), cam, (cam.shape[2], cam.shape[3]), 2, even)
+
+
+@dataclass
+class Two:
+    """A classifier of red and green."""
+
+    network: Colours
+    class_set: ClassSet = CLASSES
+
+
+def compare_methods(
+    network: Colours, specs: Sequence[MethodSpec], *splits: ImageDataset, **options: Any
+) -> tuple[MethodResult, ...]:
+    return compare({"": Two(network)}, specs, *splits, **options).results
 
 
 def make_split(
@@ -98,7 +112,7 @@ def test_thresholds_come_from_the_choosing_split(
 ) -> None:
     rows = [MethodSpec("CAM", "cam", views=EXACT), MethodSpec("TS-CAM", "ts_cam", views=EXACT)]
     results = compare_methods(Colours(), rows, *splits)
-    assert [result.row for result in results] == rows
+    assert [result.spec for result in results] == rows
     for result in results:
         assert 128 / 255 < result.threshold < 180 / 255
         assert result.chosen_miou == pytest.approx(100)
@@ -126,11 +140,12 @@ def test_rows_of_the_same_views_share_a_pass(splits: tuple[ImageDataset, ImageDa
 
 def test_options_and_views_reach_the_method(splits: tuple[ImageDataset, ImageDataset]) -> None:
     def scores(**row: Any) -> float:
-        rows = [MethodSpec("x", views=EXACT, **row)]
-        return compare_methods(Colours(), rows, *splits)[0].threshold
+        return compare_methods(Colours(), [MethodSpec("x", views=EXACT, **row)], *splits)[
+            0
+        ].threshold
 
     assert scores(method="ts_cam", options={"negatives": "keep"}) == scores(method="ts_cam")
-    with pytest.raises(ValueError, match="no option 'power'"):
+    with pytest.raises(ValueError, match=r"no option 'power'"):
         scores(method="cam", options={"power": 2})
 
 
@@ -143,8 +158,8 @@ def test_csv_holds_every_number(splits: tuple[ImageDataset, ImageDataset]) -> No
     lines = list(csv.DictReader(io.StringIO(format_csv(results, CLASSES))))
     assert len(lines) == 2
     for line, result in zip(lines, results, strict=True):
-        assert line["name"] == result.row.name
-        assert line["method"] == result.row.method
+        assert line["name"] == result.spec.name
+        assert line["method"] == result.spec.method
         assert float(line["threshold"]) == result.threshold
         assert float(line["miou"]) == pytest.approx(result.result.miou, abs=0.005)
         assert float(line["miou_choosing"]) == pytest.approx(result.chosen_miou, abs=0.005)
@@ -156,17 +171,15 @@ def test_csv_holds_every_number(splits: tuple[ImageDataset, ImageDataset]) -> No
     assert {line["scales"] for line in lines} == {"31"}
 
 
-@pytest.mark.slow  # four processes import torch
-def test_a_crf_row_runs_in_a_pool(
-    splits: tuple[ImageDataset, ImageDataset], monkeypatch: pytest.MonkeyPatch
+def test_a_crf_takes_the_best_of_its_thresholds(
+    splits: tuple[ImageDataset, ImageDataset],
 ) -> None:
     """The best of the thresholds tried on the choosing split is the one reported."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    row = MethodSpec("CRF", "cam", views=EXACT, crf="irn", crf_thresholds=(0.05, 0.6))
+    spec = MethodSpec("CRF", "cam", views=EXACT, crf="irn", crf_thresholds=(0.05, 0.6))
     plain = MethodSpec("CAM", "cam", views=EXACT)
-    first, second = compare_methods(Colours(), [row, plain], *splits)
-    assert first.row is row
-    assert second.row is plain
+    first, second = compare_methods(Colours(), [spec, plain], *splits)
+    assert first.spec is spec
+    assert second.spec is plain
     assert first.threshold == 0.6
     assert first.chosen_miou > literal_miou(splits[0], 0.05) + 20
     assert first.curve is None
@@ -180,25 +193,19 @@ def test_crf_thresholds_are_chosen_on_evenly_spread_images(
 ) -> None:
     choose = make_split(tmp_path, "train", background=0, fringe=200, num_images=7)
     report = make_split(tmp_path, "val", background=0, fringe=200, num_images=2)
-    scored: list[list[str]] = []
+    refined: list[int] = []
+    build = mapping.build_refinement
 
-    class Result:
-        miou = 50.0
+    def count(img: np.ndarray, **options: Any) -> Any:
+        refined.append(len(refined))
+        return build(img, **options)
 
-    class Metric:
-        def compute(self) -> Result:
-            return Result()
-
-    def score_crf(
-        network: Any, row: MethodSpec, images: ImageDataset, thresholds: Sequence[float], *rest: Any
-    ) -> dict[float, Metric]:
-        scored.append([record.img_id for record in images.records])
-        return {threshold: Metric() for threshold in thresholds}
-
-    monkeypatch.setattr(compare, "_score_crf", score_crf)
-    row = MethodSpec("CRF", "cam", views=EXACT, crf="irn", crf_thresholds=(0.3, 0.4))
-    compare_methods(Colours(), [row], choose, report, crf_choose_images=3)
-    assert scored == [["train0", "train2", "train4", "train6"], ["val0", "val1"]]
+    monkeypatch.setattr(mapping, "build_refinement", count)
+    spec = MethodSpec("CRF", "cam", views=EXACT, crf="irn", crf_thresholds=(0.3, 0.4))
+    network = Colours()
+    compare_methods(network, [spec], choose, report, crf_choose_images=3)
+    # Images 0, 2, 4 and 6 of the choosing split, for both thresholds at once; 2 are reported.
+    assert len(refined) == network.passes == 4 + 2
 
 
 def test_images_without_truth_are_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,13 @@ from torch import Tensor, nn
 from adcam.boxes import wsol
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
-from adcam.evaluation.compare_boxes import (
-    compare_boxes,
-    format_box_csv,
-    iterate_maps,
-)
+from adcam.evaluation.boxes import map_of_true_class
+from adcam.evaluation.compare_boxes import BoxResult, format_box_csv
+from adcam.evaluation.compare_boxes import compare_boxes as compare
+from adcam.evaluation.mapping import ImageMapper, MapTargets
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import ClassifierFile
-from adcam.settings import BOX_VIEWS, MethodSpec, TestViews
+from adcam.settings import MethodSpec, TestViews
 from adcam.structures import TokenMaps
 
 CLASSES = build_class_set("two", ["red", "green"], masks=False)
@@ -55,6 +55,10 @@ class Colours(nn.Module):
         cam = inputs[:, [1, 2, 0]]
         even = torch.full((len(cam), 2, cam[0, 0].numel()), 0.001)
         return TokenMaps(cam.mean(dim=(2, 3)), cam, (cam.shape[2], cam.shape[3]), 2, even)
+
+
+def compare_boxes(*args: Any, **options: Any) -> tuple[BoxResult, ...]:
+    return compare(*args, **options).results
 
 
 def make_classifiers() -> dict[str, ClassifierFile]:
@@ -91,7 +95,7 @@ def test_thresholds_come_from_the_choosing_split(
     classifiers = make_classifiers()
     results = compare_boxes(classifiers, rows, *splits)
     assert classifiers[""].network.passes == 8  # rows of the same network and views share a pass
-    assert [result.row for result in results] == rows
+    assert [result.spec for result in results] == rows
     for result in results:
         assert result.chosen_on == result.boxes.chosen_on == result.threshold_from == "val"
         assert result.threshold < 180 / 255
@@ -137,7 +141,7 @@ def test_stored_maps_are_scored_as_those_they_were_stored_from(
     (ours,) = compare_boxes(
         make_classifiers(), [row], *splits, score_map_dir=tmp_path / "maps", image_root=tmp_path
     )
-    stored = MethodSpec("theirs", views=BOX_VIEWS, score_maps=str(tmp_path / "maps" / "cam"))
+    stored = MethodSpec("theirs", score_maps=str(tmp_path / "maps" / "cam"))
     (theirs,) = compare_boxes({}, [stored], *splits, image_root=tmp_path)
     assert theirs.boxes.to_dict() == ours.boxes.to_dict()
     assert theirs.threshold == ours.threshold
@@ -167,7 +171,7 @@ def test_the_same_split_twice_is_the_oracle(splits: tuple[ImageDataset, ImageDat
     assert (line["chosen_on"], line["threshold_from"]) == ("oracle", "oracle")
 
 
-def test_a_given_threshold_is_that_of_the_guesses_alone(
+def test_a_given_threshold_is_that_of_predicted_classes_alone(
     splits: tuple[ImageDataset, ImageDataset],
 ) -> None:
     rows = [MethodSpec("CAM", "cam", views=EXACT)]
@@ -180,7 +184,7 @@ def test_a_given_threshold_is_that_of_the_guesses_alone(
         compare_boxes(make_classifiers(), rows, *splits, threshold=1.0)
 
 
-def test_a_class_that_only_the_network_knows_is_a_wrong_guess(tmp_path: Path) -> None:
+def test_a_class_that_only_the_network_knows_is_a_wrong_prediction(tmp_path: Path) -> None:
     images = make_split(tmp_path, "test", halo=20)
     for record in images.records[:2]:
         img = np.array(Image.open(record.img_path))
@@ -197,25 +201,28 @@ def test_a_class_that_only_the_network_knows_is_a_wrong_guess(tmp_path: Path) ->
         network[""].network, build_class_set("x", ["green", "blue", "pink"])
     )
     with pytest.raises(ValueError, match=r"network '' does not know \['red'\]; its classes are"):
-        compare_boxes(network, [MethodSpec("CAM", "cam", views=BOX_VIEWS)], images, images)
+        compare_boxes(network, [MethodSpec("CAM", "cam")], images, images)
 
 
-def test_the_map_of_a_class_does_not_depend_on_the_guesses(tmp_path: Path) -> None:
+def test_the_map_of_a_class_does_not_depend_on_the_predictions(tmp_path: Path) -> None:
     images = make_split(tmp_path, "test", halo=0)
     rng = np.random.default_rng(0)
     for record in images.records:  # every class is everywhere
         Image.fromarray(rng.integers(0, 256, (*HW, 3), dtype=np.uint8)).save(record.img_path)
-    row = MethodSpec("CAM", "cam", views=EXACT)
+    spec = MethodSpec("CAM", "cam", {"rival_weight": 0.0}, EXACT)
 
-    def score_maps(num_guesses: int) -> list[np.ndarray]:
-        found = iterate_maps(
+    def score_maps(top_k: int) -> list[np.ndarray]:
+        mapper = ImageMapper(
+            [spec],
             make_classifiers(),
-            [row],
-            images,
-            num_guesses=num_guesses,
+            CLASSES,
+            MapTargets(top_k, SCORE_MAP_HW),
             device=torch.device("cpu"),
+            dtype=torch.float32,
         )
-        return [maps["CAM"].score_map for _, maps in found]
+        mapped = [mapper(i, sample, ["CAM"], Counter()) for i, sample in enumerate(images)]
+        assert all(len(image.maps["CAM"].top_predictions) == top_k for image in mapped)
+        return [map_of_true_class(image.sample, image.maps["CAM"]) for image in mapped]
 
     np.testing.assert_allclose(score_maps(0), score_maps(3), rtol=0, atol=1e-6)
 
@@ -277,7 +284,10 @@ def test_views_are_those_of_the_row(splits: tuple[ImageDataset, ImageDataset]) -
 
     classifiers = make_classifiers()
     classifiers[""] = ClassifierFile(Sizes(), classifiers[""].class_set)  # type: ignore[arg-type]
-    two = TestViews((24, 48), flip=True)
-    rows = [MethodSpec("a", "cam", views=BOX_VIEWS), MethodSpec("b", "cam", views=two)]
+    square = TestViews((224,), keep_ratio=False)
+    rows = [
+        MethodSpec("a", "cam", views=square),
+        MethodSpec("b", "cam", views=TestViews((24, 48), flip=True)),
+    ]
     compare_boxes(classifiers, rows, splits[0][:1], splits[0][:1])
     assert seen[:3] == [(1, 3, 224, 224), (2, 3, 19, 30), (2, 3, 38, 61)]

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from adcam.data.dataset import ImageDataset, build_class_set
-from adcam.evaluation.compare import RowResult
-from adcam.labeling.generate import GenerateResult
-from adcam.labeling.steps import STAGES
+from adcam.evaluation.compare import MethodResult
+from adcam.evaluation.loop import EvaluationTimes
 from adcam.metrics.miou import MeanIoU, MeanIoUResult
 from adcam.recipe.comparison_report import build_comparison_report
 from adcam.settings import MethodSpec
@@ -24,12 +23,12 @@ def scored(right: int) -> MeanIoUResult:
     return metric.compute()
 
 
-def row(name: str, right: int, crf: str = "none") -> RowResult:
+def row(name: str, right: int, crf: str = "none") -> MethodResult:
     made = MethodSpec(name, "cam", crf=crf, crf_thresholds=() if crf == "none" else (0.5,))
-    return RowResult(made, 0.5, 50.0, scored(right), None)
+    return MethodResult(made, 0.5, 50.0, scored(right), None)
 
 
-def headlines(rows: list[RowResult]) -> list[tuple[str, Any]]:
+def headlines(rows: list[MethodResult]) -> list[tuple[str, Any]]:
     report = build_comparison_report(
         rows,
         scored(9),
@@ -41,9 +40,7 @@ def headlines(rows: list[RowResult]) -> list[tuple[str, Any]]:
         lead_rows=[],
         more_rows=[],
         seconds={},
-        generated=GenerateResult(
-            1, 0, (), dict.fromkeys([*STAGES, "total"], 1.0), dict.fromkeys(STAGES, 1)
-        ),
+        times={"report": EvaluationTimes({"network": 1.0}, 2.0, 1)},
         provenance=[],
         mask_name="AD-CAM + CRF",
         threshold_note="threshold 0.50",

@@ -92,7 +92,7 @@ def test_one_command_trains_once_and_repeats_itself(
     monkeypatch.setattr(compare, "train_classifier", count)
     results = run_compare(mini_cfg, tmp_path / "a")
     first = (tmp_path / "a" / "compare.csv").read_bytes()
-    assert [result.row.name for result in results] == ["CAM", "AD-CAM"]
+    assert [result.spec.name for result in results.found.results] == ["CAM", "AD-CAM"]
     run_compare(mini_cfg, tmp_path / "a")
     assert trainings == [1]
     assert (tmp_path / "a" / "compare.csv").read_bytes() == first

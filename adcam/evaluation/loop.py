@@ -1,0 +1,285 @@
+"""The one loop of every comparison: images, network passes, maps of many methods, evaluators.
+
+The loop knows no task. It reads each image once, lets each network see each set of views of it
+once, and hands the maps of all methods to evaluators, which count what they are interested in
+(the idea of ``inference_on_dataset`` in detectron2's ``evaluation/evaluator.py``). The results are
+equal to the bit for any number of worker processes: every image is computed by itself with one
+thread, and what was counted is merged in the order of the images.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NoReturn, Protocol, TypeAlias
+
+import torch
+
+from adcam.data.dataset import ImageDataset
+from adcam.errors import AdcamError
+from adcam.evaluation.mapping import (
+    Classifier,
+    ImageMapper,
+    MappedImage,
+    MapTargets,
+    timed,
+)
+from adcam.labeling.executor import (
+    WorkerCrash,
+    WorkerPool,
+    num_processors,
+    one_thread,
+    run_ahead,
+    submit_inline,
+)
+from adcam.labeling.map_maker import resolve_device
+from adcam.settings import MethodSpec
+from adcam.structures import Sample
+
+Progress: TypeAlias = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+INLINE_LIMIT = 16
+"""Up to this many images are evaluated in the calling process: starting others takes longer."""
+
+MAX_WORKERS = 16
+"""Most worker processes that are started unasked: each holds torch and, on a CPU, the networks."""
+
+_READERS = 4
+_WINDOW = 4  # images that a worker takes at once
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How the loop computes; apart from the device and the type nothing changes a result.
+
+    Attributes:
+        device: The device that the networks run on; by default a GPU if there is one.
+        dtype: The type that the networks compute in: ``float32``, or ``bfloat16`` or ``float16``
+            by autocast.
+        workers: The number of worker processes; 0 computes in this process. On a CPU each takes
+            whole images, and with a GPU they evaluate while this process runs the networks. A
+            script needs ``if __name__ == "__main__":`` around a call that starts workers.
+        progress: A function that wraps the loop over images and shows how far it is:
+            ``progress(iterable, description, total)``.
+    """
+
+    device: str | torch.device | None = None
+    dtype: torch.dtype = torch.float32
+    workers: int = 0
+    progress: Progress | None = None
+
+
+class Evaluator(Protocol):
+    """Counts something over images; worker processes count on copies of it."""
+
+    step: str
+    """The name under which its time is recorded."""
+
+    def wants(self, index: int) -> Collection[str]:
+        """Name the methods whose maps of an image are needed; none leaves the image out."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything that was counted."""
+        ...
+
+    def process(self, image: MappedImage) -> None:
+        """Count one image."""
+        ...
+
+    def merge(self, other: Any) -> None:
+        """Add what another instance counted on later images."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvaluationTimes:
+    """Where the time of an evaluation went.
+
+    Attributes:
+        seconds: Time by step, summed over threads and processes: ``read``, ``network``,
+            ``methods`` and the steps of the evaluators.
+        total: Time by the clock on the wall.
+        num_processes: The number of processes that worked on images.
+    """
+
+    seconds: Mapping[str, float]
+    total: float
+    num_processes: int
+
+
+def evaluate(
+    images: ImageDataset,
+    specs: Sequence[MethodSpec],
+    evaluators: Sequence[Evaluator],
+    classifiers: Mapping[str, Classifier],
+    *,
+    targets: MapTargets | None = None,
+    options: LoopOptions | None = None,
+) -> EvaluationTimes:
+    """Let evaluators count the maps of every image by every method.
+
+    Args:
+        images: The images with labels and ground truth.
+        specs: The methods; those of the same network and views share its passes.
+        evaluators: What to count; afterwards they hold the counts of all images.
+        classifiers: The networks by name.
+        targets: Which maps to make besides those of the labelled classes.
+        options: Device, type, worker processes and progress.
+
+    Raises:
+        AdcamError: An image cannot be read, a network is not there or does not know a class, or
+            the process that had an image was killed.
+    """
+    start = time.perf_counter()
+    options = options or LoopOptions()
+    device = resolve_device(options.device)
+    mapper = ImageMapper(
+        specs,
+        classifiers,
+        images.class_set,
+        targets or MapTargets(),
+        device=device,
+        dtype=options.dtype,
+    )
+    indices = [i for i in range(len(images)) if _wanted(evaluators, i)]
+    workers = options.workers if len(indices) > INLINE_LIMIT else 0
+    run = _run_whole if device.type == "cpu" else _run_split
+    seconds: Counter[str] = Counter()
+    # Whatever ends the loop ends the workers.
+    with closing(run(_Job(images, mapper, evaluators), indices, workers)) as counted:
+        done: Iterable[Any] = _merge(counted, evaluators, seconds)
+        if options.progress is not None:
+            done = options.progress(done, f"score {images.split}", len(indices))
+        for _ in done:
+            pass
+    return EvaluationTimes(dict(seconds), time.perf_counter() - start, max(workers, 1))
+
+
+def default_workers(device: str | torch.device | None = None) -> int:
+    """Return the number of worker processes that suits this machine.
+
+    On a CPU it is the number of processors, or 0 if there is one; with a GPU a processor is left
+    for the process that feeds it.
+
+    Args:
+        device: The device that the networks run on; by default a GPU if there is one.
+    """
+    available = num_processors() - (resolve_device(device).type != "cpu")
+    return min(available, MAX_WORKERS) if num_processors() > 1 else 0
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What copies of the evaluators counted on a few images."""
+
+    evaluators: Sequence[Evaluator]
+    num_images: int
+    seconds: Counter[str]
+
+
+class _Job:
+    """Images, networks and empty evaluators; a worker process gets it once."""
+
+    def __init__(
+        self, images: ImageDataset, mapper: ImageMapper, evaluators: Sequence[Evaluator]
+    ) -> None:
+        self.images = images
+        self.mapper = mapper
+        self.evaluators = copy.deepcopy(list(evaluators))
+        for evaluator in self.evaluators:
+            evaluator.reset()
+
+    def read(self, index: int) -> tuple[int, Sample, Counter[str]]:
+        """Read an image with its ground truth."""
+        seconds: Counter[str] = Counter()
+        with timed(seconds, "read"):
+            sample = self.images[index]
+        return index, sample, seconds
+
+    def map(self, read: tuple[int, Sample, Counter[str]]) -> tuple[MappedImage, Counter[str]]:
+        """Make the maps that the evaluators want of an image."""
+        index, sample, seconds = read
+        return self.mapper(index, sample, _wanted(self.evaluators, index), seconds), seconds
+
+    def map_and_count(self, indices: Sequence[int]) -> _Counted:
+        """Read, map and count images, one after the other."""
+        return _count((self.map(self.read(index)) for index in indices), self.evaluators)
+
+
+def _count(
+    images: Iterable[tuple[MappedImage, Counter[str]]], evaluators: Sequence[Evaluator]
+) -> _Counted:
+    """Count images on copies of empty evaluators."""
+    counted = _Counted(copy.deepcopy(evaluators), 0, Counter())
+    num_images = 0
+    for image, seconds in images:
+        num_images += 1
+        counted.seconds.update(seconds)
+        for evaluator in counted.evaluators:
+            if evaluator.wants(image.index):
+                with timed(counted.seconds, evaluator.step):
+                    evaluator.process(image)
+    return replace(counted, num_images=num_images)
+
+
+def _merge(
+    counted: Iterable[_Counted], evaluators: Sequence[Evaluator], seconds: Counter[str]
+) -> Iterator[None]:
+    """Add up what was counted, in the order of the images, and yield once for each."""
+    for part in counted:
+        for evaluator, other in zip(evaluators, part.evaluators, strict=True):
+            evaluator.merge(other)
+        seconds.update(part.seconds)
+        yield from itertools.repeat(None, part.num_images)
+
+
+def _wanted(evaluators: Iterable[Evaluator], index: int) -> set[str]:
+    return {name for evaluator in evaluators for name in evaluator.wants(index)}
+
+
+def _run_whole(job: _Job, indices: Sequence[int], workers: int) -> Generator[_Counted, None, None]:
+    """Do all of an image in one process: this one, or one of the workers."""
+    windows = [indices[i : i + _WINDOW] for i in range(0, len(indices), _WINDOW)]
+    with one_thread():
+        if not workers:
+            yield from run_ahead(submit_inline(job.map_and_count), windows, max_ahead=1)
+            return
+
+        def on_crash(window: Sequence[int], crash: WorkerCrash, retry: object) -> NoReturn:
+            _refuse_crash([job.images.records[i].img_id for i in window], crash)
+
+        with WorkerPool(job.map_and_count, workers, on_crash=on_crash) as pool:
+            yield from run_ahead(pool.submit, windows, max_ahead=2 * workers)
+
+
+def _run_split(job: _Job, indices: Sequence[int], workers: int) -> Generator[_Counted, None, None]:
+    """Read in threads, run the networks in this process, and count in the workers."""
+    count = partial(_count, evaluators=job.evaluators)
+
+    def on_crash(window: Sequence[Any], crash: WorkerCrash, retry: object) -> NoReturn:
+        _refuse_crash([image.sample.img_id for image, _ in window], crash)
+
+    with one_thread(), ThreadPoolExecutor(_READERS) as readers, ExitStack() as stack:
+        submit = submit_inline(count)
+        if workers:
+            submit = stack.enter_context(WorkerPool(count, workers, on_crash=on_crash)).submit
+        read = run_ahead(
+            lambda index: readers.submit(job.read, index), indices, max_ahead=4 * _READERS
+        )
+        mapped = ([job.map(one)] for one in read)
+        yield from run_ahead(submit, mapped, max_ahead=2 * max(workers, 1))
+
+
+def _refuse_crash(img_ids: Sequence[str], crash: WorkerCrash) -> NoReturn:
+    raise AdcamError(
+        f"an image could not be evaluated, one of {', '.join(map(repr, img_ids))}: {crash}. "
+        "If memory was short, try fewer workers"
+    ) from crash

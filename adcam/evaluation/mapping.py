@@ -1,0 +1,305 @@
+"""From images to the maps of many methods, one network pass for all methods of the same views."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from adcam.cams import Method
+from adcam.data.score_maps import find_score_map, read_score_map
+from adcam.errors import AdcamError
+from adcam.labeling.map_maker import MapMaker, Network
+from adcam.masks.background import compute_bg_score, compute_mask, stack_probabilities
+from adcam.masks.crf import build_refinement
+from adcam.settings import MethodSpec, TestViews
+from adcam.structures import ClassMaps, ClassSet, PseudoMask, Sample
+
+
+def check_names(specs: Sequence[MethodSpec]) -> None:
+    """Refuse an empty comparison, and methods that share a name.
+
+    Args:
+        specs: The methods.
+
+    Raises:
+        AdcamError: There is no method, or two have one name.
+    """
+    names = [spec.name for spec in specs]
+    if not names or len(set(names)) < len(names):
+        raise AdcamError(f"methods to compare need different names, got {names}")
+
+
+def format_options(spec: MethodSpec) -> str:
+    """Return the options of a method as they stand in tables, such as ``"power=3.0"``."""
+    return " ".join(f"{key}={value}" for key, value in sorted(spec.options.items()))
+
+
+class Classifier(Protocol):
+    """A network with the names of its classes, such as a loaded classifier file."""
+
+    @property
+    def network(self) -> Network:
+        """The network in eval mode."""
+        ...
+
+    @property
+    def class_set(self) -> ClassSet:
+        """The classes in the order of the network's outputs."""
+        ...
+
+
+@dataclass(frozen=True)
+class MapTargets:
+    """Which maps the loop makes of every image besides those of its labelled classes.
+
+    Attributes:
+        top_k: The number of classes with the highest predicted scores that also get maps.
+        map_hw: Height and width of the maps; ``None`` makes them as large as the image.
+        image_root: The folder that the paths of stored score maps start in.
+    """
+
+    top_k: int = 0
+    map_hw: tuple[int, int] | None = None
+    image_root: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MethodMaps(ClassMaps):
+    """The maps that one method makes of an image, with class ids of the data set.
+
+    Attributes:
+        top_predictions: The classes with the highest scores, best first. A class that only the
+            network knows has an id from the number of the data set's classes on.
+    """
+
+    top_predictions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class MaskChoice:
+    """How the maps of a method become a mask.
+
+    Attributes:
+        name: The name of the method.
+        threshold: The constant background score.
+        crf: The CRF's parameter set, or ``"none"``.
+        chosen_on: The split that the threshold was chosen on.
+    """
+
+    name: str
+    threshold: float
+    crf: str = "none"
+    chosen_on: str = "given"
+
+
+@dataclass(frozen=True, eq=False)
+class MappedImage:
+    """An image with the maps of every method that an evaluator asked for.
+
+    Attributes:
+        index: The position of the image in the data set.
+        sample: The image with its labels and ground truth.
+        maps: The maps by name of the method.
+    """
+
+    index: int
+    sample: Sample
+    maps: Mapping[str, MethodMaps]
+    _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def make_mask(self, choice: MaskChoice, mask_values: Sequence[int]) -> PseudoMask:
+        """Make a mask of one method, once however many evaluators want it.
+
+        The CRF's lattice is built once for each parameter set.
+
+        Args:
+            choice: The method, the threshold and the CRF.
+            mask_values: The mask value of each class of the data set.
+        """
+        if choice not in self._kept:
+            self._kept[choice] = self._compute_mask(choice, mask_values)
+        mask: PseudoMask = self._kept[choice]
+        return mask
+
+    def _compute_mask(self, choice: MaskChoice, mask_values: Sequence[int]) -> PseudoMask:
+        maps, prob = self.maps[choice.name], None
+        if choice.crf != "none" and maps.class_ids:
+            if choice.crf not in self._kept:
+                self._kept[choice.crf] = build_refinement(self.sample.img, crf=choice.crf)
+            scores, threshold = maps.score_maps, choice.threshold
+            bg_score = compute_bg_score(scores, rule="constant", threshold=threshold)
+            prob = self._kept[choice.crf](stack_probabilities(scores, bg_score))
+        return compute_mask(
+            maps,
+            mask_values=mask_values,
+            threshold=choice.threshold,
+            chosen_on=choice.chosen_on,
+            prob=prob,
+        )
+
+
+class ImageMapper:
+    """Makes the maps of all methods of an image; a worker process gets it once."""
+
+    def __init__(
+        self,
+        specs: Sequence[MethodSpec],
+        classifiers: Mapping[str, Classifier],
+        class_set: ClassSet,
+        targets: MapTargets,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Prepare the networks.
+
+        Args:
+            specs: The methods; those of the same network and views share its passes.
+            classifiers: The networks by name.
+            class_set: The classes of the data set, which are matched by name.
+            targets: Which maps to make.
+            device: The device that the networks run on.
+            dtype: The type that they compute in.
+
+        Raises:
+            AdcamError: A network is not there, does not know a class of the data, or lacks blocks
+                that a method reads.
+        """
+        self._targets = targets
+        self._stored = {spec.name: spec.score_maps for spec in specs if spec.score_maps}
+        # Equal methods, with and without a CRF say, share one object and so their maps.
+        distinct: list[Method] = []
+        self._methods: dict[str, Method] = {}
+        groups: dict[tuple[str, TestViews], list[str]] = defaultdict(list)
+        for spec in specs:
+            if spec.method:
+                method = spec.build()
+                distinct += [method] if method not in distinct else []
+                self._methods[spec.name] = distinct[distinct.index(method)]
+                groups[spec.network, spec.views].append(spec.name)
+        self._ids = {
+            name: match_classes(name, classifiers, class_set)
+            for name in sorted({network for network, _ in groups})
+        }
+        self._groups = []
+        for (network, views), names in groups.items():
+            maker = MapMaker(
+                classifiers[network].network,
+                [self._methods[name] for name in names],
+                views=views,
+                device=device,
+                dtype=dtype,
+            )
+            self._groups.append((network, names, maker))
+
+    def __call__(
+        self, index: int, sample: Sample, wanted: Collection[str], seconds: Counter[str]
+    ) -> MappedImage:
+        """Make the maps of one image by the methods that are wanted.
+
+        Args:
+            index: The position of the image in its data set.
+            sample: The image.
+            wanted: The names of the methods.
+            seconds: Time by step, which is added to.
+        """
+        found = {
+            name: self._read_stored(folder, sample)
+            for name, folder in self._stored.items()
+            if name in wanted
+        }
+        for network, names, maker in self._groups:
+            if chosen := [name for name in names if name in wanted]:
+                found |= self._make(maker, self._ids[network], sample, chosen, seconds)
+        return MappedImage(index, sample, found)
+
+    def _make(
+        self,
+        maker: MapMaker,
+        data_ids: Mapping[int, int],
+        sample: Sample,
+        names: Sequence[str],
+        seconds: Counter[str],
+    ) -> dict[str, MethodMaps]:
+        with timed(seconds, "network"):
+            passes = maker.run([sample.img])
+            scores = passes.compute_scores()[0]
+        top = np.argsort(-scores, kind="stable").tolist()[: self._targets.top_k]
+        given = [i for i, data_id in data_ids.items() if data_id in (sample.class_ids or ())]
+        hw = self._targets.map_hw or sample.ori_hw
+        made: dict[int, MethodMaps] = {}
+        with timed(seconds, "methods"):
+            for method in (self._methods[name] for name in names):
+                if id(method) not in made:
+                    (maps,) = maker.compute_maps(passes, [[*given, *top]], [hw], method=method)
+                    made[id(method)] = _rename_classes(maps, data_ids, top)
+        return {name: made[id(self._methods[name])] for name in names}
+
+    def _read_stored(self, folder: str, sample: Sample) -> MethodMaps:
+        image_id = path_below_root(sample, self._targets.image_root)
+        path = find_score_map(Path(folder).expanduser(), image_id)
+        return MethodMaps(sample.class_ids or (), read_score_map(path)[None])
+
+
+def _rename_classes(maps: ClassMaps, data_ids: Mapping[int, int], top: Sequence[int]) -> MethodMaps:
+    """Return maps with the data set's class ids, ascending, in place of the network's."""
+    ids = [data_ids[i] for i in maps.class_ids]
+    score_maps = maps.score_maps
+    if ids != sorted(ids):
+        score_maps = score_maps[np.argsort(ids)]
+    return MethodMaps(tuple(sorted(ids)), score_maps, tuple(data_ids[i] for i in top))
+
+
+def match_classes(
+    name: str, classifiers: Mapping[str, Classifier], class_set: ClassSet
+) -> dict[int, int]:
+    """Return the data set's id of each class of a network.
+
+    Classes that the data set does not know are numbered after its own.
+
+    Args:
+        name: The name of the network.
+        classifiers: The networks by name.
+        class_set: The classes of the data set.
+
+    Raises:
+        AdcamError: The network is not there, or does not know a class of the data set.
+    """
+    if name not in classifiers:
+        raise AdcamError(f"there is no network {name!r}; there are {sorted(classifiers)}")
+    known = classifiers[name].class_set.classes
+    if missing := [c for c in class_set.classes if c not in known]:
+        raise AdcamError(
+            f"network {name!r} does not know {missing}; its classes are {list(known)}. Classes are "
+            "matched by name: data.classes names those of the data"
+        )
+    order = [*class_set.classes, *(c for c in known if c not in class_set.classes)]
+    position = {c: i for i, c in enumerate(order)}
+    return {i: position[c] for i, c in enumerate(known)}
+
+
+def path_below_root(sample: Sample, image_root: Path | None) -> str:
+    """Return the path of an image as wsolevaluation's metadata give it, suffix included.
+
+    Raises:
+        AdcamError: The image is no file, or there is no root.
+    """
+    if sample.img_path is None or image_root is None:
+        raise AdcamError(f"{sample.img_id}: stored maps are found by the image's path below a root")
+    return sample.img_path.relative_to(image_root).as_posix()
+
+
+@contextmanager
+def timed(seconds: Counter[str], step: str) -> Iterator[None]:
+    """Add the time that the body takes to ``seconds[step]``."""
+    start = time.perf_counter()
+    yield
+    seconds[step] += time.perf_counter() - start  # type: ignore[assignment]

@@ -1,0 +1,201 @@
+"""Evaluators of segmentation: threshold sweeps, scores of finished masks, masks as files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adcam.data.png import write_mask
+from adcam.errors import AdcamError
+from adcam.evaluation.mapping import MappedImage, MaskChoice
+from adcam.files import hash_or_none
+from adcam.metrics.miou import (
+    MeanIoU,
+    MeanIoUResult,
+    ThresholdCurve,
+    ThresholdCurveResult,
+    compute_confusion,
+)
+from adcam.structures import ClassSet, Sample
+
+THRESHOLDS = tuple(round(step / 100, 2) for step in range(100))
+"""The background scores that a sweep tries."""
+
+
+class ThresholdSweep:
+    """Mean IoU of several methods at every constant background score, without a CRF.
+
+    Args:
+        names: The methods.
+        class_set: The classes of the data set.
+        stride: Only every n-th image is counted.
+    """
+
+    step = "sweep"
+
+    def __init__(self, names: Sequence[str], class_set: ClassSet, *, stride: int = 1) -> None:
+        self._names = tuple(names)
+        self._class_set = class_set
+        self._stride = stride
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that was counted."""
+        values = self._class_set.mask_values
+        self._curves = {
+            name: ThresholdCurve(self._class_set.num_classes, THRESHOLDS, mask_values=values)
+            for name in self._names
+        }
+
+    def wants(self, index: int) -> Collection[str]:
+        """Name the methods whose maps of an image are needed."""
+        return () if index % self._stride else self._names
+
+    def process(self, image: MappedImage) -> None:
+        """Count one image."""
+        for name, curve in self._curves.items():
+            maps = image.maps[name]
+            curve.update(maps.score_maps, maps.class_ids, mask_of(image.sample))
+
+    def merge(self, other: ThresholdSweep) -> None:
+        """Add the counts of another instance."""
+        for name, curve in self._curves.items():
+            curve.merge(other._curves[name])
+
+    def compute(self) -> dict[str, ThresholdCurveResult]:
+        """Compute the curve of every method."""
+        return {name: curve.compute() for name, curve in self._curves.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class MaskScore:
+    """The scores of one kind of mask.
+
+    Attributes:
+        result: The scores over all images.
+        mious: The mean IoU of each image by itself in percent, in the order of the images.
+    """
+
+    result: MeanIoUResult
+    mious: tuple[float, ...]
+
+
+class MaskScores:
+    """Scores of finished masks; one method may be tried at several thresholds before a CRF.
+
+    The lattice of a CRF is built once for each image and parameter set.
+
+    Args:
+        choices: The masks to score.
+        class_set: The classes of the data set.
+        stride: Only every n-th image is counted, because each threshold costs a CRF.
+    """
+
+    step = "masks"
+
+    def __init__(
+        self, choices: Sequence[MaskChoice], class_set: ClassSet, *, stride: int = 1
+    ) -> None:
+        self._choices = tuple(choices)
+        self._class_set = class_set
+        self._stride = stride
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that was counted."""
+        self._totals = {choice: MeanIoU(self._class_set.num_classes) for choice in self._choices}
+        self._mious: dict[MaskChoice, list[float]] = {choice: [] for choice in self._choices}
+
+    def wants(self, index: int) -> Collection[str]:
+        """Name the methods whose maps of an image are needed."""
+        return [] if index % self._stride else [choice.name for choice in self._choices]
+
+    def process(self, image: MappedImage) -> None:
+        """Count one image."""
+        num_classes = self._class_set.num_classes
+        for choice, total in self._totals.items():
+            mask = image.make_mask(choice, self._class_set.mask_values).mask
+            confusion = compute_confusion(mask, mask_of(image.sample), num_classes=num_classes)
+            single = MeanIoU(num_classes)
+            single.add_confusion(confusion)
+            total.merge(single)
+            self._mious[choice].append(single.compute().miou)
+
+    def merge(self, other: MaskScores) -> None:
+        """Add the counts of another instance on later images."""
+        for choice, total in self._totals.items():
+            total.merge(other._totals[choice])
+            self._mious[choice] += other._mious[choice]
+
+    def compute(self) -> dict[MaskChoice, MaskScore]:
+        """Compute the scores of every choice."""
+        return {
+            choice: MaskScore(total.compute(), tuple(self._mious[choice]))
+            for choice, total in self._totals.items()
+        }
+
+
+class MaskWriter:
+    """Writes the masks of one method as ``<id>.png``, with the bytes of ``adcam generate``.
+
+    Args:
+        choice: The masks to write.
+        class_set: The classes of the data set, with the palette of the files.
+        masks_dir: The folder of the masks.
+    """
+
+    step = "write"
+
+    def __init__(self, choice: MaskChoice, class_set: ClassSet, masks_dir: str | Path) -> None:
+        self._choice = choice
+        self._class_set = class_set
+        self._masks_dir = Path(masks_dir)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget which masks were written; the files stay."""
+        self._entries: dict[str, dict[str, Any]] = {}
+
+    def wants(self, index: int) -> Collection[str]:
+        """Name the method whose maps of an image are needed."""
+        return [self._choice.name]
+
+    def process(self, image: MappedImage) -> None:
+        """Write the mask of one image."""
+        sample, mask = image.sample, image.make_mask(self._choice, self._class_set.mask_values)
+        path = self._masks_dir / f"{sample.img_id}.png"
+        write_mask(path, mask.mask, self._class_set.palette)
+        self._entries[sample.img_id] = {
+            "status": "ok",
+            "classes": [self._class_set.classes[i] for i in sample.class_ids or ()],
+            "labels": "given",
+            "rule": mask.rule,
+            "threshold": mask.threshold,
+            "chosen_on": mask.chosen_on,
+            "ori_hw": list(sample.ori_hw),
+            "mask": hash_or_none(path),
+            "maps": None,
+        }
+
+    def merge(self, other: MaskWriter) -> None:
+        """Add the masks that another instance wrote of later images."""
+        self._entries |= other._entries
+
+    def compute(self) -> dict[str, dict[str, Any]]:
+        """Return what an output folder's manifest says of each image, by image id."""
+        return self._entries
+
+
+def mask_of(sample: Sample) -> np.ndarray:
+    """Return the ground truth mask of an image.
+
+    Raises:
+        AdcamError: There is none.
+    """
+    if sample.mask is None:
+        raise AdcamError(f"{sample.img_id} has no mask")
+    return sample.mask

@@ -1,0 +1,176 @@
+"""An evaluator that keeps every image small, with its maps and masks, for the report."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from adcam.evaluation.mapping import MappedImage, MaskChoice
+from adcam.labeling.mask_maker import resize_maps
+from adcam.report.figures import encode_jpeg, fit_hw
+from adcam.structures import ClassSet
+
+IMAGE_SIDE = 320
+"""The longer side of the images and masks that are kept, in pixels."""
+
+MAP_SIDE = 160
+"""The longer side of the maps that are kept, in pixels: they come from far coarser token grids."""
+
+MAX_IMAGES = 2000
+"""The number of images that are kept at most, evenly spread; each takes about 50 kB."""
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """An array, compressed without loss."""
+
+    data: bytes
+    shape: tuple[int, ...]
+
+    @classmethod
+    def pack(cls, array: np.ndarray) -> _Packed:
+        return cls(zlib.compress(np.ascontiguousarray(array).tobytes(), 1), array.shape)
+
+    def unpack(self) -> np.ndarray:
+        return np.frombuffer(zlib.decompress(self.data), np.uint8).reshape(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class SmallImage:
+    """An image with what all methods made of it, reduced for the report.
+
+    Attributes:
+        index: The position of the image in its data set.
+        img_id: The id of the image.
+        class_ids: The labelled classes of the image.
+        boxes: The true boxes, float (n, 4), as shares of the width and height; ``None`` where
+            there are none.
+    """
+
+    index: int
+    img_id: str
+    class_ids: tuple[int, ...]
+    boxes: np.ndarray | None
+    _img: bytes
+    _gt: _Packed | None
+    _maps: Mapping[str, _Packed]
+    _masks: Mapping[str, _Packed]
+
+    @property
+    def img(self) -> np.ndarray:
+        """The image, uint8 (h, w, 3), with at most :data:`IMAGE_SIDE` pixels on a side."""
+        return np.array(Image.open(io.BytesIO(self._img)))
+
+    @property
+    def gt(self) -> np.ndarray | None:
+        """The ground truth mask at the size of the image, uint8 (h, w)."""
+        return None if self._gt is None else self._gt.unpack()
+
+    @property
+    def maps(self) -> dict[str, np.ndarray]:
+        """The maps of the labelled classes by method, uint8 (K, h', w').
+
+        They have at most :data:`MAP_SIDE` pixels on a side; 255 stands for a score of 1.
+        """
+        return {name: packed.unpack() for name, packed in self._maps.items()}
+
+    @property
+    def masks(self) -> dict[str, np.ndarray]:
+        """The masks by method at the size of the image, uint8 (h, w)."""
+        return {name: packed.unpack() for name, packed in self._masks.items()}
+
+    def score_map(self, name: str) -> np.ndarray:
+        """Return the highest score of any labelled class, float32 (h, w), at the image's size.
+
+        Args:
+            name: The method.
+        """
+        maps = self._maps[name].unpack()
+        highest = maps.max(axis=0, initial=0)[None].astype(np.float32) / 255
+        height, width = self.img.shape[:2]
+        return resize_maps(highest, (height, width))[0]
+
+
+class Pictures:
+    """Keeps images with their maps and masks, so that a report needs no second pass.
+
+    Args:
+        names: The methods whose maps are kept.
+        choices: The masks that are kept.
+        class_set: The classes of the data set.
+        num_images: The number of images in the data set.
+        limit: The number of images that are kept at most, evenly spread.
+    """
+
+    step = "pictures"
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        choices: Sequence[MaskChoice],
+        class_set: ClassSet,
+        *,
+        num_images: int,
+        limit: int = MAX_IMAGES,
+    ) -> None:
+        self._names = tuple(names)
+        self._choices = tuple(choices)
+        self._class_set = class_set
+        self._stride = max(-(-num_images // limit), 1)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._images: list[SmallImage] = []
+
+    def wants(self, index: int) -> Collection[str]:
+        """Name the methods whose maps of an image are needed."""
+        if index % self._stride:
+            return ()
+        return (*self._names, *(choice.name for choice in self._choices))
+
+    def process(self, image: MappedImage) -> None:
+        """Keep one image."""
+        sample = image.sample
+        hw, map_hw = fit_hw(sample.ori_hw, IMAGE_SIDE), fit_hw(sample.ori_hw, MAP_SIDE)
+        mask_values = self._class_set.mask_values
+        masks = {choice.name: image.make_mask(choice, mask_values).mask for choice in self._choices}
+        boxes = None
+        if sample.boxes is not None:
+            boxes = sample.boxes / np.array([sample.ori_hw[1], sample.ori_hw[0]] * 2)
+        self._images.append(
+            SmallImage(
+                image.index,
+                sample.img_id,
+                sample.class_ids or (),
+                boxes,
+                encode_jpeg(sample.img, max_side=IMAGE_SIDE, quality=92),
+                None if sample.mask is None else _reduce_mask(sample.mask, hw),
+                {name: self._reduce_maps(image, name, map_hw) for name in self._names},
+                {name: _reduce_mask(mask, hw) for name, mask in masks.items()},
+            )
+        )
+
+    def merge(self, other: Pictures) -> None:
+        """Add the later images of another instance."""
+        self._images += other._images
+
+    def compute(self) -> tuple[SmallImage, ...]:
+        """Return the images that were kept, in their order."""
+        return tuple(self._images)
+
+    def _reduce_maps(self, image: MappedImage, name: str, hw: tuple[int, int]) -> _Packed:
+        maps = image.maps[name]
+        labelled = [i for i, c in enumerate(maps.class_ids) if c in (image.sample.class_ids or ())]
+        small = resize_maps(maps.score_maps[labelled], hw)
+        return _Packed.pack(np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8))
+
+
+def _reduce_mask(mask: np.ndarray, hw: tuple[int, int]) -> _Packed:
+    small = Image.fromarray(mask).resize((hw[1], hw[0]), Image.Resampling.NEAREST)
+    return _Packed.pack(np.asarray(small))
