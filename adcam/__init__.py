@@ -8,6 +8,8 @@ __all__ = [
     "PseudoLabel",
     "PseudoLabeler",
     "__version__",
+    "register_converter",
+    "register_data_source",
     "register_method",
     "register_network",
 ]
@@ -15,6 +17,8 @@ __all__ = [
 _HOMES = {
     "PseudoLabel": "adcam.labeling.labeler",
     "PseudoLabeler": "adcam.labeling.labeler",
+    "register_converter": "adcam.convert",
+    "register_data_source": "adcam.data.sources",
     "register_method": "adcam.cams",
     "register_network": "adcam.models.networks",
 }

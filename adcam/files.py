@@ -148,22 +148,37 @@ def decode_text(data: bytes, where: str, what: str = "a text file") -> str:
         raise AdcamError(f"{where}: cannot be read as {what}: not UTF-8 text ({err})") from err
 
 
-def read_json(path: str | Path, *, kind: type = dict, what: str = "a JSON file") -> Any:
+def read_json(
+    path: str | Path,
+    *,
+    kind: type = dict,
+    what: str = "a JSON file",
+    unique_keys: bool = False,
+) -> Any:
     """Read a JSON file whose outermost value is of a known type.
 
     Args:
         path: The file.
         kind: Type of the outermost value: ``dict``, ``list``, or ``object`` for any.
         what: What the file should be, for the message, e.g. ``"a manifest"``.
+        unique_keys: Whether a key that an object gives twice is refused; otherwise the last counts.
 
     Raises:
         AdcamError: The file is missing, not UTF-8, no JSON (such as one that was cut short), nested
             too deeply, or holds a value of another type. The message names the file.
     """
-    return parse_json(read_text(path, what), str(path), kind=kind, what=what)
+    text = read_text(path, what)
+    return parse_json(text, str(path), kind=kind, what=what, unique_keys=unique_keys)
 
 
-def parse_json(text: str | bytes, where: str, *, kind: type = dict, what: str = "JSON") -> Any:
+def parse_json(
+    text: str | bytes,
+    where: str,
+    *,
+    kind: type = dict,
+    what: str = "JSON",
+    unique_keys: bool = False,
+) -> Any:
     """Parse JSON whose outermost value is of a known type.
 
     Args:
@@ -171,6 +186,7 @@ def parse_json(text: str | bytes, where: str, *, kind: type = dict, what: str = 
         where: File, or file and line, for the message.
         kind: Type of the outermost value, as for :func:`read_json`.
         what: What the text should be, for the message.
+        unique_keys: As for :func:`read_json`.
 
     Raises:
         AdcamError: As :func:`read_json`.
@@ -178,14 +194,28 @@ def parse_json(text: str | bytes, where: str, *, kind: type = dict, what: str = 
     if isinstance(text, bytes):
         text = decode_text(text, where, what)
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_refuse_twice if unique_keys else None)
     except RecursionError as err:
         raise AdcamError(f"{where}: not {what}: it is nested too deeply") from err
+    except _GivenTwiceError as err:
+        raise AdcamError(f"{where}: the key {err.args[0]!r} is given twice") from err
     except ValueError as err:
         raise AdcamError(f"{where}: not {what}, or one that was cut short ({err})") from err
     if not isinstance(values, kind):
         expected = "an object" if kind is dict else f"a {kind.__name__}"
         raise AdcamError(f"{where}: not {what}: expected {expected}, got {values!r:.40}")
+    return values
+
+
+class _GivenTwiceError(ValueError):
+    """A key that an object gives twice."""
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise _GivenTwiceError(next(key for key, count in counts.items() if count > 1))
     return values
 
 

@@ -9,6 +9,7 @@ stops nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from adcam.convert.cams import convert_cams
 from adcam.convert.data_sets import convert_coco, convert_sbd
@@ -24,8 +25,13 @@ from adcam.convert.labels import (
     convert_voc_labels,
 )
 from adcam.convert.summary import Converted
+from adcam.errors import AdcamError
 
-CONVERTERS: dict[str, Callable[..., Converted]] = {
+Converter: TypeAlias = Callable[..., Converted]
+"""What is converted comes first, then ``out`` and options by name; ``overwrite`` and ``progress`` are
+among them."""
+
+CONVERTERS: dict[str, Converter] = {
     "sbd": convert_sbd,
     "coco": convert_coco,
     "voc-labels": convert_voc_labels,
@@ -37,6 +43,23 @@ CONVERTERS: dict[str, Callable[..., Converted]] = {
     "yolo-to-masks": convert_yolo_to_masks,
     "cams": convert_cams,
 }
-"""By their names on the command line."""
+"""The converters by their names on the command line."""
 
-__all__ = ["CONVERTERS", "Converted"]
+
+def register_converter(name: str, converter: Converter) -> None:
+    """Add a converter, which ``adcam convert NAME SOURCE --out PATH`` then runs in this process.
+
+    Args:
+        name: The name.
+        converter: The function; it is called with the source, ``out``, ``overwrite`` and
+            ``progress``.
+
+    Raises:
+        AdcamError: The name is taken.
+    """
+    if name in CONVERTERS:
+        raise AdcamError(f"there is a converter {name!r} already; choose another name")
+    CONVERTERS[name] = converter
+
+
+__all__ = ["CONVERTERS", "Converted", "Converter", "register_converter"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
-from adcam.data.labels import read_labels_csv
+from adcam.data.labels import read_labels
 from adcam.data.text_tables import check_count, check_relative, read_rows
 from adcam.errors import AdcamError
 from adcam.files import img_id_of
@@ -127,7 +127,7 @@ def load_coco(
     csv = root / "labels" / f"{folder}.csv" if labels == "csv" else Path(labels)
     if not csv.is_file():
         raise AdcamError(f"{csv}: there is no such label file")
-    table = read_labels_csv(csv, COCO_CLASSES).class_ids
+    table = read_labels(csv, COCO_CLASSES).class_ids
     if missing := [img_id for img_id in img_ids if img_id not in table]:
         raise AdcamError(
             f"{csv}: {len(missing)} images of split {split!r} have no labels there, "

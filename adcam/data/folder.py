@@ -1,28 +1,32 @@
-"""Any folder of images, or any list of image files, with labels in a CSV."""
+"""Any folder of images with their labels, or any list of image files."""
 
 from __future__ import annotations
 
+import logging
 import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
-from adcam.data.labels import read_labels_csv
+from adcam.data.labels import read_folder_labels, read_labels
 from adcam.errors import AdcamError
 from adcam.files import file_of_id, find_images, img_id_of, index_by_id
 from adcam.structures import ClassSet
+
+logger = logging.getLogger(__name__)
 
 
 def load_folder(
     path: str | Path,
     *,
-    labels_csv: str | Path | None = None,
+    labels: str | Path | None = None,
     classes: Sequence[str] | ClassSet | None = None,
     mask_dir: str | Path | None = None,
     ids: Iterable[str] | None = None,
     leave_out: Iterable[Path] = (),
     recursive: bool = True,
+    split: str | None = None,
 ) -> ImageDataset:
     """All images below a folder (:func:`adcam.files.find_images`).
 
@@ -32,11 +36,10 @@ def load_folder(
 
     Args:
         path: The folder; symbolic links to folders inside it are not followed.
-        labels_csv: Labels by image id, which may carry the suffix
-            (:func:`adcam.data.labels.read_labels_csv`). Images that it does not name get
-            ``class_ids=None``.
+        labels: A file of labels (:func:`adcam.data.labels.read_labels`), or ``"folders"`` where
+            images lie in one sub-folder a class. Images without a label get ``class_ids=None``.
         classes: Class names, which get the mask values 1..K, or a class set. ``None`` takes the
-            names found in ``labels_csv``, sorted; without one there are no classes.
+            names found in ``labels``, sorted; without one there are no classes.
         mask_dir: Folder of masks ``<img_id>.png``; every image should then have one. It may lie
             inside ``path``: it is not searched for images.
         ids: The images wanted, with or without suffix, in this order; ``None`` takes all, sorted
@@ -44,9 +47,7 @@ def load_folder(
         leave_out: Folders inside ``path`` that are not searched, such as the one that results are
             written to.
         recursive: Whether sub-folders are searched.
-
-    Returns:
-        The images; ``split`` is the folder's name.
+        split: What the images are called in reports; ``None`` takes the folder's name.
 
     Raises:
         AdcamError: No such folder, no image in it, ids that clash, are unknown or given twice, a
@@ -58,10 +59,11 @@ def load_folder(
     masks = None if mask_dir is None else Path(mask_dir)
     skipped = (*leave_out, *(() if masks is None else (masks,)))
     path_of = find_images(root, leave_out=skipped, recursive=recursive).paths
-    class_set, class_ids = _labels_and_classes(root.name or str(root), labels_csv, classes)
+    name = root.resolve().name or "images"
+    class_set, class_ids = _labels_and_classes(name, labels, path_of, classes)
     if stray := [img_id for img_id in class_ids if img_id not in path_of]:
         raise AdcamError(
-            f"{labels_csv}: {len(stray)} labelled ids have no image in {root}, "
+            f"{labels}: {len(stray)} labelled ids have no image in {root}, "
             f"such as {', '.join(repr(s) for s in stray[:5])}"
         )
     records = [
@@ -73,7 +75,7 @@ def load_folder(
         )
         for img_id in path_of
     ]
-    dataset = ImageDataset(class_set, root.resolve().name or "images", records)
+    dataset = ImageDataset(class_set, name if split is None else split, records)
     return dataset if ids is None else dataset.subset(ids)
 
 
@@ -103,20 +105,28 @@ def load_images(
         (img_id_of(full.relative_to(top).as_posix()), file)
         for full, file in zip(absolute, files, strict=True)
     )
-    class_set, _ = _labels_and_classes("images", None, classes)
+    class_set, _ = _labels_and_classes("images", None, (), classes)
     return ImageDataset(
         class_set, "images", [Record(img_id, file) for img_id, file in path_of.items()]
     )
 
 
 def _labels_and_classes(
-    name: str, labels_csv: str | Path | None, classes: Sequence[str] | ClassSet | None
+    name: str,
+    labels: str | Path | None,
+    img_ids: Iterable[str],
+    classes: Sequence[str] | ClassSet | None,
 ) -> tuple[ClassSet, dict[str, tuple[int, ...]]]:
     """The class set, and class ids of the labelled images."""
     names = classes.classes if isinstance(classes, ClassSet) else classes
     if names is not None:
         names = [unicodedata.normalize("NFC", n) for n in names]
-    table = None if labels_csv is None else read_labels_csv(labels_csv, names)
+    table = None
+    if labels is not None:
+        is_file = labels != "folders"
+        table = read_labels(labels, names) if is_file else read_folder_labels(img_ids, names)
+        if table.understood:
+            logger.warning("labels of %s are read as %s", labels, table.understood)
     if isinstance(classes, ClassSet):
         class_set = classes
     elif names is not None:

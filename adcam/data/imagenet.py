@@ -11,12 +11,12 @@ Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge" (IJCV 20
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.text_tables import Box, Row, check_box, check_count, read_rows
+from adcam.data.xml_text import read_xml
 from adcam.errors import AdcamError
 
 EXPECTED_COUNTS = {"train": 1_281_167, "val": 50_000}
@@ -91,20 +91,17 @@ def _class_of(id_of: Mapping[str, int], synset: str, where: str) -> int:
 
 def _read_annotation(path: Path, id_of: Mapping[str, int]) -> tuple[int, tuple[Box, ...]]:
     """The class of all objects, and their boxes."""
-    try:
-        objects = list(ET.parse(path).getroot().iter("object"))
-    except OSError as err:
-        raise AdcamError(f"{path}: cannot be read ({err.strerror})") from err
-    except ET.ParseError as err:
-        raise AdcamError(f"{path}: not an XML file ({err})") from err
-    synsets = sorted({obj.findtext("name", "").strip() for obj in objects})
+    objects = list(read_xml(path).iter("object"))
+    synsets = sorted({(obj.findtext("name") or "").strip() for obj in objects})
     if len(synsets) != 1:
         raise AdcamError(f"{path}: expected objects of one class, got {synsets}")
     boxes = []
     for number, obj in enumerate(objects, start=1):
         row = Row(
             f"{path}, object {number}",
-            tuple(obj.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")),
+            tuple(
+                obj.findtext(f"bndbox/{side}") or "" for side in ("xmin", "ymin", "xmax", "ymax")
+            ),
         )
         try:
             x0, y0, x1, y1 = (int(cell) for cell in row.cells)

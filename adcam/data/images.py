@@ -144,8 +144,9 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty")
         with warnings.catch_warnings():
-            # Pillow warns at half the size that it refuses.
+            # Pillow warns at half the size that it refuses, and of metadata that is damaged.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
             with Image.open(path, formats=_find_formats(path)) as img:
                 yield img
     except ImageError:

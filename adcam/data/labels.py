@@ -1,21 +1,18 @@
-"""Image-level labels: the CSV anyone can write, and the ``cls_labels.npy`` of other projects."""
+"""Image-level labels: tables that people have, and the ``cls_labels.npy`` of other projects."""
 
 from __future__ import annotations
 
-import csv
-import io
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from adcam.data.label_tables import CSV_HEADER, LabelRow, read_label_table
 from adcam.data.object_npy import load_object_npy
 from adcam.errors import AdcamError
 from adcam.files import img_id_of, spell_img_id, write_csv
-
-CSV_HEADER = ("image_id", "labels")
 
 
 class LabelTable(Mapping[str, tuple[str, ...]]):
@@ -24,11 +21,15 @@ class LabelTable(Mapping[str, tuple[str, ...]]):
     Attributes:
         classes: The legal class names: those given, or else those found, sorted.
         class_ids: Ascending 0-based positions in ``classes`` by image id.
+        understood: How the file was read, in words; empty for the documented form.
     """
 
-    def __init__(self, names: Mapping[str, tuple[str, ...]], classes: Sequence[str]) -> None:
+    def __init__(
+        self, names: Mapping[str, tuple[str, ...]], classes: Sequence[str], understood: str = ""
+    ) -> None:
         """Keep ``names``, each of which must be one of ``classes``."""
         self._names = dict(names)
+        self.understood = understood
         self.classes = tuple(classes)
         position = {name: i for i, name in enumerate(self.classes)}
         self.class_ids: dict[str, tuple[int, ...]] = {
@@ -46,68 +47,85 @@ class LabelTable(Mapping[str, tuple[str, ...]]):
         return len(self._names)
 
 
-def read_labels_csv(path: str | Path, classes: Sequence[str] | None = None) -> LabelTable:
-    """Read ``image_id,labels``.
+def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> LabelTable:
+    """Read the image-level labels of a file, in whichever form people have them.
 
-    The file is UTF-8 with or without BOM, with any line ends; blank lines are skipped. An image id
-    is a path relative to the image folder, with or without its suffix. An empty label means "none
-    of the classes". Where a ``;`` stands in any label cell, labels are separated by ``;`` in the
-    whole file, so that names may contain spaces (``tabby cat;dog``, alone: ``tabby cat;``).
-    Otherwise a cell that is itself one of ``classes`` is that class, and other cells are split at
-    white space. A label repeated in its cell counts once.
+    The documented form is CSV with the header ``image_id,labels``, where labels are separated by
+    ``;`` in the whole file as soon as one stands in any label cell (``tabby cat;dog``, alone:
+    ``tabby cat;``); otherwise a cell that is itself one of ``classes`` is that class, and other
+    cells are split at white space.
+
+    Read are also: cells separated by semicolons or tabs; other names of the two columns
+    (``filename,label``) among further columns; no header, if the first column holds image files;
+    one column a class with 0 and 1; one row an object, with columns of boxes; JSON (labels by
+    image, a list of entries, COCO's json); and the first sheet of an Excel workbook. Empty rows and
+    empty cells at the end are skipped. Text is UTF-8, or UTF-16 with a byte-order mark. An image is
+    named by its path relative to the image folder, with or without its suffix; no label means "none
+    of the classes". Names that differ from a class in upper and lower case alone are that class.
 
     Args:
-        path: The CSV file.
+        path: The file; ``.json`` and ``.xlsx`` are told by their suffix.
         classes: The legal class names, in classifier order; ``None`` takes those found, sorted.
 
     Returns:
-        Names by image id (:func:`adcam.files.img_id_of`), with ``.classes`` and ``.class_ids``.
+        Names by image id (:func:`adcam.files.img_id_of`), with ``.classes`` and ``.class_ids``;
+        ``.understood`` says how the file was read.
 
     Raises:
-        AdcamError: Another header or number of columns, an empty or repeated id, a label that is
-            not in ``classes``, or text that is no UTF-8 CSV. The message names file, line, value
-            and what is legal.
+        AdcamError: What the columns mean cannot be told, an id is empty or repeated, a label is not
+            in ``classes``, or the file is damaged. The message names file, line, value and what is
+            legal.
         FileNotFoundError: There is no such file.
     """
     path = Path(path)
     legal = None if classes is None else tuple(unicodedata.normalize("NFC", c) for c in classes)
-    rows = _read_rows(path)
-    split_at_semicolon = any(";" in row.cell for row in rows)
-
+    rows, understood = read_label_table(path)
+    separator = _find_separator(rows, legal, is_documented=not understood)
+    split = [(row, _split_labels(row, legal or (), separator)) for row in rows]
+    found = [label for _, labels in split for label in labels]
+    spelling = _find_spelling(found if legal is None else legal)
     names: dict[str, tuple[str, ...]] = {}
-    line_of: dict[str, int] = {}
-    for row in rows:
-        where = f"{path}, line {row.line}"
-        if row.img_id in names:
+    for row, labels in split:
+        if unknown := [label for label in labels if label.casefold() not in spelling]:
+            hint = "" if separator == ";" else _semicolon_hint(row)
             raise AdcamError(
-                f"{where}: image id {row.img_id!r} is already on line {line_of[row.img_id]}"
+                f"{row.where}: unknown class {unknown[0]!r}; legal are {', '.join(legal or ())}"
+                f"{hint}"
             )
-        labels = _split_cell(row.cell, legal or (), split_at_semicolon)
-        unknown = [label for label in labels if legal is not None and label not in legal]
-        if unknown:
-            hint = "" if split_at_semicolon else _semicolon_hint(row.cell)
-            raise AdcamError(
-                f"{where}: unknown class {unknown[0]!r}; legal are {', '.join(legal or ())}{hint}"
-            )
-        names[row.img_id] = labels
-        line_of[row.img_id] = row.line
-    found = sorted({label for labels in names.values() for label in labels})
-    return LabelTable(names, found if legal is None else legal)
+        spelt = (n if n in (legal or ()) else spelling[n.casefold()] for n in labels)
+        names[row.img_id] = tuple(dict.fromkeys(spelt))
+    used = sorted({label for labels in names.values() for label in labels})
+    return LabelTable(names, used if legal is None else legal, understood)
 
 
-def infer_classes(path: str | Path) -> tuple[str, ...]:
-    """The class names that a label CSV uses, sorted.
+def read_folder_labels(img_ids: Iterable[str], classes: Sequence[str] | None = None) -> LabelTable:
+    """Labels of images that lie in one folder a class: ``cat/1.jpg`` shows a cat.
+
+    Args:
+        img_ids: The image ids.
+        classes: The legal class names; ``None`` takes the folders' names, sorted.
 
     Raises:
-        AdcamError: As :func:`read_labels_csv`.
+        AdcamError: An image lies in no folder, or in one that is not named after a class.
     """
-    return read_labels_csv(path).classes
+    folder_of = {img_id: img_id.rpartition("/")[0].partition("/")[0] for img_id in img_ids}
+    if outside := [img_id for img_id, folder in folder_of.items() if not folder]:
+        raise AdcamError(f"image {outside[0]!r} lies in no folder that could name its class")
+    spelling = _find_spelling(list(folder_of.values()) if classes is None else classes)
+    if unknown := [folder for folder in folder_of.values() if folder.casefold() not in spelling]:
+        raise AdcamError(
+            f"the folder {unknown[0]!r} is not named after a class; legal are "
+            f"{', '.join(classes or ())}"
+        )
+    names = {img_id: (spelling[folder.casefold()],) for img_id, folder in folder_of.items()}
+    legal = sorted({name for (name,) in names.values()}) if classes is None else classes
+    return LabelTable(names, legal, f"one folder a class: {', '.join(legal)}")
 
 
 def write_labels_csv(
     path: str | Path, labels: Mapping[str, Iterable[str]], classes: Sequence[str]
 ) -> None:
-    """Write a CSV that :func:`read_labels_csv` reads back, atomically.
+    """Write a CSV that :func:`read_labels` reads back, atomically.
 
     Labels are separated by spaces, or by semicolons where a class name contains a space.
 
@@ -189,63 +207,46 @@ def read_cls_labels_npy(path: str | Path, num_fg_classes: int = 20) -> dict[str,
     return class_ids
 
 
-class _Row(NamedTuple):
-    line: int
-    img_id: str
-    cell: str
+def _find_separator(
+    rows: Sequence[LabelRow], legal: Sequence[str] | None, *, is_documented: bool
+) -> str | None:
+    """What separates labels in all cells of a file; ``None`` is white space."""
+    cells = [row.labels[0] for row in rows if row.form != "names"]
+    if any(";" in cell for cell in cells):
+        return ";"
+    if is_documented:
+        return None
+    known = " ".join(legal or ())
+    return next((s for s in "|," if s not in known and any(s in c for c in cells)), None)
 
 
-def _read_rows(path: Path) -> list[_Row]:
-    """The rows below the header, ids normalised, cells as they are but for NFC."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as err:
-        raise AdcamError(f"{path}: not UTF-8 text ({err}); save it as CSV UTF-8") from err
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[_Row] = []
-    header_seen = False
-    try:
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if not any(cell.strip() for cell in cells) and len(cells) < 2:
-                continue
-            if not header_seen:
-                if tuple(cell.strip() for cell in cells) != CSV_HEADER:
-                    raise AdcamError(
-                        f"{where}: the header must be {','.join(CSV_HEADER)!r}, "
-                        f"got {','.join(cells)!r}"
-                    )
-                header_seen = True
-                continue
-            if len(cells) != len(CSV_HEADER):
-                raise AdcamError(
-                    f"{where}: expected 2 columns, got {len(cells)} ({','.join(cells)!r}); "
-                    "separate labels by spaces or semicolons, and quote ids that contain commas"
-                )
-            if not cells[0].strip():
-                raise AdcamError(f"{where}: the image id is empty")
-            cell = unicodedata.normalize("NFC", cells[1])
-            rows.append(_Row(reader.line_num, img_id_of(cells[0]), cell))
-    except csv.Error as err:
-        raise AdcamError(f"{path}, line {reader.line_num}: not a CSV file ({err})") from err
-    if not header_seen:
-        raise AdcamError(f"{path}: empty; the header must be {','.join(CSV_HEADER)!r}")
-    return rows
-
-
-def _split_cell(cell: str, legal: Collection[str], split_at_semicolon: bool) -> tuple[str, ...]:
-    if split_at_semicolon:
-        labels = [label.strip() for label in cell.split(";")]
-    elif cell.strip() in legal:
-        labels = [cell.strip()]
+def _split_labels(row: LabelRow, legal: Sequence[str], separator: str | None) -> tuple[str, ...]:
+    if row.form == "names":
+        return row.labels
+    cell = row.labels[0].strip()
+    known = {name.casefold() for name in legal}
+    if separator is not None:
+        labels = [label.strip() for label in cell.split(separator)]
+    elif cell.casefold() in known or row.form == "label":
+        labels = [cell]
     else:
         labels = cell.split()
+        # `"cat,dog"` in quotes: where its parts are classes, and its words are not.
+        commas = [label.strip() for label in cell.split(",")]
+        if known.issuperset(map(str.casefold, commas)):
+            labels = labels if known.issuperset(map(str.casefold, labels)) else commas
     return tuple(dict.fromkeys(label for label in labels if label))
 
 
-def _semicolon_hint(cell: str) -> str:
-    names = len(cell.split())
-    return " (separate labels by semicolons where names contain spaces)" if names > 1 else ""
+def _find_spelling(names: Sequence[str]) -> dict[str, str]:
+    """The spelling of each name by its lower-case form: the one that stands most often."""
+    counts = Counter(names)
+    return {name.casefold(): name for name, _ in reversed(counts.most_common())}
+
+
+def _semicolon_hint(row: LabelRow) -> str:
+    is_phrase = row.form == "cell" and len(row.labels[0].split()) > 1
+    return " (separate labels by semicolons where names contain spaces)" if is_phrase else ""
 
 
 def _img_id_of_key(path: str | Path, key: object) -> str:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset
 from adcam.data.folder import load_folder, load_images
-from adcam.data.labels import read_labels_csv
+from adcam.data.labels import read_labels
 from adcam.data.voc import load_voc
 from adcam.errors import AdcamError
 from adcam.files import img_id_of, is_image_path, read_text
 from adcam.structures import ClassSet
 
-LABEL_FILE = "labels.csv"
-"""Labels that lie beside the images are found under this name."""
+logger = logging.getLogger(__name__)
+
+LABEL_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".xlsx")
+"""Kinds of files that labels are read from (:func:`adcam.data.labels.read_labels`)."""
+
+LABEL_FILES = ("labels.csv", "labels.tsv", "labels.json", "labels.xlsx")
+"""Labels that lie beside the images are found under one of these names, in any case."""
 
 
 def open_images(
@@ -32,9 +38,10 @@ def open_images(
         path: One image; a ``.txt`` list of image paths, relative to the list's own folder; a VOC
             root (with ``JPEGImages`` and ``ImageSets``); or a folder of images.
         class_set: Classes that labels may name.
-        labels: A ``.csv`` or, for VOC, ``.npy`` file, ``"xml"`` or ``"mask"``; ``None`` for none.
-            ``"auto"`` takes VOC's ``Annotations`` if there are any, else ``labels.csv`` beside the
-            images, else none.
+        labels: A file (:func:`adcam.data.labels.read_labels`), ``"folders"`` for one sub-folder a
+            class, or, for VOC, a ``.npy`` file, ``"xml"`` or ``"mask"``; ``None`` for none.
+            ``"auto"`` takes VOC's ``Annotations`` if there are any, else a file
+            (:data:`LABEL_FILES`) beside the images, else none.
         ids: The images wanted, with or without suffix; ``None`` takes all.
         voc_split: Name of the list of a VOC root.
         leave_out: Folders inside ``path`` that are not searched, such as the one that results are
@@ -56,12 +63,15 @@ def open_images(
         if _is_voc_root(path):
             return _open_voc(path, class_set, source, ids, voc_split)
         return load_folder(
-            path, labels_csv=_csv(source), classes=class_set, ids=ids, leave_out=leave_out
+            path, labels=_check_labels(source), classes=class_set, ids=ids, leave_out=leave_out
         )
     is_list = path.suffix.lower() == ".txt"
     images = load_images(_read_list(path) if is_list else path, classes=class_set)
-    if (source := None if labels == "auto" else _csv(labels)) is not None:
-        images = images.with_labels(read_labels_csv(source, class_set.classes).class_ids)
+    if (source := None if labels == "auto" else _check_labels(labels)) is not None:
+        table = read_labels(source, class_set.classes)
+        if table.understood:
+            logger.warning("labels of %s are read as %s", source, table.understood)
+        images = images.with_labels(table.class_ids)
     return images if ids is None else images.subset(ids)
 
 
@@ -111,14 +121,20 @@ def _is_voc_root(path: Path) -> bool:
 def _find_labels(folder: Path) -> str | Path | None:
     if _is_voc_root(folder) and (folder / "Annotations").is_dir():
         return "xml"
-    found = sorted(p for p in folder.iterdir() if p.name.lower() == LABEL_FILE and p.is_file())
+    found = sorted(p for p in folder.iterdir() if p.name.lower() in LABEL_FILES and p.is_file())
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise AdcamError(f"{folder} holds {names}; say with --labels which one counts")
     return found[0] if found else None
 
 
-def _csv(labels: str | Path | None) -> str | Path | None:
-    if labels is None or Path(labels).suffix.lower() == ".csv":
+def _check_labels(labels: str | Path | None) -> str | Path | None:
+    if labels in (None, "folders") or Path(labels).suffix.lower() in LABEL_SUFFIXES:
         return labels
-    raise AdcamError(f"labels of these images must be a .csv file, got {str(labels)!r}")
+    raise AdcamError(
+        f"labels of these images must be a {', '.join(LABEL_SUFFIXES)} file, or 'folders' for one "
+        f"sub-folder a class, got {str(labels)!r}"
+    )
 
 
 def _read_list(path: Path) -> list[Path]:

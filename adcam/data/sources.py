@@ -3,111 +3,113 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from adcam.data.coco import coco_class_set, load_coco
+from adcam.data.cub import EXPECTED_COUNTS as CUB_COUNTS
 from adcam.data.cub import load_cub
 from adcam.data.dataset import ImageDataset, build_class_set
 from adcam.data.folder import load_folder
+from adcam.data.imagenet import EXPECTED_COUNTS as ILSVRC_COUNTS
 from adcam.data.imagenet import load_ilsvrc
 from adcam.data.open_images import read_id_list
 from adcam.data.shapes import shapes_class_set
 from adcam.data.voc import VOC_CLASSES, load_voc, voc_class_set
 from adcam.data.wsol import load_wsol
 from adcam.errors import AdcamError
+from adcam.settings import DataSettings, from_section
 from adcam.structures import ClassSet
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("voc", "coco14", "folder", "cub", "ilsvrc", "wsol")
+
+DataSource: TypeAlias = Callable[[DataSettings, str, bool], ImageDataset]
+"""Opens one split: called with the ``data`` section, the name of the split, and whether image-level
+labels are wanted."""
+
+SOURCES: dict[str, DataSource] = {}
+"""The data sources by the name that ``data.source`` gives."""
 
 
-def build_dataset(data: Mapping[str, Any], split: str, *, labels: bool = True) -> ImageDataset:
-    """The images of one split of a config's ``data`` section.
+def register_data_source(name: str, source: DataSource) -> None:
+    """Add a data source, which configs then name as ``data.source``.
 
     Args:
-        data: ``source`` (of :data:`SOURCES`), ``root``, ``classes`` (names, or "voc",
-            "coco", "shapes"), ``labels`` ("xml", "mask", or a file relative to ``root``; a folder
-            needs a CSV file), ``mask_dir`` (below ``root``), ``expected_counts`` (images by split,
-            not for a folder). "coco14" is COCO, of any year, as `adcam convert coco` lays it out;
-            of these it takes ``mask_dir`` and ``expected_counts``.
-            "cub", "ilsvrc" and "wsol" bring their own labels and boxes; "wsol" takes ``metadata``,
-            the folder of the splits, below ``root`` or absolute, and ``classes`` names its labels.
-        split: Name of the split; for a folder a list of ids ``<split>.txt`` in it, or ``"all"``.
+        name: The name.
+        source: The function that opens a split.
+
+    Raises:
+        AdcamError: The name is taken.
+
+    Example:
+        >>> from adcam.data.folder import load_folder
+        >>> register_data_source("photos", lambda data, split, labels: load_folder(data.root))
+    """
+    if name in SOURCES:
+        raise AdcamError(f"there is a data source {name!r} already; choose another name")
+    SOURCES[name] = source
+
+
+def build_dataset(
+    data: Mapping[str, Any] | DataSettings, split: str, *, labels: bool = True
+) -> ImageDataset:
+    """Open the images of one split of a config's ``data`` section.
+
+    Args:
+        data: The section. ``source`` is one of :data:`SOURCES`: ``"voc"``, ``"coco14"`` (COCO of
+            any year, as ``adcam convert coco`` lays it out), ``"folder"``, ``"cub"``, ``"ilsvrc"``,
+            ``"wsol"``. ``labels`` is ``"xml"`` or ``"mask"`` (for VOC), ``"folders"`` (for a folder
+            whose sub-folders are named after the classes), or a file relative to ``root``.
+        split: The name of the split; for a folder a list of ids ``<split>.txt`` in it, or
+            ``"all"``.
         labels: Whether image-level labels are attached.
 
     Raises:
-        AdcamError: If the section or a file in it is wrong.
+        AdcamError: The section, or a file in it, is wrong.
     """
-    source = data.get("source", "voc")
-    if source not in SOURCES:
-        raise AdcamError(f"data.source must be one of {SOURCES}, got {source!r}")
-    root = Path(data["root"]).expanduser()
-    if not root.is_dir():
+    keys = from_section(DataSettings, data, "data")
+    if keys.source not in SOURCES:
+        raise AdcamError(f"data.source must be one of {tuple(SOURCES)}, got {keys.source!r}")
+    if not _root_of(keys).is_dir():
         raise AdcamError(
-            f"data.root {root} is no folder; set ADCAM_DATA_ROOT or --cfg-options data.root=…"
+            f"data.root {_root_of(keys)} is no folder; set ADCAM_DATA_ROOT or --cfg-options "
+            "data.root=…"
         )
-    if source in ("cub", "ilsvrc", "wsol"):
-        images = _build_localization(source, root, data, split)
-        return images if labels else images.with_labels({})
-    if source == "coco14":
-        options = {key: data[key] for key in ("mask_dir", "expected_counts") if key in data}
-        return load_coco(root, split, labels="csv" if labels else None, **options)
-    class_set = build_classes(data.get("classes", "voc"))
-    label_source = data.get("labels", "xml") if labels else None
-    if source == "folder" and label_source in ("xml", "mask"):
-        raise AdcamError(
-            f"data.labels {label_source!r} needs source='voc'; a folder's labels are in a CSV file"
-        )
-    if label_source not in (None, "xml", "mask"):
-        label_source = root / str(label_source)
-        if not label_source.is_file():
-            raise AdcamError(f"data.labels: there is no file {label_source}")
-    if source == "voc":
-        return load_voc(
-            root,
-            split,
-            classes=class_set,
-            labels=label_source,
-            mask_dir=data.get("mask_dir", "auto"),
-            expected_counts=data.get("expected_counts"),
-        )
-    mask_dir = data.get("mask_dir")
-    return load_folder(
-        root,
-        labels_csv=label_source,
-        classes=class_set,
-        mask_dir=None if mask_dir is None else root / mask_dir,
-        ids=None if split == "all" else read_id_list(root / f"{split}.txt"),
-    )
+    return SOURCES[keys.source](keys, split, labels)
 
 
-def _build_localization(
-    source: str, root: Path, data: Mapping[str, Any], split: str
-) -> ImageDataset:
-    # Without the key, CUB and ILSVRC are counted as the whole data sets that they are.
-    counts = {key: data[key] for key in ("expected_counts",) if key in data}
-    if source == "cub":
-        return load_cub(root, split, **counts)
-    if source == "ilsvrc":
-        return load_ilsvrc(root, split, **counts)
-    if "metadata" not in data:
-        raise AdcamError("data.metadata must name the folder of the splits for source 'wsol'")
-    classes = data.get("classes")
-    if isinstance(classes, str):
-        classes = build_classes(classes).classes
-    return load_wsol(root, root / data["metadata"], split, classes=classes, **counts)
+def find_class_set(data: Mapping[str, Any] | DataSettings) -> ClassSet:
+    """The classes and mask values of a ``data`` section, without opening a split.
+
+    Names of one's own in a folder get the values 1..K. In VOC's layout, names that are all VOC's
+    keep VOC's values.
+
+    Raises:
+        AdcamError: The classes are not legal.
+    """
+    keys = from_section(DataSettings, data, "data")
+    if keys.source == "coco14":
+        return coco_class_set()
+    own_name = _root_of(keys).resolve().name
+    return build_classes(keys.classes or "voc", name=own_name, voc_values=keys.source != "folder")
 
 
-def build_classes(classes: str | Sequence[str]) -> ClassSet:
-    """The class set a config names.
+def build_classes(
+    classes: str | Sequence[str], *, name: str = "custom", voc_values: bool = True
+) -> ClassSet:
+    """The class set that a config names.
 
     Args:
-        classes: ``"voc"`` (all 20), ``"coco"`` (all 80), ``"shapes"``, or names; names that are all
-            VOC's keep VOC's mask values, others are numbered from 1. Names that are VOC's in part
-            are logged as a warning: they may be a typing error.
+        classes: ``"voc"`` (all 20), ``"coco"`` (all 80), ``"shapes"``, or names.
+        name: What a set of one's own names is called.
+        voc_values: Whether names that are all VOC's get VOC's mask values; other names are always
+            numbered from 1. Names that are VOC's in part are logged as a warning: they may be a
+            typing error.
+
+    Raises:
+        AdcamError: A name is given twice, or the text is none of those above.
     """
     if classes == "voc":
         return voc_class_set()
@@ -119,6 +121,8 @@ def build_classes(classes: str | Sequence[str]) -> ClassSet:
         raise AdcamError(
             f"classes must be 'voc', 'coco', 'shapes' or a list of names, got {classes!r}"
         )
+    if not voc_values:
+        return build_class_set(name, classes)
     if set(classes) <= set(VOC_CLASSES):
         return voc_class_set(classes)
     if set(classes) & set(VOC_CLASSES):
@@ -127,18 +131,119 @@ def build_classes(classes: str | Sequence[str]) -> ClassSet:
             [name for name in classes if name not in VOC_CLASSES],
             len(classes),
         )
-    return build_class_set("custom", classes)
+    return build_class_set(name, classes)
 
 
-def parse_classes(text: str) -> ClassSet:
-    """The class set that a command line names: ``voc``, ``coco``, ``shapes`` or ``A,B,…``.
+def parse_classes(text: str | Sequence[str]) -> ClassSet:
+    """The class set that a command line names.
+
+    Args:
+        text: ``voc``, ``coco`` or ``shapes``; names ``A,B,…`` (or a list of them), which get the
+            mask values 1..K; or ``voc:A,B,…``, which keep VOC's values.
 
     Raises:
-        AdcamError: A name is empty or given twice.
+        AdcamError: A name is empty, given twice, or after ``voc:`` none of VOC's.
+
+    Example:
+        >>> parse_classes("cat,dog").mask_values
+        (1, 2)
+        >>> parse_classes("voc:cat,dog").mask_values
+        (8, 12)
     """
-    if text in ("voc", "coco", "shapes"):
-        return build_classes(text)
-    names = [name.strip() for name in text.split(",")]
+    words = [text] if isinstance(text, str) else list(text)
+    if len(words) == 1 and words[0] in ("voc", "coco", "shapes"):
+        return build_classes(words[0])
+    joined = ",".join(words)
+    is_voc = joined.startswith("voc:")
+    names = [name.strip() for name in joined.removeprefix("voc:").split(",")]
     if not all(names):
-        raise AdcamError(f"classes must be voc, coco, shapes or names A,B,…, got {text!r}")
-    return build_classes(names)
+        raise AdcamError(
+            f"classes must be voc, coco, shapes, names A,B,… or voc:A,B,…, got {joined!r}"
+        )
+    return voc_class_set(names) if is_voc else build_class_set("custom", names)
+
+
+def _root_of(data: DataSettings) -> Path:
+    return Path(data.root).expanduser()
+
+
+def _build_voc(data: DataSettings, split: str, labels: bool) -> ImageDataset:
+    return load_voc(
+        _root_of(data),
+        split,
+        classes=find_class_set(data),
+        labels=_find_labels(data) if labels else None,
+        mask_dir=data.mask_dir or "auto",
+        expected_counts=data.expected_counts or None,
+    )
+
+
+def _build_coco(data: DataSettings, split: str, labels: bool) -> ImageDataset:
+    return load_coco(
+        _root_of(data),
+        split,
+        labels="csv" if labels else None,
+        mask_dir=data.mask_dir or "masks",
+        expected_counts=data.expected_counts,
+    )
+
+
+def _build_folder(data: DataSettings, split: str, labels: bool) -> ImageDataset:
+    root = _root_of(data)
+    if labels and data.labels in ("xml", "mask"):
+        raise AdcamError(
+            f"data.labels {data.labels!r} needs source='voc'; a folder's labels are in a file such "
+            "as labels.csv, or in the names of its sub-folders (labels='folders')"
+        )
+    return load_folder(
+        root,
+        labels=_find_labels(data) if labels else None,
+        classes=find_class_set(data),
+        mask_dir=None if data.mask_dir is None else root / data.mask_dir,
+        ids=None if split == "all" else read_id_list(root / f"{split}.txt"),
+        split=split,
+    )
+
+
+def _build_cub(data: DataSettings, split: str, labels: bool) -> ImageDataset:
+    counts = CUB_COUNTS if data.expected_counts is None else data.expected_counts
+    images = load_cub(_root_of(data), split, expected_counts=counts)
+    return images if labels else images.with_labels({})
+
+
+def _build_ilsvrc(data: DataSettings, split: str, labels: bool) -> ImageDataset:
+    counts = ILSVRC_COUNTS if data.expected_counts is None else data.expected_counts
+    images = load_ilsvrc(_root_of(data), split, expected_counts=counts)
+    return images if labels else images.with_labels({})
+
+
+def _build_wsol(data: DataSettings, split: str, labels: bool) -> ImageDataset:
+    if data.metadata is None:
+        raise AdcamError("data.metadata must name the folder of the splits for source 'wsol'")
+    root, classes = _root_of(data), data.classes
+    if isinstance(classes, str):
+        classes = build_classes(classes).classes
+    images = load_wsol(
+        root, root / data.metadata, split, classes=classes, expected_counts=data.expected_counts
+    )
+    return images if labels else images.with_labels({})
+
+
+def _find_labels(data: DataSettings) -> str | Path:
+    if data.labels in ("xml", "mask", "folders"):
+        return data.labels
+    path = _root_of(data) / data.labels
+    if not path.is_file():
+        raise AdcamError(f"data.labels: there is no file {path}")
+    return path
+
+
+for _name, _source in (
+    ("voc", _build_voc),
+    ("coco14", _build_coco),
+    ("folder", _build_folder),
+    ("cub", _build_cub),
+    ("ilsvrc", _build_ilsvrc),
+    ("wsol", _build_wsol),
+):
+    register_data_source(_name, _source)

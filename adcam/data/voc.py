@@ -6,7 +6,7 @@ order as in the development kit. ``train_aug`` adds the SBD masks (Hariharan et 
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from adcam.data.dataset import ImageDataset, Record
-from adcam.data.labels import read_cls_labels_npy, read_labels_csv
+from adcam.data.labels import read_cls_labels_npy, read_labels
 from adcam.data.png import voc_palette
+from adcam.data.xml_text import read_xml
 from adcam.errors import AdcamError
-from adcam.files import IMAGE_SUFFIXES, is_image_path
+from adcam.files import IMAGE_SUFFIXES, is_image_path, read_text
 from adcam.structures import ClassSet
+
+logger = logging.getLogger(__name__)
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle"),
@@ -79,9 +82,10 @@ def load_voc(
         classes: Names of VOC classes, or any class set; ``None`` takes all 20.
         labels: Where image-level labels come from. ``"xml"``: names of the objects in
             ``Annotations``, those marked difficult included, as PSA and IRN do
-            (``voc12/data.py`` and ``voc12/make_cls_labels.py`` there); parts are no objects.
-            ``"mask"``: the values in the masks. A path to a ``.csv`` (:func:`read_labels_csv`) or
-            a ``.npy`` (:func:`read_cls_labels_npy`, 20 classes). ``None``: not known.
+            (``voc12/data.py`` and ``voc12/make_cls_labels.py`` there); parts are no objects. An
+            image whose annotation is missing or damaged is left out, with a warning.
+            ``"mask"``: the values in the masks. A path to a table (:func:`read_labels`) or to a
+            ``.npy`` (:func:`read_cls_labels_npy`, 20 classes). ``None``: not known.
             Classes of VOC outside ``classes`` are passed over.
         mask_dir: Folder of masks below ``root``. ``"auto"`` is ``SegmentationClassAug`` for
             ``train_aug`` and ``SegmentationClass`` for other splits; a mask named in the list goes
@@ -123,6 +127,8 @@ def load_voc(
     )
     if labels is None:
         return dataset
+    if labels == "xml":
+        return _attach_xml_labels(root, dataset)
     return dataset.with_labels(_read_class_ids(root, dataset, labels))
 
 
@@ -132,15 +138,10 @@ def read_object_names(path: str | Path) -> list[str]:
     Parts (head, hand, foot) are no objects.
 
     Raises:
-        AdcamError: There is no such file, or it is no XML.
+        AdcamError: There is no such file, or it is no XML (:func:`adcam.data.xml_text.read_xml`).
     """
-    try:
-        annotation = ET.parse(path).getroot()
-    except FileNotFoundError as err:
-        raise AdcamError(f"{path}: there is no such annotation") from err
-    except ET.ParseError as err:
-        raise AdcamError(f"{path}: not an XML file ({err})") from err
-    return [name.strip() for name in (o.findtext("name", "") for o in annotation.iter("object"))]
+    names = (o.findtext("name") or "" for o in read_xml(path).iter("object"))
+    return [name.strip() for name in names]
 
 
 def ids_of_names(names: Iterable[str], class_set: ClassSet, path: Path) -> tuple[int, ...]:
@@ -179,19 +180,17 @@ def _find_list(root: Path, split: str) -> Path:
 
 
 def _read_list(path: Path) -> list[_Entry]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as err:
-        raise AdcamError(f"{path}: the list cannot be read ({err.strerror})") from err
-    except UnicodeDecodeError as err:
-        raise AdcamError(f"{path}: the list is not UTF-8 text ({err})") from err
     entries: list[_Entry] = []
     line_of: dict[str, int] = {}
+    is_class_list = False
+    lines = read_text(path, "a list of images").replace("\\", "/").splitlines()
     for number, line in enumerate(lines, start=1):
         words = line.split()
         if not words:
             continue
         where = f"{path}, line {number}"
+        if len(words) == 2 and words[1] in ("-1", "0", "1"):
+            words, is_class_list = words[:1], True
         files = [word.lstrip("/") for word in words if is_image_path(word)]
         if not (len(words) == 1 or (len(words) == 2 and len(files) == 2)):
             raise AdcamError(
@@ -205,6 +204,8 @@ def _read_list(path: Path) -> list[_Entry]:
         entries.append(_Entry(img_id, img_file, mask_file))
     if not entries:
         raise AdcamError(f"{path}: the list is empty")
+    if is_class_list:
+        logger.warning("%s lists 1, 0 or -1 behind ids; all its images are taken", path)
     return entries
 
 
@@ -225,7 +226,8 @@ def _check_count(
 
 def _img_path(root: Path, entry: _Entry) -> Path:
     if entry.img_file is not None:
-        return root / entry.img_file
+        folder = root if "/" in entry.img_file else root / "JPEGImages"
+        return folder / entry.img_file
     usual = root / "JPEGImages" / f"{entry.img_id}.jpg"
     if usual.is_file():
         return usual
@@ -247,32 +249,56 @@ def _mask_path(
     return path if exists else None
 
 
+def _attach_xml_labels(root: Path, dataset: ImageDataset) -> ImageDataset:
+    """The images whose annotation can be read, with its labels; the others are named and left out.
+
+    Raises:
+        AdcamError: No annotation can be read, or one names an unknown class.
+    """
+    class_ids: dict[str, tuple[int, ...]] = {}
+    errors: list[AdcamError] = []
+    for record in dataset.records:
+        path = root / "Annotations" / f"{record.img_id}.xml"
+        try:
+            names = read_object_names(path)
+        except AdcamError as error:
+            errors.append(error)
+            continue
+        class_ids[record.img_id] = ids_of_names(names, dataset.class_set, path)
+    if not errors:
+        return dataset.with_labels(class_ids)
+    if not class_ids:
+        raise AdcamError(f"no annotation of split {dataset.split!r} can be read: {errors[0]}")
+    logger.warning(
+        "%d of the %d images of split %r are left out, since their annotations cannot be read: %s",
+        len(errors),
+        len(dataset),
+        dataset.split,
+        "; ".join(map(str, errors[:5])) + ("; …" if len(errors) > 5 else ""),
+    )
+    return dataset.subset(class_ids).with_labels(class_ids)
+
+
 def _read_class_ids(
     root: Path, dataset: ImageDataset, labels: str | Path
 ) -> dict[str, tuple[int, ...]]:
     """Class ids of every image of ``dataset``."""
     class_set = dataset.class_set
-    if labels == "xml":
-        return {
-            record.img_id: ids_of_names(names, class_set, path)
-            for record in dataset.records
-            for path in [root / "Annotations" / f"{record.img_id}.xml"]
-            for names in [read_object_names(path)]
-        }
     if labels == "mask":
         return {record.img_id: _ids_of_mask(dataset, i) for i, record in enumerate(dataset.records)}
     path = Path(labels)
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         table = {
             img_id: ids_of_names((VOC_CLASSES[i] for i in class_ids), class_set, path)
             for img_id, class_ids in read_cls_labels_npy(path, len(VOC_CLASSES)).items()
         }
-    elif path.suffix == ".csv":
-        rows = read_labels_csv(path, _known_names(class_set))
+    elif path.suffix.lower() in (".csv", ".tsv", ".txt", ".json", ".xlsx"):
+        rows = read_labels(path, _known_names(class_set))
         table = {img_id: ids_of_names(row, class_set, path) for img_id, row in rows.items()}
     else:
         raise AdcamError(
-            f"labels must be 'xml', 'mask', None or a path ending in .csv or .npy, got {labels!r}"
+            "labels must be 'xml', 'mask', None or a .npy, .csv, .tsv, .txt, .json or .xlsx file, "
+            f"got {labels!r}"
         )
     if missing := [r.img_id for r in dataset.records if r.img_id not in table]:
         raise AdcamError(

@@ -45,7 +45,7 @@ from adcam.convert.labels import (
     convert_voc_labels,
 )
 from adcam.data.coco import COCO_CATEGORY_IDS, COCO_CLASSES, coco_class_set, load_coco
-from adcam.data.labels import read_labels_csv
+from adcam.data.labels import read_labels
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.data.voc import load_voc, voc_class_set
 from adcam.evaluation.masks_on_disk import evaluate_maps, evaluate_masks
@@ -228,7 +228,7 @@ def test_one_bad_annotation_is_one_image(coco: Path) -> None:
     result = convert_coco(path, coco, partial=True)
     (img_id,) = result.failed
     assert img_id.endswith("09") and "category 12 is unknown" in result.failed[img_id]
-    assert len(read_labels_csv(coco / "labels" / "train2014.csv", COCO_CLASSES)) == 2
+    assert len(read_labels(coco / "labels" / "train2014.csv", COCO_CLASSES)) == 2
 
 
 def test_a_json_file_cut_short_ends_the_run(coco: Path) -> None:
@@ -249,7 +249,7 @@ def test_labels_of_voc_xml_masks_and_irn_agree(voc: Path, tmp_path: Path) -> Non
     from_xml = tmp_path / "xml.csv"
     result = convert_voc_labels(voc, from_xml, VOC, split="val")
     assert result.notes == ("val: 2 images; the full data set has 1449",)
-    table = read_labels_csv(from_xml, VOC.classes)
+    table = read_labels(from_xml, VOC.classes)
     assert dict(table) == {
         "2007_000033": ("motorbike", "person"),
         "2007_000042": ("bird", "person"),
@@ -629,7 +629,7 @@ def test_classes_are_named_on_the_command_line(tmp_path: Path) -> None:
     random_masks(tmp_path / "masks", (0, 1, 2))
     words = ["convert", "mask-labels", str(tmp_path / "masks"), "--out", str(tmp_path / "x.csv")]
     assert main([*words, "--classes", "red fox, hare"]) == 0
-    assert read_labels_csv(tmp_path / "x.csv").classes == ("hare", "red fox")
+    assert read_labels(tmp_path / "x.csv").classes == ("hare", "red fox")
     assert main([*words, "--classes", "fox,", "--overwrite"]) == 2
 
 

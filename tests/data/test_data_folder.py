@@ -57,31 +57,31 @@ def test_without_sub_folders(photos: Path) -> None:
 
 def test_labels_with_and_without_suffix(photos: Path, tmp_path: Path) -> None:
     csv = labels(tmp_path / "l.csv", "a.JPG,tabby cat;dog\nholidays/dog 1,dog\n日本.bmp,\n")
-    dataset = load_folder(photos, labels_csv=csv)
+    dataset = load_folder(photos, labels=csv)
     assert dataset.class_set == build_class_set("my photos", ["dog", "tabby cat"])
     assert [r.class_ids for r in dataset.records] == [(0, 1), None, (0,), None, ()]
-    given = load_folder(photos, labels_csv=csv, classes=["tabby cat", "cow", "dog"])
+    given = load_folder(photos, labels=csv, classes=["tabby cat", "cow", "dog"])
     assert given.class_set.mask_values == (1, 2, 3)
     assert [r.class_ids for r in given.records] == [(0, 2), None, (2,), None, ()]
     class_set = build_class_set("mine", ["dog", "tabby cat", "cow"])
-    assert load_folder(photos, labels_csv=csv, classes=class_set).class_set is class_set
+    assert load_folder(photos, labels=csv, classes=class_set).class_set is class_set
     with pytest.raises(
         ValueError, match=r"l\.csv, line 2: unknown class 'dog'; legal are tabby cat"
     ):
-        load_folder(photos, labels_csv=csv, classes=["tabby cat"])
+        load_folder(photos, labels=csv, classes=["tabby cat"])
 
 
 def test_labels_without_an_image_are_an_error(photos: Path, tmp_path: Path) -> None:
     csv = labels(tmp_path / "l.csv", "a,dog\ngone,dog\ndog 1,dog\n")
     with pytest.raises(ValueError, match=r"l\.csv: 2 labelled ids .*my photos, .*'gone', 'dog 1'"):
-        load_folder(photos, labels_csv=csv)
+        load_folder(photos, labels=csv)
 
 
 def test_decomposed_file_names_match_composed_ids(tmp_path: Path) -> None:
     name = unicodedata.normalize("NFD", "café")
     write_image(tmp_path / "x" / f"{name}.png")
     csv = labels(tmp_path / "l.csv", "café,dog\n")
-    dataset = load_folder(tmp_path / "x", labels_csv=csv)
+    dataset = load_folder(tmp_path / "x", labels=csv)
     assert [(r.img_id, r.class_ids) for r in dataset.records] == [("café", (0,))]
     assert dataset[0].ori_hw == (3, 5)
 

@@ -318,7 +318,7 @@ def test_the_content_decides_not_the_suffix(tmp_path: Path, rgb: np.ndarray) -> 
 def _seed_files() -> list[bytes]:
     rgb = np.random.default_rng(2).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     files = []
-    for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "PCX"):
         buffer = io.BytesIO()
         Image.fromarray(rgb).save(buffer, kind)
         files.append(buffer.getvalue())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import pickle
 import unicodedata
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adcam.data.labels import (
-    infer_classes,
     read_cls_labels_npy,
-    read_labels_csv,
+    read_folder_labels,
+    read_labels,
     write_labels_csv,
 )
+from adcam.errors import AdcamError
 from adcam.files import img_id_of
 
 CLASSES = ("cat", "dog", "tabby cat")
@@ -55,36 +58,185 @@ def written(tmp_path: Path, text: str | bytes) -> Path:
 )
 def test_dialects(tmp_path: Path, text: str, expected: dict[str, tuple[str, ...]]) -> None:
     newline = "\r\n" if "\r\n" in text else "\r" if "\r" in text else "\n"
-    table = read_labels_csv(written(tmp_path, f"image_id,labels{newline}{text}"), CLASSES)
+    table = read_labels(written(tmp_path, f"image_id,labels{newline}{text}"), CLASSES)
     assert dict(table) == expected
     assert list(table) == list(expected)
     assert table.classes == CLASSES
 
 
+@pytest.mark.parametrize(
+    ("text", "understood"),
+    [
+        ("image_id;labels\na.jpg;cat\nb/c.jpg;\n", "cells are separated by semicolons"),
+        ("image_id\tlabels\na.jpg\tcat\nb/c.jpg\t\n", "cells are separated by tabs"),
+        ("sep=;\nimage_id;labels\na.jpg;cat\nb/c.jpg;\n", "separated by semicolons"),
+        ("filename,label\na.jpg,cat\nb\\c.jpg,\n", "column 'filename', labels in 'label'"),
+        ("File Name,Class,Width\na.jpg,Cat,640\nb/c.jpg,,480\n", "column 'File Name'"),
+        ("image_id,labels,,\na,cat,,\n,,,\nb/c,,,\n", ""),
+        ("a.jpg,cat\nb/c.jpg,\n", "there is no header"),
+        ("a.jpg;cat\nb/c.jpg;\n", "separated by semicolons; there is no header"),
+        ("filename,cat,dog\na.jpg,1,0\nb/c.jpg,0,0\n", "one column a class: cat, dog"),
+        ("filename;Cat;Dog\na.jpg;x;\nb/c.jpg;;\n", "one column a class: Cat, Dog"),
+        ("image_id,labels\na,CAT\nb/c,\n".encode("utf-16"), ""),
+        (
+            "filename,width,class,xmin\na.jpg,9,cat,1\na.jpg,9,cat,5\nb/c.jpg,9,,\n",
+            "a row is an object",
+        ),
+    ],
+)
+def test_tables_as_people_have_them(tmp_path: Path, text: str | bytes, understood: str) -> None:
+    table = read_labels(written(tmp_path, text), CLASSES)
+    assert dict(table) == {"a": ("cat",), "b/c": ()}
+    assert understood in table.understood and bool(understood) == bool(table.understood)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('image_id,labels\na,"cat,dog"\n', ("cat", "dog")),
+        ('image_id,labels\na,"cat, tabby cat"\n', ("cat", "tabby cat")),
+        ("filename;label\na;cat,dog\n", ("cat", "dog")),
+        ("filename,label\na,cat|tabby cat\n", ("cat", "tabby cat")),
+        ("filename,label\na,tabby cat\n", ("tabby cat",)),
+        ("filename,labels\na,DOG Cat\n", ("dog", "cat")),
+    ],
+)
+def test_several_labels_in_a_cell(tmp_path: Path, text: str, expected: tuple[str, ...]) -> None:
+    assert read_labels(written(tmp_path, text), CLASSES)["a"] == expected
+
+
+def test_one_spelling_of_classes_that_differ_in_case(tmp_path: Path) -> None:
+    path = written(tmp_path, "image_id,labels\na,Dog\nb,dog\nc,dog\nd,DOG\n")
+    assert read_labels(path).classes == ("dog",)
+    assert read_labels(path, ["Dog", "dog", "DOG"]).class_ids == {
+        **{"a": (0,), "b": (1,)},
+        **{"c": (1,), "d": (2,)},
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a.jpg": ["cat"], "b/c.jpg": []},
+        {"a.jpg": "Cat", "b\\c.jpg": None},
+        {"a.jpg": {"cat": 1, "dog": 0}, "b/c.jpg": {"cat": False}},
+        [{"file_name": "a.jpg", "id": 7, "labels": ["cat"]}, {"file_name": "b/c.jpg", "tags": []}],
+        {
+            "images": [
+                {"id": 1, "file_name": "a.jpg", "height": 2, "width": 2},
+                {"id": 2, "file_name": "b\\c.jpg", "height": 2, "width": 2},
+            ],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 5, "segmentation": []}],
+            "categories": [{"id": 5, "name": "cat"}, {"id": 6, "name": "nobody's"}],
+        },
+    ],
+)
+def test_labels_in_json(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "labels.JSON"
+    path.write_text(json.dumps(content))
+    assert dict(read_labels(path, CLASSES)) == {"a": ("cat",), "b/c": ()}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": ["cat"], "a": ["dog"]}', "the key 'a' is given twice"),
+        ('{"a": ["cat"], "a.jpg": ["dog"]}', "image id 'a' is given twice"),
+        ('{"a": 3}', r"image 'a': labels are a list of class names, got 3"),
+        ('{"a": ["kitten"]}', "image 'a': unknown class 'kitten'"),
+        ('[{"image": "a"}]', r"an entry needs an image and its labels"),
+        ("[1]", "expected labels by image"),
+        ("[" * 50_000, "nested too deeply"),
+    ],
+)
+def test_bad_json_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text(text)
+    with pytest.raises(AdcamError, match=r"labels\.json.*" + message):
+        read_labels(path, CLASSES)
+
+
+SHEET = """<?xml version="1.0" encoding="UTF-8" standalone="yes"?>
+<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>
+<row r="1"><c r="A1" t="s"><v>0</v></c><c r="B1" t="inlineStr"><is><t>cat</t></is></c>
+<c r="C1" t="s"><v>1</v></c></row>
+<row r="3"><c r="A3" t="str"><v>a.jpg</v></c><c r="B3"><v>1</v></c><c r="C3"><v>0.0</v></c></row>
+<row r="4"><c r="A4" t="str"><v>b/c.jpg</v></c><c r="C4"><v>0</v></c></row>
+<row r="5"><c r="A5"/></row>
+</sheetData></worksheet>"""
+TEXTS = "<sst><si><t>filename</t></si><si><r><t>do</t></r><r><t>g</t></r></si></sst>"
+
+
+def write_xlsx(path: Path, sheet: str = SHEET, texts: str = TEXTS) -> Path:
+    relation = '<Relationship Id="rId1" Target="worksheets/sheet1.xml"/>'
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/workbook.xml", '<w xmlns:r="u"><sheet name="S" r:id="rId1"/></w>')
+        archive.writestr("xl/_rels/workbook.xml.rels", f"<R>{relation}</R>")
+        archive.writestr("xl/worksheets/sheet1.xml", sheet)
+        archive.writestr("xl/sharedStrings.xml", texts)
+    return path
+
+
+def test_labels_in_an_excel_workbook(tmp_path: Path) -> None:
+    table = read_labels(write_xlsx(tmp_path / "l.xlsx"), CLASSES)
+    assert dict(table) == {"a": ("cat",), "b/c": ()}
+    assert table.understood == "an Excel workbook; one column a class: cat, dog"
+
+
+def test_bad_workbooks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "l.xlsx"
+    bomb = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><x>&b;</x>'
+    for sheet, message in (
+        (bomb, "declares entities"),
+        ("<sheetData", "not an XML file"),
+        (SHEET.replace('r="C3"', 'r="XFE3"'), "beyond column 16384"),
+        (SHEET.replace("<v>0</v></c><c r=", "<v>9</v></c><c r="), "a text that is not there"),
+    ):
+        write_xlsx(path, sheet)
+        with pytest.raises(AdcamError, match=rf"l\.xlsx.*{message}"):
+            read_labels(path, CLASSES)
+    monkeypatch.setattr("adcam.data.spreadsheet.MAX_BYTES", 300)
+    with pytest.raises(AdcamError, match=r"sheet1\.xml unpacks to more than 300 bytes"):
+        read_labels(write_xlsx(path), CLASSES)
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(AdcamError, match="cannot be read as an Excel workbook"):
+        read_labels(path, CLASSES)
+
+
+def test_one_folder_a_class() -> None:
+    table = read_folder_labels(["Cat/1", "dog/x/2", "cat/3"], ("cat", "dog"))
+    assert table.class_ids == {"Cat/1": (0,), "dog/x/2": (1,), "cat/3": (0,)}
+    assert read_folder_labels(["b/1", "a/1"]).classes == ("a", "b")
+    with pytest.raises(AdcamError, match="'cow' is not named after a class; legal are cat, dog"):
+        read_folder_labels(["cat/1", "cow/2"], ("cat", "dog"))
+    with pytest.raises(AdcamError, match="'1' lies in no folder"):
+        read_folder_labels(["1"], ("cat", "dog"))
+
+
 def test_class_ids_are_ascending_positions(tmp_path: Path) -> None:
     path = written(tmp_path, "image_id,labels\na,tabby cat;cat\nb,\nc,dog\n")
-    table = read_labels_csv(path, CLASSES)
+    table = read_labels(path, CLASSES)
     assert table.class_ids == {"a": (0, 2), "b": (), "c": (1,)}
 
 
 def test_a_bom_and_crlf_from_a_spreadsheet(tmp_path: Path) -> None:
     path = written(tmp_path, b"\xef\xbb\xbfimage_id,labels\r\na,cat\r\nb,\r\n")
-    assert dict(read_labels_csv(path)) == {"a": ("cat",), "b": ()}
+    assert dict(read_labels(path)) == {"a": ("cat",), "b": ()}
 
 
 def test_composed_and_decomposed_accents_are_one_spelling(tmp_path: Path) -> None:
     decomposed = unicodedata.normalize("NFD", "café,köter")
     assert decomposed != "café,köter"
     path = written(tmp_path, f"image_id,labels\n{decomposed}\n")
-    table = read_labels_csv(path, [unicodedata.normalize("NFD", "köter")])
+    table = read_labels(path, [unicodedata.normalize("NFD", "köter")])
     assert table.class_ids == {"café": (0,)}
     assert table["café"] == ("köter",)
 
 
 def test_classes_are_inferred_sorted(tmp_path: Path) -> None:
     path = written(tmp_path, "image_id,labels\na,zebra;tabby cat\nb,ant\nc,\n")
-    assert infer_classes(path) == ("ant", "tabby cat", "zebra")
-    assert read_labels_csv(path).class_ids == {"a": (1, 2), "b": (0,), "c": ()}
+    assert read_labels(path).classes == ("ant", "tabby cat", "zebra")
+    assert read_labels(path).class_ids == {"a": (1, 2), "b": (0,), "c": ()}
 
 
 @pytest.mark.parametrize(
@@ -94,12 +246,14 @@ def test_classes_are_inferred_sorted(tmp_path: Path) -> None:
             "image_id,labels\na,cat\nb,cow\n",
             r"line 3: unknown class 'cow'; legal are cat, dog, tab",
         ),
-        ("image_id,labels\na,Cat\n", r"line 2: unknown class 'Cat'"),
         ("image_id,labels\na,dog tabby cat\n", r"line 2: unknown class 'tabby'.*semicolons"),
         ("image_id,labels\na,cat\n\na,dog\n", r"line 4: image id 'a' is already on line 2"),
         ("image_id,labels\na.jpg,cat\na,dog\n", r"line 3: image id 'a' is already on line 2"),
-        ("id,labels\na,cat\n", r"line 1: the header must be 'image_id,labels', got 'id,labels'"),
-        ("image_id;labels\na;cat\n", r"line 1: the header must be .* got 'image_id;labels'"),
+        ("who,what\na,cat\n", r"line 1: the header must be 'image_id,labels', .* got 'who,what'"),
+        ("image_id,cat\na,2\n", r"line 1: the header must be 'image_id,labels', or name"),
+        ("image_id,cat,cat\na,1,0\n", r"line 1: a class has no name, or two columns have one"),
+        ("image_id,cat\na,1\na.png,0\n", r"line 3: image id 'a' is given twice"),
+        ("filename;label\na;kitten\n", r"line 2: unknown class 'kitten'"),
         ("\na,cat\n", r"line 2: the header must be .* got 'a,cat'"),
         ("image_id,labels\na,cat,dog\n", r"line 2: expected 2 columns, got 3 \('a,cat,dog'\)"),
         ("image_id,labels\na\n", r"line 2: expected 2 columns, got 1"),
@@ -108,17 +262,16 @@ def test_classes_are_inferred_sorted(tmp_path: Path) -> None:
         ('image_id,labels\n"a,cat\n', r"not a CSV file"),
         ("", r"empty; the header must be"),
         ("image_id,labels\na,cät\n".encode("latin-1"), r"not UTF-8 text"),
-        ("image_id,labels\na,cat\n".encode("utf-16"), r"not UTF-8 text"),
     ],
 )
 def test_refusals_name_file_line_and_value(tmp_path: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(ValueError, match=r"labels\.csv.*" + message):
-        read_labels_csv(written(tmp_path, text), CLASSES)
+        read_labels(written(tmp_path, text), CLASSES)
 
 
 def test_an_id_that_looks_like_a_file_name_is_read_back(tmp_path: Path) -> None:
     write_labels_csv(tmp_path / "l.csv", {"a": ["cat"], "a.jpg": ["dog"]}, CLASSES)
-    assert dict(read_labels_csv(tmp_path / "l.csv")) == {"a": ("cat",), "a.jpg": ("dog",)}
+    assert dict(read_labels(tmp_path / "l.csv")) == {"a": ("cat",), "a.jpg": ("dog",)}
 
 
 words = st.text("abZ0é日ß.,-_\"'#/", min_size=1, max_size=5)
@@ -138,9 +291,9 @@ def test_what_is_written_is_read_back(tmp_path: Path, data: st.DataObject) -> No
     labels = {i: data.draw(st.sets(st.sampled_from(classes))) for i in ids}
     path = tmp_path / "out.csv"
     write_labels_csv(path, labels, classes)
-    table = read_labels_csv(path, classes)
+    table = read_labels(path, classes)
     assert {i: set(table[i]) for i in table} == labels
-    inferred = read_labels_csv(path)
+    inferred = read_labels(path)
     assert {i: set(inferred[i]) for i in inferred} == labels
 
 

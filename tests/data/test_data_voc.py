@@ -12,7 +12,14 @@ from PIL import Image
 
 from adcam.data.dataset import build_class_set
 from adcam.data.png import voc_palette, write_mask
-from adcam.data.voc import EXPECTED_COUNTS, VOC_CLASSES, load_voc, voc_class_set
+from adcam.data.voc import (
+    EXPECTED_COUNTS,
+    VOC_CLASSES,
+    load_voc,
+    read_object_names,
+    voc_class_set,
+)
+from adcam.errors import AdcamError
 
 ANIMALS = ("cat", "cow", "dog", "horse", "person", "sheep")
 IDS = ("2007_000032", "2007_000039", "2008_000008")
@@ -71,6 +78,12 @@ def test_the_class_set() -> None:
         voc_class_set(["cat", "kitten"])
 
 
+def xml_in(encoding: str, declared: str) -> bytes:
+    objects = "".join(f"<object><name>{name}</name></object>" for name in ("Hund", "Mädchen"))
+    text = f'<?xml version="1.0" encoding="{declared}"?>\n<annotation>{objects}</annotation>'
+    return text.encode(encoding)
+
+
 @pytest.mark.parametrize("labels", ["xml", "mask"])
 def test_annotations_and_masks_give_the_same_labels(root: Path, labels: str) -> None:
     dataset = load_voc(root, "train", labels=labels)
@@ -126,7 +139,7 @@ def test_labels_from_npy(root: Path) -> None:
 
 def test_labels_not_known(root: Path) -> None:
     assert [r.class_ids for r in load_voc(root, "train", labels=None).records] == [None] * 3
-    with pytest.raises(ValueError, match="labels must be 'xml', 'mask', None or a path"):
+    with pytest.raises(ValueError, match=r"labels must be 'xml', 'mask', None or a \.npy"):
         load_voc(root, "train", labels="jpeg")
 
 
@@ -137,12 +150,74 @@ def test_bad_annotations_name_file_and_value(root: Path) -> None:
         ValueError, match=rf"{IDS[0]}\.xml: unknown class 'unicorn'; legal are aero"
     ):
         load_voc(root, "train")
-    path.write_text("<annotation><object>")
-    with pytest.raises(ValueError, match=rf"{IDS[0]}\.xml: not an XML file"):
+
+
+def test_a_damaged_or_missing_annotation_costs_its_image_alone(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "Annotations" / f"{IDS[0]}.xml").write_text("<annotation><object>")
+    (root / "Annotations" / f"{IDS[2]}.xml").unlink()
+    assert [r.img_id for r in load_voc(root, "train").records] == [IDS[1]]
+    assert "2 of the 3 images of split 'train' are left out" in caplog.text
+    assert f"{IDS[0]}.xml: not an XML file" in caplog.text
+    assert f"{IDS[2]}.xml: there is no such annotation" in caplog.text
+    (root / "Annotations" / f"{IDS[1]}.xml").unlink()
+    with pytest.raises(AdcamError, match=r"no annotation of split 'train' can be read: .*xml"):
         load_voc(root, "train")
-    path.unlink()
-    with pytest.raises(ValueError, match=rf"{IDS[0]}\.xml: there is no such annotation"):
-        load_voc(root, "train")
+
+
+NAMES = ("Hund", "Mädchen")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        xml_in("utf-8", "utf8"),
+        xml_in("utf-8", "UTF-8"),
+        xml_in("latin-1", "iso-8859-1"),
+        xml_in("utf-16", "utf-16"),
+        xml_in("utf-8", "utf-16"),
+        xml_in("gb18030", "gb2312"),
+        xml_in("utf-8-sig", "utf-8"),
+        xml_in("utf-8", "utf-8").replace(b"<annotation>", b'<annotation xmlns="urn:x">'),
+        xml_in("utf-8", "utf-8").replace(b"object>", b"v:object>"),
+    ],
+)
+def test_annotations_in_every_encoding_and_namespace(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.xml").write_bytes(content)
+    assert read_object_names(tmp_path / "a.xml") == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (xml_in("utf-8", "klingon"), "declares the unknown encoding 'klingon'"),
+        (xml_in("utf-8", "hex"), "declares the unknown encoding 'hex'"),
+        (xml_in("latin-1", "utf-8"), "not an XML file in utf-8"),
+        (b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "declares entities"),
+        (b"<a>" * 1000, "nested more than 100 levels deep"),
+        (b"", "not an XML file"),
+        (b"\x00\xff", "not an XML file"),
+    ],
+)
+def test_bad_xml_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.xml").write_bytes(content)
+    with pytest.raises(AdcamError, match=rf"a\.xml: .*{message}"):
+        read_object_names(tmp_path / "a.xml")
+
+
+def test_lists_of_one_class_and_of_file_names(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(exist_ok=True)
+    write_list(lists / "cat_train.txt", [f"{IDS[0]} -1", f"{IDS[1]}  1", f"{IDS[2]}  0"])
+    assert [r.img_id for r in load_voc(root, "cat_train").records] == list(IDS)
+    assert "lists 1, 0 or -1 behind ids; all its images are taken" in caplog.text
+    write_list(lists / "files.txt", [f"{i}.jpg" for i in IDS])
+    dataset = load_voc(root, "files")
+    assert [r.img_id for r in dataset.records] == list(IDS)
+    dataset.check_files(masks=False)
+    write_list(lists / "windows.txt", [f"JPEGImages\\{IDS[0]}.jpg"])
+    load_voc(root, "windows").check_files(masks=False)
 
 
 @pytest.mark.parametrize("name", ["train_aug", "trainaug"])
@@ -210,7 +285,7 @@ def test_images_with_other_suffixes(root: Path) -> None:
     ("lines", "message"),
     [
         ([IDS[0], IDS[1], "", IDS[0]], rf"line 4: image id '{IDS[0]}' is already on line 1"),
-        ([f"{IDS[0]} 1"], r"line 1: expected an id, or an image path and a mask path"),
+        ([f"{IDS[0]} 2"], r"line 1: expected an id, or an image path and a mask path"),
         (["a.jpg b.png c"], r"line 1: expected an id, or an image path and a mask path"),
         ([], r"the list is empty"),
     ],
@@ -226,12 +301,12 @@ def test_absent_lists_and_roots(root: Path) -> None:
         ValueError, match=r"split 'train_aug': .*train_aug\.txt.*trainaug\.txt.*train"
     ):
         load_voc(root, "train_aug")
-    with pytest.raises(ValueError, match=r"none\.txt: the list cannot be read"):
+    with pytest.raises(ValueError, match=r"none\.txt: cannot be read as a list of images"):
         load_voc(root, "train", list_path=root / "none.txt")
     with pytest.raises(ValueError, match="there is no such folder"):
         load_voc(root / "none", "train")
     (root / "latin.txt").write_bytes("ä\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.txt: the list is not UTF-8"):
+    with pytest.raises(ValueError, match=r"latin\.txt: .*not UTF-8"):
         load_voc(root, "train", list_path=root / "latin.txt")
 
 

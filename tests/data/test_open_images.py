@@ -74,8 +74,46 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         open_images(tmp_path / "nothing", CLASSES)
     with pytest.raises(ValueError, match="is no VOC root"):
         open_images(tmp_path, CLASSES, voc_split="train")
-    with pytest.raises(ValueError, match=r"must be a \.csv file, got 'xml'"):
+    with pytest.raises(ValueError, match=r"must be a \.csv, .* file, or 'folders' .*, got 'xml'"):
         open_images(photo, CLASSES, labels="xml")
+
+
+def test_other_labels_beside_the_images(tmp_path: Path) -> None:
+    make(tmp_path / "a.jpg"), make(tmp_path / "dog" / "b.jpg")
+    (tmp_path / "L.CSV").write_text("filename;label\na.jpg;Dog\n")
+    labels = tmp_path / "L.CSV"
+    assert [r.class_ids for r in open_images(tmp_path, CLASSES, labels=labels).records] == [
+        (1,),
+        None,
+    ]
+    (tmp_path / "Labels.CSV").write_text("image_id,labels\na,cat\n")
+    assert open_images(tmp_path, CLASSES).records[0].class_ids == (0,)
+    (tmp_path / "labels.json").write_text('{"a": "dog"}')
+    with pytest.raises(ValueError, match=r"holds Labels\.CSV and labels\.json"):
+        open_images(tmp_path, CLASSES)
+
+
+def test_one_folder_a_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path / "Cat" / "a.jpg"), make(tmp_path / "dog" / "b.jpg")
+    images = open_images(tmp_path, CLASSES, labels="folders")
+    assert [(r.img_id, r.class_ids) for r in images.records] == [("Cat/a", (0,)), ("dog/b", (1,))]
+    assert "labels of folders are read as one folder a class: cat, dog" in caplog.text
+
+
+def test_lists_from_windows(tmp_path: Path) -> None:
+    make(tmp_path / "pics" / "sub" / "a.jpg")
+    (tmp_path / "list.TXT").write_text("pics\\sub\\a.jpg\r\n")
+    (image,) = open_images(tmp_path / "list.TXT", CLASSES).records
+    assert image.img_id == "a" and image.img_path.is_file()
+    (tmp_path / "ids.txt").write_text("sub\\a.jpg\n")
+    ids = read_id_list(tmp_path / "ids.txt")
+    assert [r.img_id for r in open_images(tmp_path / "pics", CLASSES, ids=ids).records] == ["sub/a"]
+
+
+def test_an_id_that_looks_like_a_file_name(tmp_path: Path) -> None:
+    make(tmp_path / "a.jpg.png"), make(tmp_path / "a.png")
+    assert [r.img_id for r in open_images(tmp_path, CLASSES).records] == ["a", "a.jpg"]
+    assert [r.img_id for r in open_images(tmp_path, CLASSES, ids=["a.jpg"]).records] == ["a.jpg"]
 
 
 def test_id_lists(tmp_path: Path) -> None:

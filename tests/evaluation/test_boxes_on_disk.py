@@ -178,7 +178,7 @@ def labeler(tiny_checkpoint: Path) -> PseudoLabeler:
 
 
 def test_boxes_of_images(photos: Path, labeler: PseudoLabeler, tmp_path: Path) -> None:
-    images = load_folder(photos, labels_csv=photos / "labels.csv", classes=labeler.class_set)
+    images = load_folder(photos, labels=photos / "labels.csv", classes=labeler.class_set)
     found = list(
         find_boxes(
             images,

@@ -82,7 +82,7 @@ def stable(tree: dict[str, bytes]) -> dict[str, object]:
 def test_masks_maps_manifest_and_config(
     photos: Path, labeler: PseudoLabeler, tmp_path: Path
 ) -> None:
-    images = load_folder(photos, labels_csv=photos / "labels.csv", classes=labeler.class_set)
+    images = load_folder(photos, labels=photos / "labels.csv", classes=labeler.class_set)
     result = generate(images, labeler, tmp_path / "out", save_maps=True, progress=False)
     assert (result.ok, result.skipped, result.failed) == (4, 0, ())
     assert set(result.seconds) == {*STAGES, "total"}
@@ -181,7 +181,7 @@ def test_images_without_labels_are_named_and_nothing_is_written(
     photos: Path, labeler: PseudoLabeler, tmp_path: Path
 ) -> None:
     (photos / "labels.csv").write_text("image_id,labels\na,cat\n")
-    images = load_folder(photos, labels_csv=photos / "labels.csv", classes=labeler.class_set)
+    images = load_folder(photos, labels=photos / "labels.csv", classes=labeler.class_set)
     with pytest.raises(ValueError, match=r"3 of 4 images have no labels: b c, .*--labels predict"):
         generate(images, labeler, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
@@ -191,7 +191,7 @@ def test_class_ids_are_matched_by_name(
     photos: Path, labeler: PseudoLabeler, tmp_path: Path
 ) -> None:
     other = build_class_set("other", ["horse", "dog", "cat"])
-    images = load_folder(photos, labels_csv=photos / "labels.csv", classes=other)
+    images = load_folder(photos, labels=photos / "labels.csv", classes=other)
     generate(images, labeler, tmp_path / "out", progress=False)
     assert [e["classes"] for e in read_entries(tmp_path / "out")] == [
         ["cat"],
@@ -201,7 +201,7 @@ def test_class_ids_are_matched_by_name(
     ]
     stranger = build_class_set("other", ["horse", "dog", "cat", "wolf"])
     (photos / "labels.csv").write_text("image_id,labels\na,wolf\nb c,\nsub/ü,\nsub/z,\n", "utf-8")
-    images = load_folder(photos, labels_csv=photos / "labels.csv", classes=stranger)
+    images = load_folder(photos, labels=photos / "labels.csv", classes=stranger)
     with pytest.raises(ValueError, match="unknown class 'wolf'"):
         generate(images, labeler, tmp_path / "new", progress=False)
 
@@ -209,10 +209,10 @@ def test_class_ids_are_matched_by_name(
 def test_other_labels_are_another_run(photos: Path, labeler: PseudoLabeler, tmp_path: Path) -> None:
     labels = photos / "labels.csv"
     classes = labeler.class_set
-    first = load_folder(photos, labels_csv=labels, classes=classes)
+    first = load_folder(photos, labels=labels, classes=classes)
     generate(first, labeler, tmp_path / "out", progress=False)
     labels.write_text(labels.read_text("utf-8").replace("a,cat", "a,dog"), "utf-8")
-    second = load_folder(photos, labels_csv=labels, classes=classes)
+    second = load_folder(photos, labels=labels, classes=classes)
     before = read_tree(tmp_path / "out")
     with pytest.raises(ValueError, match=r"labels\.hash: "):
         generate(second, labeler, tmp_path / "out", progress=False)

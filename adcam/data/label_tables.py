@@ -1,0 +1,291 @@
+"""Tables of image-level labels as people have them: found out and read, or refused where ambiguous.
+
+A table says for each image which classes it shows. Spreadsheets separate cells by commas,
+semicolons or tabs; programs write one column of labels, one column a class, one row an object, or
+JSON. :func:`read_label_table` finds out which it is; :mod:`adcam.data.labels` makes classes of it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adcam.data.coco_json import read_coco_json
+from adcam.data.spreadsheet import read_xlsx
+from adcam.errors import AdcamError
+from adcam.files import decode_text, img_id_of, is_image_path, read_json
+
+CSV_HEADER = ("image_id", "labels")
+
+_IMAGE_COLUMNS = frozenset(
+    {"imageid", "image", "img", "imgid", "id", "file", "filename", "filepath", "name", "path"}
+    | {"imagename", "imagepath", "imagefile", "imagefilename"}
+)
+_LABEL_COLUMNS = frozenset({"labels", "classes", "categories", "tags", "classnames", "classlabels"})
+_ONE_LABEL_COLUMNS = frozenset({"label", "class", "category", "tag", "classname", "target"})
+_BOX_COLUMNS = frozenset({"xmin", "x0", "x1", "bbox", "bboxx"})
+_YES = frozenset({"1", "1.0", "true", "yes", "x"})
+_NO = frozenset({"0", "0.0", "false", "no", ""})
+
+Grid = Sequence[tuple[int, Sequence[str]]]
+"""Rows that are not empty: the number of the line, and its cells."""
+
+
+class LabelRow(NamedTuple):
+    """What a table says of one image.
+
+    Attributes:
+        where: The file and the line, for messages.
+        img_id: The image id.
+        labels: The class names; or a single text that is still to be split.
+        form: ``"names"``: ``labels`` are names. ``"cell"``: a text of several names. ``"label"``: a
+            text that is one name unless it holds separators.
+    """
+
+    where: str
+    img_id: str
+    labels: tuple[str, ...]
+    form: str
+
+
+class LabelRows(NamedTuple):
+    """What a table says, image by image.
+
+    Attributes:
+        rows: One an image, in the order of the file.
+        understood: How the table was read, in words; empty where it is plain ``image_id,labels``.
+    """
+
+    rows: list[LabelRow]
+    understood: str
+
+
+def read_label_table(path: Path) -> LabelRows:
+    """Read a label file of any kind (:func:`adcam.data.labels.read_labels`).
+
+    Raises:
+        AdcamError: The file cannot be read, or what it says is ambiguous.
+        FileNotFoundError: There is no such file.
+    """
+    if path.suffix.lower() == ".json":
+        return _read_json(path)
+    if path.suffix.lower() == ".xlsx":
+        return _read_grid(path, read_xlsx(path), "an Excel workbook")
+    text = _read_text(path)
+    delimiter = _find_delimiter(text)
+    kind = {";": "cells are separated by semicolons", "\t": "cells are separated by tabs"}
+    return _read_grid(path, _parse_csv(path, text, delimiter), kind.get(delimiter, ""))
+
+
+def _read_text(path: Path) -> str:
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
+        try:
+            return data.decode("utf-16")
+        except UnicodeDecodeError as err:
+            raise AdcamError(f"{path}: cannot be read as UTF-16 text ({err})") from err
+    try:
+        return decode_text(data, str(path), "a label file")
+    except AdcamError as err:
+        raise AdcamError(f"{err}; save it as CSV UTF-8") from err
+
+
+def _find_delimiter(text: str) -> str:
+    """The separator under which the first line makes sense, or that it has most of."""
+    first = next((line for line in text.splitlines() if line.strip(" \t,;")), "")
+    if re.fullmatch(r"sep=[,;\t]", first.strip(" ")):  # Excel's own hint
+        return first.strip(" ")[-1]
+    best = max(",;\t", key=first.count)
+    for delimiter in ",;\t":
+        cells = [_plain_name(cell.strip('" ')) for cell in first.split(delimiter)]
+        if len(cells) > 1 and cells[0] in _IMAGE_COLUMNS:
+            return delimiter
+    return best if first.count(best) else ","
+
+
+def _parse_csv(path: Path, text: str, delimiter: str) -> Grid:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[tuple[int, Sequence[str]]] = []
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells) and not (
+                not rows and len(cells) <= 2 and cells[0].strip().startswith("sep=")
+            ):
+                rows.append((reader.line_num, cells))
+    except csv.Error as err:
+        raise AdcamError(f"{path}, line {reader.line_num}: not a CSV file ({err})") from err
+    return rows
+
+
+def _read_grid(path: Path, grid: Grid, kind: str) -> LabelRows:
+    if not grid:
+        raise AdcamError(f"{path}: empty; the header must be {','.join(CSV_HEADER)!r}")
+    header = _strip_end(grid[0][1])
+    names = [_plain_name(cell) for cell in header]
+    if len(header) == 2 and is_image_path(header[0]):
+        note = "there is no header: the first column names images, the second their labels"
+        return _read_pairs(path, grid, (0, 1), 2, "cell", [kind, note])
+    image = next((i for i, name in enumerate(names) if name in _IMAGE_COLUMNS), None)
+    if image is None or len(header) < 2:
+        raise _refuse_header(path, grid[0][0], header)
+    labels = [
+        i
+        for i, name in enumerate(names)
+        if i != image and name in _LABEL_COLUMNS | _ONE_LABEL_COLUMNS
+    ]
+    if not labels:
+        return _read_flags(path, grid, image, kind)
+    notes = [kind]
+    if tuple(header) != CSV_HEADER:
+        notes.append(f"images are in column {header[image]!r}, labels in {header[labels[0]]!r}")
+    form = "cell" if names[labels[0]] in _LABEL_COLUMNS else "label"
+    if _BOX_COLUMNS & set(names):
+        form = "object"
+        notes.append("a row is an object, and an image shows the classes of all its rows")
+    return _read_pairs(path, grid[1:], (image, labels[0]), len(header), form, notes)
+
+
+def _read_pairs(
+    path: Path, grid: Grid, columns: tuple[int, int], width: int, form: str, notes: Sequence[str]
+) -> LabelRows:
+    """Rows of an image and its labels; ``"object"`` rows of one image are joined."""
+    found: dict[str, LabelRow] = {}
+    line_of: dict[str, int] = {}
+    for line, cells in grid:
+        row = _cut(path, line, cells, width)
+        where, img_id = f"{path}, line {line}", _read_id(path, line, row[columns[0]])
+        text = unicodedata.normalize("NFC", row[columns[1]])
+        labels: tuple[str, ...] = (text,)
+        if form == "object":
+            earlier = found[img_id].labels if img_id in found else ()
+            labels = tuple(dict.fromkeys(filter(None, (*earlier, text.strip()))))
+        elif img_id in found:
+            raise AdcamError(f"{where}: image id {img_id!r} is already on line {line_of[img_id]}")
+        found[img_id] = LabelRow(where, img_id, labels, "names" if form == "object" else form)
+        line_of[img_id] = line
+    return LabelRows(list(found.values()), "; ".join(filter(None, notes)))
+
+
+def _read_flags(path: Path, grid: Grid, image: int, kind: str) -> LabelRows:
+    """One column a class, with 1 where the image shows it."""
+    header = [unicodedata.normalize("NFC", cell.strip()) for cell in _strip_end(grid[0][1])]
+    classes = [i for i in range(len(header)) if i != image]
+    rows = [(line, _cut(path, line, cells, len(header))) for line, cells in grid[1:]]
+    flags = {cells[i].strip().lower() for _, cells in rows for i in classes}
+    if not rows or not flags <= _YES | _NO:
+        raise _refuse_header(path, grid[0][0], header)
+    if len(set(header)) < len(header) or not all(header):
+        raise AdcamError(f"{path}, line {grid[0][0]}: a class has no name, or two columns have one")
+    found: dict[str, LabelRow] = {}
+    for line, cells in rows:
+        where, img_id = f"{path}, line {line}", _read_id(path, line, cells[image])
+        if img_id in found:
+            raise AdcamError(f"{where}: image id {img_id!r} is given twice")
+        names = tuple(header[i] for i in classes if cells[i].strip().lower() in _YES)
+        found[img_id] = LabelRow(where, img_id, names, "names")
+    note = f"one column a class: {', '.join(header[i] for i in classes)}"
+    return LabelRows(list(found.values()), "; ".join(filter(None, (kind, note))))
+
+
+def _read_id(path: Path, line: int, text: str) -> str:
+    if not text.strip():
+        raise AdcamError(f"{path}, line {line}: the image id is empty")
+    return img_id_of(text)
+
+
+def _cut(path: Path, line: int, cells: Sequence[str], width: int) -> Sequence[str]:
+    """The row with as many cells as the header has, empty ones at the end left out."""
+    cells = [*_strip_end(cells, width)]
+    if len(cells) != width:
+        shown = ",".join(cells)
+        raise AdcamError(
+            f"{path}, line {line}: expected {width} columns, got {len(cells)} ({shown!r}); "
+            "separate labels by spaces or semicolons, and quote ids that contain commas"
+        )
+    return cells
+
+
+def _strip_end(cells: Sequence[str], width: int = 1) -> Sequence[str]:
+    """The cells without empty ones at the end, but at least ``width`` if there are as many."""
+    end = len(cells)
+    while end > width and not cells[end - 1].strip():
+        end -= 1
+    return cells[:end]
+
+
+def _plain_name(cell: str) -> str:
+    return re.sub(r"[\s_.-]+", "", cell).lower()
+
+
+def _refuse_header(path: Path, line: int, header: Sequence[str]) -> AdcamError:
+    return AdcamError(
+        f"{path}, line {line}: the header must be {','.join(CSV_HEADER)!r}, or name a column of "
+        f"images and one column a class with 0 and 1, got {','.join(header)!r}"
+    )
+
+
+def _read_json(path: Path) -> LabelRows:
+    content = read_json(path, kind=object, what="a label file", unique_keys=True)
+    if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
+        return _read_coco(path)
+    pairs: list[tuple[Any, Any]]
+    if isinstance(content, dict):
+        pairs, note = list(content.items()), "JSON with labels by image"
+    elif isinstance(content, list) and all(isinstance(item, dict) for item in content):
+        pairs, note = [_find_pair(path, item) for item in content], "JSON with a list of images"
+    else:
+        raise AdcamError(f"{path}: expected labels by image, or a list with an entry an image")
+    found: dict[str, LabelRow] = {}
+    for name, value in pairs:
+        where = f"{path}, image {name!r}"
+        if not isinstance(name, str) or not name.strip():
+            raise AdcamError(f"{where}: an image is named by its file or id")
+        if (img_id := img_id_of(name)) in found:
+            raise AdcamError(f"{where}: image id {img_id!r} is given twice")
+        found[img_id] = LabelRow(where, img_id, _read_names(where, value), "names")
+    return LabelRows(list(found.values()), note)
+
+
+def _find_pair(path: Path, item: dict[str, Any]) -> tuple[Any, Any]:
+    """The name of an image and its labels, from an entry of a list."""
+    columns = {_plain_name(key): key for key in item}
+    images = sorted(_IMAGE_COLUMNS & columns.keys())
+    labels = sorted((_LABEL_COLUMNS | _ONE_LABEL_COLUMNS) & columns.keys())
+    if len(labels) != 1 or not images:
+        raise AdcamError(
+            f"{path}: an entry needs an image and its labels, such as "
+            f'{{"image_id": …, "labels": […]}}, got the keys {sorted(item)}'
+        )
+    # "id" beside "file_name" is a number of somebody's own.
+    image = next((name for name in images if "file" in name), images[0])
+    return item[columns[image]], item[columns[labels[0]]]
+
+
+def _read_names(where: str, value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, dict) and all(
+        isinstance(v, bool | int | float) and v in (0, 1) for v in value.values()
+    ):
+        value = [name for name, flag in value.items() if flag]
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise AdcamError(f"{where}: labels are a list of class names, got {value!r:.60}")
+    stripped = (unicodedata.normalize("NFC", name.strip()) for name in names)
+    return tuple(dict.fromkeys(name for name in stripped if name))
+
+
+def _read_coco(path: Path) -> LabelRows:
+    file = read_coco_json(path)
+    rows = []
+    for image in file.images:
+        ids = {a["category_id"] for a in image.annotations}
+        names = tuple(file.categories[i] for i in sorted(ids) if i in file.categories)
+        rows.append(LabelRow(f"{path}, image {image.img_id!r}", image.img_id, names, "names"))
+    return LabelRows(rows, "COCO's json: an image shows the categories of its annotations")
