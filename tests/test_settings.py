@@ -18,9 +18,16 @@ from PIL import Image
 
 from adcam.cams import build_method
 from adcam.convert.data_sets import convert_coco
+from adcam.data import sources
 from adcam.data.coco import COCO_CLASSES
+from adcam.data.dataset import ImageDataset
 from adcam.data.open_images import open_images
-from adcam.data.sources import build_classes, build_dataset
+from adcam.data.sources import (
+    build_classes,
+    build_dataset,
+    find_class_set,
+    register_data_source,
+)
 from adcam.data.voc import VOC_CLASSES
 from adcam.errors import AdcamError
 from adcam.evaluation.masks_on_disk import evaluate_masks
@@ -364,6 +371,33 @@ def test_a_metadata_folder_of_wsolevaluation(tmp_path: Path) -> None:
 def test_official_files_of_localisation_sets(tmp_path: Path, source: str, file: str) -> None:
     with pytest.raises(ValueError, match=f"{file}: cannot be read"):
         build_dataset({"source": source, "root": str(tmp_path)}, "train")
+
+
+def test_own_data_keeps_its_name_its_splits_and_values_from_1(tmp_path: Path) -> None:
+    root = tmp_path / "my pets"
+    for name in ("a", "b"):
+        path = root / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(path)
+    (root / "l.csv").write_text("image_id,labels\na,dog\nb,horse cat\n")
+    (root / "val10.txt").write_text("b\n")
+    data = {"source": "folder", "root": str(root), "labels": "l.csv"}
+    images = build_dataset({**data, "classes": ["cat", "dog", "horse"]}, "val10")
+    assert (images.split, images.class_set.name) == ("val10", "my pets")
+    assert images.class_set.mask_values == (1, 2, 3)
+    assert images.class_set == find_class_set({**data, "classes": ["cat", "dog", "horse"]})
+    assert build_dataset({**data, "classes": "voc"}, "all").class_set.mask_values[7] == 8
+    voc = {**data, "source": "voc", "classes": ["cat", "dog", "horse"]}
+    assert find_class_set(voc).mask_values == (8, 12, 13)
+
+
+def test_a_data_source_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "SOURCES", dict(sources.SOURCES))
+    with pytest.raises(AdcamError, match="there is a data source 'voc' already"):
+        register_data_source("voc", lambda data, split, labels: pytest.fail("not called"))
+    wanted = ImageDataset(build_classes("voc"), "x", [])
+    register_data_source("mine", lambda data, split, labels: wanted)
+    assert build_dataset({"source": "mine", "root": str(tmp_path)}, "x") is wanted
 
 
 @pytest.mark.parametrize(

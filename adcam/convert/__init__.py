@@ -28,7 +28,7 @@ from adcam.convert.summary import Converted
 from adcam.errors import AdcamError
 
 Converter: TypeAlias = Callable[..., Converted]
-"""What is converted comes first, then ``out`` and options by name; ``overwrite`` and ``progress`` are
+"""Called with what is converted, then ``out`` and options by name, ``overwrite`` and ``progress``
 among them."""
 
 CONVERTERS: dict[str, Converter] = {

@@ -24,7 +24,7 @@ from adcam.data.dataset import ImageDataset
 from adcam.data.images import ImageError, read_image_hw
 from adcam.data.open_images import open_images
 from adcam.data.png import read_mask, write_mask
-from adcam.data.sources import build_classes, build_dataset
+from adcam.data.sources import build_dataset, find_class_set
 from adcam.errors import AdcamError
 from adcam.files import hash_file, hash_or_none, hash_values, write_bytes, write_json
 from adcam.installation import why_not_importable
@@ -350,7 +350,7 @@ def predict_segmenter(
     Raises:
         AdcamError: There are no images, or the checkpoint does not fit.
     """
-    class_set = build_classes(config.data.get("classes", "voc"))
+    class_set = find_class_set(config.data)
     found = open_images(images, class_set, labels=None, leave_out=[Path(out)])
     settings = Config({**config.to_dict(), "test": {**config.test.to_dict(), "labels": "none"}})
     predictor = _Predictor(settings, checkpoint, class_set)

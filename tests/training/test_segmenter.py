@@ -28,6 +28,7 @@ from adcam.cli import main
 from adcam.convert.data_sets import convert_coco, convert_sbd
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.data.shapes import make_shapes
+from adcam.data.sources import build_classes
 from adcam.evaluation.masks_on_disk import evaluate_masks
 from adcam.training import segmenter
 
@@ -107,7 +108,7 @@ def test_check_counts_images_and_pixels(cfg: Config, mini_shapes: Path) -> None:
     assert {split: values["images"] for split, values in found.items()} == {"train": 40, "val": 15}
     masks = [read_mask(path) for path in (mini_shapes / "SegmentationClass").glob("train_*.png")]
     assert len(masks) == 40
-    names = ("background", *segmenter.build_classes("shapes").classes)
+    names = ("background", *build_classes("shapes").classes)
     expected = {name: sum(int((m == v).sum()) for m in masks) for v, name in enumerate(names)}
     assert found["train"]["pixels"] == expected
     assert found["train"]["ignored"] == sum(int((m == 255).sum()) for m in masks)
@@ -332,7 +333,7 @@ def test_confidence_weights_come_from_the_maps(cfg: Config, tmp_path: Path) -> N
     from adcam.labeling.maps_file import encode_maps
     from adcam.structures import ClassMaps, Sample
 
-    class_set = segmenter.build_classes("shapes")
+    class_set = build_classes("shapes")
     scores = np.stack([np.full((32, 32), 0.8), np.full((32, 32), 0.4)]).astype(np.float32)
     (tmp_path / "maps").mkdir()
     (tmp_path / "maps" / "a.npz").write_bytes(
@@ -544,7 +545,7 @@ NAMES = sorted(
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_has_an_output_for_each_class(name: str) -> None:
     cfg = segmenter.read_segmentation_config(CONFIGS / name)
-    segmenter.check_heads(cfg, segmenter.build_classes(cfg.data.classes))
+    segmenter.check_heads(cfg, build_classes(cfg.data.classes))
     assert cfg.train_pipeline[-1]["type"] != "PackSegInputs"  # done after weights are attached
     crops = [t["crop_size"] for t in cfg.train_pipeline if t["type"] == "RandomCrop"]
     assert [tuple(crop) for crop in crops] == [tuple(cfg.train.crop_size)]
