@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adcam import files
 from adcam.data.dataset import ImageDataset
 from adcam.errors import AdcamError
 from adcam.evaluation.loop import EvaluationTimes, Evaluator, LoopOptions, evaluate
@@ -36,7 +35,8 @@ class MethodResult:
         chosen_miou: The mean IoU on the choosing split at that threshold, in percent.
         result: The scores on the reporting split at that threshold.
         curve: The sweep of all thresholds on the reporting split; ``None`` with a CRF.
-        image_mious: The mean IoU of each reported image by itself, in percent.
+        image_mious: The mean IoU of each reported image by itself in percent, by its position in
+            the data set.
     """
 
     spec: MethodSpec
@@ -44,7 +44,7 @@ class MethodResult:
     chosen_miou: float
     result: MeanIoUResult
     curve: ThresholdCurveResult | None
-    image_mious: tuple[float, ...] = ()
+    image_mious: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +53,10 @@ class MethodComparison:
 
     Attributes:
         results: The scores, one per method in the order given.
-        masks: The scores of the last method's masks on all images of the reporting split.
-        pictures: These images, reduced, with the maps of all methods without a CRF and the masks
-            of the last method.
+        masks: The scores of the last method's masks: of all that were written, else of the
+            reported images.
+        pictures: The reported images, reduced, with the maps of all methods without a CRF and the
+            masks of the last method.
         times: Where the time went, on the choosing split under ``"choose"`` and on the reporting
             split under ``"report"``.
     """
@@ -89,8 +90,8 @@ def compare_methods(
         choose_set: Labelled images with masks on which each method's threshold is chosen.
         report_set: Labelled images with masks on which it is reported.
         options: Device, type, worker processes and progress.
-        report_stride: Only every n-th image of ``report_set`` is reported on. Masks and pictures
-            are of all its images.
+        report_stride: Only every n-th image of ``report_set`` is reported on; masks are written of
+            all its images.
         masks_dir: The folder that gets the masks of the last method on ``report_set``, as
             ``adcam generate`` would fill it; ``None`` writes none.
         keep_pictures: Whether to keep the images with all maps for a report.
@@ -112,8 +113,8 @@ def compare_methods(
     scores = MaskScores(list(choices.values()), class_set, stride=report_stride)
     evaluators: list[Evaluator] = [sweep, scores]
     masks = MaskScores([last], class_set)
-    pictures = Pictures(plain, [last], class_set, num_images=len(report_set))
-    if report_stride > 1 and (keep_pictures or masks_dir is not None):
+    pictures = Pictures(plain, [last], class_set, num_images=len(report_set), stride=report_stride)
+    if report_stride > 1 and masks_dir is not None:
         evaluators.append(masks)
     if keep_pictures:
         evaluators.append(pictures)
@@ -222,13 +223,4 @@ def format_csv(results: Sequence[MethodResult], class_set: ClassSet) -> str:
         for value in (0, *class_set.mask_values):
             line[class_set.name_of_value(value)] = f"{item.result.iou_per_class[value]:.1f}"
         lines.append(line)
-    return format_table(lines)
-
-
-def format_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Format lines of a table as CSV; the first line names the columns."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, lines[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return files.format_csv(list(lines[0]), [list(line.values()) for line in lines])

@@ -16,7 +16,6 @@ from adcam.data.dataset import ImageDataset
 from adcam.data.score_maps import SCORE_MAP_HW
 from adcam.errors import AdcamError
 from adcam.evaluation.boxes import LOC_IOU, TOP_K, BoxCounts, BoxOutcome, ScoreMapWriter
-from adcam.evaluation.compare import format_table
 from adcam.evaluation.loop import EvaluationTimes, Evaluator, LoopOptions, evaluate
 from adcam.evaluation.mapping import (
     Classifier,
@@ -25,6 +24,7 @@ from adcam.evaluation.mapping import (
     format_options,
 )
 from adcam.evaluation.pictures import Pictures, SmallImage
+from adcam.files import format_csv
 from adcam.metrics.localization import (
     ORACLE,
     BoxAccuracyResult,
@@ -296,4 +296,4 @@ def format_box_csv(results: Sequence[BoxResult], images: ImageDataset) -> str:
         line["max_box_acc_oracle"] = f"{item.largest_oracle.box_acc[LOC_IOU]:.2f}"
         line |= {f"first_guess_{name}": f"{share:.2f}" for name, share in located.errors.items()}
         lines.append({key: "" if value == "nan" else value for key, value in line.items()})
-    return format_table(lines)
+    return format_csv(list(lines[0]), [list(line.values()) for line in lines])

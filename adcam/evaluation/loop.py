@@ -45,7 +45,7 @@ from adcam.structures import Sample
 
 Progress: TypeAlias = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
-INLINE_LIMIT = 16
+INLINE_LIMIT = 40
 """Up to this many images are evaluated in the calling process: starting others takes longer."""
 
 MAX_WORKERS = 16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,11 @@ class MaskScore:
 
     Attributes:
         result: The scores over all images.
-        mious: The mean IoU of each image by itself in percent, in the order of the images.
+        mious: The mean IoU of each image by itself in percent, by its position in the data set.
     """
 
     result: MeanIoUResult
-    mious: tuple[float, ...]
+    mious: Mapping[int, float]
 
 
 class MaskScores:
@@ -108,7 +108,7 @@ class MaskScores:
     def reset(self) -> None:
         """Forget everything that was counted."""
         self._totals = {choice: MeanIoU(self._class_set.num_classes) for choice in self._choices}
-        self._mious: dict[MaskChoice, list[float]] = {choice: [] for choice in self._choices}
+        self._mious: dict[MaskChoice, dict[int, float]] = {c: {} for c in self._choices}
 
     def wants(self, index: int) -> Collection[str]:
         """Name the methods whose maps of an image are needed."""
@@ -123,18 +123,18 @@ class MaskScores:
             single = MeanIoU(num_classes)
             single.add_confusion(confusion)
             total.merge(single)
-            self._mious[choice].append(single.compute().miou)
+            self._mious[choice][image.index] = single.compute().miou
 
     def merge(self, other: MaskScores) -> None:
         """Add the counts of another instance on later images."""
         for choice, total in self._totals.items():
             total.merge(other._totals[choice])
-            self._mious[choice] += other._mious[choice]
+            self._mious[choice] |= other._mious[choice]
 
     def compute(self) -> dict[MaskChoice, MaskScore]:
         """Compute the scores of every choice."""
         return {
-            choice: MaskScore(total.compute(), tuple(self._mious[choice]))
+            choice: MaskScore(total.compute(), self._mious[choice])
             for choice, total in self._totals.items()
         }
 

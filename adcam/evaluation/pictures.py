@@ -104,6 +104,7 @@ class Pictures:
         choices: The masks that are kept.
         class_set: The classes of the data set.
         num_images: The number of images in the data set.
+        stride: Only every n-th image is looked at.
         limit: The number of images that are kept at most, evenly spread.
     """
 
@@ -116,12 +117,13 @@ class Pictures:
         class_set: ClassSet,
         *,
         num_images: int,
+        stride: int = 1,
         limit: int = MAX_IMAGES,
     ) -> None:
         self._names = tuple(names)
         self._choices = tuple(choices)
         self._class_set = class_set
-        self._stride = max(-(-num_images // limit), 1)
+        self._stride = stride * max(-(-num_images // (stride * limit)), 1)
         self.reset()
 
     def reset(self) -> None:

@@ -1,0 +1,331 @@
+"""The loop: what is read and computed once, and the same bits however the work is spread."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adcam.data import dataset
+from adcam.data.dataset import ImageDataset
+from adcam.data.sources import build_dataset
+from adcam.evaluation import loop
+from adcam.evaluation.compare import MethodComparison, compare_methods, format_csv
+from adcam.evaluation.loop import LoopOptions, evaluate
+from adcam.evaluation.mapping import MappedImage, MaskChoice
+from adcam.evaluation.mask_folder import build_labeler
+from adcam.evaluation.pictures import Pictures
+from adcam.labeling.generate import generate
+from adcam.metrics.miou import MeanIoU
+from adcam.models.classifier_file import ClassifierFile
+from adcam.models.token_cam import TokenCAM
+from adcam.settings import MethodSpec, TestViews
+
+ONE, TWO = TestViews((32,)), TestViews((32, 48), flip=True)
+SPECS = [
+    MethodSpec("CAM", "cam", views=ONE),
+    MethodSpec("TS-CAM", "ts_cam", views=ONE),
+    MethodSpec("AD-CAM, two scales", "ad_cam", views=TWO),
+    MethodSpec("AD-CAM", "ad_cam", views=ONE),
+    MethodSpec("AD-CAM + CRF", "ad_cam", views=ONE, crf="toco", crf_thresholds=(0.3, 0.6)),
+]
+
+
+@pytest.fixture
+def splits(mini_settings: Any) -> tuple[ImageDataset, ImageDataset]:
+    """Two images to choose on, nine to report on."""
+    data = mini_settings.data
+    return build_dataset(data, "train")[:2], build_dataset(data, "val")[:9]
+
+
+@pytest.fixture
+def classifier(splits: tuple[ImageDataset, ImageDataset]) -> ClassifierFile:
+    """A network of random weights for the classes of the generated set."""
+    torch.manual_seed(0)
+    network = TokenCAM(
+        "vit_tiny_patch16_224",
+        num_fg_classes=splits[0].class_set.num_fg_classes,
+        img_size=32,
+        backbone_kwargs={"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2},
+    )
+    return ClassifierFile(network.eval(), splits[0].class_set)
+
+
+def count_calls(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: Counter[Any], *, by_path: bool
+) -> None:
+    real = getattr(owner, name)
+
+    def count(*args: Any, **options: Any) -> Any:
+        calls[args[0] if by_path else name] += 1
+        return real(*args, **options)
+
+    monkeypatch.setattr(owner, name, count)
+
+
+def test_each_image_is_read_once_and_seen_once_for_each_set_of_views(
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: Counter[Any] = Counter()
+    passes: Counter[Any] = Counter()
+    count_calls(monkeypatch, dataset, "read_image", reads, by_path=True)
+    count_calls(monkeypatch, dataset, "read_mask", reads, by_path=True)
+    count_calls(monkeypatch, TokenCAM, "token_maps", passes, by_path=False)
+    found = compare_methods(
+        {"": classifier}, SPECS, *splits, masks_dir=tmp_path / "masks", keep_pictures=True
+    )
+    records = [record for images in splits for record in images.records]
+    files = [path for record in records for path in (record.img_path, record.mask_path)]
+    assert reads == dict.fromkeys(files, 1)
+    # The first set of views is one scale, the second two scales.
+    assert passes["token_maps"] == len(records) * (1 + 2)
+    assert len(found.pictures) == len(splits[1])
+
+
+def describe(found: MethodComparison, images: ImageDataset) -> list[Any]:
+    """All that a comparison found, to the bit."""
+    exact = [[r.threshold, r.chosen_miou, r.result.to_dict(), r.image_mious] for r in found.results]
+    curves = [None if r.curve is None else r.curve.to_dict() for r in found.results]
+    confusions = [r.result.confusion.tolist() for r in found.results]
+    pictures = [
+        [p.img_id, p.img.tolist(), {name: m.tolist() for name, m in (p.maps | p.masks).items()}]
+        for p in found.pictures
+    ]
+    return [exact, curves, confusions, format_csv(found.results, images.class_set), pictures]
+
+
+def read_masks(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "masks").iterdir())}
+
+
+@pytest.mark.parametrize(
+    "spread", ["_run_whole", pytest.param("_run_split", marks=pytest.mark.slow)]
+)
+def test_results_do_not_depend_on_how_the_work_is_spread(
+    spread: str,
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In this process with many threads, in two others, and as where a GPU runs the network."""
+    monkeypatch.setattr(loop, "INLINE_LIMIT", 4)
+    results = {}
+    for name, workers, run in (
+        ("here", 0, loop._run_whole),
+        ("split", 0, loop._run_split),
+        (spread, 2, getattr(loop, spread)),
+    ):
+        monkeypatch.setattr(loop, "_run_whole", run)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(4)
+        try:
+            found = compare_methods(
+                {"": classifier},
+                SPECS,
+                *splits,
+                options=LoopOptions(workers=workers),
+                masks_dir=tmp_path / name,
+                keep_pictures=True,
+            )
+            assert torch.get_num_threads() == 4
+        finally:
+            torch.set_num_threads(threads)
+        assert found.times["report"].num_processes == max(workers, 1)
+        results[name] = (describe(found, splits[1]), read_masks(tmp_path / name))
+    assert len(results["here"][1]) == len(splits[1])
+    assert all(result == results["here"] for result in results.values())
+
+
+def test_masks_are_those_of_generate(
+    splits: tuple[ImageDataset, ImageDataset], classifier: ClassifierFile, tmp_path: Path
+) -> None:
+    """With its configuration and manifest, so that every command knows the folder."""
+    found = compare_methods({"": classifier}, SPECS[-1:], *splits, masks_dir=tmp_path / "a")
+    (result,) = found.results
+    choice = MaskChoice("x", result.threshold, result.spec.crf, splits[0].split)
+    labeler = build_labeler(classifier, result.spec, choice, LoopOptions())
+    generate(splits[1], labeler, tmp_path / "b", progress=False)
+    assert read_masks(tmp_path / "a") == read_masks(tmp_path / "b")
+    configs = [(tmp_path / name / "config.json").read_text() for name in "ab"]
+    assert configs[0] == configs[1]
+    manifests = [
+        [
+            {key: value for key, value in json.loads(line).items() if key != "seconds"}
+            for line in (tmp_path / name / "manifest.jsonl").read_text().splitlines()
+        ]
+        for name in "ab"
+    ]
+    assert manifests[0] == manifests[1]
+    # Other masks take the place of those of an earlier comparison.
+    compare_methods({"": classifier}, SPECS[-1:], *splits, masks_dir=tmp_path / "a")
+    assert read_masks(tmp_path / "a") == read_masks(tmp_path / "b")
+
+
+def test_masks_are_made_of_all_images_and_scores_of_every_nth(
+    splits: tuple[ImageDataset, ImageDataset], classifier: ClassifierFile, tmp_path: Path
+) -> None:
+    networks = {"": classifier}
+    choose, report = splits
+    few = compare_methods(networks, SPECS, choose, report[::3])
+    found = compare_methods(
+        networks,
+        SPECS,
+        choose,
+        report,
+        report_stride=3,
+        masks_dir=tmp_path / "masks",
+        keep_pictures=True,
+    )
+    assert format_csv(found.results, report.class_set) == format_csv(few.results, report.class_set)
+    assert len(read_masks(tmp_path / "masks")) == 9
+    assert [picture.index for picture in found.pictures] == [0, 3, 6]
+    assert found.masks.result.num_images == len(found.masks.mious) == 9
+    assert found.results[-1].result.num_images == 3
+    every_third = {i: found.masks.mious[i] for i in (0, 3, 6)}
+    assert found.results[-1].image_mious == every_third
+
+
+def test_the_spread_of_images_is_that_of_their_masks(
+    splits: tuple[ImageDataset, ImageDataset], classifier: ClassifierFile
+) -> None:
+    found = compare_methods({"": classifier}, SPECS, *splits, keep_pictures=True)
+    for result in found.results:
+        assert len(result.image_mious) == len(splits[1])
+    for picture, sample in zip(found.pictures, splits[1], strict=True):
+        (mask,) = picture.masks.values()
+        assert picture.gt is not None and sample.mask is not None
+        # Pictures are as large as these small images, so that their masks are the whole masks.
+        assert np.array_equal(picture.gt, sample.mask)
+        metric = MeanIoU(splits[1].class_set.num_classes)
+        metric.update(mask, sample.mask)
+        assert metric.compute().miou == found.masks.mious[picture.index]
+        assert list(picture.maps) == [spec.name for spec in SPECS[:-1]]
+        assert picture.score_map("AD-CAM").shape == picture.img.shape[:2] == sample.ori_hw
+
+
+def test_pictures_are_bounded_in_size_and_number(
+    splits: tuple[ImageDataset, ImageDataset], classifier: ClassifierFile
+) -> None:
+    images = splits[1]
+    pictures = Pictures(["CAM"], [], images.class_set, num_images=len(images), limit=4)
+    evaluate(images, SPECS[:1], [pictures], {"": classifier})
+    assert [picture.index for picture in pictures.compute()] == [0, 3, 6]
+    for picture in pictures.compute():
+        maps = picture.maps["CAM"]
+        assert maps.dtype == np.uint8 and len(maps) == len(picture.class_ids)
+        assert max(maps.shape[1:]) <= 160 and max(picture.img.shape) <= 320
+
+
+class Killer:
+    """Kills the process that counts the third image."""
+
+    step = "kill"
+
+    def wants(self, index: int) -> Collection[str]:
+        return ["CAM"]
+
+    def reset(self) -> None: ...
+
+    def process(self, image: MappedImage) -> None:
+        if image.index == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def merge(self, other: Any) -> None: ...
+
+
+@pytest.mark.slow  # a process imports torch
+def test_an_image_that_kills_its_process_is_named(
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "INLINE_LIMIT", 0)
+    third = splits[1].records[2].img_id
+    with pytest.raises(ValueError, match=f"'{third}'.*killed by SIGKILL.*fewer workers"):
+        evaluate(
+            splits[1],
+            SPECS[:1],
+            [Killer()],
+            {"": classifier},
+            options=LoopOptions(workers=1),
+        )
+
+
+class Order:
+    """Keeps the indices of the images in the order in which they are merged."""
+
+    step = "order"
+
+    def __init__(self) -> None:
+        self.indices: list[int] = []
+
+    def wants(self, index: int) -> Collection[str]:
+        return ["CAM"] if index % 2 else []
+
+    def reset(self) -> None:
+        self.indices = []
+
+    def process(self, image: MappedImage) -> None:
+        assert list(image.maps) == ["CAM"]
+        self.indices.append(image.index)
+
+    def merge(self, other: Order) -> None:
+        self.indices += other.indices
+
+
+def test_images_that_nobody_wants_are_left_out_and_progress_counts_the_others(
+    splits: tuple[ImageDataset, ImageDataset], classifier: ClassifierFile
+) -> None:
+    shown: list[Any] = []
+
+    def progress(items: Any, description: str, total: int) -> Any:
+        shown.append((description, total))
+        for item in items:
+            shown.append(item)
+            yield item
+
+    order = Order()
+    order.indices = [-1]  # counted before: evaluate adds to it
+    options = LoopOptions(progress=progress)
+    evaluate(splits[1], SPECS, [order], {"": classifier}, options=options)
+    assert order.indices == [-1, 1, 3, 5, 7]
+    assert shown == [("score val", 4), None, None, None, None]
+
+
+def test_a_network_may_order_its_classes_otherwise(
+    splits: tuple[ImageDataset, ImageDataset], classifier: ClassifierFile
+) -> None:
+    """Classes are matched by name, so that the order of a network's outputs plays no part."""
+
+    class Reversed(torch.nn.Module):
+        def __init__(self, network: TokenCAM) -> None:
+            super().__init__()
+            self.network = network
+            self.name, self.depth = network.name, network.depth
+            self.patch_size, self.pixel_stats = network.patch_size, network.pixel_stats
+
+        def token_maps(self, inputs: Any, *, layer_sets: Sequence[tuple[int, ...]] = ()) -> Any:
+            maps = self.network.token_maps(inputs, layer_sets=layer_sets)
+            return replace(maps, logits=maps.logits.flip(1), cam=maps.cam.flip(1))
+
+    known = classifier.class_set
+    turned = replace(known, classes=known.classes[::-1], mask_values=known.mask_values[::-1])
+    other = ClassifierFile(Reversed(classifier.network), turned)  # type: ignore[arg-type]
+    results = [
+        compare_methods({"": network}, SPECS[:2], *splits).results
+        for network in (classifier, other)
+    ]
+    assert format_csv(results[0], known) == format_csv(results[1], known)
