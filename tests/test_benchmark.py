@@ -42,6 +42,40 @@ def test_every_case_names_tests_that_exist(tool: dict[str, ModuleType]) -> None:
         assert case.sizes and case.repeats >= 1
 
 
+# A size at which each case takes a moment.
+SMALL = {
+    **dict.fromkeys(("token_attention", "attend", "common_neighbor", "diffusion", "refine"), 9),
+    **{"dense_crf": 2, "level_boxes": 10, "forward": 32, "generate": 1, "growth": 1},
+}
+# What their tests start by themselves: whole runs of `adcam generate`.
+LONG = ("generate", "growth")
+
+
+def test_every_case_has_a_small_size(tool: dict[str, ModuleType]) -> None:
+    assert set(SMALL) == set(tool["cases"].CASES)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_case_can_be_built_and_run(
+    tool: dict[str, ModuleType],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    monkeypatch.setattr(tool["cases"], "CRF_HW", (32, 40))
+    setting = tool["cases"].Setting("cpu", 1, None, "val", tiny_checkpoint, None, 0, tmp_path)
+    variants = tool["cases"].CASES[name].build(SMALL[name], setting)
+    assert next(iter(variants)).startswith("adcam") or name == "forward"
+    results = {
+        label: variant.run()
+        for label, variant in variants.items()
+        if name not in LONG and "compile" not in label
+    }
+    if "torch eager" in results:
+        torch.testing.assert_close(results["adcam"], results["torch eager"], rtol=1e-4, atol=1e-5)
+
+
 def test_variants_take_turns_and_each_round_begins_with_another(
     tool: dict[str, ModuleType],
 ) -> None:

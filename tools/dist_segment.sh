@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train on several GPUs of one machine:
+# Train a segmentation network on several GPUs of one machine:
 #   tools/dist_segment.sh CONFIG GPUS [--work-dir … --cfg-options …]
-# NNODES, NODE_RANK, MASTER_ADDR and PORT serve several machines.
+# On several machines, start it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
 set -euo pipefail
 
 config=$1
@@ -14,4 +14,4 @@ exec torchrun \
   --master-addr "${MASTER_ADDR:-127.0.0.1}" \
   --master-port "${PORT:-29500}" \
   --nproc-per-node "$gpus" \
-  "$(dirname "$0")/segment.py" "$config" train --launcher pytorch "$@"
+  -m adcam segment "$config" train --launcher pytorch "$@"

@@ -82,6 +82,31 @@ def draw_pictures(data: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return imgs, facts
 
 
+def build_optimizer(
+    vit: VisionTransformer, heads: list[nn.Parameter], optim: Any
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW, and a rate that rises for ``warmup_steps`` and then falls as a half cosine."""
+    frozen = [block.attn.qkv.weight for block in vit.blocks]  # in part, so without decay
+    decayed = [p for p in vit.parameters() if p.ndim > 1 and not any(p is q for q in frozen)]
+    others = [p for p in vit.parameters() if not any(p is q for q in decayed)]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [*decayed, *heads], "weight_decay": optim.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=optim.lr,
+        betas=(0.9, 0.98),
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: (
+            min(1.0, (step + 1) / optim.warmup_steps)
+            * (0.5 + 0.5 * math.cos(math.pi * step / optim.num_steps))
+        ),
+    )
+    return optimizer, schedule
+
+
 def train(vit: VisionTransformer, cfg: Config) -> None:
     start = time.perf_counter()
     imgs, facts = draw_pictures(cfg.data)
@@ -92,24 +117,7 @@ def train(vit: VisionTransformer, cfg: Config) -> None:
     locate = nn.Conv2d(vit.embed_dim, len(CLASSES), 3, padding=1)
     hidden_token = nn.Parameter(torch.zeros(vit.embed_dim))
     heads = [hidden_token, *(p for head in (restore, tell, locate) for p in head.parameters())]
-    frozen = [block.attn.qkv.weight for block in vit.blocks]  # in part, so without decay
-    decayed = [p for p in vit.parameters() if p.ndim > 1 and not any(p is q for q in frozen)]
-    others = [p for p in vit.parameters() if not any(p is q for q in decayed)]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [*decayed, *heads], "weight_decay": cfg.optim.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=cfg.optim.lr,
-        betas=(0.9, 0.98),
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: (
-            min(1.0, (step + 1) / cfg.optim.warmup_steps)
-            * (0.5 + 0.5 * math.cos(math.pi * step / cfg.optim.num_steps))
-        ),
-    )
+    optimizer, schedule = build_optimizer(vit, heads, cfg.optim)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     rng = np.random.default_rng(cfg.seed)
     running = np.zeros(4)

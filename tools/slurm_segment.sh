@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train under SLURM:
+# Train a segmentation network under SLURM:
 #   GPUS=8 tools/slurm_segment.sh PARTITION JOB_NAME CONFIG [--work-dir … --cfg-options …]
-# GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS change what is asked for.
+# GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS change the request.
 set -euo pipefail
 
 partition=$1
@@ -21,4 +21,4 @@ exec srun \
   --cpus-per-task "${CPUS_PER_TASK:-5}" \
   --kill-on-bad-exit=1 \
   ${SRUN_ARGS:-} \
-  python -u "$(dirname "$0")/segment.py" "$config" train --launcher slurm "$@"
+  python -u -m adcam segment "$config" train --launcher slurm "$@"

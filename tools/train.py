@@ -1,4 +1,4 @@
-"""Twin of `adcam train` for those used to tools/*.py: same arguments, same exit codes."""
+"""Train a classifier: the same as ``adcam train``, where users of mmengine look for it."""
 
 import sys
 

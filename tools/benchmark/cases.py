@@ -107,7 +107,7 @@ def _with_rivals(
     **others: Callable[[], Any],
 ) -> dict[str, Variant]:
     compiled = torch.compile(reference, dynamic=False)
-    variants = {
+    variants: dict[str, Callable[[], Any]] = {
         "adcam": ours,
         "torch eager": partial(reference, *arguments),
         "torch.compile": partial(compiled, *arguments),
@@ -121,10 +121,17 @@ def _build_token_attention(tokens: int, setting: Setting) -> dict[str, Variant]:
     scale = HEAD_WIDTH**-0.5
     return _with_rivals(
         lambda: token_attention.token_attention(q, k, scale=scale),
-        token_attention_reference.token_attention,
-        (q, k, scale, 1, 0),
+        _attention_reference,
+        (q, k, scale),
         explicit_attention=lambda: rivals.explicit_attention(q, k, scale=scale),
         gemm_roofline=lambda: q @ k.mT,
+    )
+
+
+def _attention_reference(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return (
+        token_attention_reference.patch_attention(q, k, scale, 1),
+        token_attention_reference.cls_attention(q, k, scale, 1, 0),
     )
 
 
@@ -141,12 +148,17 @@ def _build_attend(tokens: int, setting: Setting) -> dict[str, Variant]:
         runs: dict[str, Callable[[], Any]] = {
             "adcam": ours,
             "fused attention": fused,
-            "fused attention, then mean": lambda fused=fused, mean=mean: (fused(), mean()),
+            "fused attention, then mean": partial(_in_turn, fused, mean),
         }
         for name, run in runs.items():
             label = name if dtype == "float32" else f"{name}, bfloat16"
             variants[label] = Variant(torch.inference_mode()(run), dtype)
     return variants
+
+
+def _in_turn(*runs: Callable[[], Any]) -> None:
+    for run in runs:
+        run()
 
 
 def _build_common_neighbor(tokens: int, setting: Setting) -> dict[str, Variant]:
@@ -194,8 +206,8 @@ def _build_dense_crf(labels: int, setting: Setting) -> dict[str, Variant]:
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.random((labels + 3, 6, 8), dtype=np.float32))
     smooth = torch.nn.functional.interpolate(coarse[None], CRF_HW, mode="bicubic")[0].numpy()
-    img = np.clip(smooth[:3] * 200 + rng.normal(20, 8, (3, *CRF_HW)), 0, 255)
-    img = np.ascontiguousarray(img.transpose(1, 2, 0).astype(np.uint8))
+    noisy = np.clip(smooth[:3] * 200 + rng.normal(20, 8, (3, *CRF_HW)), 0, 255)
+    img = np.ascontiguousarray(noisy.transpose(1, 2, 0).astype(np.uint8))
     prob = np.exp(4 * smooth[3:])
     prob /= prob.sum(axis=0)
     again = dense_crf.DenseCRF(img)
@@ -214,7 +226,7 @@ def _build_level_boxes(num_thresholds: int, setting: Setting) -> dict[str, Varia
     rng = np.random.default_rng(0)
     low = rng.integers(0, 100, (len(maps), 1, 2))
     boxes = np.concatenate([low, low + rng.integers(60, 120, low.shape)], axis=2)
-    thresholds = np.arange(0, 1, 1 / num_thresholds)
+    thresholds = np.arange(0, 1, 1 / num_thresholds).tolist()
 
     def ours(all_contours: bool) -> float:
         metric = MaxBoxAccuracy(multi_contour=all_contours, step=1 / num_thresholds)
@@ -225,7 +237,7 @@ def _build_level_boxes(num_thresholds: int, setting: Setting) -> dict[str, Varia
     variants = {}
     for label, all_contours in (("all contours", True), ("largest contour", False)):
         plain = partial(
-            rivals.plain_box_accuracy, maps, boxes, thresholds, all_contours=all_contours
+            rivals.plain_box_accuracy, maps, list(boxes), thresholds, all_contours=all_contours
         )
         for name, run in (("adcam", partial(ours, all_contours)), ("OpenCV a threshold", plain)):
             variants[f"{name}, {label}"] = Variant(run, "uint8", run)
@@ -252,7 +264,7 @@ def _build_forward(side: int, setting: Setting) -> dict[str, Variant]:
     ids = torch.tensor([[0, 1]] * setting.batch, device=setting.device)
     method = build_method("ad_cam")
     layer_sets = method.layer_sets(network.depth)
-    compiled = torch.compile(network, dynamic=False)
+    compiled: Any = torch.compile(network, dynamic=False)
     runs: dict[str, Callable[[], Any]] = {
         "plain": lambda: network(inputs),
         "capture": lambda: network.token_maps(inputs, layer_sets=layer_sets),

@@ -1,8 +1,0 @@
-"""Twin of `adcam convert masks-to-coco`: same arguments, same exit codes."""
-
-import sys
-
-from adcam.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main(["convert", "masks-to-coco", *sys.argv[1:]]))

@@ -1,8 +1,0 @@
-"""Twin of `adcam generate` for those used to tools/*.py: same arguments, same exit codes."""
-
-import sys
-
-from adcam.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main(["generate", *sys.argv[1:]]))
