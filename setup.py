@@ -32,38 +32,52 @@ def read_version() -> str:
 
 # Each lower bound is the release that constraints-lower.txt names; the test suite was run against
 # exactly that set, on Python 3.10. constraints.txt pins the current set that `make` installs.
-INSTALL_REQUIRES = [
+#
+# What PseudoLabeler, the metrics, and the commands generate, boxes, evaluate and convert need.
+CORE = [
     "torch>=2.6",
+    # timm depends on it, and it resizes images.
     "torchvision>=0.21",
     "timm>=1.0.23",
     "numpy>=2.0",
     "scipy>=1.14",
-    # Compiles the dense CRF on the user's machine; wheels for Python 3.10 to 3.13 hold its LLVM.
+    # Compiles the dense CRF and the boxes on the user's machine; its wheels hold LLVM.
     "numba>=0.61",
     # Instructions that Numba has no name for; the version is Numba's choice.
     "llvmlite>=0.44",
-    "scikit-image>=0.25",
     "Pillow>=11.0",
+    "safetensors>=0.5",
+    "rich>=13.9",
+]
+# Training, comparisons and their reports, the whole recipe, the demo and its photographs; and
+# configs, which mmengine reads.
+TRAIN = [
     "onedl-mmengine>=0.10.12",
     # mmengine imports cv2 but does not declare it. The headless build needs no display libraries.
     "opencv-python-headless>=4.10.0.84",
     "tensorboard>=2.18",
-    "safetensors>=0.5",
     "Jinja2>=3.1",
     "MarkupSafe>=2.1",
     "matplotlib>=3.9",
-    "rich>=13.9",
+    "scikit-image>=0.25",
 ]
+# adcam.installation.EXTRAS tells users which of these brings a package that is missing.
 EXTRAS = {
+    "train": TRAIN,
+    # ftfy and regex are imported by mmseg's text tokenizer as soon as mmseg is imported.
+    "seg": [
+        *TRAIN,
+        "onedl-mmsegmentation>=1.4.2",
+        "onedl-mmcv>=2.3.6",
+        "ftfy>=6.3",
+        "regex>=2024.11.6",
+    ],
     # Compiled on installation. Its sources do not compile for Python 3.13.
     "crf": ["pydensecrf2>=1.1; python_version < '3.13'"],
-    # ftfy and regex are imported by mmseg's text tokenizer as soon as mmseg is imported.
-    "seg": ["onedl-mmsegmentation>=1.4.2", "onedl-mmcv>=2.3.6", "ftfy>=6.3", "regex>=2024.11.6"],
     # Draws COCO's annotations.
     "coco": ["pycocotools>=2.0.8"],
-    "ray": ["ray[data]>=2.40"],
-    "docs": ["mkdocs-material>=9.5"],
     "dev": [
+        *TRAIN,
         "pytest>=8.3",
         "pytest-timeout>=2.3.1",
         "pytest-xdist>=3.8",
@@ -88,7 +102,7 @@ setup(
     package_data={"adcam": ["py.typed", "report/*.j2", "assets/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.10,<3.14",
-    install_requires=INSTALL_REQUIRES,
+    install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["adcam = adcam.cli:main"]},
 )

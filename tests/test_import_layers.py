@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from adcam.installation import EXTRAS
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "adcam"
 STAGES = ("data", "models", "cams", "masks", "boxes", "metrics", "report", "seg")
-OPTIONAL = ("mmseg", "mmcv", "ray", "triton", "numba", "pydensecrf", "pycocotools")
+# Imported when they are used: what an extra brings, and compilers that not every machine can run.
+OPTIONAL = (*EXTRAS, "triton", "numba")
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ from ..ops.diffusion import diffuse
 if TYPE_CHECKING:
     import mmseg
 def late():
-    from ray import data
+    from mmseg import models
 class Body:
     import triton
 """
@@ -98,7 +101,7 @@ class Body:
         ("adcam.structures", True),
         ("adcam.ops.diffusion.diffuse", True),
         ("mmseg", False),
-        ("ray.data", False),
+        ("mmseg.models", False),
         ("triton", True),
     ]
 
@@ -187,32 +190,47 @@ def test_commands_share_three_modules_and_load_nothing_to_be_listed() -> None:
     assert wrong == []
 
 
+# Where each optional package may be imported, below adcam/; kernels may import their compilers.
+PLACES = {
+    "mmengine": ("settings.py", "models/classifier.py", "seg", "training", "recipe", "demo"),
+    "mmseg": ("seg",),
+    "mmcv": ("seg",),
+    "tensorboard": (),
+    "jinja2": ("report",),
+    "markupsafe": ("report",),
+    "matplotlib": ("report",),
+    "skimage": ("demo",),
+    "cv2": ("ops/level_boxes/reference.py",),
+    "pycocotools": ("data/coco_json.py",),
+    "pydensecrf": ("ops/dense_crf/pydensecrf.py",),
+}
+
+
 def may_import(path: Path, package: str) -> bool:
     """Whether a file may import an optional package at all."""
-    place = path.relative_to(PACKAGE)
-    if package in ("mmseg", "mmcv"):
-        return place.parts[0] == "seg"
-    if package == "ray":
-        return place.as_posix() == "labeling/engine_ray.py"
-    if package == "pycocotools":
-        return place.as_posix() == "data/coco_json.py"
     if package in ("triton", "numba"):
         return is_kernel_file(path)
-    if package == "numba":
-        return place.as_posix() == "ops/dense_crf/numba_lattice.py"
-    return place.as_posix() == "ops/dense_crf/pydensecrf.py"
+    return any(is_below(path, place) for place in PLACES[package])
+
+
+def is_below(path: Path, place: str) -> bool:
+    return PACKAGE / place in (path, *path.parents)
 
 
 def is_kernel_file(path: Path) -> bool:
     """Files of kernels: under ops/, their compiler in the name."""
-    return PACKAGE / "ops" in path.parents and (
-        "triton" in path.stem or path.stem.startswith("numba_")
-    )
+    return is_below(path, "ops") and ("triton" in path.stem or path.stem.startswith("numba_"))
 
 
 def is_imported_when_used(path: Path) -> bool:
-    """Files that need an optional package from their first line on: kernels, parts of mmseg."""
-    return is_kernel_file(path) or (path.parent == PACKAGE / "seg" and path.stem != "__init__")
+    """Files that need an optional package from their first line on.
+
+    They are kernels, what belongs to mmseg, and the rooms that train or follow a training.
+    """
+    if path.parent == PACKAGE / "seg" and path.stem == "__init__":
+        return False
+    rooms = ("seg", "training", "recipe", "demo", "models/classifier.py")
+    return is_kernel_file(path) or any(is_below(path, room) for room in rooms)
 
 
 def module_of(path: Path) -> str:
@@ -266,13 +284,12 @@ def modules_after(*statements: str) -> set[str]:
 
 
 def test_import_adcam_is_light() -> None:
-    heavy = {"torch", "torchvision", "timm", "mmengine", "matplotlib", "numpy", "scipy", "cv2"}
+    heavy = {"torch", "torchvision", "timm", "numpy", "scipy", *EXTRAS}
     assert modules_after("import adcam") & heavy == set()
 
 
 def test_import_ops_needs_no_model_library() -> None:
-    heavy = {"timm", "torchvision", "mmengine", "matplotlib", "skimage", "cv2"}
-    assert modules_after("import adcam.ops") & heavy == set()
+    assert modules_after("import adcam.ops") & {"timm", "torchvision", *EXTRAS} == set()
 
 
 def test_import_adcam_takes_under_a_second() -> None:

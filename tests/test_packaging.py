@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import adcam
+from adcam import installation
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -108,6 +109,20 @@ def test_lower_bounds_are_the_tested_ones(setup_arguments: dict[str, Any]) -> No
         (bound,) = requirement.specifier
         assert bound.operator == ">="
         assert Version(bound.version) == Version(version), requirement
+
+
+def test_users_are_told_the_extra_that_brings_a_module(setup_arguments: dict[str, Any]) -> None:
+    core = {canonicalize_name(Requirement(r).name) for r in setup_arguments["install_requires"]}
+    for module, extra in installation.EXTRAS.items():
+        brought = {
+            canonicalize_name(Requirement(r).name) for r in setup_arguments["extras_require"][extra]
+        }
+        assert canonicalize_name(DISTRIBUTIONS.get(module, module)) in brought - core, module
+
+
+def test_every_extra_is_used(setup_arguments: dict[str, Any]) -> None:
+    used = {*installation.EXTRAS.values(), "dev"}
+    assert set(setup_arguments["extras_require"]) == used
 
 
 def test_every_import_is_declared(setup_arguments: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adcam.errors import AdcamError
-from adcam.ops.level_boxes import level_boxes, score_levels
+from adcam.ops.level_boxes import available_backends, level_boxes, score_levels
 
 
 def boxes_above(
@@ -23,5 +23,7 @@ def boxes_above(
         raise AdcamError(f"threshold must lie in [0, 1), got {threshold}")
     levels = score_levels(score_map)
     foreground = (levels > int(threshold * int(levels.max()))).astype(np.uint8)
-    # Of a single level one call of OpenCV finds the contours sooner than the pass over all levels.
-    return level_boxes(foreground, contours=contours, backend="reference").at(0)
+    # Where OpenCV is installed, one call finds the contours of a single level sooner than the pass
+    # over all levels does; the boxes are the same.
+    backend = "auto" if available_backends()["reference"] else "reference"
+    return level_boxes(foreground, contours=contours, backend=backend).at(0)

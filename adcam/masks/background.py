@@ -117,9 +117,22 @@ def find_threshold(score_maps: np.ndarray, *, rule: str, threshold: float | None
     _check_rule(rule, threshold)
     if threshold is not None:
         return float(threshold)
-    from skimage.filters import threshold_otsu  # slow to import, and needed by this rule alone
+    return _find_otsu_threshold(_peak(score_maps))
 
-    return float(threshold_otsu(_peak(score_maps)))
+
+def _find_otsu_threshold(values: np.ndarray) -> float:
+    """As ``skimage.filters.threshold_otsu`` with 256 bins, to the bit."""
+    if values.min() == values.max():
+        return float(values.flat[0])
+    counts, edges = np.histogram(values, bins=256)
+    centers = (edges[:-1] + edges[1:]) / 2
+    counts = counts.astype(np.float32)
+    below = np.cumsum(counts)  # pixels up to each bin
+    above = np.cumsum(counts[::-1])[::-1]  # pixels from each bin on
+    mean_below = np.cumsum(counts * centers) / below
+    mean_above = (np.cumsum((counts * centers)[::-1]) / above[::-1])[::-1]
+    between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
+    return float(centers[between.argmax()])
 
 
 def stack_probabilities(score_maps: np.ndarray, bg_score: np.ndarray) -> np.ndarray:

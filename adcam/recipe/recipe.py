@@ -233,7 +233,7 @@ def run_recipe(
     _check_order(recipe, chosen)
     if (
         any(stage.name in NETWORK_STAGES for stage in chosen)
-        and (reason := why_not_importable("mmseg.models", "seg")) is not None
+        and (reason := why_not_importable("mmseg.models")) is not None
     ):
         raise AdcamError(
             f"the network cannot be trained: {reason}. Everything else runs with "

@@ -78,7 +78,7 @@ def read_segmentation_config(path: str | Path, options: Mapping[str, Any] | None
         AdcamError: It cannot be read, lacks a section, or has options that nothing reads; or
             mmsegmentation cannot be imported.
     """
-    if (reason := why_not_importable("mmseg.models", "seg")) is not None:
+    if (reason := why_not_importable("mmseg.models")) is not None:
         raise AdcamError(f"segmentation networks need mmsegmentation: {reason}")
     config = load_config(path, options)
     needed = ("data", "model", "train", "train_pipeline", "test", "optim_wrapper")

@@ -104,6 +104,15 @@ def test_otsu_splits_where_the_groups_differ_most(seed):
     np.testing.assert_array_equal(mask.mask == 10, peak > threshold)
 
 
+def test_otsu_is_that_of_scikit_image():
+    filters = pytest.importorskip("skimage.filters")
+    rng = np.random.default_rng(0)
+    for exponent in (1, 2, 5):
+        maps = rng.random((2, 31, 47), dtype=np.float32) ** exponent
+        expected = float(filters.threshold_otsu(maps.max(axis=0)))
+        assert find_threshold(maps, rule="otsu") == expected
+
+
 @pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
 def test_otsu_of_a_constant_map_is_all_background(value):
     maps = ClassMaps((0,), np.full((1, 4, 6), value, dtype=np.float32))

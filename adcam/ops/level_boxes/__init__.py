@@ -116,5 +116,5 @@ def score_levels(score_map: NDArray[np.floating]) -> NDArray[np.uint8]:
 def _not_supported_reasons() -> dict[str, list[str]]:
     return {
         "numba": numba_not_supported_reasons("adcam.ops.level_boxes.numba_component_tree"),
-        "reference": [],
+        "reference": reference.not_supported_reasons(),
     }

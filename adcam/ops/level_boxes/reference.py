@@ -10,6 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def not_supported_reasons() -> list[str]:
+    """Why OpenCV cannot be used here; empty if it can."""
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        return [f"{error}; install it with `pip install 'adcam[train]'`"]
+    return []
+
+
 def level_boxes(
     levels: NDArray[np.uint8], largest: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
