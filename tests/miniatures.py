@@ -6,6 +6,7 @@ Heights and widths differ everywhere, so that nothing can swap them unseen.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ SBD_VAL = ("2007_000033", "2008_000015")
 TRAIN_AUG = ("2007_000032", "2007_000039", "2008_000008", "2008_000015")
 
 
-def write_list(path: Path, lines: tuple[str, ...]) -> None:
+def write_list(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def write_image(path: Path, hw: tuple[int, int] = HW, seed: int = 0) -> None:

@@ -85,11 +85,6 @@ def write_report(report: Report, out_dir: str | os.PathLike[str]) -> Path:
     return html_path
 
 
-def render_html(report: Report) -> str:
-    """Return the page alone, as text."""
-    return _render_html(_report_context(report)[0])
-
-
 def standalone_svg(svg: str) -> str:
     """Return a diagram of :mod:`adcam.report.diagrams` as a file of its own, with its style."""
     style = _environment().get_template("diagram.css.j2").render()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import object_npy_header
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -152,7 +153,7 @@ def test_tensors_become_arrays(tmp_path: Path, name: str, protocol: int) -> None
     tensor = TENSORS[name]
     data = pickle.dumps(np.array({"x": tensor}, dtype=object), protocol=protocol)
     path = tmp_path / "x.npy"
-    path.write_bytes(npy_header() + data)
+    path.write_bytes(object_npy_header() + data)
     content: Any = load_object_npy(path)
     expected = tensor.detach().numpy()
     assert content["x"].dtype == expected.dtype
@@ -164,13 +165,6 @@ def test_any_tensor(tmp_path_factory: pytest.TempPathFactory, array: np.ndarray)
     path = saved(tmp_path_factory.mktemp("tensor"), {"x": torch.from_numpy(array)})
     content: Any = load_object_npy(path)
     np.testing.assert_array_equal(content["x"], array)
-
-
-def npy_header() -> bytes:
-    buffer = io.BytesIO()
-    header = {"descr": "|O", "fortran_order": False, "shape": ()}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    return buffer.getvalue()
 
 
 class Call:

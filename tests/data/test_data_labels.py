@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import pickle
 import unicodedata
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import object_npy_header
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -358,7 +358,7 @@ def test_npy_of_every_pickle_protocol_and_numpy(tmp_path: Path, protocol: int, c
     elif core == b"numpy.core":
         data = _with_module_names(data)
     path = tmp_path / "x.npy"
-    path.write_bytes(npy_header() + data)
+    path.write_bytes(object_npy_header() + data)
     assert read_cls_labels_npy(path) == {"2007_000032": (3,), "2007_000039": (0, 19)}
 
 
@@ -371,13 +371,6 @@ def _with_module_names(data: bytes) -> bytes:
             data = data[:3] + (frame - 1).to_bytes(8, "little") + data[11:]
             data = data[:at] + bytes([0x8C, len(new)]) + new + data[at + 2 + len(old) :]
     return data
-
-
-def npy_header() -> bytes:
-    buffer = io.BytesIO()
-    header = {"descr": "|O", "fortran_order": False, "shape": ()}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    return buffer.getvalue()
 
 
 def test_npy_of_python_2(tmp_path: Path) -> None:
@@ -395,7 +388,7 @@ def test_npy_of_python_2(tmp_path: Path) -> None:
         b"]}U\x0b2007_000032" + array + b"satb."
     )
     path = tmp_path / "x.npy"
-    path.write_bytes(npy_header() + outer)
+    path.write_bytes(object_npy_header() + outer)
     assert read_cls_labels_npy(path, num_fg_classes=2) == {"2007_000032": (1,)}
 
 
@@ -437,7 +430,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(
     if nested:
         save_npy(path, {"2007_000032": vector(1), "2007_000039": evil})
     else:
-        path.write_bytes(npy_header() + pickle.dumps(evil))
+        path.write_bytes(object_npy_header() + pickle.dumps(evil))
     with pytest.raises(ValueError, match=rf"x\.npy: cannot be read safely.*({name}).*not allowed"):
         read_cls_labels_npy(path)
     assert not marker.exists()
@@ -451,14 +444,16 @@ def test_a_dtype_state_that_turns_bytes_into_pointers_is_refused(tmp_path: Path)
         b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08AAAAAAAAtb."
     )
     path = tmp_path / "x.npy"
-    path.write_bytes(npy_header() + data)
+    path.write_bytes(object_npy_header() + data)
     with pytest.raises(ValueError, match="dtype 'O8' are not allowed"):
         read_cls_labels_npy(path)
 
 
 def test_no_codec_but_latin1_is_looked_up(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
-    path.write_bytes(npy_header() + b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00xU\x05utf-7\x86R.")
+    path.write_bytes(
+        object_npy_header() + b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00xU\x05utf-7\x86R."
+    )
     with pytest.raises(ValueError, match="it asks for the codec 'utf-7'"):
         read_cls_labels_npy(path)
 
@@ -470,7 +465,7 @@ def test_a_pickle_cannot_change_the_reader(tmp_path: Path) -> None:
         module, attribute = name.split()
         data = b"\x80\x02c%s\n%s\n(N}U\x07resolveK\x07stb." % (module.encode(), attribute.encode())
         path = tmp_path / "x.npy"
-        path.write_bytes(npy_header() + data)
+        path.write_bytes(object_npy_header() + data)
         with pytest.raises(ValueError, match="cannot be read safely"):
             read_cls_labels_npy(path)
     good = save_npy(tmp_path / "good.npy", {"2007_000032": vector(1)})
@@ -497,7 +492,7 @@ def test_npy_with_other_content_is_refused(tmp_path: Path, content: Any, message
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not npy", b"\x93NUMPY", npy_header(), npy_header()[:40]]
+    "content", [b"", b"not npy", b"\x93NUMPY", object_npy_header(), object_npy_header()[:40]]
 )
 def test_damaged_npy_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.npy"
@@ -523,7 +518,7 @@ def test_a_damaged_pickle_is_read_or_refused_but_nothing_else(
     tmp_path: Path, edits: list[tuple[int, int]]
 ) -> None:
     data = bytearray(
-        npy_header() + pickle.dumps(np.array({"2007_000032": vector(2)}, dtype=object))
+        object_npy_header() + pickle.dumps(np.array({"2007_000032": vector(2)}, dtype=object))
     )
     for position, value in edits:
         data[position % len(data)] = value

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from miniatures import annotation, write_list
 from PIL import Image
 
 from adcam.data.dataset import build_class_set
@@ -25,20 +25,6 @@ ANIMALS = ("cat", "cow", "dog", "horse", "person", "sheep")
 IDS = ("2007_000032", "2007_000039", "2008_000008")
 
 
-def xml(*names: str) -> str:
-    objects = "".join(
-        f"<object><name>{name}</name><difficult>{i % 2}</difficult>"
-        "<part><name>head</name></part></object>"
-        for i, name in enumerate(names)
-    )
-    return f"<annotation><source><database>x</database></source>{objects}</annotation>"
-
-
-def write_list(path: Path, lines: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Three images of 3×5 with cat and person; dog (difficult) and person; aeroplane."""
@@ -48,7 +34,7 @@ def root(tmp_path: Path) -> Path:
     present = (("cat", "person"), ("person", "dog", "person"), ("aeroplane",))
     for img_id, names in zip(IDS, present, strict=True):
         Image.new("RGB", (5, 3)).save(root / "JPEGImages" / f"{img_id}.jpg")
-        (root / "Annotations" / f"{img_id}.xml").write_text(xml(*names))
+        (root / "Annotations" / f"{img_id}.xml").write_text(annotation(*names))
         mask = np.zeros((3, 5), np.uint8)
         for column, name in enumerate(names):
             mask[1, column] = VOC_CLASSES.index(name) + 1
@@ -145,7 +131,7 @@ def test_labels_not_known(root: Path) -> None:
 
 def test_bad_annotations_name_file_and_value(root: Path) -> None:
     path = root / "Annotations" / f"{IDS[0]}.xml"
-    path.write_text(xml("cat", "unicorn"))
+    path.write_text(annotation("cat", "unicorn"))
     with pytest.raises(
         ValueError, match=rf"{IDS[0]}\.xml: unknown class 'unicorn'; legal are aero"
     ):
@@ -325,7 +311,7 @@ def test_counts_are_checked_when_asked(root: Path) -> None:
 def test_classes_of_another_set_in_voc_layout(root: Path) -> None:
     toys = build_class_set("toys", ["car", "ball"])
     for img_id in IDS:
-        (root / "Annotations" / f"{img_id}.xml").write_text(xml("ball"))
+        (root / "Annotations" / f"{img_id}.xml").write_text(annotation("ball"))
     dataset = load_voc(root, "train", classes=toys)
     assert dataset.class_set is toys
     assert class_names(dataset) == [("ball",)] * 3
@@ -333,7 +319,7 @@ def test_classes_of_another_set_in_voc_layout(root: Path) -> None:
         ValueError, match=r"the mask holds the values \[12, 15\]; legal are 0, 1, 2"
     ):
         dataset.load_mask(1)
-    (root / "Annotations" / f"{IDS[0]}.xml").write_text(xml("cat"))
+    (root / "Annotations" / f"{IDS[0]}.xml").write_text(annotation("cat"))
     with pytest.raises(ValueError, match="unknown class 'cat'; legal are car, ball"):
         load_voc(root, "train", classes=toys)
 

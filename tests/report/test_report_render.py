@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adcam.report import render
 from adcam.report.figures import picture_row
 from adcam.report.model import (
     Column,
@@ -32,7 +33,7 @@ from adcam.report.model import (
     TimeTable,
     Timing,
 )
-from adcam.report.render import render_html, write_report
+from adcam.report.render import write_report
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'|`*&"
@@ -147,6 +148,11 @@ def make_report(word: str = "AD-CAM") -> Report:
         ],
         [KeyValues({word: word, "two": "lines\nhere", "nan": math.nan, "lr": 5e-5}, word)],
     )
+
+
+def render_html(report: Report) -> str:
+    """The page, without the files beside it."""
+    return render._render_html(render._report_context(report)[0])
 
 
 def test_files_are_written_and_the_json_matches(tmp_path: Path) -> None:

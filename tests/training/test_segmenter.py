@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import read_scalars
 from miniatures import write_coco, write_sbd, write_voc
 from mmengine.config import Config
 from PIL import Image
@@ -93,14 +94,9 @@ def own_shapes(tmp_path: Path, mini_shapes: Path) -> Path:
     return Path(shutil.copytree(mini_shapes, tmp_path / "shapes"))
 
 
-def read_log(work_dir: Path) -> list[dict[str, Any]]:
-    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
-
-
 def losses(work_dir: Path) -> dict[int, float]:
     """Loss of each step; of one trained twice, the later one."""
-    return {line["step"]: line["loss"] for line in read_log(work_dir) if "loss" in line}
+    return {line["step"]: line["loss"] for line in read_scalars(work_dir) if "loss" in line}
 
 
 def test_check_counts_images_and_pixels(cfg: Config, mini_shapes: Path) -> None:
@@ -227,7 +223,7 @@ def test_training_writes_checkpoint_log_and_network(finished: Path) -> None:
     assert list(losses(finished)) == [1, 2, 3, 4]
     assert (finished / "iter_4.pth").is_file()
     assert list(finished.glob("*/vis_data/events.out.tfevents.*"))
-    (scores,) = [line for line in read_log(finished) if "mIoU" in line]
+    (scores,) = [line for line in read_scalars(finished) if "mIoU" in line]
     assert 0 < scores["mIoU"] < 100
 
 
@@ -238,7 +234,7 @@ def test_the_test_scores_equal_those_of_validation_and_of_evaluate(
         cfg, finished / "segmenter.safetensors", work_dir=tmp_path, masks_out=tmp_path / "out"
     )
     assert json.loads((tmp_path / "test_val.json").read_text()) == scores
-    (validation,) = [line for line in read_log(finished) if "mIoU" in line]
+    (validation,) = [line for line in read_scalars(finished) if "mIoU" in line]
     assert scores["miou"] == pytest.approx(validation["mIoU"], abs=1e-3)
     ids = [f"val_{i:05d}" for i in range(15)]
     again = evaluate_masks(tmp_path / "out", mini_shapes / "SegmentationClass", ids=ids)
@@ -453,7 +449,7 @@ def test_two_processes_train_one_network(tmp_path: Path, mini_shapes: Path) -> N
     segmenter.train_segmenter(cfg, work_dir=tmp_path / "one")
     assert list(losses(tmp_path / "two")) == [1, 2, 3]
     two, one = (
-        [line["mIoU"] for line in read_log(tmp_path / name) if "mIoU" in line]
+        [line["mIoU"] for line in read_scalars(tmp_path / name) if "mIoU" in line]
         for name in ("two", "one")
     )
     assert two == pytest.approx(one, abs=0.5)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import read_scalars
 from mmengine.config import Config
 from safetensors import safe_open
 
@@ -28,18 +29,12 @@ from adcam.training.classifier import ExportClassifier, MeanAveragePrecision, tr
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def read_log(work_dir: Path) -> list[dict[str, Any]]:
-    """The scalars that every start in this folder logged, oldest first."""
-    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
-
-
 def train_lines(work_dir: Path) -> list[dict[str, Any]]:
-    return [line for line in read_log(work_dir) if "loss" in line]
+    return [line for line in read_scalars(work_dir) if "loss" in line]
 
 
 def val_maps(work_dir: Path) -> list[float]:
-    return [line["mAP"] for line in read_log(work_dir) if "mAP" in line]
+    return [line["mAP"] for line in read_scalars(work_dir) if "mAP" in line]
 
 
 def compute_map(path: Path, cfg: Config, *, without: Sequence[str] = ()) -> float:
