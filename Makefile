@@ -3,7 +3,7 @@
 PYTHON ?= python3
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
-# Processes that share the tests: one a core, at most eight. In one process: make test JOBS=0
+# How many processes run the tests: one for each core, at most eight. JOBS=0 runs them in one.
 JOBS ?= auto
 
 VENV := .venv
@@ -20,20 +20,21 @@ MAKEFLAGS += --no-print-directory
 help:
 	@echo "adcam: pixel masks from image-level labels"
 	@echo
-	@echo "  make demo       make pictures, train, compare the methods, train a network on the masks,"
-	@echo "                  write a report (6 minutes)"
-	@echo "  make test       check style, types and behaviour (under 15 minutes)"
+	@echo "  make demo       generate pictures, train, compare the methods, train a network on the"
+	@echo "                  masks, write a report (6 minutes)"
+	@echo "  make test       check style and types, run the tests (5 minutes on two cores)"
 	@echo "  make test-all   the same with the slow tests"
-	@echo "  make lint       style and types alone"
+	@echo "  make lint       check style and types only"
 	@echo "  make format     rewrite the code in the project's style"
 	@echo "  make api        rewrite tests/api_surface.txt after a change of public names"
 	@echo "  make install    set up .venv and nothing else"
 	@echo "  make clean      delete .venv and every cache"
 	@echo
-	@echo "The first call of any of them installs into .venv (6 GB, a few minutes, network needed);"
-	@echo "later calls start at once. Wanted: Python 3.10 to 3.13 and, for one optional package, a"
-	@echo "C compiler. Another Python: make demo PYTHON=python3.12"
+	@echo "The first call installs into .venv, which needs the network, 6 GB and a few minutes; later"
+	@echo "calls start at once. You need Python 3.10 to 3.13 and, for one optional package, a C"
+	@echo "compiler. To use another Python: make demo PYTHON=python3.12"
 	@echo "Options of the demo: make demo DEMO_ARGS='--quick --work-dir /somewhere'"
+	@echo "Options of pytest:   make test PYTEST_ARGS='tests/ops -k sinkhorn'"
 
 $(INSTALLED): $(METADATA)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
@@ -46,7 +47,8 @@ $(INSTALLED): $(METADATA)
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# Packages that only some tests use, and the demo's network. A failure here costs those, nothing else.
+# Packages that only some tests and the demo's network use. If one cannot be installed, only those
+# are skipped.
 # mmsegmentation asks for opencv-python, which overwrites the headless build and cannot be imported
 # on a server without display libraries; the last line puts the headless build back.
 $(EXTRAS): $(INSTALLED)
@@ -70,8 +72,8 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-# One thread: the tensors of the tests are small, and threads that wait for one another on a busy
-# machine cost five times the time.
+# One thread a process: the tensors of the tests are small, and on a busy machine threads that wait
+# for one another take five times as long.
 test: export OMP_NUM_THREADS ?= 1
 test-all: export OMP_NUM_THREADS ?= 1
 

@@ -1,10 +1,20 @@
 """adcam: pixel masks from image-level labels."""
 
-import importlib
+from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
+from adcam.errors import AdcamError
 from adcam.version import __version__
 
+if TYPE_CHECKING:
+    from adcam.cams import register_method
+    from adcam.labeling.labeler import PseudoLabel, PseudoLabeler
+    from adcam.models.networks import register_network
+
 __all__ = [
+    "AdcamError",
     "PseudoLabel",
     "PseudoLabeler",
     "__version__",
@@ -14,6 +24,8 @@ __all__ = [
     "register_network",
 ]
 
+# Where each name is defined. It is imported when it is first used, so that `import adcam` stays
+# instant: all of them need torch.
 _HOMES = {
     "PseudoLabel": "adcam.labeling.labeler",
     "PseudoLabeler": "adcam.labeling.labeler",
@@ -25,7 +37,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    # Lazy, so that `import adcam` stays instant: all of them pull in torch.
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'adcam' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,7 +1,8 @@
-"""What is installed, what it can run on, and why something cannot run."""
+"""What is installed, where its configs are, and why something cannot run here."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import os
@@ -9,8 +10,10 @@ import platform
 import sys
 import warnings
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+from adcam.errors import AdcamError
 from adcam.version import __version__
 
 # Distribution names; the first that is installed speaks for the package.
@@ -21,29 +24,89 @@ _PACKAGES = {
     "timm": ("timm",),
     "numpy": ("numpy",),
     "scipy": ("scipy",),
-    "scikit-image": ("scikit-image",),
     "Pillow": ("Pillow",),
     "safetensors": ("safetensors",),
     "mmengine": ("onedl-mmengine", "mmengine"),
     "mmcv": ("onedl-mmcv", "mmcv", "mmcv-lite"),
     "mmsegmentation": ("onedl-mmsegmentation", "mmsegmentation"),
-    "ray": ("ray",),
     "numba": ("numba",),
     "pycocotools": ("pycocotools",),
     "pydensecrf": ("pydensecrf2", "pydensecrf"),
     "rich": ("rich",),
     "tensorboard": ("tensorboard",),
+    "matplotlib": ("matplotlib",),
+    "scikit-image": ("scikit-image",),
 }
+
+EXTRAS = {
+    **dict.fromkeys(("mmengine", "cv2", "tensorboard"), "train"),
+    **dict.fromkeys(("jinja2", "markupsafe", "matplotlib", "skimage"), "train"),
+    **dict.fromkeys(("mmseg", "mmcv"), "seg"),
+    "pycocotools": "coco",
+    "pydensecrf": "crf",
+}
+"""Modules that the core does without, and the extra of setup.py that brings each."""
 
 # Operations on tensors that choose among backends. Each has an `available_backends`.
 _OPS = ("common_neighbor", "diffusion", "token_attention", "level_boxes")
 
-# What each optional feature imports, and the extra that brings it.
+# What each optional feature imports.
 _FEATURES = {
-    "student networks (mmsegmentation)": ("mmseg.models", "seg"),
-    "clusters (Ray)": ("ray", "ray"),
-    "masks of COCO (pycocotools)": ("pycocotools", "coco"),
+    "training and configs (mmengine)": "mmengine",
+    "reports (Jinja2, matplotlib)": "jinja2",
+    "segmentation networks (mmsegmentation)": "mmseg.models",
+    "masks of COCO (pycocotools)": "pycocotools",
 }
+
+
+# The configs of this project: inside the package when pip installed it, beside it in a checkout.
+_CONFIG_FOLDERS = (
+    Path(__file__).resolve().parent / "configs",
+    Path(__file__).resolve().parents[1] / "configs",
+)
+
+
+def find_config(name: str | Path) -> Path:
+    """Find a config: a file of the user, or by its name one that comes with adcam.
+
+    Args:
+        name: A path as the user wrote it. Where no such file exists, it is looked up among the
+            configs of this project; the folder ``configs/`` in front and ``.py`` at the end may be
+            left out.
+
+    Raises:
+        AdcamError: Neither exists; the message names configs of similar names.
+
+    Example:
+        >>> find_config("voc12/adcam_deit-small_60e_voc12").name
+        'adcam_deit-small_60e_voc12.py'
+    """
+    if Path(name).is_file():
+        return Path(name)
+    asked = Path(name).as_posix().removeprefix("configs/").removesuffix(".py")
+    shipped = _shipped_configs()
+    if asked in shipped:
+        return shipped[asked]
+    message = f"{name}: there is no such config"
+    by_stem = {Path(key).name: key for key in shipped}
+    close = difflib.get_close_matches(asked, shipped, n=3, cutoff=0.7) or [
+        by_stem[stem] for stem in difflib.get_close_matches(Path(asked).name, by_stem, n=3)
+    ]
+    if close:
+        message += f"; did you mean {' or '.join(close)}?"
+    raise AdcamError(message)
+
+
+def _shipped_configs() -> dict[str, Path]:
+    """Paths of this project's configs by name, such as ``voc12/adcam_deit-tiny_60e_voc12``."""
+    folder = next((folder for folder in _CONFIG_FOLDERS if folder.is_dir()), None)
+    if folder is None:
+        return {}
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in sorted(folder.rglob("*.py"))
+        if "_base_" not in path.parts
+    }
 
 
 def collect_info() -> dict[str, Any]:
@@ -70,9 +133,7 @@ def collect_info() -> dict[str, Any]:
         },
         "op_backends": _op_backends(),
         "crf_backends": available_backends(),
-        "features": {
-            name: why_not_importable(module, extra) for name, (module, extra) in _FEATURES.items()
-        },
+        "features": {name: why_not_importable(module) for name, module in _FEATURES.items()},
     }
 
 
@@ -120,10 +181,15 @@ def _op_backends() -> dict[str, str | None]:
     }
 
 
-def why_not_importable(module: str, extra: str) -> str | None:
-    """Import a module of an optional package; the reason if that fails, ``None`` if it works."""
-    if importlib.util.find_spec(module.partition(".")[0]) is None:
-        return f"not installed; pip install 'adcam[{extra}]'"
+def why_not_importable(module: str) -> str | None:
+    """Import a module of an optional package.
+
+    Returns:
+        ``None`` if the import works, else the reason why it does not.
+    """
+    package = module.partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        return _not_installed(package)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -132,3 +198,18 @@ def why_not_importable(module: str, extra: str) -> str | None:
         # mmseg asserts on the version of mmcv; a broken binary package raises OSError.
         return f"installed, but its import fails: {error}"
     return None
+
+
+def explain_missing(error: ModuleNotFoundError) -> str | None:
+    """What to install after an import failed, ``None`` if no extra brings that module.
+
+    Example:
+        >>> explain_missing(ModuleNotFoundError("No module named 'mmengine'", name="mmengine"))
+        "mmengine is not installed; pip install 'adcam[train]'"
+    """
+    package = (error.name or "").partition(".")[0]
+    return f"{package} is {_not_installed(package)}" if package in EXTRAS else None
+
+
+def _not_installed(package: str) -> str:
+    return f"not installed; pip install 'adcam[{EXTRAS[package]}]'"

@@ -66,7 +66,9 @@ def format_parameters(function: object) -> str:
 
 def describe(name: str, value: object) -> Iterator[str]:
     """Yield the inventory's lines for one public object."""
-    if inspect.isclass(value):
+    if inspect.isclass(value) and issubclass(value, BaseException):
+        yield name
+    elif inspect.isclass(value):
         yield f"{name}{format_parameters(value)}"
         for member, raw in vars(value).items():
             if isinstance(raw, property | cached_property):

@@ -9,6 +9,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adcam.cli import build_parser, main
+from adcam.cli import build_parser, info, main
 from adcam.data.png import read_mask, voc_palette, write_mask
+from adcam.errors import AdcamError
+from adcam.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -115,9 +118,128 @@ def test_help_and_version_load_nothing_heavy() -> None:
     assert "exit codes" in result.stdout and "--two-threshold LOW HIGH" in result.stdout
 
 
+def test_mistakes_are_refused_before_torch_is_imported(place: Path) -> None:
+    commands = [
+        "generate missing --checkpoint classifier.safetensors --out out",
+        "generate photos --checkpoint missing.safetensors --out out",
+        "generate photos --out out",
+        "generate photos --checkpoint c.safetensors --classes cat --out out",
+        "generate photos --checkpoint classifier.safetensors --labels missing.csv --out out",
+        "generate photos --checkpoint classifier.safetensors --config missing.py --out out",
+        "boxes missing --checkpoint classifier.safetensors --threshold 0.4 --out boxes.csv",
+        "evaluate missing --gt truth",
+        "evaluate photos --gt missing",
+        "evaluate photos --gt truth --ids missing.txt",
+        "train missing.py",
+        "compare missing.py",
+        "run missing.py",
+        "convert masks-to-coco missing --out out.json",
+    ]
+    script = (
+        "import shlex, sys\nfrom adcam.cli import main\n"
+        "codes = [main(shlex.split(line)) for line in sys.stdin.read().splitlines()]\n"
+        "print(codes, sorted({'torch', 'numpy', 'PIL', 'mmengine'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        input="\n".join(commands),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.stdout == f"{[2] * len(commands)} []\n", result.stderr
+    errors = result.stderr.splitlines()
+    assert len(errors) == len(commands) and all(": error: " in line for line in errors)
+
+
+def test_the_core_does_without_any_extra(place: Path) -> None:
+    (place / "my.py").write_text("train = dict(epochs=1)\n")
+    works = [
+        f"{GENERATE} --labels labels.csv --crf lattice --save-maps",
+        f"{GENERATE} --labels labels.csv --threshold otsu".replace("--out out", "--out otsu"),
+        "evaluate out --gt truth",
+        "evaluate out --gt truth --sweep",
+        f"{GENERATE} --labels labels.csv --threshold 0.4".replace(
+            "--out out", "--out boxes.csv"
+        ).replace("generate", "boxes"),
+        "convert masks-to-yolo out/masks --out yolo",
+        "info",
+    ]
+    refused = ["train my.py", "compare my.py", "run my.py"]
+    script = (
+        "import shlex, sys\n"
+        "from adcam.cli import main\n"
+        "from adcam.installation import EXTRAS\n"
+        "sys.modules.update(dict.fromkeys(EXTRAS))\n"  # None: the import fails
+        "codes = [main(shlex.split(line)) for line in sys.stdin.read().splitlines()]\n"
+        "print(codes)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        input="\n".join([*works, *refused]),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    codes = [0] * len(works) + [2] * len(refused)
+    assert result.stdout.splitlines()[-1:] == [str(codes)], result.stderr
+    message = "mmengine is not installed; pip install 'adcam[train]'"
+    assert [line.partition("error: ")[2] for line in result.stderr.splitlines()[-3:]] == (
+        [message] * len(refused)
+    )
+
+
+def test_the_module_is_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["adcam", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("adcam", run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"adcam {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(AdcamError("no"), 2), (PermissionError(13, "no"), 2), (KeyboardInterrupt(), 130)],
+)
+def test_what_the_user_can_mend_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+) -> None:
+    monkeypatch.setattr(info, "run", raising(error))
+    assert main(["info"]) == code
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("slip"), KeyError("slip"), RuntimeError("slip")])
+def test_a_fault_of_the_program_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    monkeypatch.setattr(info, "run", raising(error))
+    with pytest.raises(type(error), match="slip"):
+        main(["info"])
+
+
+def raising(error: BaseException) -> Callable[[object], int]:
+    def raise_it(args: object) -> int:
+        raise error
+
+    return raise_it
+
+
+def test_classes_with_spaces_are_told_how(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run("generate photos --model deit --classes cat dog --out out")
+    assert stop.value.code == 2
+    assert 'put commas between classes: --classes "cat,dog"' in capsys.readouterr().err
+
+
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
-    assert "the usual way" in capsys.readouterr().err
+    assert "the usual way, with" in capsys.readouterr().err
 
 
 def test_generate_then_evaluate(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +359,7 @@ def test_wrong_labels(
     [
         ("generate photos --out out", "either --checkpoint FILE or --model"),
         ("generate photos --out out --model deit_tiny_patch16_224", "--model needs --classes"),
-        ("generate photos --out out --checkpoint c.safetensors --classes cat", "go with --model"),
+        (f"{GENERATE} --classes cat", "go with --model"),
         ("generate photos --out out --checkpoint nothing.safetensors", "no such checkpoint"),
         (GENERATE.replace("photos", "nothing"), "no such image, list or folder"),
         (GENERATE, "3 of 3 images have no labels"),
@@ -278,7 +400,7 @@ def test_wrong_usage_exits_with_2(place: Path, command: str) -> None:
 
 
 def test_debug_shows_the_traceback(place: Path) -> None:
-    with pytest.raises(ValueError, match="no such checkpoint"):
+    with pytest.raises(AdcamError, match="no such checkpoint"):
         run("generate photos --out out --checkpoint nothing.safetensors --debug")
 
 
@@ -409,12 +531,66 @@ def test_compare_writes_a_table_and_unless_told_not_to_a_report(
     )
 
 
-@pytest.mark.parametrize("name", ["train", "generate", "evaluate", "demo", "info"])
-def test_tools_are_twins(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_config_of_this_project_is_found_by_name(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", "--help"])
+    from adcam.training import classifier
+
+    calls = []
+
+    def fake_train(cfg: object, work_dir: Path, **options: object) -> Path:
+        calls.append((cfg.train.epochs, work_dir))  # type: ignore[attr-defined]
+        return work_dir
+
+    monkeypatch.setattr(classifier, "train_classifier", fake_train)
+    assert run("train voc12/adcam_deit-small_60e_voc12") == 0
+    assert run("train configs/voc12/adcam_deit-small_60e_voc12.py --work-dir w") == 0
+    # A file of the user's own goes first.
+    own = place / "voc12" / "adcam_deit-small_60e_voc12.py"
+    own.parent.mkdir()
+    own.write_text("train = dict(epochs=1)\n")
+    assert run("train voc12/adcam_deit-small_60e_voc12.py") == 0
+    default = Path("work_dirs/adcam_deit-small_60e_voc12")
+    assert calls == [(60, default), (60, Path("w")), (1, default)]
+    capsys.readouterr()
+    assert run("train voc12/adcam_deit-smal_60e_voc12") == 2
+    assert "did you mean voc12/adcam_deit-small_60e_voc12" in capsys.readouterr().err
+
+
+def test_tools_train_is_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", "--help"])
     with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
+        runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")
     assert stop.value.code == 0
-    assert f"usage: adcam {name}" in capsys.readouterr().out
+    assert "usage: adcam train" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments", "request_", "command", "started_by"),
+    [
+        ("dist_train.sh", "my.py 2", "--nproc-per-node 2", "train", "pytorch"),
+        ("dist_segment.sh", "my.py 2", "--nproc-per-node 2", "segment", "pytorch"),
+        ("slurm_train.sh", "gpus job my.py", "--partition gpus --job-name job", "train", "slurm"),
+        ("slurm_segment.sh", "gpus job my.py", "--ntasks 8", "segment", "slurm"),
+    ],
+)
+def test_launchers_start_the_command(
+    tmp_path: Path, launcher: str, arguments: str, request_: str, command: str, started_by: str
+) -> None:
+    for name in ("torchrun", "srun"):
+        (tmp_path / name).write_text('#!/bin/sh\necho "$0 $@"\n')
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "tools" / launcher, *arguments.split(), "--work-dir", "a b"],
+        env={"PATH": f"{tmp_path}{os.pathsep}{os.defpath}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, _, words = done.stdout.partition(" -m adcam ")
+    assert f"{request_} " in f"{before} "
+    args = build_parser().parse_args(words.replace("a b", "work").split())
+    assert (args.command, args.config, args.launcher) == (command, Path("my.py"), started_by)
+    assert args.work_dir == Path("work")

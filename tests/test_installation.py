@@ -22,7 +22,7 @@ def test_versions_devices_and_backends() -> None:
     assert found["crf_backends"]["reference"] is None and "pydensecrf" in found["crf_backends"]
     for op in ("common_neighbor", "diffusion", "token_attention"):
         assert found["op_backends"][f"{op}: reference"] is None
-    if found["features"]["student networks (mmsegmentation)"] is None:
+    if found["features"]["segmentation networks (mmsegmentation)"] is None:
         assert found["versions"]["mmsegmentation"] is not None
     assert "cpu" in found["devices"]
     assert len([n for n in found["devices"] if n.startswith("cuda:")]) == torch.cuda.device_count()
@@ -31,8 +31,8 @@ def test_versions_devices_and_backends() -> None:
 
 def test_what_is_missing_or_broken_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert (
-        installation.why_not_importable("ray", "ray") == "not installed; pip install 'adcam[ray]'"
+    assert installation.why_not_importable("mmseg.models") == (
+        "not installed; pip install 'adcam[seg]'"
     )
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
 
@@ -40,7 +40,7 @@ def test_what_is_missing_or_broken_says_why(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("MMCV==9 is used but incompatible")
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    assert installation.why_not_importable("mmseg", "seg") == (
+    assert installation.why_not_importable("mmseg") == (
         "installed, but its import fails: MMCV==9 is used but incompatible"
     )
 

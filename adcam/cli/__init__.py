@@ -1,8 +1,9 @@
-"""The command line: reads arguments, calls :mod:`adcam.pipeline`, prints what comes back.
+"""The command line: reads arguments, calls the room that does the work, prints the result.
 
-Each command is a module: ``add`` defines its options, and ``run`` below carries it out and returns
-the exit code: 0 all is done, 1 some images failed, 2 the command cannot be carried out, 130
-interrupted. Everything heavy is imported by the command that needs it, so that ``--help`` is quick.
+Each command is a module: its ``add`` defines the options, and its ``run`` does the work and returns
+the exit code: 0 everything is done, 1 some images failed, 2 the command cannot be carried out, 130
+interrupted. A command imports what it needs when it runs, so that ``--help`` is quick and a missing
+file is reported at once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from adcam.cli import (
     boxes,
@@ -26,39 +28,93 @@ from adcam.cli import (
     train,
 )
 from adcam.cli.console import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED, log, show_warnings
+from adcam.errors import AdcamError
 from adcam.version import __version__
 
 # In the order of `adcam --help`.
 _COMMANDS = (demo, train, generate, evaluate, boxes, compare, convert, segment, run, report, info)
 
+# Arguments that name something to read, whatever the command, and what it is.
+_INPUTS = {
+    "images": "image, list or folder",
+    "source": "file or folder",
+    "voc": "folder",
+    "pred_dir": "folder",
+    "gt": "folder",
+    "metadata": "folder",
+    "choose_maps": "folder",
+    "choose_metadata": "folder",
+    "mask_root": "folder",
+    "checkpoint": "checkpoint",
+    "ids": "list of ids",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
+    Mistakes of the user (:class:`AdcamError`) and files that cannot be read or written
+    (:class:`OSError`) are told in one line. Any other exception is a fault of this program, and its
+    traceback is shown.
+
     Args:
-        argv: Arguments after the program's name; those of the process by default.
+        argv: The arguments after the name of the program; by default those of the process.
 
     Returns:
         The exit code.
     """
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_explain_unknown(args, unknown))
     if args.command is None:
         parser.print_help(sys.stderr)
         return EXIT_ERROR
     show_warnings()
     try:
+        _check_inputs(args)
         code: int = args.run(args)
-    except (ValueError, OSError) as error:
-        # What a caller can mend: wrong values, and files that are missing or cannot be written.
+    except (AdcamError, OSError) as error:
         if args.debug:
             raise
         log(f"adcam {args.command}: error: {error}")
+        return EXIT_ERROR
+    except ModuleNotFoundError as error:
+        from adcam.installation import explain_missing
+
+        message = explain_missing(error)
+        if message is None or args.debug:
+            raise
+        log(f"adcam {args.command}: error: {message}")
         return EXIT_ERROR
     except KeyboardInterrupt:
         log(f"adcam {args.command}: interrupted")
         return EXIT_INTERRUPTED
     return code
+
+
+def _explain_unknown(args: argparse.Namespace, unknown: Sequence[str]) -> str:
+    """What is wrong with words that belong to no option."""
+    message = f"unrecognized arguments: {' '.join(unknown)}"
+    if getattr(args, "classes", None) and not any(word.startswith("-") for word in unknown):
+        names = ",".join([args.classes, *unknown])
+        message += f'; put commas between classes: --classes "{names}"'
+    return message
+
+
+def _check_inputs(args: argparse.Namespace) -> None:
+    """Refuse files that are missing before anything heavy is imported."""
+    from adcam.installation import find_config
+
+    if getattr(args, "config", None) is not None:
+        find_config(args.config)
+    for name, what in _INPUTS.items():
+        path = getattr(args, name, None)
+        if path is not None and not path.exists():
+            raise AdcamError(f"{path}: there is no such {what}")
+    labels = getattr(args, "labels", None)
+    if labels is not None and Path(labels).suffix and not Path(labels).exists():
+        raise AdcamError(f"--labels {labels}: there is no such file")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,14 +125,14 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=textwrap.dedent(
             """\
-            the usual way:
-              adcam train configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py --work-dir work
+            the usual way, with a config of your own or one of this project:
+              adcam train voc_animals/adcam_deit-tiny_10e_voc-animals --work-dir work
               adcam generate photos/ --checkpoint work/classifier.safetensors --out masks
               adcam evaluate masks --gt photos/truth
-            or all of it, and a network that learns from the masks:
-              adcam run configs/voc_animals/adcam_deit-tiny_fcn.py --work-dir work
+            the whole recipe, with a network that learns from the masks:
+              adcam run voc_animals/adcam_deit-tiny_fcn --work-dir work
 
-            new here? `adcam demo` shows everything on made-up pictures.
+            new here? `adcam demo` shows everything on generated pictures.
 
             """
         )

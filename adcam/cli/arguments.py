@@ -48,7 +48,12 @@ def add_command(
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add CONFIG, ``--work-dir`` and ``--cfg-options``."""
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a Python config, see configs/")
+    parser.add_argument(
+        "config",
+        type=Path,
+        metavar="CONFIG",
+        help="a Python config, or by name one of this project: voc12/adcam_deit-tiny_60e_voc12",
+    )
     add_work_dir(parser)
     add_cfg_options(parser)
 
@@ -88,10 +93,12 @@ def work_dir_of(args: argparse.Namespace) -> Path:
 
 def load_config(args: argparse.Namespace) -> Any:
     """CONFIG with ``--cfg-options`` applied."""
-
     from adcam import settings
+    from adcam.installation import find_config
 
-    return settings.load_config(args.config, parse_pairs("--cfg-options", args.cfg_options))
+    return settings.load_config(
+        find_config(args.config), parse_pairs("--cfg-options", args.cfg_options)
+    )
 
 
 def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:

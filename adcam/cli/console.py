@@ -1,4 +1,4 @@
-"""What commands give back: exit codes, messages, tables."""
+"""What commands return and print: exit codes, messages, tables."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 EXIT_CODES = """\
-exit codes: 0 all is done; 1 some images have no mask or failed (they are listed);
-2 the command cannot be carried out; 130 interrupted (the same command goes on)"""
+exit codes: 0 everything is done; 1 some images failed or have no mask (they are listed);
+2 the command cannot be carried out; 130 interrupted (the same command resumes)"""
 
 _SHOWN_FAILURES = 20
 
@@ -45,7 +45,12 @@ def show_warnings() -> None:
 
 
 def log_failures(failures: Mapping[str, str], *, rest: str = "") -> None:
-    """Print ids and errors of the first images that failed; ``rest`` says where all are listed."""
+    """Print ids and errors of the first images that failed.
+
+    Args:
+        failures: The error of each image by its id.
+        rest: Where all of them are listed; it ends the line that counts those not shown.
+    """
     for img_id in list(failures)[:_SHOWN_FAILURES]:
         log(printable(f"  {img_id}: {failures[img_id]}"))
     if rest and (more := len(failures) - _SHOWN_FAILURES) > 0:

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         adcam train configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py
         adcam train my_config.py --work-dir work --cfg-options train.epochs=3 data.root=photos
         adcam train my_config.py --work-dir work --resume
-        torchrun --nproc-per-node 4 -m adcam.cli train my_config.py --launcher pytorch
+        torchrun --nproc-per-node 4 -m adcam train my_config.py --launcher pytorch
         """,
     )
     add_config_arguments(parser)

@@ -17,7 +17,7 @@ import adcam
 from adcam.data.shapes import make_shape_boxes, make_shapes
 from adcam.errors import AdcamError
 from adcam.evaluation.compare import MethodResult
-from adcam.installation import why_not_importable
+from adcam.installation import find_config, why_not_importable
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.recipe.box_report import run_box_experiment
 from adcam.recipe.experiment import print_results, run_experiment
@@ -47,20 +47,6 @@ PHOTO_METHODS = (
     ("CLIP-ES form", "clip_es_form"),
     ("AD-CAM", "ad_cam"),
 )
-
-
-def find_config(name: str) -> Path:
-    """Path of a config of this project, in a checkout or in an installed package.
-
-    Raises:
-        AdcamError: If neither place has it.
-    """
-    package = Path(adcam.__file__).parent
-    folders = (package.parent / "configs", package / "configs")
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    raise AdcamError(f"the config {name} is in none of {[str(folder) for folder in folders]}")
 
 
 def run_demo(
@@ -149,7 +135,7 @@ def make_network_section(
         cfg: The demo's config.
         work_dir: Where the comparison left its classifier; everything goes into ``network``.
     """
-    if (reason := why_not_importable("mmseg.models", "seg")) is not None:
+    if (reason := why_not_importable("mmseg.models")) is not None:
         hint = (
             "A segmentation network that learns from these masks needs mmsegmentation, which is "
             f"{reason}. Then `adcam demo` trains one too."

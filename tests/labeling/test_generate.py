@@ -272,7 +272,7 @@ def test_killed_half_way_the_same_command_gives_the_same_bytes(
     assert main(command("whole")) == 1
     manifest = tmp_path / "killed" / "manifest.jsonl"
     process = subprocess.Popen(
-        [sys.executable, "-m", "adcam.cli", *command("killed")],
+        [sys.executable, "-m", "adcam", *command("killed")],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},

@@ -1,4 +1,4 @@
-"""``python -m adcam.cli``, the form that torchrun takes."""
+"""``python -m adcam``, the same as the command ``adcam``; torchrun starts it so."""
 
 import sys
 
