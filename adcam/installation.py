@@ -87,7 +87,7 @@ def find_config(name: str | Path) -> Path:
     shipped = _shipped_configs()
     if asked in shipped:
         return shipped[asked]
-    message = f"{name}: there is no such config"
+    message = f"{name}: no such config"
     by_stem = {Path(key).name: key for key in shipped}
     close = difflib.get_close_matches(asked, shipped, n=3, cutoff=0.7) or [
         by_stem[stem] for stem in difflib.get_close_matches(Path(asked).name, by_stem, n=3)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
 
 from adcam.errors import AdcamError
+from adcam.installation import find_config
 
 if TYPE_CHECKING:
     from adcam.cams import Method
@@ -1007,7 +1008,8 @@ def load_settings(
     """Read an mmengine Python config, change it, and check it.
 
     Args:
-        path: A file below ``configs/`` or of your own. A config is a program: it is executed.
+        path: A file of your own, or the name of a config of this project (see
+            :func:`adcam.installation.find_config`). A config is a program: it is executed.
         overrides: Dotted keys to values, e.g. ``{"train.epochs": 3}``, as ``--cfg-options``.
         kind: :class:`SegmentationSettings` for the config of a network.
 
@@ -1019,9 +1021,7 @@ def load_settings(
         settings = load_settings("configs/voc12/adcam_deit-small_60e_voc12.py", {"train.seed": 1})
         settings.train.seed
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AdcamError(f"{path}: no such config; see configs/ for those that exist")
+    path = find_config(path)
     values = _execute(path)
     try:
         settings = kind(values, str(path))
@@ -1119,9 +1119,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """As :func:`load_settings`, as mmengine's ``Config``; it goes when all rooms take settings."""
     from mmengine.config import Config
 
-    path = Path(path)
-    if not path.is_file():
-        raise AdcamError(f"{path}: no such config; see configs/ for those that exist")
+    path = find_config(path)
     cfg = Config(_execute(path), filename=str(path))
     cfg.merge_from_dict(dict(overrides or {}))
     return cfg

@@ -139,7 +139,7 @@ ROOMS = {
     # Settings check the options of methods, CRFs and networks, which therefore know no settings.
     "settings": (
         *("errors", "version", "options", "files", "structures"),
-        *("ops", "cams", "masks", "models"),
+        *("installation", "ops", "cams", "masks", "models"),
     ),
     "progress": ("errors",),
     "installation": ("errors", "version", "ops"),

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from adcam.cams.activation import check_start_options, patch_attention, start_maps
@@ -153,6 +152,8 @@ def box_mask(maps: Tensor, threshold: float) -> Tensor:
     Raises:
         AdcamError: If the threshold lies outside [0, 1).
     """
+    from scipy import ndimage  # slow to import, and needed by this method alone
+
     check_range("box_threshold", threshold, "[0, 1)")
     flat = maps.detach().flatten(0, -3)  # (M, h, w)
     strong = (flat > threshold * flat.amax(dim=(-2, -1), keepdim=True)).cpu().numpy()

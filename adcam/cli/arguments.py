@@ -94,11 +94,8 @@ def work_dir_of(args: argparse.Namespace) -> Path:
 def load_config(args: argparse.Namespace) -> Any:
     """CONFIG with ``--cfg-options`` applied."""
     from adcam import settings
-    from adcam.installation import find_config
 
-    return settings.load_config(
-        find_config(args.config), parse_pairs("--cfg-options", args.cfg_options)
-    )
+    return settings.load_config(args.config, parse_pairs("--cfg-options", args.cfg_options))
 
 
 def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:

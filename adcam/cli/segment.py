@@ -72,11 +72,10 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     _check(args)
 
-    from adcam.installation import find_config
     from adcam.training import segmenter
 
     config = segmenter.read_segmentation_config(
-        find_config(args.config), parse_pairs("--cfg-options", args.cfg_options)
+        args.config, parse_pairs("--cfg-options", args.cfg_options)
     )
     work_dir = work_dir_of(args)
     checkpoint = args.checkpoint or work_dir / segmenter.SEGMENTER_NAME

@@ -17,7 +17,7 @@ import adcam
 from adcam.data.shapes import make_shape_boxes, make_shapes
 from adcam.errors import AdcamError
 from adcam.evaluation.compare import MethodResult
-from adcam.installation import find_config, why_not_importable
+from adcam.installation import why_not_importable
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.recipe.box_report import run_box_experiment
 from adcam.recipe.experiment import print_results, run_experiment
@@ -79,7 +79,7 @@ def run_demo(
     if task not in DEMO_CONFIGS:
         raise AdcamError(f"task must be one of {sorted(DEMO_CONFIGS)}, got {task!r}")
     work_dir = Path(work_dir)
-    cfg = load_config(find_config(DEMO_CONFIGS[task]))
+    cfg = load_config(DEMO_CONFIGS[task])
     if task == "localization" and (weights is not None or from_scratch):
         raise AdcamError("the demo of boxes takes no weights and does not start from scratch")
     cfg.data.root = str(work_dir / "data")
