@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +15,11 @@ from types import ModuleType
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 INVENTORY = Path(__file__).with_name("api_surface.txt")
 
-# What these modules define (or list in `__all__`) is public.
+# What these modules define (or list in `__all__`) is public: what a user imports, as README.md and
+# docs/ show it.
 MODULES = (
     "adcam",
     "adcam.structures",
@@ -35,7 +38,6 @@ MODULES = (
     "adcam.metrics.classification",
     "adcam.metrics.localization",
     "adcam.metrics.miou",
-    "adcam.models.token_cam",
 )
 
 # Names that others may rely on from the first release: these signatures do not change with a
@@ -84,14 +86,19 @@ def describe(name: str, value: object) -> Iterator[str]:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Return `__all__`; without one, the classes and functions that the module itself defines."""
+    """Return `__all__`; without one, the classes and functions that the module itself defines.
+
+    Checks of arguments that several rooms share are not for users.
+    """
     if hasattr(module, "__all__"):
-        return list(module.__all__)
-    return [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
-    ]
+        names = list(module.__all__)
+    else:
+        names = [
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+        ]
+    return [name for name in names if not name.startswith("check_")]
 
 
 def current_surface() -> list[str]:
@@ -107,6 +114,20 @@ def current_surface() -> list[str]:
 def test_surface_is_the_inventory() -> None:
     """Fails on a name or parameter that came, went or changed: run ``make api`` if it was meant."""
     assert current_surface() == INVENTORY.read_text(encoding="utf-8").splitlines()
+
+
+def test_what_the_pages_import_is_public() -> None:
+    names = {line.partition("(")[0] for line in INVENTORY.read_text("utf-8").splitlines()}
+    shown = {
+        f"{module}.{name.strip()}"
+        for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("adcam/**/*.md")]
+        for module, imported in re.findall(
+            r"(?m)^\s*(?:>>> )?from (adcam[\w.]*) import ([\w, ]+)$", page.read_text("utf-8")
+        )
+        for name in imported.split(",")
+    }
+    assert "adcam.PseudoLabeler" in shown
+    assert shown - names - set(MODULES) == set()
 
 
 @pytest.mark.parametrize("line", FIXED)
