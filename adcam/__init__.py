@@ -10,6 +10,8 @@ from adcam.version import __version__
 
 if TYPE_CHECKING:
     from adcam.cams import register_method
+    from adcam.convert import register_converter
+    from adcam.data.sources import register_data_source
     from adcam.labeling.labeler import PseudoLabel, PseudoLabeler
     from adcam.models.networks import register_network
 

@@ -23,6 +23,7 @@ from adcam.data.dataset import ImageDataset
 from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
 from adcam.data.shapes import make_shapes
 from adcam.data.sources import build_dataset
+from adcam.evaluation.masks_on_disk import score_masks
 from adcam.labeling.generate import default_workers, generate
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.metrics.localization import MaxBoxAccuracy
@@ -32,7 +33,6 @@ from adcam.ops import common_neighbor, dense_crf, diffusion, token_attention
 from adcam.ops.common_neighbor import reference as common_neighbor_reference
 from adcam.ops.diffusion import reference as diffusion_reference
 from adcam.ops.token_attention import reference as token_attention_reference
-from adcam.recipe.comparison_report import score_masks
 from adcam.settings import TestViews
 
 SCALES = (224, 336, 448)
