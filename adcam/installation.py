@@ -16,7 +16,7 @@ from typing import Any
 from adcam.errors import AdcamError
 from adcam.version import __version__
 
-# Distribution names; the first that is installed speaks for the package.
+# The names that a package is distributed under; the first that is installed gives its version.
 _PACKAGES = {
     "torch": ("torch",),
     "torchvision": ("torchvision",),
@@ -110,12 +110,13 @@ def _shipped_configs() -> dict[str, Path]:
 
 
 def collect_info() -> dict[str, Any]:
-    """Look at this installation.
+    """Collect what `adcam info` shows about this installation.
 
     Returns:
-        ``versions`` by package (``None`` where absent), ``devices``, ``threads``, and
-        ``op_backends``, ``crf_backends`` and ``features``: from a name to ``None`` if it can run
-        here, else to the reason why not; backends in the order they are tried. JSON-serialisable.
+        A dictionary that JSON can hold. ``versions`` maps packages to versions, or to ``None``
+        where a package is absent; ``devices`` and ``threads`` describe the machine.
+        ``op_backends``, ``crf_backends`` and ``features`` map a name to ``None`` if it can run
+        here, and otherwise to the reason why not; backends stand in the order they are tried in.
     """
     import torch
 
@@ -138,7 +139,7 @@ def collect_info() -> dict[str, Any]:
 
 
 def read_versions() -> dict[str, str | None]:
-    """Versions of this package, Python, the platform and the packages used, ``None`` if absent."""
+    """Versions of adcam, Python, the platform and the packages used, ``None`` if absent."""
     return {
         "adcam": __version__,
         "python": platform.python_version(),
@@ -148,7 +149,7 @@ def read_versions() -> dict[str, str | None]:
 
 
 def _version(distributions: tuple[str, ...]) -> str | None:
-    """Version of the first that is installed, and its name where it is not the usual one."""
+    """The version under the first name that is installed; a fork's name goes with it."""
     for name in distributions:
         try:
             version = metadata.version(name)

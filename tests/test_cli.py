@@ -463,7 +463,7 @@ def test_info_prints_backends(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(found["crf_backends"]) == ["numba", "reference", "torch", "pydensecrf"]
     assert run("info") == 0
     printed = capsys.readouterr().out
-    assert "--crf lattice takes numba" in printed
+    assert "The CRF lattice uses numba" in printed
     assert found["versions"]["torch"] in printed
 
 

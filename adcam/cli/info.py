@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     for title, values in info.items():
         rows = [(name, _state(title, value)) for name, value in values.items()]
         print_table(("", ""), rows, title.replace("_", " "))
-    show("--crf lattice takes numba, or reference where that cannot run; lattice-gpu torch.")
+    show("The CRF lattice uses numba, or reference where numba cannot run; lattice-gpu uses torch.")
     return EXIT_OK
 
 
