@@ -19,6 +19,28 @@ _WORDS: dict[Any, str] = {
 }
 
 
+BACKBONE_OPTIONS = frozenset(
+    {
+        # Transformers
+        *("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm"),
+        *("scale_attn_norm", "scale_mlp_norm", "proj_bias", "init_values", "class_token"),
+        *("pos_embed", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm"),
+        *("pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
+        *("weight_init", "fix_init", "attn_layer"),
+        # Convolutional networks
+        *("layers", "channels", "cardinality", "base_width", "stem_width", "stem_type"),
+        *("replace_stem_pool", "block_reduce_first", "down_kernel_size", "avg_down", "aa_layer"),
+        *("drop_block_rate", "zero_init_last", "norm_eps"),
+        *("drop_rate", "norm_layer", "act_layer"),
+    }
+)
+"""The options of a backbone that a config or a file may give.
+
+A classifier file comes from anywhere, and ``timm.create_model`` has options that open other files
+or fetch them; those are not among these.
+"""
+
+
 def check_options(options: Mapping[str, Any], legal: Mapping[str, Any], owner: str) -> None:
     """Check names and types of options.
 
@@ -123,3 +145,30 @@ def check_range(name: str, value: float, interval: str) -> None:
     below = value < high if interval[-1] == ")" else value <= high
     if not (above and below):
         raise AdcamError(f"{name} must lie in {interval}, got {value}")
+
+
+def check_backbone_options(options: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    """Return the options of a backbone, each of them legal and plain data.
+
+    Args:
+        options: Arguments of ``timm.create_model``, or ``None`` for none.
+        name: Name of the backbone, for messages.
+
+    Raises:
+        AdcamError: If an option is none of :data:`BACKBONE_OPTIONS`, or its value is no number,
+            text, truth value, ``None`` or list of them.
+    """
+    plain = (bool, int, float, str, type(None))
+    for key, value in (options or {}).items():
+        if key not in BACKBONE_OPTIONS:
+            raise AdcamError(
+                f"backbone_kwargs of {name!r} has no option {key!r}"
+                f"{suggest_name(key, BACKBONE_OPTIONS)}; options: {sorted(BACKBONE_OPTIONS)}"
+            )
+        items = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(item, plain) for item in items):
+            raise AdcamError(
+                f"backbone_kwargs of {name!r}: {key} must be a number, a text, True, False, None "
+                f"or a list of them, got {value!r}"
+            )
+    return dict(options or {})

@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from adcam.errors import AdcamError
+from adcam.models.checkpoints import check_file_kind
 from adcam.models.networks import build_network
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM
+from adcam.models.weights import check_finite
 from adcam.structures import ClassSet
 
 FORMAT = 1
@@ -95,22 +97,22 @@ def load_classifier(path: str | Path) -> ClassifierFile:
 
     Raises:
         AdcamError: If the file is missing, no classifier of this project, of a newer format, its
-            description cannot be used, or its tensors do not fit the network it describes.
+            description cannot be used or asks for anything beside the file, or its tensors hold
+            NaN or do not fit the network it describes.
     """
     path = Path(path)
     if not path.is_file():
         raise AdcamError(f"{path}: no such checkpoint")
-    if path.suffix != ".safetensors":
-        raise AdcamError(
-            f"{path}: a classifier is a .safetensors file; `adcam train` writes "
-            "classifier.safetensors beside its .pth checkpoints, which are for resuming only"
-        )
+    check_file_kind(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("adcam")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise AdcamError(f"{path}: not a readable safetensors file ({error})") from error
+        raise AdcamError(
+            f"{path}: not a readable safetensors file ({error}). `adcam train` writes "
+            "classifier.safetensors beside its .pth checkpoints, which are for resuming only"
+        ) from error
     if text is None:
         raise AdcamError(
             f"{path}: these are bare weights without a head or class names. Train on them "
@@ -123,13 +125,21 @@ def load_classifier(path: str | Path) -> ClassifierFile:
                 f"format {header['format']} is newer than this version reads ({FORMAT})"
             )
         class_set = _read_class_set(header["class_set"])
-        network = build_network(num_fg_classes=class_set.num_fg_classes, **header["network"])
+        options = header["network"]
+        if (weights := options.get("weights")) is not None:
+            raise AdcamError(
+                f"its description asks for the weights {weights!r}, but the weights of a "
+                "classifier are its own tensors"
+            )
+        network = build_network(num_fg_classes=class_set.num_fg_classes, **options)
         network.load_state_dict(
             {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
         )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        info = header["info"]
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise AdcamError(f"{path}: this classifier cannot be used: {error}") from error
-    return ClassifierFile(network.eval(), class_set, header["info"])
+    check_finite(tensors, path)
+    return ClassifierFile(network.eval(), class_set, info)
 
 
 def _read_class_set(description: Mapping[str, Any]) -> ClassSet:

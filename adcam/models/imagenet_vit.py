@@ -11,20 +11,21 @@ coupled start multiplies the attention in. docs/methods.md has what else was mea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import timm
 import torch
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from adcam.errors import AdcamError
 from adcam.models.attention_capture import AttentionCapture
 from adcam.models.imagenet_classes import resolve_classes
-from adcam.models.token_cam import compute_grid_hw
-from adcam.models.weights import load_state_dict
+from adcam.models.timm_models import check_timm_name, create_timm_model
+from adcam.models.token_cam import check_plain_vit, compute_grid_hw, compute_patch_size
+from adcam.models.weights import fit_weights, read_vit_weights
 from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
@@ -59,19 +60,23 @@ class ImageNetViT(nn.Module):
         name: str,
         *,
         classes: Sequence[str | int],
-        weights: str | None = "timm",
+        weights: str | Path | None = "timm",
         img_size: int | None = None,
         layers: str | tuple[int, ...] = "last:1/3",
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check_name(name)
         self.name = name
         kwargs = dict(model_kwargs or {})
         # Before the weights are fetched, so that a mistyped class is told at once.
-        num_outputs = kwargs.get("num_classes") or timm.get_pretrained_cfg(name).num_classes
-        groups = resolve_classes(classes, num_outputs=num_outputs)
-        self.vit = _build_vit(name, weights, img_size, kwargs)
+        groups = resolve_classes(classes, num_outputs=_count_outputs(name, kwargs))
+        self.vit = create_timm_model(
+            name,
+            weights=weights,
+            load=_load_all,
+            prepare=_check_head,
+            options={"img_size": img_size, "dynamic_img_size": True, **kwargs},
+        )
         # Refuses attention that cannot be read now rather than at the first image.
         AttentionCapture(self.vit.blocks, num_prefix_tokens=self.vit.num_prefix_tokens)
         # The tokens the head reads: DeiT's distilled models average a head on each of the two.
@@ -93,8 +98,7 @@ class ImageNetViT(nn.Module):
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
-        height, width = self.vit.patch_embed.patch_size
-        return int(height), int(width)
+        return compute_patch_size(self.vit)
 
     @property
     def pixel_stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -215,67 +219,31 @@ class _AttentionTape:
         self.attns.append(args[0].requires_grad_())
 
 
-def _check_name(name: str) -> None:
-    if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise AdcamError(f"unknown timm model {name!r}; names like it: {close}")
+_NO_HEAD = (
+    "has no classifier head; take an ImageNet classifier, e.g. 'deit_tiny_patch16_224', "
+    "or train one"
+)
 
 
-def _build_vit(
-    name: str, weights: str | None, img_size: int | None, kwargs: Mapping[str, Any]
-) -> Any:
-    try:
-        model = timm.create_model(
-            name, pretrained=weights == "timm", img_size=img_size, dynamic_img_size=True, **kwargs
-        )
-    except (TypeError, AssertionError) as error:
-        raise AdcamError(
-            f"{name!r} cannot be built as a plain ViT with {dict(kwargs)}: {error}"
-        ) from error
-    except OSError as error:
-        raise AdcamError(
-            f"timm's weights of {name!r} cannot be fetched: {error} Without a network give a file "
-            "(.safetensors or .pth) with the model's head"
-        ) from error
-    if not isinstance(model, VisionTransformer):
-        raise AdcamError(
-            f"{name!r} is a {type(model).__name__}; a model of timm's VisionTransformer family "
-            "(vit_*, deit_*) is needed, whose attention can be read"
-        )
-    if not isinstance(model.head, nn.Linear):
-        raise AdcamError(
-            f"{name!r} has no classifier head; take an ImageNet classifier, e.g. "
-            "'deit_tiny_patch16_224', or train one"
-        )
-    if model.global_pool != "token":
-        raise AdcamError(
-            f"the head of {name!r} reads its tokens by global_pool={model.global_pool!r}; only a "
-            "head on the class token ('token') can be explained by that token's attention"
-        )
-    if weights not in (None, "timm"):
-        _load_weights(model, weights)
-    return model
+def _count_outputs(name: str, kwargs: Mapping[str, Any]) -> int:
+    check_timm_name(name)
+    config = timm.get_pretrained_cfg(name)
+    published = 0 if config is None else config.num_classes
+    if not (num_outputs := kwargs.get("num_classes", published)):
+        raise AdcamError(f"{name!r} {_NO_HEAD}")
+    return int(num_outputs)
 
 
-def _load_weights(model: Any, path: str) -> None:
-    loaded = {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in load_state_dict(path).items()
-    }
-    try:
-        state = checkpoint_filter_fn(loaded, model)
-    except (RuntimeError, ValueError, LookupError, AssertionError) as error:
-        raise AdcamError(f"{path}: weights do not fit {type(model).__name__}: {error}") from error
-    own = model.state_dict()
-    wrong = [
-        f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name in sorted(own.keys() & state.keys())
-        if state[name].shape != own[name].shape
-    ]
-    missing = sorted(own.keys() - state.keys())
-    if missing or wrong:
+def _check_head(vit: Any) -> None:
+    check_plain_vit(vit)
+    if not isinstance(vit.head, nn.Linear):
+        raise AdcamError(f"it {_NO_HEAD}")
+    if vit.global_pool != "token":
         raise AdcamError(
-            f"{path}: weights do not fit {type(model).__name__} with {model.num_classes} outputs. "
-            f"Missing {len(missing)}: {missing[:5]}; wrong shape {len(wrong)}: {wrong[:5]}"
+            f"the head reads its tokens by global_pool={vit.global_pool!r}; only a head on the "
+            "class token ('token') can be explained by that token's attention"
         )
-    model.load_state_dict({name: state[name] for name in own})
+
+
+def _load_all(vit: nn.Module, path: str | Path) -> None:
+    fit_weights(vit, read_vit_weights(vit, path), path)

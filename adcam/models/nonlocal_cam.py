@@ -26,9 +26,11 @@ from torch.nn import functional as F
 from adcam.errors import AdcamError
 from adcam.models.adl import AttentionDropout
 from adcam.models.losses import Spot, scale_attention
+from adcam.models.timm_models import create_timm_model
 from adcam.models.token_cam import TrainMaps, compute_grid_hw
 from adcam.models.weights import load_trunk_weights
 from adcam.ops.token_attention import resolve_layers
+from adcam.options import check_backbone_options
 from adcam.structures import TokenMaps
 
 ATTENTIONS = ("nonlocal", "channel")
@@ -111,7 +113,7 @@ class NonlocalCAM(nn.Module):
         self.name = backbone
         self.attention = attention
         self.out_stride = out_stride
-        trunk = _build_trunk(backbone, weights, dict(backbone_kwargs or {}))
+        trunk = _build_trunk(backbone, weights, backbone_kwargs)
         self._pixel_stats = tuple(trunk.pretrained_cfg["mean"]), tuple(trunk.pretrained_cfg["std"])
         parts = _split_trunk(backbone, trunk, out_stride)
         self.parts = nn.ModuleList(nn.Sequential(OrderedDict(steps)) for steps in parts)
@@ -214,24 +216,22 @@ class NonlocalCAM(nn.Module):
         return TrainMaps(self.head(features), None, tuple(spots))
 
 
-def _build_trunk(name: str, weights: str | Path | None, kwargs: dict[str, Any]) -> Any:
+def _build_trunk(name: str, weights: str | Path | None, kwargs: Mapping[str, Any] | None) -> Any:
     if not name.startswith(FAMILIES) or not timm.is_model(name):
         raise AdcamError(f"backbone must be a timm model of the families {FAMILIES}, got {name!r}")
-    try:
-        trunk = timm.create_model(name, pretrained=weights == "timm", **kwargs)
-    except TypeError as error:
-        raise AdcamError(f"{name!r} cannot be built with {kwargs}: {error}") from error
-    except OSError as error:
-        raise AdcamError(
-            f"timm's weights of {name!r} cannot be fetched: {error} Without a network give a file "
-            "(.safetensors or .pth), or None for random weights"
-        ) from error
+    return create_timm_model(
+        name,
+        weights=weights,
+        load=load_trunk_weights,
+        prepare=_remove_head,
+        options=check_backbone_options(kwargs, name),
+    )
+
+
+def _remove_head(trunk: Any) -> None:
     for unused in ("fc", "head", "pre_logits", "AuxLogits"):
         if hasattr(trunk, unused):
             delattr(trunk, unused)
-    if weights not in (None, "timm"):
-        load_trunk_weights(trunk, weights)
-    return trunk
 
 
 def _split_trunk(name: str, trunk: Any, out_stride: int) -> list[Steps]:

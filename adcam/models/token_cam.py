@@ -7,7 +7,6 @@ last norm the prefix tokens are dropped, the patch tokens form a (D, h, w) grid,
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,10 @@ from adcam.errors import AdcamError
 from adcam.models.adl import AttentionDropout
 from adcam.models.attention_capture import AttentionCapture
 from adcam.models.losses import Spot, scale_attention
+from adcam.models.timm_models import create_timm_model
 from adcam.models.weights import load_backbone_weights
 from adcam.ops.token_attention import resolve_layers
+from adcam.options import check_backbone_options
 from adcam.structures import TokenMaps
 
 
@@ -95,8 +96,7 @@ class TokenCAM(nn.Module):
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
-        height, width = self.backbone.patch_embed.patch_size
-        return int(height), int(width)
+        return compute_patch_size(self.backbone)
 
     @property
     def pixel_stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -242,38 +242,44 @@ def build_backbone(
         AdcamError: If the name is unknown, the model is no plain ViT, a further argument is none of
             its own, or weights cannot be had or do not fit.
     """
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise AdcamError(f"unknown timm model {name!r}; names like it: {close}")
-    try:
-        model = timm.create_model(
-            name,
-            pretrained=weights == "timm",
-            num_classes=0,
+    return create_timm_model(
+        name,
+        weights=weights,
+        load=load_backbone_weights,
+        prepare=check_plain_vit,
+        options={
+            "num_classes": 0,
             # Pooling plays no part, but a distilled model insists on its two tokens.
-            global_pool="token" if "distilled" in name else "",
-            img_size=img_size,
-            dynamic_img_size=True,
-            drop_path_rate=drop_path_rate,
-            **kwargs,
-        )
-    except (TypeError, AssertionError) as error:
-        raise AdcamError(
-            f"{name!r} cannot be built as a plain ViT with {kwargs}: {error}"
-        ) from error
-    except OSError as error:
-        raise AdcamError(
-            f"timm's weights of {name!r} cannot be fetched: {error} Without a network give a file "
-            "(.safetensors or .pth), or None for random weights"
-        ) from error
+            "global_pool": "token" if "distilled" in name else "",
+            "img_size": img_size,
+            "dynamic_img_size": True,
+            "drop_path_rate": drop_path_rate,
+            **check_backbone_options(kwargs, name),
+        },
+    )
+
+
+def check_plain_vit(model: Any) -> None:
+    """Refuse a network whose attention cannot be read.
+
+    Raises:
+        AdcamError: If it is no ``VisionTransformer`` of timm.
+    """
     if not isinstance(model, timm.models.vision_transformer.VisionTransformer):
         raise AdcamError(
-            f"{name!r} is a {type(model).__name__}; a model of timm's VisionTransformer family "
+            f"the network is a {type(model).__name__}; a model of timm's VisionTransformer family "
             "(vit_*, deit_*) is needed, whose attention can be read"
         )
-    if weights not in (None, "timm"):
-        load_backbone_weights(model, weights)
-    return model
+
+
+def compute_patch_size(vit: Any) -> tuple[int, int]:
+    """Return the height and width in pixels that one token of a timm ViT stands for.
+
+    In a hybrid, a convolutional network has made the image smaller before it is cut into patches.
+    """
+    ratio = getattr(vit.patch_embed, "feat_ratio", None)
+    height, width = vit.patch_embed.patch_size if ratio is None else ratio(as_scalar=False)
+    return int(height), int(width)
 
 
 def compute_grid_hw(inputs: Tensor, patch_size: tuple[int, int]) -> tuple[int, int]:

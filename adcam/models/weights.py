@@ -2,80 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.models import get_pretrained_cfg
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from adcam.errors import AdcamError
+from adcam.models.checkpoints import load_state_dict
+from adcam.models.timm_models import describe_missing_weights, find_cached_weights
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_DAMAGED = (
-    *(SafetensorError, pickle.UnpicklingError, struct.error, OSError, EOFError, RuntimeError),
-    *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
-)
-"""What reading a truncated, damaged or refused file raises, as seen on randomly damaged ones."""
-
-_NUMPY_SCALARS: list[Any] = [
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    np.float64(0).__reduce__()[0],
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)),
-]
-"""What a NumPy number is unpickled by, under its name of NumPy 1 and of NumPy 2."""
-
-
-def load_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict from ``.safetensors`` or a torch file (``weights_only=True``).
-
-    Containers that published checkpoints use (``model``, ``state_dict``, ``model_ema``) are opened
-    and a ``module.`` prefix of DDP is removed.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Tensors by name, on the CPU, in the dtype of the file.
-
-    Raises:
-        AdcamError: If the file is missing, of another kind, unreadable, or holds no tensors.
-    """
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise AdcamError(f"{path}: weights must end in one of {SUFFIXES}")
-    if not path.is_file():
-        raise AdcamError(f"{path}: no such weights file")
-    try:
-        state: Any
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            # TS-CAM's checkpoints keep a best score, a scalar of NumPy's, beside the weights.
-            with torch.serialization.safe_globals(_NUMPY_SCALARS):
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
-        raise AdcamError(f"{path}: cannot be read as weights ({error})") from error
-    for container in ("state_dict", "model", "model_ema"):
-        if isinstance(state, dict) and isinstance(state.get(container), dict):
-            state = state[container]
-    tensors = {
-        name.removeprefix("module."): value
-        for name, value in (state.items() if isinstance(state, dict) else ())
-        if isinstance(value, Tensor)
-    }
-    if not tensors:
-        raise AdcamError(f"{path}: holds no tensors by name")
-    return tensors
+VIT_ROOT = "patch_embed.proj.weight"
+"""A tensor that every ViT of timm has; what stands before it in a file is a prefix."""
 
 
 def load_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
@@ -92,23 +31,13 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
     Raises:
         AdcamError: If names or shapes do not fit; the message lists them.
     """
-    state = load_state_dict(path)
-    state = {
-        name.removeprefix("backbone."): value.float() if value.is_floating_point() else value
-        for name, value in state.items()
-    }
-    try:
-        state = checkpoint_filter_fn(state, backbone)
-    except (RuntimeError, ValueError, LookupError, AssertionError) as error:
-        raise AdcamError(
-            f"{path}: weights do not fit {type(backbone).__name__}: {error}"
-        ) from error
+    state = read_vit_weights(backbone, path)
     own = backbone.state_dict()
     if "fc_norm.weight" in state and "norm.weight" in own:
         state = {name.replace("fc_norm.", "norm."): value for name, value in state.items()}
     heads = ("head.", "head_dist.", "pre_logits.")
     state = {name: value for name, value in state.items() if not name.startswith(heads)}
-    _load_all(backbone, state, path)
+    fit_weights(backbone, state, path)
 
 
 def load_trunk_weights(trunk: nn.Module, path: str | Path) -> None:
@@ -130,7 +59,7 @@ def load_trunk_weights(trunk: nn.Module, path: str | Path) -> None:
         for name, value in trunk.state_dict().items()
         if name.endswith("num_batches_tracked")  # absent from the oldest published files
     }
-    _load_all(trunk, {**counters, **state}, path)
+    fit_weights(trunk, {**counters, **state}, path)
 
 
 def load_ts_cam_weights(network: nn.Module, path: str | Path) -> None:
@@ -175,7 +104,41 @@ def load_ts_cam_weights(network: nn.Module, path: str | Path) -> None:
     )
 
 
-def _load_all(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+def read_vit_weights(vit: nn.Module, path: str | Path) -> dict[str, Tensor]:
+    """Read a file's tensors under the names that a timm ViT has for them, in float32.
+
+    Args:
+        vit: The network that they are for; the position embedding is resampled to its grid.
+        path: A file as in :func:`adcam.models.checkpoints.load_state_dict`.
+
+    Raises:
+        AdcamError: If the file cannot be read, or timm cannot convert its names.
+    """
+    state = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in load_state_dict(path).items()
+    }
+    roots = [name.removesuffix(VIT_ROOT) for name in state if name.endswith(f".{VIT_ROOT}")]
+    if VIT_ROOT not in state and len(roots) == 1:
+        state = {name.removeprefix(roots[0]): value for name, value in state.items()}
+    try:
+        converted: dict[str, Tensor] = checkpoint_filter_fn(state, vit)
+    except (RuntimeError, ValueError, LookupError, AssertionError) as error:
+        raise AdcamError(f"{path}: weights do not fit {type(vit).__name__}: {error}") from error
+    return converted
+
+
+def fit_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load tensors into a network that needs every one of its own, and may leave some over.
+
+    Args:
+        model: The network.
+        state: Tensors by the network's own names.
+        path: The file they come from, for messages.
+
+    Raises:
+        AdcamError: If a tensor is missing, has another shape, or holds NaN or infinite values.
+    """
     own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
     wrong = [
@@ -188,7 +151,23 @@ def _load_all(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -
             f"{path}: weights do not fit {type(model).__name__}. "
             f"Missing {len(missing)}: {missing[:5]}; wrong shape {len(wrong)}: {wrong[:5]}"
         )
-    model.load_state_dict({name: state[name] for name in own})
+    used = {name: state[name] for name in own}
+    check_finite(used, path)
+    model.load_state_dict(used)
+
+
+def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse weights of a training that diverged.
+
+    Raises:
+        AdcamError: If a tensor holds NaN or infinite values; the message names file and tensors.
+    """
+    broken = [n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
+    if broken:
+        raise AdcamError(
+            f"{path}: {len(broken)} tensors hold NaN or infinite values, the first are "
+            f"{broken[:3]}; the training that wrote them diverged, or the file is damaged"
+        )
 
 
 def find_weights(source: str | Path, name: str | None = None) -> Path:
@@ -224,20 +203,9 @@ def load_any_backbone_weights(backbone: nn.Module, path: str | Path) -> None:
 
 
 def _find_timm(name: str) -> Path:
-    config = get_pretrained_cfg(name, allow_unregistered=True)
-    if config is None or not config.hf_hub_id:
-        raise AdcamError(f"timm publishes no weights of {name!r}")
-    # Layout of the cache: huggingface_hub's guide "Understand caching".
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
-    folder = cache / f"models--{config.hf_hub_id.replace('/', '--')}" / "snapshots"
-    if found := sorted(folder.glob("*/model.safetensors")):
-        return found[-1]
-    raise AdcamError(
-        f"timm's weights of {name} are not on this machine (in {cache}). Where there is a network, "
-        f"run `hf download {config.hf_hub_id} model.safetensors`; then name the file it prints, or "
-        "copy it and name the copy"
-    )
+    if (path := find_cached_weights(name)) is None:
+        raise AdcamError(describe_missing_weights(name, "nothing is downloaded here"))
+    return path
 
 
 def _find_torchvision(name: str) -> Path:

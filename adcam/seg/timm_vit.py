@@ -10,6 +10,8 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from adcam.options import check_backbone_options
+
 
 @MODELS.register_module()
 class TimmViT(BaseModule):
@@ -47,7 +49,7 @@ class TimmViT(BaseModule):
             img_size=img_size,
             dynamic_img_size=True,
             drop_path_rate=drop_path_rate,
-            **dict(backbone_kwargs or {}),
+            **check_backbone_options(backbone_kwargs, name),
         )
         depth = len(self.network.blocks)
         self.out_indices = [index % depth for index in out_indices]

@@ -32,7 +32,8 @@ from adcam.labeling.maps_file import load_maps
 from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR, RunFolder, diff_configs, masks_folder
 from adcam.masks.crf import CRF_PARAMS, refine
 from adcam.metrics.miou import MeanIoU, compute_confusion, name_classes
-from adcam.models.weights import find_weights, load_any_backbone_weights, load_state_dict
+from adcam.models.checkpoints import load_state_dict
+from adcam.models.weights import find_weights, load_any_backbone_weights
 from adcam.progress import track
 from adcam.settings import load_config
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample

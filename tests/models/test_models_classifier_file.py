@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from adcam.errors import AdcamError
 from adcam.models.classifier_file import FORMAT, load_classifier, save_classifier
 from adcam.models.networks import build_network
 from adcam.models.nonlocal_cam import NonlocalCAM
@@ -113,7 +115,8 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in (0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"c\.safetensors: not a readable safetensors file"):
+        message = r"c\.safetensors: (not a readable safetensors file|the file is empty)"
+        with pytest.raises(ValueError, match=message):
             load_classifier(path)
     path.write_bytes(b"this is text, not tensors" * 10)
     with pytest.raises(ValueError, match="not a readable"):
@@ -133,6 +136,9 @@ def test_bare_weights(tmp_path: Path) -> None:
         ({"network": {**OPTIONS, "backbone": "resnet18"}}, "resnet18"),
         ({"network": {**OPTIONS, "colour": 1}}, "colour"),
         ({"network": {"img_size": 32}}, "backbone"),
+        ({"network": [1, 2]}, "cannot be used"),
+        ({"network": {**OPTIONS, "kind": "mlp"}}, r"model\.kind must be one of"),
+        ({"info": None, "class_set": None}, "cannot be used"),
         ({"network": {**OPTIONS, "backbone_kwargs": {"depth": 3}}}, "do not fit|size mismatch"),
         ({"class_set": {"name": "zoo"}}, "classes"),
         (
@@ -179,3 +185,72 @@ def test_a_convolutional_network_comes_back(tmp_path: Path) -> None:
     inputs = torch.randn(1, 3, 48, 32)
     assert torch.equal(loaded.token_maps(inputs).cam, network.token_maps(inputs).cam)
     assert loaded.token_maps(inputs).grid_hw == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone_kwargs": {"checkpoint_path": "FILE"}}, "no option 'checkpoint_path'"),
+        ({"backbone_kwargs": {"pretrained_cfg": {"url": "http://host.invalid/w.pth"}}}, "cfg'"),
+        ({"backbone_kwargs": {"pretrained_cfg_overlay": {"file": "FILE"}}}, "overlay'"),
+        ({"backbone_kwargs": {"pretrained": True}}, "no option 'pretrained'"),
+        ({"backbone_kwargs": {"cache_dir": "FILE"}}, "no option 'cache_dir'"),
+        ({"backbone_kwargs": {"depth": {"a": 1}}}, r"depth must be a number.*got \{'a': 1\}"),
+        ({"weights": "timm"}, "asks for the weights 'timm'"),
+        ({"weights": "FILE"}, "asks for the weights '.*canary.pth'"),
+        ({"backbone": "hf-hub:someone/else"}, "unknown timm model"),
+        ({"backbone": "local-dir:/tmp"}, "unknown timm model"),
+    ],
+)
+def test_reading_a_file_opens_no_other_and_asks_no_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    canary = tmp_path / "canary.pth"
+    torch.save(make_network().backbone.state_dict(), canary)
+    path = tmp_path / "c.safetensors"
+    write(path)
+    text = json.dumps({**OPTIONS, **options}).replace("FILE", str(canary))
+    rewrite_header(path, {"network": json.loads(text)})
+
+    def refuse(*_args: object, **_options: object) -> None:
+        raise AssertionError("a file made this program open another file or a connection")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(socket, "socket", refuse)
+    with pytest.raises(AdcamError, match=message) as caught:
+        load_classifier(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_a_network_that_a_file_could_not_describe_is_refused_before_training() -> None:
+    with pytest.raises(AdcamError, match=r"backbone_kwargs of 'vit_tiny.*'checkpoint_path'"):
+        TokenCAM(
+            "vit_tiny_patch16_224", num_fg_classes=2, backbone_kwargs={"checkpoint_path": "x.pth"}
+        )
+
+
+def test_weights_of_a_diverged_training_are_named(tmp_path: Path) -> None:
+    network = make_network()
+    with torch.no_grad():
+        network.head.bias[0] = float("nan")  # type: ignore[index]
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, network, OPTIONS, CLASSES, INFO)
+    with pytest.raises(AdcamError, match=r"c\.safetensors: 1 tensors .*NaN.*\['head\.bias'\]"):
+        load_classifier(path)
+
+
+def test_a_page_or_a_pointer_in_place_of_a_classifier(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(AdcamError, match=r"c\.safetensors: is a Git LFS pointer"):
+        load_classifier(path)
+    path.write_bytes(b"<html>Please sign in</html>")
+    with pytest.raises(AdcamError, match=r"c\.safetensors: is a web page"):
+        load_classifier(path)
+
+
+def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
+    write(tmp_path / "c.safetensors")
+    renamed = (tmp_path / "c.safetensors").rename(tmp_path / "classifier.bin")
+    assert load_classifier(renamed).class_set == CLASSES

@@ -222,18 +222,6 @@ def test_models_that_do_not_serve(name: str, options: dict[str, Any], message: s
         TokenCAM(name, num_fg_classes=2, backbone_kwargs=options)
 
 
-def test_no_hub_means_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
-    import timm
-
-    def unreachable(*args: Any, **kwargs: Any) -> None:
-        assert kwargs["pretrained"] is True
-        raise FileNotFoundError("no connection.")
-
-    monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(ValueError, match=r"no connection.*give a file"):
-        TokenCAM("deit_tiny_patch16_224", num_fg_classes=2, weights="timm")
-
-
 def test_a_build_says_nothing_about_pooling(recwarn: pytest.WarningsRecorder) -> None:
     make_network()
     assert not recwarn.list
