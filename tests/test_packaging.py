@@ -104,7 +104,8 @@ def test_constraints_cover_every_requirement_once(
 
 def test_lower_bounds_are_the_tested_ones(setup_arguments: dict[str, Any]) -> None:
     tested = pins_for("3.10", read_pins("constraints-lower.txt"))
-    for requirement in map(Requirement, setup_arguments["install_requires"]):
+    bounds = [*setup_arguments["install_requires"], *setup_arguments["extras_require"]["train"]]
+    for requirement in map(Requirement, bounds):
         (version,) = tested[canonicalize_name(requirement.name)]
         (bound,) = requirement.specifier
         assert bound.operator == ">="
