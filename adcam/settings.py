@@ -740,13 +740,18 @@ class SegTestSettings(Section):
 
 @dataclass(frozen=True)
 class SelfTrainingSettings(SegTestSettings):
-    """How a network's own masks replace the masks it learnt from; what it gives, ``test`` loses.
+    """How a network's own masks replace those it learnt from; the rest is as in ``test``.
 
     Attributes:
         rounds: How many times a network is trained; from the second on, on masks of the one before.
     """
 
     rounds: int = setting(1, at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split is not None:
+            raise AdcamError("split plays no part: masks are made of data.train")
 
 
 class Entry(Generic[T]):

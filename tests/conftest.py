@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from hypothesis import settings
 from mmengine.config import Config
 
 from adcam.data.shapes import make_shapes
+from adcam.settings import Settings
 
 # The same examples in every run, and a slow machine is no failure. To look for new examples:
 # make test PYTEST_ARGS=--hypothesis-profile=default
@@ -88,15 +88,15 @@ def mini_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def mini_cfg(mini_settings: Config) -> Config:
-    """A copy of `mini_settings` to change."""
-    return copy.deepcopy(mini_settings)
+def mini_cfg(mini_settings: Settings) -> Config:
+    """The values of `mini_settings` to change."""
+    return Config(mini_settings.to_dict())
 
 
 @pytest.fixture(scope="session")
-def mini_settings(mini_shapes: Path) -> Config:
+def mini_settings(mini_shapes: Path) -> Settings:
     """Two epochs of four steps on `mini_shapes`; read only."""
-    return Config(
+    return Settings(
         {
             "data": {
                 "source": "voc",

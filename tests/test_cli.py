@@ -153,7 +153,7 @@ def test_mistakes_are_refused_before_torch_is_imported(place: Path) -> None:
 
 
 def test_the_core_does_without_any_extra(place: Path) -> None:
-    (place / "my.py").write_text("train = dict(epochs=1)\n")
+    (place / "my.py").write_text("train = dict(epochs=1, img_size=8, batch_size=1)\n")
     works = [
         f"{GENERATE} --labels labels.csv --crf lattice --save-maps",
         f"{GENERATE} --labels labels.csv --threshold otsu".replace("--out out", "--out otsu"),
@@ -382,7 +382,7 @@ def test_wrong_labels(
 def test_what_cannot_be_done_is_one_line_and_exit_code_2(
     place: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
 ) -> None:
-    (place / "my.py").write_text("train = dict(epochs=1)\n")
+    (place / "my.py").write_text("train = dict(epochs=1, img_size=8, batch_size=1)\n")
     assert run(command) == 2
     err = capsys.readouterr().err
     assert message in err and err.startswith(f"adcam {command.split()[0]}: error: ")
@@ -484,7 +484,7 @@ def test_train_and_demo_pass_their_arguments_on(
 
     monkeypatch.setattr(classifier, "train_classifier", fake_train)
     monkeypatch.setattr(demo, "run_demo", fake_demo)
-    (place / "my.py").write_text("train = dict(epochs=1)\n")
+    (place / "my.py").write_text("train = dict(epochs=1, img_size=8, batch_size=1)\n")
     assert run("train my.py --cfg-options train.epochs=7 --resume") == 0
     assert "classifier: work_dirs/my/classifier.safetensors" in capsys.readouterr().out
     assert run("demo --quick --work-dir d --weights w.pth") == 0
@@ -548,7 +548,7 @@ def test_a_config_of_this_project_is_found_by_name(
     # A file of the user's own goes first.
     own = place / "voc12" / "adcam_deit-small_60e_voc12.py"
     own.parent.mkdir()
-    own.write_text("train = dict(epochs=1)\n")
+    own.write_text("train = dict(epochs=1, img_size=8, batch_size=1)\n")
     assert run("train voc12/adcam_deit-small_60e_voc12.py") == 0
     default = Path("work_dirs/adcam_deit-small_60e_voc12")
     assert calls == [(60, default), (60, Path("w")), (1, default)]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import write_coco
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from PIL import Image
 
 from adcam.cams import build_method
@@ -43,7 +43,6 @@ from adcam.settings import (
     SegmentationSettings,
     Settings,
     TestViews,
-    load_config,
     load_settings,
     parse_overrides,
 )
@@ -466,12 +465,12 @@ def test_the_voc12_config_trains_on_a_miniature(
         *("model.weights=None", "model.img_size=32", "train.img_size=32"),
         *("train.epochs=1", "train.batch_size=4", "train.num_workers=0", "train.log_interval=1"),
     ]
-    cfg = load_config(path, parse_overrides(texts))
+    cfg = load_settings(path, parse_overrides(texts))
     with pytest.raises(ValueError, match=r"4 images, but train_aug has 10582"):
         train_classifier(cfg, tmp_path / "run")
 
     counts = "data.expected_counts={'train_aug': 4, 'val': 2}"
-    cfg = load_config(path, parse_overrides([*texts, counts]))
+    cfg = load_settings(path, parse_overrides([*texts, counts]))
     assert cfg.train.amp == "bfloat16"
     file = load_classifier(train_classifier(cfg, tmp_path / "run"))
     assert file.class_set.classes == VOC_CLASSES
@@ -480,7 +479,7 @@ def test_the_voc12_config_trains_on_a_miniature(
     (log,) = tmp_path.glob("run/*/vis_data/scalars.json")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1]
-    assert cfg.to_dict() == load_config(path, parse_overrides([*texts, counts])).to_dict()
+    assert cfg.to_dict() == load_settings(path, parse_overrides([*texts, counts])).to_dict()
 
 
 @pytest.mark.filterwarnings("default")
@@ -500,10 +499,10 @@ def test_the_coco14_config_trains_generates_and_evaluates_on_a_miniature(
         *("train.epochs=1", "train.batch_size=2", "train.num_workers=0", "train.log_interval=1"),
     ]
     with pytest.raises(ValueError, match=r"2 images, but train2014_objects has 82081"):
-        train_classifier(load_config(path, parse_overrides(texts)), tmp_path / "run")
+        train_classifier(load_settings(path, parse_overrides(texts)), tmp_path / "run")
 
     counts = "data.expected_counts={'train2014_objects': 2, 'val2014': 3}"
-    cfg = load_config(path, parse_overrides([*texts, counts]))
+    cfg = load_settings(path, parse_overrides([*texts, counts]))
     checkpoint = train_classifier(cfg, tmp_path / "run")
     file = load_classifier(checkpoint)
     assert file.class_set.classes == COCO_CLASSES and file.class_set.num_classes == 81
@@ -527,7 +526,7 @@ def test_fewer_or_more_epochs_adapt_the_schedule(epochs: int) -> None:
     from adcam.training.repeatable import fit_schedulers
 
     path = ROOT / "configs/voc12/adcam_deit-small_60e_voc12.py"
-    cfg: Config = load_config(path, {"train.epochs": epochs})
+    cfg = load_settings(path, {"train.epochs": epochs})
     fitted = fit_schedulers(cfg.param_scheduler, cfg.train.epochs)
     assert fitted[0]["type"] == "LinearLR"
     assert fitted[0]["end"] == min(5, epochs)

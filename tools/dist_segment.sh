@@ -14,4 +14,4 @@ exec torchrun \
   --master-addr "${MASTER_ADDR:-127.0.0.1}" \
   --master-port "${PORT:-29500}" \
   --nproc-per-node "$gpus" \
-  -m adcam segment "$config" train --launcher pytorch "$@"
+  -m adcam segment train "$config" --launcher pytorch "$@"

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import sys
 
-from adcam.settings import load_config
+from adcam.settings import load_settings
 from adcam.training.classifier import import_ts_cam
 
 if __name__ == "__main__":
     if len(sys.argv) != 4:
         sys.exit(f"{__doc__}\nexpected CONFIG CHECKPOINT OUT, got {sys.argv[1:]}")
     try:
-        import_ts_cam(load_config(sys.argv[1]), sys.argv[2], sys.argv[3])
+        import_ts_cam(load_settings(sys.argv[1]), sys.argv[2], sys.argv[3])
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from adcam.seg.segmenter import SegViews, build_segmenter
-from adcam.training.segmenter import read_segmentation_config
+from adcam.training.segmenter import load_segmentation_settings
 
 PEAK = 312e12
 """Dense bfloat16 operations a second of an A100 (NVIDIA A100 data sheet)."""
@@ -45,7 +45,7 @@ def main() -> None:
 
 def row(path: Path) -> str:
     """The row of one config."""
-    config = read_segmentation_config(path)
+    config = load_segmentation_settings(path)
     train = config.train
     height, width = train.crop_size
     network = build_segmenter(

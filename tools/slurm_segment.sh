@@ -21,4 +21,4 @@ exec srun \
   --cpus-per-task "${CPUS_PER_TASK:-5}" \
   --kill-on-bad-exit=1 \
   ${SRUN_ARGS:-} \
-  python -u -m adcam segment "$config" train --launcher slurm "$@"
+  python -u -m adcam segment train "$config" --launcher slurm "$@"

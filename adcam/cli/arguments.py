@@ -28,12 +28,24 @@ CAM_FORMAT: dict[str, Any] = {
 def add_command(
     commands: Any,
     name: str,
-    run: Callable[[argparse.Namespace], int],
+    run: Callable[[argparse.Namespace], int] | None,
     summary: str,
     description: str,
     examples: str,
+    *,
+    of: str = "",
 ) -> argparse.ArgumentParser:
-    """Add the parser of a command that ``run`` carries out; the texts are those of its help."""
+    """Add the parser of a command.
+
+    Args:
+        commands: What ``add_subparsers`` returned.
+        name: The name of the command.
+        run: What the command does; ``None`` for one that only has actions of its own.
+        summary: What the list of commands says of it.
+        description: What its help says of it.
+        examples: Calls that its help shows.
+        of: The command whose action this is.
+    """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
@@ -42,7 +54,7 @@ def add_command(
         epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples), "  ") + "\n" + EXIT_CODES,
     )
     parser.add_argument("--debug", action="store_true", help="show where an error was raised")
-    parser.set_defaults(run=run, command=name)
+    parser.set_defaults(run=run, command=f"{of} {name}".strip())
     return parser
 
 
@@ -89,6 +101,13 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
 def work_dir_of(args: argparse.Namespace) -> Path:
     """``--work-dir``, or a folder named after the config."""
     return args.work_dir or Path("work_dirs") / args.config.stem
+
+
+def load_settings(args: argparse.Namespace) -> Any:
+    """The settings of CONFIG with ``--cfg-options`` applied."""
+    from adcam import settings
+
+    return settings.load_settings(args.config, parse_pairs("--cfg-options", args.cfg_options))
 
 
 def load_config(args: argparse.Namespace) -> Any:

@@ -9,7 +9,7 @@ from adcam.cli.arguments import (
     add_command,
     add_config_arguments,
     add_launcher,
-    load_config,
+    load_settings,
     work_dir_of,
 )
 from adcam.cli.console import EXIT_OK, show
@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
         """,
     )
     add_config_arguments(parser)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     add_launcher(parser)
 
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from adcam.training.classifier import train_classifier
 
     path = train_classifier(
-        load_config(args), work_dir_of(args), resume=args.resume, launcher=args.launcher
+        load_settings(args), work_dir_of(args), resume=args.resume, launcher=args.launcher
     )
     show(f"classifier: {path}")
     return EXIT_OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -128,22 +129,31 @@ def make_targets(images: ImageDataset) -> Tensor:
     Raises:
         AdcamError: If labels of an image are not known.
     """
-    unknown = [record.img_id for record in images.records if record.class_ids is None]
-    if unknown:
-        raise AdcamError(
-            f"{len(unknown)} of {len(images)} images of split {images.split!r} have no labels, "
-            f"the first is {unknown[0]!r}; an image with none of the classes needs an empty label"
-        )
+    _check_labelled(images)
     targets = torch.zeros(len(images), images.class_set.num_fg_classes)
     for row, record in zip(targets, images.records, strict=True):
         row[list(record.class_ids or ())] = 1.0
     return targets
 
 
+def _check_labelled(images: ImageDataset) -> None:
+    unknown = [record.img_id for record in images.records if record.class_ids is None]
+    if unknown:
+        raise AdcamError(
+            f"{len(unknown)} of {len(images)} images of split {images.split!r} have no labels, "
+            f"the first is {unknown[0]!r}; an image with none of the classes needs an empty label"
+        )
+
+
 def class_counts(images: ImageDataset) -> Mapping[str, int]:
-    """Number of images of each class."""
-    counts = make_targets(images).sum(dim=0).int().tolist()
-    return dict(zip(images.class_set.classes, counts, strict=True))
+    """Count the images of each class.
+
+    Raises:
+        AdcamError: If labels of an image are not known.
+    """
+    _check_labelled(images)
+    counts = Counter(i for record in images.records for i in record.class_ids or ())
+    return {name: counts[i] for i, name in enumerate(images.class_set.classes)}
 
 
 def _to_chw(img: np.ndarray) -> Tensor:

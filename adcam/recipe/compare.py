@@ -115,7 +115,7 @@ def find_classifier(cfg: Config, work_dir: Path) -> Path:
     if "checkpoint" in cfg.compare:
         return Path(cfg.compare.checkpoint)
     path = work_dir / CLASSIFIER_NAME
-    return path if path.is_file() else train_classifier(cfg, work_dir)
+    return path if path.is_file() else train_classifier(Settings(cfg.to_dict()), work_dir)
 
 
 def check_compare(cfg: Config) -> None:
@@ -228,7 +228,9 @@ def find_networks(cfg: Config, work_dir: str | Path) -> dict[str, Path]:
             continue
         path = work_dir / name / CLASSIFIER_NAME
         if not path.is_file():
-            path = train_classifier(_training_config(cfg, name, entry), path.parent)
+            path = train_classifier(
+                Settings(_training_config(cfg, name, entry).to_dict()), path.parent
+            )
         found[name] = path
     return found
 

@@ -39,20 +39,15 @@ from adcam.recipe.network_report import (
     write_scores,
 )
 from adcam.report.render import write_report
+from adcam.settings import RecipeSettings, SegmentationSettings, Settings, from_section
 from adcam.training.classifier import CLASSIFIER_NAME, train_classifier
-from adcam.training.repeatable import check_keys
-from adcam.training.segmenter import (
-    check_heads,
-    read_segmentation_config,
-    test_segmenter,
-    train_segmenter,
-)
+from adcam.training.prediction import test_segmenter
+from adcam.training.segmenter import load_segmentation_settings, train_segmenter
+from adcam.training.segmenter_file import check_heads
 from adcam.version import __version__
 
 RECIPE_NAME = "recipe.json"
 STAGE_NAME = "stage.json"
-RECIPE_KEYS = ("learn_from", "evaluate", "test", "classifier", "network")
-NETWORK_KEYS = ("config", "options", "from_classifier")
 
 _SHOWN_CHANGES = 5
 
@@ -160,18 +155,11 @@ def open_recipe(
     if "recipe" not in config:
         raise AdcamError("the config has no section 'recipe'; configs/voc12 has an example")
     section = config.recipe
-    check_keys(section, RECIPE_KEYS, "recipe")
-    if missing := [key for key in ("learn_from", "evaluate") if key not in section]:
-        raise AdcamError(f"config section 'recipe' lacks {missing}")
+    from_section(RecipeSettings, section.to_dict(), "recipe")
     network = None
     if section.get("network"):
-        check_keys(section.network, NETWORK_KEYS, "recipe.network")
-        if not isinstance(section.get("test"), str):
-            raise AdcamError(
-                "recipe.test must name the one list that the network is scored on, got "
-                f"{section.get('test')!r}"
-            )
-        network = read_segmentation_config(section.network.config, section.network.get("options"))
+        given = section.network
+        network = Config(load_segmentation_settings(given.config, given.get("options")).to_dict())
         network.data = ConfigDict(
             {
                 **config.data.to_dict(),
@@ -183,7 +171,7 @@ def open_recipe(
         network.test.split = section.test
     recipe = Recipe(config, network, Path(work_dir), title, command)
     if network is not None:
-        check_heads(network, recipe.images(section.test).class_set)
+        check_heads(SegmentationSettings(network.to_dict()), recipe.images(section.test).class_set)
         if section.network.get("from_classifier", False):
             network.weights = str(recipe.classifier)
     options_from_config(config)
@@ -407,7 +395,7 @@ def _describe_train(recipe: Recipe) -> dict[str, Any]:
 
 def _run_train(recipe: Recipe, folder: Path) -> dict[str, Any]:
     if not recipe.config.recipe.get("classifier"):
-        train_classifier(recipe.config, folder, resume=True)
+        train_classifier(Settings(recipe.config.to_dict()), folder, resume=True)
     info = load_classifier(recipe.classifier).info
     return {
         "files": {} if recipe.config.recipe.get("classifier") else _hashes(folder, CLASSIFIER_NAME),
@@ -495,6 +483,10 @@ def _network(recipe: Recipe) -> Config:
     return copy.deepcopy(recipe.network)  # a stage must not see what another one did to it
 
 
+def _seg_settings(recipe: Recipe) -> SegmentationSettings:
+    return SegmentationSettings(_network(recipe).to_dict())
+
+
 def _describe_segment(recipe: Recipe) -> dict[str, Any]:
     sections = {k: v for k, v in _network(recipe).to_dict().items() if k not in ("data", "test")}
     return {
@@ -505,7 +497,7 @@ def _describe_segment(recipe: Recipe) -> dict[str, Any]:
 
 
 def _run_segment(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    checkpoint = train_segmenter(_network(recipe), work_dir=folder, resume=True)
+    checkpoint = train_segmenter(_seg_settings(recipe), work_dir=folder, resume=True)
     name = checkpoint.relative_to(folder).as_posix()
     return {"files": _hashes(folder, name), "checkpoint": name}
 
@@ -520,10 +512,10 @@ def _describe_test(recipe: Recipe) -> dict[str, Any]:
 
 
 def _run_test(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    network = _network(recipe)
+    network = _seg_settings(recipe)
     checkpoint = recipe.folder("segment") / recipe.outputs("segment")["checkpoint"]
     test_segmenter(network, checkpoint, work_dir=folder, masks_out=folder)
-    images = recipe.images(network.test.split)
+    images = recipe.images(str(network.test.split))
     miou = write_scores(images, folder / MASK_DIR, folder / "scores.json")
     return {"files": _hashes(folder, "scores.json"), "miou": miou, "images": len(images)}
 

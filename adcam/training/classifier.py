@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import barrier, get_world_size, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -19,34 +17,24 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from adcam.data.augment import EvalView, TrainView, class_counts
-from adcam.data.dataset import ImageDataset
 from adcam.data.sources import build_dataset
-from adcam.errors import AdcamError
 from adcam.files import hash_values
 from adcam.metrics.classification import MultiLabelAP
-from adcam.models.classifier import Classifier, InCA
+from adcam.models.classifier import Classifier
 from adcam.models.classifier_file import load_classifier, save_classifier
-from adcam.models.networks import DEFAULT_KIND, build_network, network_options
+from adcam.models.networks import build_network
 from adcam.models.weights import load_ts_cam_weights
+from adcam.settings import Settings
 from adcam.structures import ClassSet
-from adcam.training.repeatable import (
-    RUNS,
-    RepeatableDataset,
-    RepeatableEpochs,
-    RepeatableSteps,
-    check_keys,
-    fit_schedulers,
-    start_processes,
-    wrap_model,
-)
+from adcam.training.checkpoints import find_checkpoint, refuse_another_training, write_description
+from adcam.training.labelled_images import LabelledImages, open_labelled_images
+from adcam.training.repeatable import RepeatableEpochs, start_processes, wrap_model
+from adcam.training.runner import TrainingParts, build_runner, keep_from_terminal
 
 CLASSIFIER_NAME = "classifier.safetensors"
-TASKS = ("segmentation", "localization")
-CHOICES = ("best", "last")
-TRAIN_KEYS = (
-    *("epochs", "img_size", "batch_size", "num_workers", "min_area", "jitter", "resize", "amp"),
-    *("cls_token_loss", "choose", "seed", "val_interval", "log_interval"),
-)
+
+_ONLY_FOR_TRAINING = ("weights", "drop_path_rate")
+_CURE = "take another folder, or leave out --resume to start over"
 
 
 class MeanAveragePrecision(BaseMetric):
@@ -120,8 +108,8 @@ class ExportClassifier(Hook):
         """Compare with the best so far."""
         self.has_run = True
         score = float((metrics or {})[self._score_name])
-        is_worse = self._best is not None and score <= self._best
-        if not is_main_process() or (self._choose == "best" and is_worse):
+        is_better = self._best is None or score > self._best
+        if not is_main_process() or (self._choose == "best" and not is_better):
             return
         self._best = score
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -130,16 +118,15 @@ class ExportClassifier(Hook):
 
 
 def train_classifier(
-    cfg: Config, work_dir: str | Path, *, resume: bool = False, launcher: str = "none"
+    settings: Settings, work_dir: str | Path, *, resume: bool = False, launcher: str = "none"
 ) -> Path:
-    """Train as the config says.
+    """Train as the settings say.
 
     Args:
-        cfg: Sections ``data``, ``model``, ``train``, ``optim_wrapper``, ``param_scheduler``;
-            ``inca`` for :class:`adcam.models.classifier.InCA`. ``task`` is ``"segmentation"``
-            (several classes an image, the default) or ``"localization"`` (one).
+        settings: A config with ``data``, ``model``, ``train`` and ``optim_wrapper``. ``task`` is
+            ``"segmentation"`` (several classes an image) or ``"localization"`` (one).
         work_dir: Where checkpoints, logs and ``classifier.safetensors`` go.
-        resume: Continue from the newest checkpoint in ``work_dir``.
+        resume: Whether to continue from the newest checkpoint in ``work_dir`` that can be read.
         launcher: ``"none"``, ``"pytorch"`` (torchrun) or ``"slurm"``.
 
     Returns:
@@ -149,139 +136,49 @@ def train_classifier(
         ``None``.
 
     Raises:
-        AdcamError: If data, labels or weights are wrong; nothing is written before the checks.
+        AdcamError: Data, labels or weights are wrong; nothing is written before the checks. Or
+            ``work_dir`` holds another training, or the training diverges.
     """
     work_dir = Path(work_dir)
-    options = cfg.train
-    task, choose = cfg.get("task", TASKS[0]), options.get("choose", CHOICES[0])
-    _check_choice("task", task, TASKS)
-    _check_choice("train.choose", choose, CHOICES)
-    check_keys(options, TRAIN_KEYS, "train")
-    network_options, only_for_training = _read_network_options(cfg)
-    single_label = task == "localization"
-    splits = [cfg.data.train] if isinstance(cfg.data.train, str) else list(cfg.data.train)
-    train_sets = [build_dataset(cfg.data, split) for split in splits]
-    val_set = build_dataset(cfg.data, cfg.data.val)
-    for images in (*train_sets, val_set):
-        images.check_files(masks=False)
-        if single_label:
-            _check_single_labels(images)
-    class_set = val_set.class_set
-    for images in train_sets:
-        if images.class_set.classes != class_set.classes:
-            raise AdcamError(
-                f"{images.split!r} has {images.class_set.num_fg_classes} classes, "
-                f"{val_set.split!r} has {class_set.num_fg_classes}, or others; name them in "
-                "data.classes"
-            )
-    torch.manual_seed(options.seed)
-    network = build_network(
-        num_fg_classes=class_set.num_fg_classes, **only_for_training, **network_options
-    )
-    model: nn.Module = Classifier(
-        network,
-        single_label=single_label,
-        amp=options.amp,
-        cls_token_loss=options.get("cls_token_loss", 0.0),
-        inca=_read_inca(cfg),
-    )
-    img_size = options.img_size
-    train_view: ConcatDataset[dict[str, Tensor]] = ConcatDataset(
-        [
-            TrainView(
-                images,
-                img_size=img_size,
-                min_area=options.min_area,
-                jitter=options.jitter,
-                resize=options.get("resize"),
-            )
-            for images in train_sets
-        ]
-    )
-    info = {
-        "config_hash": hash_values(cfg.to_dict()),
-        "dataset": class_set.name,
-        "train_splits": splits,
-        "val_split": cfg.data.val,
-        "chosen_on": _name_choice(cfg, choose),
-        "train_images": len(train_view),
-        "train_counts": {s: class_counts(d) for s, d in zip(splits, train_sets, strict=True)},
-    }
-    classifier_path = work_dir / CLASSIFIER_NAME
-    # On a resume the file, not the checkpoint, knows the best: the checkpoint is older.
-    best = None
-    score_name = "top1" if single_label else "mAP"
-    if resume and classifier_path.is_file():
-        best = float(load_classifier(classifier_path).info[_info_key(score_name)])
-    export = ExportClassifier(
-        classifier_path,
-        network_options,
-        class_set,
-        info,
-        best,
-        score_name=score_name,
-        choose=choose,
-    )
+    keep_from_terminal()
+    images = open_labelled_images(settings)
+    torch.manual_seed(settings.train.seed)
+    model = _build_model(settings, images.class_set)
+    train_view = _build_train_view(settings, images)
+    val_view = EvalView(images.val, img_size=settings.train.img_size)
     start_processes(launcher)
-    model = wrap_model(model)
+    checkpoint = _begin(settings, images, work_dir, resume)
+    export = _build_export(settings, images, work_dir, resumes=checkpoint is not None)
     # Incomplete batches are dropped, so a set smaller than one makes a smaller batch.
-    batch_size = min(options.batch_size, -(-len(train_view) // get_world_size()))
-    workers = {"num_workers": options.num_workers, "persistent_workers": options.num_workers > 0}
-    collate = {"type": "default_collate"}
-    runner = Runner(
-        model=model,
-        work_dir=str(work_dir),
-        train_dataloader=dict(
-            batch_size=batch_size,
-            dataset=RepeatableDataset(train_view, options.seed),
-            sampler=RepeatableEpochs(train_view, shuffle=True, seed=options.seed),
-            collate_fn=collate,
-            drop_last=True,
-            **workers,
-        ),
-        val_dataloader=dict(
-            batch_size=options.batch_size,
-            dataset=EvalView(val_set, img_size=img_size),
-            sampler={"type": "DefaultSampler", "shuffle": False},
-            collate_fn=collate,
-            **workers,
-        ),
-        val_evaluator=[Top1Accuracy() if single_label else MeanAveragePrecision(class_set)],
-        train_cfg={
-            "by_epoch": True,
-            "max_epochs": options.epochs,
-            "val_interval": options.get("val_interval", 1),
-        },
-        val_cfg={},
-        optim_wrapper=cfg.optim_wrapper.to_dict(),
-        param_scheduler=fit_schedulers(cfg.param_scheduler, options.epochs),
-        default_hooks={
-            "logger": {"type": "LoggerHook", "interval": options.get("log_interval", 10)},
-            # mmengine removes the oldest before it writes; a kill then must leave one whole.
-            "checkpoint": {"type": "CheckpointHook", "interval": 1, "max_keep_ckpts": 2},
-        },
-        custom_hooks=[RepeatableSteps(options.seed), export],
-        visualizer={
-            "type": "Visualizer",
-            "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
-        },
-        resume=resume,
-        launcher=launcher,
-        randomness={"seed": options.seed},
-        cfg=Config({"adcam": cfg.to_dict()}),
-        experiment_name=f"classifier_{next(RUNS)}",
+    batch_size = min(settings.train.batch_size, -(-len(train_view) // get_world_size()))
+    is_single = settings.task == "localization"
+    parts = TrainingParts(
+        name="classifier",
+        model=wrap_model(model),
+        train_set=train_view,
+        sampler=RepeatableEpochs(train_view, shuffle=True, seed=settings.train.seed),
+        val_set=val_view,
+        metric=Top1Accuracy() if is_single else MeanAveragePrecision(images.class_set),
+        batch_size=batch_size,
+        val_batch_size=settings.train.batch_size,
+        collate="default_collate",
+        by_epoch=True,
+        length=settings.train.epochs,
+        val_interval=settings.train.val_interval,
+        hooks=[export],
     )
+    runner = build_runner(parts, settings, work_dir, checkpoint=checkpoint, launcher=launcher)
     runner.train()
     if not export.has_run:
         runner.val()  # resumed after the last epoch, which may have ended before its validation
-    return classifier_path
+    return work_dir / CLASSIFIER_NAME
 
 
-def import_ts_cam(cfg: Config, checkpoint: str | Path, path: str | Path) -> None:
+def import_ts_cam(settings: Settings, checkpoint: str | Path, path: str | Path) -> None:
     """Turn a checkpoint of TS-CAM's own code into a classifier file.
 
     Args:
-        cfg: The config whose ``model`` it is, and whose ``data`` name its classes.
+        settings: The config whose ``model`` it is, and whose ``data`` name its classes.
         checkpoint: As for :func:`adcam.models.weights.load_ts_cam_weights`.
         path: The classifier to write. It says that its epoch was chosen on the test, "oracle": the
             authors keep the one that is best there.
@@ -289,54 +186,120 @@ def import_ts_cam(cfg: Config, checkpoint: str | Path, path: str | Path) -> None
     Raises:
         AdcamError: If the config, the data or the checkpoint is wrong.
     """
-    class_set = build_dataset(cfg.data, cfg.data.val).class_set
-    network_options, _ = _read_network_options(cfg)
-    network = build_network(num_fg_classes=class_set.num_fg_classes, **network_options)
+    class_set = build_dataset(settings.data, str(settings.data.val)).class_set
+    options = _read_network_options(settings)
+    network = build_network(num_fg_classes=class_set.num_fg_classes, **options)
     load_ts_cam_weights(network, checkpoint)
     info = {"imported_from": Path(checkpoint).name, "chosen_on": "oracle"}
-    save_classifier(path, network, network_options, class_set, info)
+    save_classifier(path, network, options, class_set, info)
 
 
-def _read_network_options(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What rebuilds the network, and what only its training needs."""
-    options = cfg.model.to_dict()
-    kind = options.get("kind", DEFAULT_KIND)
-    check_keys(options, ("kind", *network_options(kind)), "model")
-    names = ("weights", "drop_path_rate")
-    return options, {name: options.pop(name) for name in names if name in options}
+def _read_network_options(settings: Settings) -> dict[str, Any]:
+    """What rebuilds the network: the model's options as the config gives them."""
+    _ = settings.model  # which checks that there is one
+    given: dict[str, Any] = settings.to_dict()["model"]
+    return {name: value for name, value in given.items() if name not in _ONLY_FOR_TRAINING}
 
 
-def _read_inca(cfg: Config) -> InCA | None:
-    if "inca" not in cfg:
-        return None
-    options = cfg.inca.to_dict()
-    check_keys(options, tuple(item.name for item in fields(InCA)), "inca")
-    if not isinstance(layers := options.get("layers", "all"), str):
-        options["layers"] = tuple(layers)
-    return InCA(**options)
+def _build_model(settings: Settings, class_set: ClassSet) -> nn.Module:
+    given = settings.to_dict()["model"]
+    only_for_training = {
+        name: getattr(settings.model, name) for name in _ONLY_FOR_TRAINING if name in given
+    }
+    network = build_network(
+        num_fg_classes=class_set.num_fg_classes,
+        **only_for_training,
+        **_read_network_options(settings),
+    )
+    return Classifier(
+        network,
+        single_label=settings.task == "localization",
+        amp=settings.train.amp,
+        cls_token_loss=settings.train.cls_token_loss,
+        inca=settings.inca,
+    )
 
 
-def _name_choice(cfg: Config, choose: str) -> str | None:
+def _build_train_view(
+    settings: Settings, images: LabelledImages
+) -> ConcatDataset[dict[str, Tensor]]:
+    train = settings.train
+    return ConcatDataset(
+        [
+            TrainView(
+                part,
+                img_size=train.img_size,
+                min_area=train.min_area,
+                jitter=train.jitter,
+                resize=train.resize,
+            )
+            for part in images.train
+        ]
+    )
+
+
+def _begin(settings: Settings, images: LabelledImages, work_dir: Path, resume: bool) -> Path | None:
+    """The checkpoint to resume from, once it is known that it belongs to this training."""
+    description = _describe_training(settings, images)
+    checkpoint = find_checkpoint(work_dir, cure=_CURE) if resume else None
+    if is_main_process():
+        if checkpoint is not None:
+            refuse_another_training(work_dir, description, cure=_CURE)
+        write_description(work_dir, description)
+    barrier()
+    return checkpoint
+
+
+def _describe_training(settings: Settings, images: LabelledImages) -> dict[str, Any]:
+    """What decides the classifier that comes out: all but how the training is watched."""
+    sections = ("task", "data", "model", "inca", "optim_wrapper", "param_scheduler")
+    values = {k: v for k, v in settings.to_dict().items() if k in sections}
+    train = settings.to_dict()["train"]
+    values["train"] = {k: v for k, v in train.items() if k not in ("num_workers", "log_interval")}
+    names = (*settings.data.train, str(settings.data.val))
+    parts = zip(names, (*images.train, images.val), strict=True)
+    values["images"] = {name: {"": len(part), **class_counts(part)} for name, part in parts}
+    return values
+
+
+def _build_export(
+    settings: Settings, images: LabelledImages, work_dir: Path, *, resumes: bool
+) -> ExportClassifier:
+    score_name = "top1" if settings.task == "localization" else "mAP"
+    path = work_dir / CLASSIFIER_NAME
+    # On a resume the file, not the checkpoint, knows the best: the checkpoint is older.
+    best = None
+    if resumes and path.is_file():
+        best = float(load_classifier(path).info[_info_key(score_name)])
+    info = {
+        "config_hash": hash_values(settings.to_dict()),
+        "dataset": images.class_set.name,
+        "train_splits": list(settings.data.train),
+        "val_split": settings.data.val,
+        "chosen_on": _name_choice(settings),
+        "train_images": sum(len(part) for part in images.train),
+        "train_counts": {
+            name: class_counts(part)
+            for name, part in zip(settings.data.train, images.train, strict=True)
+        },
+    }
+    return ExportClassifier(
+        path,
+        _read_network_options(settings),
+        images.class_set,
+        info,
+        best,
+        score_name=score_name,
+        choose=settings.train.choose,
+    )
+
+
+def _name_choice(settings: Settings) -> str | None:
     """The split that the epoch is chosen on."""
-    if choose == "last":
+    if settings.train.choose == "last":
         return None
-    return "oracle" if cfg.data.val == cfg.data.get("test") else str(cfg.data.val)
+    return "oracle" if settings.data.val == settings.data.test else settings.data.val
 
 
 def _info_key(score_name: str) -> str:
     return f"val_{score_name.lower()}"
-
-
-def _check_single_labels(images: ImageDataset) -> None:
-    several = [r for r in images.records if r.class_ids is not None and len(r.class_ids) != 1]
-    if several:
-        raise AdcamError(
-            f"task 'localization' needs one class an image; {len(several)} of {len(images)} images "
-            f"of split {images.split!r} have another number, the first is {several[0].img_id!r} "
-            f"with {len(several[0].class_ids or ())}"
-        )
-
-
-def _check_choice(name: str, value: str, legal: Sequence[str]) -> None:
-    if value not in legal:
-        raise AdcamError(f"{name} must be one of {legal}, got {value!r}")

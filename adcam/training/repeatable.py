@@ -2,7 +2,7 @@
 
 mmengine's checkpoints hold neither the state of the random generators nor the place in the data. So
 neither is kept as a state here: both are computed from the seed and the number of the step, and a
-run that was killed goes on as if it had not been.
+run that was killed resumes as if it had not been.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset, Sampler
-
-from adcam.errors import AdcamError
 
 RUNS = itertools.count()
 """mmengine shares its loggers among runs of one name and second; a number keeps them apart."""
@@ -44,7 +42,7 @@ class RepeatableSampler(Sampler[tuple[int, int]]):
 
     Args:
         size: Number of images, at least 1.
-        seed: The same in all processes.
+        seed: The seed of the run, the same in all processes.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -88,7 +86,7 @@ class RepeatableDataset(Dataset[Any]):
 
     Args:
         dataset: Whose transforms draw from Python's, NumPy's or PyTorch's global generator.
-        seed: That of the run.
+        seed: The seed of the run.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
@@ -110,7 +108,7 @@ class RepeatableSteps(Hook):
     """Seeds the random generators before each step, for dropout and drop path.
 
     Args:
-        seed: Of the run.
+        seed: The seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
@@ -151,13 +149,3 @@ def fit_schedulers(schedulers: Sequence[Mapping[str, Any]], end: int) -> list[di
         for entry in schedulers
         if entry.get("begin", 0) < end
     ]
-
-
-def check_keys(section: Mapping[str, Any], legal: Sequence[str], name: str) -> None:
-    """Refuse options that nothing would read.
-
-    Raises:
-        AdcamError: The section of this name has other keys than the legal ones.
-    """
-    if unknown := sorted(section.keys() - set(legal)):
-        raise AdcamError(f"config section {name!r} has no {unknown}; legal are {legal}")

@@ -1,102 +1,77 @@
-"""Training, testing and using a segmentation network on pseudo masks."""
+"""Training a segmentation network on pseudo masks."""
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from mmengine.dist import barrier, is_distributed, is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner, find_latest_checkpoint
-from safetensors import safe_open
-from safetensors.torch import save
 from torch.utils.data import ConcatDataset, Dataset
 
 from adcam.data.dataset import ImageDataset
-from adcam.data.images import ImageError, read_image_hw
-from adcam.data.open_images import open_images
-from adcam.data.png import read_mask, write_mask
-from adcam.data.sources import build_dataset, find_class_set
+from adcam.data.images import read_image_hw
 from adcam.errors import AdcamError
-from adcam.files import hash_file, hash_or_none, hash_values, write_bytes, write_json
-from adcam.installation import why_not_importable
+from adcam.files import write_bytes
 from adcam.labeling.maps_file import load_maps
-from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR, RunFolder, diff_configs, masks_folder
-from adcam.masks.crf import CRF_PARAMS, refine
-from adcam.metrics.miou import MeanIoU, compute_confusion, name_classes
-from adcam.models.checkpoints import load_state_dict
-from adcam.models.weights import find_weights, load_any_backbone_weights
+from adcam.labeling.output_folder import MAPS_DIR, masks_folder
+from adcam.metrics.miou import MeanIoU, compute_confusion
 from adcam.progress import track
-from adcam.settings import load_config
+from adcam.settings import SegmentationSettings, load_settings
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
-from adcam.training.repeatable import (
-    RUNS,
-    RepeatableDataset,
-    RepeatableSampler,
-    RepeatableSteps,
-    check_keys,
-    fit_schedulers,
-    start_processes,
-    wrap_model,
+from adcam.training.checkpoints import find_checkpoint, refuse_another_training, write_description
+from adcam.training.prediction import Predictor, check_mmsegmentation, open_split, write_masks
+from adcam.training.repeatable import RepeatableSampler, start_processes, wrap_model
+from adcam.training.runner import TrainingParts, build_runner, keep_from_terminal
+from adcam.training.segmenter_file import (
+    SEGMENTER_NAME,
+    build_network,
+    check_heads,
+    describe_training,
+    save_segmenter,
 )
-from adcam.version import __version__
 
 if TYPE_CHECKING:
     from adcam.seg.dataset import Confidence
-    from adcam.seg.segmenter import Segmenter, SegViews
 
-TRAIN_KEYS = (
-    *("max_iters", "batch_size", "num_workers", "crop_size", "amp", "seed", "confidence"),
-    *("val_interval", "checkpoint_interval", "log_interval"),
-)
-TEST_KEYS = ("split", "scales", "flip", "short_side", "crf", "labels", "min_prob")
-DATA_KEYS = (
-    *("source", "root", "classes", "labels", "train", "val", "mask_dir", "metadata"),
-    *("expected_counts", "masks"),
-)
-SEGMENTER_NAME = "segmenter.safetensors"
-SELF_TRAINING_KEYS = ("rounds", *(key for key in TEST_KEYS if key != "split"))
-_TRAINING_NAME = "training.json"
+logger = logging.getLogger(__name__)
+
 _SHOWN = 10
+_CURE = "take another folder, or start over with --restart"
 
 
-def read_segmentation_config(path: str | Path, options: Mapping[str, Any] | None = None) -> Config:
+def load_segmentation_settings(
+    path: str | Path, overrides: Mapping[str, Any] | None = None
+) -> SegmentationSettings:
     """Read a config of ``configs/seg`` or of your own.
 
     Args:
         path: The file.
-        options: Dotted keys to values, as ``--cfg-options``.
+        overrides: Dotted keys to values, as ``--cfg-options``.
 
     Raises:
         AdcamError: It cannot be read, lacks a section, or has options that nothing reads; or
             mmsegmentation cannot be imported.
     """
-    if (reason := why_not_importable("mmseg.models")) is not None:
-        raise AdcamError(f"segmentation networks need mmsegmentation: {reason}")
-    config = load_config(path, options)
-    needed = ("data", "model", "train", "train_pipeline", "test", "optim_wrapper")
-    if missing := [key for key in (*needed, "param_scheduler") if key not in config]:
+    check_mmsegmentation()
+    settings = load_settings(path, overrides, kind=SegmentationSettings)
+    needed = ("data", "model", "train", "train_pipeline", "optim_wrapper")
+    if missing := [name for name in needed if name not in settings]:
         raise AdcamError(f"{path}: a segmentation config needs the sections {missing}")
-    check_keys(config.data, DATA_KEYS, "data")
-    check_keys(config.train, TRAIN_KEYS, "train")
-    check_keys(config.test, TEST_KEYS, "test")
-    check_keys(config.get("self_training", {}), SELF_TRAINING_KEYS, "self_training")
-    return config
+    return settings
 
 
-def check_segmentation(config: Config) -> dict[str, Any]:
+def check_segmentation(settings: SegmentationSettings) -> dict[str, Any]:
     """Find what would stop a training or spoil it, before it starts.
 
     Every mask is read: it must be there, of its image's size, an 8-bit PNG of indices, and hold
-    only values of the classes.
+    only values of the classes. Classes that no training mask shows are logged as warnings.
 
     Returns:
         By split: ``images``, ``masks``, ``pixels`` by class name, and ``ignored`` pixels.
@@ -105,38 +80,35 @@ def check_segmentation(config: Config) -> dict[str, Any]:
     Raises:
         AdcamError: Something is wrong; the message names files, values and what would be right.
     """
-    splits = {**_train_sets(config), config.data.val: _build_split(config, config.data.val)}
-    check_heads(config, next(iter(splits.values())).class_set)
-    return {split: _check_images(images, split) for split, images in splits.items()}
-
-
-def check_heads(config: Config, class_set: ClassSet) -> None:
-    """Every head must have an output for background and each class.
-
-    Raises:
-        AdcamError: One has another number.
-    """
-    wanted = class_set.num_fg_classes + 1
-    for name in ("decode_head", "auxiliary_head"):
-        heads = config.model.get(name) or []
-        for head in heads if isinstance(heads, list) else [heads]:
-            if head.get("num_classes") != wanted:
-                raise AdcamError(
-                    f"model.{name}.num_classes is {head.get('num_classes')}, but the data has "
-                    f"{wanted} classes: background and {class_set.num_fg_classes} of "
-                    f"{class_set.name}"
-                )
+    val = _val_split(settings)
+    train = _open_train_sets(settings)
+    check_heads(settings, next(iter(train.values())).class_set)
+    splits = {**train, val: open_split(settings, val)}
+    found = {split: _check_images(images, split) for split, images in splits.items()}
+    pixels = [found[split]["pixels"] for split in train]
+    absent = [name for name in pixels[0] if not any(counts[name] for counts in pixels)]
+    if absent:
+        logger.warning(
+            "no mask of %s shows %s: the network cannot learn it",
+            " or ".join(map(repr, train)),
+            ", ".join(absent[:_SHOWN]) + (", …" if len(absent) > _SHOWN else ""),
+        )
+    return found
 
 
 def train_segmenter(
-    config: Config, *, work_dir: str | Path, resume: bool = True, launcher: str = "none"
+    settings: SegmentationSettings,
+    *,
+    work_dir: str | Path,
+    resume: bool = True,
+    launcher: str = "none",
 ) -> Path:
-    """Train as the config says.
+    """Train as the settings say.
 
     Args:
-        config: Of :func:`read_segmentation_config`.
+        settings: Of :func:`load_segmentation_settings`.
         work_dir: Where checkpoints and logs go.
-        resume: Go on from the newest checkpoint in ``work_dir``, if there is one.
+        resume: Whether to resume from the newest checkpoint in ``work_dir`` that can be read.
         launcher: ``"none"``, ``"pytorch"`` (torchrun) or ``"slurm"``.
 
     Returns:
@@ -144,225 +116,85 @@ def train_segmenter(
         its score: the validation images have the true masks that training must not know.
 
     Raises:
-        AdcamError: As :func:`check_segmentation`; weights do not fit; or ``work_dir`` holds a
-            training of another network or on other data.
+        AdcamError: As :func:`check_segmentation`; weights do not fit; ``work_dir`` holds a training
+            of another network or on other data; or the training diverges.
     """
     work_dir = Path(work_dir)
-    rounds = config.get("self_training", {}).get("rounds", 1)
+    rounds = settings.self_training.rounds
     if rounds == 1:
-        return _train_once(config, work_dir, resume, launcher)
+        return _train_once(settings, work_dir, resume, launcher)
     for number in range(1, rounds + 1):
         round_dir = work_dir / f"round_{number}"
         path = round_dir / SEGMENTER_NAME
         if not (resume and path.is_file()):
-            _train_once(config, round_dir, resume, launcher)
+            _train_once(settings, round_dir, resume, launcher)
         if number < rounds:
-            config = _with_masks_of(config, path, round_dir / "train_masks")
+            settings = _with_masks_of(settings, path, round_dir / "train_masks")
     if is_main_process():
         write_bytes(work_dir / SEGMENTER_NAME, path.read_bytes())
     return work_dir / SEGMENTER_NAME
 
 
-def _train_once(config: Config, work_dir: Path, resume: bool, launcher: str) -> Path:
-    from adcam.seg.dataset import SegmentationDataset, WholeImages
-
-    options = config.train
-    if options.amp == "float16" and not torch.cuda.is_available():
+def _train_once(
+    settings: SegmentationSettings, work_dir: Path, resume: bool, launcher: str
+) -> Path:
+    train = settings.train
+    if train.amp == "float16" and not torch.cuda.is_available():
         raise AdcamError("train.amp 'float16' needs a GPU; on a CPU take 'bfloat16' or 'none'")
+    keep_from_terminal()
     start_processes(launcher)
-    # What began once was checked; on COCO that takes minutes.
-    begun = resume and find_latest_checkpoint(str(work_dir)) is not None
+    checkpoint = find_checkpoint(work_dir, cure=_CURE) if resume else None
     if is_main_process():
-        if begun:
-            _refuse_another_training(work_dir, config)
+        if checkpoint is not None:
+            # What began once was checked; on COCO that takes minutes.
+            refuse_another_training(work_dir, describe_training(settings), cure=_CURE)
         else:
-            check_segmentation(config)
+            check_segmentation(settings)
     barrier()
-    train_sets = _train_sets(config)
-    val_set = _build_split(config, config.data.val)
-    check_heads(config, val_set.class_set)
-    seed = options.seed
-    torch.manual_seed(seed)
-    confidence = _read_confidence(config) if options.get("confidence") else None
-    model = wrap_model(_build_network(config, sync=is_distributed()))
-    parts = [
-        SegmentationDataset(images, images.class_set, config.train_pipeline, confidence)
-        for images in train_sets.values()
-    ]
-    dataset: Dataset[Any] = ConcatDataset(parts)
-    dataset.metainfo = parts[0].metainfo  # type: ignore[attr-defined]
-    workers = {"num_workers": options.num_workers, "persistent_workers": options.num_workers > 0}
-    amp_wrapper = {"type": "AmpOptimWrapper"} if options.amp == "float16" else {}
-    runner = Runner(
-        model=model,
-        work_dir=str(work_dir),
-        train_dataloader=dict(
-            batch_size=options.batch_size,
-            dataset=RepeatableDataset(dataset, seed),
-            sampler=RepeatableSampler(sum(len(part) for part in parts), seed),
-            collate_fn={"type": "pseudo_collate"},
-            **workers,
-        ),
-        val_dataloader=dict(
-            batch_size=1,
-            dataset=WholeImages(val_set, val_set.class_set),
-            sampler={"type": "DefaultSampler", "shuffle": False},
-            collate_fn={"type": "pseudo_collate"},
-            **workers,
-        ),
-        val_evaluator=[SegmentationScore(val_set.class_set)],
-        train_cfg={
-            "type": "IterBasedTrainLoop",
-            "max_iters": options.max_iters,
-            "val_interval": options.get("val_interval", options.max_iters),
-        },
-        val_cfg={},
-        optim_wrapper={**config.optim_wrapper.to_dict(), **amp_wrapper},
-        param_scheduler=fit_schedulers(config.param_scheduler, options.max_iters),
-        default_hooks={
-            "logger": {
-                "type": "LoggerHook",
-                "interval": options.get("log_interval", 50),
-                "log_metric_by_epoch": False,
-            },
-            "checkpoint": {
-                "type": "CheckpointHook",
-                "by_epoch": False,
-                "interval": options.get("checkpoint_interval", options.max_iters),
-                # mmengine removes the oldest before it writes; a kill then must leave one whole.
-                "max_keep_ckpts": 2,
-            },
-        },
-        custom_hooks=[RepeatableSteps(seed)],
-        log_processor={"by_epoch": False},
-        visualizer={
-            "type": "Visualizer",
-            "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
-        },
-        default_scope="mmseg",
-        resume=resume,
-        launcher=launcher,
-        randomness={"seed": seed},
-        cfg=Config({"adcam": config.to_dict()}),
-        experiment_name=f"segmenter_{next(RUNS)}",
-    )
+    val_set = open_split(settings, _val_split(settings))
+    check_heads(settings, val_set.class_set)
+    torch.manual_seed(train.seed)
+    parts = _build_parts(settings, val_set)
     if is_main_process():
-        write_json(work_dir / _TRAINING_NAME, _describe_training(config))
+        write_description(work_dir, describe_training(settings))
+    runner = build_runner(parts, settings, work_dir, checkpoint=checkpoint, launcher=launcher)
     runner.train()
     network = runner.model.module if is_model_wrapper(runner.model) else runner.model
     path = work_dir / SEGMENTER_NAME
-    if is_main_process():
-        _save_segmenter(path, network, config, val_set.class_set)
+    was_done = checkpoint is not None and checkpoint.stem == f"iter_{train.max_iters}"
+    if is_main_process() and not (was_done and path.is_file()):
+        save_segmenter(path, network, settings, val_set.class_set)
     return path
 
 
-def _describe_training(config: Config) -> dict[str, Any]:
-    """What decides the network that comes out: all but how it is watched and tested."""
-    values = {k: v for k, v in config.to_dict().items() if k not in ("test", "self_training")}
-    watched = ("num_workers", "val_interval", "checkpoint_interval", "log_interval")
-    values["train"] = {k: v for k, v in values["train"].items() if k not in watched}
-    described: dict[str, Any] = json.loads(json.dumps(values))
-    return described
+def _build_parts(settings: SegmentationSettings, val_set: ImageDataset) -> TrainingParts:
+    from adcam.seg.dataset import SegmentationDataset, WholeImages
 
-
-def _refuse_another_training(work_dir: Path, config: Config) -> None:
-    path = work_dir / _TRAINING_NAME
-    found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    if differences := diff_configs(found, _describe_training(config)):
-        raise AdcamError(
-            f"{work_dir} holds a training with another configuration (found -> asked for):\n"
-            + "\n".join(f"  {line}" for line in differences)
-            + "\nTake another folder, or start this one anew with --restart."
-        )
-
-
-def test_segmenter(
-    config: Config,
-    checkpoint: str | Path,
-    *,
-    work_dir: str | Path,
-    masks_out: str | Path | None = None,
-) -> dict[str, Any]:
-    """Score a network on ``config.test.split``; counts are int64 (docs/metrics.md).
-
-    Args:
-        config: Of :func:`read_segmentation_config`.
-        checkpoint: Of :func:`train_segmenter`.
-        work_dir: ``test_<split>.json`` goes here.
-        masks_out: Folder for the predicted masks, resumable as that of :func:`predict_segmenter`.
-
-    Returns:
-        As :func:`adcam.evaluation.masks_on_disk.evaluate_masks`, and ``confusion`` (rows true, cols
-        predicted, the last one for 255), ``classes``, ``split``, ``checkpoint`` (its hash) and
-        ``test`` (the config's section). JSON-serialisable.
-
-    Raises:
-        AdcamError: The checkpoint does not fit, or files of the split are wrong.
-    """
-    from adcam.seg.dataset import class_names, index_of_value
-
-    split = config.test.get("split", config.data.val)
-    images = _build_split(config, split, labels=config.test.get("labels", "none") == "given")
-    if not any(record.mask_path for record in images.records):
-        raise AdcamError(f"split {split!r} has no masks to score against")
-    predictor = _Predictor(config, checkpoint, images.class_set)
-    masks = (
-        map(predictor, images)
-        if masks_out is None
-        else _write_masks(images, predictor, Path(masks_out))
+    train = settings.train
+    confidence = _read_confidence(settings) if train.confidence else None
+    model = wrap_model(build_network(settings, sync=is_distributed()))
+    sets = [
+        SegmentationDataset(images, images.class_set, settings.train_pipeline, confidence)
+        for images in _open_train_sets(settings).values()
+    ]
+    train_set: Dataset[Any] = ConcatDataset(sets)
+    train_set.metainfo = sets[0].metainfo  # type: ignore[attr-defined]
+    return TrainingParts(
+        name="segmenter",
+        model=model,
+        train_set=train_set,
+        sampler=RepeatableSampler(sum(map(len, sets)), train.seed),
+        val_set=WholeImages(val_set, val_set.class_set),
+        metric=SegmentationScore(val_set.class_set),
+        batch_size=train.batch_size,
+        val_batch_size=1,
+        collate="pseudo_collate",
+        by_epoch=False,
+        length=train.max_iters,
+        val_interval=train.val_interval or train.max_iters,
+        checkpoint_interval=train.checkpoint_interval or train.max_iters,
+        scope="mmseg",
     )
-    table = index_of_value(images.class_set)
-    metric = MeanIoU(images.class_set.num_fg_classes + 1)
-    for index, mask in enumerate(track(masks, f"test {split}", len(images))):
-        truth = images[index].mask
-        if truth is None:
-            raise AdcamError(f"image {images.records[index].img_id!r} of {split!r} has no mask")
-        metric.update(table[mask], table[truth])
-    result = metric.compute()
-    names = class_names(images.class_set)
-    scores = {
-        **name_classes(result, dict(enumerate(names))),
-        "classes": list(names),
-        "confusion": result.confusion.tolist(),
-        "split": split,
-        "checkpoint": hash_file(checkpoint),
-        "test": config.test.to_dict(),
-    }
-    write_json(Path(work_dir) / f"test_{split}.json", scores)
-    return scores
-
-
-def predict_segmenter(
-    config: Config, checkpoint: str | Path, images: str | Path, out: str | Path
-) -> dict[str, Any]:
-    """Write a palette mask for every image.
-
-    Run again, it goes on where it stopped (:mod:`adcam.labeling.output_folder`).
-
-    Args:
-        config: Of :func:`read_segmentation_config`; ``test.labels`` plays no part.
-        checkpoint: Of :func:`train_segmenter`.
-        images: A folder, a list or one image (:func:`adcam.data.open_images.open_images`).
-        out: ``masks/<id>.png``, ``config.json`` and ``manifest.jsonl`` go here.
-
-    Returns:
-        ``masks`` (the folder), ``ok``, ``failed`` (error by image id).
-
-    Raises:
-        AdcamError: There are no images, or the checkpoint does not fit.
-    """
-    class_set = find_class_set(config.data)
-    found = open_images(images, class_set, labels=None, leave_out=[Path(out)])
-    settings = Config({**config.to_dict(), "test": {**config.test.to_dict(), "labels": "none"}})
-    predictor = _Predictor(settings, checkpoint, class_set)
-    failed: dict[str, str] = {}
-    for _ in track(_write_masks(found, predictor, Path(out), failed), "predict", len(found)):
-        pass
-    return {
-        "masks": str(Path(out) / MASK_DIR),
-        "ok": len(found) - len(failed),
-        "failed": failed,
-    }
 
 
 class SegmentationScore(BaseMetric):
@@ -396,121 +228,38 @@ class SegmentationScore(BaseMetric):
         }
 
 
-class _Predictor:
-    """From a sample to its mask values, uint8 (H, W), as ``config.test`` says."""
-
-    def __init__(self, config: Config, checkpoint: str | Path, class_set: ClassSet) -> None:
-        from adcam.seg.dataset import value_of_index
-
-        self.class_set = class_set
-        self._test = config.test
-        if (crf := self._test.get("crf", "none")) not in ("none", *CRF_PARAMS):
-            raise AdcamError(f"test.crf must be 'none' or one of {sorted(CRF_PARAMS)}, got {crf!r}")
-        if (labels := self._test.get("labels", "none")) not in ("none", "given"):
-            raise AdcamError(f"test.labels must be 'none' or 'given', got {labels!r}")
-        check_heads(config, class_set)
-        self._segmenter = _build_network(config, sync=False, weights=False)
-        _load_segmenter(self._segmenter, checkpoint, class_set)
-        self._segmenter.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self._values = value_of_index(class_set)
-        self.description = {
-            "adcam": __version__,
-            "labeler": {
-                "kind": "segmenter",
-                "checkpoint": hash_file(checkpoint),
-                "model": hash_values(config.model.to_dict()),
-                "classes": list(class_set.classes),
-                "mask_values": list(class_set.mask_values),
-                "test": {k: v for k, v in self._test.to_dict().items() if k != "split"},
-            },
-        }
-
-    def __call__(self, sample: Sample) -> np.ndarray:
-        prob = self._segmenter.compute_probabilities(sample.img)
-        indices = np.arange(len(prob))
-        if self._test.get("labels", "none") == "given":
-            if sample.class_ids is None:
-                raise AdcamError(f"image {sample.img_id!r} has no labels to keep to")
-            indices = np.array([0, *(i + 1 for i in sample.class_ids)])
-            prob = prob[indices] / prob[indices].sum(axis=0)
-        if (crf := self._test.get("crf", "none")) != "none":
-            # The time of a CRF grows with its labels, and one that no pixel believes in never wins.
-            likely = np.flatnonzero(prob.reshape(len(prob), -1).max(axis=1) >= _LIKELY)
-            prob, indices = prob[likely], indices[likely]
-            if len(prob) > 1:
-                prob = refine(prob / prob.sum(axis=0), sample.img, crf=crf)
-        mask = self._values[indices[prob.argmax(axis=0)]]
-        mask[prob.max(axis=0) < self._test.get("min_prob", 0.0)] = IGNORE_INDEX
-        return mask
-
-
-_LIKELY = 0.05
-
-
-def _write_masks(
-    images: ImageDataset, predictor: _Predictor, out: Path, failed: dict[str, str] | None = None
-) -> Iterator[np.ndarray | None]:
-    """Masks of all images, those that an earlier run wrote read back from the folder.
-
-    An image that cannot be read ends the run, or, where there is a ``failed``, is noted in it.
-    """
-    folder = RunFolder(out, predictor.description)
-    for index, record in enumerate(images.records):
-        path = folder.mask_path(record.img_id)
-        if folder.is_done(record.img_id, {}):
-            yield read_mask(path)
-            continue
-        entry = {"id": record.img_id, "image": str(record.img_path)}
-        try:
-            sample = Sample(record.img_id, images.load_image(index), record.class_ids)
-        except ImageError as error:
-            if failed is None:
-                raise
-            failed[record.img_id] = str(error)
-            folder.append({**entry, "status": "failed", "error": str(error)})
-            yield None
-            continue
-        mask = predictor(sample)
-        write_mask(path, mask, images.class_set.palette)
-        hashes = {"mask": hash_or_none(path), "maps": None}
-        folder.append({**entry, "status": "ok", **hashes})
-        yield mask
-    folder.finish(record.img_id for record in images.records)
-
-
-def _with_masks_of(config: Config, checkpoint: Path, out: Path) -> Config:
-    """The config of the next round: the network's masks of the training images in place of the old.
+def _with_masks_of(
+    settings: SegmentationSettings, checkpoint: Path, out: Path
+) -> SegmentationSettings:
+    """The settings of the next round: the network's masks of the training images as its masks.
 
     What the network sees and may say is ``self_training``'s: image labels are known in training.
     """
-    section = {key: value for key, value in config.self_training.items() if key != "rounds"}
+    section = settings.to_dict().get("self_training", {})
+    test = {"labels": "given", **{key: v for key, v in section.items() if key != "rounds"}}
     if is_main_process():
-        settings = copy.deepcopy(config)
-        settings.test = {**config.test, "labels": "given", **section}
-        splits = [config.data.train] if isinstance(config.data.train, str) else config.data.train
-        for split in splits:
-            images = _build_split(config, split, labels=True)
-            predictor = _Predictor(settings, checkpoint, images.class_set)
-            for _ in track(_write_masks(images, predictor, out), f"masks {split}", len(images)):
+        predicting = settings.with_changes({"test": test})
+        for split in settings.data.train:
+            images = open_split(settings, split, labels=True)
+            predictor = Predictor(predicting, checkpoint, images.class_set)
+            for _ in track(write_masks(images, predictor, out), f"masks {split}", len(images)):
                 pass
     barrier()
-    following = copy.deepcopy(config)
-    following.data.masks = str(out)
-    return following
+    return settings.with_changes({"data.masks": str(out)})
 
 
-def _build_split(config: Config, split: str, *, labels: bool = False) -> ImageDataset:
-    images = build_dataset(config.data, split, labels=labels)
-    if not len(images):
-        raise AdcamError(f"split {split!r} is empty")
-    return images
+def _val_split(settings: SegmentationSettings) -> str:
+    if settings.data.val is None:
+        raise AdcamError("data.val must name the list of images that is validated on")
+    return settings.data.val
 
 
-def _train_sets(config: Config) -> dict[str, ImageDataset]:
+def _open_train_sets(settings: SegmentationSettings) -> dict[str, ImageDataset]:
     """Training images by split, with the pseudo masks of ``data.masks`` if it names any."""
-    splits = [config.data.train] if isinstance(config.data.train, str) else config.data.train
-    sets = {split: _build_split(config, split) for split in splits}
-    if (folder := config.data.get("masks")) is None:
+    if not settings.data.train:
+        raise AdcamError("data.train must name at least one list of images")
+    sets = {split: open_split(settings, split) for split in settings.data.train}
+    if (folder := settings.data.masks) is None:
         return sets
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -551,8 +300,14 @@ def _check_images(images: ImageDataset, split: str) -> dict[str, Any]:
             f"split {split!r}: {len(problems)} of {len(images)} images cannot be used:\n"
             f"{shown}{more}"
         )
-    names = (images.class_set.name_of_value(v) for v in (0, *images.class_set.mask_values))
     values = [int(counts[v]) for v in (0, *images.class_set.mask_values)]
+    if not sum(values[1:]):
+        raise AdcamError(
+            f"split {split!r}: no mask shows a class; their values are "
+            f"{', '.join(map(str, np.flatnonzero(counts)))}, but the classes have "
+            f"{', '.join(map(str, images.class_set.mask_values))}"
+        )
+    names = (images.class_set.name_of_value(v) for v in (0, *images.class_set.mask_values))
     return {
         "images": len(images),
         "masks": len(images),
@@ -561,79 +316,14 @@ def _check_images(images: ImageDataset, split: str) -> dict[str, Any]:
     }
 
 
-def _build_network(config: Config, *, sync: bool, weights: bool = True) -> Segmenter:
-    from adcam.seg.segmenter import SegViews, build_segmenter
-
-    test = config.test
-    views: SegViews = SegViews(
-        scales=tuple(test.get("scales", (1.0,))),
-        flip=test.get("flip", False),
-        short_side=test.get("short_side"),
-    )
-    segmenter = build_segmenter(
-        config.model,
-        amp=config.train.amp,
-        views=views,
-        crop_size=tuple(config.train.crop_size),
-        sync=sync and torch.cuda.is_available(),
-    )
-    segmenter.init_weights()
-    if weights and (source := config.get("weights")) is not None:
-        backbone: Any = segmenter.backbone
-        path = find_weights(source, config.model.backbone.get("name"))
-        load_any_backbone_weights(getattr(backbone, "network", backbone), path)
-    return segmenter
-
-
-def _save_segmenter(path: Path, segmenter: Segmenter, config: Config, class_set: ClassSet) -> None:
-    tensors = {name: value.cpu().contiguous() for name, value in segmenter.state_dict().items()}
-    # Without the places of files: the same training in another folder gives the same bytes.
-    settings = {k: v for k, v in _describe_training(config).items() if k != "weights"}
-    settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("root", "masks")}
-    header = {
-        "adcam": __version__,
-        "classes": list(class_set.classes),
-        "max_iters": config.train.max_iters,
-        "config": hash_values(settings),
-    }
-    write_bytes(path, save(tensors, metadata={"segmenter": json.dumps(header)}))
-
-
-def _load_segmenter(segmenter: Segmenter, checkpoint: str | Path, class_set: ClassSet) -> None:
-    """Load tensors of :func:`train_segmenter`, or of mmsegmentation where names are the same."""
-    checkpoint = Path(checkpoint)
-    if checkpoint.suffix == ".safetensors" and checkpoint.is_file():
-        with safe_open(checkpoint, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("segmenter", "{}"))
-        if (trained := header.get("classes", list(class_set.classes))) != list(class_set.classes):
-            raise AdcamError(
-                f"{checkpoint}: was trained for the classes {trained}, but the config has "
-                f"{list(class_set.classes)}"
-            )
-    own = segmenter.state_dict()
-    state = load_state_dict(checkpoint)
-    wrong = [
-        f"{name}: {tuple(state[name].shape) if name in state else 'missing'} in the file, "
-        f"{tuple(value.shape)} in the network"
-        for name, value in own.items()
-        if name not in state or state[name].shape != value.shape
-    ]
-    if wrong:
-        raise AdcamError(
-            f"{checkpoint}: does not fit the network of the config, {len(wrong)} tensors differ: "
-            + "; ".join(wrong[:5])
-        )
-    segmenter.load_state_dict({name: state[name] for name in own})
-
-
-def _read_confidence(config: Config) -> Confidence:
+def _read_confidence(settings: SegmentationSettings) -> Confidence:
     """From a sample to how far its pseudo mask is trusted, read from the maps that made it.
 
     The score of the pixel's class; of background, what the likeliest class leaves.
     """
-    if config.data.get("masks") is None:
+    if settings.data.masks is None:
         raise AdcamError("train.confidence needs data.masks, the folder of `adcam generate`")
-    folder = Path(config.data.masks).expanduser() / MAPS_DIR
+    folder = Path(settings.data.masks).expanduser() / MAPS_DIR
     if not folder.is_dir():
         raise AdcamError(
             f"train.confidence needs the maps of the pseudo masks, but there is no {folder}; make "

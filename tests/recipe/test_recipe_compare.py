@@ -111,10 +111,10 @@ def test_one_command_trains_once_and_repeats_itself(
 
 
 def test_rows_and_networks_of_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "other.py").write_text("train = dict(seed=0)\n")
+    train = "train = dict(epochs=1, img_size=8, batch_size=1, seed={})\n"
+    (tmp_path / "other.py").write_text(train.format(0))
     (tmp_path / "compare.py").write_text(
-        "train = dict(seed=7)\n"
-        "compare = dict(\n"
+        train.format(7) + "compare = dict(\n"
         "    networks=dict(\n"
         "        stored='~/w/classifier.safetensors', other='other.py',\n"
         "        seeded=dict(config='other.py', options={'train.seed': 3}),\n"

@@ -17,7 +17,6 @@ from adcam.training.repeatable import (
     RepeatableDataset,
     RepeatableEpochs,
     RepeatableSampler,
-    check_keys,
     seed_everything,
 )
 
@@ -101,8 +100,3 @@ def test_each_number_of_the_entropy_matters() -> None:
         seed_everything(*entropy)
         values.add((random.random(), float(np.random.rand()), float(torch.rand(()))))
     assert len(values) == 4
-
-
-def test_unknown_keys_are_named() -> None:
-    with pytest.raises(ValueError, match=r"section 'train' has no \['epoch'\]"):
-        check_keys({"epoch": 1, "seed": 0}, ("epochs", "seed"), "train")

@@ -1,7 +1,7 @@
 # DeiT-Tiny with a light head on voc-animals: 600 steps of 8 crops, about four epochs of train and
 # aux, in some ten minutes on two cores. Rates as for the classifier (_base_/schedule), ten times
 # more for the head; nothing was chosen on val.
-#   adcam segment configs/seg/voc_animals/deit-tiny_fcn_voc-animals.py train \
+#   adcam segment train configs/seg/voc_animals/deit-tiny_fcn_voc-animals.py \
 #       --cfg-options data.masks=masks_ad_cam weights=classifier.safetensors
 _base_ = ["../../_base_/data/voc_animals.py"]
 data = dict(masks=None)  # folder of `adcam generate`; None: the true masks, which aux has not

@@ -1,0 +1,146 @@
+"""Checkpoints of a training: found in its folder, read without running code, compared by settings.
+
+A folder may come from a stranger. So a checkpoint is read as tensors and plain values alone, only
+files of the folder itself are looked at, and the config that mmengine stores in a checkpoint, which
+is a program, is never executed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+from adcam.errors import AdcamError
+from adcam.files import read_json, write_json
+from adcam.labeling.output_folder import diff_configs
+
+TRAINING_NAME = "training.json"
+"""What a training was started with; it stands beside the checkpoints."""
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"(?:epoch|iter)_(\d+)\.pth")
+
+
+def find_checkpoint(work_dir: Path, *, cure: str) -> Path | None:
+    """The newest checkpoint of a folder that can be read, ``None`` if there is no checkpoint.
+
+    Args:
+        work_dir: The folder of a training.
+        cure: What to do where no checkpoint can be read, for the message.
+
+    Raises:
+        AdcamError: There are checkpoints, but none of them can be read.
+    """
+    found = {path: _NAME.fullmatch(path.name) for path in work_dir.glob("*.pth")}
+    steps = {path: int(match[1]) for path, match in found.items() if match}
+    newest_first = sorted(steps, key=lambda path: steps[path], reverse=True)
+    last = work_dir / Path(_read_last_name(work_dir)).name
+    if last in steps:
+        newest_first = [last, *(path for path in newest_first if path != last)]
+    for path in newest_first:
+        try:
+            read_checkpoint(path)
+        except AdcamError as error:
+            logger.warning("%s; trying another checkpoint", error)
+            continue
+        return path
+    if newest_first:
+        raise AdcamError(f"none of the checkpoints in {work_dir} can be read; {cure}")
+    return None
+
+
+def _read_last_name(work_dir: Path) -> str:
+    """What mmengine noted as the last checkpoint: a path, of which only the name counts."""
+    try:
+        return (work_dir / "last_checkpoint").read_text("utf-8").strip() or "none"
+    except (OSError, UnicodeDecodeError):
+        return "none"
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of mmengine as tensors and plain values.
+
+    Args:
+        path: The file.
+        map_location: As for ``torch.load``.
+
+    Raises:
+        AdcamError: The file is no checkpoint, is damaged, or holds objects that a checkpoint has no
+            need of.
+    """
+    try:
+        with torch.serialization.safe_globals(_allowed_globals()):
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+        meta, hub = checkpoint["meta"], checkpoint["message_hub"]
+        int(meta["epoch"]), int(meta["iter"]), checkpoint["state_dict"].items()
+        runtime = hub["runtime_info"]
+        for name in [name for name in runtime if name.endswith("_ckpt")]:
+            if Path(str(runtime[name])).parent.resolve() != path.parent.resolve():
+                del runtime[name]  # mmengine may delete the file of this name
+        meta.pop("config", None)  # mmengine would execute it
+    # What torch raises for cut, foreign and hostile files.
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AdcamError(f"{path}: cannot be read as a checkpoint ({reason})") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise AdcamError(f"{path}: is no checkpoint of a training ({error!r})") from error
+    return dict(checkpoint)
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """Stands for ``getattr``, with which a ``HistoryBuffer`` names its own statistics."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise AttributeError(f"{name!r} is not read from a checkpoint")
+    return getattr(owner, name)
+
+
+def _allowed_globals() -> list[Any]:
+    reconstruct, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    numbers = [type(np.dtype(name)) for name in ("f8", "f4", "i8", "i4", "b1")]
+    return [
+        *(HistoryBuffer, np.ndarray, np.dtype, *numbers),
+        (_history_method, "builtins.getattr"),
+        *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    ]
+
+
+def write_description(work_dir: Path, description: Mapping[str, Any]) -> None:
+    """Note what a training is started with."""
+    write_json(work_dir / TRAINING_NAME, description)
+
+
+def refuse_another_training(work_dir: Path, description: Mapping[str, Any], *, cure: str) -> None:
+    """Refuse to resume a training that was started with other settings or on other data.
+
+    Args:
+        work_dir: The folder of the training.
+        description: What is asked for; JSON-serialisable.
+        cure: What to do, for the message.
+
+    Raises:
+        AdcamError: Something differs from ``training.json``; the message lists every difference.
+    """
+    path = work_dir / TRAINING_NAME
+    if not path.is_file():
+        raise AdcamError(
+            f"{work_dir} holds checkpoints, but no {TRAINING_NAME} says what they were trained "
+            f"for; {cure}"
+        )
+    wanted = json.loads(json.dumps(description))
+    if differences := diff_configs(read_json(path), wanted):
+        raise AdcamError(
+            f"{work_dir} holds a training with other settings (found -> asked for):\n"
+            + "\n".join(f"  {line}" for line in differences)
+            + f"\nTo go on, ask for the same settings; {cure}"
+        )

@@ -1,0 +1,226 @@
+"""A trained segmentation network as one file: tensors, classes, and all that builds it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from adcam.data.png import voc_palette
+from adcam.errors import AdcamError
+from adcam.files import hash_values, parse_json, write_bytes
+from adcam.models.checkpoints import load_state_dict
+from adcam.models.weights import find_weights, load_any_backbone_weights
+from adcam.settings import SegmentationSettings
+from adcam.structures import ClassSet
+from adcam.version import __version__
+
+if TYPE_CHECKING:
+    from adcam.seg.segmenter import Segmenter
+
+SEGMENTER_NAME = "segmenter.safetensors"
+
+_SOURCES = ("init_cfg", "pretrained", "pretrained_cfg", "checkpoint", "checkpoint_path", "file")
+"""Keys of a network's description that make it read a file or ask the network."""
+
+
+@dataclass(frozen=True)
+class SegmenterFile:
+    """What a segmenter's file says besides its tensors.
+
+    Attributes:
+        settings: The sections ``model``, ``train`` and ``test`` that it was trained with.
+        class_set: Its classes.
+    """
+
+    settings: SegmentationSettings
+    class_set: ClassSet
+
+
+def build_network(
+    settings: SegmentationSettings, *, sync: bool = False, initial: bool = True
+) -> Segmenter:
+    """Build the network of a config.
+
+    Args:
+        settings: The config.
+        sync: Whether batch statistics are taken over all processes.
+        initial: Whether the network is initialised, with ``weights`` if the config names any; a
+            network whose tensors are loaded afterwards is not.
+
+    Raises:
+        AdcamError: The network or its weights do not exist, or do not fit.
+    """
+    from adcam.seg.segmenter import SegViews, build_segmenter
+
+    test, train = settings.test, settings.train
+    segmenter = build_segmenter(
+        settings.model,
+        amp=train.amp,
+        views=SegViews(scales=test.scales, flip=test.flip, short_side=test.short_side),
+        crop_size=train.crop_size,
+        sync=sync and torch.cuda.is_available(),
+    )
+    if initial:
+        segmenter.init_weights()
+        if settings.weights is not None:
+            backbone: Any = segmenter.backbone
+            path = find_weights(settings.weights, settings.model["backbone"].get("name"))
+            load_any_backbone_weights(getattr(backbone, "network", backbone), path)
+    return segmenter
+
+
+def check_heads(settings: SegmentationSettings, class_set: ClassSet) -> None:
+    """Every head must have an output for background and each class.
+
+    Raises:
+        AdcamError: One has another number.
+    """
+    wanted = class_set.num_fg_classes + 1
+    for name in ("decode_head", "auxiliary_head"):
+        heads = settings.model.get(name) or []
+        for head in heads if isinstance(heads, list | tuple) else [heads]:
+            if head.get("num_classes") != wanted:
+                raise AdcamError(
+                    f"model.{name}.num_classes is {head.get('num_classes')}, but the data has "
+                    f"{wanted} classes: background and {class_set.num_fg_classes} of "
+                    f"{class_set.name}"
+                )
+
+
+def save_segmenter(
+    path: Path, segmenter: Segmenter, settings: SegmentationSettings, class_set: ClassSet
+) -> None:
+    """Write a network with what a prediction needs; the same training gives the same bytes."""
+    tensors = {name: value.cpu().contiguous() for name, value in segmenter.state_dict().items()}
+    # Without the places of files: the same training in another folder gives the same bytes.
+    trained = {k: v for k, v in describe_training(settings).items() if k != "weights"}
+    trained["data"] = {k: v for k, v in trained["data"].items() if k not in ("root", "masks")}
+    values = settings.to_dict()
+    test = {k: v for k, v in values.get("test", {}).items() if k not in ("split", "labels")}
+    header = {
+        "adcam": __version__,
+        "classes": list(class_set.classes),
+        "max_iters": settings.train.max_iters,
+        "config": hash_values(trained),
+        "dataset": class_set.name,
+        "mask_values": list(class_set.mask_values),
+        "settings": {
+            "model": _without_sources(values["model"]),
+            "train": trained["train"],
+            "test": test,
+        },
+    }
+    write_bytes(path, save(tensors, metadata={"segmenter": json.dumps(header)}))
+
+
+def describe_training(settings: SegmentationSettings) -> dict[str, Any]:
+    """What decides the network that comes out: all but how it is watched and tested."""
+    values = {k: v for k, v in settings.to_dict().items() if k not in ("test", "self_training")}
+    watched = ("num_workers", "val_interval", "checkpoint_interval", "log_interval")
+    values["train"] = {k: v for k, v in values["train"].items() if k not in watched}
+    described: dict[str, Any] = json.loads(json.dumps(values))
+    return described
+
+
+def read_segmenter_file(path: str | Path) -> SegmenterFile:
+    """Read all that a file says of its network.
+
+    A file may come from a stranger: descriptions that would read files, ask the network or name
+    anything but networks of mmsegmentation are refused.
+
+    Raises:
+        AdcamError: It is no file of ``adcam segment train``, an old one, or a hostile one.
+    """
+    header = _read_header(Path(path))
+    if "settings" not in header:
+        raise AdcamError(
+            f"{path}: does not say how its network is built; name its config with --config"
+        )
+    try:
+        values = header["settings"]
+        _refuse_sources(values["model"])
+        class_set = ClassSet(
+            str(header["dataset"]),
+            tuple(map(str, header["classes"])),
+            tuple(int(value) for value in header["mask_values"]),
+            voc_palette(),
+        )
+        chosen = {name: values[name] for name in ("model", "train", "test")}
+        return SegmenterFile(SegmentationSettings(chosen, str(path)), class_set)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise AdcamError(f"{path}: is no segmenter that can be built ({error})") from error
+
+
+def load_segmenter(segmenter: Segmenter, checkpoint: str | Path, class_set: ClassSet) -> None:
+    """Load tensors of ``adcam segment train``, or of mmsegmentation where names are the same.
+
+    Raises:
+        AdcamError: The file cannot be read, is for other classes, or does not fit the network.
+    """
+    checkpoint = Path(checkpoint)
+    if checkpoint.suffix == ".safetensors" and checkpoint.is_file():
+        header = _read_header(checkpoint)
+        if (trained := header.get("classes", list(class_set.classes))) != list(class_set.classes):
+            raise AdcamError(
+                f"{checkpoint}: was trained for the classes {trained}, but the config has "
+                f"{list(class_set.classes)}"
+            )
+    own = segmenter.state_dict()
+    state = load_state_dict(checkpoint)
+    wrong = [
+        f"{name}: {tuple(state[name].shape) if name in state else 'missing'} in the file, "
+        f"{tuple(value.shape)} in the network"
+        for name, value in own.items()
+        if name not in state or state[name].shape != value.shape
+    ]
+    if wrong:
+        raise AdcamError(
+            f"{checkpoint}: does not fit the network of the config, {len(wrong)} tensors differ: "
+            + "; ".join(wrong[:5])
+        )
+    segmenter.load_state_dict({name: state[name] for name in own})
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("segmenter", "{}")
+    except (OSError, SafetensorError) as error:
+        raise AdcamError(f"{path}: cannot be read as a segmenter ({error})") from error
+    header: dict[str, Any] = parse_json(text, f"{path}, metadata", what="a segmenter's header")
+    return header
+
+
+def _without_sources(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_sources(v) for k, v in value.items() if k not in _SOURCES}
+    if isinstance(value, list | tuple):
+        return [_without_sources(item) for item in value]
+    return value
+
+
+def _refuse_sources(model: Any) -> None:
+    for key, value in _walk(model):
+        # mmengine imports a dotted `type`; timm asks the network for a name with a colon.
+        is_wrong_type = key == "type" and not (isinstance(value, str) and value.isidentifier())
+        is_address = isinstance(value, str) and ":" in value
+        if (key in _SOURCES and value is not None) or is_wrong_type or is_address:
+            raise ValueError(f"{key}={value!r} is not allowed in a file")
+
+
+def _walk(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key), item
+            yield from _walk(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield "", item
+            yield from _walk(item)
