@@ -571,9 +571,9 @@ def test_tools_train_is_the_command(
     ("launcher", "arguments", "request_", "command", "started_by"),
     [
         ("dist_train.sh", "my.py 2", "--nproc-per-node 2", "train", "pytorch"),
-        ("dist_segment.sh", "my.py 2", "--nproc-per-node 2", "segment", "pytorch"),
+        ("dist_segment.sh", "my.py 2", "--nproc-per-node 2", "segment train", "pytorch"),
         ("slurm_train.sh", "gpus job my.py", "--partition gpus --job-name job", "train", "slurm"),
-        ("slurm_segment.sh", "gpus job my.py", "--ntasks 8", "segment", "slurm"),
+        ("slurm_segment.sh", "gpus job my.py", "--ntasks 8", "segment train", "slurm"),
     ],
 )
 def test_launchers_start_the_command(
