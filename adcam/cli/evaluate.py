@@ -68,6 +68,14 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--allow-missing", action="store_true", help="score what is there, list what is not"
     )
+    parser.add_argument(
+        "--values",
+        metavar="OLD=NEW,…",
+        help="read values of the true masks as others: 255=1 where 255 is the object",
+    )
+    parser.add_argument(
+        "--pred-values", metavar="OLD=NEW,…", help="the same for the predicted masks"
+    )
     localization = parser.add_argument_group("localisation", "with --metadata")
     localization.add_argument(
         "--choose-maps",
@@ -91,6 +99,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from adcam.data.open_images import read_id_list
+    from adcam.data.png import parse_values
     from adcam.data.sources import parse_classes
     from adcam.evaluation.masks_on_disk import evaluate_maps, evaluate_masks
     from adcam.files import write_json
@@ -100,10 +109,13 @@ def run(args: argparse.Namespace) -> int:
     common: dict[str, Any] = {
         "ids": None if args.ids is None else read_id_list(args.ids),
         "average": args.average,
+        "values": parse_values(args.values),
         "allow_missing": args.allow_missing,
         "progress": True,
     }
     if args.sweep:
+        if args.pred_values is not None:
+            raise AdcamError("--pred-values is for masks; with --sweep the predictions are maps")
         result = evaluate_maps(
             args.pred_dir,
             args.gt,
@@ -118,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
             args.gt,
             num_classes=args.num_classes,
             pred_ignore=args.pred_ignore,
+            pred_values=parse_values(args.pred_values),
             **common,
         )
         print_scores(result)

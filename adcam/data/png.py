@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -96,6 +96,41 @@ def read_mask(path: str | Path, *, palette: Palette | None = None) -> np.ndarray
         raise ImageError(
             f"{path}: a mask must be an 8-bit palette or grayscale PNG, got mode {mode}{hint}"
         )
+
+
+def map_values(mask: np.ndarray, values: Mapping[int, int]) -> np.ndarray:
+    """A mask with some values replaced.
+
+    Args:
+        mask: uint8 (H, W).
+        values: New values by old ones, e.g. ``{255: 1}``; other values stay.
+    """
+    if not values:
+        return mask
+    table = np.arange(256, dtype=np.uint8)
+    table[list(values)] = list(values.values())
+    return table[mask]
+
+
+def parse_values(text: str | None) -> dict[int, int]:
+    """A text such as ``255=1,128=0`` as a mapping for :func:`map_values`.
+
+    Raises:
+        AdcamError: It is no such text, or a value is not in 0..255 or stands twice.
+
+    Example:
+        >>> parse_values("255=1,128=0")
+        {255: 1, 128: 0}
+    """
+    found: dict[int, int] = {}
+    for pair in text.split(",") if text else ():
+        old, _, new = (part.strip() for part in pair.partition("="))
+        if not (old.isdecimal() and new.isdecimal()):
+            raise AdcamError(f"values are given as OLD=NEW,…, e.g. 255=1, got {text!r}")
+        if max(int(old), int(new)) > 255 or int(old) in found:
+            raise AdcamError(f"mask values lie in 0..255, each given once, got {text!r}")
+        found[int(old)] = int(new)
+    return found
 
 
 def _values_of_colors(path: Path, rgb: np.ndarray, palette: Palette) -> np.ndarray:

@@ -8,6 +8,9 @@ Source: ``CAMComputer`` in ``inference.py`` and ``CamDataset`` in ``evaluation.p
 from __future__ import annotations
 
 import io
+import tokenize
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,13 @@ import numpy as np
 from adcam.data.text_tables import check_relative
 from adcam.errors import AdcamError
 from adcam.files import write_bytes
+
+# What NumPy and zipfile raise on damaged or hostile files: the header is parsed as Python.
+_DAMAGE = (
+    *(OSError, ValueError, TypeError, SyntaxError, OverflowError, MemoryError, EOFError),
+    *(RecursionError, NotImplementedError, RuntimeError, KeyError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 SCORE_MAP_HW = (224, 224)
 """Size at which wsolevaluation scores."""
@@ -67,13 +77,34 @@ def read_score_map(path: str | Path) -> np.ndarray:
         AdcamError: The file is missing, damaged, holds objects, or no map in [0, 1].
     """
     path = Path(path)
-    try:
-        stored = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as err:
-        raise AdcamError(f"{path}: cannot be read as a score map ({err})") from err
+    stored = load_arrays(path, "a score map")
     if not isinstance(stored, np.ndarray):
         raise AdcamError(f"{path}: expected one array, got an archive")
     return _check(path, stored).astype(np.float64, copy=False)
+
+
+def load_arrays(path: Path, what: str) -> np.ndarray | dict[str, np.ndarray]:
+    """Read a ``.npy`` or the members of a ``.npz``; nothing is unpickled.
+
+    Args:
+        path: The file.
+        what: What the file should be, for the message, e.g. ``"maps"``.
+
+    Raises:
+        AdcamError: The file is missing or damaged, holds objects, or its header is none or asks for
+            more than there is.
+    """
+    try:
+        # From memory: np.load leaves a file that it opened itself open where it is no archive.
+        stored = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return stored
+        members = {name: stored[name] for name in stored.files}
+    except _DAMAGE as err:
+        raise AdcamError(f"{path}: cannot be read as {what} ({err})") from err
+    if not all(isinstance(member, np.ndarray) for member in members.values()):
+        raise AdcamError(f"{path}: cannot be read as {what} (a member is no array)")
+    return members
 
 
 def _check(path: Path, score_map: np.ndarray) -> np.ndarray:

@@ -35,8 +35,7 @@ class MethodResult:
         chosen_miou: The mean IoU on the choosing split at that threshold, in percent.
         result: The scores on the reporting split at that threshold.
         curve: The sweep of all thresholds on the reporting split; ``None`` with a CRF.
-        image_mious: The mean IoU of each reported image by itself in percent, by its position in
-            the data set.
+        image_mious: The mean IoU of each reported image by itself in percent, by image id.
     """
 
     spec: MethodSpec
@@ -44,7 +43,7 @@ class MethodResult:
     chosen_miou: float
     result: MeanIoUResult
     curve: ThresholdCurveResult | None
-    image_mious: Mapping[int, float] = field(default_factory=dict)
+    image_mious: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,10 @@ from adcam.errors import AdcamError
 from adcam.evaluation.mapping import MappedImage, MaskChoice
 from adcam.files import hash_or_none
 from adcam.metrics.miou import (
+    Average,
     MeanIoU,
     MeanIoUResult,
+    PredIgnore,
     ThresholdCurve,
     ThresholdCurveResult,
     compute_confusion,
@@ -77,11 +79,59 @@ class MaskScore:
 
     Attributes:
         result: The scores over all images.
-        mious: The mean IoU of each image by itself in percent, by its position in the data set.
+        mious: The mean IoU of each image by itself in percent, by image id.
     """
 
     result: MeanIoUResult
-    mious: Mapping[int, float]
+    mious: Mapping[str, float]
+
+
+class MaskCounts:
+    """Counts masks against the ground truth, over all images and image by image.
+
+    Args:
+        num_classes: The number of mask values, background included.
+        average: The classes that enter the mean, as for :class:`adcam.metrics.miou.MeanIoU`.
+        pred_ignore: What a predicted 255 costs, as for :class:`adcam.metrics.miou.MeanIoU`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        average: Average = "union",
+        pred_ignore: PredIgnore = "miss",
+    ) -> None:
+        self._num_classes = num_classes
+        self._pred_ignore = pred_ignore
+        self._total = MeanIoU(num_classes, average=average, pred_ignore=pred_ignore)
+        self._mious: dict[str, float] = {}
+
+    def update(self, img_id: str, pred: np.ndarray, gt: np.ndarray) -> None:
+        """Count one image.
+
+        Args:
+            img_id: The id of the image.
+            pred: The predicted mask, integer (H, W).
+            gt: The ground truth, integer (H, W).
+
+        Raises:
+            ValueError: The sizes differ, or a value is not legal.
+        """
+        confusion = compute_confusion(pred, gt, num_classes=self._num_classes)
+        self._total.add_confusion(confusion)
+        single = MeanIoU(self._num_classes, pred_ignore=self._pred_ignore)
+        single.add_confusion(confusion)
+        self._mious[img_id] = single.compute().miou
+
+    def merge(self, other: MaskCounts) -> None:
+        """Add the counts of another instance on later images."""
+        self._total.merge(other._total)
+        self._mious |= other._mious
+
+    def compute(self) -> MaskScore:
+        """Compute the scores of everything counted so far."""
+        return MaskScore(self._total.compute(), self._mious)
 
 
 class MaskScores:
@@ -107,8 +157,7 @@ class MaskScores:
 
     def reset(self) -> None:
         """Forget everything that was counted."""
-        self._totals = {choice: MeanIoU(self._class_set.num_classes) for choice in self._choices}
-        self._mious: dict[MaskChoice, dict[int, float]] = {c: {} for c in self._choices}
+        self._counts = {choice: MaskCounts(self._class_set.num_classes) for choice in self._choices}
 
     def wants(self, index: int) -> Collection[str]:
         """Name the methods whose maps of an image are needed."""
@@ -116,27 +165,18 @@ class MaskScores:
 
     def process(self, image: MappedImage) -> None:
         """Count one image."""
-        num_classes = self._class_set.num_classes
-        for choice, total in self._totals.items():
+        for choice, counts in self._counts.items():
             mask = image.make_mask(choice, self._class_set.mask_values).mask
-            confusion = compute_confusion(mask, mask_of(image.sample), num_classes=num_classes)
-            single = MeanIoU(num_classes)
-            single.add_confusion(confusion)
-            total.merge(single)
-            self._mious[choice][image.index] = single.compute().miou
+            counts.update(image.sample.img_id, mask, mask_of(image.sample))
 
     def merge(self, other: MaskScores) -> None:
         """Add the counts of another instance on later images."""
-        for choice, total in self._totals.items():
-            total.merge(other._totals[choice])
-            self._mious[choice] |= other._mious[choice]
+        for choice, counts in self._counts.items():
+            counts.merge(other._counts[choice])
 
     def compute(self) -> dict[MaskChoice, MaskScore]:
         """Compute the scores of every choice."""
-        return {
-            choice: MaskScore(total.compute(), self._mious[choice])
-            for choice, total in self._totals.items()
-        }
+        return {choice: counts.compute() for choice, counts in self._counts.items()}
 
 
 class MaskWriter:

@@ -1,41 +1,37 @@
-"""Masks and maps on disk against the truth."""
+"""Masks and maps on disk against the ground truth."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from adcam.data.dataset import ImageDataset
 from adcam.data.formats import read_cam_file
-from adcam.data.png import read_mask
+from adcam.data.png import map_values, read_mask
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
+from adcam.evaluation.masks import MaskCounts, MaskScore
 from adcam.files import find_files, match_id
 from adcam.labeling.maps_file import StoredMaps, load_maps
 from adcam.labeling.output_folder import CONFIG_NAME, MAPS_DIR, masks_folder
-from adcam.metrics.miou import (
-    Average,
-    MeanIoU,
-    MeanIoUResult,
-    PredIgnore,
-    ThresholdCurve,
-    name_classes,
-)
+from adcam.metrics.miou import Average, PredIgnore, ThresholdCurve, name_classes
 from adcam.progress import track
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 THRESHOLDS = tuple(round(step / 100, 2) for step in range(101))
-"""Background scores of a sweep: the whole range."""
+"""The background scores of a sweep: the whole range."""
 
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Files to compare by image id, and truths without a prediction."""
+    """Files to compare by image id, and ids without a prediction."""
 
     files: dict[str, tuple[Path, Path]]
     missing: list[str]
@@ -49,6 +45,8 @@ def evaluate_masks(
     num_classes: int | None = None,
     average: Average = "union",
     pred_ignore: PredIgnore = "miss",
+    values: Mapping[int, int] | None = None,
+    pred_values: Mapping[int, int] | None = None,
     allow_missing: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -58,17 +56,20 @@ def evaluate_masks(
     ``masks`` in it.
 
     Args:
-        pred_dir: Predicted masks.
-        gt_dir: True masks.
-        ids: Images to score; ``None`` takes every true mask.
-        num_classes: Number of mask values, background included. ``None`` takes it from the
+        pred_dir: The folder of the predicted masks.
+        gt_dir: The folder of the ground truth masks.
+        ids: The images to score; ``None`` takes every mask of the ground truth.
+        num_classes: The number of mask values, background included. ``None`` takes it from the
             ``config.json`` of ``adcam generate``, or else counts up to the highest value in any
             mask.
-        average: As for :class:`adcam.metrics.miou.MeanIoU`.
-        pred_ignore: As for :class:`adcam.metrics.miou.MeanIoU`.
-        allow_missing: Score what is there when predictions are missing; they are listed in the
-            result and take no part in the score.
-        progress: Show progress on standard error.
+        average: The classes that enter the mean, as for :class:`adcam.metrics.miou.MeanIoU`.
+        pred_ignore: What a predicted 255 costs, as for :class:`adcam.metrics.miou.MeanIoU`.
+        values: What mask values of the ground truth are read as, e.g. ``{255: 1}`` for masks in
+            which 255 is the object.
+        pred_values: What mask values of the predictions are read as.
+        allow_missing: Whether to score what is there when predictions are missing. The result
+            lists these, and they take no part in the score.
+        progress: Whether to show progress on standard error.
 
     Returns:
         ``miou``, ``iou_per_class``, ``precision_per_class`` and ``recall_per_class`` by class name
@@ -77,43 +78,95 @@ def evaluate_masks(
         ``missing_predictions`` and ``policy``. JSON-serialisable.
 
     Raises:
-        AdcamError: Masks are missing, two of one image differ in size, or hold values outside the
-            classes.
+        AdcamError: Masks are missing, two files have one id, two masks of one image differ in size
+            or hold values outside the classes, or all masks of a folder hold only 0 and 255.
     """
     predictions = masks_folder(pred_dir)
     pairs = _pair(predictions, Path(gt_dir), ".png", ids, allow_missing)
     classes = _read_class_names(predictions.parent)
-    if num_classes is None:
-        num_classes = max(classes) + 1 if classes else _count_classes(pairs)
-    metric = MeanIoU(num_classes, average=average, pred_ignore=pred_ignore)
-    for pred_path, gt_path in _track(pairs, "evaluate", progress):
-        pred, gt = read_mask(pred_path), read_mask(gt_path)
+    if num_classes is None and classes:
+        num_classes = max(classes) + 1
+    # Where the number is not known, all values are counted and those that occur are kept.
+    counts = MaskCounts(num_classes or IGNORE_INDEX, average=average, pred_ignore=pred_ignore)
+    gt_masks = _Masks(gt_dir, "--values", values)
+    pred_masks = _Masks(predictions, "--pred-values", pred_values)
+    for img_id, (pred_path, gt_path) in _track(pairs, "evaluate", progress):
+        pred, gt = pred_masks.read(pred_path), gt_masks.read(gt_path)
         _check_same_hw(pred_path, pred.shape, gt_path, gt.shape)
         try:
-            metric.update(pred, gt)
+            counts.update(img_id, pred, gt)
         except ValueError as error:
             raise AdcamError(f"{pred_path} against {gt_path}: {error}") from error
-    return {**name_classes(metric.compute(), classes), "missing_predictions": pairs.missing}
+    _refuse_binary(gt_masks, pred_masks)
+    result = name_classes(counts.compute().result, classes)
+    if num_classes is None:
+        result["policy"]["num_classes"] = max(gt_masks.highest, pred_masks.highest) + 1
+    return {**result, "missing_predictions": pairs.missing}
 
 
-def score_masks(
-    images: ImageDataset, masks_dir: Path
-) -> tuple[MeanIoUResult, list[tuple[float, int]]]:
-    """Scores of masks on disk, and per image (mIoU, index) in ascending order."""
-    num_classes = images.class_set.num_classes
-    total = MeanIoU(num_classes)
-    per_image = []
+def score_masks(images: ImageDataset, masks_dir: str | Path) -> MaskScore:
+    """Score the masks of a data set that are on disk.
+
+    Args:
+        images: The images with their ground truth; those without are left out.
+        masks_dir: The folder of the masks ``<id>.png``; images without one are left out.
+
+    Raises:
+        AdcamError: A mask cannot be read, has another size than its image, or holds a value that
+            is no class.
+    """
+    counts = MaskCounts(images.class_set.num_classes)
     for index, record in enumerate(images.records):
-        truth = images.load_mask(index)
-        path = masks_dir / f"{record.img_id}.png"
-        if truth is None or not path.is_file():
+        path = Path(masks_dir) / f"{record.img_id}.png"
+        gt = images.load_mask(index) if path.is_file() else None
+        if gt is None or record.mask_path is None:
             continue
-        single = MeanIoU(num_classes)
-        single.update(read_mask(path), truth)
-        total.merge(single)
-        if record.class_ids:
-            per_image.append((single.compute().miou, index))
-    return total.compute(), sorted(per_image)
+        pred = read_mask(path)
+        _check_same_hw(path, pred.shape, record.mask_path, gt.shape)
+        try:
+            counts.update(record.img_id, pred, gt)
+        except ValueError as error:
+            raise AdcamError(f"{path} against {record.mask_path}: {error}") from error
+    return counts.compute()
+
+
+class _Masks:
+    """Reads the masks of a folder, and remembers the values that they hold."""
+
+    def __init__(self, folder: str | Path, option: str, values: Mapping[int, int] | None) -> None:
+        self.folder = folder
+        self.option = option
+        self._values = values
+        self._held = np.zeros(256, dtype=bool)
+
+    def read(self, path: Path) -> np.ndarray:
+        """Read a mask, with other values in the place of some."""
+        mask = map_values(read_mask(path), self._values or {})
+        self._held |= np.bincount(mask.ravel(), minlength=256) > 0
+        return mask
+
+    @property
+    def highest(self) -> int:
+        """The highest value below 255."""
+        return int(np.flatnonzero(self._held[:IGNORE_INDEX]).max(initial=0))
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether all masks hold only 0 and 255, and nobody said how to read them."""
+        return not self._values and bool(self._held[IGNORE_INDEX]) and self.highest == 0
+
+
+def _refuse_binary(*folders: _Masks) -> None:
+    """Refuse masks in which 255 most likely is the object, since 255 is not scored."""
+    found = [masks for masks in folders if masks.is_binary]
+    if found:
+        names = " and ".join(str(masks.folder) for masks in found)
+        cure = " ".join(f"{masks.option} 255=1" for masks in found)
+        as_is = " ".join(f"{masks.option} 255=255" for masks in found)
+        raise AdcamError(
+            f"all masks in {names} hold only 0 and 255, and 255 means 'not scored', so that no "
+            f"object would count. If 255 is the object, add {cure}; if it is not, {as_is}"
+        )
 
 
 def evaluate_maps(
@@ -125,22 +178,28 @@ def evaluate_maps(
     average: Literal["union", "gt_present"] = "union",
     class_set: ClassSet | None = None,
     cam_format: str = "auto",
+    values: Mapping[int, int] | None = None,
     allow_missing: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Score stored maps at every constant background score: the threshold curve.
 
     Args:
-        maps_dir: Maps ``<id>.npz`` of ``adcam generate --save-maps``, or the folder above them; or
-            ``<id>.npy`` of another project (:mod:`adcam.data.formats`), scored at their own size.
-        gt_dir: True masks ``<id>.png``.
-        ids: As for :func:`evaluate_masks`.
+        maps_dir: The folder of the maps ``<id>.npz`` of ``adcam generate --save-maps``, or the
+            folder above it; or a folder of maps ``<id>.npy`` of another project
+            (:mod:`adcam.data.formats`), which are scored at their own size.
+        gt_dir: The folder of the ground truth masks ``<id>.png``.
+        ids: The images to score; ``None`` takes every mask of the ground truth.
         thresholds: Strictly ascending background scores in [0, 1]; nothing stops at a drop.
-        average: As for :class:`adcam.metrics.miou.ThresholdCurve`.
-        class_set: The classes of another project's maps, ``None`` for VOC's; our own name theirs.
-        cam_format: Their format, one of :data:`adcam.data.formats.CAM_FORMATS` or ``"auto"``.
-        allow_missing: As for :func:`evaluate_masks`.
-        progress: As for :func:`evaluate_masks`.
+        average: The classes that enter the mean, as for
+            :class:`adcam.metrics.miou.ThresholdCurve`.
+        class_set: The classes of another project's maps, ``None`` for VOC's; our own files name
+            theirs.
+        cam_format: The format of another project's maps, one of
+            :data:`adcam.data.formats.CAM_FORMATS` or ``"auto"``.
+        values: What mask values of the ground truth are read as, e.g. ``{255: 1}``.
+        allow_missing: Whether to score what is there when maps are missing.
+        progress: Whether to show progress on standard error.
 
     Returns:
         ``thresholds``, ``miou`` at each, ``best_threshold``, ``best`` (as
@@ -154,46 +213,68 @@ def evaluate_maps(
     is_ours = next(folder.rglob("*.npy"), None) is None
     other_classes = class_set or voc_class_set()
     pairs = _pair(folder, Path(gt_dir), ".npz" if is_ours else ".npy", ids, allow_missing)
-    first: StoredMaps | None = None
-    curve: ThresholdCurve | None = None
-    for maps_path, gt_path in _track(pairs, "sweep", progress):
-        stored = (
-            load_maps(maps_path)
-            if is_ours
-            else _load_other_maps(maps_path, other_classes, cam_format)
-        )
-        if first is None or curve is None:
-            first = stored
-            num_classes = max(first.mask_values, default=0) + 1
-            curve = ThresholdCurve(
-                num_classes, thresholds, mask_values=first.mask_values, average=average
-            )
-        if (stored.classes, stored.mask_values) != (first.classes, first.mask_values):
-            raise AdcamError(
-                f"{maps_path} has the classes {list(stored.classes)}, other maps in {folder} have "
-                f"{list(first.classes)}"
-            )
-        gt = read_mask(gt_path)
+    gt_masks = _Masks(gt_dir, "--values", values)
+    sweep = _Sweep(folder, thresholds, average)
+    for _, (maps_path, gt_path) in _track(pairs, "sweep", progress):
+        if is_ours:
+            stored = load_maps(maps_path)
+        else:
+            stored = _load_other_maps(maps_path, other_classes, cam_format)
+        gt = gt_masks.read(gt_path)
         _check_same_hw(maps_path, stored.ori_hw, gt_path, gt.shape)
+        sweep.update(maps_path, stored, gt_path, gt)
+    _refuse_binary(gt_masks)
+    return {**sweep.compute(), "missing_predictions": pairs.missing}
+
+
+class _Sweep:
+    """The threshold curve of stored maps, whose classes the first file says."""
+
+    def __init__(
+        self, folder: Path, thresholds: Sequence[float], average: Literal["union", "gt_present"]
+    ) -> None:
+        self._folder = folder
+        self._thresholds = thresholds
+        self._average = average
+        self._names: dict[int, str] = {}
+        self._curve: ThresholdCurve | None = None
+
+    def update(self, path: Path, stored: StoredMaps, gt_path: Path, gt: np.ndarray) -> None:
+        """Count the maps of one image."""
+        names = dict(zip(stored.mask_values, stored.classes, strict=True))
+        if self._curve is None:
+            self._names = names
+            self._curve = ThresholdCurve(
+                max(stored.mask_values, default=0) + 1,
+                self._thresholds,
+                mask_values=stored.mask_values,
+                average=self._average,
+            )
+        if names != self._names:
+            raise AdcamError(
+                f"{path} has the classes {list(names.values())}, other maps in {self._folder} have "
+                f"{list(self._names.values())}"
+            )
         maps = stored.upsample()
         try:
-            curve.update(maps.score_maps, maps.class_ids, gt)
+            self._curve.update(maps.score_maps, maps.class_ids, gt)
         except ValueError as error:
-            raise AdcamError(f"{maps_path} against {gt_path}: {error}") from error
-    if first is None or curve is None:
-        raise AdcamError(f"{folder}: there are no maps to score")
-    result = curve.compute()
-    names = {0: "background", **dict(zip(first.mask_values, first.classes, strict=True))}
-    return {
-        "thresholds": list(result.thresholds),
-        "miou": list(result.miou),
-        "best_threshold": result.best_threshold,
-        "best_miou": result.best_miou,
-        "best": name_classes(result.best, names),
-        "num_images": len(pairs.files),
-        "missing_predictions": pairs.missing,
-        "policy": dict(result.policy),
-    }
+            raise AdcamError(f"{path} against {gt_path}: {error}") from error
+
+    def compute(self) -> dict[str, Any]:
+        """Compute the curve, and the scores at its best threshold."""
+        if self._curve is None:
+            raise AdcamError(f"{self._folder}: there are no maps to score")
+        result = self._curve.compute()
+        return {
+            "thresholds": list(result.thresholds),
+            "miou": list(result.miou),
+            "best_threshold": result.best_threshold,
+            "best_miou": result.best_miou,
+            "best": name_classes(result.best, {0: "background", **self._names}),
+            "num_images": result.best.num_images,
+            "policy": dict(result.policy),
+        }
 
 
 def _load_other_maps(path: Path, class_set: ClassSet, cam_format: str) -> StoredMaps:
@@ -211,10 +292,12 @@ def _load_other_maps(path: Path, class_set: ClassSet, cam_format: str) -> Stored
 def _pair(
     pred_dir: Path, gt_dir: Path, suffix: str, ids: Sequence[str] | None, allow_missing: bool
 ) -> _Pairs:
-    predictions, truths = find_files(pred_dir, suffix).paths, find_files(gt_dir, ".png").paths
-    wanted = list(truths) if ids is None else [match_id(name, truths) for name in ids]
-    if untrue := [img_id for img_id in wanted if img_id not in truths]:
-        raise AdcamError(f"{gt_dir} lacks the masks of {_some(untrue)}")
+    predictions, gt_masks = find_files(pred_dir, suffix).paths, find_files(gt_dir, ".png").paths
+    wanted = list(gt_masks)
+    if ids is not None:
+        wanted = [match_id(name, gt_masks) for name in ids]
+    if unknown := [img_id for img_id in wanted if img_id not in gt_masks]:
+        raise AdcamError(f"{gt_dir} lacks the masks of {_some(unknown)}")
     missing = [img_id for img_id in wanted if img_id not in predictions]
     if len(missing) == len(wanted):
         raise AdcamError(f"{pred_dir} holds none of the {len(wanted)} images, such as {wanted[0]}")
@@ -223,13 +306,15 @@ def _pair(
             f"{pred_dir} lacks {len(missing)} of {len(wanted)} images: {_some(missing)}. Name the "
             "images to score with --ids, or leave these out with --allow-missing"
         )
-    files = {i: (predictions[i], truths[i]) for i in wanted if i in predictions}
+    files = {i: (predictions[i], gt_masks[i]) for i in wanted if i in predictions}
     return _Pairs(files, missing)
 
 
-def _track(pairs: _Pairs, description: str, progress: bool) -> Any:
-    files = pairs.files.values()
-    return track(files, description, len(files)) if progress else files
+def _track(
+    pairs: _Pairs, description: str, progress: bool
+) -> Iterator[tuple[str, tuple[Path, Path]]]:
+    items = pairs.files.items()
+    yield from track(items, description, len(items)) if progress else items
 
 
 def _read_class_names(folder: Path) -> dict[int, str]:
@@ -243,14 +328,6 @@ def _read_class_names(folder: Path) -> dict[int, str]:
     except (ValueError, KeyError, TypeError):
         return {}
     return {0: "background", **dict(pairs)}
-
-
-def _count_classes(pairs: _Pairs) -> int:
-    highest = 0
-    for path in (path for pair in pairs.files.values() for path in pair):
-        mask = read_mask(path)
-        highest = max(highest, int(mask.max(initial=0, where=mask != IGNORE_INDEX)))
-    return highest + 1
 
 
 def _check_same_hw(

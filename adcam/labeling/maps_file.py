@@ -7,13 +7,12 @@ an image, where maps at image size in float32 take megabytes.
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from adcam.data.score_maps import load_arrays
 from adcam.errors import AdcamError
 from adcam.labeling.mask_maker import resize_maps
 from adcam.structures import ClassMaps, ClassSet
@@ -95,14 +94,9 @@ def load_maps(path: str | Path) -> StoredMaps:
     path = Path(path)
     if not path.is_file():
         raise AdcamError(f"{path}: no such maps file")
-    try:
-        # From memory: np.load leaves a file that it opened itself open where it is no archive.
-        file = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise AdcamError("a single array, no archive")
-        arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise AdcamError(f"{path}: cannot be read as maps ({error})") from error
+    arrays = load_arrays(path, "maps")
+    if isinstance(arrays, np.ndarray):
+        raise AdcamError(f"{path}: cannot be read as maps (a single array, no archive)")
     if arrays.keys() != _KINDS.keys() or any(
         arrays[name].dtype.kind not in kinds for name, kinds in _KINDS.items()
     ):

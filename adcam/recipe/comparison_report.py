@@ -243,7 +243,7 @@ def make_picture_rows(
     """
     kept = {picture.index: picture for picture in comparison.pictures}
     mious = comparison.masks.mious
-    ranking = sorted((mious[i], i) for i, picture in kept.items() if picture.class_ids)
+    ranking = sorted((mious[p.img_id], i) for i, p in kept.items() if p.class_ids)
     rows = []
     for index in pick_spread(ranking, each=each):
         picture = kept[index]
@@ -256,7 +256,7 @@ def make_picture_rows(
                 labels=[images.class_set.classes[i] for i in picture.class_ids],
                 gt=picture.gt,
                 masks=picture.masks,
-                values=dict.fromkeys(picture.masks, mious[index]),
+                values=dict.fromkeys(picture.masks, mious[picture.img_id]),
             )
         )
     return rows

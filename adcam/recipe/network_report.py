@@ -131,15 +131,16 @@ def write_scores(images: ImageDataset, masks_dir: Path, path: Path) -> float:
             raise AdcamError(f"{images.split!r} cannot be scored: {record.img_id} has no true mask")
         if not (masks_dir / f"{record.img_id}.png").is_file():
             raise AdcamError(f"{masks_dir} lacks the mask of {record.img_id}")
-    result, per_image = score_masks(images, masks_dir)
-    ids = [record.img_id for record in images.records]
+    scored = score_masks(images, masks_dir)
+    result, mious = scored.result, scored.mious
+    shown = [r.img_id for r in images.records if r.class_ids and not math.isnan(mious[r.img_id])]
     write_json(
         path,
         {
             "split": images.split,
             **result.to_dict(),
             "confusion": result.confusion.tolist(),
-            "per_image": {ids[i]: round(miou, 4) for miou, i in per_image if miou == miou},
+            "per_image": {i: round(mious[i], 4) for i in sorted(shown, key=lambda i: mious[i])},
         },
     )
     return round(result.miou, 2)

@@ -154,7 +154,7 @@ def test_evaluate_command(splits: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(shlex.split(f"{command} {choose} --largest-contour")) == 0
     printed = capsys.readouterr().out
     assert "the largest contour; thresholds chosen on: birds/val" in printed
-    assert main(shlex.split(f"{command} --mask-root x --largest-contour")) == 2
+    assert main(shlex.split(f"{command} --mask-root {splits} --largest-contour")) == 2
     assert "no threshold to choose" in capsys.readouterr().err
 
 

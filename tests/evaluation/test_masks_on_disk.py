@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from adcam.data.png import voc_palette, write_mask
+from adcam.cli import main
+from adcam.data.png import read_mask, voc_palette, write_mask
+from adcam.data.score_maps import read_score_map
 from adcam.data.sources import build_classes
+from adcam.errors import AdcamError
+from adcam.evaluation import masks_on_disk
 from adcam.evaluation.masks_on_disk import THRESHOLDS, evaluate_maps, evaluate_masks
 from adcam.labeling.maps_file import encode_maps, load_maps
 from adcam.metrics.miou import MeanIoU
@@ -127,8 +134,6 @@ def stored(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_the_sweep_is_thresholding_at_every_score(stored: tuple[Path, Path]) -> None:
-    from adcam.data.png import read_mask
-
     curve = evaluate_maps(stored[0].parent, stored[1])
     assert curve["thresholds"] == list(THRESHOLDS) and len(curve["miou"]) == 101
     for index in (0, 37, 50, 99, 100):
@@ -160,3 +165,153 @@ def test_maps_of_other_classes_or_sizes_are_refused(stored: tuple[Path, Path]) -
     (stored[0] / "c.npz").write_bytes(encode_maps(other, CLASSES, (9, 8)))
     with pytest.raises(ValueError, match=r"c\.npz is of 9×8 .*c\.png of 9×9"):
         evaluate_maps(*stored)
+
+
+def write_binary(folder: Path, name: str, mask: np.ndarray) -> None:
+    write_mask(folder / f"{name}.png", np.where(mask, 255, 0).astype(np.uint8), voc_palette())
+
+
+def test_masks_of_0_and_255_are_told_with_the_cure(tmp_path: Path) -> None:
+    """A saliency set: of 100 pixels 40 are the object, and 30 of these are found."""
+    gt = np.arange(100).reshape(10, 10) < 40
+    pred = np.arange(100).reshape(10, 10) < 30
+    write_binary(tmp_path / "gt", "a", gt)
+    write_binary(tmp_path / "pred", "a", pred)
+    folders = tmp_path / "pred", tmp_path / "gt"
+    message = r"gt and .*pred hold only 0 and 255.*--values 255=1 --pred-values 255=1"
+    with pytest.raises(ValueError, match=message):
+        evaluate_masks(*folders)
+    result = evaluate_masks(*folders, values={255: 1}, pred_values={255: 1})
+    assert result["iou_per_class"] == pytest.approx({"0": 100 * 60 / 70, "1": 100 * 30 / 40})
+    # One side may be read as it is; whoever means 255 as "not scored" can say so.
+    with pytest.raises(ValueError, match=r"gt hold only 0 and 255.*--values 255=1; if"):
+        evaluate_masks(*folders, pred_values={255: 1})
+    ignored = evaluate_masks(*folders, values={255: 255}, pred_values={255: 255})
+    assert ignored["iou_per_class"] == {"0": 100.0}
+    # A single mask with a class shows that 255 means "not scored" in this folder.
+    write(tmp_path / "gt", "b", [[0, 1], [255, 0]])
+    write(tmp_path / "pred", "b", [[0, 1], [1, 0]])
+    assert evaluate_masks(*folders)["iou_per_class"]["1"] == 100.0
+
+
+def test_the_sweep_tells_masks_of_0_and_255_too(stored: tuple[Path, Path]) -> None:
+    for path in stored[1].glob("*.png"):
+        mask = read_mask(path)
+        write_binary(stored[1], path.stem, mask > 0)
+    with pytest.raises(ValueError, match=r"hold only 0 and 255.*add --values 255=1; if"):
+        evaluate_maps(*stored)
+    assert set(evaluate_maps(*stored, values={255: 8})["best"]["iou_per_class"]) >= {"cat"}
+
+
+def test_options_of_the_command_map_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = np.arange(12).reshape(3, 4) < 5
+    for name in ("gt", "pred"):
+        write_binary(tmp_path / name, "a", mask)
+    command = ["evaluate", str(tmp_path / "pred"), "--gt", str(tmp_path / "gt")]
+    assert main(command) == 2
+    assert "--values 255=1 --pred-values 255=1" in capsys.readouterr().err
+    out = tmp_path / "scores.json"
+    options = ["--values", "255=1", "--pred-values", "255=1", "--json", str(out)]
+    assert main([*command, *options]) == 0
+    assert json.loads(out.read_text())["iou_per_class"] == {"0": 100.0, "1": 100.0}
+    assert main([*command, "--values", "255:1"]) == 2
+    assert "OLD=NEW" in capsys.readouterr().err
+    assert main([*command, "--sweep", "--pred-values", "255=1"]) == 2
+
+
+def test_two_files_of_one_image_are_refused(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "a.PNG").write_bytes((folders[0] / "a.png").read_bytes())
+    if len(list(folders[0].glob("[a].*"))) < 2:
+        pytest.skip("this file system takes a.PNG and a.png for one file")
+    with pytest.raises(ValueError, match=r"a\.PNG and .*a\.png have the same id 'a'"):
+        evaluate_masks(*folders)
+
+
+def test_hidden_files_are_no_masks(folders: tuple[Path, Path]) -> None:
+    before = evaluate_masks(*folders)
+    for folder in folders:
+        (folder / "._a.png").write_bytes(b"resource fork")
+        (folder / ".ipynb_checkpoints").mkdir()
+        write(folder / ".ipynb_checkpoints", "a", [[0]])
+    assert evaluate_masks(*folders) == before
+
+
+def test_each_mask_is_read_once(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the number of classes is not known."""
+    (folders[0].parent / "config.json").unlink()
+    reads: Counter[Path] = Counter()
+
+    def count(path: Path) -> np.ndarray:
+        reads[path] += 1
+        return read_mask(path)
+
+    monkeypatch.setattr(masks_on_disk, "read_mask", count)
+    evaluate_masks(*folders)
+    assert set(reads.values()) == {1} and len(reads) == 4
+
+
+def npy(header: str) -> bytes:
+    text = header.encode("latin1")
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(240)
+
+
+def of_shape(shape: str, descr: str = "'<f8'") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
+
+
+HEADERS = {
+    "cut short": "{'descr': [('a','<f8'",
+    "nested": "(" * 200 + ")" * 200,
+    "unclosed": "{" * 3000,
+    "larger than memory": of_shape("(10000000, 10000000)"),
+    "larger than a number": of_shape(f"({'9' * 40}, 5)"),
+    "negative": of_shape("(-1, 5)"),
+    "objects": of_shape("(6, 5)", "'O'"),
+    "bool for a side": of_shape("(True, 5)"),
+    "bad offsets": of_shape("(6, 5)", "{'names': ['a'], 'formats': ['<f8'], 'offsets': [-5]}"),
+    "no dict": "[{}]",
+    "unhashable": "{[]: 1}",
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_odd_headers_of_arrays_are_named(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(npy(HEADERS[name]))
+    with pytest.raises(AdcamError, match=r"x\.npy"):
+        read_score_map(path)
+    good = encode_maps(ClassMaps((0,), np.zeros((1, 9, 9), np.float32)), CLASSES, (9, 9))
+    path = tmp_path / "x.npz"
+    for content in (npy(HEADERS[name]), b"no array"):
+        with zipfile.ZipFile(path, "w") as archive, zipfile.ZipFile(io.BytesIO(good)) as members:
+            for member in members.namelist():
+                of_file = members.read(member)
+                archive.writestr(member, content if member == "score_maps.npy" else of_file)
+        with pytest.raises(AdcamError, match=r"x\.npz"):
+            load_maps(path)
+
+
+def test_damaged_arrays_are_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    np.save(buffer, rng.random((6, 5)))
+    scores = rng.random((2, 40, 70), dtype=np.float32)
+    maps = encode_maps(ClassMaps((0, 1), scores), CLASSES, (40, 70))
+    readers = {"x.npy": (read_score_map, buffer.getvalue()), "x.npz": (load_maps, maps)}
+    refused = 0
+    for name, (read, content) in readers.items():
+        for _ in range(250):
+            damaged = bytearray(content)
+            for position in rng.integers(0, min(len(content), 300), rng.integers(1, 6)).tolist():
+                damaged[position] = int(rng.integers(256))
+            (tmp_path / name).write_bytes(bytes(damaged[: int(rng.integers(1, len(damaged) + 1))]))
+            try:
+                read(tmp_path / name)
+            except AdcamError as error:
+                assert name in str(error)
+                refused += 1
+    assert refused > 400

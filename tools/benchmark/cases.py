@@ -426,7 +426,7 @@ def _classes_of(setting: Setting) -> list[str]:
 
 
 def _miou_of(images: ImageDataset, masks: Path) -> Callable[[], float]:
-    return lambda: score_masks(images, masks)[0].miou
+    return lambda: score_masks(images, masks).result.miou
 
 
 _ATTENTION_TESTS = ("tests/ops/test_token_attention.py", "tests/ops/test_layers.py")
