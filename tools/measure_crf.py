@@ -2,8 +2,8 @@
 
     python tools/measure_crf.py VOC/JPEGImages --num-images 100
 
-The probabilities are smooth random fields of a coarse grid, as class maps of a vision transformer
-are: 2, 3 and 4 labels in turn. pydensecrf has one thread; ours takes those of ``--threads``.
+The probabilities are random and smooth, like the class maps of a vision transformer. They have 2, 3
+and 4 labels alternately. pydensecrf uses one thread, ours as many as ``--threads`` says.
 """
 
 from __future__ import annotations

@@ -2,23 +2,24 @@
 
     python tools/pretrain_shapes.py configs/shapes/pretrain_vit.py --out shapes_vit.safetensors
 
-The network (adcam/models/shapes_vit.py) sees generated pictures and what could be said of a whole
-picture, never a mask. Three things are asked of it at once:
+The network (adcam/models/shapes_vit.py) sees generated pictures and facts about each whole picture,
+but never a mask. It learns three tasks at once:
 
-- The *class token* and the average of the *patch tokens* tell which animals are there.
-- The class token tells hues and patterns of coats. Coats cover the whole animal, so it has to look
-  at bodies and not at heads alone.
-- Patch tokens restore the picture: of half of the pictures, patches are hidden, and the others
-  spoiled by a colour offset of their own and by noise. A patch alone cannot know its offset, so it
-  must hear from patches of the same surface, and not from others. (Masked image modelling as
-  SimMIM, Xie et al., CVPR 2022, arXiv 2111.09886; the offsets are ours.)
+- The *class token* and the average of the *patch tokens* predict which animals are in the picture.
+- The class token predicts the hues and patterns of coats. A coat covers the whole animal, so the
+  token has to look at bodies and not only at heads.
+- The patch tokens restore the picture. Patches of half of the pictures are hidden; the other
+  pictures have noise, and a colour offset for each patch. A patch alone cannot know its offset, so
+  it has to look at patches of the same surface. (This is masked image modelling as in SimMIM, Xie
+  et al., CVPR 2022, arXiv 2111.09886; the offsets are ours.)
 
-Query and key weights stay as they were drawn: attention remains similarity of tokens. Trained
-freely, or without the third task, a network this small soon lets its late blocks look everywhere,
-and diffusion along their attention leaves the object (docs/results/README.md has the figures).
+The weights of queries and keys keep their random initial values, so that attention stays a
+similarity of tokens. If they were trained, or without the third task, the late blocks of such a
+small network would soon look everywhere, and diffusion along their attention would leave the object
+(docs/results/README.md has the figures).
 
-The run is seeded. The same versions of torch and numpy on the same kind of processor with the same
-number of threads give the same weights; another processor gives equally good ones.
+The run is seeded. The same versions of torch and numpy, on the same kind of processor and with the
+same number of threads, give the same weights; another processor gives equally good ones.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Work out what training a segmentation config costs, from its operations; nothing is run.
+"""Compute what training a segmentation config costs from its operations; nothing is run.
 
     python tools/segmentation_cost.py configs/seg/voc12/*.py
 
-Networks are built on PyTorch's meta device: shapes are computed, numbers are not. Operations are
-those of convolutions and matrix products, two a multiply-add; a step counts as three forward
-passes. Memory is parameters, their gradients and the optimizer's state in float32, and what
-autograd keeps for the backward pass where activations are bfloat16 and losses float32. Workspaces
-and fragments come on top.
+Networks are built on PyTorch's meta device, which computes shapes but no numbers. The operations
+are those of convolutions and matrix products, two for each multiply-add, and a step counts as three
+forward passes. The memory is that of the parameters, their gradients and the optimizer's state in
+float32, and of what autograd keeps for the backward pass, with activations in bfloat16 and losses
+in float32. Workspaces and fragmentation add to it.
 """
 
 from __future__ import annotations

@@ -42,17 +42,17 @@ CRF_HW = (375, 500)
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is asked for.
+    """The options of a run.
 
     Attributes:
-        device: ``"cpu"`` or a CUDA device.
-        batch: Images at once, where a case has batches.
-        data: VOC root with ``labels.csv`` and masks; ``None`` for generated pictures.
-        split: List of ``data``.
-        checkpoint: A classifier; ``None`` for DeiT-Tiny with random weights.
-        score_maps: Folder of score maps in wsolevaluation's format; ``None`` for made-up ones.
-        workers: Processes of ``generate``; ``None`` for its default.
-        scratch: An empty folder.
+        device: ``"cpu"`` or the name of a CUDA device.
+        batch: How many images are computed at once, in cases that have batches.
+        data: A VOC root with ``labels.csv`` and masks, or ``None`` for generated pictures.
+        split: The list of ``data`` that names the images.
+        checkpoint: The file of a classifier, or ``None`` for DeiT-Tiny with random weights.
+        score_maps: A folder of score maps in wsolevaluation's format, or ``None`` for random ones.
+        workers: The number of processes of ``generate``, or ``None`` for its default.
+        scratch: An empty folder that is deleted after the run.
     """
 
     device: str
@@ -72,14 +72,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """Something to time.
+    """Some work that is timed.
 
     Attributes:
-        summary: What is done, and what a size is.
-        sizes: Those timed if none are named.
-        tests: Tests that must pass before a number counts.
-        build: From size and setting to the variants, adcam's own first.
-        repeats: Most runs of a variant; one if each size is one long run.
+        summary: A line that says what the work is and what its size means.
+        sizes: The sizes that are timed if the user names none.
+        tests: The test files that must pass before a number counts.
+        build: A function from size and setting to the variants, of which adcam's is the first.
+        repeats: The largest number of runs of a variant; 1 where a single run is long.
     """
 
     summary: str
@@ -95,7 +95,7 @@ def _attention_like(setting: Setting, tokens: int) -> Tensor:
 
 
 def _gemm(setting: Setting, tokens: int) -> Callable[[], Any]:
-    """One N×N×N product, the work that no exact resource allocation can avoid."""
+    """One N×N×N product, which exact resource allocation cannot avoid."""
     left = setting.rand(setting.batch, tokens, tokens)
     return lambda: left @ left.mT
 
@@ -245,7 +245,7 @@ def _build_level_boxes(num_thresholds: int, setting: Setting) -> dict[str, Varia
 
 
 def _score_maps(setting: Setting) -> list[np.ndarray]:
-    """Those asked for, or 20 made as class maps are: a coarse grid enlarged to 224x224."""
+    """The score maps of the setting, or 20 random ones: coarse grids enlarged to 224x224."""
     if setting.score_maps is not None:
         paths = sorted(setting.score_maps.rglob("*.npy"))
         if not paths:
@@ -387,7 +387,7 @@ def _network(setting: Setting) -> Any:
 
 
 def _checkpoint(setting: Setting) -> Path:
-    """The classifier asked for, or DeiT-Tiny with random weights: as fast, and good for nothing."""
+    """The classifier of the setting, or DeiT-Tiny with random weights, which is as fast."""
     if setting.checkpoint is not None:
         return setting.checkpoint
     path = setting.scratch / "random.safetensors"
@@ -402,7 +402,7 @@ def _checkpoint(setting: Setting) -> Path:
 
 
 def _images(count: int, setting: Setting) -> ImageDataset:
-    """The first images of the split asked for, or generated ones, with labels and masks."""
+    """The first images of the setting's split, or generated ones, with labels and masks."""
     config: dict[str, Any] = {"source": "voc", "labels": "labels.csv"}
     if setting.data is not None:
         config |= {"root": str(setting.data), "classes": _classes_of(setting)}

@@ -28,12 +28,14 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to do what a case is about.
+    """One way to do the work of a case.
 
     Attributes:
-        run: Does it once. What it returns is dropped, but for a :class:`Peak`.
-        dtype: Of the computation.
-        score: Quality of what ``run`` left, in percent; asked once, after the timing.
+        run: A function that does the work once. Its result is ignored unless it is a
+            :class:`Peak`.
+        dtype: The data type that the work is computed in.
+        score: A function that returns the quality of the last result in percent. It is called
+            once, after the timing.
     """
 
     run: Callable[[], Any]
@@ -50,13 +52,14 @@ class Peak:
 
 @dataclass
 class Timing:
-    """What was measured of a variant.
+    """The measurements of a variant.
 
     Attributes:
-        wall: Seconds of each run, by the clock on the wall or, on a GPU, between two CUDA events.
-        cpu: Processor seconds of each run, of this process and of those it waited for. On a
-            busy machine they say more than the wall.
-        peak_mib: Memory that a run takes on top of what was there before; the largest of all.
+        wall: The seconds that each run took: elapsed time or, on a GPU, the time between two CUDA
+            events.
+        cpu: The processor seconds of each run, in this process and in those it waited for. On a
+            busy machine they say more than elapsed time.
+        peak_mib: The largest amount of memory in MiB that a run used beyond what was in use before.
     """
 
     wall: list[float] = field(default_factory=list)
@@ -67,16 +70,17 @@ class Timing:
 def measure(
     variants: Mapping[str, Variant], *, device: str, repeats: int, max_seconds: float
 ) -> dict[str, Timing]:
-    """Run the variants in turn, so that whatever disturbs the machine disturbs them all.
+    """Run the variants alternately, so that other load on the machine affects all of them.
 
-    Each runs once unmeasured (compilation, caches), then ``repeats`` times, fewer if
-    ``max_seconds`` are over, but at least once. Each round begins with another variant.
+    Each variant runs once without being measured, to compile code and fill caches. It then runs
+    ``repeats`` times, or less often, but at least once, if ``max_seconds`` have passed. Each round
+    begins with another variant.
 
     Args:
-        variants: By name.
-        device: ``"cpu"`` or a CUDA device.
-        repeats: Measured runs of each variant.
-        max_seconds: For all of them together, warm-up not counted.
+        variants: The variants by name.
+        device: ``"cpu"`` or the name of a CUDA device.
+        repeats: How often each variant is measured.
+        max_seconds: The time limit for all variants together, without the unmeasured runs.
     """
     timings = {name: Timing() for name in variants}
     if repeats > 1:
@@ -128,9 +132,10 @@ def _cpu_seconds() -> float:
 
 
 def _reset_peak() -> float:
-    """Forget the peak of this process' resident memory; what it holds now, in MiB.
+    """Reset the peak of this process' resident memory, and return what it uses now, in MiB.
 
-    Linux: proc(5), ``/proc/pid/clear_refs``. Elsewhere the peak is that of the whole process.
+    This works on Linux only (proc(5), ``/proc/pid/clear_refs``). Elsewhere the peak is that since
+    the process started.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but is still held is not in use
@@ -150,7 +155,7 @@ def _peak_mib() -> float:
 def make_rows(
     case: str, size: int, batch: int, device: str, variants: Mapping[str, Variant], timings: Any
 ) -> list[dict[str, Any]]:
-    """One line of the CSV for each variant; the first variant is what others are compared with."""
+    """One line of the CSV for each variant; the others are compared with the first."""
     first = next(iter(timings.values()))
     own, own_cpu = statistics.median(first.wall), statistics.median(first.cpu)
     about = describe_environment(device)
@@ -181,7 +186,7 @@ def make_rows(
 
 
 def describe_environment(device: str) -> dict[str, Any]:
-    """Device, threads, versions, commit and date: what a number means nothing without."""
+    """Device, threads, versions, commit and date, without which a number means nothing."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     changed = subprocess.run(

@@ -1,4 +1,4 @@
-"""What adcam is compared with, written plainly: the same results, without its machinery."""
+"""What adcam is compared with: plain implementations that give the same results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adcam.ops.token_attention import resolve_layers
 
 
 def explicit_attention(q: Tensor, k: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    """All heads' attention at once, then the mean: what an extractor leaves to its user."""
+    """Attention of all heads at once, then the mean, as users of an extractor compute it."""
     attn = ((q * scale) @ k.mT).softmax(dim=-1)  # (B, heads, 1 + N, 1 + N)
     mean = attn.mean(dim=1)
     return mean[:, 1:, 1:], mean[:, 0, 1:]
@@ -72,22 +72,22 @@ def peers_recipe(
     threshold: float,
     crf_params: str,
 ) -> np.ndarray:
-    """Mask of one image as published code makes it: float32, one view of one scale at a time.
+    """Make the mask of one image as published code does: float32, one view of one scale at a time.
 
-    All attention is materialised, and pydensecrf runs on background and the present classes. The
-    formulas are AD-CAM's with its defaults, so that the masks can be compared.
+    All attention is kept in memory, and pydensecrf runs on the background and the present classes.
+    The formulas are AD-CAM's with its defaults, so that the masks can be compared.
 
     Args:
-        network: A :class:`adcam.models.token_cam.TokenCAM`.
-        img: RGB uint8 (H, W, 3).
-        class_ids: Present classes, at least one, ascending.
-        scales: Sides in pixels.
-        flip: Also the mirrored image.
-        threshold: Constant background score.
-        crf_params: Key of :data:`adcam.masks.crf.CRF_PARAMS`.
+        network: The classifier, a :class:`adcam.models.token_cam.TokenCAM`.
+        img: The image, RGB uint8 (H, W, 3).
+        class_ids: The present classes in ascending order, at least one.
+        scales: The input sides in pixels.
+        flip: Whether the mirrored image is used too.
+        threshold: The background score, the same for all pixels.
+        crf_params: A key of :data:`adcam.masks.crf.CRF_PARAMS`.
 
     Returns:
-        (H, W) positions among background (0) and ``class_ids`` (1, 2, …).
+        (H, W) with 0 for background and 1, 2, … for the positions in ``class_ids``.
     """
     ori_hw = (img.shape[0], img.shape[1])
     mean, std = network.pixel_stats
@@ -160,10 +160,10 @@ def plain_box_accuracy(
     """Mean over IoU 0.3, 0.5 and 0.7 of the best box accuracy, by one OpenCV call a threshold.
 
     Args:
-        maps: Score maps (H, W) in [0, 1].
-        boxes: (n, 4) true boxes of each.
-        thresholds: Shares of a map's maximum.
-        all_contours: Boxes of all contours, not of the largest alone.
+        maps: The score maps, each (H, W) in [0, 1].
+        boxes: The true boxes of each map, (n, 4).
+        thresholds: The thresholds, each a share of a map's maximum.
+        all_contours: Whether every contour gives a box; otherwise only the largest does.
     """
     import cv2
 

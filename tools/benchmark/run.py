@@ -4,8 +4,8 @@
     python tools/benchmark/run.py --op refine dense_crf --out rows.csv
     python tools/benchmark/run.py --op generate --sizes 20 --data VOC_ROOT --checkpoint FILE
 
-The variants of a case take turns, so that noise hits all alike. Numbers of an operation whose tests
-fail are worth nothing: its tests run first, and nothing is timed unless they pass.
+The variants of a case run alternately, so that other load on the machine affects all of them. The
+tests of an operation run first, and nothing is timed unless they pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from adcam.files import write_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, test, time, print, write."""
+    """Parse the arguments, run the tests, time the cases, print and write the rows."""
     args = parse_args(argv)
     if args.list or not args.op:
         for name, case in CASES.items():
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Arguments of the command line."""
+    """Parse the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="show the cases and end")
     parser.add_argument("--op", nargs="+", choices=CASES, metavar="CASE", help="what to time")
@@ -78,7 +78,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run_tests(cases: Sequence[str]) -> list[str]:
-    """Run the tests of some cases; those of whose files some failed."""
+    """Run the tests of some cases, and return the files in which a test failed."""
     files = dict.fromkeys(test for name in cases for test in CASES[name].tests)
     failed = []
     for test in files:
@@ -89,7 +89,7 @@ def run_tests(cases: Sequence[str]) -> list[str]:
 
 
 def run_case(name: str, size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of one case at one size."""
+    """Time one case at one size."""
     case = CASES[name]
     with tempfile.TemporaryDirectory(prefix="adcam-benchmark-") as scratch:
         setting = Setting(
