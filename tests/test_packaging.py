@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import runpy
 import shutil
@@ -147,20 +148,26 @@ def imported_names(path: Path) -> Iterator[str]:
             yield node.module.partition(".")[0]
 
 
-def test_wheel_holds_package_and_configs_and_nothing_else(tmp_path: Path) -> None:
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of this package; the sources it was built from are in ``source`` beside it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
     source.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("adcam", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-
     build = "from setuptools import build_meta; build_meta.build_wheel('..')"
     subprocess.run(
         [sys.executable, "-c", build], cwd=source, check=True, capture_output=True, text=True
     )
+    (path,) = folder.glob("*.whl")
+    return path
 
-    (wheel,) = tmp_path.glob("*.whl")
+
+def test_wheel_holds_package_and_configs_and_nothing_else(wheel: Path) -> None:
+    source = wheel.parent / "source"
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     # READMEs beside the operations are for readers of the source.
@@ -175,3 +182,19 @@ def test_wheel_holds_package_and_configs_and_nothing_else(tmp_path: Path) -> Non
         if path.is_file()
     }
     assert packed == package | configs
+
+
+def test_an_installed_package_finds_its_configs_by_name(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    name = "voc12/adcam_deit-small_60e_voc12"
+    code = f"from adcam.installation import find_config; print(find_config({name!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(done.stdout.strip()) == tmp_path / "site" / "adcam" / "configs" / f"{name}.py"

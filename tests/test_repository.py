@@ -181,10 +181,8 @@ TOO_LONG = {
     "adcam/cli/evaluate.py: add",
     "adcam/cli/generate.py: add",
     "adcam/cli/labeler.py: add_labeler_arguments",
-    "adcam/evaluation/compare_boxes.py: compare_boxes",
     "adcam/labeling/generate.py: generate",
     "adcam/recipe/comparison_report.py: build_comparison_report",
-    "adcam/recipe/experiment.py: run_experiment",
     "adcam/training/classifier.py: train_classifier",
     "adcam/training/segmenter.py: _train_once",
 }
