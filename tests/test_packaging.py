@@ -28,10 +28,11 @@ from adcam import installation
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
-# Distribution that provides an import name, where the two differ.
+# Distribution that provides an import name or depends on the one that does, where names differ.
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
+    "huggingface_hub": "timm",
     "mmcv": "onedl-mmcv",
     "mmengine": "onedl-mmengine",
     "mmseg": "onedl-mmsegmentation",
