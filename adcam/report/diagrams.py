@@ -90,7 +90,7 @@ def curves_svg(curves: Curves) -> str:
 def per_class_svg(per_class: PerClass) -> str:
     """Draw a dot per method on one line per class; the main method is filled and printed."""
     drawing = _Drawing(_WIDTH)
-    left, right = _name_margin(per_class.classes), _WIDTH - 56
+    left, right = _name_margin(per_class.classes), _WIDTH - 64
     main = per_class.main_method
     styles = _styles(list(per_class.values), main)
     top = drawing.legend(styles, left, _WIDTH - 8, dots=True) + 12
@@ -135,7 +135,7 @@ def scatter_svg(scatter: Scatter) -> str:
 def differences_svg(differences: Differences) -> str:
     """Draw bars to both sides of zero, each with its number."""
     drawing = _Drawing(_WIDTH)
-    left, right, top = _name_margin(differences.names), _WIDTH - 56, 12.0
+    left, right, top = _name_margin(differences.names), _WIDTH - 64, 12.0
     bottom = top + _ROW * len(differences.names)
     across = _axis(_round_range([0.0, *differences.values]), left, right)
     drawing.x_axis(across, top, bottom, differences.label)
