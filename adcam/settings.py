@@ -273,6 +273,8 @@ def describe_type(hint: Any) -> str:
         return f"a list of {_PLURALS.get(args[0], 'sections')}"
     if origin is tuple:
         return f"{len(args)} {_PLURALS.get(args[0], 'values')}"
+    if origin is not None and issubclass(origin, Mapping):
+        return "keys and values"
     return _WORDS.get(hint, "a section")
 
 
@@ -318,7 +320,8 @@ class DataSettings(Section):
             or a name given to ``adcam.register_data_source``.
         classes: The names of the classes in the order of their numbers, or ``"voc"``, ``"coco"`` or
             ``"shapes"``. By default VOC's, or those that the data set brings.
-        labels: Where image-level labels are read: ``"xml"``, ``"mask"``, or a file below ``root``.
+        labels: Where image-level labels are read: ``"xml"`` or ``"mask"`` (for VOC), ``"folders"``
+            (the names of sub-folders), or a file below ``root``.
         train: The lists of images that are learnt from.
         val: The list of images that is validated on.
         test: The list of images that results are reported on.
@@ -385,6 +388,34 @@ class NonlocalCamSettings(Section):
     attention: str | None = setting("nonlocal", choices=("nonlocal", "channel"))
     out_stride: int = setting(16, at_least=1)
     backbone_kwargs: Mapping[str, Any] = setting({})
+
+
+@dataclass(frozen=True)
+class OwnSettings(Section):
+    """A classifier whose network was added with ``adcam.register_network``.
+
+    Attributes:
+        kind: The name of the network.
+        options: The options of the network.
+    """
+
+    kind: str = setting()
+    options: Mapping[str, Any] = setting({})
+
+    @property
+    def backbone(self) -> str:
+        """What reports call the network."""
+        return str(self.options.get("backbone", self.kind))
+
+    @property
+    def weights(self) -> str | None:
+        """The file that the network starts with, ``None`` for random numbers."""
+        return self.options.get("weights")
+
+    @property
+    def drop_path_rate(self) -> float:
+        """The share of residual branches that training skips."""
+        return float(self.options.get("drop_path_rate", 0.0))
 
 
 @dataclass(frozen=True)
@@ -808,11 +839,18 @@ def _plain(hint: Any, text: str, default: Any = None, choices: Sequence[str] = (
     return Entry(build, default=absent, text=text)
 
 
-def _build_model(value: Any, where: str) -> TokenCamSettings | NonlocalCamSettings:
+def _build_model(value: Any, where: str) -> TokenCamSettings | NonlocalCamSettings | OwnSettings:
     kind = value.get("kind", "token_cam") if isinstance(value, Mapping) else "token_cam"
-    if kind not in MODEL_KINDS:
-        raise AdcamError(f"{where}.kind must be {_list_choices(MODEL_KINDS)}, got {kind!r}")
-    return from_section(MODEL_KINDS[kind], value, where)
+    if isinstance(kind, str) and kind in MODEL_KINDS:
+        return from_section(MODEL_KINDS[kind], value, where)
+    from adcam.models.networks import NETWORKS, network_options
+    from adcam.options import check_options
+
+    if kind not in NETWORKS:
+        raise AdcamError(f"{where}.kind must be {_list_choices(NETWORKS)}, got {kind!r}")
+    options = {name: item for name, item in value.items() if name != "kind"}
+    check_options(options, network_options(kind), f"{where} (kind {kind!r})")
+    return OwnSettings(kind, options)
 
 
 MODEL_KINDS: dict[str, type[TokenCamSettings | NonlocalCamSettings]] = {

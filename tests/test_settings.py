@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import runpy
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,32 @@ def test_sections_made_in_python_are_checked_too() -> None:
     assert TestViews([64]) == TestViews((64,))  # type: ignore[arg-type]
     with pytest.raises(AdcamError, match="a CRF but no crf_thresholds"):
         MethodSpec("a", "cam", crf="toco")
+
+
+def test_networks_from_outside_are_checked_by_their_own_options() -> None:
+    from adcam.models import networks
+    from adcam.models.networks import register_network
+
+    class Own(TokenCAM):
+        def __init__(self, *, num_fg_classes: int, depth: int = 2) -> None:
+            raise NotImplementedError
+
+    register_network("own", Own)
+    try:
+        model = Settings({"model": {"kind": "own", "depth": 3}}).model
+        assert (model.kind, model.backbone, model.weights) == ("own", "own", None)
+        with pytest.raises(AdcamError, match="has no option 'dept'; did you mean 'depth'"):
+            Settings({"model": {"kind": "own", "dept": 3}})
+    finally:
+        del networks._NETWORKS["own"]
+
+
+def test_the_page_of_all_keys_is_what_the_classes_say() -> None:
+    make_page = runpy.run_path(str(ROOT / "tools" / "settings_page.py"))["make_page"]
+    page = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    assert make_page() == page, "python tools/settings_page.py > docs/settings.md"
+    for words in ("| `choose_stride` | a whole number, at least 1 | `1` |", "`clip_quantile`"):
+        assert words in page
 
 
 def test_boxes_are_seen_as_their_protocols_say() -> None:

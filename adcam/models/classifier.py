@@ -34,10 +34,14 @@ class InCA:
     ``attention="channel"``.
 
     Attributes:
-        layers: Where: blocks of a ViT, depths 0 to 2 of a convolutional network.
-        fg_threshold: As in :func:`adcam.models.losses.split_attention`.
-        drop_threshold: As there.
-        drop_rate: As in :class:`adcam.models.adl.AttentionDropout`.
+        layers: The blocks of a ViT, or the depths 0 to 2 of a convolutional network, that InCA
+            works on; ``"all"`` for all of them.
+        fg_threshold: The share of the largest attention, in [0, 1), above which a place is
+            foreground; a larger share takes less of the image for the object.
+        drop_threshold: The share of the largest attention, in (0, 1], from which on a place is the
+            most discriminative part; a larger share drops less.
+        drop_rate: The probability, in [0, 1], that a step hides the most discriminative part; a
+            larger one hides it more often.
         drop_foreground: Whether the most discriminative part is dropped.
         drop_background: Whether the background is dropped.
         contrastive: ``"hinge"`` or ``"infonce"``, ``None`` for no contrastive attention loss.
@@ -45,10 +49,11 @@ class InCA:
             taken, or the class ``"maps"``, with the attention of the last of ``layers``. A ViT
             mixes all patches, so that even background of other features may speak for the class;
             its maps must be parted themselves.
-        contrastive_weight: Its weight λ_ca; larger parts object and background harder.
-        margin: As in :func:`adcam.models.losses.contrastive_attention_loss`.
-        temperature: As there.
-        consistency_weight: Weight λ_fc of the foreground consistency loss; larger makes earlier
+        contrastive_weight: The weight λ_ca of that loss; a larger one parts object and background
+            harder.
+        margin: By how much the hinge wants background to be farther away than foreground.
+        temperature: The temperature of InfoNCE; a smaller one weighs hard cases more.
+        consistency_weight: The weight λ_fc of the foreground consistency loss; larger makes earlier
             attention more like the last. 0 for none.
     """
 
