@@ -109,6 +109,17 @@ def _shipped_configs() -> dict[str, Path]:
     }
 
 
+def describe_machine() -> str:
+    """Processor, threads, GPU and the versions that decide about results, in one line."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return (
+        f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, "
+        f"torch {torch.__version__}, Python {platform.python_version()}, adcam {__version__}"
+    )
+
+
 def collect_info() -> dict[str, Any]:
     """Collect what `adcam info` shows about this installation.
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -470,7 +471,7 @@ def test_info_prints_backends(capsys: pytest.CaptureFixture[str]) -> None:
 def test_train_and_demo_pass_their_arguments_on(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from adcam.demo import demo
+    from adcam.recipe import stages
     from adcam.training import classifier
 
     calls: list[tuple[object, ...]] = []
@@ -479,56 +480,56 @@ def test_train_and_demo_pass_their_arguments_on(
         calls.append((cfg.train.epochs, work_dir, resume, launcher))  # type: ignore[attr-defined]
         return work_dir / "classifier.safetensors"
 
-    def fake_demo(work_dir: Path, **options: object) -> None:
-        calls.append((work_dir, options))
+    def fake_stages(recipe: Any, **choices: object) -> None:
+        calls.append((recipe.work_dir, recipe.options, recipe.command, choices))
 
     monkeypatch.setattr(classifier, "train_classifier", fake_train)
-    monkeypatch.setattr(demo, "run_demo", fake_demo)
+    monkeypatch.setattr(stages, "run_stages", fake_stages)
     (place / "my.py").write_text("train = dict(epochs=1, img_size=8, batch_size=1)\n")
     assert run("train my.py --cfg-options train.epochs=7 --resume") == 0
     assert "classifier: work_dirs/my/classifier.safetensors" in capsys.readouterr().out
-    assert run("demo --quick --work-dir d --weights w.pth") == 0
+    assert run("demo --quick --work-dir d --weights w.pth --redo network") == 0
+    options = {"task": "segmentation", "quick": True, "weights": "w.pth", "from_scratch": False}
+    choices = {"only": [], "skip": [], "redo": ["network"]}
     assert calls == [
         (7, Path("work_dirs/my"), True, "none"),
-        (
-            Path("d"),
-            {
-                "task": "segmentation",
-                "quick": True,
-                "weights": "w.pth",
-                "from_scratch": False,
-            },
-        ),
+        (Path("d"), options, "adcam demo --quick", choices),
     ]
+    assert capsys.readouterr().out == ""  # nothing has finished
 
 
-def test_compare_writes_a_table_and_unless_told_not_to_a_report(
+def test_compare_passes_its_arguments_on(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from adcam.recipe import compare, experiment
+    from adcam.recipe import compare, stages
 
-    def fake_compare(cfg: object, work_dir: Path, *, progress: object) -> SimpleNamespace:
-        return SimpleNamespace(found=SimpleNamespace(results=f"table in {work_dir}"))
+    calls: list[Any] = []
 
-    def fake_experiment(cfg: object, work_dir: Path, **said: object) -> SimpleNamespace:
-        return SimpleNamespace(results=f"all in {work_dir}: {said}", report=work_dir / "page")
+    def fake_open(settings: Any, work_dir: Path, **options: Any) -> Any:
+        calls.append((settings.compare.report_on, work_dir, options))
+        opened = SimpleNamespace(is_done=lambda stage: False, folder=lambda name: work_dir / name)
+        return opened
 
-    monkeypatch.setattr(compare, "run_compare", fake_compare)
-    monkeypatch.setattr(experiment, "run_experiment", fake_experiment)
-    monkeypatch.setattr(experiment, "print_results", print)
-    (place / "my.py").write_text("compare = dict(choose_on='a', report_on='b')\n")
-    assert run("compare my.py --table-only") == 0
-    assert capsys.readouterr().out == (
-        "table in work_dirs/my a b\ntable: work_dirs/my/compare.csv\n"
+    monkeypatch.setattr(compare, "open_comparison", fake_open)
+    monkeypatch.setattr(stages, "run_stages", lambda recipe, **choices: calls.append(choices))
+    (place / "my.py").write_text(
+        "compare = dict(choose_on='a', report_on='b', rows=[dict(name='c', method='cam')])\n"
     )
-    assert run("compare my.py --work-dir w --cfg-options compare.report_on=c") == 0
-    said = {
+    assert run("compare my.py --table-only --redo compare") == 0
+    options = {
         "title": "my: methods side by side",
-        "command": ["adcam", "compare", "my.py", "--cfg-options", "compare.report_on=c"],
+        "command": "adcam compare my.py --work-dir work_dirs/my",
+        "table_only": True,
     }
-    assert capsys.readouterr().out == (
-        f"all in w: {said} a c\ntable: w/compare.csv\nreport: w/page\n"
-    )
+    assert calls.pop() == {"only": [], "skip": ["report"], "redo": ["compare"]}
+    assert calls.pop() == ("b", Path("work_dirs/my"), options)
+    assert run("compare my.py --work-dir w --cfg-options compare.report_on=d") == 0
+    options = {
+        "title": "my: methods side by side",
+        "command": "adcam compare my.py --work-dir w --cfg-options compare.report_on=d",
+        "table_only": False,
+    }
+    assert calls == [("d", Path("w"), options), {"only": [], "skip": [], "redo": []}]
 
 
 def test_a_config_of_this_project_is_found_by_name(

@@ -88,6 +88,24 @@ def add_cfg_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_stage_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Add ``--only``, ``--skip`` and ``--redo`` of a recipe with these stages."""
+    parser.epilog = f"stages: {', '.join(names)}\n\n{parser.epilog}"
+    for option, text in (
+        ("--only", "look at these stages and no others"),
+        ("--skip", "leave these stages as they are, up to date or not"),
+        ("--redo", "start these stages over, whatever they hold"),
+    ):
+        parser.add_argument(
+            option, nargs="+", choices=tuple(names), default=[], metavar="STAGE", help=text
+        )
+
+
+def stage_choices(args: argparse.Namespace) -> dict[str, Any]:
+    """The stages of ``--only``, ``--skip`` and ``--redo``, as arguments of ``run_stages``."""
+    return {"only": args.only, "skip": args.skip, "redo": args.redo}
+
+
 def add_launcher(parser: argparse.ArgumentParser) -> None:
     """Add ``--launcher``."""
     parser.add_argument(

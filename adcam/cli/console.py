@@ -13,6 +13,9 @@ from adcam.progress import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from adcam.recipe.compare import Comparison
+    from adcam.recipe.scores import BoxScores, MethodScores
+
 EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 EXIT_CODES = """\
@@ -74,6 +77,46 @@ def print_scores(result: Mapping[str, Any], title: str = "Scores in percent") ->
     policy = ", ".join(f"{key} {value}" for key, value in result["policy"].items())
     ignored = 100 * (result["ignored_share"] or 0)
     show(f"{result['num_images']} images; {ignored:.1f} % of the pixels left uncertain; {policy}")
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print what each method of a comparison scored, by masks or by boxes."""
+    from adcam.recipe.compare import read_box_methods, read_methods
+
+    compare = comparison.settings.compare
+    if comparison.is_by_boxes:
+        _print_boxes(read_box_methods(comparison), compare.report_on)
+    else:
+        _print_methods(read_methods(comparison), compare.choose_on, compare.report_on)
+
+
+def _print_methods(methods: Sequence[MethodScores], choose_on: str, report_on: str) -> None:
+    header = ("method", f"threshold (chosen on {choose_on})", f"mIoU {report_on}, %")
+    rows = [(m.name, f"{m.threshold:.2f}", f"{m.miou:.1f}") for m in methods]
+    print_table(header, rows, "")
+
+
+def _print_boxes(methods: Sequence[BoxScores], split: str) -> None:
+    deltas = [f"IoU {delta:g}" for delta in methods[0].box_acc]
+    header = ("method", "MaxBoxAccV2", *deltas, "GT-known", "Top-1 Loc", "V2, oracle")
+    rows = [
+        (
+            m.name,
+            *(
+                f"{value:.1f}"
+                for value in (
+                    m.max_box_acc_v2,
+                    *m.box_acc.values(),
+                    m.gt_known,
+                    m.top_loc[1],
+                    m.oracle_v2,
+                )
+            ),
+        )
+        for m in methods
+    ]
+    title = f"Boxes on {split}, percent; thresholds chosen on: {methods[0].chosen_on}"
+    print_table(header, rows, title)
 
 
 def _percent(value: float | None) -> str:

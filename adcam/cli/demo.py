@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK
+from adcam.cli.arguments import add_command, add_stage_arguments, stage_choices
+from adcam.cli.console import EXIT_OK, print_comparison
 
 
 def add(commands: Any) -> None:
@@ -17,8 +17,9 @@ def add(commands: Any) -> None:
         run,
         "make pictures, train, compare the methods, write a report",
         """\
-        Show the whole job on generated pictures: make the set, train a classifier, compare the
-        methods, generate masks, score them, and write report.html.""",
+        Show the whole job on generated pictures: draw them, train a classifier, compare the
+        methods, make masks, train a network on them, and write WORK_DIR/report/report.html. The
+        same command again resumes where it stopped.""",
         """\
         adcam demo
         adcam demo --quick --work-dir /tmp/demo
@@ -34,6 +35,7 @@ def add(commands: Any) -> None:
         default="segmentation",
         help="masks, or boxes of single animals (default: %(default)s)",
     )
+    add_stage_arguments(parser, ("data", "train", "compare", "network", "photographs", "report"))
     parser.add_argument("--quick", action="store_true", help="fewer pictures, shorter training")
     parser.add_argument(
         "--weights",
@@ -46,13 +48,19 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from adcam.demo.demo import run_demo
+    from adcam.demo.demo import open_demo
+    from adcam.recipe.stages import run_stages
 
-    run_demo(
+    demo = open_demo(
         args.work_dir,
         task=args.task,
         quick=args.quick,
         weights=args.weights,
         from_scratch=args.from_scratch,
     )
+    run_stages(demo, **stage_choices(args))
+    if demo.is_done("compare"):
+        print_comparison(demo.comparison)
+    if (page := demo.folder("report") / "report.html").is_file():
+        print(f"report: {page}")
     return EXIT_OK

@@ -1,13 +1,14 @@
-"""``adcam report``: the report of a finished run, written again."""
+"""``adcam report``: the report of a recipe, written again."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK, show
+from adcam.cli.console import EXIT_OK
 
 
 def add(commands: Any) -> None:
@@ -15,27 +16,34 @@ def add(commands: Any) -> None:
         commands,
         "report",
         run,
-        "write the report of a finished run again",
+        "write the report of `run`, `compare` or `demo` again",
         """\
-        Write WORK_DIR/report/report.html again from the files that `adcam run` left, or
-        WORK_DIR/report.html of an `adcam compare` by boxes, whose maps are made again.""",
+        Write WORK_DIR/report/report.html again from the files that the stages of `adcam run`,
+        `adcam compare` or `adcam demo` left. No network runs.""",
         "adcam report work\n",
     )
     parser.add_argument(
         "work_dir",
         type=Path,
         metavar="WORK_DIR",
-        help="of `adcam run`, or of `adcam compare` by boxes",
+        help="the folder of `adcam run`, `adcam compare` or `adcam demo`",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    from adcam.recipe.box_report import is_box_comparison, remake_box_report
-    from adcam.recipe.recipe import load_recipe, make_report
+    from adcam.demo import demo
+    from adcam.errors import AdcamError
+    from adcam.recipe import compare
+    from adcam.recipe import run as masks
+    from adcam.recipe.stages import Recipe, read_recipe, remake_report
 
-    if is_box_comparison(args.work_dir):
-        page = remake_box_report(args.work_dir)
-    else:
-        page = make_report(load_recipe(args.work_dir))
-    show(f"report: {page}")
+    load: dict[str, Callable[[Path], Recipe]] = {
+        "run": masks.load_recipe,
+        "compare": compare.load_comparison,
+        "demo": demo.load_demo,
+    }
+    kind = read_recipe(args.work_dir)["recipe"]
+    if kind not in load:
+        raise AdcamError(f"{args.work_dir}: recipe must be one of {', '.join(load)}, got {kind!r}")
+    print(f"report: {remake_report(load[kind](args.work_dir))}")
     return EXIT_OK

@@ -1,38 +1,38 @@
-"""The whole job on the generated set, and photographs labelled without training."""
+"""``adcam demo``: the whole job on the generated set, and photographs labelled without training."""
 
 from __future__ import annotations
 
-import copy
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import skimage.data
-from mmengine.config import Config
-from rich.console import Console
 
 import adcam
-from adcam.data.shapes import make_shape_boxes, make_shapes
+from adcam.data.shapes import GENERATOR_VERSION, make_shape_boxes, make_shapes
 from adcam.errors import AdcamError
-from adcam.evaluation.compare import MethodResult
 from adcam.installation import why_not_importable
 from adcam.labeling.labeler import PseudoLabeler
-from adcam.recipe.box_report import run_box_experiment
-from adcam.recipe.experiment import print_results, run_experiment
-from adcam.recipe.network_report import build_lesson_section
-from adcam.recipe.recipe import open_recipe, read_teaching, run_recipe
+from adcam.recipe import compare
+from adcam.recipe.box_report import build_box_report
+from adcam.recipe.compare import Comparison, mask_options
+from adcam.recipe.comparison_report import build_comparison_report
+from adcam.recipe.inputs import hash_files_in
+from adcam.recipe.network_report import build_network_section
+from adcam.recipe.pictures import PICTURES_DIR, load_pictures, save_pictures
+from adcam.recipe.run import MaskRecipe, open_recipe, read_results
+from adcam.recipe.stages import Recipe, Stage, find_stale, read_recipe, report_stage, run_stages
 from adcam.report.figures import picture_row
-from adcam.report.model import PictureGrid, Section, Text
-from adcam.settings import load_config
-from adcam.training.classifier import CLASSIFIER_NAME
+from adcam.report.model import PictureGrid, PictureRow, Section, Text
+from adcam.report.render import write_report
+from adcam.settings import Settings, load_settings
 
 DEMO_CONFIGS = {
     "segmentation": "shapes/adcam_shapes-vit_demo.py",
     "localization": "shapes/compare_boxes_shapes.py",
 }
-"""Config of the demo of each task."""
+"""The config of the demo of each task."""
 PHOTO_MODEL = "deit_tiny_patch16_224"
 PHOTOS = (
     ("chelsea", "tabby cat"),
@@ -40,7 +40,7 @@ PHOTOS = (
     ("rocket", "rocket=657|744"),
     ("astronaut", "space shuttle"),
 )
-"""Pictures that come with scikit-image, and an ImageNet class (a name or a group) each shows."""
+"""Pictures that come with scikit-image, and the ImageNet class (name or group) that each shows."""
 PHOTO_METHODS = (
     ("CAM", "cam"),
     ("TS-CAM", "ts_cam"),
@@ -49,125 +49,166 @@ PHOTO_METHODS = (
 )
 
 
-def run_demo(
+@dataclass(frozen=True)
+class Demo(Recipe):
+    """The whole job on generated pictures.
+
+    Attributes:
+        settings: The settings of the generated set, the classifier, the comparison and the network.
+        options: The options of the command: ``task``, ``quick``, ``weights``, ``from_scratch``.
+    """
+
+    kind: ClassVar[str] = "demo"
+
+    settings: Settings
+    options: dict[str, Any]
+
+    @property
+    def stages(self) -> Sequence[Stage[Demo]]:
+        """Generated pictures, training, comparison; for masks also network and photographs."""
+        return BOX_DEMO_STAGES if self.comparison.is_by_boxes else STAGES
+
+    def describe(self) -> dict[str, Any]:
+        """The options of the command."""
+        return {"options": self.options}
+
+    @property
+    def comparison(self) -> Comparison:
+        """The comparison of methods, whose stages are among those of the demo."""
+        settings = self.settings
+        networks = sorted({row.network for row in settings.compare.rows})
+        sources = {name: compare.find_source(settings, name, self.work_dir) for name in networks}
+        return Comparison(self.work_dir, self.title, self.command, settings, sources)
+
+    @property
+    def network(self) -> MaskRecipe:
+        """The network that learns from the masks of the comparison's last method."""
+        method, section = compare.read_methods(self.comparison)[-1], self.settings.compare
+        return open_recipe(
+            self.settings,
+            self.folder("network"),
+            source=self.comparison.classifier_path(""),
+            labeler_options=mask_options(section.rows[-1], method.threshold, section.choose_on),
+        )
+
+
+def open_demo(
     work_dir: str | Path = "work_dirs/demo",
     *,
     task: str = "segmentation",
     quick: bool = False,
     weights: str | None = None,
     from_scratch: bool = False,
-) -> Path:
-    """Make the generated set, train, compare all methods, write masks and the report.
-
-    Where mmsegmentation is installed, a network is trained on the masks as well.
-    For ``"localization"`` it is the set of single animals, scored by their boxes.
+) -> Demo:
+    """Read the settings of a demo; nothing is written.
 
     Args:
-        work_dir: Where everything goes. Its ``data`` and ``run`` folders are made anew.
-        task: Key of :data:`DEMO_CONFIGS`.
-        quick: A tenth of the images and two epochs: shows that everything runs, and says nothing
-            about quality.
+        work_dir: The folder that everything goes into.
+        task: What the demo shows, a key of :data:`DEMO_CONFIGS`.
+        quick: Whether a tenth of the images and two epochs do: this shows that everything runs,
+            and says nothing about quality.
         weights: ImageNet weights of DeiT-Tiny (a path, or ``"timm"``) for a page of photographs.
-        from_scratch: Start from random weights instead of the small pre-trained ones.
-
-    Returns:
-        Path of ``report.html``.
+        from_scratch: Whether training starts from random weights instead of the small shipped ones.
 
     Raises:
-        AdcamError: Another task, or one that has no photographs or no training from scratch.
+        AdcamError: The task is unknown, or has no photographs or no training from scratch.
     """
     if task not in DEMO_CONFIGS:
         raise AdcamError(f"task must be one of {sorted(DEMO_CONFIGS)}, got {task!r}")
-    work_dir = Path(work_dir)
-    cfg = load_config(DEMO_CONFIGS[task])
     if task == "localization" and (weights is not None or from_scratch):
         raise AdcamError("the demo of boxes takes no weights and does not start from scratch")
-    cfg.data.root = str(work_dir / "data")
-    if from_scratch:
-        cfg.merge_from_dict(cfg.from_scratch.to_dict())
-    else:
-        cfg.model.weights = str(Path(adcam.__file__).parent / "assets" / cfg.model.weights)
+    settings: Settings = load_settings(DEMO_CONFIGS[task])
+    changes: dict[str, Any] = {"data.root": str(Path(work_dir) / "data")}
+    if not from_scratch:
+        assets = Path(adcam.__file__).parent / "assets"
+        changes["model.weights"] = str(assets / str(settings.model.weights))
     if quick:
-        for count in ("num_train", "num_val", "num_test"):
-            if count in cfg.demo:
-                cfg.demo[count] //= 10
-        cfg.train.epochs = 2
+        counts = {k: v for k, v in asdict(settings.demo).items() if k.startswith("num_") and v}
+        changes |= {f"demo.{name}": count // 10 for name, count in counts.items()}
+        changes["train.epochs"] = 2
         if task == "segmentation":
-            cfg.recipe.network.options = {"train.max_iters": 10}
-    for made in ("data", "run"):
-        shutil.rmtree(work_dir / made, ignore_errors=True)
-    if task == "localization":
-        make_shape_boxes(cfg.data.root, **cfg.demo.to_dict())
-        _, report = run_box_experiment(
-            cfg,
-            work_dir / "run",
-            title="adcam demo: boxes from image labels",
-            command=["adcam", "demo", "--task", task, *(["--quick"] if quick else [])],
-        )
-        Console().print(f"Report: {report}", soft_wrap=True)
-        return report
-    make_shapes(cfg.data.root, **cfg.demo.to_dict())
-    flags = [flag for flag, on in (("--quick", quick), ("--from-scratch", from_scratch)) if on]
-    experiment = run_experiment(
-        cfg,
-        work_dir / "run",
-        title="adcam demo: masks from image labels",
-        command=["adcam", "demo", *flags],
-        more={
-            "train a network on the masks": partial(
-                make_network_section, cfg=cfg, work_dir=work_dir / "run"
-            ),
-            "label photographs": lambda results: make_photo_section(weights),
-        },
+            changes["recipe.network.options"] = {"train.max_iters": 10}
+    if from_scratch:
+        settings = settings.with_changes(dict(settings.from_scratch or {}))
+    options = {"task": task, "quick": quick, "weights": weights, "from_scratch": from_scratch}
+    words = ["--task localization"] if task == "localization" else []
+    words += ["--quick"] if quick else []
+    words += ["--from-scratch"] if from_scratch else []
+    made = "boxes" if task == "localization" else "masks"
+    return Demo(
+        Path(work_dir),
+        f"adcam demo: {made} from image labels",
+        " ".join(["adcam demo", *words]),
+        settings.with_changes(changes),
+        options,
     )
-    print_results(experiment.results, cfg.compare.choose_on, cfg.compare.report_on)
-    Console().print(f"Report: {experiment.report}", soft_wrap=True)
-    return experiment.report
 
 
-def make_network_section(
-    results: Sequence[MethodResult], *, cfg: Config, work_dir: Path
-) -> Section:
-    """A network that learns from the masks of the best method, or how to get there.
+def load_demo(work_dir: str | Path) -> Demo:
+    """The demo that filled a folder, to make its report again.
 
-    Args:
-        results: Of the comparison; its last row makes the masks, at its threshold.
-        cfg: The demo's config.
-        work_dir: Where the comparison left its classifier; everything goes into ``network``.
+    Raises:
+        AdcamError: The folder holds no demo.
     """
-    if (reason := why_not_importable("mmseg.models")) is not None:
-        hint = (
-            "A segmentation network that learns from these masks needs mmsegmentation, which is "
-            f"{reason}. Then `adcam demo` trains one too."
+    values = read_recipe(work_dir)
+    try:
+        return open_demo(work_dir, **values["options"])
+    except (KeyError, TypeError) as error:
+        raise AdcamError(f"{work_dir}: not a demo of `adcam demo` ({error})") from error
+
+
+def make_report(demo: Demo) -> Path:
+    """Write ``report/report.html`` from what the stages left; no network runs.
+
+    Raises:
+        AdcamError: There are no scores yet.
+    """
+    title, command = demo.title, demo.command
+    parts: dict[str, Any] = {"stages": demo.finished(), "stale": find_stale(demo)}
+    if demo.comparison.is_by_boxes:
+        boxes = replace(compare.read_box_results(demo.comparison), **parts)
+        report = build_box_report(boxes, title=title, command=command)
+    else:
+        masks = replace(compare.read_results(demo.comparison), **parts)
+        sections = [make_network_section(demo), make_photo_section(demo)]
+        report = build_comparison_report(
+            masks, title=title, command=command, extra_sections=sections
         )
+    return write_report(report, demo.folder("report"))
+
+
+def make_network_section(demo: Demo) -> Section:
+    """What the network scored that learned from the masks, or how to get there."""
+    hint: str | None = "The stage `network` was left out."
+    if demo.is_done("network"):
+        hint = demo.outputs("network").get("hint")
+    if hint is not None:
         return Section("A network that learns from the masks", [Text([hint])])
-    row, threshold = results[-1].spec, results[-1].threshold
-    cfg = copy.deepcopy(cfg)
-    cfg.cam = {"method": row.method, "method_options": dict(row.options), **asdict(row.views)}
-    cfg.mask = {"rule": f"constant:{threshold}", "chosen_on": cfg.compare.choose_on}
-    if row.crf != "none":
-        cfg.mask.update(crf="lattice", crf_params=row.crf)
-    cfg.recipe.classifier = str(work_dir / CLASSIFIER_NAME)
-    recipe = open_recipe(cfg, work_dir / "network")
-    run_recipe(recipe, skip=["report"])
-    return build_lesson_section(read_teaching(recipe))
+    return build_network_section(read_results(demo.network))
 
 
-def make_photo_section(weights: str | None, model: str = PHOTO_MODEL) -> Section:
-    """Photographs labelled by an ImageNet ViT without any training, or how to get there.
-
-    Args:
-        weights: A path or ``"timm"``; ``None`` gives one line of instructions.
-        model: timm name of the ViT.
-    """
+def make_photo_section(demo: Demo) -> Section:
+    """Photographs that were labelled without any training, or how to get there."""
     title = "Real photographs, no training"
-    if weights is None:
+    if not demo.is_done("photographs") or demo.options["weights"] is None:
         hint = (
             "Photographs need ImageNet weights of DeiT-Tiny: run `adcam demo --weights timm` where "
             "the model hub can be reached, or `adcam demo --weights FILE` with the file of "
-            f"{model} (safetensors or pth)."
+            f"{PHOTO_MODEL} (safetensors or pth)."
         )
         return Section(title, [Text([hint])])
+    rows = load_pictures(demo.folder("photographs"))
+    text = f"{PHOTO_MODEL} with its own ImageNet head; the class is given, nothing is trained."
+    return Section(title, [PictureGrid(rows, text)])
+
+
+def label_photos(weights: str, model: str = PHOTO_MODEL) -> list[PictureRow]:
+    """Label photographs with an ImageNet ViT without any training.
+
+    Args:
+        weights: A path or ``"timm"``.
+        model: The timm name of the ViT.
+    """
     rows = []
     for picture, class_name in PHOTOS:
         img = getattr(skimage.data, picture)()
@@ -181,15 +222,130 @@ def make_photo_section(weights: str | None, model: str = PHOTO_MODEL) -> Section
             label = labeler(img, labels=[shown])
             score_maps[name] = label.maps[shown]
             masks = {"AD-CAM + CRF": label.mask}
+        palette = labeler.class_set.palette
         rows.append(
             picture_row(
                 picture,
                 img,
                 score_maps=score_maps,
-                palette=labeler.class_set.palette,
+                palette=palette,
                 labels=[shown],
                 masks=masks,
             )
         )
-    caption = f"{model} with its own ImageNet head; the class is given, nothing is trained."
-    return Section(title, [PictureGrid(rows, caption)])
+    return rows
+
+
+def _describe_data(demo: Demo) -> dict[str, Any]:
+    return {"generator": GENERATOR_VERSION, "set": asdict(demo.settings.demo)}
+
+
+def _data_files(demo: Demo) -> list[str]:
+    if demo.comparison.is_by_boxes:
+        return ["meta.json", "metadata", "masks", "train", "val", "test"]
+    return ["meta.json", "labels.csv", "ImageSets", "JPEGImages", "SegmentationClass"]
+
+
+def _run_data(demo: Demo, folder: Path) -> dict[str, Any]:
+    counts = {key: value for key, value in asdict(demo.settings.demo).items() if value is not None}
+    make = make_shape_boxes if demo.comparison.is_by_boxes else make_shapes
+    make(folder, **counts)
+    return {}
+
+
+def _describe_network(demo: Demo) -> dict[str, Any]:
+    if (hint := _network_hint()) is not None:
+        return {"hint": hint}
+    section = demo.settings.to_dict()["recipe"]
+    return {
+        "classifier": demo.outputs("train")["classifiers"][""]["classifier"],
+        "compare": demo.outputs("compare")["files"],
+        "data": demo.outputs("data")["files"],
+        "recipe": hash_files_in(section),
+    }
+
+
+def _network_files(demo: Demo) -> list[str]:
+    if _network_hint() is not None:
+        return []
+    network = demo.network
+    return [
+        f"{stage.name}/{name}"
+        for stage in network.stages
+        if stage.name != "report"
+        for name in stage.files(network)
+    ]
+
+
+def _run_network(demo: Demo, folder: Path) -> dict[str, Any]:
+    if (hint := _network_hint()) is not None:
+        return {"hint": hint}
+    run_stages(demo.network, skip=["report"], is_part=True)
+    return {}
+
+
+def _network_hint() -> str | None:
+    """How to get a network where mmsegmentation is absent."""
+    if (reason := why_not_importable("mmseg.models")) is None:
+        return None
+    return (
+        "A segmentation network that learns from these masks needs mmsegmentation, which is "
+        f"{reason}. Then `adcam demo` trains one too."
+    )
+
+
+def _describe_photographs(demo: Demo) -> dict[str, Any]:
+    values = {"weights": demo.options["weights"], "model": PHOTO_MODEL}
+    return {**hash_files_in(values), "photos": PHOTOS, "methods": PHOTO_METHODS}
+
+
+def _run_photographs(demo: Demo, folder: Path) -> dict[str, Any]:
+    if (weights := demo.options["weights"]) is not None:
+        save_pictures(folder, label_photos(weights))
+    return {}
+
+
+def _comparison(demo: Demo) -> Comparison:
+    return demo.comparison
+
+
+DATA: Stage[Demo] = Stage(
+    "data",
+    "draw the pictures",
+    needs=(),
+    describe=_describe_data,
+    files=_data_files,
+    run=_run_data,
+)
+STAGES: tuple[Stage[Demo], ...] = (
+    DATA,
+    compare.TRAIN.within(_comparison, needs=("data",)),
+    compare.COMPARE.within(_comparison, needs=("data", "train")),
+    Stage(
+        "network",
+        "train a network on the masks",
+        needs=("data", "train", "compare"),
+        describe=_describe_network,
+        files=_network_files,
+        run=_run_network,
+        repairs=("train", "generate", "evaluate", "segment", "test"),
+    ),
+    Stage(
+        "photographs",
+        "label photographs",
+        needs=(),
+        describe=_describe_photographs,
+        files=lambda demo: [] if demo.options["weights"] is None else [PICTURES_DIR],
+        run=_run_photographs,
+    ),
+    report_stage(make_report, needs=("train", "compare")),
+)
+"""The stages of the demo of masks in the order in which they run."""
+
+BOX_DEMO_STAGES: tuple[Stage[Demo], ...] = (
+    DATA,
+    compare.TRAIN.within(_comparison, needs=("data",)),
+    compare.COMPARE_BOXES.within(_comparison, needs=("data", "train")),
+    report_stage(make_report, needs=("train", "compare")),
+)
+"""The stages of the demo of boxes in the order in which they run."""

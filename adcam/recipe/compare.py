@@ -1,252 +1,428 @@
-"""Comparisons of a config: train what is missing, then score its methods side by side."""
+"""``adcam compare``: train what is missing, score methods by masks or boxes, report."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from mmengine.config import Config
 
 from adcam.data.dataset import ImageDataset
-from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
-from adcam.evaluation.compare import MethodComparison, compare_methods, format_csv
-from adcam.evaluation.compare_boxes import BoxComparison, compare_boxes, format_box_csv
-from adcam.evaluation.loop import LoopOptions, Progress, default_workers
-from adcam.files import write_json, write_text
-from adcam.labeling.labeler import DTYPES
+from adcam.evaluation.compare import compare_methods, format_csv
+from adcam.evaluation.compare_boxes import compare_boxes, format_box_csv
+from adcam.evaluation.loop import EvaluationTimes, LoopOptions, default_workers
+from adcam.files import hash_values, write_json, write_text
+from adcam.labeling.output_folder import CONFIG_NAME, MASK_DIR
+from adcam.masks.background import BackgroundRule
 from adcam.models.classifier_file import ClassifierFile, load_classifier
-from adcam.settings import MethodSpec, Settings, load_config
-from adcam.training.classifier import CLASSIFIER_NAME, train_classifier
+from adcam.progress import track
+from adcam.recipe.box_report import (
+    BoxResults,
+    build_box_report,
+    draw_boxes_found,
+    pick_box_images,
+)
+from adcam.recipe.classifiers import (
+    Source,
+    describe_classifier,
+    find_classifier,
+    make_classifier,
+)
+from adcam.recipe.comparison_report import (
+    ComparisonResults,
+    build_comparison_report,
+    draw_comparison,
+    pick_images,
+)
+from adcam.recipe.inputs import describe_images, hash_files_in, open_split
+from adcam.recipe.network_report import as_text
+from adcam.recipe.pictures import PICTURES_DIR, load_pictures, save_pictures
+from adcam.recipe.scores import (
+    BoxScores,
+    MethodScores,
+    describe_scores,
+    load_scores,
+    none_for_nan,
+)
+from adcam.recipe.stages import Recipe, Stage, Values, find_stale, read_recipe, report_stage
+from adcam.report.render import write_report
+from adcam.settings import MethodSpec, NetworkEntry, Settings, load_settings
+from adcam.training.classifier import CLASSIFIER_NAME
 
-COMPARISON_NAME = "compare.json"
-
-
-def read_rows(cfg: Config) -> list[MethodSpec]:
-    """The methods that a config compares.
-
-    Raises:
-        AdcamError: If a row has an unknown or missing key, or two share a name.
-    """
-    values = {name: cfg.to_dict()[name] for name in ("task", "compare") if name in cfg}
-    return list(Settings(values).compare.rows)
-
-
-@dataclass(frozen=True, eq=False)
-class MaskComparison:
-    """A comparison of methods of segmentation, with what it was made from.
-
-    Attributes:
-        found: The scores and all that a report needs.
-        images: All images of the reporting split.
-        classifier: The classifier.
-        checkpoint: The file of the classifier.
-    """
-
-    found: MethodComparison
-    images: ImageDataset
-    classifier: ClassifierFile
-    checkpoint: Path
-
-
-def run_compare(
-    cfg: Config,
-    work_dir: str | Path,
-    *,
-    progress: Progress | None = None,
-    with_masks: bool = False,
-) -> MaskComparison:
-    """Train if ``work_dir`` has no classifier, then score the config's ``compare.rows``.
-
-    Writes ``compare.csv`` into ``work_dir``.
-
-    Args:
-        cfg: A training config with a ``compare`` section: ``rows``, the splits ``choose_on`` and
-            ``report_on``, and ``choose_stride``/``report_stride`` to use every n-th image.
-        work_dir: The folder of the classifier and of the results.
-        progress: A function that wraps the loop over images and shows how far it is.
-        with_masks: Whether to write ``masks_<split>/`` too, the masks of the last method on all
-            images of ``report_on``, and to keep its pictures.
-
-    Raises:
-        AdcamError: If the config has no ``compare`` section, or something in it is wrong.
-    """
-    work_dir = Path(work_dir)
-    dtype = _read_dtype(cfg)
-    checkpoint = find_classifier(cfg, work_dir)
-    classifier = load_classifier(checkpoint)
-    images = build_dataset(cfg.data, cfg.compare.report_on)
-    stride = cfg.compare.get("report_stride", 1)
-    found = compare_methods(
-        {"": classifier},
-        read_rows(cfg),
-        build_dataset(cfg.data, cfg.compare.choose_on)[:: cfg.compare.get("choose_stride", 1)],
-        images if with_masks else images[::stride],
-        options=LoopOptions(dtype=dtype, workers=default_workers(), progress=progress),
-        report_stride=stride if with_masks else 1,
-        masks_dir=work_dir / f"masks_{images.split}" if with_masks else None,
-        keep_pictures=with_masks,
-    )
-    write_text(work_dir / "compare.csv", format_csv(found.results, images.class_set))
-    return MaskComparison(found, images, classifier, checkpoint)
+TABLE_NAME = "compare.csv"
+RESULTS_NAME = "compare.json"
+SCORES_NAME = "scores.json"
+SCORE_MAPS_DIR = "score_maps"
 
 
-def _read_dtype(cfg: Config) -> torch.dtype:
-    name = cfg.compare.get("dtype", "float32")
-    if name not in DTYPES:
-        raise AdcamError(f"compare.dtype must be one of {DTYPES}, got {name!r}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def find_classifier(cfg: Config, work_dir: Path) -> Path:
-    """The classifier that is compared: ``compare.checkpoint``, or that of ``work_dir``.
-
-    It is trained if ``work_dir`` has none.
-
-    Raises:
-        AdcamError: If the config has no ``compare`` section.
-    """
-    check_compare(cfg)
-    if "checkpoint" in cfg.compare:
-        return Path(cfg.compare.checkpoint)
-    path = work_dir / CLASSIFIER_NAME
-    return path if path.is_file() else train_classifier(Settings(cfg.to_dict()), work_dir)
-
-
-def check_compare(cfg: Config) -> None:
-    """Refuse a config that compares nothing.
-
-    Raises:
-        AdcamError: If it has no ``compare`` section.
-    """
-    if "compare" not in cfg:
-        raise AdcamError("the config has no section 'compare'; configs/voc_animals has examples")
-
-
-@dataclass(frozen=True, eq=False)
-class BoxesComparison:
-    """A comparison by boxes, with what it was made from.
+@dataclass(frozen=True)
+class Comparison(Recipe):
+    """Methods side by side.
 
     Attributes:
-        found: The scores and all that a report needs.
-        images: The images that were reported on.
-        checkpoints: The files of the networks by name.
+        settings: The settings of the classifier, and the section ``compare``.
+        sources: Where the classifier of each network that the methods name comes from.
+        table_only: Whether no masks are made and no maps are kept for a report.
     """
 
-    found: BoxComparison
-    images: ImageDataset
-    checkpoints: Mapping[str, Path]
+    kind: ClassVar[str] = "compare"
+
+    settings: Settings
+    sources: Mapping[str, Source]
+    table_only: bool = False
+
+    @property
+    def stages(self) -> Sequence[Stage[Comparison]]:
+        """Training, comparison, report."""
+        return BOX_STAGES if self.is_by_boxes else STAGES
+
+    @property
+    def is_by_boxes(self) -> bool:
+        """Whether methods are scored by their boxes, not by their masks."""
+        return self.settings.task == "localization"
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, and where they were read from, since they may name files beside it."""
+        return {
+            "settings": self.settings.to_dict(),
+            "filename": self.settings.filename,
+            "table_only": self.table_only,
+        }
+
+    def choose_set(self) -> ImageDataset:
+        """The images that thresholds are chosen on."""
+        compare = self.settings.compare
+        return open_split(self.settings, compare.choose_on)[:: compare.choose_stride]
+
+    def report_set(self) -> ImageDataset:
+        """The images that scores are reported on."""
+        compare = self.settings.compare
+        return open_split(self.settings, compare.report_on)[:: compare.report_stride]
+
+    def masked_set(self) -> ImageDataset:
+        """The images that the last method makes masks of: all of the reported split."""
+        return open_split(self.settings, self.settings.compare.report_on)
+
+    def classifier_path(self, network: str) -> Path:
+        """The file of the classifier of a network."""
+        return find_classifier(self.sources[network], self.folder("train") / network)
+
+    def load_classifiers(self) -> dict[str, ClassifierFile]:
+        """The classifiers by the name of their network."""
+        return {name: load_classifier(self.classifier_path(name)) for name in self.sources}
 
 
-def run_compare_boxes(
-    cfg: Config,
+def open_comparison(
+    settings: Settings,
     work_dir: str | Path,
     *,
-    progress: Progress | None = None,
-    keep_pictures: bool = False,
-) -> BoxesComparison:
-    """Train what is not there yet, then score the config's ``compare.rows`` by boxes.
-
-    Writes ``compare.csv`` and ``compare.json`` into ``work_dir``, and with
-    ``compare.score_maps`` every map into ``work_dir/score_maps``.
+    title: str = "adcam compare",
+    command: str = "",
+    table_only: bool = False,
+) -> Comparison:
+    """Read and check a comparison; nothing is written.
 
     Args:
-        cfg: A config with ``task="localization"``, ``data`` and ``compare``: ``rows``
-            (:class:`MethodSpec`), the splits ``choose_on`` and ``report_on``, ``networks`` (see
-            :func:`find_networks`), ``threshold``, ``dtype``, ``score_maps``, ``choose_stride`` and
-            ``report_stride`` to use every n-th image.
-        work_dir: The folder of the results.
-        progress: A function that wraps the loop over images and shows how far it is.
-        keep_pictures: Whether to keep the images with all maps for a report.
+        settings: Settings with the section ``compare``.
+        work_dir: The folder that everything goes into. A ``classifier.safetensors`` in it, as
+            ``adcam train`` leaves it, is taken in place of a new training.
+        title: The title of the report.
+        command: The command line that makes everything again, for the report.
+        table_only: Whether no masks are made and no maps are kept for a report.
 
     Raises:
-        AdcamError: If the config has no ``compare`` section, or something in it is wrong.
+        AdcamError: The section is missing, names something unknown, or files are missing.
     """
     work_dir = Path(work_dir)
-    check_compare(cfg)
-    section = cfg.compare
-    dtype = _read_dtype(cfg)
-    rows = read_rows(cfg)
-    choose_set = build_dataset(cfg.data, section.choose_on)[:: section.get("choose_stride", 1)]
-    report_set = build_dataset(cfg.data, section.report_on)[:: section.get("report_stride", 1)]
-    checkpoints = find_networks(cfg, work_dir)
-    found = compare_boxes(
-        {name: load_classifier(path) for name, path in checkpoints.items()},
-        rows,
-        choose_set,
-        report_set,
-        threshold=section.get("threshold"),
-        options=LoopOptions(dtype=dtype, workers=default_workers(), progress=progress),
-        score_map_dir=work_dir / "score_maps" if section.get("score_maps", False) else None,
-        image_root=Path(cfg.data.root).expanduser(),
-        keep_pictures=keep_pictures,
-    )
-    write_text(work_dir / "compare.csv", format_box_csv(found.results, report_set))
-    write_json(
-        work_dir / COMPARISON_NAME,
-        {
-            "task": "localization",
-            "config": cfg.to_dict(),
-            "split": report_set.split,
-            "num_images": len(report_set),
-            "rows": [result.to_dict() for result in found.results],
-        },
-    )
-    return BoxesComparison(found, report_set, checkpoints)
+    names = sorted({row.network for row in settings.compare.rows if row.method})
+    sources = {name: find_source(settings, name, work_dir) for name in names}
+    comparison = Comparison(work_dir, title, command, settings, sources, table_only)
+    for images in (comparison.choose_set(), comparison.report_set()):
+        images.check_files(masks=not comparison.is_by_boxes)
+    return comparison
 
 
-def find_networks(cfg: Config, work_dir: str | Path) -> dict[str, Path]:
-    """The classifier files that rows need, trained into ``work_dir/<name>`` where they are not.
-
-    An entry of ``compare.networks`` is a classifier file (``.safetensors``), a config to train
-    (``.py``, relative to the folder of ``cfg``), or ``dict(config=…, options={"train.seed": 1})``:
-    such a config, or without ``config`` this one, with changes. ``""`` is the config itself.
+def load_comparison(work_dir: str | Path) -> Comparison:
+    """The comparison that filled a folder, to make its report again.
 
     Raises:
-        AdcamError: The config compares nothing, a row is wrong or names another network, or an
-            entry is none of these.
+        AdcamError: The folder holds no comparison of ``adcam compare``.
     """
-    check_compare(cfg)
-    work_dir = Path(work_dir)
-    names = {row.network for row in read_rows(cfg) if row.method}
-    entries = dict(cfg.compare.get("networks", {}))
-    if unknown := sorted(names - {"", *entries}):
-        raise AdcamError(f"compare.networks has no {unknown}; there are {sorted(entries)}")
-    found = {}
-    for name in sorted(names):
-        if name == "":
-            found[name] = find_classifier(cfg, work_dir)
-            continue
-        entry = entries[name]
-        if isinstance(entry, str) and entry.endswith(".safetensors"):
-            found[name] = Path(entry).expanduser()
-            continue
-        path = work_dir / name / CLASSIFIER_NAME
-        if not path.is_file():
-            path = train_classifier(
-                Settings(_training_config(cfg, name, entry).to_dict()), path.parent
-            )
-        found[name] = path
-    return found
-
-
-def _training_config(cfg: Config, name: str, entry: Any) -> Config:
-    if isinstance(entry, str):
-        entry = {"config": entry}
-    if not isinstance(entry, Mapping) or entry.keys() - {"config", "options"}:
-        raise AdcamError(
-            f"compare.networks.{name} must be a .safetensors file, a .py config or "
-            f"dict(config=…, options=…), got {entry!r}"
+    values = read_recipe(work_dir)
+    try:
+        settings = Settings(values["settings"], values["filename"])
+        return open_comparison(
+            settings,
+            work_dir,
+            title=values["title"],
+            command=values["command"],
+            table_only=values["table_only"],
         )
-    changes = dict(entry.get("options", {}))
-    if "config" not in entry:
-        changed = copy.deepcopy(cfg)
-        changed.merge_from_dict(changes)
-        return changed
-    folder = Path(cfg.filename).parent if cfg.filename else Path()
-    return load_config(folder / entry["config"], changes)
+    except (KeyError, TypeError) as error:
+        raise AdcamError(f"{work_dir}: not a comparison of `adcam compare` ({error})") from error
+
+
+def make_report(comparison: Comparison) -> Path:
+    """Write ``report/report.html`` from what the stages left; no network runs.
+
+    Raises:
+        AdcamError: There are no scores yet, or no masks since only the table was asked for.
+    """
+    title, command = comparison.title, comparison.command
+    if comparison.is_by_boxes:
+        report = build_box_report(read_box_results(comparison), title=title, command=command)
+    else:
+        report = build_comparison_report(read_results(comparison), title=title, command=command)
+    return write_report(report, comparison.folder("report"))
+
+
+def read_methods(comparison: Comparison) -> list[MethodScores]:
+    """The scores of each method on masks."""
+    comparison.outputs("compare")
+    methods = _read_methods(comparison.folder("compare"))
+    return [MethodScores.from_dict(method) for method in methods]
+
+
+def read_box_methods(comparison: Comparison) -> list[BoxScores]:
+    """The scores of each method by boxes."""
+    comparison.outputs("compare")
+    methods = _read_methods(comparison.folder("compare"))
+    return [BoxScores.from_dict(method) for method in methods]
+
+
+def read_results(comparison: Comparison) -> ComparisonResults:
+    """What the finished stages say about methods that are scored on masks.
+
+    Raises:
+        AdcamError: There are no scores yet, or no masks.
+    """
+    settings, folder = comparison.settings, comparison.folder("compare")
+    methods, images = read_methods(comparison), comparison.masked_set()
+    stages = comparison.finished()
+    trained = stages["train"]["outputs"]["classifiers"][settings.compare.rows[-1].network]
+    return ComparisonResults(
+        methods=methods,
+        masks=load_scores(folder / SCORES_NAME),
+        mask_name=methods[-1].name,
+        class_set=images.class_set,
+        pictures=load_pictures(folder),
+        choose_split=settings.compare.choose_on,
+        stages=stages,
+        subtitle=f"{images.class_set.name}: {len(images)} images of {images.split}; "
+        f"{settings.model.backbone}, classifier mAP {trained['val_map']:.1f}",
+        seeds={"classifier": settings.train.seed},
+        configs={"comparison": as_text(settings.to_dict())},
+        stale=find_stale(comparison),
+    )
+
+
+def read_box_results(comparison: Comparison) -> BoxResults:
+    """What the finished stages say about methods that are scored by their boxes.
+
+    Raises:
+        AdcamError: There are no scores yet.
+    """
+    return BoxResults(
+        methods=read_box_methods(comparison),
+        images=comparison.report_set(),
+        pictures=load_pictures(comparison.folder("compare")),
+        stages=comparison.finished(),
+        configs={"comparison": as_text(comparison.settings.to_dict())},
+        stale=find_stale(comparison),
+    )
+
+
+def _describe_train(comparison: Comparison) -> dict[str, Any]:
+    sources = comparison.sources
+    return {"classifiers": {name: describe_classifier(s) for name, s in sources.items()}}
+
+
+def _train_files(comparison: Comparison) -> list[str]:
+    trained = [name for name, source in comparison.sources.items() if not isinstance(source, Path)]
+    return [(Path(name) / CLASSIFIER_NAME).as_posix() for name in trained]
+
+
+def _run_train(comparison: Comparison, folder: Path) -> dict[str, Any]:
+    sources = comparison.sources
+    return {"classifiers": {n: make_classifier(s, folder / n) for n, s in sources.items()}}
+
+
+def _describe_compare(comparison: Comparison) -> dict[str, Any]:
+    section = comparison.settings.to_dict()["compare"]
+    trained = comparison.outputs("train")["classifiers"]
+    masks = not comparison.is_by_boxes
+    return {
+        "classifiers": {name: trained[name]["classifier"] for name in comparison.sources},
+        "compare": hash_files_in(
+            {k: v for k, v in section.items() if k not in ("networks", "checkpoint")}
+        ),
+        "stored_maps": {
+            row.name: _describe_folder(Path(row.score_maps).expanduser())
+            for row in comparison.settings.compare.rows
+            if row.score_maps
+        },
+        "choose": describe_images(comparison.choose_set(), masks=masks),
+        "report": describe_images(comparison.report_set(), masks=masks),
+        "table_only": comparison.table_only,
+    }
+
+
+def _compare_files(comparison: Comparison) -> list[str]:
+    files = [TABLE_NAME, RESULTS_NAME]
+    if comparison.is_by_boxes:
+        kept = [SCORE_MAPS_DIR] if comparison.settings.compare.score_maps else []
+        return [*files, *kept, *([] if comparison.table_only else [PICTURES_DIR])]
+    if comparison.table_only:
+        return files
+    return [*files, CONFIG_NAME, MASK_DIR, SCORES_NAME, PICTURES_DIR]
+
+
+def _run_compare(comparison: Comparison, folder: Path) -> dict[str, Any]:
+    compare, table_only = comparison.settings.compare, comparison.table_only
+    images = comparison.report_set() if table_only else comparison.masked_set()
+    found = compare_methods(
+        comparison.load_classifiers(),
+        compare.rows,
+        comparison.choose_set(),
+        images,
+        options=_loop_options(comparison),
+        report_stride=1 if table_only else compare.report_stride,
+        masks_dir=None if table_only else folder,
+        keep_pictures=not table_only,
+    )
+    write_text(folder / TABLE_NAME, format_csv(found.results, images.class_set))
+    methods = [MethodScores.from_result(result).to_dict() for result in found.results]
+    write_json(folder / RESULTS_NAME, {"split": images.split, "methods": methods})
+    if not table_only:
+        write_json(folder / SCORES_NAME, describe_scores(images, found.masks))
+        shown = pick_images(load_scores(folder / SCORES_NAME))
+        save_pictures(folder, draw_comparison(found, images, shown))
+    return {"images": len(images), "times": _describe_times(found.times)}
+
+
+def _run_compare_boxes(comparison: Comparison, folder: Path) -> dict[str, Any]:
+    compare, images = comparison.settings.compare, comparison.report_set()
+    found = compare_boxes(
+        comparison.load_classifiers(),
+        compare.rows,
+        comparison.choose_set(),
+        images,
+        threshold=compare.threshold,
+        options=_loop_options(comparison),
+        score_map_dir=folder / SCORE_MAPS_DIR if compare.score_maps else None,
+        image_root=Path(comparison.settings.data.root).expanduser(),
+        keep_pictures=not comparison.table_only,
+    )
+    write_text(folder / TABLE_NAME, format_box_csv(found.results, images))
+    methods = [
+        {**none_for_nan(result.to_dict()), "ious": {o.img_id: o.iou for o in result.outcomes}}
+        for result in found.results
+    ]
+    write_json(folder / RESULTS_NAME, {"split": images.split, "methods": methods})
+    if not comparison.table_only:
+        shown = pick_box_images(BoxScores.from_dict(_read_methods(folder)[-1]))
+        save_pictures(folder, draw_boxes_found(found, images, shown))
+    return {"images": len(images), "times": _describe_times(found.times)}
+
+
+def _loop_options(comparison: Comparison) -> LoopOptions:
+    dtype = getattr(torch, comparison.settings.compare.dtype)
+    return LoopOptions(dtype=dtype, workers=default_workers(), progress=track)
+
+
+def _describe_times(times: Mapping[str, EvaluationTimes]) -> dict[str, Any]:
+    return {
+        split: {
+            "seconds": {step: round(spent, 1) for step, spent in part.seconds.items()},
+            "total": round(part.total, 1),
+            "num_processes": part.num_processes,
+        }
+        for split, part in times.items()
+    }
+
+
+def mask_options(spec: MethodSpec, threshold: float, chosen_on: str) -> dict[str, Any]:
+    """What makes the masks of a compared method, as keyword arguments of a labeler.
+
+    Args:
+        spec: The method.
+        threshold: Its background threshold.
+        chosen_on: The split that the threshold was chosen on.
+    """
+    return {
+        "method": spec.method,
+        "method_options": dict(spec.options),
+        "views": spec.views,
+        "rule": BackgroundRule("constant", threshold, chosen_on),
+        "crf": "none" if spec.crf == "none" else "lattice",
+        "crf_params": "toco" if spec.crf == "none" else spec.crf,
+    }
+
+
+TRAIN: Stage[Comparison] = Stage(
+    "train",
+    "train the classifier",
+    needs=(),
+    describe=_describe_train,
+    files=_train_files,
+    run=_run_train,
+)
+COMPARE: Stage[Comparison] = Stage(
+    "compare",
+    "compare the methods",
+    needs=("train",),
+    describe=_describe_compare,
+    files=_compare_files,
+    run=_run_compare,
+)
+COMPARE_BOXES = replace(COMPARE, run=_run_compare_boxes)
+REPORT = report_stage(make_report, needs=("train", "compare"))
+
+STAGES: tuple[Stage[Comparison], ...] = (TRAIN, COMPARE, REPORT)
+"""The stages of ``adcam compare`` by masks in the order in which they run."""
+
+BOX_STAGES: tuple[Stage[Comparison], ...] = (TRAIN, COMPARE_BOXES, REPORT)
+"""The stages of ``adcam compare`` by boxes in the order in which they run."""
+
+
+def find_source(settings: Settings, name: str, work_dir: Path) -> Source:
+    """Where the classifier of a network comes from; ``""`` is the network of the config itself."""
+    compare = settings.compare
+    if name == "":
+        trained = work_dir / CLASSIFIER_NAME
+        if compare.checkpoint is not None:
+            return Path(compare.checkpoint).expanduser()
+        return trained if trained.is_file() else settings
+    entry = compare.networks[name]
+    if isinstance(entry, NetworkEntry):
+        if entry.config is None:
+            return settings.with_changes(entry.options)
+        path, changes = entry.config, entry.options
+    elif entry.endswith(".safetensors"):
+        return Path(entry).expanduser()
+    else:
+        path, changes = entry, {}
+    folder = Path(settings.filename).parent if settings.filename else Path()
+    return load_settings(folder / path, changes)
+
+
+def _read_methods(folder: Path) -> list[Values]:
+    path = folder / RESULTS_NAME
+    try:
+        methods: list[Values] = json.loads(path.read_text("utf-8"))["methods"]
+        return methods
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AdcamError(f"{path}: no scores of a comparison ({error})") from error
+
+
+def _describe_folder(folder: Path) -> str:
+    """A hash of the names, sizes and times of stored maps, which are too large to be read."""
+    found = [
+        (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*.npy"))
+    ]
+    return hash_values({"files": found})

@@ -1,149 +1,172 @@
-"""From scores and masks to the report: which numbers, which pictures, which words."""
+"""The report of a comparison of methods by masks: which numbers, which pictures, which words."""
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-
-import numpy as np
-import torch
+from dataclasses import dataclass, field
 
 from adcam.data.dataset import ImageDataset
-from adcam.evaluation.compare import MethodComparison, MethodResult
-from adcam.evaluation.loop import EvaluationTimes
-from adcam.metrics.miou import MeanIoUResult
+from adcam.evaluation.compare import MethodComparison
+from adcam.recipe.blocks import (
+    caution,
+    confusion_matrix,
+    describe_ranking,
+    legend,
+    per_class,
+    pick_spread,
+    provenance,
+    stale_caution,
+    time_section,
+)
+from adcam.recipe.scores import MethodScores, Scores
+from adcam.recipe.stages import Values
 from adcam.report.figures import picture_row
 from adcam.report.model import (
     Block,
     Column,
-    Confusion,
     Curves,
     Headline,
-    KeyValues,
-    PerClass,
     PictureGrid,
     PictureRow,
     Report,
     Section,
     Series,
     Table,
-    Text,
-    TimeTable,
-    Timing,
 )
 from adcam.structures import ClassSet
-from adcam.version import __version__
+
+SPREAD = 3
+"""How many of the best, of the middle and of the worst images a report shows."""
+
+
+@dataclass(frozen=True, eq=False)
+class ComparisonResults:
+    """All that a report says about a comparison of methods by masks.
+
+    Attributes:
+        methods: The scores of each method.
+        masks: The scores of the masks that the last method made.
+        mask_name: The name of that method.
+        class_set: The classes.
+        pictures: The images of :func:`pick_images` with maps and masks.
+        choose_split: The split that thresholds were chosen on.
+        stages: The ``stage.json`` of each finished stage, by name.
+        subtitle: Data and model in one line.
+        seeds: The seed of each training.
+        configs: The settings as text, by what they are of.
+        stale: Stages that are not up to date, with the reason.
+    """
+
+    methods: Sequence[MethodScores]
+    masks: Scores
+    mask_name: str
+    class_set: ClassSet
+    pictures: Sequence[PictureRow]
+    choose_split: str
+    stages: Mapping[str, Values]
+    subtitle: str = ""
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    configs: Mapping[str, str] = field(default_factory=dict)
+    stale: Mapping[str, str] = field(default_factory=dict)
+
+
+def pick_images(masks: Scores) -> list[str]:
+    """The ids of the images that a report shows: best, middle and worst by the mIoU of the mask."""
+    return pick_spread(masks.ranking, SPREAD)
+
+
+def draw_comparison(
+    found: MethodComparison, images: ImageDataset, img_ids: Sequence[str]
+) -> list[PictureRow]:
+    """Image, ground truth, the map of each method without a CRF, and the mask with its mIoU.
+
+    Args:
+        found: A comparison that kept its pictures.
+        images: The images that the masks are of.
+        img_ids: The images to draw.
+    """
+    kept = {picture.img_id: picture for picture in found.pictures}
+    classes = images.class_set.classes
+    return [
+        picture_row(
+            picture.img_id,
+            picture.img,
+            score_maps={name: picture.score_map(name) for name in picture.maps},
+            palette=images.class_set.palette,
+            labels=[classes[i] for i in picture.class_ids],
+            gt=picture.gt,
+            masks=picture.masks,
+            values=dict.fromkeys(picture.masks, found.masks.mious[picture.img_id]),
+        )
+        for picture in (kept[img_id] for img_id in img_ids if img_id in kept)
+    ]
 
 
 def build_comparison_report(
-    results: Sequence[MethodResult],
-    masks: MeanIoUResult,
-    images: ImageDataset,
+    results: ComparisonResults,
     *,
     title: str,
-    subtitle: str,
     command: str,
-    choose_split: str,
-    lead_rows: Sequence[PictureRow],
-    more_rows: Sequence[PictureRow],
-    seconds: Mapping[str, float],
-    times: Mapping[str, EvaluationTimes],
-    provenance: Sequence[KeyValues],
     extra_sections: Sequence[Section] = (),
-    mask_name: str = "mask",
-    threshold_note: str = "",
 ) -> Report:
-    """The report of a comparison of methods and of the masks made by the best of them.
+    """The report of a comparison of methods and of the masks that the last one made.
 
     Args:
-        results: Of :func:`adcam.evaluation.compare.compare_methods`.
-        masks: Scores of the masks on disk.
-        images: The split they were scored on.
-        title: Of the page.
-        subtitle: Data and model in one line.
-        command: What makes this report again.
-        choose_split: Split on which thresholds were chosen.
-        lead_rows: Pictures of the first screen.
-        more_rows: Best, median and worst images.
-        seconds: Wall time by stage.
-        times: Where the time of the comparison went.
-        provenance: Versions, settings, hashes.
-        extra_sections: Placed before the class scores.
-        mask_name: What the masks on disk are, e.g. ``"AD-CAM + CRF"``.
-        threshold_note: How the masks' threshold was chosen.
+        results: What the stages left.
+        title: The title of the page.
+        command: The command line that makes everything again.
+        extra_sections: Sections that come before the scores by class.
 
     Returns:
         The report; :func:`adcam.report.render.write_report` writes it.
     """
-    class_set = images.class_set
-    scores = {item.spec.name: item.result.miou for item in results}
-    summary, honest = describe_ranking(scores)
-    legend = [("background", class_set.palette[0])] + [
-        (name, class_set.palette[value])
-        for name, value in zip(class_set.classes, class_set.mask_values, strict=True)
+    methods, class_set = results.methods, results.class_set
+    scores = {method.name: method.miou for method in methods}
+    rows = results.pictures
+    lead: list[Block] = [
+        *stale_caution(results.stale),
+        *_caution_unless_first(scores),
+        scores_table(results, command),
     ]
-    lead: list[Block] = [*honest, comparison_table(results, images.split, choose_split, command)]
-    if lead_rows:
-        lead.append(
-            PictureGrid(lead_rows, "Score maps by method, and the masks.", legend, max_side=320)
-        )
-    swept = [item for item in results if item.curve is not None]
-    curves = [threshold_curves(swept, images.split)] if swept else []
-    sections = [
-        *[Section("Over the whole range of thresholds", [curve]) for curve in curves],
+    if rows:
+        leads = rows[:: max(len(rows) // 4, 1)][:4]
+        text = "Score maps by method, and the masks."
+        lead.append(PictureGrid(leads, text, legend(class_set), max_side=320))
+    sections = []
+    if swept := [method for method in methods if method.curve]:
+        curves = threshold_curves(swept, results.masks.split)
+        sections.append(Section("Over the whole range of thresholds", [curves]))
+    if rows:
+        text = "The best, the middle and the worst images by mIoU of their mask."
+        sections.append(Section("Best, median, worst", [PictureGrid(rows, text)]))
+    iou = {method.name: method.iou_per_class for method in methods}
+    iou[results.mask_name] = results.masks.iou_per_class
+    times = results.stages["compare"]["outputs"].get("times", {})
+    text = "Pixels of the masks; ignored ones are left out."
+    confusion = confusion_matrix(class_set, results.masks.confusion, text)
+    sections += [
         *extra_sections,
-        Section("By class", [per_class_scores(results, masks, mask_name, class_set)]),
-        Section("What is taken for what", [confusion_matrix(masks, class_set)]),
+        Section("By class", [per_class(class_set, iou)]),
+        Section("Confusion matrix", [confusion]),
+        time_section(results.stages, evaluation_times(times)),
     ]
-    if more_rows:
-        caption = "The best, the middle and the worst images by mIoU of their mask."
-        sections.insert(
-            len(curves), Section("Best, median, worst", [PictureGrid(more_rows, caption)])
-        )
-    timings = [Timing(name, value) for name, value in seconds.items()]
-    spent: list[Block] = [TimeTable(timings, describe_machine()), evaluation_times(times)]
-    sections.append(Section("Where the time went", spent))
-    # A CRF is shown beside the maps it starts from, and compared with nothing that has none.
-    unrefined = [item for item in results if item.spec.crf == "none"]
-    plain = {item.spec.name: item.result.miou for item in unrefined} or scores
-    others = [value for name, value in plain.items() if not name.startswith("AD-CAM")]
-    best_name = max(plain, key=lambda name: plain[name])
-    headlines = [
-        Headline(f"{best_name}, {images.split}", plain[best_name], "% mIoU", "maps, threshold"),
-        Headline(f"{mask_name}, {images.split}", masks.miou, "% mIoU", threshold_note),
-    ]
-    if others and best_name.startswith("AD-CAM"):
-        gain = plain[best_name] - max(others)
-        headlines.append(Headline("over the next method", gain, "points"))
     return Report(
         title=title,
-        subtitle=subtitle,
-        summary=[summary],
-        headlines=headlines,
+        subtitle=results.subtitle,
+        summary=[describe_ranking("mIoU", scores)],
+        headlines=_headlines(results),
         lead=lead,
         sections=sections,
-        provenance=provenance,
+        provenance=provenance(
+            results.stages, command=command, seeds=results.seeds, configs=results.configs
+        ),
     )
 
 
-def describe_ranking(scores: Mapping[str, float]) -> tuple[str, list[Text]]:
-    """One sentence on the ranking, and a caution where AD-CAM is not first."""
-    order = sorted(scores, key=lambda name: -scores[name])
-    summary = "mIoU: " + ", ".join(f"{name} {scores[name]:.1f}" for name in order) + "."
-    if order[0].startswith("AD-CAM"):
-        return summary, []
-    text = (
-        f"AD-CAM does not win here: {order[0]} reaches {scores[order[0]]:.1f}. "
-        "docs/results holds the numbers on real photographs."
-    )
-    return summary, [Text([text], tone="caution")]
-
-
-def comparison_table(
-    results: Sequence[MethodResult], split: str, choose_split: str, command: str
-) -> Table:
-    """mIoU by method, with the threshold and where it was chosen."""
+def scores_table(results: ComparisonResults, command: str) -> Table:
+    """The mIoU of each method, with its threshold and where that was chosen."""
+    split, choose_split = results.masks.split, results.choose_split
     return Table(
         columns=[
             Column("method"),
@@ -156,16 +179,15 @@ def comparison_table(
         ],
         rows=[
             [
-                item.spec.name,
-                "/".join(map(str, item.spec.views.scales))
-                + (" flip" if item.spec.views.flip else ""),
-                "–" if item.spec.crf == "none" else item.spec.crf,
-                item.threshold,
-                item.chosen_miou,
-                item.result.miou,
-                item.curve.best_miou if item.curve else None,
+                method.name,
+                "/".join(map(str, method.scales)) + (" flip" if method.flip else ""),
+                "–" if method.crf == "none" else method.crf,
+                method.threshold,
+                method.chosen_miou,
+                method.miou,
+                method.best_miou,
             ]
-            for item in results
+            for method in results.methods
         ],
         caption=(
             f"Mean over classes of the data set's IoU, %; image labels given; one global "
@@ -175,13 +197,32 @@ def comparison_table(
     )
 
 
-def evaluation_times(times: Mapping[str, EvaluationTimes]) -> Table:
-    """Seconds of each step of the comparison, on both splits together."""
+def threshold_curves(methods: Sequence[MethodScores], split: str) -> Curves:
+    """The mIoU over the background threshold, with a dot at the chosen one."""
+    series = [
+        Series(method.name, method.thresholds, method.curve, (method.threshold, method.miou))
+        for method in methods
+    ]
+    return Curves(
+        series,
+        "background threshold",
+        f"mIoU on {split}, %",
+        "Dots: the threshold chosen on the other split.",
+        emphasis=next((item.name for item in series if item.name.startswith("AD-CAM")), ""),
+    )
+
+
+def evaluation_times(times: Mapping[str, Values]) -> list[Block]:
+    """The seconds of each step of the comparison, on both splits together.
+
+    Args:
+        times: What the stage ``compare`` recorded about each split.
+    """
     seconds: Counter[str] = Counter()
     for part in times.values():
-        seconds.update(part.seconds)
-    total = sum(part.total * part.num_processes for part in times.values())
-    return Table(
+        seconds.update(part["seconds"])
+    total = sum(part["total"] * part["num_processes"] for part in times.values())
+    table = Table(
         columns=[
             Column("step"),
             Column("seconds", digits=1, hint="summed over threads and processes"),
@@ -191,90 +232,31 @@ def evaluation_times(times: Mapping[str, EvaluationTimes]) -> Table:
         caption="Each image is read once and each network sees it once for each set of views; "
         "all methods share these passes.",
     )
+    return [table] if seconds else []
 
 
-def threshold_curves(results: Sequence[MethodResult], split: str) -> Curves:
-    """mIoU over the background threshold, the chosen one marked."""
-    series = []
-    for item in results:
-        if item.curve is None:
-            continue
-        chosen = (item.threshold, item.result.miou)
-        series.append(Series(item.spec.name, item.curve.thresholds, item.curve.miou, chosen))
-    names = [entry.name for entry in series]
-    return Curves(
-        series,
-        "background threshold",
-        f"mIoU on {split}, %",
-        "Dots: the threshold chosen on the other split.",
-        emphasis=next((name for name in names if name.startswith("AD-CAM")), ""),
+def _caution_unless_first(scores: Mapping[str, float]) -> Sequence[Block]:
+    first = max(scores, key=lambda name: scores[name])
+    if first.startswith("AD-CAM"):
+        return []
+    return caution(
+        f"AD-CAM does not win here: {first} reaches {scores[first]:.1f}. "
+        "docs/results holds the numbers on real photographs."
     )
 
 
-def per_class_scores(
-    results: Sequence[MethodResult], masks: MeanIoUResult, mask_name: str, class_set: ClassSet
-) -> PerClass:
-    """IoU of every class for every method and for the masks."""
-    values = (0, *class_set.mask_values)
-    by_method = {
-        item.spec.name: [item.result.iou_per_class[value] for value in values] for item in results
-    }
-    by_method[mask_name] = [masks.iou_per_class[value] for value in values]
-    return PerClass([class_set.name_of_value(value) for value in values], by_method)
-
-
-def confusion_matrix(masks: MeanIoUResult, class_set: ClassSet) -> Confusion:
-    """Which class is taken for which, in pixels."""
-    values = [0, *class_set.mask_values]
-    counts = masks.confusion[np.ix_(values, values)].tolist()
-    names = [class_set.name_of_value(value) for value in values]
-    return Confusion(names, counts, "Pixels of the masks; ignored ones are left out.")
-
-
-def make_picture_rows(
-    comparison: MethodComparison, images: ImageDataset, *, each: int
-) -> list[PictureRow]:
-    """Image, ground truth, every method's map and the mask, of best, middle and worst images.
-
-    Args:
-        comparison: The comparison with its pictures.
-        images: The images that the masks are of.
-        each: How many best, middle and worst images.
-    """
-    kept = {picture.index: picture for picture in comparison.pictures}
-    mious = comparison.masks.mious
-    ranking = sorted((mious[p.img_id], i) for i, p in kept.items() if p.class_ids)
-    rows = []
-    for index in pick_spread(ranking, each=each):
-        picture = kept[index]
-        rows.append(
-            picture_row(
-                picture.img_id,
-                picture.img,
-                score_maps={name: picture.score_map(name) for name in picture.maps},
-                palette=images.class_set.palette,
-                labels=[images.class_set.classes[i] for i in picture.class_ids],
-                gt=picture.gt,
-                masks=picture.masks,
-                values=dict.fromkeys(picture.masks, mious[picture.img_id]),
-            )
-        )
-    return rows
-
-
-def pick_spread(per_image: Sequence[tuple[float, int]], each: int) -> list[int]:
-    """Indices of the best, the middle and the worst images, ``each`` of them, best first."""
-    order = [index for _, index in reversed(per_image)]
-    if len(order) <= 3 * each:
-        return order
-    middle = len(order) // 2 - each // 2
-    return order[:each] + order[middle : middle + each] + order[-each:]
-
-
-def describe_machine() -> str:
-    """Processor count, threads and torch version in one line."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return (
-        f"{platform.machine()}, {torch.get_num_threads()} threads, {device}, "
-        f"torch {torch.__version__}, Python {platform.python_version()}, adcam {__version__}"
-    )
+def _headlines(results: ComparisonResults) -> list[Headline]:
+    # A method with a CRF is compared with nothing that has none.
+    plain = {method.name: method.miou for method in results.methods if method.crf == "none"}
+    plain = plain or {method.name: method.miou for method in results.methods}
+    split, threshold = results.masks.split, results.methods[-1].threshold
+    best = max(plain, key=lambda name: plain[name])
+    note = f"threshold {threshold:.2f}, chosen on {results.choose_split}"
+    headlines = [
+        Headline(f"{best}, {split}", plain[best], "% mIoU", "maps, threshold"),
+        Headline(f"{results.mask_name}, {split}", results.masks.miou, "% mIoU", note),
+    ]
+    others = [miou for name, miou in plain.items() if not name.startswith("AD-CAM")]
+    if others and best.startswith("AD-CAM"):
+        headlines.append(Headline("over the next method", plain[best] - max(others), "points"))
+    return headlines

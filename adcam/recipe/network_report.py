@@ -1,4 +1,4 @@
-"""From what the stages of a recipe left to its report: the masks, and the network they taught."""
+"""The report of ``adcam run``: pseudo masks, and the network that learned from them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,26 @@ from mmengine.config import Config
 
 from adcam.data.dataset import ImageDataset
 from adcam.data.png import read_mask
-from adcam.errors import AdcamError
-from adcam.evaluation.masks_on_disk import score_masks
-from adcam.files import write_json
-from adcam.recipe.comparison_report import pick_spread
-from adcam.report.figures import picture_row
+from adcam.recipe.blocks import (
+    caution,
+    confusion_matrix,
+    mask_row,
+    per_class,
+    pick_spread,
+    provenance,
+    stale_caution,
+    time_section,
+)
+from adcam.recipe.scores import Scores
+from adcam.recipe.stages import Values
 from adcam.report.model import (
     Block,
+    Cell,
     Column,
-    Confusion,
     Curves,
     Differences,
     Headline,
     KeyValues,
-    PerClass,
     PictureGrid,
     Report,
     Scatter,
@@ -35,260 +41,135 @@ from adcam.report.model import (
     Series,
     Table,
     Text,
-    TimeTable,
-    Timing,
 )
-from adcam.structures import IGNORE_INDEX, ClassSet
+from adcam.structures import IGNORE_INDEX
 
 _MOST_DOTS = 2000  # of a scatter diagram: more make a page slow and hide each other
-_PACKAGES = ("adcam", "python", "torch", "timm", "mmengine", "mmcv", "mmsegmentation", "numpy")
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
-    """What masks on disk scored on one list.
+class RecipeResults:
+    """All that a report says about pseudo masks and the network that learned from them.
 
     Attributes:
-        split: The list.
-        num_images: Its length.
-        miou: In percent, the mean over the classes that truth or prediction hold.
-        iou_per_class: In percent by mask value; NaN for a class that neither holds.
-        pixel_accuracy: In percent.
-        ignored_share: Share in [0, 1] of the pixels that have no answer.
-        confusion: int64 (num_classes, num_classes + 1), rows the truth.
-        per_image: mIoU of each image that shows a class, in percent, by image id.
-    """
-
-    split: str
-    num_images: int
-    miou: float
-    iou_per_class: tuple[float, ...]
-    pixel_accuracy: float
-    ignored_share: float
-    confusion: np.ndarray
-    per_image: Mapping[str, float]
-
-
-@dataclass(frozen=True, eq=False)
-class Teaching:
-    """All that a report says of a method, which is the teacher, and the network it taught.
-
-    Attributes:
-        data_name: Name of the data set.
-        learn_from: Lists whose pseudo masks the network saw.
-        teacher: Scores of the pseudo masks by list; image labels were given.
-        student: Scores of the network; ``None`` if there is none.
+        data_name: The name of the data set.
+        learn_from: The lists whose pseudo masks the network learned from.
+        pseudo_masks: The scores of the pseudo masks by list; image labels were given.
+        network_masks: The scores of the network; ``None`` if there is none.
         shown: The images that pictures are taken from.
-        teacher_masks: Folder of the pseudo masks.
-        student_masks: Folder of the network's masks.
-        losses: Steps and losses of the network's training, as logged.
-        stages: ``stage.json`` of each finished stage, by name.
-        stale: Those of them that were made from something else than there is now.
-        config: The recipe's config.
-        network: The network's.
+        pseudo_masks_dir: The folder of the pseudo masks.
+        network_masks_dir: The folder of the network's masks.
+        losses: The steps and losses of the network's training, as they were logged.
+        stages: The ``stage.json`` of each finished stage, by name.
+        stale: Stages that are not up to date, with the reason.
+        config: The settings of the classifier, the masks and the recipe.
+        network: The settings of the network; ``None`` if there is none.
     """
 
     data_name: str
     learn_from: Sequence[str]
-    teacher: Mapping[str, Scores]
-    student: Scores | None
+    pseudo_masks: Mapping[str, Scores]
+    network_masks: Scores | None
     shown: ImageDataset
-    teacher_masks: Path
-    student_masks: Path
+    pseudo_masks_dir: Path
+    network_masks_dir: Path
     losses: Sequence[tuple[int, float]]
-    stages: Mapping[str, Mapping[str, Any]]
-    stale: Sequence[str]
+    stages: Mapping[str, Values]
+    stale: Mapping[str, str]
     config: Mapping[str, Any]
     network: Mapping[str, Any] | None
 
     @property
-    def is_told_labels(self) -> bool:
-        """Whether the network, too, was given each image's labels when it was tested."""
+    def are_labels_given(self) -> bool:
+        """Whether the network, too, was given the labels of each image when it was tested."""
         return self.network is not None and self.network["test"].get("labels") == "given"
 
     @property
     def rival(self) -> Scores | None:
-        """The teacher's scores on the list that the network was scored on."""
-        return None if self.student is None else self.teacher.get(self.student.split)
+        """The scores of the pseudo masks on the list that the network was tested on."""
+        if self.network_masks is None:
+            return None
+        return self.pseudo_masks.get(self.network_masks.split)
+
+    @property
+    def by_maker(self) -> list[tuple[str, Scores]]:
+        """Who made masks and what they scored: pseudo masks of each list, then the network."""
+        rows = [("pseudo masks", scores) for scores in self.pseudo_masks.values()]
+        return rows if self.network_masks is None else [*rows, ("network", self.network_masks)]
 
 
-def write_scores(images: ImageDataset, masks_dir: Path, path: Path) -> float:
-    """Score the masks of a list and write everything that a report wants to know.
-
-    Args:
-        images: With true masks.
-        masks_dir: Masks to score, ``<id>.png``.
-        path: The JSON file.
-
-    Returns:
-        mIoU in percent, to two digits.
-
-    Raises:
-        AdcamError: An image has no true mask, or a mask is missing.
-    """
-    for record in images.records:
-        if record.mask_path is None:
-            raise AdcamError(f"{images.split!r} cannot be scored: {record.img_id} has no true mask")
-        if not (masks_dir / f"{record.img_id}.png").is_file():
-            raise AdcamError(f"{masks_dir} lacks the mask of {record.img_id}")
-    scored = score_masks(images, masks_dir)
-    result, mious = scored.result, scored.mious
-    shown = [r.img_id for r in images.records if r.class_ids and not math.isnan(mious[r.img_id])]
-    write_json(
-        path,
-        {
-            "split": images.split,
-            **result.to_dict(),
-            "confusion": result.confusion.tolist(),
-            "per_image": {i: round(mious[i], 4) for i in sorted(shown, key=lambda i: mious[i])},
-        },
-    )
-    return round(result.miou, 2)
-
-
-def load_scores(path: Path) -> Scores:
-    """Scores that :func:`write_scores` wrote.
-
-    Raises:
-        AdcamError: The file is missing or holds something else.
-    """
-    try:
-        values = json.loads(path.read_text("utf-8"))
-        return Scores(
-            split=values["split"],
-            num_images=values["num_images"],
-            miou=_number(values["miou"]),
-            iou_per_class=tuple(map(_number, values["iou_per_class"])),
-            pixel_accuracy=_number(values["pixel_accuracy"]),
-            ignored_share=_number(values["ignored_share"]),
-            confusion=np.array(values["confusion"], dtype=np.int64),
-            per_image=values["per_image"],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdcamError(f"{path}: no scores of this recipe ({error})") from error
-
-
-def read_losses(folder: Path) -> list[tuple[int, float]]:
-    """Steps and losses that mmengine logged below a folder, in the order of the steps."""
-    losses = {}
-    for path in sorted(folder.glob("*/vis_data/scalars.json")):
-        for line in path.read_text("utf-8").splitlines():
-            try:
-                values = json.loads(line)
-            except ValueError:
-                continue  # torn by a kill
-            if "loss" in values:
-                losses[int(values["step"])] = float(values["loss"])
-    return sorted(losses.items())
-
-
-def build_recipe_report(teaching: Teaching, *, title: str, command: str) -> Report:
-    """The report of a whole recipe; without a network, that of its masks.
+def build_recipe_report(results: RecipeResults, *, title: str, command: str) -> Report:
+    """The report of a whole recipe; without a network, that of its pseudo masks.
 
     Args:
-        teaching: What the stages left.
-        title: Of the page.
-        command: What makes everything again.
+        results: What the stages left.
+        title: The title of the page.
+        command: The command line that makes everything again.
     """
-    finding, caution = describe_lesson(teaching)
-    if teaching.stale:
-        stages = ", ".join(teaching.stale)
-        text = f"Not up to date, since it was skipped: {stages}. It was made from something else."
-        caution = [Text([text], tone="caution"), *caution]
-    lead: list[Block] = [*caution, scores_table(teaching, command)]
-    order = sorted((miou, img_id) for img_id, miou in _shown_scores(teaching).per_image.items())
-    if order:
-        picks = [order[round(q * (len(order) - 1))][1] for q in (0.8, 0.5, 0.2)]
-        caption = "From good to poor: the images at 80, 50 and 20 % of the list, by mIoU."
-        lead.append(_grid(teaching, list(dict.fromkeys(picks)), caption, max_side=320))
-    times = [
-        Timing(name, record["seconds"], record["outputs"].get("images"))
-        for name, record in teaching.stages.items()
+    finding, cautions = describe_network(results)
+    lead: list[Block] = [
+        *stale_caution(results.stale),
+        *cautions,
+        scores_table(results, command),
     ]
+    if ranking := results.by_maker[-1][1].ranking:
+        picks = [ranking[round(q * (len(ranking) - 1))] for q in (0.8, 0.5, 0.2)]
+        text = "From good to poor: the images at 80, 50 and 20 % of the list, by mIoU."
+        lead.append(_grid(results, list(dict.fromkeys(picks)), text, max_side=320))
     return Report(
         title=title,
-        subtitle=_subtitle(teaching),
+        subtitle=_subtitle(results),
         summary=[finding],
-        headlines=_headlines(teaching),
+        headlines=_headlines(results),
         lead=lead,
-        sections=[
-            *_sections(teaching),
-            Section("Where the time went", [TimeTable(times, _machines(teaching))]),
-        ],
-        provenance=_provenance(teaching, command),
+        sections=[*_sections(results), time_section(results.stages)],
+        provenance=_provenance(results, command),
     )
 
 
-def build_lesson_section(teaching: Teaching) -> Section:
+def build_network_section(results: RecipeResults) -> Section:
     """The network in one section of another report."""
-    finding, caution = describe_lesson(teaching)
-    blocks: list[Block] = [Text([finding]), *caution, scores_table(teaching)]
-    if teaching.student is not None and teaching.rival is not None:
-        blocks += gain_blocks(teaching, teaching.student, teaching.rival)
+    finding, cautions = describe_network(results)
+    blocks: list[Block] = [Text([finding]), *cautions, scores_table(results)]
+    if results.network_masks is not None and results.rival is not None:
+        blocks += gain_blocks(results, results.network_masks, results.rival)
     return Section("A network that learns from the masks", blocks)
 
 
-def _sections(teaching: Teaching) -> list[Section]:
-    class_set = teaching.shown.class_set
-    shown = _shown_scores(teaching)
-    by_class: list[Block] = [_per_class(teaching)]
-    by_class += [
-        _confusion(class_set, scores, who)
-        for who, scores in _rows(teaching)
-        if scores.split == shown.split
-    ]
-    if len(teaching.losses) > 1:
-        steps, losses = zip(*teaching.losses, strict=True)
-        series = Series("training loss", steps, losses)
-        by_class.insert(1, Curves([series], "step", "loss", "How the network learned."))
-    sections = [Section("By class", by_class)]
-    if teaching.student is not None and teaching.rival is not None:
-        blocks = gain_blocks(teaching, teaching.student, teaching.rival)
-        sections.insert(0, Section("Where the network beats its teacher", blocks))
-    order = sorted((miou, i) for i, miou in enumerate(shown.per_image.values()))
-    ids = list(shown.per_image)
-    if order:
-        caption = f"The best, the middle and the worst images of {shown.split}, by mIoU."
-        picks = [ids[i] for i in pick_spread(order, each=2)]
-        sections.append(Section("Best, median, worst", [_grid(teaching, picks, caption)]))
-    return sections
-
-
-def describe_lesson(teaching: Teaching) -> tuple[str, list[Text]]:
-    """The finding in one sentence, and a caution where the network does not beat its teacher."""
-    lists = " + ".join(teaching.learn_from)
-    student, rival = teaching.student, teaching.rival
-    if student is None:
-        scores = ", ".join(f"{s.miou:.1f} % mIoU on {s.split}" for s in teaching.teacher.values())
-        return f"Pseudo masks from image labels: {scores}.", []
+def describe_network(results: RecipeResults) -> tuple[str, list[Text]]:
+    """The finding in a sentence, and a caution where the network does not beat the pseudo masks."""
+    network, rival = results.network_masks, results.rival
+    if network is None:
+        scores = results.pseudo_masks.values()
+        text = ", ".join(f"{s.miou:.1f} % mIoU on {s.split}" for s in scores)
+        return f"Pseudo masks from image labels: {text}.", []
+    given = "given" if results.are_labels_given else "not given"
     finding = (
-        f"A network that learned from the pseudo masks of {lists} reaches {student.miou:.1f} % "
-        f"mIoU on {student.split}, where it is "
-        + ("told" if teaching.is_told_labels else "not told")
-        + " which classes an image shows"
+        f"A network that learned from the pseudo masks of {' + '.join(results.learn_from)} reaches "
+        f"{network.miou:.1f} % mIoU on {network.split}, where it is {given} the image labels"
     )
     if rival is None:
         return finding + ".", []
-    finding += f"; the method that taught it, which is told, reaches {rival.miou:.1f} % there."
-    if student.miou > rival.miou:
+    finding += f"; the pseudo masks, for which labels are given, reach {rival.miou:.1f} % there."
+    if network.miou > rival.miou:
         return finding, []
-    gap = f"The network stays {rival.miou - student.miou:.1f} points below its teacher here."
-    return finding, [Text([gap], tone="caution")]
+    gap = f"The network stays {rival.miou - network.miou:.1f} points below the pseudo masks here."
+    return finding, caution(gap)
 
 
-def scores_table(teaching: Teaching, command: str = "") -> Table:
-    """One row for the masks of each list, and one for the network."""
-    rows = [
+def scores_table(results: RecipeResults, command: str = "") -> Table:
+    """One row for the pseudo masks of each list, and one for the network."""
+    rows: list[list[Cell]] = [
         [
-            who,
+            maker,
             scores.split,
             scores.num_images,
-            "given" if scores is not teaching.student or teaching.is_told_labels else "none",
+            "given" if scores is not results.network_masks or results.are_labels_given else "none",
             scores.miou,
             scores.pixel_accuracy,
             100 * scores.ignored_share,
         ]
-        for who, scores in _rows(teaching)
+        for maker, scores in results.by_maker
     ]
     return Table(
         columns=[
@@ -297,156 +178,142 @@ def scores_table(teaching: Teaching, command: str = "") -> Table:
             Column("images"),
             Column("image labels"),
             Column("mIoU", bar_max=100.0),
-            Column("pixels right, %"),
+            Column("pixels correct, %"),
             Column("no answer, %", hint="share of labelled pixels that are 255 in the masks"),
         ],
         rows=rows,
         caption="Mean over classes of the data set's IoU, %; pixels without an answer count as "
-        "wrong; pixels that are 255 in the truth are not scored.",
+        "wrong; pixels that are 255 in the ground truth are not scored.",
         command=command,
     )
 
 
-def _rows(teaching: Teaching) -> list[tuple[str, Scores]]:
-    rows = [("pseudo masks", scores) for scores in teaching.teacher.values()]
-    return rows if teaching.student is None else [*rows, ("network", teaching.student)]
+def gain_blocks(results: RecipeResults, network: Scores, rival: Scores) -> list[Block]:
+    """What the network gains over the pseudo masks: by class, by image and in pictures.
+
+    Args:
+        results: What the stages left.
+        network: The scores of the network.
+        rival: The scores of the pseudo masks on the same list.
+    """
+    class_set = results.shown.class_set
+    gains = sorted(
+        (
+            (network.iou_per_class[v] - rival.iou_per_class[v], class_set.name_of_value(v))
+            for v in (0, *class_set.mask_values)
+        ),
+        key=lambda gain: -gain[0] if math.isfinite(gain[0]) else math.inf,
+    )
+    both = [img_id for img_id in network.per_image if img_id in rival.per_image]
+    better = sum(network.per_image[i] > rival.per_image[i] for i in both)
+    step = -(-len(both) // _MOST_DOTS) or 1
+    text = f"The network is better on {better:,} of {len(both):,} images: dots above the diagonal."
+    blocks: list[Block] = [
+        Text([text]),
+        Differences(
+            [name for _, name in gains],
+            [gain for gain, _ in gains],
+            f"network − pseudo masks, IoU on {network.split}, points",
+        ),
+        Scatter(
+            both[::step],
+            [rival.per_image[i] for i in both[::step]],
+            [network.per_image[i] for i in both[::step]],
+            f"pseudo mask, mIoU of an image of {network.split}, %",
+            "network, mIoU of the same image, %",
+            "" if step == 1 else f"One image of {step} is drawn.",
+        ),
+    ]
+    by_gain = sorted(both, key=lambda i: network.per_image[i] - rival.per_image[i])
+    if picks := [*reversed(by_gain[-2:]), *by_gain[:2]] if len(by_gain) >= 4 else by_gain:
+        text = "Where it gains most over the pseudo mask, then where it loses most."
+        blocks.append(_grid(results, picks, text))
+    return blocks
 
 
-def _shown_scores(teaching: Teaching) -> Scores:
-    return _rows(teaching)[-1][1]
+def _sections(results: RecipeResults) -> list[Section]:
+    class_set, scores = results.shown.class_set, results.by_maker[-1][1]
+    iou = {f"{maker}, {s.split}": s.iou_per_class for maker, s in results.by_maker}
+    text = "The pseudo masks of each list, and the network that learned from them."
+    by_class: list[Block] = [per_class(class_set, iou, text)]
+    if len(results.losses) > 1:
+        steps, losses = zip(*results.losses, strict=True)
+        series = Series("training loss", steps, losses)
+        by_class.append(Curves([series], "step", "loss", "How the network learned."))
+    confusions = [
+        confusion_matrix(
+            class_set,
+            s.confusion,
+            f"Pixels of the {maker} on {s.split}; those without an answer are left out.",
+        )
+        for maker, s in results.by_maker
+        if s.split == scores.split
+    ]
+    sections = [Section("By class", by_class), Section("Confusion matrix", confusions)]
+    if results.network_masks is not None and results.rival is not None:
+        blocks = gain_blocks(results, results.network_masks, results.rival)
+        sections.insert(0, Section("Network against pseudo masks", blocks))
+    if scores.ranking:
+        text = f"The best, the middle and the worst images of {scores.split}, by mIoU."
+        grid = _grid(results, pick_spread(scores.ranking, each=2), text)
+        sections.append(Section("Best, median, worst", [grid]))
+    return sections
 
 
-def _headlines(teaching: Teaching) -> list[Headline]:
+def _headlines(results: RecipeResults) -> list[Headline]:
     headlines = [
         Headline(f"pseudo masks, {scores.split}", scores.miou, "% mIoU", "image labels given")
-        for scores in list(teaching.teacher.values())[:2]
+        for scores in list(results.pseudo_masks.values())[:2]
     ]
-    student, rival = teaching.student, teaching.rival
-    if student is not None:
-        note = "image labels given" if teaching.is_told_labels else "no labels"
-        headlines.append(Headline(f"network, {student.split}", student.miou, "% mIoU", note))
+    network, rival = results.network_masks, results.rival
+    if network is not None:
+        note = "image labels given" if results.are_labels_given else "no labels"
+        headlines.append(Headline(f"network, {network.split}", network.miou, "% mIoU", note))
         if rival is not None:
-            text = f"{student.miou - rival.miou:+.1f}".replace("-", "−")
-            headlines.append(Headline("network over its teacher", text, "points"))
+            text = f"{network.miou - rival.miou:+.1f}".replace("-", "−")
+            headlines.append(Headline("network over pseudo masks", text, "points"))
     return headlines
 
 
-def _subtitle(teaching: Teaching) -> str:
+def _subtitle(results: RecipeResults) -> str:
     parts = [
-        f"{teaching.data_name}: learned from {' + '.join(teaching.learn_from)}",
-        f"classifier {teaching.config['model']['backbone']}",
+        f"{results.data_name}: learned from {' + '.join(results.learn_from)}",
+        f"classifier {results.config['model']['backbone']}",
     ]
-    if teaching.network is not None:
-        model = teaching.network["model"]
+    if results.network is not None:
+        model = results.network["model"]
         head = model["decode_head"]
         head = head[-1] if isinstance(head, list) else head
         parts.append(f"network {head['type']} on {model['backbone']['type']}")
     return "; ".join(parts)
 
 
-def gain_blocks(teaching: Teaching, student: Scores, rival: Scores) -> list[Block]:
-    """By class, by image and in pictures: what the network gains over the method that taught it."""
-    class_set = teaching.shown.class_set
-    gains = sorted(
-        (
-            (student.iou_per_class[v] - rival.iou_per_class[v], class_set.name_of_value(v))
-            for v in (0, *class_set.mask_values)
-        ),
-        key=lambda gain: -gain[0] if math.isfinite(gain[0]) else math.inf,
-    )
-    both = [img_id for img_id in student.per_image if img_id in rival.per_image]
-    better = sum(student.per_image[i] > rival.per_image[i] for i in both)
-    step = -(-len(both) // _MOST_DOTS) or 1
-    scatter = Scatter(
-        both[::step],
-        [rival.per_image[i] for i in both[::step]],
-        [student.per_image[i] for i in both[::step]],
-        f"pseudo mask, mIoU of an image of {student.split}, %",
-        "network, mIoU of the same image, %",
-        "" if step == 1 else f"One image of {step} is drawn.",
-    )
-    by_gain = sorted(both, key=lambda i: student.per_image[i] - rival.per_image[i])
-    picks = [*reversed(by_gain[-2:]), *by_gain[:2]] if len(by_gain) >= 4 else by_gain
-    blocks: list[Block] = [
-        Text(
-            [
-                f"The network is better on {better:,} of {len(both):,} images: dots "
-                "above the diagonal."
-            ]
-        ),
-        Differences(
-            [name for _, name in gains],
-            [gain for gain, _ in gains],
-            f"network − pseudo masks, IoU on {student.split}, points",
-        ),
-        scatter,
-    ]
-    if picks:
-        caption = "Where it gains most over the pseudo mask, then where it loses most."
-        blocks.append(_grid(teaching, picks, caption))
-    return blocks
-
-
-def _per_class(teaching: Teaching) -> PerClass:
-    class_set = teaching.shown.class_set
-    values = (0, *class_set.mask_values)
-    return PerClass(
-        [class_set.name_of_value(value) for value in values],
-        {
-            f"{who}, {scores.split}": [scores.iou_per_class[value] for value in values]
-            for who, scores in _rows(teaching)
-        },
-        caption="The pseudo masks of each list, and the network that learned from them.",
-    )
-
-
-def _confusion(class_set: ClassSet, scores: Scores, who: str) -> Confusion:
-    values = [0, *class_set.mask_values]
-    return Confusion(
-        [class_set.name_of_value(value) for value in values],
-        scores.confusion[np.ix_(values, values)].tolist(),
-        f"Pixels of the {who} on {scores.split}; those without an answer are left out.",
-    )
-
-
 def _grid(
-    teaching: Teaching, img_ids: Sequence[str], caption: str, *, max_side: int = 256
+    results: RecipeResults, img_ids: Sequence[str], text: str, *, max_side: int = 256
 ) -> PictureGrid:
-    """Photograph, truth, pseudo mask and the network's, with each image's mIoU."""
-    images, class_set = teaching.shown, teaching.shown.class_set
-    sources = [("pseudo mask", teaching.teacher.get(images.split), teaching.teacher_masks)]
-    if teaching.student is not None:
-        sources.append(("network", teaching.student, teaching.student_masks))
+    """Photograph, ground truth, pseudo mask and the network's mask, with each image's mIoU."""
+    images, class_set = results.shown, results.shown.class_set
+    pseudo_masks = results.pseudo_masks.get(images.split)
+    sources = [("pseudo mask", pseudo_masks, results.pseudo_masks_dir)]
+    if results.network_masks is not None:
+        sources.append(("network", results.network_masks, results.network_masks_dir))
     rows, shown = [], np.zeros(256, dtype=bool)
     for img_id in img_ids:
         sample = images[images.index_of(img_id)]
-        masks, values = {}, {}
-        for name, scores, folder in sources:
-            if scores is not None:
-                masks[name] = read_mask(folder / f"{img_id}.png")
-                values[name] = scores.per_image.get(img_id, math.nan)
+        scored = {name: (scores, folder) for name, scores, folder in sources if scores is not None}
+        masks = {name: read_mask(f / f"{img_id}.png") for name, (_, f) in scored.items()}
+        values = {name: s.per_image.get(img_id, math.nan) for name, (s, _) in scored.items()}
         for mask in (sample.mask, *masks.values()):
             if mask is not None:
                 shown[np.unique(mask)] = True
-        rows.append(
-            picture_row(
-                img_id,
-                sample.img,
-                score_maps={},
-                palette=class_set.palette,
-                labels=[class_set.classes[i] for i in sample.class_ids or ()],
-                gt=sample.mask,
-                masks=masks,
-                values=values,
-            )
-        )
+        rows.append(mask_row(sample, class_set, masks=masks, values=values))
     return PictureGrid(
         rows,
-        caption,
+        text,
         [
-            (class_set.name_of_value(v), class_set.palette[v])
-            for v in class_set.mask_values
-            if shown[v]
+            (class_set.name_of_value(value), class_set.palette[value])
+            for value in class_set.mask_values
+            if shown[value]
         ],
         heat_scale=False,
         value_name="mIoU, %",
@@ -455,45 +322,16 @@ def _grid(
     )
 
 
-def _provenance(teaching: Teaching, command: str) -> list[KeyValues]:
-    hashes = {
-        f"{name}/{file}": digest
-        for name, record in teaching.stages.items()
-        for file, digest in record["outputs"].get("files", {}).items()
-    }
-    if "generate" in teaching.stages and "segment" in teaching.stages:
-        hashes["pseudo masks"] = teaching.stages["segment"]["inputs"]["masks"]
-    seeds = {"classifier": teaching.config["train"].get("seed")}
-    texts = {"recipe": _as_text(teaching.config)}
-    if teaching.network is not None:
-        seeds["network"] = teaching.network["train"].get("seed")
-        texts["network"] = _as_text(teaching.network)
-    return [
-        KeyValues({"everything": command}, "Commands", verbatim=True),
-        KeyValues({name: _over_stages(teaching, name) for name in _PACKAGES}, "Versions"),
-        KeyValues(seeds, "Seeds"),
-        KeyValues(hashes, "Files (SHA-256, first 16 digits)", verbatim=True),
-        KeyValues(texts, "Configs", verbatim=True),
-    ]
+def _provenance(results: RecipeResults, command: str) -> list[KeyValues]:
+    seeds = {"classifier": results.config["train"].get("seed")}
+    configs = {"recipe": as_text(results.config)}
+    if results.network is not None:
+        seeds["network"] = results.network["train"].get("seed")
+        configs["network"] = as_text(results.network)
+    return provenance(results.stages, command=command, seeds=seeds, configs=configs)
 
 
-def _machines(teaching: Teaching) -> str:
-    return "; ".join(dict.fromkeys(record["machine"] for record in teaching.stages.values()))
-
-
-def _over_stages(teaching: Teaching, package: str) -> str:
-    """The version that made everything, or the one of each stage where they differ."""
-    found = {name: r["versions"].get(package) for name, r in teaching.stages.items()}
-    if len(set(found.values())) == 1:
-        return next(iter(found.values())) or "–"
-    return ", ".join(f"{version or '–'} ({name})" for name, version in found.items())
-
-
-def _as_text(config: Mapping[str, Any]) -> str:
-    # As JSON reads it back: a report made later from the file has the same bytes.
+def as_text(config: Mapping[str, Any]) -> str:
+    """Settings as they would stand in a config; the same after a detour over JSON."""
     text: str = Config(json.loads(json.dumps(config))).pretty_text
     return text
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

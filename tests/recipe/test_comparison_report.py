@@ -7,11 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adcam.data.dataset import ImageDataset, build_class_set
+from adcam.data.dataset import build_class_set
 from adcam.evaluation.compare import MethodResult
-from adcam.evaluation.loop import EvaluationTimes
 from adcam.metrics.miou import MeanIoU, MeanIoUResult
-from adcam.recipe.comparison_report import build_comparison_report
+from adcam.recipe.comparison_report import (
+    ComparisonResults,
+    build_comparison_report,
+    evaluation_times,
+)
+from adcam.recipe.scores import MethodScores, Scores
+from adcam.report.model import Table
 from adcam.settings import MethodSpec
 
 
@@ -29,22 +34,19 @@ def row(name: str, right: int, crf: str = "none") -> MethodResult:
 
 
 def headlines(rows: list[MethodResult]) -> list[tuple[str, Any]]:
-    report = build_comparison_report(
-        rows,
-        scored(9),
-        ImageDataset(build_class_set("one", ["cat"]), "val", []),
-        title="t",
-        subtitle="s",
-        command="adcam",
-        choose_split="train",
-        lead_rows=[],
-        more_rows=[],
-        seconds={},
-        times={"report": EvaluationTimes({"network": 1.0}, 2.0, 1)},
-        provenance=[],
+    methods = [MethodScores.from_dict(MethodScores.from_result(row).to_dict()) for row in rows]
+    masks = scored(9)
+    record = {"seconds": 1.0, "machine": "m", "versions": {}, "outputs": {"files": {}}}
+    results = ComparisonResults(
+        methods=methods,
+        masks=Scores("val", 1, masks.miou, masks.iou_per_class, 90.0, 0.0, masks.confusion, {}),
         mask_name="AD-CAM + CRF",
-        threshold_note="threshold 0.50",
+        class_set=build_class_set("one", ["cat"]),
+        pictures=[],
+        choose_split="train",
+        stages={"train": record, "compare": record},
     )
+    report = build_comparison_report(results, title="t", command="adcam")
     return [(item.label, item.value) for item in report.headlines]
 
 
@@ -62,3 +64,11 @@ def test_maps_are_compared_with_maps() -> None:
 def test_no_gain_is_claimed_where_there_is_none() -> None:
     rows = [row("CAM", 8), row("AD-CAM", 7)]
     assert [label for label, _ in headlines(rows)] == ["CAM, val", "AD-CAM + CRF, val"]
+
+
+def test_the_times_of_both_splits_are_added() -> None:
+    part = {"seconds": {"read": 1.0, "network": 5.0}, "total": 5.0, "num_processes": 2}
+    (table,) = evaluation_times({"choose": part, "report": part})
+    assert isinstance(table, Table)
+    assert table.rows == [["read", 2.0, 10.0], ["network", 10.0, 50.0]]
+    assert evaluation_times({}) == []

@@ -13,16 +13,13 @@ from PIL import Image
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.png import voc_palette, write_mask
 from adcam.recipe.network_report import (
-    Scores,
-    Teaching,
-    build_lesson_section,
+    RecipeResults,
+    build_network_section,
     build_recipe_report,
-    describe_lesson,
+    describe_network,
     gain_blocks,
-    load_scores,
-    read_losses,
-    write_scores,
 )
+from adcam.recipe.scores import Scores, load_scores, read_losses, write_scores
 from adcam.report.model import Differences, Scatter
 
 CLASSES = build_class_set("two", ["red", "green"])
@@ -50,26 +47,26 @@ def images(tmp_path: Path) -> ImageDataset:
 
 
 @pytest.fixture
-def teaching(tmp_path: Path, images: ImageDataset) -> Teaching:
-    stage = {"outputs": {}, "seconds": 1.0, "machine": "m", "versions": {"torch": "2"}}
-    return Teaching(
+def results(tmp_path: Path, images: ImageDataset) -> RecipeResults:
+    stage = {"outputs": {"files": {}}, "seconds": 1.0, "machine": "m", "versions": {"torch": "2"}}
+    return RecipeResults(
         data_name="two",
         learn_from=["train", "aux"],
-        teacher={"val": scores("val", {"0": 50.0, "1": 60.0, "2": 70.0, "3": 80.0})},
-        student=scores("val", {"0": 90.0, "1": 65.0, "2": 70.0, "3": 40.0}),
+        pseudo_masks={"val": scores("val", {"0": 50.0, "1": 60.0, "2": 70.0, "3": 80.0})},
+        network_masks=scores("val", {"0": 90.0, "1": 65.0, "2": 70.0, "3": 40.0}),
         shown=images,
-        teacher_masks=tmp_path / "teacher",
-        student_masks=tmp_path / "student",
+        pseudo_masks_dir=tmp_path / "teacher",
+        network_masks_dir=tmp_path / "student",
         losses=[(1, 2.0), (2, 1.0)],
         stages={"train": stage, "generate": {**stage, "versions": {"torch": "3"}}},
-        stale=[],
+        stale={},
         config={"model": {"backbone": "vit"}, "train": {"seed": 4}},
         network=None,
     )
 
 
-def test_gains_are_those_of_the_same_image_and_class(teaching: Teaching) -> None:
-    blocks = build_lesson_section(teaching).blocks
+def test_gains_are_those_of_the_same_image_and_class(results: RecipeResults) -> None:
+    blocks = build_network_section(results).blocks
     (scatter,) = (block for block in blocks if isinstance(block, Scatter))
     assert (list(scatter.x), list(scatter.y)) == ([50, 60, 70, 80], [90, 65, 70, 40])
     assert "better on 2 of 4 images" in blocks[2].paragraphs[0]  # a draw is no gain
@@ -79,52 +76,56 @@ def test_gains_are_those_of_the_same_image_and_class(teaching: Teaching) -> None
     assert math.isnan(differences.values[2])
 
 
-def test_only_some_of_many_images_are_drawn(teaching: Teaching) -> None:
+def test_only_some_of_many_images_are_drawn(results: RecipeResults) -> None:
     many = {str(i): 50.0 for i in range(4)} | {f"x{i}": 50.0 for i in range(4100)}
     better = {**many, "0": 60.0, "1": 60.0, "2": 40.0, "3": 40.0}  # those that pictures are of
-    blocks = gain_blocks(teaching, scores("val", better), scores("val", many))
+    blocks = gain_blocks(results, scores("val", better), scores("val", many))
     (scatter,) = (block for block in blocks if isinstance(block, Scatter))
     assert len(scatter.names) == 1368
     assert scatter.caption == "One image of 3 is drawn."
 
 
-def test_a_network_below_its_teacher_is_said_so(teaching: Teaching) -> None:
-    finding, caution = describe_lesson(teaching)
+def test_a_network_below_its_pseudo_masks_is_said_so(results: RecipeResults) -> None:
+    finding, caution = describe_network(results)
     assert "train + aux reaches 66.2 % mIoU on val" in finding
     assert caution == []
-    worse = replace(teaching, student=scores("val", {"0": 10.0}))
-    assert "55.0 points below its teacher" in describe_lesson(worse)[1][0].paragraphs[0]
+    worse = replace(results, network_masks=scores("val", {"0": 10.0}))
+    assert "55.0 points below the pseudo masks" in describe_network(worse)[1][0].paragraphs[0]
     report = build_recipe_report(worse, title="t", command="c")
     assert [item.value for item in report.headlines] == [65.0, 10.0, "−55.0"]
 
 
-def test_what_is_not_up_to_date_and_labels_given_are_said(teaching: Teaching) -> None:
+def test_what_is_not_up_to_date_and_labels_given_are_said(results: RecipeResults) -> None:
     model = {"decode_head": {"type": "FCNHead"}, "backbone": {"type": "ResNet"}}
     network = {"model": model, "train": {"seed": 1}, "test": {"labels": "given"}}
-    told = replace(teaching, network=network, stale=["segment", "test"])
-    assert "where it is told which classes" in describe_lesson(told)[0]
-    assert "where it is not told which classes" in describe_lesson(teaching)[0]
+    told = replace(
+        results,
+        network=network,
+        stale={"segment": "changed: a -> b", "test": "segment has not finished"},
+    )
+    assert "where it is given the image labels" in describe_network(told)[0]
+    assert "where it is not given the image labels" in describe_network(results)[0]
     report = build_recipe_report(told, title="t", command="c")
     assert [item.note for item in report.headlines[:2]] == ["image labels given"] * 2
     assert "skipped: segment, test" in report.lead[0].paragraphs[0]  # type: ignore[union-attr]
     assert "network FCNHead on ResNet" in report.subtitle
 
 
-def test_without_a_network_or_a_rival_nothing_is_compared(teaching: Teaching) -> None:
-    alone = replace(teaching, student=None)
+def test_without_a_network_or_a_rival_nothing_is_compared(results: RecipeResults) -> None:
+    alone = replace(results, network_masks=None)
     report = build_recipe_report(alone, title="t", command="c")
     assert [section.title for section in report.sections] == [
-        *("By class", "Best, median, worst", "Where the time went")
+        *("By class", "Confusion matrix", "Best, median, worst", "Where the time went")
     ]
-    unrivalled = replace(teaching, teacher={"train": scores("train", {"9": 50.0})})
+    unrivalled = replace(results, pseudo_masks={"train": scores("train", {"9": 50.0})})
     titles = [s.title for s in build_recipe_report(unrivalled, title="t", command="c").sections]
-    assert "Where the network beats its teacher" not in titles
+    assert "Network against pseudo masks" not in titles
 
 
-def test_versions_that_differ_are_given_by_stage(teaching: Teaching) -> None:
+def test_versions_that_differ_are_given_by_stage(results: RecipeResults) -> None:
     entries = {
         name: value
-        for block in build_recipe_report(teaching, title="t", command="adcam run x").provenance
+        for block in build_recipe_report(results, title="t", command="adcam run x").provenance
         for name, value in block.entries.items()
     }
     assert entries["torch"] == "2 (train), 3 (generate)"

@@ -19,10 +19,12 @@ from adcam.convert.data_sets import convert_coco
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.data.sources import build_classes
 from adcam.data.voc import VOC_CLASSES
+from adcam.errors import AdcamError
 from adcam.labeling.labeler import LabelerOptions, options_from_config
-from adcam.recipe import recipe as recipe_module
-from adcam.recipe.recipe import STAGES, load_recipe, make_report, open_recipe, run_recipe
-from adcam.settings import Settings, load_config
+from adcam.recipe import run as recipe_module
+from adcam.recipe.run import STAGES, load_recipe, open_recipe
+from adcam.recipe.stages import remake_report, run_stages
+from adcam.settings import Settings, load_settings
 from adcam.training.segmenter import load_segmentation_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +34,7 @@ pytest.importorskip("mmseg")
 # Warnings raised inside mmengine, mmseg and tensorboard are theirs.
 pytestmark = pytest.mark.filterwarnings("default")
 
-ALL = list(STAGES)
+ALL = [item.name for item in STAGES]
 TRAIN = ("2007_000032", "2007_000039", "2007_000063")
 AUG = (*TRAIN, "2008_000008", "2011_003276")
 VAL = ("2007_000033", "2007_000042")
@@ -163,8 +165,9 @@ def fresh(tmp_path: Path, mini_settings: Settings) -> Config:
 def run(config: Config, work_dir: Path, **choices: Any) -> tuple[list[str], str]:
     """Names of the stages that ran, and what was said."""
     lines: list[str] = []
-    recipe = open_recipe(config, work_dir, title="mini", command="adcam run mini.py")
-    ran = run_recipe(recipe, say=lines.append, **choices)
+    settings = Settings(config.to_dict())
+    recipe = open_recipe(settings, work_dir, title="mini", command="adcam run mini.py")
+    ran = run_stages(recipe, log=lines.append, **choices)
     return ran, "\n".join([*lines, ""])
 
 
@@ -187,7 +190,7 @@ def test_voc12_goes_through_every_stage(finished: Path) -> None:
     assert scores["num_images"] == 2
     page = (work / "report" / "report.html").read_text("utf-8")
     for word in (
-        *("Where the network beats its teacher", "pseudo masks, val", "adcam run mini.py"),
+        *("Network against pseudo masks", "pseudo masks, val", "adcam run mini.py"),
         *("2008_000008", "constant:0.4", stage(work, "train")["outputs"]["classifier"]),
     ):
         assert (word in page) == (word != "2008_000008"), word  # pictures are of val
@@ -207,9 +210,9 @@ def test_the_report_is_made_again_from_the_files(place: Path) -> None:
     page = place / "work" / "report" / "report.html"
     before = page.read_text("utf-8")
     page.unlink()
-    assert make_report(load_recipe(place / "work")) == page
+    assert remake_report(load_recipe(place / "work")) == page
     assert page.read_text("utf-8") == before
-    with pytest.raises(ValueError, match=r"recipe\.json: not of `adcam run`"):
+    with pytest.raises(ValueError, match=r"recipe\.json: not the record of `adcam run`"):
         load_recipe(place)
 
 
@@ -246,22 +249,42 @@ def test_changed_files_are_noticed(place: Path, cfg: Config) -> None:
     assert ran == ["evaluate", "test", "report"]
     assert "truth.val.masks" in said
 
-    mask = work / "generate" / "masks" / f"{AUG[3]}.png"  # not in train: scored nowhere
-    write_mask(mask, np.zeros_like(read_mask(mask)), voc_palette())
-    ran, said = run(cfg, work)
-    assert ran[0] == "segment"
-    assert "segment: train the network again, changed: masks" in said
-
     (work / "train" / "classifier.safetensors").write_bytes(b"torn")
     ran, said = run(cfg, work)
     assert ran[:2] == ["train", "generate"]
-    assert "no longer as it was: classifier.safetensors" in said
+    assert "train/classifier.safetensors has changed since it was written" in said
 
     xml = voc / "Annotations" / f"{AUG[3]}.xml"
     xml.write_text(xml.read_text().replace("aeroplane", "bird"))
     ran, said = run(cfg, work, only=["train"])
     assert ran == ["train"]
     assert "images.train_aug.labels" in said
+
+
+def test_an_edited_or_deleted_pseudo_mask_is_named_and_made_again(place: Path, cfg: Config) -> None:
+    work = place / "work"
+    scored, learned = (work / "generate" / "masks" / f"{i}.png" for i in (VAL[0], AUG[3]))
+    before = scored.read_bytes(), learned.read_bytes()
+    write_mask(scored, np.zeros_like(read_mask(scored)), voc_palette())
+    learned.unlink()
+    ran, said = run(cfg, work)
+    assert ran == ["generate"]  # which gives the same bytes, so that nothing follows
+    for clause in (f"{VAL[0]}.png has changed since it was written", f"{AUG[3]}.png is gone"):
+        assert f"generate/masks/{clause}" in said
+    assert (scored.read_bytes(), learned.read_bytes()) == before
+
+    # A user's own mask is taken where he skips the stage, and the report says so.
+    mine = np.ones_like(read_mask(learned))
+    write_mask(learned, mine, voc_palette())
+    ran, said = run(cfg, work, skip=["generate"])
+    assert ran[0] == "segment"
+    assert f"generate: left out and taken as it is, though generate/masks/{AUG[3]}.png" in said
+    assert "changed: masks" in said
+    page = (work / "report" / "report.html").read_text("utf-8")
+    assert f"generate (generate/masks/{AUG[3]}.png has changed since it was written)" in page
+    learned.unlink()
+    with pytest.raises(AdcamError, match=rf"generate/masks/{AUG[3]}\.png is gone; run 'generate'"):
+        run(cfg, work, only=["evaluate"])
 
 
 def test_killed_between_stages_and_inside_one(
@@ -288,7 +311,7 @@ def test_killed_between_stages_and_inside_one(
     (work / "segment" / "segmenter.safetensors").unlink()
     ran, said = run(fresh, work)
     assert ran == ["segment"]  # which gives the same bytes, so that nothing follows
-    assert "segment: goes on where it stopped" in said
+    assert "segment: resumes where it stopped" in said
     assert stage(work, "segment")["outputs"]["files"]["segmenter.safetensors"] == digest
 
     # Between the renaming of a folder and its removal.
@@ -311,16 +334,14 @@ def test_only_and_skip(fresh: Config, tmp_path: Path, monkeypatch: pytest.Monkey
         run(fresh, work, only=["segment"])
     assert not work.exists()
 
-    monkeypatch.setattr(
-        recipe_module, "why_not_importable", lambda module, extra: "not installed; pip …"
-    )
+    monkeypatch.setattr(recipe_module, "why_not_importable", lambda module: "not installed; pip …")
     with pytest.raises(ValueError, match=r"not installed.*with --skip segment test"):
         run(fresh, work)
     ran, _ = run(fresh, work, skip=["segment", "test"])
     assert ran == ["train", "generate", "evaluate", "report"]
     page = (work / "report" / "report.html").read_text("utf-8")
     assert "Pseudo masks from image labels" in page
-    assert "Where the network" not in page
+    assert "Network against" not in page
 
     # What is skipped stays as it is, up to date or not.
     fresh.mask.rule = "constant:0.9"
@@ -368,7 +389,7 @@ def test_an_unreadable_image_is_named_and_the_rest_goes_on(
     image.write_bytes(whole)
     ran, said = run(cfg, work)
     assert ran == ["generate"]
-    assert "generate: goes on where it stopped" in said
+    assert "generate: resumes where it stopped" in said
 
 
 def test_strangers_and_damaged_records_are_refused(fresh: Config, tmp_path: Path) -> None:
@@ -388,8 +409,8 @@ def test_strangers_and_damaged_records_are_refused(fresh: Config, tmp_path: Path
     [
         ({"recipe": {"_delete_": True, "learn_from": "train"}}, "recipe lacks 'evaluate'"),
         ({"recipe.test": ["val"]}, r"recipe\.test must be text, got \['val'\]"),
-        ({"recipe.tests": "val"}, "recipe: there is no key 'tests'; did you mean 'test'"),
-        ({"recipe.network.file": "x.py"}, "recipe.network: there is no key 'file'"),
+        ({"recipe.tests": "val"}, r"recipe: there is no key 'tests'; did you mean 'test'"),
+        ({"recipe.network.file": "x.py"}, r"recipe\.network: there is no key 'file'"),
         ({"recipe.network.config": "gone.py"}, r"gone\.py: no such config"),
         ({"recipe.network.options": {"trian.max_iters": 3}}, "no section 'trian'"),
         (
@@ -397,7 +418,7 @@ def test_strangers_and_damaged_records_are_refused(fresh: Config, tmp_path: Path
             "num_classes is 20, but the data has 21 classes",
         ),
         ({"recipe.learn_from": "train_all"}, "train_all"),
-        ({"mask.rules": "constant:0.5"}, r"'mask' has no \['rules'\]"),
+        ({"mask.rules": "constant:0.5"}, r"mask: there is no key 'rules'; did you mean 'rule'"),
         ({"recipe.test": "train_aug", "data.mask_dir": "SegmentationClass"}, "are missing"),
     ],
 )
@@ -416,7 +437,7 @@ def test_a_stage_that_does_not_exist(fresh: Config, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--redo names stages that are left out: test"):
         run(fresh, tmp_path / "work", redo=["test"], skip=["test"])
     with pytest.raises(ValueError, match="no section 'recipe'"):
-        open_recipe(Config({"data": {}}), tmp_path)
+        open_recipe(Settings({}), tmp_path)
 
 
 def test_the_command_line(
@@ -481,9 +502,12 @@ def test_coco14_goes_through_every_stage(tmp_path: Path, mini_cfg: Config) -> No
     ],
 )
 def test_configs_of_this_project_name_networks_that_fit(name: str) -> None:
-    cfg = load_config(ROOT / "configs" / name)
-    options = cfg.recipe.network.get("options")
-    network = load_segmentation_settings(cfg.recipe.network.config, options)
-    num_classes = build_classes(cfg.data.classes).num_fg_classes + 1
+    settings: Settings = load_settings(ROOT / "configs" / name)
+    section = settings.recipe.network
+    assert section is not None
+    network = load_segmentation_settings(section.config, section.options)
+    num_classes = build_classes(settings.data.classes or "voc").num_fg_classes + 1
     assert network.model["decode_head"]["num_classes"] == num_classes
-    assert options_from_config(cfg).keys() <= {f.name for f in fields(LabelerOptions)}
+    assert options_from_config(settings.to_dict()).keys() <= {
+        f.name for f in fields(LabelerOptions)
+    }

@@ -1,0 +1,191 @@
+"""Blocks that the reports of all recipes are built from: each exists once, here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from adcam.recipe.stages import Values
+from adcam.report.figures import picture_row
+from adcam.report.model import (
+    RGB,
+    Block,
+    Cell,
+    Confusion,
+    KeyValues,
+    PerClass,
+    PictureRow,
+    Section,
+    Text,
+    TimeTable,
+    Timing,
+)
+from adcam.structures import ClassSet, Sample
+
+PACKAGES = ("adcam", "python", "torch", "timm", "mmengine", "mmcv", "mmsegmentation", "numpy")
+"""The packages whose versions a report names."""
+
+T = TypeVar("T")
+
+
+def describe_ranking(measure: str, scores: Mapping[str, float]) -> str:
+    """One sentence with the scores from the best to the worst.
+
+    Example:
+        >>> describe_ranking("mIoU", {"CAM": 40.21, "AD-CAM": 70.0})
+        'mIoU: AD-CAM 70.0, CAM 40.2.'
+    """
+    order = sorted(scores, key=lambda name: -scores[name])
+    return f"{measure}: " + ", ".join(f"{name} {scores[name]:.1f}" for name in order) + "."
+
+
+def caution(*paragraphs: str) -> list[Text]:
+    """Paragraphs that a reader must not overlook; none gives no block."""
+    return [Text(list(paragraphs), tone="caution")] if paragraphs else []
+
+
+def stale_caution(stale: Mapping[str, str]) -> list[Text]:
+    """A caution that names the stages that were skipped although they were not up to date."""
+    if not stale:
+        return []
+    reasons = "; ".join(f"{name} ({reason})" for name, reason in stale.items())
+    return caution(f"Not up to date, since it was skipped: {', '.join(stale)}. {reasons}.")
+
+
+def per_class(
+    class_set: ClassSet, iou: Mapping[str, Sequence[float]], description: str = ""
+) -> PerClass:
+    """The IoU of background and every class.
+
+    Args:
+        class_set: The classes.
+        iou: From the name of a method to its IoU in percent by mask value.
+        description: What is shown.
+    """
+    values = (0, *class_set.mask_values)
+    return PerClass(
+        [class_set.name_of_value(value) for value in values],
+        {name: [by_value[value] for value in values] for name, by_value in iou.items()},
+        caption=description,
+    )
+
+
+def confusion_matrix(class_set: ClassSet, counts: np.ndarray, description: str) -> Confusion:
+    """Which class is taken for which, in pixels.
+
+    Args:
+        class_set: The classes.
+        counts: Pixels by mask value, rows the ground truth; more columns are left out.
+        description: What is counted.
+    """
+    values = [0, *class_set.mask_values]
+    names = [class_set.name_of_value(value) for value in values]
+    return Confusion(names, counts[np.ix_(values, values)].tolist(), description)
+
+
+def mask_row(
+    sample: Sample,
+    class_set: ClassSet,
+    *,
+    masks: Mapping[str, np.ndarray],
+    values: Mapping[str, float],
+    score_maps: Mapping[str, np.ndarray] | None = None,
+) -> PictureRow:
+    """An image with its ground truth, then score maps and masks by the name of their column.
+
+    Args:
+        sample: The image.
+        class_set: The classes, with the colours of the masks.
+        masks: Masks of the size of the image.
+        values: The number beside a column, such as the mIoU of this image in percent.
+        score_maps: Maps of the size of the image, in [0, 1].
+    """
+    return picture_row(
+        sample.img_id,
+        sample.img,
+        score_maps=score_maps or {},
+        palette=class_set.palette,
+        labels=[class_set.classes[i] for i in sample.class_ids or ()],
+        gt=sample.mask,
+        masks=masks,
+        values=values,
+    )
+
+
+def legend(class_set: ClassSet) -> list[tuple[str, RGB]]:
+    """Name and colour of background and every class."""
+    values = (0, *class_set.mask_values)
+    return [(class_set.name_of_value(value), class_set.palette[value]) for value in values]
+
+
+def pick_spread(items: Sequence[T], each: int) -> list[T]:
+    """The best, the middle and the worst of items that are sorted from the worst to the best.
+
+    Args:
+        items: The items, worst first.
+        each: How many to take of each kind.
+
+    Returns:
+        The items taken, best first; all of them if there are no more than ``3 * each``.
+    """
+    order = list(reversed(items))
+    if len(order) <= 3 * each:
+        return order
+    middle = len(order) // 2 - each // 2
+    return order[:each] + order[middle : middle + each] + order[-each:]
+
+
+def time_section(records: Mapping[str, Values], more: Sequence[Block] = ()) -> Section:
+    """How long each stage took, and on which machine.
+
+    Args:
+        records: The ``stage.json`` of each finished stage, by name.
+        more: Blocks about the steps of a stage.
+    """
+    timings = [
+        Timing(name, record["seconds"], record["outputs"].get("images"))
+        for name, record in records.items()
+    ]
+    machines = "; ".join(dict.fromkeys(record["machine"] for record in records.values()))
+    return Section("Where the time went", [TimeTable(timings, machines), *more])
+
+
+def provenance(
+    records: Mapping[str, Values],
+    *,
+    command: str,
+    seeds: Mapping[str, Cell],
+    configs: Mapping[str, str],
+    hashes: Mapping[str, Cell] | None = None,
+) -> list[KeyValues]:
+    """Command, versions, seeds, files and settings: what it takes to make everything again.
+
+    Args:
+        records: The ``stage.json`` of each finished stage, by name.
+        command: The command line.
+        seeds: The seed of each training.
+        configs: The settings as text, by what they are of.
+        hashes: Hashes of more files than those that the records name.
+    """
+    files: dict[str, Cell] = {
+        f"{name}/{file}": digest
+        for name, record in records.items()
+        for file, digest in record["outputs"]["files"].items()
+    }
+    return [
+        KeyValues({"everything": command}, "Commands", verbatim=True),
+        KeyValues({name: _version(records, name) for name in PACKAGES}, "Versions"),
+        KeyValues(seeds, "Seeds"),
+        KeyValues({**files, **(hashes or {})}, "Files (SHA-256, first 16 digits)", verbatim=True),
+        KeyValues(configs, "Configs", verbatim=True),
+    ]
+
+
+def _version(records: Mapping[str, Values], package: str) -> str:
+    """The version that made everything, or the one of each stage where they differ."""
+    found = {name: record["versions"].get(package) for name, record in records.items()}
+    if len(set(found.values())) == 1:
+        return next(iter(found.values())) or "–"
+    return ", ".join(f"{version or '–'} ({name})" for name, version in found.items())

@@ -1,0 +1,70 @@
+"""What a stage depends on, in hashes: images and labels, masks, and the files of a config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adcam.data.dataset import ImageDataset
+from adcam.data.sources import build_dataset
+from adcam.files import hash_bytes, hash_file, hash_or_none
+from adcam.settings import ConfigSettings
+
+
+def open_split(settings: ConfigSettings, split: str) -> ImageDataset:
+    """The images of a list of the data that settings name."""
+    return build_dataset(settings.to_dict()["data"], split)
+
+
+def describe_images(images: ImageDataset, *, masks: bool = False) -> dict[str, Any]:
+    """Hashes of a data set: ids and labels, boxes, file sizes, and with ``masks`` the true masks.
+
+    The bytes of the photographs are not read, which would take minutes on a large data set: an
+    image that is replaced by another has another size.
+
+    Args:
+        images: The data set.
+        masks: Whether the true masks count, too.
+
+    Raises:
+        AdcamError: Files are missing.
+    """
+    images.check_files(masks=masks)
+    classes, records = images.class_set.classes, images.records
+    labels = [(r.img_id, [classes[i] for i in r.class_ids or ()]) for r in records]
+    description: dict[str, Any] = {
+        "images": len(images),
+        "labels": _hash_json(labels),
+        "photographs": _hash_json([r.img_path.stat().st_size for r in records]),
+    }
+    if any(record.boxes for record in records):
+        description["boxes"] = _hash_json([record.boxes for record in records])
+    if masks:
+        hashes = [hash_file(r.mask_path) for r in records if r.mask_path is not None]
+        description["masks"] = _hash_json(hashes)
+    return description
+
+
+def hash_masks(folder: Path, img_ids: Iterable[str]) -> str:
+    """One hash of the masks ``<id>.png`` of some images, as they lie on the disk now."""
+    return _hash_json([(img_id, hash_or_none(folder / f"{img_id}.png")) for img_id in img_ids])
+
+
+def hash_files_in(values: Any) -> Any:
+    """Values of a config with the hash of each file in the place of its path.
+
+    Where a file lies is no input of a stage, what it holds is one.
+    """
+    if isinstance(values, Mapping):
+        return {key: hash_files_in(values[key]) for key in sorted(values)}
+    if isinstance(values, list | tuple):
+        return [hash_files_in(value) for value in values]
+    if isinstance(values, str) and Path(values).suffix and Path(values).is_file():
+        return f"file {hash_file(values)}"
+    return values
+
+
+def _hash_json(values: Any) -> str:
+    return hash_bytes(json.dumps(values).encode())

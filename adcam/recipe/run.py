@@ -1,0 +1,400 @@
+"""``adcam run``: classifier, pseudo masks, a network that learns from them, numbers, report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from adcam.data.dataset import ImageDataset, Record
+from adcam.errors import AdcamError
+from adcam.installation import why_not_importable
+from adcam.labeling.generate import default_workers, generate
+from adcam.labeling.labeler import PseudoLabeler, options_from_config
+from adcam.labeling.output_folder import CONFIG_NAME, MANIFEST_NAME, MAPS_DIR, MASK_DIR
+from adcam.recipe.classifiers import (
+    Source,
+    describe_classifier,
+    find_classifier,
+    make_classifier,
+)
+from adcam.recipe.inputs import describe_images, hash_files_in, hash_masks, open_split
+from adcam.recipe.network_report import RecipeResults, build_recipe_report
+from adcam.recipe.scores import load_scores, read_losses, write_scores
+from adcam.recipe.stages import Recipe, Stage, find_stale, read_recipe, report_stage
+from adcam.report.render import write_report
+from adcam.settings import SegmentationSettings, Settings, load_settings
+from adcam.training.classifier import CLASSIFIER_NAME
+from adcam.training.prediction import test_segmenter
+from adcam.training.segmenter import train_segmenter
+from adcam.training.segmenter_file import SEGMENTER_NAME, check_heads
+
+NETWORK_STAGES = ("segment", "test")
+"""The stages that need mmsegmentation."""
+
+
+@dataclass(frozen=True)
+class MaskRecipe(Recipe):
+    """Masks from labels, and a network from the masks.
+
+    Attributes:
+        settings: The settings of the classifier, of the masks, and the section ``recipe`` with the
+            lists that the network learns from, whose masks are scored, and that it is tested on.
+        network: The settings of the network, whose ``data`` is that of the recipe; ``None`` where
+            the recipe ends with the masks.
+        source: The classifier: settings to train it by, or its file.
+        labeler_options: What turns the classifier's maps into masks, as keyword arguments of
+            :class:`adcam.labeling.labeler.PseudoLabeler`.
+    """
+
+    kind: ClassVar[str] = "run"
+
+    settings: Settings
+    network: SegmentationSettings | None
+    source: Source
+    labeler_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> Sequence[Stage[MaskRecipe]]:
+        """Training, masks and their scores, network and its scores, report."""
+        return STAGES if self.network is not None else WITHOUT_NETWORK
+
+    def describe(self) -> dict[str, Any]:
+        """The settings of classifier and network."""
+        return {
+            "settings": self.settings.to_dict(),
+            "filename": self.settings.filename,
+            "network": None if self.network is None else self.network.to_dict(),
+        }
+
+    @property
+    def learn_from(self) -> tuple[str, ...]:
+        """The lists whose masks teach the network."""
+        return self.settings.recipe.learn_from
+
+    @property
+    def evaluate(self) -> tuple[str, ...]:
+        """The lists whose masks are scored."""
+        return self.settings.recipe.evaluate
+
+    @property
+    def classifier(self) -> Path:
+        """The file of the classifier."""
+        return find_classifier(self.source, self.folder("train"))
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether the network weighs pixels by the soft maps."""
+        return self.network is not None and self.network.train.confidence
+
+    def images(self, split: str) -> ImageDataset:
+        """A list of the recipe's data."""
+        return open_split(self.settings, split)
+
+
+def open_recipe(
+    settings: Settings,
+    work_dir: str | Path,
+    *,
+    title: str = "adcam run",
+    command: str = "",
+    source: Source | None = None,
+    labeler_options: Mapping[str, Any] | None = None,
+) -> MaskRecipe:
+    """Read and check a recipe; nothing is written.
+
+    Args:
+        settings: Settings with the section ``recipe``.
+        work_dir: The folder that everything goes into.
+        title: The title of the report.
+        command: The command line that makes everything again, for the report.
+        source: The classifier, as :class:`MaskRecipe` has it; ``None`` takes the file that the
+            section ``recipe`` names, or trains one by the settings.
+        labeler_options: As :class:`MaskRecipe` has them; ``None`` reads them from the sections
+            ``cam`` and ``mask``.
+
+    Raises:
+        AdcamError: The settings lack something, name something unknown, or a file is missing.
+    """
+    recipe = _build(settings, Path(work_dir), title, command, source, labeler_options)
+    section = settings.recipe
+    if recipe.network is not None and section.test is not None:
+        check_heads(recipe.network, recipe.images(section.test).class_set)
+    scored = [*section.evaluate, *([] if section.test is None else [section.test])]
+    for split in dict.fromkeys([*section.learn_from, *scored]):
+        recipe.images(split).check_files(masks=split in scored)
+    return recipe
+
+
+def load_recipe(work_dir: str | Path) -> MaskRecipe:
+    """The recipe that filled a folder, to make its report again.
+
+    Raises:
+        AdcamError: The folder holds no recipe of ``adcam run``.
+    """
+    values = read_recipe(work_dir)
+    try:
+        settings = Settings(values["settings"], values["filename"])
+        network = values["network"] and SegmentationSettings(values["network"])
+    except (KeyError, TypeError) as error:
+        raise AdcamError(f"{work_dir}: not a recipe of `adcam run` ({error})") from error
+    given = settings.recipe.classifier
+    source = settings if given is None else Path(given)
+    options = options_from_config(settings.to_dict())
+    title, command = values["title"], values["command"]
+    return MaskRecipe(Path(work_dir), title, command, settings, network, source, options)
+
+
+def _build(
+    settings: Settings,
+    work_dir: Path,
+    title: str,
+    command: str,
+    source: Source | None,
+    labeler_options: Mapping[str, Any] | None,
+) -> MaskRecipe:
+    section = settings.recipe
+    if source is None:
+        source = settings if section.classifier is None else Path(section.classifier)
+    if labeler_options is None:
+        labeler_options = options_from_config(settings.to_dict())
+    network: SegmentationSettings | None = None
+    if section.network is not None:
+        found: SegmentationSettings = load_settings(
+            section.network.config, section.network.options, kind=SegmentationSettings
+        )
+        values = found.to_dict()
+        values["data"] = {
+            **settings.to_dict()["data"],
+            "train": list(section.learn_from),
+            "val": section.test,
+            "masks": str((work_dir / "generate").resolve()),
+        }
+        values["test"] = {**values.get("test", {}), "split": section.test}
+        if section.network.from_classifier:
+            values["weights"] = str(find_classifier(source, work_dir / "train"))
+        network = SegmentationSettings(values, found.filename)
+    return MaskRecipe(work_dir, title, command, settings, network, source, labeler_options)
+
+
+def make_report(recipe: MaskRecipe) -> Path:
+    """Write ``report/report.html`` from what the stages left.
+
+    Raises:
+        AdcamError: No masks have been scored yet.
+    """
+    report = build_recipe_report(read_results(recipe), title=recipe.title, command=recipe.command)
+    return write_report(report, recipe.folder("report"))
+
+
+def read_results(recipe: MaskRecipe) -> RecipeResults:
+    """What the finished stages say about the pseudo masks and the network.
+
+    Raises:
+        AdcamError: No masks have been scored yet.
+    """
+    recipe.outputs("evaluate")
+    done = recipe.finished()
+    tested = recipe.settings.recipe.test if "test" in done else None
+    folder = recipe.folder("evaluate")
+    return RecipeResults(
+        data_name=recipe.images(recipe.evaluate[0]).class_set.name,
+        learn_from=recipe.learn_from,
+        pseudo_masks={split: load_scores(folder / f"{split}.json") for split in recipe.evaluate},
+        network_masks=load_scores(recipe.folder("test") / "scores.json") if tested else None,
+        shown=recipe.images(tested or recipe.evaluate[-1]),
+        pseudo_masks_dir=recipe.folder("generate") / MASK_DIR,
+        network_masks_dir=recipe.folder("test") / MASK_DIR,
+        losses=read_losses(recipe.folder("segment")) if "segment" in done else [],
+        stages=done,
+        stale=find_stale(recipe),
+        config=recipe.settings.to_dict(),
+        network=None if recipe.network is None else recipe.network.to_dict(),
+    )
+
+
+def _describe_train(recipe: MaskRecipe) -> dict[str, Any]:
+    return describe_classifier(recipe.source)
+
+
+def _train_files(recipe: MaskRecipe) -> list[str]:
+    return [] if isinstance(recipe.source, Path) else [CLASSIFIER_NAME]
+
+
+def _run_train(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
+    return make_classifier(recipe.source, folder)
+
+
+def _describe_generate(recipe: MaskRecipe) -> dict[str, Any]:
+    return {
+        "classifier": recipe.outputs("train")["classifier"],
+        "labeler": _build_labeler(recipe).describe(),
+        "maps": recipe.needs_maps,
+        "images": describe_images(_masked_images(recipe)),
+    }
+
+
+def _generate_files(recipe: MaskRecipe) -> list[str]:
+    return [CONFIG_NAME, MASK_DIR, *([MAPS_DIR] if recipe.needs_maps else [])]
+
+
+def _run_generate(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
+    labeler, images = _build_labeler(recipe), _masked_images(recipe)
+    workers = default_workers(labeler)
+    result = generate(images, labeler, folder, save_maps=recipe.needs_maps, workers=workers)
+    if result.failed:
+        first = result.failed[0]
+        raise AdcamError(
+            f"{len(result.failed)} of {len(images)} images have no mask, such as {first.img_id}: "
+            f"{first.error}; {folder / MANIFEST_NAME} lists them"
+        )
+    return {"images": len(images)}
+
+
+def _describe_evaluate(recipe: MaskRecipe) -> dict[str, Any]:
+    lists = {split: recipe.images(split) for split in recipe.evaluate}
+    return {
+        "masks": _hash_pseudo_masks(recipe, recipe.evaluate),
+        "truth": {split: describe_images(images, masks=True) for split, images in lists.items()},
+    }
+
+
+def _evaluate_files(recipe: MaskRecipe) -> list[str]:
+    return [f"{split}.json" for split in recipe.evaluate]
+
+
+def _run_evaluate(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
+    masks = recipe.folder("generate") / MASK_DIR
+    return {
+        "miou": {
+            split: write_scores(recipe.images(split), masks, folder / f"{split}.json")
+            for split in recipe.evaluate
+        }
+    }
+
+
+def _describe_segment(recipe: MaskRecipe) -> dict[str, Any]:
+    values = _network(recipe).to_dict()
+    sections = {name: section for name, section in values.items() if name not in ("data", "test")}
+    return {
+        "config": hash_files_in(sections),
+        "masks": _hash_pseudo_masks(recipe, recipe.learn_from),
+        "images": {split: describe_images(recipe.images(split)) for split in recipe.learn_from},
+    }
+
+
+def _run_segment(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
+    train_segmenter(_network(recipe), work_dir=folder, resume=True)
+    return {}
+
+
+def _describe_test(recipe: MaskRecipe) -> dict[str, Any]:
+    values = _network(recipe).to_dict()
+    return {
+        "checkpoint": recipe.outputs("segment")["files"],
+        "config": {name: hash_files_in(values[name]) for name in ("test", "model")},
+        "truth": describe_images(_tested_images(recipe), masks=True),
+    }
+
+
+def _run_test(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
+    network = _network(recipe)
+    checkpoint = recipe.folder("segment") / SEGMENTER_NAME
+    test_segmenter(network, checkpoint, work_dir=folder, masks_out=folder)
+    images = _tested_images(recipe)
+    miou = write_scores(images, folder / MASK_DIR, folder / "scores.json")
+    return {"miou": miou, "images": len(images)}
+
+
+def _why_no_network(recipe: MaskRecipe) -> str | None:
+    reason = why_not_importable("mmseg.models")
+    return None if reason is None else f"the network needs mmsegmentation, which is {reason}"
+
+
+STAGES: tuple[Stage[MaskRecipe], ...] = (
+    Stage(
+        "train",
+        "train the classifier",
+        needs=(),
+        describe=_describe_train,
+        files=_train_files,
+        run=_run_train,
+    ),
+    Stage(
+        "generate",
+        "make pseudo masks",
+        needs=("train",),
+        describe=_describe_generate,
+        files=_generate_files,
+        run=_run_generate,
+        repairs=(MASK_DIR, MAPS_DIR),
+    ),
+    Stage(
+        "evaluate",
+        "score the pseudo masks",
+        needs=("generate",),
+        describe=_describe_evaluate,
+        files=_evaluate_files,
+        run=_run_evaluate,
+    ),
+    Stage(
+        "segment",
+        "train the network",
+        needs=("train", "generate"),
+        describe=_describe_segment,
+        files=lambda recipe: [SEGMENTER_NAME],
+        run=_run_segment,
+        obstacle=_why_no_network,
+    ),
+    Stage(
+        "test",
+        "test the network",
+        needs=("segment",),
+        describe=_describe_test,
+        files=lambda recipe: [CONFIG_NAME, MASK_DIR, "scores.json"],
+        run=_run_test,
+        repairs=(MASK_DIR,),
+        obstacle=_why_no_network,
+    ),
+    report_stage(make_report, needs=("generate", "evaluate")),
+)
+"""The stages of ``adcam run`` in the order in which they run."""
+
+WITHOUT_NETWORK = tuple(stage for stage in STAGES if stage.name not in NETWORK_STAGES)
+"""Those of a recipe that ends with the masks."""
+
+
+def _network(recipe: MaskRecipe) -> SegmentationSettings:
+    if recipe.network is None:
+        raise AdcamError("the config names no network: recipe.network.config")
+    return recipe.network
+
+
+def _tested_images(recipe: MaskRecipe) -> ImageDataset:
+    network = _network(recipe)
+    return recipe.images(network.test.split or str(network.data.val))
+
+
+def _build_labeler(recipe: MaskRecipe) -> PseudoLabeler:
+    return PseudoLabeler.from_checkpoint(recipe.classifier, **recipe.labeler_options)
+
+
+def _masked_images(recipe: MaskRecipe) -> ImageDataset:
+    """Every image that gets a mask, once, though several lists may hold it."""
+    records: dict[str, Record] = {}
+    splits = list(dict.fromkeys([*recipe.learn_from, *recipe.evaluate]))
+    for split in splits:
+        for record in recipe.images(split).records:
+            other = records.setdefault(record.img_id, record)
+            if other.img_path != record.img_path:
+                raise AdcamError(
+                    f"image id {record.img_id!r} of {split} is {record.img_path}, but in another "
+                    f"list it is {other.img_path}"
+                )
+    return ImageDataset(recipe.images(splits[0]).class_set, "+".join(splits), records.values())
+
+
+def _hash_pseudo_masks(recipe: MaskRecipe, splits: Sequence[str]) -> str:
+    ids = [record.img_id for split in splits for record in recipe.images(split).records]
+    return hash_masks(recipe.folder("generate") / MASK_DIR, ids)
