@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from adcam.errors import AdcamError
 from adcam.installation import find_config
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from adcam.cams import Method
     from adcam.models.classifier import InCA
 

@@ -39,6 +39,7 @@ DISTRIBUTIONS = {
     "pydensecrf": "pydensecrf2",
     "skimage": "scikit-image",
     "triton": "torch",
+    "typing_extensions": "torch",
 }
 
 
