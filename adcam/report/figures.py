@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from adcam.errors import AdcamError
 from adcam.report.model import RGB, Picture, PictureRow
 from adcam.structures import IGNORE_INDEX
 
@@ -45,12 +44,12 @@ def overlay_heat(img: np.ndarray, score_map: np.ndarray, *, strength: float = 0.
         uint8 (H, W, 3).
 
     Raises:
-        AdcamError: If the shapes do not fit or ``strength`` is outside [0, 1].
+        ValueError: If the shapes do not fit or ``strength`` is outside [0, 1].
     """
     _check_rgb(img)
     _check_same_hw("score_map", score_map, img)
     if not 0 <= strength <= 1:
-        raise AdcamError(f"strength must lie in [0, 1], got {strength}")
+        raise ValueError(f"strength must lie in [0, 1], got {strength}")
     score = np.clip(np.nan_to_num(score_map.astype(np.float32), nan=0.0), 0.0, 1.0)
     # Half of the photograph's own colour goes, so that a colour on the map means a score.
     gray = img.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
@@ -82,14 +81,14 @@ def overlay_mask(
         uint8 (H, W, 3).
 
     Raises:
-        AdcamError: If the shapes do not fit, the palette is short or ``opacity`` outside [0, 1].
+        ValueError: If the shapes do not fit, the palette is short or ``opacity`` outside [0, 1].
     """
     _check_rgb(img)
     _check_same_hw("mask", mask, img)
     if len(palette) != 256:
-        raise AdcamError(f"the palette must have 256 colours, got {len(palette)}")
+        raise ValueError(f"the palette must have 256 colours, got {len(palette)}")
     if not 0 <= opacity <= 1:
-        raise AdcamError(f"opacity must lie in [0, 1], got {opacity}")
+        raise ValueError(f"opacity must lie in [0, 1], got {opacity}")
     colors = np.asarray(palette, np.float32)[mask]  # (H, W, 3)
     ignored = mask == ignore_index
     inside = ((mask != 0) & ~ignored)[..., None]
@@ -136,12 +135,12 @@ def draw_boxes(rgb: np.ndarray, boxes: np.ndarray, color: RGB) -> np.ndarray:
         uint8 (H, W, 3), a copy.
 
     Raises:
-        AdcamError: If ``rgb`` is not a picture or ``boxes`` is not (n, 4).
+        ValueError: If ``rgb`` is not a picture or ``boxes`` is not (n, 4).
     """
     _check_rgb(rgb)
     boxes = np.asarray(boxes)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise AdcamError(f"boxes must be (n, 4), got {boxes.shape}")
+        raise ValueError(f"boxes must be (n, 4), got {boxes.shape}")
     height, width = rgb.shape[:2]
     line = max(1, round(max(height, width) / 100))
     img = Image.fromarray(rgb.copy())
@@ -174,12 +173,12 @@ def side_by_side(
         uint8 (H_0, W, 3).
 
     Raises:
-        AdcamError: If there is no picture, one is not RGB uint8, or ``gap`` is negative.
+        ValueError: If there is no picture, one is not RGB uint8, or ``gap`` is negative.
     """
     if not pictures:
-        raise AdcamError("side_by_side needs at least one picture, got none")
+        raise ValueError("side_by_side needs at least one picture, got none")
     if gap < 0:
-        raise AdcamError(f"gap must be at least 0, got {gap}")
+        raise ValueError(f"gap must be at least 0, got {gap}")
     height = pictures[0].shape[0]
     parts: list[np.ndarray] = []
     for rgb in pictures:
@@ -218,7 +217,7 @@ def picture_row(
         The row, with pictures at the image's own size.
 
     Raises:
-        AdcamError: If a shape does not fit the image or a value names no column.
+        ValueError: If a shape does not fit the image or a value names no column.
     """
     columns = {"image": img}
     if gt is not None:
@@ -229,7 +228,7 @@ def picture_row(
         columns[name] = overlay_mask(img, mask, palette)
     values = values or {}
     if unknown := sorted(set(values) - set(columns)):
-        raise AdcamError(f"there are values for {unknown}, but the columns are {list(columns)}")
+        raise ValueError(f"there are values for {unknown}, but the columns are {list(columns)}")
     pictures = [Picture(rgb, name, values.get(name)) for name, rgb in columns.items()]
     return PictureRow(img_id, pictures, labels)
 
@@ -245,11 +244,11 @@ def encode_jpeg(rgb: np.ndarray, *, max_side: int = 256, quality: int = 85) -> b
         quality: The JPEG quality, 1 to 95. A larger value is better, and the file is larger.
 
     Raises:
-        AdcamError: If ``rgb`` is not uint8 (H, W, 3) or ``max_side`` is below 1.
+        ValueError: If ``rgb`` is not uint8 (H, W, 3) or ``max_side`` is below 1.
     """
     _check_rgb(rgb)
     if max_side < 1:
-        raise AdcamError(f"max_side must be at least 1, got {max_side}")
+        raise ValueError(f"max_side must be at least 1, got {max_side}")
     buffer = io.BytesIO()
     small = _resize(rgb, fit_hw((rgb.shape[0], rgb.shape[1]), max_side))
     Image.fromarray(small).save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
@@ -280,9 +279,9 @@ def _to_uint8(rgb: np.ndarray) -> np.ndarray:
 
 def _check_rgb(rgb: np.ndarray) -> None:
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
-        raise AdcamError(f"a picture must be uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}")
+        raise ValueError(f"a picture must be uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}")
 
 
 def _check_same_hw(name: str, array: np.ndarray, img: np.ndarray) -> None:
     if array.shape != img.shape[:2]:
-        raise AdcamError(f"{name} has shape {array.shape}, the image {img.shape[:2]}")
+        raise ValueError(f"{name} has shape {array.shape}, the image {img.shape[:2]}")

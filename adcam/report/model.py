@@ -1,7 +1,8 @@
 """What a report says, apart from how it looks.
 
 A :class:`Report` is a title, a few headline numbers and sections made of blocks. Every class is a
-frozen dataclass that checks itself when it is created, so a report that exists can be rendered.
+frozen dataclass that checks itself when it is created, so a report that exists can be rendered. A
+mistake in one is the program's, not the user's, and therefore a plain ``ValueError``.
 :meth:`Report.to_dict` is the content of ``report.json``.
 """
 
@@ -14,8 +15,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-
-from adcam.errors import AdcamError
 
 Cell = str | int | float | None
 """One value of a table. ``None`` and NaN are shown as "–", floats with their column's digits."""
@@ -86,11 +85,11 @@ class Column:
     def __post_init__(self) -> None:
         _check_one_of("best", self.best, ("", "max", "min"))
         if self.digits < 0:
-            raise AdcamError(
+            raise ValueError(
                 f"digits of column {self.name!r} must be at least 0, got {self.digits}"
             )
         if self.bar_max is not None and not self.bar_max > 0:
-            raise AdcamError(f"bar_max of column {self.name!r} must be above 0, got {self.bar_max}")
+            raise ValueError(f"bar_max of column {self.name!r} must be above 0, got {self.bar_max}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Table:
     def __post_init__(self) -> None:
         for i, row in enumerate(self.rows):
             if len(row) != len(self.columns):
-                raise AdcamError(
+                raise ValueError(
                     f"row {i} of table {self.caption!r} has {len(row)} values "
                     f"for {len(self.columns)} columns"
                 )
@@ -138,7 +137,9 @@ class Series:
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
-            raise AdcamError(f"series {self.name!r} has {len(self.x)} x but {len(self.y)} y")
+            raise ValueError(
+                f"series {self.name!r} has {len(self.x)} x values but {len(self.y)} y values"
+            )
 
 
 @dataclass(frozen=True)
@@ -169,13 +170,13 @@ class Curves:
     def __post_init__(self) -> None:
         names = [s.name for s in self.series]
         if not names:
-            raise AdcamError(f"diagram {self.caption!r} has no series")
+            raise ValueError(f"diagram {self.caption!r} has no series")
         if len(set(names)) != len(names):
-            raise AdcamError(f"a series name is given twice: {names}")
+            raise ValueError(f"a series name is given twice: {names}")
         _check_one_of("emphasis", self.emphasis, ("", *names))
         for axis, ends in (("x_range", self.x_range), ("y_range", self.y_range)):
             if ends is not None and not ends[0] < ends[1]:
-                raise AdcamError(f"{axis} must be (low, high) with low < high, got {ends}")
+                raise ValueError(f"{axis} must be (low, high) with low < high, got {ends}")
 
 
 @dataclass(frozen=True)
@@ -205,15 +206,15 @@ class PerClass:
 
     def __post_init__(self) -> None:
         if not self.values:
-            raise AdcamError(f"per-class diagram {self.caption!r} has no method")
+            raise ValueError(f"per-class diagram {self.caption!r} has no method")
         for method, values in self.values.items():
             if len(values) != len(self.classes):
-                raise AdcamError(
+                raise ValueError(
                     f"{method!r} has {len(values)} values for {len(self.classes)} classes"
                 )
         _check_one_of("emphasis", self.emphasis, ("", *self.values))
         if not self.value_range[0] < self.value_range[1]:
-            raise AdcamError(f"value_range must be (low, high), got {self.value_range}")
+            raise ValueError(f"value_range must be (low, high), got {self.value_range}")
 
     @property
     def main_method(self) -> str:
@@ -247,12 +248,12 @@ class Scatter:
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.x) == len(self.y):
-            raise AdcamError(
+            raise ValueError(
                 f"scatter {self.caption!r} has {len(self.names)} names, {len(self.x)} x and "
                 f"{len(self.y)} y"
             )
         if not self.value_range[0] < self.value_range[1]:
-            raise AdcamError(f"value_range must be (low, high), got {self.value_range}")
+            raise ValueError(f"value_range must be (low, high), got {self.value_range}")
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ class Differences:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.values):
-            raise AdcamError(f"{len(self.names)} names for {len(self.values)} values")
+            raise ValueError(f"{len(self.names)} names for {len(self.values)} values")
 
 
 @dataclass(frozen=True)
@@ -302,12 +303,12 @@ class Confusion:
     def __post_init__(self) -> None:
         num = len(self.names)
         if num == 0 or len(self.counts) != num or any(len(row) != num for row in self.counts):
-            raise AdcamError(
+            raise ValueError(
                 f"counts must be {num}×{num} with at least one name, got rows of lengths "
                 f"{[len(row) for row in self.counts]}"
             )
         if any(count < 0 for row in self.counts for count in row):
-            raise AdcamError("counts must not be negative")
+            raise ValueError("counts must not be negative")
 
     def shares(self) -> list[list[float]]:
         """Divide each row by its sum: shares in [0, 1], NaN for a class that never occurs."""
@@ -355,12 +356,12 @@ class Histograms:
 
     def __post_init__(self) -> None:
         if not self.counts:
-            raise AdcamError(f"histograms {self.caption!r} have no counts")
+            raise ValueError(f"histograms {self.caption!r} have no counts")
         if len(self.edges) < 2 or list(self.edges) != sorted(set(self.edges)):
-            raise AdcamError(f"edges must be ascending, at least two, got {list(self.edges)}")
+            raise ValueError(f"edges must be ascending, at least two, got {list(self.edges)}")
         for name, counts in self.counts.items():
             if len(counts) != len(self.edges) - 1 or any(count < 0 for count in counts):
-                raise AdcamError(
+                raise ValueError(
                     f"{name!r} must have {len(self.edges) - 1} counts that are not negative, got "
                     f"{list(counts)}"
                 )
@@ -396,12 +397,12 @@ class Shares:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.parts) <= 8:
-            raise AdcamError(f"shares must have 1 to 8 parts, got {list(self.parts)}")
+            raise ValueError(f"shares must have 1 to 8 parts, got {list(self.parts)}")
         for name, shares in self.values.items():
             if len(shares) != len(self.parts):
-                raise AdcamError(f"{name!r} has {len(shares)} shares for {len(self.parts)} parts")
+                raise ValueError(f"{name!r} has {len(shares)} shares for {len(self.parts)} parts")
             if min(shares) < 0 or sum(shares) > 100 + 1e-6:
-                raise AdcamError(
+                raise ValueError(
                     f"shares of {name!r} must not be negative, and at most 100 together, got "
                     f"{list(shares)}"
                 )
@@ -427,12 +428,12 @@ class Picture:
 
     def __post_init__(self) -> None:
         if self.rgb.dtype != np.uint8 or self.rgb.ndim != 3 or self.rgb.shape[2] != 3:
-            raise AdcamError(
+            raise ValueError(
                 f"picture {self.column!r} must be uint8 (H, W, 3), "
                 f"got {self.rgb.dtype} {self.rgb.shape}"
             )
         if 0 in self.rgb.shape:
-            raise AdcamError(f"picture {self.column!r} is empty: {self.rgb.shape}")
+            raise ValueError(f"picture {self.column!r} is empty: {self.rgb.shape}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -477,11 +478,11 @@ class PictureGrid:
 
     def __post_init__(self) -> None:
         if self.max_side < 1:
-            raise AdcamError(f"max_side must be at least 1, got {self.max_side}")
+            raise ValueError(f"max_side must be at least 1, got {self.max_side}")
         for row in self.rows:
             columns = [picture.column for picture in row.pictures]
             if columns != self.columns:
-                raise AdcamError(
+                raise ValueError(
                     f"row {row.img_id!r} has columns {columns}, the first row has {self.columns}"
                 )
 
@@ -509,9 +510,9 @@ class Timing:
 
     def __post_init__(self) -> None:
         if not self.seconds >= 0:
-            raise AdcamError(f"seconds of step {self.name!r} must be >= 0, got {self.seconds}")
+            raise ValueError(f"seconds of step {self.name!r} must be >= 0, got {self.seconds}")
         if self.num_items is not None and self.num_items < 1:
-            raise AdcamError(f"num_items of step {self.name!r} must be >= 1, got {self.num_items}")
+            raise ValueError(f"num_items of step {self.name!r} must be >= 1, got {self.num_items}")
 
 
 @dataclass(frozen=True)
@@ -607,7 +608,7 @@ class Report:
 
     def __post_init__(self) -> None:
         if len(self.headlines) > 4:
-            raise AdcamError(f"at most 4 headline numbers fit, got {len(self.headlines)}")
+            raise ValueError(f"at most 4 headline numbers fit, got {len(self.headlines)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values; pictures are left out, NaN and ±inf are null."""
@@ -617,7 +618,7 @@ class Report:
 
 def _check_one_of(name: str, value: str, legal: tuple[str, ...]) -> None:
     if value not in legal:
-        raise AdcamError(f"{name} must be one of {list(legal)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {list(legal)}, got {value!r}")
 
 
 def _to_plain(value: Any) -> Any:
@@ -646,4 +647,4 @@ def _to_plain(value: Any) -> Any:
         return value
     if isinstance(value, Sequence):
         return [_to_plain(entry) for entry in value]
-    raise AdcamError(f"a report cannot hold a {type(value).__name__}: {value!r}")
+    raise ValueError(f"a report cannot hold a {type(value).__name__}: {value!r}")

@@ -88,7 +88,7 @@ def test_times_sum_up() -> None:
         (lambda: Column("c", digits=-1), "digits of column 'c'"),
         (lambda: Column("c", bar_max=0.0), "bar_max of column 'c'"),
         (lambda: Table([Column("c")], [["a"], ["b", 1]], "cap"), "row 1 of table 'cap' has 2"),
-        (lambda: Series("s", [1, 2], [1]), "'s' has 2 x but 1 y"),
+        (lambda: Series("s", [1, 2], [1]), "'s' has 2 x values but 1 y values"),
         (lambda: Curves([], "x", "y"), "no series"),
         (lambda: Curves([Series("s", [], [])] * 2, "x", "y"), "given twice"),
         (lambda: Curves([Series("s", [], [])], "x", "y", emphasis="q"), "emphasis must be one of"),
