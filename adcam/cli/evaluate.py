@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
         commands,
         "evaluate",
         run,
-        "score masks against the truth",
+        "score masks against the ground truth",
         """\
         Score masks (<id>.png) against true masks of the same names: mean IoU and per class IoU,
         precision and recall. With --sweep, score maps of `generate --save-maps` at every
@@ -34,14 +34,19 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "pred_dir", type=Path, metavar="PRED_DIR", help="masks, or with --sweep maps"
     )
-    truth = parser.add_mutually_exclusive_group(required=True)
-    truth.add_argument("--gt", type=Path, metavar="GT_DIR", help="true masks")
-    truth.add_argument(
+    ground_truth = parser.add_mutually_exclusive_group(required=True)
+    ground_truth.add_argument("--gt", type=Path, metavar="GT_DIR", help="true masks")
+    ground_truth.add_argument(
         "--metadata",
         type=Path,
         metavar="DIR",
         help="true boxes or masks: a split's metadata folder of wsolevaluation",
     )
+    _add_mask_arguments(parser)
+    _add_box_arguments(parser)
+
+
+def _add_mask_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ids", type=Path, metavar="LIST", help="only these ids, one a line")
     parser.add_argument("--sweep", action="store_true", help="threshold curve of stored maps")
     parser.add_argument("--classes", **CLASSES)
@@ -76,6 +81,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--pred-values", metavar="OLD=NEW,…", help="the same for the predicted masks"
     )
+
+
+def _add_box_arguments(parser: argparse.ArgumentParser) -> None:
     localization = parser.add_argument_group("localisation", "with --metadata")
     localization.add_argument(
         "--choose-maps",

@@ -1,4 +1,4 @@
-"""Localisation: score maps on disk against boxes or masks, and boxes of images as files."""
+"""Score maps on disk against true boxes or masks: the protocols of wsolevaluation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ from adcam.errors import AdcamError
 from adcam.metrics.localization import MaxBoxAccuracy, PixelAveragePrecision
 from adcam.progress import track
 
-FORMATS = (".csv", ".json")
-"""Suffixes of box files: a table, or COCO's instances."""
-
-_SHOWN = 5
-
 
 def evaluate_boxes(
     maps_dir: str | Path,
@@ -31,20 +26,21 @@ def evaluate_boxes(
     step: float = 0.001,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score maps in wsolevaluation's format against true boxes, by its metric.
+    """Score maps in wsolevaluation's format against true boxes, by the protocol's metric.
 
     Args:
-        maps_dir: Maps ``<image id>.npy`` (:mod:`adcam.data.score_maps`).
-        metadata_dir: Metadata folder of the split (:mod:`adcam.data.wsol`).
-        choose_maps_dir: Maps of another split that thresholds are chosen on. ``None`` chooses them
-            on the images scored, which the result calls ``"oracle"``.
-        choose_metadata_dir: Its metadata folder; given exactly with ``choose_maps_dir``.
-        multi_contour: As for :class:`adcam.metrics.localization.MaxBoxAccuracy`.
-        step: As there.
-        progress: Show progress on standard error.
+        maps_dir: The folder of the maps ``<image id>.npy`` (:mod:`adcam.data.score_maps`).
+        metadata_dir: The metadata folder of the split (:mod:`adcam.data.wsol`).
+        choose_maps_dir: The maps of another split, on which thresholds are chosen. ``None`` chooses
+            them on the images scored, which the result calls ``"oracle"``.
+        choose_metadata_dir: The metadata folder of that other split; it is given exactly with
+            ``choose_maps_dir``.
+        multi_contour: Whether boxes of all contours count, rather than of the largest alone.
+        step: The step between two score thresholds.
+        progress: Whether to show progress on standard error.
 
     Returns:
-        As :meth:`adcam.metrics.localization.BoxAccuracyResult.to_dict`, and ``split``.
+        The values of :meth:`adcam.metrics.localization.BoxAccuracyResult.to_dict`, and ``split``.
         JSON-serialisable.
 
     Raises:
@@ -72,14 +68,14 @@ def evaluate_pixels(
     step: float = 0.001,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score maps in wsolevaluation's format against true masks: PxAP, which needs no threshold.
+    """Score maps in wsolevaluation's format against true masks by PxAP, without a threshold.
 
     Args:
-        maps_dir: As for :func:`evaluate_boxes`.
-        metadata_dir: As there, with masks (OpenImages).
-        mask_root: Folder that the paths of the masks begin in.
-        step: As for :class:`adcam.metrics.localization.PixelAveragePrecision`.
-        progress: As for :func:`evaluate_boxes`.
+        maps_dir: The folder of the maps ``<image id>.npy`` (:mod:`adcam.data.score_maps`).
+        metadata_dir: The metadata folder of the split, which names masks (OpenImages).
+        mask_root: The folder that the paths of the masks begin in.
+        step: The step between two score thresholds.
+        progress: Whether to show progress on standard error.
 
     Returns:
         ``split``, ``px_ap`` in percent, ``num_images``, ``policy``. JSON-serialisable.

@@ -80,8 +80,7 @@ def compare_methods(
 ) -> MethodComparison:
     """Score methods of segmentation; labels are given, thresholds are global constants.
 
-    Each split is gone through once: the choosing one first, then the reporting one at the
-    thresholds that were chosen. Each network sees each image once for each set of views.
+    Each split is gone through once, and each network sees each image once for each set of views.
 
     Args:
         classifiers: The networks by the names that the methods give; classes are matched by name.
@@ -91,60 +90,80 @@ def compare_methods(
         options: Device, type, worker processes and progress.
         report_stride: Only every n-th image of ``report_set`` is reported on; masks are written of
             all its images.
-        masks_dir: The folder that gets the masks of the last method on ``report_set``, as
-            ``adcam generate`` would fill it; ``None`` writes none.
+        masks_dir: The output folder for the last method's masks on ``report_set``, if wanted.
         keep_pictures: Whether to keep the images with all maps for a report.
-        crf_choose_images: The number of images of ``choose_set``, evenly spread, that choose the
-            threshold of a method with a CRF, because each threshold costs a CRF.
+        crf_choose_images: The number of evenly spread images that choose a CRF's threshold.
 
     Raises:
-        AdcamError: An image lacks a mask or labels, a method is of the other task, or a network is
-            missing or does not know a class.
+        AdcamError: An image lacks a mask or labels, or a network is missing or lacks a class.
     """
     _check(specs, choose_set, report_set)
     options = options or LoopOptions()
     choices, chosen_mious, choose_times = _choose(
         classifiers, specs, choose_set, options, max(len(choose_set) // crf_choose_images, 1)
     )
-    class_set, last = report_set.class_set, choices[specs[-1].name]
+    last = choices[specs[-1].name]
     plain = [spec.name for spec in specs if spec.crf == "none"]
-    sweep = ThresholdSweep(plain, class_set, stride=report_stride)
-    scores = MaskScores(list(choices.values()), class_set, stride=report_stride)
+    sweep = ThresholdSweep(plain, report_set.class_set, stride=report_stride)
+    scores = MaskScores(list(choices.values()), report_set.class_set, stride=report_stride)
     evaluators: list[Evaluator] = [sweep, scores]
-    masks = MaskScores([last], class_set)
-    pictures = Pictures(plain, [last], class_set, num_images=len(report_set), stride=report_stride)
+    masks = MaskScores([last], report_set.class_set)
     if report_stride > 1 and masks_dir is not None:
         evaluators.append(masks)
+    pictures = Pictures(
+        plain, [last], report_set.class_set, num_images=len(report_set), stride=report_stride
+    )
     if keep_pictures:
         evaluators.append(pictures)
-
-    def report(more: Sequence[Evaluator] = ()) -> EvaluationTimes:
-        return evaluate(report_set, specs, [*evaluators, *more], classifiers, options=options)
-
-    if masks_dir is None:
-        times = report()
-    else:
-        labeler = build_labeler(classifiers[specs[-1].network], specs[-1], last, options)
-        with MaskFolder(masks_dir, report_set, labeler) as folder:
-            writer = MaskWriter(last, class_set, folder.masks_dir)
-            times = report([writer])
-            folder.record(writer.compute())
+    times = _report(classifiers, specs, report_set, evaluators, options, last, masks_dir)
     curves, found = sweep.compute(), scores.compute()
-    results = tuple(
-        MethodResult(
-            spec,
-            choices[spec.name].threshold,
-            chosen_mious[spec.name],
-            found[choices[spec.name]].result,
-            curves.get(spec.name),
-            found[choices[spec.name]].mious,
-        )
-        for spec in specs
-    )
-    of_last = (masks if masks in evaluators else scores).compute()[last]
     return MethodComparison(
-        results, of_last, pictures.compute(), {"choose": choose_times, "report": times}
+        tuple(
+            _result(spec, found[choices[spec.name]], choices, chosen_mious, curves)
+            for spec in specs
+        ),
+        (masks if masks in evaluators else scores).compute()[last],
+        pictures.compute(),
+        {"choose": choose_times, "report": times},
     )
+
+
+def _result(
+    spec: MethodSpec,
+    score: MaskScore,
+    choices: Mapping[str, MaskChoice],
+    chosen_mious: Mapping[str, float],
+    curves: Mapping[str, ThresholdCurveResult],
+) -> MethodResult:
+    name = spec.name
+    return MethodResult(
+        spec,
+        choices[name].threshold,
+        chosen_mious[name],
+        score.result,
+        curves.get(name),
+        score.mious,
+    )
+
+
+def _report(
+    classifiers: Mapping[str, Classifier],
+    specs: Sequence[MethodSpec],
+    images: ImageDataset,
+    evaluators: Sequence[Evaluator],
+    options: LoopOptions,
+    last: MaskChoice,
+    masks_dir: str | Path | None,
+) -> EvaluationTimes:
+    """Go through the reporting split, and write the masks of the last method if wanted."""
+    if masks_dir is None:
+        return evaluate(images, specs, evaluators, classifiers, options=options)
+    labeler = build_labeler(classifiers[specs[-1].network], specs[-1], last, options)
+    with MaskFolder(masks_dir, images, labeler) as folder:
+        writer = MaskWriter(last, images.class_set, folder.masks_dir)
+        times = evaluate(images, specs, [*evaluators, writer], classifiers, options=options)
+        folder.record(writer.compute())
+    return times
 
 
 def _choose(

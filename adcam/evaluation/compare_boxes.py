@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,7 @@ def compare_boxes(
 ) -> BoxComparison:
     """Score methods of localisation by their boxes.
 
-    Each split is gone through once, the choosing one first. Each network sees each image once for
-    each set of views.
+    Each split is gone through once, and each network sees each image once for each set of views.
 
     Args:
         classifiers: The networks by the names that the methods give; classes are matched by name.
@@ -147,37 +147,31 @@ def compare_boxes(
     names = [spec.name for spec in specs]
     folders = {} if score_map_dir is None else _name_folders(names, score_map_dir)
     writers: list[Evaluator] = [ScoreMapWriter(folders, image_root)] if folders else []
-    # Predicted classes are alternatives, not classes of one image, so none competes with another.
-    alone = [
-        replace(spec, options={"rival_weight": 0.0, **spec.options}) if spec.method else spec
-        for spec in specs
-    ]
     targets = MapTargets(map_hw=SCORE_MAP_HW, image_root=image_root)
+    run = partial(evaluate, specs=_without_rivals(specs), classifiers=classifiers, options=options)
 
     chosen = BoxCounts(names)
     evaluators: list[Evaluator] = [chosen, *([] if same else writers)]
-    times = {
-        "choose": evaluate(
-            choose_set, alone, evaluators, classifiers, targets=targets, options=options
-        )
-    }
-    thresholds = {
-        name: chosen.largest[name].compute().best_thresholds[LOC_IOU]
-        if threshold is None
-        else threshold
-        for name in names
-    }
-    reported = BoxCounts(names, thresholds)
+    choose_times = run(choose_set, evaluators=evaluators, targets=targets)
+    reported = BoxCounts(names, {name: chosen.choose(name, threshold) for name in names})
     pictures = Pictures(names, [], report_set.class_set, num_images=len(report_set))
     evaluators = [reported, *([pictures] if keep_pictures else []), *writers]
-    targets = replace(targets, top_k=TOP_K[-1])
-    times["report"] = evaluate(
-        report_set, alone, evaluators, classifiers, targets=targets, options=options
-    )
+    times = run(report_set, evaluators=evaluators, targets=replace(targets, top_k=TOP_K[-1]))
+
     chosen_on = ORACLE if same else choose_set.split
     threshold_from = chosen_on if threshold is None else GIVEN
     results = [_result(spec, chosen, reported, chosen_on, threshold_from) for spec in specs]
-    return BoxComparison(tuple(results), pictures.compute(), times)
+    return BoxComparison(
+        tuple(results), pictures.compute(), {"choose": choose_times, "report": times}
+    )
+
+
+def _without_rivals(specs: Sequence[MethodSpec]) -> list[MethodSpec]:
+    """Let no class compete: predicted classes are alternatives, not classes of one image."""
+    return [
+        replace(spec, options={"rival_weight": 0.0, **spec.options}) if spec.method else spec
+        for spec in specs
+    ]
 
 
 def _result(

@@ -60,22 +60,17 @@ def evaluate_masks(
         gt_dir: The folder of the ground truth masks.
         ids: The images to score; ``None`` takes every mask of the ground truth.
         num_classes: The number of mask values, background included. ``None`` takes it from the
-            ``config.json`` of ``adcam generate``, or else counts up to the highest value in any
-            mask.
+            ``config.json`` of ``adcam generate``, or else from the highest value in any mask.
         average: The classes that enter the mean, as for :class:`adcam.metrics.miou.MeanIoU`.
         pred_ignore: What a predicted 255 costs, as for :class:`adcam.metrics.miou.MeanIoU`.
-        values: What mask values of the ground truth are read as, e.g. ``{255: 1}`` for masks in
-            which 255 is the object.
+        values: What values of the ground truth are read as: ``{255: 1}`` where 255 is the object.
         pred_values: What mask values of the predictions are read as.
-        allow_missing: Whether to score what is there when predictions are missing. The result
-            lists these, and they take no part in the score.
+        allow_missing: Whether missing predictions are listed and left out of the score.
         progress: Whether to show progress on standard error.
 
     Returns:
-        ``miou``, ``iou_per_class``, ``precision_per_class`` and ``recall_per_class`` by class name
-        (the mask value where the name is not known; classes that neither side holds are left
-        out), all in percent; ``pixel_accuracy``, ``ignored_share``, ``num_images``,
-        ``missing_predictions`` and ``policy``. JSON-serialisable.
+        The values of :func:`adcam.metrics.miou.name_classes`, and ``missing_predictions``.
+        JSON-serialisable.
 
     Raises:
         AdcamError: Masks are missing, two files have one id, two masks of one image differ in size

@@ -1,4 +1,4 @@
-"""How well a classifier names the classes of an image: average precision per class and its mean."""
+"""How well a classifier names the classes of images: average precision per class and its mean."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ class MultiLabelResult:
     """Scores of a multi-label classifier, all in percent.
 
     Attributes:
-        mean_ap: Mean of ``ap_per_class`` over the classes that have a positive image; NaN if none.
-        ap_per_class: Average precision; NaN for a class without a positive image.
-        precision: Over all (image, class) pairs called present, the share that is; NaN if none is.
-        recall: Over all (image, class) pairs present, the share called so; NaN if there is none.
-        f1: Harmonic mean of the two.
-        precision_per_class: The same per class; NaN for a class never called present.
-        recall_per_class: NaN for a class without a positive image.
-        f1_per_class: NaN for a class neither present nor called present.
-        num_images: Number of images counted.
+        mean_ap: The mean of ``ap_per_class`` over the classes that have a positive image; NaN if
+            none has.
+        ap_per_class: The average precision of each class; NaN for a class without a positive image.
+        precision: The share of the (image, class) pairs called present that are present; NaN if
+            none is called present.
+        recall: The share of the (image, class) pairs present that are called present; NaN if none
+            is present.
+        f1: The harmonic mean of precision and recall.
+        precision_per_class: The precision of each class; NaN for a class never called present.
+        recall_per_class: The recall of each class; NaN for a class without a positive image.
+        f1_per_class: The harmonic mean of both for each class; NaN for a class that is neither
+            present nor called present.
+        num_images: The number of images counted.
         policy: The threshold above which a class is called present.
     """
 
@@ -56,7 +60,7 @@ class MultiLabelAP:
     """Average precision per class and its mean (mAP), from scores of images seen in any order.
 
     Args:
-        num_classes: Number of foreground classes C.
+        num_classes: The number of foreground classes C.
         threshold: A class is called present where its score is above this, for precision, recall
             and F1 only: 0.5 for probabilities, 0 for logits. A higher value raises precision and
             lowers recall; average precision does not depend on it.
@@ -131,17 +135,17 @@ class MultiLabelAP:
         ]
         defined = [v for v in ap if not math.isnan(v)]
         called = scores > self._policy["threshold"]
-        right = (called & targets).sum(axis=0)  # (C,)
+        correct = (called & targets).sum(axis=0)  # (C,)
         num_called, num_present = called.sum(axis=0), targets.sum(axis=0)
         return MultiLabelResult(
             mean_ap=math.fsum(defined) / len(defined) if defined else math.nan,
             ap_per_class=tuple(ap),
-            precision=100 * float(ratio(right.sum(), num_called.sum())),
-            recall=100 * float(ratio(right.sum(), num_present.sum())),
-            f1=100 * float(ratio(2 * right.sum(), num_called.sum() + num_present.sum())),
-            precision_per_class=tuple((100 * ratio(right, num_called)).tolist()),
-            recall_per_class=tuple((100 * ratio(right, num_present)).tolist()),
-            f1_per_class=tuple((100 * ratio(2 * right, num_called + num_present)).tolist()),
+            precision=100 * float(ratio(correct.sum(), num_called.sum())),
+            recall=100 * float(ratio(correct.sum(), num_present.sum())),
+            f1=100 * float(ratio(2 * correct.sum(), num_called.sum() + num_present.sum())),
+            precision_per_class=tuple((100 * ratio(correct, num_called)).tolist()),
+            recall_per_class=tuple((100 * ratio(correct, num_present)).tolist()),
+            f1_per_class=tuple((100 * ratio(2 * correct, num_called + num_present)).tolist()),
             num_images=len(scores),
             policy=dict(self._policy),
         )
@@ -167,7 +171,7 @@ def compute_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     last_of_tie = np.append(ranked[1:] != ranked[:-1], True)
-    num_right = np.cumsum(targets[order])[last_of_tie]
+    num_correct = np.cumsum(targets[order])[last_of_tie]
     num_called = np.flatnonzero(last_of_tie) + 1
-    gained = np.diff(num_right, prepend=0)
-    return float((gained * (num_right / num_called)).sum() / num_positive)
+    gained = np.diff(num_correct, prepend=0)
+    return float((gained * (num_correct / num_called)).sum() / num_positive)

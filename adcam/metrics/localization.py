@@ -22,31 +22,30 @@ if TYPE_CHECKING:
     import torch
 
 ORACLE = "oracle"
-"""Says that a threshold was chosen on the images that are scored with it."""
+"""The name in place of a split for a threshold chosen on the very images that it scores."""
 
 ERROR_TYPES = ("right", "classification", "multi_instance", "part", "more", "wrong")
-"""What can be said of the first guess; each image has exactly one (:func:`classify_error`)."""
+"""What can become of the first predicted class and its box; each image has exactly one."""
 
 NUM_IOU_BINS = 20
-"""Bins of equal width over [0, 1] in which GT-known boxes are counted by their IoU."""
+"""The number of equal bins over [0, 1] in which GT-known boxes are counted by their IoU."""
 
 
 @dataclass(frozen=True, eq=False)
 class BoxAccuracyResult:
-    """Box accuracies with the thresholds that they were reached at.
+    """Box accuracies, with the thresholds at which they were reached.
 
     Attributes:
-        box_acc: By IoU threshold, the share of images in percent with a box of at least that IoU.
-        max_box_acc_v2: Mean of ``box_acc``. MaxBoxAccV2 of the literature where several contours
-            are taken, the IoU thresholds are 0.3, 0.5, 0.7 and the split is the oracle's.
-        best_thresholds: By IoU threshold, the score threshold used, the lowest of equally good
-            ones.
-        chosen_on: Split that these were chosen on; :data:`ORACLE` for the images scored.
+        box_acc: The share of images in percent with a box of at least an IoU, by this IoU.
+        max_box_acc_v2: The mean of ``box_acc``. It is the literature's MaxBoxAccV2 where several
+            contours are taken, the IoUs are 0.3, 0.5 and 0.7, and the thresholds the oracle's.
+        best_thresholds: The score threshold used for each IoU, the lowest of equally good ones.
+        chosen_on: The split that these were chosen on; :data:`ORACLE` for the images scored.
         thresholds: All score thresholds, ascending.
-        curves: By IoU threshold, the box accuracy at each of ``thresholds``, in percent.
-        box_acc_per_class: ``box_acc`` by class id, at the same thresholds for all classes; of the
+        curves: The box accuracy in percent at each of ``thresholds``, by IoU.
+        box_acc_per_class: ``box_acc`` by class id, at the same thresholds for all classes, over the
             images whose class was given.
-        num_images: Number of images counted.
+        num_images: The number of images counted.
         policy: Every choice that changes the numbers.
     """
 
@@ -148,9 +147,9 @@ class MaxBoxAccuracy:
         Args:
             score_map: (H, W) floating point in [0, 1], the map of the true class. The original
                 takes maps of 224 × 224, min-max normalised.
-            boxes: True boxes (n, 4), integers, n >= 1, in pixels of the map
+            boxes: The true boxes, integers (n, 4), n >= 1, in pixels of the map
                 (:func:`adcam.boxes.wsol.scale_boxes` brings them there).
-            class_id: Class of the image, for accuracies per class.
+            class_id: The class of the image, for accuracies per class.
 
         Raises:
             ValueError: Another shape or dtype, NaN, a score outside [0, 1], or a box with
@@ -334,7 +333,7 @@ class PixelAveragePrecision:
         self._num_images += other._num_images
 
     def curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Thresholds, precision and recall, each (T,), by descending threshold.
+        """Compute thresholds, precision and recall, each (T,), by descending threshold.
 
         Precision and recall lie in [0, 1]; precision is NaN where no score reaches the threshold.
 
@@ -343,10 +342,10 @@ class PixelAveragePrecision:
         """
         if not self._num_true.sum():
             raise ValueError(f"no object pixel in {self._num_images} images: PxAP is not defined")
-        num_right = self._num_true[::-1].cumsum()
-        num_called = num_right + self._num_false[::-1].cumsum()
-        precision = ratio(num_right, num_called)
-        return self._edges[-2::-1], precision, num_right / num_right[-1]
+        num_correct = self._num_true[::-1].cumsum()
+        num_called = num_correct + self._num_false[::-1].cumsum()
+        precision = ratio(num_correct, num_called)
+        return self._edges[-2::-1], precision, num_correct / num_correct[-1]
 
     def compute(self) -> float:
         """PxAP in percent of everything counted so far.
@@ -364,15 +363,16 @@ class LocalizationResult:
     """Scores of predicted classes with their boxes, in percent of the images.
 
     Attributes:
-        top_loc: By k: one of the first k guesses names the class and its box is right.
-        top_cls: By k: one of the first k guesses names the class.
-        gt_known: The box of the true class is right.
-        errors: By :data:`ERROR_TYPES`, what became of the first guess; they sum to 100.
-        per_class: By class id, the same numbers under ``"top_loc"``, ``"top_cls"``, ``"gt_known"``
-            and ``"errors"`` for its images alone.
-        iou_histogram: Images by the IoU of the box of the true class, in :data:`NUM_IOU_BINS` bins;
-            a bin has its lower end, the last both.
-        num_images: Number of images counted.
+        top_loc: The share of images in which one of the first k predictions names the class and
+            has a correct box, by k.
+        top_cls: The share of images in which one of the first k predictions names the class, by k.
+        gt_known: The share of images in which the box of the true class is correct.
+        errors: What became of the first prediction, by :data:`ERROR_TYPES`; the shares sum to 100.
+        per_class: The same numbers by class id, under ``"top_loc"``, ``"top_cls"``, ``"gt_known"``
+            and ``"errors"``, for the images of that class alone.
+        iou_histogram: The number of images in each of :data:`NUM_IOU_BINS` bins, by the IoU of the
+            box of the true class. A bin includes its lower end, the last one both ends.
+        num_images: The number of images counted.
         policy: Every choice that changes the numbers.
     """
 
@@ -405,7 +405,7 @@ class LocalizationAccuracy:
     IoU > 0.5.
 
     Args:
-        top_k: The k of interest, ascending.
+        top_k: The numbers k of predictions that Top-k looks at, ascending.
 
     Raises:
         ValueError: ``top_k`` is empty, not ascending or below 1.
@@ -450,27 +450,31 @@ class LocalizationAccuracy:
 
         Args:
             class_id: The true class.
-            pred_class_ids: (m,) distinct classes by falling score, m >= 1. Of fewer than k classes
-                Top-k takes all.
-            pred_boxes: (m, 4), the box of each (:func:`adcam.boxes.ts_cam.compute_box`).
-            gt_known_box: (4,), the box from the map of the true class.
-            boxes: True boxes (n, 4), n >= 1 (:func:`adcam.boxes.ts_cam.scale_boxes`).
+            pred_class_ids: The predicted classes by falling score, (m,) distinct ids, m >= 1. Of
+                fewer than k classes Top-k takes all.
+            pred_boxes: The box of each of them (:func:`adcam.boxes.ts_cam.compute_box`), (m, 4).
+            gt_known_box: The box from the map of the true class, (4,).
+            boxes: The true boxes (:func:`adcam.boxes.ts_cam.scale_boxes`), (n, 4), n >= 1.
 
         Raises:
-            ValueError: Another shape, a class guessed twice, or boxes with negative or unordered
-                coordinates.
+            ValueError: The shapes are wrong, a class is predicted twice, or boxes have negative or
+                unordered coordinates.
         """
-        guesses = [int(guess) for guess in pred_class_ids]
-        if not guesses or len(set(guesses)) != len(guesses):
-            raise ValueError(f"pred_class_ids must be distinct and at least one, got {guesses}")
+        top_predictions = [int(i) for i in pred_class_ids]
+        if not top_predictions or len(set(top_predictions)) != len(top_predictions):
+            raise ValueError(
+                f"pred_class_ids must be distinct and at least one, got {top_predictions}"
+            )
         true_boxes = _check_boxes("boxes", boxes)
-        guessed_boxes = _check_boxes("pred_boxes", pred_boxes)
-        if len(guessed_boxes) != len(guesses):
-            raise ValueError(f"{len(guesses)} classes are guessed with {len(guessed_boxes)} boxes")
+        found_boxes = _check_boxes("pred_boxes", pred_boxes)
+        if len(found_boxes) != len(top_predictions):
+            raise ValueError(
+                f"{len(top_predictions)} classes are predicted with {len(found_boxes)} boxes"
+            )
         known_box = _check_boxes("gt_known_box", to_numpy(np.asarray(gt_known_box))[None])
-        named = np.array(guesses) == class_id  # (m,)
-        located = named & (_best_iou(guessed_boxes, true_boxes) > 0.5)
-        error = classify_error(guessed_boxes[0], true_boxes) if named[0] else "classification"
+        named = np.array(top_predictions) == class_id  # (m,)
+        located = named & (_best_iou(found_boxes, true_boxes) > 0.5)
+        error = classify_error(found_boxes[0], true_boxes) if named[0] else "classification"
         known_iou = _best_iou(known_box, true_boxes)[0]
         row = [1, known_iou >= 0.5]
         row += [located[:k].any() for k in self._top_k]
@@ -522,7 +526,7 @@ class LocalizationAccuracy:
 
 
 def classify_error(box: np.ndarray | Sequence[int], boxes: np.ndarray) -> str:
-    """Why a box of the right class is not right, by ``get_badcase_detail`` of TS-CAM.
+    """Tell why a box of the correct class is wrong, by ``get_badcase_detail`` of TS-CAM.
 
     In this order: ``"right"`` if IoU > 0.5 with some true box; ``"multi_instance"`` if the box
     covers more than 0.3 of each of several true boxes; and of the true box of highest IoU (the

@@ -29,16 +29,19 @@ class MeanIoUResult:
     """A mean IoU with everything needed to read it.
 
     Attributes:
-        miou: Mean IoU under ``policy``, in percent; NaN if no class was scored.
-        iou_per_class: Per class, in percent, from the counts of the whole data set whatever the
-            average; NaN for a class that neither the truth nor the prediction holds.
-        precision_per_class: In percent; NaN for a class never predicted.
-        recall_per_class: In percent; NaN for a class that the truth does not hold.
-        pixel_accuracy: Share of the scored pixels that are right, in percent.
-        confusion: int64 (num_classes, num_classes + 1); rows are the true class, columns the
-            predicted one, the last column counts pixels predicted as ``ignore_index``. Read-only.
-        num_images: Number of images counted.
-        ignored_share: Share in [0, 1] of the labelled pixels that were predicted as
+        miou: The mean IoU under ``policy``, in percent; NaN if no class was scored.
+        iou_per_class: The IoU of each class in percent, from the counts of the whole data set
+            whatever the average; NaN for a class that neither ground truth nor prediction holds.
+        precision_per_class: The precision of each class in percent; NaN for a class never
+            predicted.
+        recall_per_class: The recall of each class in percent; NaN for a class that the ground truth
+            does not hold.
+        pixel_accuracy: The share of the scored pixels that are correct, in percent.
+        confusion: The pixels by true class (rows) and predicted class (columns), int64
+            (num_classes, num_classes + 1); the last column counts pixels predicted as
+            ``ignore_index``. Read-only.
+        num_images: The number of images counted.
+        ignored_share: The share in [0, 1] of the labelled pixels that were predicted as
             ``ignore_index``. A high share under ``pred_ignore="drop"`` flatters ``miou``.
         policy: Every choice that changes the numbers.
     """
@@ -71,12 +74,13 @@ class MeanIoU:
     """Streaming mean IoU over images of any sizes.
 
     Args:
-        num_classes: Number of mask values, background included (21 for VOC).
-        ignore_index: In the truth: pixels that are not scored. In the prediction: "no answer".
-            Must lie outside ``0..num_classes-1``.
-        average: Which classes enter the mean. ``"union"``: those that truth or prediction hold,
-            over the whole data set (``IoUMetric`` of mmsegmentation, ``eval_sem_seg.py`` of IRN).
-            ``"gt_present"``: those that the truth holds (``utils/evaluate.py`` of ToCo).
+        num_classes: The number of mask values, background included (21 for VOC).
+        ignore_index: The value of pixels of the ground truth that are not scored. In a prediction
+            it means "no answer". It must lie outside ``0..num_classes-1``.
+        average: The classes that enter the mean. ``"union"``: those that ground truth or prediction
+            hold over the whole data set (``IoUMetric`` of mmsegmentation, ``eval_sem_seg.py`` of
+            IRN).
+            ``"gt_present"``: those that the ground truth holds (``utils/evaluate.py`` of ToCo).
             ``"per_image"``: the mean over images of each image's own ``"union"`` mean.
         pred_ignore: ``"miss"``: a labelled pixel predicted as ``ignore_index`` counts against the
             recall of its true class. ``"drop"``: it is not scored (``pseudo_scores`` of ToCo).
@@ -118,7 +122,7 @@ class MeanIoU:
 
         Args:
             pred: Integer (H, W), each value in ``0..num_classes-1`` or ``ignore_index``.
-            gt: The same for the truth.
+            gt: The ground truth, with the same values.
 
         Raises:
             ValueError: If the shapes differ, a dtype is not integer or a value is not legal.
@@ -225,9 +229,9 @@ class ThresholdCurve:
     scores the first class wins. The whole range is swept: nothing stops at a drop.
 
     Args:
-        num_classes: Number of mask values, background included.
+        num_classes: The number of mask values, background included.
         thresholds: Strictly ascending, each in [0, 1].
-        ignore_index: Pixels of the truth that are not scored.
+        ignore_index: The value of pixels of the ground truth that are not scored.
         mask_values: Mask value of each foreground class, each in ``1..num_classes-1``.
         average: As for :class:`MeanIoU`, without ``"per_image"``.
 
@@ -290,11 +294,11 @@ class ThresholdCurve:
         """
         num_classes, ignore_index = self._policy["num_classes"], self._policy["ignore_index"]
         scores = to_numpy(score_maps).astype(np.float32, copy=False)
-        truth = to_numpy(gt)
-        if scores.shape != (len(class_ids), *truth.shape) or truth.ndim != 2:
+        gt_mask = to_numpy(gt)
+        if scores.shape != (len(class_ids), *gt_mask.shape) or gt_mask.ndim != 2:
             raise ValueError(
-                f"score_maps {scores.shape} do not match {len(class_ids)} classes and a truth of "
-                f"shape {truth.shape}: (K, H, W) and (H, W) are needed"
+                f"score_maps {scores.shape} do not match {len(class_ids)} classes and a ground "
+                f"truth of shape {gt_mask.shape}: (K, H, W) and (H, W) are needed"
             )
         if len(set(class_ids)) != len(class_ids) or any(
             not 0 <= i < len(self._mask_values) for i in class_ids
@@ -303,7 +307,7 @@ class ThresholdCurve:
                 f"class_ids must be distinct and in 0..{len(self._mask_values) - 1}, "
                 f"got {list(class_ids)}"
             )
-        true_index = _class_index(truth, "gt", num_classes, ignore_index)
+        true_index = _class_index(gt_mask, "gt", num_classes, ignore_index)
         labelled = true_index < num_classes
         true_index = true_index[labelled]  # (P,)
         self._num_images += 1
@@ -392,12 +396,12 @@ def compute_confusion(
     num_classes: int,
     ignore_index: int = IGNORE_INDEX,
 ) -> np.ndarray:
-    """Confusion matrix of one image; pixels whose truth is ``ignore_index`` are left out.
+    """Confusion matrix of one image; pixels whose ground truth is ``ignore_index`` are left out.
 
     Args:
         pred: Integer (H, W), each value in ``0..num_classes-1`` or ``ignore_index``.
-        gt: The same for the truth.
-        num_classes: Number of mask values, background included.
+        gt: The ground truth, with the same values.
+        num_classes: The number of mask values, background included.
         ignore_index: See :class:`MeanIoU`.
 
     Returns:
@@ -407,13 +411,13 @@ def compute_confusion(
     Raises:
         ValueError: If the shapes differ, a dtype is not integer or a value is not legal.
     """
-    predicted, truth = to_numpy(pred), to_numpy(gt)
-    if predicted.shape != truth.shape or truth.ndim != 2:
+    predicted, gt_mask = to_numpy(pred), to_numpy(gt)
+    if predicted.shape != gt_mask.shape or gt_mask.ndim != 2:
         raise ValueError(
-            f"pred {predicted.shape} and gt {truth.shape} must have one shape, (height, width)"
+            f"pred {predicted.shape} and gt {gt_mask.shape} must have one shape, (height, width)"
         )
     size = num_classes + 1
-    flat = _class_index(truth, "gt", num_classes, ignore_index)
+    flat = _class_index(gt_mask, "gt", num_classes, ignore_index)
     flat *= size
     flat += _class_index(predicted, "pred", num_classes, ignore_index)
     counts = np.bincount(flat.ravel(), minlength=size * size).reshape(size, size)
@@ -421,7 +425,17 @@ def compute_confusion(
 
 
 def name_classes(result: MeanIoUResult, names: Mapping[int, str]) -> dict[str, Any]:
-    """The result with classes by name, without those that neither side holds."""
+    """Return a result with classes by name, without those that neither side holds.
+
+    Args:
+        result: The scores.
+        names: The class name of each mask value; other classes are called by their value.
+
+    Returns:
+        ``miou``, and by class ``iou_per_class``, ``precision_per_class`` and ``recall_per_class``,
+        all in percent; ``pixel_accuracy``, ``ignored_share``, ``num_images`` and ``policy``.
+        JSON-serialisable.
+    """
     values = result.to_dict()
     held = [i for i, iou in enumerate(values["iou_per_class"]) if iou is not None]
     for key in ("iou_per_class", "precision_per_class", "recall_per_class"):
@@ -447,34 +461,34 @@ def _class_index(values: np.ndarray, name: str, num_classes: int, ignore_index: 
 
 
 def _areas(confusion: np.ndarray, pred_ignore: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels right, predicted and true per class, each (…, n), of confusion (…, n, n + 1)."""
+    """Pixels correct, predicted and true per class, each (…, n), of confusion (…, n, n + 1)."""
     answered = confusion[..., :-1]
     scored = answered if pred_ignore == "drop" else confusion
-    right = np.diagonal(answered, axis1=-2, axis2=-1)
-    return right, answered.sum(axis=-2), scored.sum(axis=-1)
+    correct = np.diagonal(answered, axis1=-2, axis2=-1)
+    return correct, answered.sum(axis=-2), scored.sum(axis=-1)
 
 
 def _mean_iou(confusion: np.ndarray, average: str, pred_ignore: str) -> np.ndarray:
     """Mean IoU in percent, (…), of confusion (…, n, n + 1); NaN where no class is chosen."""
-    right, predicted, true = _areas(confusion, pred_ignore)
-    union = predicted + true - right
+    correct, predicted, true = _areas(confusion, pred_ignore)
+    union = predicted + true - correct
     chosen = true > 0 if average == "gt_present" else union > 0
-    iou = np.where(chosen, ratio(right, union), 0.0)
+    iou = np.where(chosen, ratio(correct, union), 0.0)
     return 100 * ratio(iou.sum(axis=-1), chosen.sum(axis=-1))
 
 
 def _build_result(
     confusion: np.ndarray, miou: float, num_images: int, policy: dict[str, Any]
 ) -> MeanIoUResult:
-    right, predicted, true = _areas(confusion, policy.get("pred_ignore", "miss"))
+    correct, predicted, true = _areas(confusion, policy.get("pred_ignore", "miss"))
     frozen = confusion.copy()
     frozen.setflags(write=False)
     return MeanIoUResult(
         miou=miou,
-        iou_per_class=tuple((100 * ratio(right, predicted + true - right)).tolist()),
-        precision_per_class=tuple((100 * ratio(right, predicted)).tolist()),
-        recall_per_class=tuple((100 * ratio(right, true)).tolist()),
-        pixel_accuracy=100 * float(ratio(right.sum(), true.sum())),
+        iou_per_class=tuple((100 * ratio(correct, predicted + true - correct)).tolist()),
+        precision_per_class=tuple((100 * ratio(correct, predicted)).tolist()),
+        recall_per_class=tuple((100 * ratio(correct, true)).tolist()),
+        pixel_accuracy=100 * float(ratio(correct.sum(), true.sum())),
         confusion=frozen,
         num_images=num_images,
         ignored_share=float(ratio(confusion[:, -1].sum(), confusion.sum())),

@@ -430,7 +430,7 @@ def test_localization_refuses():
     for change, message in (
         ({"pred_class_ids": [1, 1, 2, 3]}, "distinct"),
         ({"pred_class_ids": []}, "at least one"),
-        ({"pred_class_ids": [1]}, "1 classes are guessed with 4 boxes"),
+        ({"pred_class_ids": [1]}, "1 classes are predicted with 4 boxes"),
         ({"gt_known_box": [3, 3, 1, 1]}, "gt_known_box must have"),
     ):
         with pytest.raises(ValueError, match=message):
