@@ -210,7 +210,11 @@ def test_the_peers_recipe_gives_the_same_mask(
     lists = tmp_path / "shapes" / "ImageSets" / "Segmentation"
     path = tmp_path / "shapes" / "JPEGImages" / f"{(lists / 'val.txt').read_text().strip()}.png"
     labeler = PseudoLabeler.from_checkpoint(
-        tiny_checkpoint, device="cpu", views=TestViews((48, 64), flip=True), crf="pydensecrf"
+        tiny_checkpoint,
+        device="cpu",
+        views=TestViews((48, 64), flip=True),
+        crf="toco",
+        crf_backend="pydensecrf",
     )
     for block in labeler.network.backbone.blocks:  # type: ignore[attr-defined]
         block.attn.qkv.weight.data *= 20  # random weights attend to all alike: nothing to compare
@@ -223,7 +227,7 @@ def test_the_peers_recipe_gives_the_same_mask(
         scales=(48, 64),
         flip=True,
         threshold=labeler.options.rule.value,
-        crf_params=labeler.options.crf_params,
+        crf_params=labeler.options.crf,
     )
     values = np.array([0, *(labeler.class_set.mask_values[i] for i in (0, 2))])
     assert (values[mask] == label.mask).mean() > 0.995

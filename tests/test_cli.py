@@ -262,14 +262,14 @@ def test_generate_then_evaluate(place: Path, capsys: pytest.CaptureFixture[str])
 def test_options_reach_the_configuration(place: Path) -> None:
     (place / "my.py").write_text(
         "cam = dict(method='ts_cam', scales=[96], flip=True)\n"
-        "mask = dict(rule='0.25', chosen_on='my val', crf='lattice', crf_params='psa')\n"
+        "mask = dict(rule='0.25', chosen_on='my val', crf='psa', crf_backend='lattice')\n"
     )
     common = "generate photos --checkpoint classifier.safetensors --labels predicted --device cpu"
     assert run(f"{common} --out a --config my.py") == 0
     found = json.loads((place / "a" / "config.json").read_text())["labeler"]
     assert (found["method"], found["views"]["scales"]) == ("ts_cam", [96])
     assert (found["rule"], found["chosen_on"]) == ("constant:0.25", "my val")
-    assert (found["crf"], found["crf_params"]["name"]) == ("lattice", "psa")
+    assert (found["crf"]["name"], found["crf_backend"]) == ("psa", "lattice")
     assert (
         run(
             f"{common} --out b --config my.py --cfg-options mask.crf=none cam.scales=[64] --no-flip"
@@ -365,10 +365,12 @@ def test_wrong_labels(
         (GENERATE.replace("photos", "nothing"), "no such image, list or folder"),
         (GENERATE, "3 of 3 images have no labels"),
         (f"{GENERATE} --labels nothing.csv", "nothing.csv"),
-        (f"{GENERATE} --labels predicted --method gradcam", "unknown method 'gradcam'"),
+        (
+            f"{GENERATE} --labels predicted --method gradcam",
+            "labeler.method must be 'cam'",
+        ),
         (f"{GENERATE} --labels predicted --method-options power", "--method-options takes key=val"),
         (f"{GENERATE} --labels predicted --threshold high", "background rule must be"),
-        (f"{GENERATE} --labels predicted --crf-params voc", "crf_params must be one of"),
         (f"{GENERATE} --labels predicted --cfg-options a=1", "name one with --config"),
         (f"{GENERATE} --labels predicted --config nothing.py", "no such config"),
         (f"{GENERATE} --labels predicted --ids nothing.txt", "nothing.txt"),

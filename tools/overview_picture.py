@@ -47,10 +47,8 @@ def draw_row(checkpoint: str, img: np.ndarray, label: str) -> Image.Image:
     """One image through all methods, side by side."""
     pictures = [img]
     for _, method in METHODS:
-        crf = "lattice" if method == "ad_cam" else "none"
-        labeler = PseudoLabeler.from_checkpoint(
-            checkpoint, method=method, rule="0.6", crf=crf, crf_params="toco"
-        )
+        crf = "toco" if method == "ad_cam" else "none"
+        labeler = PseudoLabeler.from_checkpoint(checkpoint, method=method, rule="0.6", crf=crf)
         result = labeler(img, labels=[label])
         pictures.append(overlay_heat(img, result.maps[label]))
     pictures.append(overlay_mask(img, result.mask, BRIGHT))

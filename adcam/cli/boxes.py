@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures, show
-from adcam.cli.labeler import add_labeler_arguments, build_labeler, check_classifier, open_images
+from adcam.cli.console import log, show
+from adcam.cli.labeler import (
+    add_labeler_arguments,
+    add_run_arguments,
+    build_labeler,
+    check_classifier,
+    find_workers,
+    open_images,
+    report_run,
+)
 
 
 def add(commands: Any) -> None:
@@ -19,7 +27,8 @@ def add(commands: Any) -> None:
         "find boxes in images",
         """\
         Find boxes around the classes of each image, from the same maps as `generate`. OUT is a
-        table (.csv) or COCO's instances (.json).""",
+        table (.csv) or COCO's instances (.json); OUT.run/ keeps what is known of each image.
+        Interrupted? The same command resumes where it stopped.""",
         """\
         adcam boxes photos/ --checkpoint classifier.safetensors --out boxes.csv --threshold 0.4
         adcam boxes photos/ --checkpoint classifier.safetensors --out boxes.json --threshold 0.1 \\
@@ -59,31 +68,40 @@ def add(commands: Any) -> None:
         help="also write the maps in wsolevaluation's format, <path of the image>.npy; needs one "
         "class an image",
     )
-    box.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if any)")
+    run_group = parser.add_argument_group("run")
+    add_run_arguments(run_group)
+    run_group.add_argument(
+        "--overwrite", action="store_true", help="start over, whatever OUT.run holds"
+    )
     add_labeler_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     check_classifier(args)
-    from adcam.labeling.boxes import find_boxes, write_boxes
-    from adcam.progress import track
+    from adcam.labeling.boxes import BoxOptions, find_boxes
+    from adcam.labeling.run import RunOptions
 
     labeler = build_labeler(args)
-    images = open_images(args, labeler)
-    boxes = find_boxes(
-        images,
+    result = find_boxes(
+        open_images(args, labeler),
         labeler,
-        rule=args.rule,
-        threshold=args.box_threshold,
-        chosen_on=args.chosen_on,
-        labels="predicted" if args.labels == "predicted" else "given",
-        image_root=args.images if args.images.is_dir() else None,
-        score_map_dir=args.score_maps,
+        args.out,
+        BoxOptions(
+            args.box_threshold,
+            args.rule,
+            args.chosen_on,
+            args.images if args.images.is_dir() else None,
+            args.score_maps,
+        ),
+        run_options=RunOptions(
+            labels="predicted" if args.labels == "predicted" else "given",
+            workers=find_workers(args, labeler),
+            batch_size=args.batch_size,
+            log=log,
+        ),
+        overwrite=args.overwrite,
     )
-    found = list(track(boxes, "boxes", len(images)))
-    write_boxes(args.out, found, labeler.class_set)
-    failed = {image.img_id: image.error for image in found if image.error is not None}
-    log_failures(failed)
-    log(f"{sum(len(image.boxes.boxes) for image in found)} boxes, {len(failed)} images failed")
+    log(f"{result.num_boxes} boxes, {len(result.run.failed)} images failed")
+    code = report_run(args, result.run, "boxes", Path(f"{args.out}.run/manifest.jsonl"))
     show(args.out)
-    return EXIT_SOME_FAILED if failed else EXIT_OK
+    return code

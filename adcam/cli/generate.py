@@ -6,10 +6,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from adcam.cli.arguments import add_cfg_options, add_command, load_config
-from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures, show
-from adcam.cli.labeler import add_labeler_arguments, build_labeler, check_classifier, open_images
+from adcam.cli.arguments import add_cfg_options, add_command, parse_pairs
+from adcam.cli.console import log, show
+from adcam.cli.labeler import (
+    add_labeler_arguments,
+    add_run_arguments,
+    build_labeler,
+    check_classifier,
+    find_workers,
+    open_images,
+    report_run,
+)
 from adcam.errors import AdcamError
+
+CRF_NAMES = ("none", "toco", "irn", "psa", "clip_es", "weaktr")
+CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
 
 
 def add(commands: Any) -> None:
@@ -22,19 +33,42 @@ def add(commands: Any) -> None:
         Make a mask for every image: OUT/masks/<id>.png, 8-bit, pixel = class value,
         255 = uncertain. OUT/config.json says how they were made, OUT/manifest.jsonl what became
         of each image.
-        Interrupted? The same command goes on where it stopped.""",
+        Interrupted? The same command resumes where it stopped.""",
         """\
         adcam generate photos/ --checkpoint classifier.safetensors --out out --labels labels.csv
         adcam generate photos/ --checkpoint classifier.safetensors --out out --labels predicted
         adcam generate VOC2012 --voc-split train --checkpoint classifier.safetensors --out out \\
-            --scales 224 336 448 --flip --crf lattice
+            --scales 224 336 448 --flip --crf
         adcam generate cat.jpg --model deit_tiny_patch16_224 --classes "tabby cat" --out out
         """,
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     add_labeler_arguments(parser)
 
-    mask = parser.add_argument_group("mask")
+    _add_mask_arguments(parser.add_argument_group("mask"))
+    work = parser.add_argument_group("run")
+    work.add_argument(
+        "--config", type=Path, help="a config whose sections `cam` and `mask` give the defaults"
+    )
+    add_cfg_options(work)
+    add_run_arguments(work)
+    work.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the network")
+    work.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compile the network's MLPs: for long runs on a GPU (docs/performance.md)",
+    )
+    work.add_argument("--save-maps", action="store_true", help="also write OUT/maps/<id>.npz")
+    work.add_argument("--maps-dtype", choices=("uint8", "float16"), default="uint8")
+    work.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start over; removes what OUT/manifest.jsonl lists, nothing else",
+    )
+
+
+def _add_mask_arguments(mask: argparse._ArgumentGroup) -> None:
     rules = mask.add_mutually_exclusive_group()
     rules.add_argument(
         "--threshold",
@@ -51,94 +85,59 @@ def add(commands: Any) -> None:
     )
     mask.add_argument(
         "--crf",
-        choices=("none", "lattice", "lattice-gpu", "pydensecrf"),
-        help="sharpen edges with a dense CRF: ours, on CPU or GPU, or the C++ package "
-        "(default: none)",
+        nargs="?",
+        const="toco",
+        choices=(*CRF_NAMES, *CRF_BACKENDS),
+        metavar="NAME",
+        help="sharpen edges with a dense CRF of these parameters: toco (also --crf alone), irn, "
+        "psa, clip_es or weaktr; or none (default). The name of a backend means toco on it",
     )
     mask.add_argument(
-        "--crf-params", metavar="NAME", help="toco (default), irn, psa, clip_es or weaktr"
+        "--crf-backend",
+        choices=CRF_BACKENDS,
+        help="what computes the CRF: ours, on the CPU (default) or the GPU, or the C++ package",
     )
-
-    work = parser.add_argument_group("run")
-    work.add_argument(
-        "--config", type=Path, help="a config whose sections `cam` and `mask` give the defaults"
-    )
-    add_cfg_options(work)
-    work.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if any)")
-    work.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the network")
-    work.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="compile the network's MLPs: for long runs on a GPU (docs/performance.md)",
-    )
-    work.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes to label images in; 0: this one alone (default: by the processors there "
-        "are). Changes no result",
-    )
-    work.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="most images of one size that the network sees at once (default: 1, on a GPU 8)",
-    )
-    work.add_argument("--save-maps", action="store_true", help="also write OUT/maps/<id>.npz")
-    work.add_argument("--maps-dtype", choices=("uint8", "float16"), default="uint8")
-    work.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="start anew; removes what OUT/manifest.jsonl lists, nothing else",
-    )
-    work.add_argument(
-        "--json", type=Path, metavar="FILE", help="write counts, seconds and shares of time there"
+    mask.add_argument(
+        "--crf-params", choices=CRF_NAMES[1:], metavar="NAME", help="the same as --crf NAME"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     check_classifier(args)
-    from adcam.files import write_json
-    from adcam.labeling.generate import default_workers, generate
+    from adcam.labeling.generate import generate
 
     labeler = build_labeler(args, **_read_options(args))
-    images = open_images(args, labeler)
     result = generate(
-        images,
+        open_images(args, labeler),
         labeler,
         args.out,
         labels="predicted" if args.labels == "predicted" else "given",
-        save_maps=args.save_maps,
-        maps_dtype=args.maps_dtype,
+        maps_dtype=args.maps_dtype if args.save_maps else None,
         overwrite=args.overwrite,
-        workers=default_workers(labeler) if args.workers is None else args.workers,
+        workers=find_workers(args, labeler),
         batch_size=args.batch_size,
-        report=log,
+        log=log,
     )
-    if args.json:
-        write_json(args.json, result.to_dict())
-    if result.failed:
-        log(f"{len(result.failed)} of {len(images)} images have no mask:")
-        failed = {failure.img_id: failure.error for failure in result.failed}
-        log_failures(failed, rest=f", see {args.out / 'manifest.jsonl'}")
     log(f"{result.ok} masks written, {result.skipped} were there")
-    if result.ok + len(result.failed):
-        log(result.format_times())
+    code = report_run(args, result, "mask", args.out / "manifest.jsonl")
     show(args.out / "masks")
-    return EXIT_SOME_FAILED if result.failed else EXIT_OK
+    return code
 
 
 def _read_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of a labeler: those of the config, and over them what concerns the mask."""
-    from adcam.labeling.labeler import options_from_config
+    """Read the options of a labeler: those of the config, and over them what concerns the mask."""
+    from adcam.labeling.labeler import options_from_settings
 
     options: dict[str, Any] = {}
     if args.config is not None:
-        options = options_from_config(load_config(args))
+        from adcam.settings import Settings, load_settings
+
+        overrides = parse_pairs("--cfg-options", args.cfg_options)
+        settings: Settings = load_settings(args.config, overrides)
+        options = options_from_settings(settings.cam, settings.mask)
     elif args.cfg_options:
         raise AdcamError("--cfg-options changes a config: name one with --config")
-    for name in ("crf", "crf_params", "dtype", "compile"):
+    for name in ("dtype", "compile"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     if args.threshold is not None:
@@ -146,4 +145,28 @@ def _read_options(args: argparse.Namespace) -> dict[str, Any]:
         options["two_threshold"] = None
     if args.two_threshold is not None:
         options["two_threshold"] = tuple(args.two_threshold)
-    return options
+    return options | read_crf_options(args, options.get("crf", "none"))
+
+
+def read_crf_options(args: argparse.Namespace, default: str) -> dict[str, str]:
+    """Read ``--crf``, ``--crf-backend`` and ``--crf-params`` as options of a labeler.
+
+    Args:
+        args: The arguments. ``--crf`` names a parameter set or, as in earlier versions, a backend.
+        default: The parameter set of the config.
+
+    Raises:
+        AdcamError: They contradict one another.
+    """
+    crf, backend, params = args.crf, args.crf_backend, args.crf_params
+    if crf in CRF_BACKENDS:
+        if backend not in (None, crf):
+            raise AdcamError(f"--crf {crf} and --crf-backend {backend} name two backends")
+        crf, backend = params or ("toco" if default == "none" else default), crf
+    elif params is not None:
+        if crf not in (None, "none", params):
+            raise AdcamError(f"--crf {crf} and --crf-params {params} name two parameter sets")
+        # Without a CRF, its parameters alone ask for none.
+        crf = params if (crf or default) != "none" else crf
+    options = {"crf": crf, "crf_backend": backend}
+    return {name: value for name, value in options.items() if value is not None}

@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adcam.cli.arguments import parse_pairs
+from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures
 from adcam.errors import AdcamError
+from adcam.progress import printable
 
 if TYPE_CHECKING:
+    from adcam.data.dataset import ImageDataset
     from adcam.labeling.labeler import PseudoLabeler
+    from adcam.labeling.run import RunResult
+
+_SHOWN = 10
 
 
 def add_labeler_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +27,12 @@ def add_labeler_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGES",
         help="a folder, a VOC root, a .txt list of image paths, or one image",
     )
+    _add_classifier(parser)
+    _add_labels(parser)
+    _add_maps(parser)
+
+
+def _add_classifier(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group(
         "classifier", "one of your own, or an ImageNet model as it is"
     )
@@ -38,6 +50,8 @@ def add_labeler_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --model: its weights (default: timm downloads them)",
     )
 
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
     which = parser.add_argument_group("images and labels")
     which.add_argument(
         "--labels",
@@ -55,6 +69,8 @@ def add_labeler_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--ids", type=Path, metavar="LIST", help="only these ids, one a line")
     which.add_argument("--voc-split", metavar="SPLIT", help="list of a VOC root, e.g. train")
 
+
+def _add_maps(parser: argparse.ArgumentParser) -> None:
     maps = parser.add_argument_group("class maps")
     maps.add_argument(
         "--method",
@@ -81,6 +97,68 @@ def add_labeler_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run_arguments(group: argparse._ActionsContainer) -> None:
+    """Add what concerns a run over many images: device, processes, batches, starting over."""
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if any)")
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes to label images in; 0: this one alone (default: by the processors there "
+        "are). Changes no result",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="most images of one size that the network sees at once (default: 1, on a GPU 8)",
+    )
+    group.add_argument(
+        "--json", type=Path, metavar="FILE", help="write counts, seconds and shares of time there"
+    )
+
+
+def find_workers(args: argparse.Namespace, labeler: PseudoLabeler) -> int:
+    """Return the number of processes asked for, or the one that suits the machine."""
+    from adcam.labeling.run import default_workers
+
+    return default_workers(labeler) if args.workers is None else args.workers
+
+
+def report_run(args: argparse.Namespace, result: RunResult, what: str, manifest: Path) -> int:
+    """Print what became of the images of a run.
+
+    Args:
+        args: The command's arguments; ``--json`` gets the numbers.
+        result: What the run did.
+        what: What an image gets, such as ``"mask"``.
+        manifest: Where all failures are listed.
+
+    Returns:
+        The exit code.
+    """
+    if args.json:
+        from adcam.files import write_json
+
+        write_json(args.json, result.to_dict())
+    if result.failed:
+        total = result.ok + result.skipped + len(result.failed)
+        log(f"{len(result.failed)} of {total} images have no {what}:")
+        failed = {failure.img_id: failure.error for failure in result.failed}
+        log_failures(failed, rest=f", see {manifest}")
+    if result.no_class:
+        shown = ", ".join(map(printable, result.no_class[:_SHOWN]))
+        more = f", … ({len(result.no_class) - _SHOWN} more)" if result.no_class[_SHOWN:] else ""
+        log(
+            f"In {len(result.no_class)} images the classifier found no class, so that their {what} "
+            f"is empty: {shown}{more}\nLower --label-threshold, or name the classes with --labels "
+            f"FILE.csv. {manifest} says what each came to."
+        )
+    if result.ok + len(result.failed):
+        log(result.format_times())
+    return EXIT_SOME_FAILED if result.failed else EXIT_OK
+
+
 def check_classifier(args: argparse.Namespace) -> None:
     """Refuse what contradicts itself before anything heavy is imported."""
     if (args.checkpoint is None) == (args.model is None):
@@ -92,7 +170,7 @@ def check_classifier(args: argparse.Namespace) -> None:
 
 
 def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
-    """The labeler of a command's options, which go over the ``options`` given here."""
+    """Build the labeler of a command's options, which go over the ``options`` given here."""
     from dataclasses import replace
 
     from adcam.labeling.labeler import PseudoLabeler
@@ -125,9 +203,8 @@ def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
     )
 
 
-def open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> Any:
-    """IMAGES with their labels, as a data set."""
-
+def open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> ImageDataset:
+    """Open IMAGES with their labels, as a data set."""
     from adcam.data.open_images import open_images as load_images
     from adcam.data.open_images import read_id_list
 

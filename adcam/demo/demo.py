@@ -214,7 +214,7 @@ def label_photos(weights: str, model: str = PHOTO_MODEL) -> list[PictureRow]:
         img = getattr(skimage.data, picture)()
         score_maps, masks = {}, {}
         for name, method in PHOTO_METHODS:
-            crf = "lattice" if method == "ad_cam" else "none"
+            crf = "toco" if method == "ad_cam" else "none"
             labeler = PseudoLabeler.from_imagenet(
                 model, [class_name], weights=weights, method=method, crf=crf
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,12 +12,12 @@ from adcam.data.dataset import ImageDataset
 from adcam.evaluation.loop import LoopOptions
 from adcam.evaluation.mapping import Classifier, MaskChoice
 from adcam.files import hash_values
-from adcam.labeling.generate import _describe_labels, _given_class_ids, _relative
+from adcam.labeling.generate import describe_run
 from adcam.labeling.labeler import PseudoLabeler
-from adcam.labeling.output_folder import MASK_DIR, RunFolder
+from adcam.labeling.output_folder import MASK_DIR, OutputFolder, relative_path
+from adcam.labeling.run import Run, RunOptions
 from adcam.masks.background import BackgroundRule
 from adcam.settings import MethodSpec
-from adcam.version import __version__
 
 
 def build_labeler(
@@ -38,8 +39,7 @@ def build_labeler(
         method_options=spec.options,
         views=spec.views,
         rule=BackgroundRule("constant", choice.threshold, choice.chosen_on),
-        crf="none" if spec.crf == "none" else "lattice",
-        crf_params="irn" if spec.crf == "none" else spec.crf,
+        crf=spec.crf,
         dtype=str(options.dtype).removeprefix("torch."),
     )
 
@@ -59,16 +59,9 @@ class MaskFolder:
     """
 
     def __init__(self, path: str | Path, images: ImageDataset, labeler: PseudoLabeler) -> None:
-        class_ids = _given_class_ids(images, labeler)
-        config = {
-            "adcam": __version__,
-            "labels": _describe_labels(images, labeler, class_ids),
-            "labeler": labeler.describe(),
-            "maps_dtype": None,
-            "batch_size": 1,
-        }
+        config = describe_run(Run("masks", images, labeler, RunOptions(batch_size=1)))
         self._images = images
-        self._folder = RunFolder(path, config, overwrite=True)
+        self._folder = OutputFolder(path, config, overwrite=True)
         self._hashes = {"config": hash_values(config), "weights": labeler.weights_hash}
         self.masks_dir = Path(path) / MASK_DIR
 
@@ -81,7 +74,8 @@ class MaskFolder:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Do nothing yet: the folder has no lock."""
+        """Let other processes work in the folder."""
+        self._folder.close()
 
     def record(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the manifest.
@@ -89,8 +83,9 @@ class MaskFolder:
         Args:
             entries: What the manifest says of each image, by image id.
         """
+        root = os.path.realpath(self._folder.path)
         for record in self._images.records:
-            image = _relative(record.img_path, self._folder.path)
+            image = relative_path(record.img_path, root)
             entry = entries[record.img_id]
             self._folder.append(
                 {"id": record.img_id, "image": image, **entry, **self._hashes, "seconds": 0.0}

@@ -1,190 +1,289 @@
-"""Boxes of images as files: maps of a labeler, boxes around them."""
+"""Boxes for many images, by the same steps as masks: resumable, in parallel, as one file."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from adcam.boxes import compute_boxes
 from adcam.data.dataset import ImageDataset
-from adcam.data.images import ImageError, fit_pixels
 from adcam.data.score_maps import SCORE_MAP_HW, write_score_map
 from adcam.errors import AdcamError
-from adcam.files import write_text
+from adcam.files import file_of_id, hash_file, write_csv, write_text
 from adcam.labeling.labeler import PseudoLabeler
-from adcam.labeling.map_maker import compute_scores
 from adcam.labeling.mask_maker import resize_maps
+from adcam.labeling.output_folder import OutputFolder, refuse_links
+from adcam.labeling.run import Run, RunOptions, RunResult, describe_classes
+from adcam.labeling.steps import Mapped, Task
 from adcam.structures import Boxes, ClassMaps, ClassSet
+from adcam.version import __version__
 
 FORMATS = (".csv", ".json")
 """Suffixes of box files: a table, or COCO's instances."""
 
-_SHOWN = 5
+
+@dataclass(frozen=True)
+class BoxOptions:
+    """How maps become boxes, and what is written.
+
+    Attributes:
+        threshold: Share of a map's maximum, in [0, 1), above which pixels belong to the object.
+            Larger gives smaller boxes.
+        rule: As for :func:`adcam.boxes.compute_boxes`.
+        chosen_on: The split that the threshold was chosen on.
+        image_root: The folder that file names in the results are relative to; ``None`` gives names
+            alone.
+        score_map_dir: The folder that gets the map of each image in wsolevaluation's format;
+            ``None`` for none. An image must then have one class.
+    """
+
+    threshold: float
+    rule: str = "wsol"
+    chosen_on: str = "given"
+    image_root: Path | None = None
+    score_map_dir: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class FoundBoxes:
+class ImageBoxes:
     """The boxes of one image.
 
     Attributes:
-        img_id: As in the data set.
-        file_name: Path of the image below the folder given, suffix included.
-        ori_hw: Its size.
-        boxes: In its pixels.
-        scores: (n,) probability of each box's class.
-        error: Why there are no boxes, ``None`` if all went well.
+        img_id: The image's id in the data set.
+        file_name: The path of the image below the folder given, suffix included.
+        ori_hw: Height and width of the image.
+        boxes: Class id and ``x0, y0, x1, y1`` of each box, in pixels of the image.
+        scores: The probability of each box's class.
     """
 
     img_id: str
     file_name: str
     ori_hw: tuple[int, int]
-    boxes: Boxes
-    scores: np.ndarray
-    error: str | None = None
+    boxes: tuple[tuple[int, int, int, int, int], ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class BoxesResult:
+    """What a run did, and how many boxes the file holds."""
+
+    run: RunResult
+    num_boxes: int
 
 
 def find_boxes(
     images: ImageDataset,
     labeler: PseudoLabeler,
+    out_file: str | Path,
+    options: BoxOptions,
     *,
-    rule: str = "wsol",
-    threshold: float,
-    chosen_on: str = "given",
-    labels: str = "given",
-    image_root: str | Path | None = None,
-    score_map_dir: str | Path | None = None,
-) -> Iterator[FoundBoxes]:
-    """Boxes of images through the maps of a labeler; one bad image does not stop the others.
+    run_options: RunOptions | None = None,
+    overwrite: bool = False,
+) -> BoxesResult:
+    """Find boxes in images through the maps of a labeler and write them as one file.
+
+    What is known of each image is kept in the folder ``<out_file>.run``, as
+    :func:`adcam.labeling.generate.generate` keeps it: run again, this resumes where it stopped and
+    tries failed images again. The folder may be removed once the file is there.
 
     Args:
-        images: The images, with labels unless these are predicted.
-        labeler: Classifier and method.
-        rule: As for :func:`adcam.boxes.compute_boxes`.
-        threshold: Share of a map's maximum above which pixels belong to the object.
-        chosen_on: The split that the threshold was chosen on.
-        labels: ``"given"`` or ``"predicted"``.
-        image_root: Folder that ``file_name`` is relative to; ``None`` gives names alone.
-        score_map_dir: Where to write the map of each image in wsolevaluation's format; an image
-            must then have one class.
+        images: The images; class ids are matched to the labeler's classes by name.
+        labeler: The classifier and the method.
+        out_file: The file to write: ``.csv``, a table, or ``.json``, COCO's instances.
+        options: How maps become boxes.
+        run_options: Labels, processes and batch size.
+        overwrite: Whether to start over.
 
-    Yields:
-        The boxes of each image, in order.
+    Returns:
+        Counts, failures and seconds, and the number of boxes.
 
     Raises:
-        AdcamError: Images have no labels, or an argument is not legal.
+        AdcamError: The suffix is another one, images have no labels, an argument is not legal, the
+            folder holds another run, or another process works in it.
+        OSError: A file cannot be written.
     """
-    if labels not in ("given", "predicted"):
-        raise AdcamError(f"labels must be 'given' or 'predicted', got {labels!r}")
-    if labels == "given" and (missing := [r.img_id for r in images.records if r.class_ids is None]):
-        raise AdcamError(
-            f"{len(missing)} of {len(images)} images have no labels, such as "
-            f"{', '.join(missing[:_SHOWN])}; give them, or have them predicted"
+    path = Path(out_file)
+    if path.suffix not in FORMATS:
+        raise AdcamError(f"{path}: boxes are written as {' or '.join(FORMATS)}")
+    run = Run("boxes", images, labeler, run_options or RunOptions())
+    job = BoxJob(options, labeler.class_set, labeler.options.label_threshold)
+    run.check(job)
+    config = {
+        "adcam": __version__,
+        "labels": run.describe_labels(),
+        "labeler": labeler.describe_maps(),
+        "boxes": {
+            "rule": options.rule,
+            "threshold": options.threshold,
+            "chosen_on": options.chosen_on,
+            "score_maps": options.score_map_dir is not None,
+        },
+        "batch_size": run.batch_size,
+    }
+    with OutputFolder(path.with_name(f"{path.name}.run"), config, overwrite=overwrite) as folder:
+        result = run.into(folder, job, config)
+        entries = (folder[record.img_id] for record in images.records)
+        found = [None if e["status"] == "failed" else _read_boxes(e) for e in entries]
+        write_boxes(path, found, labeler.class_set, options)
+    return BoxesResult(result, sum(len(image.boxes) for image in found if image is not None))
+
+
+@dataclass(frozen=True)
+class BoxJob:
+    """Class maps become boxes and, if asked for, a score map.
+
+    Attributes:
+        options: How maps become boxes.
+        class_set: The classes; they need no mask values.
+        label_threshold: The probability from which a class counts as found.
+    """
+
+    options: BoxOptions
+    class_set: ClassSet
+    label_threshold: float
+
+    @property
+    def step(self) -> str:
+        """Everything from maps to boxes."""
+        return "boxes"
+
+    @property
+    def device(self) -> str:
+        """Boxes are computed on the CPU."""
+        return "cpu"
+
+    def find_files(self, task: Task) -> Mapping[str, Path]:
+        """Find where the score map of an image belongs."""
+        if (folder := self.options.score_map_dir) is None:
+            return {}
+        return {"score_map": refuse_links(folder, file_of_id(folder, self._name(task), ".npy"))}
+
+    def make(self, image: Mapped) -> Boxes:
+        """Compute the boxes of an image, in its pixels.
+
+        Raises:
+            AdcamError: A score map is asked for, and the image has not one class.
+        """
+        if self.options.score_map_dir is not None and (n := len(image.maps.class_ids)) != 1:
+            raise AdcamError(f"a score map is of one class, this image has {n}")
+        options = self.options
+        boxes = compute_boxes(
+            image.maps, rule=options.rule, threshold=options.threshold, chosen_on=options.chosen_on
         )
-    nothing = Boxes((), np.zeros((0, 4), dtype=np.int64), rule, threshold, chosen_on)
-    for index, record in enumerate(images.records):
-        path = record.img_path
-        name = path.name if image_root is None else path.relative_to(image_root).as_posix()
-        failed = partial(FoundBoxes, record.img_id, name, (0, 0), nothing, np.zeros(0))
-        try:
-            img = images.load_image(index)
-        except ImageError as error:
-            yield failed(str(error))
-            continue
-        # The labeler's steps but the last: there may be no mask values, as in ILSVRC.
-        small = fit_pixels(img, labeler.options.max_pixels)
-        passes = labeler.run_network(small)
-        probabilities = compute_scores(passes)
-        if labels == "given":
-            names = [images.class_set.classes[i] for i in record.class_ids or ()]
-            class_ids = labeler.find_class_ids(names)
-        else:
-            class_ids = labeler.predict_class_ids(probabilities)
-        maps = labeler.compute_maps(passes, class_ids, (small.shape[0], small.shape[1]))
-        if score_map_dir is not None:
-            if (num_classes := len(class_ids)) != 1:
-                yield failed(f"a score map is of one class, this image has {num_classes}")
-                continue
-            write_score_map(score_map_dir, name, _to_score_map(maps))
-        ori_hw = (img.shape[0], img.shape[1])
-        found = compute_boxes(maps, rule=rule, threshold=threshold, chosen_on=chosen_on)
-        boxes = _to_image(found, (small.shape[0], small.shape[1]), ori_hw)
-        scores = probabilities[list(boxes.class_ids)]
-        yield FoundBoxes(record.img_id, name, ori_hw, boxes, scores)
+        return _to_image(boxes, (image.img.shape[0], image.img.shape[1]), image.ori_hw)
+
+    def write(self, image: Mapped, result: Boxes) -> dict[str, Any]:
+        """Write the score map, and return the entry of the manifest, which holds the boxes."""
+        name, files, score_map = self._name(image.task), self.find_files(image.task), None
+        if (folder := self.options.score_map_dir) is not None:
+            write_score_map(folder, name, _to_score_map(image.maps))
+            score_map = hash_file(files["score_map"])
+        ids = list(result.class_ids)
+        return {
+            "status": "ok",
+            **describe_classes(image, self.class_set.classes, self.label_threshold),
+            "ori_hw": list(image.ori_hw),
+            "file_name": name,
+            "boxes": [[i, *box] for i, box in zip(ids, result.boxes.tolist(), strict=True)],
+            "scores": image.scores[ids].tolist(),
+            "score_map": score_map,
+        }
+
+    def _name(self, task: Task) -> str:
+        root = self.options.image_root
+        path = task.img_path
+        return path.name if root is None else path.relative_to(root).as_posix()
 
 
-def write_boxes(path: str | Path, found: Sequence[FoundBoxes], class_set: ClassSet) -> None:
+def write_boxes(
+    path: str | Path,
+    found: Iterable[ImageBoxes | None],
+    class_set: ClassSet,
+    options: BoxOptions,
+) -> None:
     """Write boxes as a table or as COCO's instances, atomically.
 
     A ``.csv`` has ``image_id,class,x0,y0,x1,y1,score``. A ``.json`` has COCO's ``images``,
     ``categories`` (ids from 1) and ``annotations`` with ``bbox`` = x, y, width, height, and in
     ``info`` the rule, the threshold and the split it was chosen on.
 
+    Args:
+        path: The file to write.
+        found: The boxes of each image, ``None`` for an image that failed. COCO's image ids are the
+            places in this order, from 1.
+        class_set: The classes.
+        options: How the boxes were made.
+
     Raises:
-        AdcamError: The suffix is another one.
         OSError: The file cannot be written.
     """
     path = Path(path)
-    if path.suffix not in FORMATS:
-        raise AdcamError(f"{path}: boxes are written as {' or '.join(FORMATS)}")
-    rows = [
-        (image, class_id, box, score)
-        for image in found
-        for class_id, box, score in zip(
-            image.boxes.class_ids, image.boxes.boxes.tolist(), image.scores.tolist(), strict=True
-        )
-    ]
+    numbered = [(n, image) for n, image in enumerate(found, start=1) if image is not None]
     if path.suffix == ".csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("image_id", "class", "x0", "y0", "x1", "y1", "score"))
-        for image, class_id, box, score in rows:
-            writer.writerow((image.img_id, class_set.classes[class_id], *box, f"{score:.4f}"))
-        write_text(path, text.getvalue())
+        columns = ("image_id", "class", "x0", "y0", "x1", "y1", "score")
+        write_csv(path, columns, _table_rows((image for _, image in numbered), class_set))
         return
-    number_of = {image.img_id: number for number, image in enumerate(found, start=1)}
-    made = found[0].boxes if found else None
+    boxes = (
+        (number, box, score)
+        for number, image in numbered
+        for box, score in zip(image.boxes, image.scores, strict=True)
+    )
     content = {
-        "info": {}
-        if made is None
-        else {"rule": made.rule, "threshold": made.threshold, "chosen_on": made.chosen_on},
+        "info": {
+            "rule": options.rule,
+            "threshold": options.threshold,
+            "chosen_on": options.chosen_on,
+        },
         "images": [
             {
-                "id": number_of[image.img_id],
+                "id": number,
                 "file_name": image.file_name,
                 "height": image.ori_hw[0],
                 "width": image.ori_hw[1],
             }
-            for image in found
-            if image.error is None
+            for number, image in numbered
         ],
         "categories": [
             {"id": class_id, "name": name} for class_id, name in enumerate(class_set.classes, 1)
         ],
         "annotations": [
             {
-                "id": number,
-                "image_id": number_of[image.img_id],
+                "id": box_number,
+                "image_id": number,
                 "category_id": class_id + 1,
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "area": (x1 - x0) * (y1 - y0),
                 "iscrowd": 0,
                 "score": round(score, 4),
             }
-            for number, (image, class_id, (x0, y0, x1, y1), score) in enumerate(rows, start=1)
+            for box_number, (number, (class_id, x0, y0, x1, y1), score) in enumerate(boxes, 1)
         ],
     }
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def _table_rows(found: Iterable[ImageBoxes], class_set: ClassSet) -> Iterator[tuple[Any, ...]]:
+    for image in found:
+        for (class_id, *box), score in zip(image.boxes, image.scores, strict=True):
+            yield (image.img_id, class_set.classes[class_id], *box, f"{score:.4f}")
+
+
+def _read_boxes(entry: Mapping[str, Any]) -> ImageBoxes:
+    """Read the boxes of an image from its manifest entry."""
+    height, width = entry["ori_hw"]
+    boxes = tuple((box[0], box[1], box[2], box[3], box[4]) for box in entry["boxes"])
+    return ImageBoxes(
+        entry["id"], entry["file_name"], (height, width), boxes, tuple(entry["scores"])
+    )
+
+
 def _to_score_map(maps: ClassMaps) -> np.ndarray:
-    """The map of the only class at the size that wsolevaluation scores, min-max normalised."""
+    """Return the only map at the size that wsolevaluation scores, min-max normalised."""
     score_map = resize_maps(maps.score_maps, SCORE_MAP_HW)[0].astype(np.float64)
     score_map -= score_map.min()
     # Constant maps become zeros, as in wsolevaluation.
@@ -192,7 +291,7 @@ def _to_score_map(maps: ClassMaps) -> np.ndarray:
 
 
 def _to_image(boxes: Boxes, map_hw: tuple[int, int], ori_hw: tuple[int, int]) -> Boxes:
-    """From pixels of the maps to pixels of the image, which may be larger."""
+    """Turn pixels of the maps into pixels of the image, which may be larger."""
     if map_hw == ori_hw:
         return boxes
     scale = np.array([ori_hw[1] / map_hw[1], ori_hw[0] / map_hw[0]] * 2)

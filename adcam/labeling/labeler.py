@@ -4,55 +4,53 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from adcam.cams import build_method
-from adcam.data.images import fit_pixels, read_image
+from adcam.data.images import ImageError, convert_to_rgb, fit_pixels, read_image
 from adcam.data.png import write_mask
 from adcam.data.sources import build_classes
 from adcam.errors import AdcamError
-from adcam.labeling.map_maker import (
-    Network,
-    compile_mlps,
-    compute_batch_maps,
-    compute_batch_scores,
-    compute_scores,
-    find_layer_sets,
-    make_inputs,
-    resolve_device,
-    run_batch,
-)
-from adcam.labeling.mask_maker import Masking, resize_maps
+from adcam.files import to_plain
+from adcam.labeling.map_maker import MapMaker, Network, resolve_device
+from adcam.labeling.mask_maker import MaskMaker, resize_maps
 from adcam.masks.background import BackgroundRule, parse_rule
 from adcam.masks.crf import CRF_BACKENDS, CRF_PARAMS
 from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
 from adcam.report.figures import overlay_mask, side_by_side
-from adcam.settings import TestViews
-from adcam.structures import ClassMaps, ClassSet, PseudoMask, TokenMaps
+from adcam.settings import CamSettings, MaskSettings, TestViews, from_section
+from adcam.structures import ClassMaps, ClassSet, PseudoMask
 
 __all__ = [
     "DEFAULT_RULE",
-    "DTYPES",
+    "ImageLike",
     "LabelerOptions",
     "PseudoLabel",
     "PseudoLabeler",
+    "convert_image",
     "hash_network",
     "options_from_config",
     "resolve_device",
 ]
 
-CRF_CHOICES = ("none", *CRF_BACKENDS)
-DTYPES = ("float32", "bfloat16", "float16")
+
+ImageLike: TypeAlias = str | Path | np.ndarray | Image.Image
+"""An image in any form: a file, an array, or an object of Pillow's."""
+
+Labels: TypeAlias = Sequence[str] | None
+"""Names of the classes in an image; ``None`` where they are not known."""
+
+_BATCH_SIZE = 8  # images, on a GPU
+_WINDOW = 4  # batches
 
 DEFAULT_RULE = BackgroundRule("constant", 0.58, "voc-animals train, ad_cam at 448")
 """Background rule where none is given, with the split, method and scale it was chosen on."""
@@ -63,21 +61,22 @@ class LabelerOptions:
     """Every choice between the classifier and the mask; all of them change the result.
 
     Attributes:
-        method: Key of :data:`adcam.cams.METHODS`.
+        method: The method that makes class maps, a key of :data:`adcam.cams.METHODS`.
         method_options: Options of the method, e.g. ``{"power": 3.0}``.
-        views: Scales and mirroring.
+        views: The scales at which the network sees an image, and whether mirrored as well.
         rule: Where background ends (:mod:`adcam.masks.background`).
-        two_threshold: ``(low, high)`` background scores in place of ``rule``: what they disagree
-            on becomes 255 (:mod:`adcam.masks.confident`).
-        crf: ``"none"``, or who computes the dense CRF: ``"lattice"`` (ours, on the CPU),
+        two_threshold: ``(low, high)`` background scores in place of ``rule``: pixels that they
+            disagree on become 255 (:mod:`adcam.masks.confident`).
+        crf: ``"none"``, or the parameter set of a dense CRF that sharpens the edges of masks, a key
+            of :data:`adcam.masks.crf.CRF_PARAMS`.
+        crf_backend: What computes the CRF: ``"auto"`` or ``"lattice"`` (ours, on the CPU),
             ``"lattice-gpu"`` (ours, on the network's GPU) or ``"pydensecrf"``.
-        crf_params: Key of :data:`adcam.masks.crf.CRF_PARAMS`.
-        dtype: Of the network: ``"float32"``, or ``"bfloat16"``/``"float16"`` by autocast, faster
-            on a GPU and a little less exact.
-        compile: Compile the network's MLPs with ``torch.compile``, in every process that runs it:
-            seconds to half a minute before the first image, and the last bits change.
-        label_threshold: Where no labels are given, classes with at least this probability are
-            taken as present. Larger finds fewer.
+        dtype: The precision of the network: ``"float32"``, or ``"bfloat16"``/``"float16"`` by
+            autocast, faster on a GPU and a little less exact.
+        compile: Whether to compile the network's MLPs with ``torch.compile``, in every process that
+            runs it: seconds to half a minute before the first image, and the last bits change.
+        label_threshold: The probability from which a class counts as present where no labels are
+            given. Larger finds fewer.
         max_pixels: Larger images are labelled at this many pixels, and their masks enlarged
             (nearest). The token grid is far coarser, so that only a CRF would see the difference;
             time and memory stay bounded whatever the camera.
@@ -92,60 +91,61 @@ class LabelerOptions:
     rule: BackgroundRule = DEFAULT_RULE
     two_threshold: tuple[float, float] | None = None
     crf: str = "none"
-    crf_params: str = "toco"
+    crf_backend: str = "auto"
     dtype: str = "float32"
     compile: bool = False
     label_threshold: float = 0.5
     max_pixels: int = 1 << 22
 
     def __post_init__(self) -> None:
-        build_method(self.method, **self.method_options)
-        _check_choice("crf", self.crf, CRF_CHOICES)
-        _check_choice("crf_params", self.crf_params, tuple(CRF_PARAMS))
-        _check_choice("dtype", self.dtype, DTYPES)
-        if self.two_threshold is not None:
-            low, high = self.two_threshold
-            if not 0 <= low <= high <= 1:
-                raise AdcamError(f"two_threshold must be 0 <= low <= high <= 1, got {low}, {high}")
-        if not 0 <= self.label_threshold <= 1:
-            raise AdcamError(f"label_threshold must lie in [0, 1], got {self.label_threshold}")
-        if self.max_pixels < 1:
-            raise AdcamError(f"max_pixels must be at least 1, got {self.max_pixels}")
+        if self.crf in CRF_BACKENDS:
+            raise AdcamError(
+                f"crf={self.crf!r} names what computes the CRF; write crf='toco', "
+                f"crf_backend={self.crf!r}, or another parameter set of {sorted(CRF_PARAMS)}"
+            )
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        for kind in (CamSettings, MaskSettings):
+            legal = {item.name for item in fields(kind)} - {"rule"}
+            given = {name: value for name, value in values.items() if name in legal}
+            from_section(kind, given, "labeler")
+
+
+def options_from_settings(cam: CamSettings, mask: MaskSettings) -> dict[str, Any]:
+    """Return the sections ``cam`` and ``mask`` of a config as options of a labeler.
+
+    Args:
+        cam: How class maps are made.
+        mask: How class maps become masks.
+
+    Returns:
+        Keyword arguments of :class:`LabelerOptions`.
+
+    Raises:
+        AdcamError: The background rule is not legal.
+    """
+    options: dict[str, Any] = {
+        "method": cam.method,
+        "method_options": dict(cam.method_options),
+        "views": cam.views,
+        "two_threshold": mask.two_threshold,
+        "crf": mask.crf,
+        "crf_backend": mask.crf_backend,
+        "dtype": cam.dtype,
+        "compile": cam.compile,
+        "label_threshold": mask.label_threshold,
+        "max_pixels": cam.max_pixels,
+    }
+    if mask.rule is not None:
+        options["rule"] = parse_rule(mask.rule, chosen_on=mask.chosen_on)
+    return options
 
 
 def options_from_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the sections ``cam`` and ``mask`` of a config as options of a labeler.
-
-    ``cam`` holds ``method``, ``method_options``, ``scales``, ``flip``, ``keep_ratio``, ``dtype``,
-    ``compile`` and ``max_pixels``; ``mask`` holds ``rule`` (text), ``chosen_on``,
-    ``two_threshold``, ``crf``, ``crf_params`` and ``label_threshold``. Every key may be absent.
-
-    Returns:
-        Keyword arguments of :class:`LabelerOptions`, those that the config gives.
-
-    Raises:
-        AdcamError: A section holds another key, or a value is not legal.
-    """
-    cam, mask = dict(cfg.get("cam", {})), dict(cfg.get("mask", {}))
-    legal = {
-        "cam": ("method", "method_options", "dtype", "compile", "max_pixels", *_names(TestViews)),
-        "mask": ("rule", "chosen_on", "two_threshold", "crf", "crf_params", "label_threshold"),
-    }
-    for name, section in (("cam", cam), ("mask", mask)):
-        if unknown := sorted(section.keys() - set(legal[name])):
-            raise AdcamError(f"config section {name!r} has no {unknown}; keys: {legal[name]}")
-    views = {key: cam.pop(key) for key in _names(TestViews) if key in cam}
-    if "scales" in views:
-        views["scales"] = tuple(views["scales"])
-    chosen_on = mask.pop("chosen_on", "given")
-    options = {**cam, **mask}
-    if views:
-        options["views"] = TestViews(**views)
-    if "rule" in mask:
-        options["rule"] = parse_rule(str(mask["rule"]), chosen_on=chosen_on)
-    if mask.get("two_threshold") is not None:
-        options["two_threshold"] = tuple(mask["two_threshold"])
-    return options
+    """Return :func:`options_from_settings` of a config that is not read as settings yet."""
+    return options_from_settings(
+        from_section(CamSettings, cfg.get("cam", {}), "cam"),
+        from_section(MaskSettings, cfg.get("mask", {}), "mask"),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +213,7 @@ class PseudoLabeler:
     """Turns images with image-level labels into class maps and masks.
 
     Example:
-        labeler = PseudoLabeler.from_checkpoint("classifier.safetensors", crf="lattice")
+        labeler = PseudoLabeler.from_checkpoint("classifier.safetensors", crf="toco")
         label = labeler("dog.jpg", labels=["dog"])
         label.save("dog.png")
 
@@ -221,8 +221,9 @@ class PseudoLabeler:
         network: The classifier, on ``device`` and in eval mode.
         class_set: Its classes.
         options: Every other choice.
-        device: Where the network runs.
-        masking: From maps to a mask, by the same options.
+        map_maker: Turns an image into class maps.
+        mask_maker: Turns class maps into a mask.
+        weights_hash: A hash of the classifier's weights.
     """
 
     def __init__(
@@ -238,7 +239,7 @@ class PseudoLabeler:
         Args:
             network: The classifier; it is moved to ``device``.
             class_set: Its classes, in the order of its outputs.
-            device: E.g. ``"cpu"``, ``"cuda:1"``; ``None`` takes a GPU if there is one.
+            device: For example ``"cpu"`` or ``"cuda:1"``; ``None`` takes a GPU if there is one.
             **options: Attributes of :class:`LabelerOptions`; ``rule`` also as text
                 (``"0.35"``, ``"power:4"``, ``"otsu"``).
 
@@ -253,30 +254,53 @@ class PseudoLabeler:
             options["rule"] = parse_rule(options["rule"])
         self.options = LabelerOptions(**options)
         self.class_set = class_set
-        self.device = resolve_device(device)
-        crf = self.options.crf
-        if crf == "lattice-gpu" and self.device.type == "cpu":
-            raise AdcamError(
-                "crf 'lattice-gpu' computes on the GPU of the network, but the device is "
-                f"{str(self.device)!r}; take 'lattice'"
-            )
-        if crf == "pydensecrf" and (reason := available_backends()[crf]):
-            raise AdcamError(f"the CRF backend {crf!r} cannot run here: {reason}")
-        self.masking = Masking(
-            self.options.rule,
-            self.options.two_threshold,
-            crf,
-            self.options.crf_params,
-            class_set.mask_values,
-            str(self.device) if crf == "lattice-gpu" else "cpu",
-        )
         self.weights_hash = hash_network(network)
         self.network = network
-        if isinstance(network, torch.nn.Module):
-            network.to(self.device).eval()
-        self._method = build_method(self.options.method, **self.options.method_options)
-        self._layer_sets = find_layer_sets(self._method, network)
-        self._dtype: torch.dtype = getattr(torch, self.options.dtype)
+        self.map_maker = MapMaker(
+            network,
+            [build_method(self.options.method, **self.options.method_options)],
+            views=self.options.views,
+            device=device,
+            dtype=getattr(torch, self.options.dtype),
+            compile=self.options.compile,
+        )
+        self.mask_maker = MaskMaker(
+            self.options.rule,
+            self.options.two_threshold,
+            self.options.crf,
+            self.options.crf_backend,
+            class_set.mask_values,
+            self._find_crf_device(),
+        )
+
+    @property
+    def _batch_size(self) -> int:
+        return 1 if self.device.type == "cpu" else _BATCH_SIZE
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the network runs on."""
+        return self.map_maker.device
+
+    def _find_crf_device(self) -> str:
+        """Return where the CRF computes.
+
+        Raises:
+            AdcamError: The backend cannot run here.
+        """
+        backend = self.options.crf_backend
+        if self.options.crf == "none" or backend in ("auto", "lattice"):
+            return "cpu"
+        if backend == "lattice-gpu":
+            if self.device.type == "cpu":
+                raise AdcamError(
+                    "crf_backend 'lattice-gpu' computes on the GPU of the network, but the device "
+                    f"is {str(self.device)!r}; take 'lattice'"
+                )
+            return str(self.device)
+        if reason := available_backends()[backend]:
+            raise AdcamError(f"the CRF backend {backend!r} cannot run here: {reason}")
+        return "cpu"
 
     @classmethod
     def from_checkpoint(
@@ -323,36 +347,86 @@ class PseudoLabeler:
         network = ImageNetViT(model_name, classes=classes, weights=weights)
         return cls(network, build_classes(network.classes), device=device, **options)
 
+    @overload
+    def __call__(self, image: ImageLike, labels: Labels = None) -> PseudoLabel: ...
+
+    @overload
     def __call__(
-        self, image: str | Path | np.ndarray | Image.Image, labels: Sequence[str] | None = None
-    ) -> PseudoLabel:
-        """Label one image.
+        self,
+        image: list[Any] | tuple[ImageLike, ...],
+        labels: Sequence[Labels] | None = None,
+    ) -> list[PseudoLabel]: ...
+
+    def __call__(
+        self, image: ImageLike | list[Any] | tuple[ImageLike, ...], labels: Any = None
+    ) -> PseudoLabel | list[PseudoLabel]:
+        """Label one image, or a list of images.
+
+        Images of a list that the network sees at equal sizes share a batch on a GPU.
 
         Args:
-            image: A path, RGB uint8 (H, W, 3), or a Pillow image.
+            image: A path, an array or a Pillow image; or a list of them. Arrays are (H, W, 3) RGB,
+                (H, W, 4) with transparency or (H, W) gray, of 8 or 16 bits; they and Pillow images
+                are converted as :func:`adcam.data.images.read_image` converts a file.
             labels: Names of the classes in the image; ``[]`` for none of them. ``None`` takes
-                those that the classifier finds (``label_threshold``).
+                those that the classifier finds (``label_threshold``). For a list of images, a list
+                with the labels of each.
 
         Returns:
-            Maps, mask and scores; with no class the mask is all background.
+            Maps, mask and scores; with no class the mask is all background. A list for a list.
 
         Raises:
             ImageError: The image cannot be read.
-            AdcamError: A label is no class, or the array is no RGB image.
+            AdcamError: A label is no class, or the array is no image.
         """
-        img = _to_rgb(image)
-        class_ids = None if labels is None else self.find_class_ids(labels)
-        small = fit_pixels(img, self.options.max_pixels)
-        passes = self.run_network(small)
-        probabilities = compute_scores(passes)
-        if class_ids is None:
-            class_ids = self.predict_class_ids(probabilities)
-        maps = self.compute_maps(passes, class_ids, (small.shape[0], small.shape[1]))
-        mask = self.compute_mask(maps, small, (img.shape[0], img.shape[1]))
-        return PseudoLabel(small, self.class_set, maps, mask, probabilities)
+        if not isinstance(image, list | tuple):
+            return self._label([image], [labels])[0]
+        each = [None] * len(image) if labels is None else labels
+        if isinstance(each, str) or len(each) != len(image):
+            raise AdcamError(
+                f"a list of {len(image)} images needs a list with the labels of each, got "
+                f"{labels!r:.80}"
+            )
+        size = self._batch_size
+        return [
+            label
+            for start in range(0, len(image), _WINDOW * size)
+            for label in self._label(
+                image[start : start + _WINDOW * size], each[start : start + _WINDOW * size], size
+            )
+        ]
+
+    def _label(
+        self, images: Sequence[ImageLike], labels: Sequence[Labels], batch_size: int = 1
+    ) -> list[PseudoLabel]:
+        """Label a few images, those of equal input sizes together."""
+        given = [None if names is None else self.find_class_ids(names) for names in labels]
+        imgs = [convert_image(image) for image in images]
+        small = [fit_pixels(img, self.options.max_pixels) for img in imgs]
+        inputs = [self.map_maker.make_inputs(img) for img in small]
+        groups: dict[tuple[torch.Size, ...], list[int]] = {}
+        for i, of_image in enumerate(inputs):
+            groups.setdefault(tuple(x.shape for x in of_image), []).append(i)
+        results: dict[int, PseudoLabel] = {}
+        for group in groups.values():
+            for start in range(0, len(group), batch_size):
+                batch = group[start : start + batch_size]
+                passes = self.map_maker.run_inputs([inputs[i] for i in batch])
+                scores = passes.compute_scores()
+                class_ids = [
+                    self.predict_class_ids(probs) if (ids := given[i]) is None else ids
+                    for i, probs in zip(batch, scores, strict=True)
+                ]
+                hws = [(small[i].shape[0], small[i].shape[1]) for i in batch]
+                batch_maps = self.map_maker.compute_maps(passes, class_ids, hws)
+                for i, maps, probs in zip(batch, batch_maps, scores, strict=True):
+                    ori_hw = (imgs[i].shape[0], imgs[i].shape[1])
+                    mask = self.mask_maker(maps, small[i], ori_hw)
+                    results[i] = PseudoLabel(small[i], self.class_set, maps, mask, probs)
+        return [results[i] for i in range(len(images))]
 
     def find_class_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
-        """Ascending ids of class names.
+        """Return the ascending ids of class names.
 
         Raises:
             AdcamError: A name is unknown; the message lists the legal ones.
@@ -363,85 +437,55 @@ class PseudoLabeler:
             raise AdcamError(f"unknown class {unknown[0]!r}; classes are {', '.join(classes)}")
         return tuple(sorted({classes.index(name) for name in names}))
 
-    def predict_class_ids(self, probabilities: np.ndarray) -> tuple[int, ...]:
-        """Ids of the classes (C,) with at least the probability ``label_threshold``."""
-        return tuple(np.flatnonzero(probabilities >= self.options.label_threshold).tolist())
+    def predict_class_ids(self, scores: np.ndarray) -> tuple[int, ...]:
+        """Return the ids of the classes whose score is at least ``label_threshold``.
 
-    def run_network(self, img: np.ndarray) -> list[TokenMaps]:
-        """Token maps of every scale of RGB uint8 (h, w, 3): step one of a call."""
-        return self.run_batch([self.make_inputs(img)])
+        Args:
+            scores: The probability of every class, (C,).
+        """
+        return tuple(np.flatnonzero(scores >= self.options.label_threshold).tolist())
 
-    def make_inputs(self, img: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """What the network sees of an image (:func:`adcam.labeling.map_maker.make_inputs`)."""
-        return make_inputs(self.network, img, self.options.views)
-
-    def run_batch(self, inputs: Sequence[Sequence[torch.Tensor]]) -> list[TokenMaps]:
-        """Token maps of images of equal input sizes (see :mod:`adcam.labeling.map_maker`)."""
-        if self.options.compile:
-            compile_mlps(self.network)  # here: a compiled module does not go to other processes
-        return run_batch(
-            self.network,
-            inputs,
-            self._layer_sets,
-            flip=self.options.views.flip,
-            device=self.device,
-            dtype=self._dtype,
+    def describe_maps(self) -> dict[str, Any]:
+        """Describe everything that changes class maps, as JSON reads it back."""
+        options = self.options
+        return to_plain(
+            {
+                "network": type(self.network).__name__,
+                "weights": self.weights_hash,
+                # Which outputs of an ImageNet head count as each class; a trained head has one.
+                "class_groups": getattr(self.network, "class_groups", None),
+                "classes": self.class_set.classes,
+                "mask_values": self.class_set.mask_values,
+                "device": self.device.type,
+                "dtype": options.dtype,
+                "compile": options.compile,
+                "views": asdict(options.views),
+                "method": options.method,
+                "method_options": vars(self.map_maker.methods[0]),
+                "label_threshold": options.label_threshold,
+                "max_pixels": options.max_pixels,
+            }
         )
 
-    def compute_batch_scores(self, passes: Sequence[TokenMaps], num_images: int) -> np.ndarray:
-        """Class probabilities of every image of a batch, (images, C) float32."""
-        return compute_batch_scores(passes, num_images)
-
-    def compute_maps(
-        self, passes: Sequence[TokenMaps], class_ids: Sequence[int], hw: tuple[int, int]
-    ) -> ClassMaps:
-        """Maps of the present classes by the method, (K, h, w): step two."""
-        return self.compute_batch_maps(passes, [class_ids], [hw])[0]
-
-    def compute_batch_maps(
-        self,
-        passes: Sequence[TokenMaps],
-        class_ids: Sequence[Sequence[int]],
-        hws: Sequence[tuple[int, int]],
-    ) -> list[ClassMaps]:
-        """Maps of every image of a batch (:func:`adcam.labeling.map_maker.compute_batch_maps`)."""
-        return compute_batch_maps(passes, class_ids, self._method, hws)
-
-    def compute_mask(self, maps: ClassMaps, img: np.ndarray, ori_hw: tuple[int, int]) -> PseudoMask:
-        """Mask at the size ``ori_hw`` from maps and image (h, w): step three."""
-        return self.masking(maps, img, ori_hw)
-
     def describe(self) -> dict[str, Any]:
-        """Everything that changes maps and masks, as JSON reads it back."""
+        """Describe everything that changes maps and masks, as JSON reads it back."""
         options = self.options
-        two_threshold = options.two_threshold
-        crf_params = asdict(CRF_PARAMS[options.crf_params])
-        del crf_params["source"]
-        description = {
-            "network": type(self.network).__name__,
-            "weights": self.weights_hash,
-            # Which outputs of an ImageNet head count as each class; a trained head has one each.
-            "class_groups": getattr(self.network, "class_groups", None),
-            "classes": list(self.class_set.classes),
-            "mask_values": list(self.class_set.mask_values),
-            "device": self.device.type,
-            "dtype": options.dtype,
-            "compile": options.compile,
-            "views": asdict(options.views),
-            "method": options.method,
-            "method_options": vars(self._method),
-            "rule": str(options.rule) if two_threshold is None else "confident",
-            "two_threshold": two_threshold,
-            "chosen_on": options.rule.chosen_on if two_threshold is None else "given",
-            "crf": options.crf,
-            "crf_params": None
-            if options.crf == "none"
-            else {"name": options.crf_params, **crf_params},
-            "label_threshold": options.label_threshold,
-            "max_pixels": options.max_pixels,
+        is_single, has_crf = options.two_threshold is None, options.crf != "none"
+        backend = "lattice" if options.crf_backend == "auto" else options.crf_backend
+        return {
+            **self.describe_maps(),
+            "rule": str(options.rule) if is_single else "confident",
+            "two_threshold": to_plain(options.two_threshold),
+            "chosen_on": options.rule.chosen_on if is_single else "given",
+            "crf": _describe_crf(options.crf) if has_crf else "none",
+            "crf_backend": backend if has_crf else None,
         }
-        as_json: dict[str, Any] = json.loads(json.dumps(description))
-        return as_json
+
+
+def _describe_crf(name: str) -> dict[str, Any]:
+    params = asdict(CRF_PARAMS[name])
+    del params["source"]
+    return {"name": name, **to_plain(params)}
 
 
 def hash_network(network: Network) -> str:
@@ -455,29 +499,46 @@ def hash_network(network: Network) -> str:
     return digest.hexdigest()[:16]
 
 
-def _to_rgb(image: str | Path | np.ndarray | Image.Image) -> np.ndarray:
+def convert_image(image: ImageLike) -> np.ndarray:
+    """Return an image in any form as RGB uint8 (H, W, 3), upright.
+
+    Args:
+        image: A path, an array or a Pillow image, as for :class:`PseudoLabeler`.
+
+    Raises:
+        ImageError: The file cannot be read, or its samples are of a kind that is refused.
+        AdcamError: An array is no image.
+    """
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:  # over white, as read_image does
-            rgba = upright.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-            upright = Image.alpha_composite(white, rgba)
-        return np.array(upright.convert("RGB"))
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise AdcamError(f"an image array must be RGB uint8 (H, W, 3), got {_shape_of(image)}")
-    return image
-
-
-def _shape_of(array: np.ndarray) -> str:
-    return f"{array.dtype} {array.shape}"
+        try:
+            return convert_to_rgb(image, "the Pillow image")
+        except OSError as error:
+            raise ImageError(f"the Pillow image cannot be decoded ({error})") from error
+    if not isinstance(image, np.ndarray):
+        raise AdcamError(
+            f"an image is a path, an array or a Pillow image, got {type(image).__name__}"
+        )
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if (
+        image.dtype not in (np.uint8, np.uint16)
+        or image.ndim not in (2, 3)
+        or channels not in (1, 3, 4)
+        or not image.size
+    ):
+        raise AdcamError(
+            "an image array must be (H, W, 3), (H, W, 4) or (H, W) of uint8 or uint16, got "
+            f"{image.dtype} {image.shape}"
+        )
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)  # as a file of 16 bits is read
+    if channels == 3:
+        return image
+    if channels == 1:
+        return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
+    return convert_to_rgb(Image.fromarray(image), "the array")
 
 
 def _names(cls: Any) -> tuple[str, ...]:
     return tuple(item.name for item in fields(cls))
-
-
-def _check_choice(name: str, value: str, legal: Sequence[str]) -> None:
-    if value not in legal:
-        raise AdcamError(f"{name} must be one of {list(legal)}, got {value!r}")

@@ -142,7 +142,13 @@ class MapMaker:
         Raises:
             AdcamError: A scale is smaller than a patch.
         """
-        return make_inputs(self.network, img, self.views)
+        mean, std = self.network.pixel_stats
+        views, ori_hw = self.views, (img.shape[0], img.shape[1])
+        sizes = (
+            compute_input_hw(ori_hw, scale, self.network.patch_size, keep_ratio=views.keep_ratio)
+            for scale in views.scales
+        )
+        return tuple(to_inputs(img, input_hw, mean=mean, std=std) for input_hw in sizes)
 
     def run(self, imgs: Sequence[np.ndarray]) -> Passes:
         """Run the network on images of equal input sizes, such as a single one.
@@ -168,15 +174,18 @@ class MapMaker:
             raise AdcamError("the images of a batch must have equal input sizes at every scale")
         if self._compile:
             compile_mlps(self.network)  # not earlier: a compiled module cannot be pickled
-        with self._pinned():
-            token_maps = run_batch(
-                self.network,
-                inputs,
-                self.layer_sets,
-                flip=self.views.flip,
-                device=self.device,
-                dtype=self.dtype,
-            )
+        token_maps = []
+        is_half = self.dtype != torch.float32
+        with (
+            self._pinned(),
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype=self.dtype, enabled=is_half),
+        ):
+            for of_scale in zip(*inputs, strict=True):
+                batch = torch.stack(of_scale).to(self.device)
+                if self.views.flip:
+                    batch = torch.stack([batch, batch.flip(-1)], dim=1).flatten(0, 1)
+                token_maps.append(self.network.token_maps(batch, layer_sets=self.layer_sets))
         return Passes(tuple(token_maps), len(inputs))
 
     def compute_maps(
@@ -203,8 +212,17 @@ class MapMaker:
             AdcamError: A class id is out of range.
         """
         chosen = self.methods[0] if method is None else method
-        with self._pinned():
-            return compute_batch_maps(passes.token_maps, class_ids, chosen, hws)
+        present = [tuple(sorted(set(ids))) for ids in class_ids]
+        most = max(map(len, present))
+        if most == 0:
+            return [_no_maps(hw) for hw in hws]
+        # A batch has one number of classes: images with fewer compute their last again, not kept.
+        padded = torch.tensor([_repeat_last(ids, most) for ids in present])  # (images, K)
+        num_views = 2 if self.views.flip else 1
+        with self._pinned(), torch.inference_mode():
+            ids = padded.to(self.device).repeat_interleave(num_views, dim=0)
+            grids = [chosen(maps, ids).unflatten(0, (-1, num_views)) for maps in passes.token_maps]
+            return [_fuse([grid[i] for grid in grids], present[i], hw) for i, hw in enumerate(hws)]
 
     @contextmanager
     def _pinned(self) -> Iterator[None]:
@@ -250,10 +268,10 @@ def compile_mlps(network: Network) -> None:
 
 
 def find_layer_sets(method: Method, network: Network) -> tuple[tuple[int, ...], ...]:
-    """The sets of blocks whose attention a method reads of a network.
+    """Find the sets of blocks whose attention a method reads of a network.
 
     Raises:
-        AdcamError: If the network has no such blocks; the message names it.
+        AdcamError: The network has no such blocks; the message names it.
     """
     try:
         return method.layer_sets(network.depth)
@@ -261,155 +279,16 @@ def find_layer_sets(method: Method, network: Network) -> tuple[tuple[int, ...], 
         raise AdcamError(f"{network.name}: {error}") from error
 
 
-def make_inputs(network: Network, img: np.ndarray, views: TestViews) -> tuple[Tensor, ...]:
-    """What the network sees of an image: (3, h, w) normalised, one per scale, not mirrored.
-
-    Args:
-        network: The classifier, asked for its patch and the statistics of its pixels.
-        img: RGB uint8 (H, W, 3).
-        views: Scales; mirroring is left to :func:`run_batch`.
-
-    Raises:
-        AdcamError: A scale is smaller than a patch.
-    """
-    mean, std = network.pixel_stats
-    ori_hw = (img.shape[0], img.shape[1])
-    sizes = (
-        compute_input_hw(ori_hw, scale, network.patch_size, keep_ratio=views.keep_ratio)
-        for scale in views.scales
-    )
-    return tuple(to_inputs(img, input_hw, mean=mean, std=std) for input_hw in sizes)
+def _no_maps(hw: tuple[int, int]) -> ClassMaps:
+    return ClassMaps((), np.zeros((0, *hw), dtype=np.float32))
 
 
-def run_batch(
-    network: Network,
-    inputs: Sequence[Sequence[Tensor]],
-    layer_sets: Sequence[tuple[int, ...]],
-    *,
-    flip: bool,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-) -> list[TokenMaps]:
-    """Token maps of images of equal input sizes, one batch a scale.
-
-    Args:
-        network: The classifier, on ``device``, in eval mode.
-        inputs: Of :func:`make_inputs`, one per image.
-        layer_sets: Sets of blocks whose attention the methods need.
-        flip: Whether each image is followed by its mirrored version.
-        device: Where to compute.
-        dtype: ``float32``, or ``bfloat16``/``float16`` for autocast.
-
-    Returns:
-        One per scale, with B = 2 · images if ``flip`` (image, mirrored image, next image, …), else
-        B = images.
-    """
-    passes = []
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
-    ):
-        for of_scale in zip(*inputs, strict=True):
-            batch = torch.stack(of_scale).to(device)
-            if flip:
-                batch = torch.stack([batch, batch.flip(-1)], dim=1).flatten(0, 1)
-            passes.append(network.token_maps(batch, layer_sets=layer_sets))
-    return passes
-
-
-def run_network(
-    network: Network,
-    img: np.ndarray,
-    views: TestViews,
-    layer_sets: Sequence[tuple[int, ...]],
-    *,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-) -> list[TokenMaps]:
-    """Token maps of every scale of one image, mirrored version in the same batch.
-
-    Args:
-        network: The classifier, on ``device``, in eval mode.
-        img: RGB uint8 (H, W, 3).
-        views: Scales and mirroring.
-        layer_sets: Sets of blocks whose attention the methods need.
-        device: Where to compute.
-        dtype: ``float32``, or ``bfloat16``/``float16`` for autocast.
-
-    Returns:
-        One per scale, with B = 2 (image, mirrored image) if ``views.flip`` else 1.
-    """
-    inputs = make_inputs(network, img, views)
-    return run_batch(network, [inputs], layer_sets, flip=views.flip, device=device, dtype=dtype)
-
-
-def compute_scores(passes: Sequence[TokenMaps]) -> np.ndarray:
-    """Class probabilities of one image, (C,) float32.
-
-    The sigmoid of the logits averaged over scales and views.
-    """
-    return compute_batch_scores(passes, 1)[0]
-
-
-def compute_batch_scores(passes: Sequence[TokenMaps], num_images: int) -> np.ndarray:
-    """Class probabilities of every image of :func:`run_batch`, (images, C) float32."""
-    logits = torch.cat([maps.logits.unflatten(0, (num_images, -1)) for maps in passes], dim=1)
-    return logits.float().mean(dim=1).sigmoid().cpu().numpy()
-
-
-def compute_class_maps(
-    passes: Sequence[TokenMaps],
-    class_ids: Sequence[int],
-    method: Method,
-    ori_hw: tuple[int, int],
-) -> ClassMaps:
-    """Maps of the present classes by one method, fused over scales at image size.
-
-    Args:
-        passes: Of :func:`run_network`, with the attention that ``method`` needs.
-        class_ids: The K present classes, in any order; only these are computed.
-        method: Of :mod:`adcam.cams`.
-        ori_hw: Height and width of the image.
-
-    Returns:
-        The maps; with no class, (0, H, W).
-    """
-    return compute_batch_maps(passes, [class_ids], method, [ori_hw])[0]
-
-
-def compute_batch_maps(
-    passes: Sequence[TokenMaps],
-    class_ids: Sequence[Sequence[int]],
-    method: Method,
-    ori_hws: Sequence[tuple[int, int]],
-) -> list[ClassMaps]:
-    """As :func:`compute_class_maps`, for every image of :func:`run_batch` at once.
-
-    Args:
-        passes: Of :func:`run_batch`.
-        class_ids: Present classes of each image; their numbers may differ.
-        method: Of :mod:`adcam.cams`.
-        ori_hws: Height and width of each image.
-    """
-    present = [tuple(sorted(set(ids))) for ids in class_ids]
-    most = max(map(len, present))
-    if most == 0:
-        return [ClassMaps((), np.zeros((0, *hw), dtype=np.float32)) for hw in ori_hws]
-    # A batch has one number of classes: images with fewer compute their last again, not kept.
-    padded = torch.tensor([_repeat_last(ids, most) for ids in present])  # (images, K)
-    num_views = len(passes[0].cam) // len(present)
-    with torch.inference_mode():
-        ids = padded.to(passes[0].cam.device).repeat_interleave(num_views, dim=0)
-        grids = [method(maps, ids).unflatten(0, (-1, num_views)) for maps in passes]
-        return [
-            ClassMaps(
-                present[i],
-                fuse_maps([grid[i, :, : len(present[i])] for grid in grids], hw).cpu().numpy(),
-            )
-            if present[i]
-            else ClassMaps((), np.zeros((0, *hw), dtype=np.float32))
-            for i, hw in enumerate(ori_hws)
-        ]
+def _fuse(grids: Sequence[Tensor], class_ids: tuple[int, ...], hw: tuple[int, int]) -> ClassMaps:
+    """Fuse the maps (views, K, h, w) of each scale of one image, without those that pad it."""
+    if not class_ids:
+        return _no_maps(hw)
+    fused = fuse_maps([grid[:, : len(class_ids)] for grid in grids], hw)
+    return ClassMaps(class_ids, fused.cpu().numpy())
 
 
 def _repeat_last(ids: tuple[int, ...], length: int) -> tuple[int, ...]:

@@ -24,33 +24,39 @@ from adcam.structures import ClassMaps, PseudoMask
 
 
 @dataclass(frozen=True)
-class Masking:
-    """Every choice between class maps and mask, as :class:`adcam.labeling.labeler.LabelerOptions`.
+class MaskMaker:
+    """Turns class maps into a mask.
 
     Attributes:
         rule: Where background ends.
         two_threshold: ``(low, high)`` background scores in place of ``rule``, or ``None``.
-        crf: ``"none"`` or a key of :data:`adcam.masks.crf.CRF_BACKENDS`.
-        crf_params: Key of :data:`adcam.masks.crf.CRF_PARAMS`.
-        mask_values: Mask value of each class, in classifier order.
+        crf: ``"none"``, or the parameter set of a CRF (:data:`adcam.masks.crf.CRF_PARAMS`).
+        crf_backend: What computes the CRF, a key of :data:`adcam.masks.crf.CRF_BACKENDS`.
+        mask_values: The mask value of each class, in classifier order.
         crf_device: Where the CRF computes.
     """
 
     rule: BackgroundRule
     two_threshold: tuple[float, float] | None
     crf: str
-    crf_params: str
+    crf_backend: str
     mask_values: tuple[int, ...]
     crf_device: str = "cpu"
 
     def __call__(self, maps: ClassMaps, img: np.ndarray, ori_hw: tuple[int, int]) -> PseudoMask:
-        """Mask at the size ``ori_hw`` from maps (K, h, w) and the image (h, w, 3) they are of."""
+        """Make the mask of an image.
+
+        Args:
+            maps: The maps of the present classes, (K, h, w).
+            img: The image that they are of, RGB uint8 (h, w, 3).
+            ori_hw: Height and width of the mask, which may be larger.
+        """
         crf = None
         if self.crf != "none" and maps.class_ids:
             crf = build_refinement(
                 img,
-                crf=self.crf_params,
-                backend=self.crf,
+                crf=self.crf,
+                backend=self.crf_backend,
                 device=self.crf_device,
             )
         if self.two_threshold is not None:
@@ -76,7 +82,7 @@ class Masking:
 
 
 def resize_maps(score_maps: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:
-    """Maps (K, h, w) at another size, float32 (K, *hw), bilinear."""
+    """Resize maps (K, h, w) to float32 (K, *hw), bilinear."""
     if score_maps.shape[1:] == tuple(hw):
         return score_maps.astype(np.float32, copy=False)
     if not len(score_maps):
@@ -87,7 +93,7 @@ def resize_maps(score_maps: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:
 
 
 def _resize_mask(mask: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    """A mask at another size, nearest value."""
+    """Resize a mask, nearest value."""
     if mask.shape == hw:
         return mask
     size_wh = (hw[1], hw[0])

@@ -1,35 +1,32 @@
-"""The stages an image goes through: decode, network, refine, CRF, write.
+"""The steps an image goes through: decode, network, refine, then a mask or boxes, write.
 
-Each stage takes what the one before gave, so that :mod:`adcam.labeling.generate` can place them in
-one process or in several. An image that a stage cannot handle becomes a :class:`Failed`, which the
-later stages pass on.
+Each step takes what the one before returned, so that :mod:`adcam.labeling.run` can place them in
+one process or in several. What becomes of the class maps is a :class:`Job`: a mask, or boxes. An
+image that a step cannot handle becomes a :class:`Failed`, which the later steps pass on.
 """
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 
 from adcam.data.images import fit_pixels, read_image
-from adcam.data.png import write_mask
-from adcam.files import hash_or_none, write_bytes
-from adcam.labeling.maps_file import encode_maps
-from adcam.labeling.mask_maker import Masking
-from adcam.structures import ClassMaps, ClassSet, PseudoMask
+from adcam.structures import ClassMaps
 
 if TYPE_CHECKING:
     from adcam.labeling.labeler import PseudoLabeler
 
-STAGES = ("decode", "network", "refine", "crf", "write")
-"""In order; ``crf`` is everything from maps to mask, with or without a CRF."""
-
 Seconds: TypeAlias = Mapping[str, float]
+
+_NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+_NO_IMG = np.zeros((0, 0, 3), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -38,25 +35,25 @@ class Task:
 
     Attributes:
         index: Its place in the data set.
+        img_id: Its id.
         img_path: Its file.
         class_ids: Its classes, ``None`` to let the classifier decide.
-        mask_path: Where its mask goes.
-        maps_path: Where its maps go, ``None`` for nowhere.
         is_done: True for an image that only keeps its batch as it was: a batch computes each of
             its images in the company of the others, whose number can change the last bit.
+        problem: Why the image cannot be labelled, known before it is read; empty if it can.
     """
 
     index: int
+    img_id: str
     img_path: Path
     class_ids: tuple[int, ...] | None
-    mask_path: Path
-    maps_path: Path | None
     is_done: bool = False
+    problem: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decoded:
-    """An image, RGB uint8 (h, w, 3), its own size, and what the network sees of it."""
+    """An image, RGB uint8 (h, w, 3), the size of its file, and what the network sees of it."""
 
     task: Task
     img: np.ndarray
@@ -65,31 +62,35 @@ class Decoded:
     seconds: Seconds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mapped:
-    """An image with the maps (K, h, w) of its classes."""
+    """An image with the maps (K, h, w) of its classes and the probability of every class (C,)."""
 
     task: Task
     img: np.ndarray
     ori_hw: tuple[int, int]
     maps: ClassMaps
+    scores: np.ndarray
     seconds: Seconds
 
 
-@dataclass(frozen=True)
-class Masked:
-    """An image with its mask."""
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What a job made of an image; the pixels of ``image`` are gone."""
 
-    task: Task
-    ori_hw: tuple[int, int]
-    maps: ClassMaps
-    mask: PseudoMask
+    image: Mapped
+    result: Any
     seconds: Seconds
+
+    @property
+    def task(self) -> Task:
+        """The image's task."""
+        return self.image.task
 
 
 @dataclass(frozen=True)
 class Failed:
-    """An image that a stage could not handle, and why."""
+    """An image that a step could not handle, and why."""
 
     task: Task
     error: str
@@ -98,37 +99,65 @@ class Failed:
 
 @dataclass(frozen=True)
 class Finished:
-    """What the manifest says of an image, and the seconds of each stage."""
+    """What the manifest says of an image, and the seconds of each step."""
 
     task: Task
     entry: Mapping[str, Any]
     seconds: Seconds
 
 
-@dataclass(frozen=True)
-class Output:
-    """From maps to files: all that the last stages need, without the network.
+class Job(Protocol):
+    """What becomes of an image once its class maps are there; it goes to other processes."""
 
-    Attributes:
-        masking: From maps to a mask.
-        class_set: Names, mask values and colours.
-        maps_dtype: As :func:`adcam.labeling.maps_file.encode_maps`.
-    """
+    @property
+    def step(self) -> str:
+        """Name of the step between maps and files, such as ``"crf"``."""
+        ...
 
-    masking: Masking
-    class_set: ClassSet
-    maps_dtype: str
+    @property
+    def device(self) -> str:
+        """Where that step computes: ``"cpu"``, or the device of the network."""
+        ...
+
+    def find_files(self, task: Task) -> Mapping[str, Path]:
+        """Find the files of an image's result, by the manifest key that holds their hash.
+
+        Raises:
+            AdcamError: The image cannot have such files; the message says why.
+        """
+        ...
+
+    def make(self, image: Mapped) -> Any:
+        """Make the result of an image.
+
+        Raises:
+            AdcamError: The image has none.
+        """
+        ...
+
+    def write(self, image: Mapped, result: Any) -> dict[str, Any]:
+        """Write the files of an image and return its manifest entry.
+
+        Raises:
+            AdcamError: The image must not be written.
+            OSError: A file cannot be written.
+        """
+        ...
 
 
 def decode(task: Task, labeler: PseudoLabeler) -> Decoded | Failed:
     """Read an image, bound its size, resize it for the network."""
+    if task.problem:
+        return Failed(task, task.problem, {})
     start = time.perf_counter()
     try:
         img = read_image(task.img_path)
         small = fit_pixels(img, labeler.options.max_pixels)
-        inputs = labeler.make_inputs(small)
-    except (ValueError, OSError, MemoryError) as error:
+        inputs = labeler.map_maker.make_inputs(small)
+    except OSError as error:  # whatever the reason, the next image may be readable
         return Failed(task, one_line(error), {"decode": time.perf_counter() - start})
+    except (ValueError, MemoryError, RuntimeError) as error:
+        return _fail(task, error, {"decode": time.perf_counter() - start})
     seconds = {"decode": time.perf_counter() - start}
     return Decoded(task, small, (img.shape[0], img.shape[1]), inputs, seconds)
 
@@ -136,10 +165,10 @@ def decode(task: Task, labeler: PseudoLabeler) -> Decoded | Failed:
 def infer_window(
     images: Sequence[Decoded | Failed], labeler: PseudoLabeler, *, batch_size: int
 ) -> list[Mapped | Failed]:
-    """Network and method on a few images, those of equal input sizes together.
+    """Run network and method on a few images, those of equal input sizes together.
 
     Args:
-        images: Of :func:`decode`.
+        images: The results of :func:`decode`.
         labeler: The network and the method.
         batch_size: Most images in a batch; each counts twice if it is also seen mirrored.
 
@@ -163,91 +192,99 @@ def infer_window(
 
 
 def infer_batch(batch: Sequence[Decoded], labeler: PseudoLabeler) -> list[Mapped | Failed]:
-    """Network and method on images of equal input sizes.
+    """Run network and method on images of equal input sizes.
 
     What fails for a batch, for lack of memory say, is tried again with each image alone.
     """
     start = time.perf_counter()
+    maker = labeler.map_maker
     try:
-        passes = labeler.run_batch([image.inputs for image in batch])
-        probabilities = labeler.compute_batch_scores(passes, len(batch))
+        passes = maker.run_inputs([image.inputs for image in batch])
+        scores = passes.compute_scores()
         between = time.perf_counter()
         class_ids = [
-            labeler.predict_class_ids(probability)
+            labeler.predict_class_ids(probs)
             if image.task.class_ids is None
             else image.task.class_ids
-            for image, probability in zip(batch, probabilities, strict=True)
+            for image, probs in zip(batch, scores, strict=True)
         ]
         hws = [(image.img.shape[0], image.img.shape[1]) for image in batch]
-        maps = labeler.compute_batch_maps(passes, class_ids, hws)
-    except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
-        if len(batch) > 1:
+        maps = maker.compute_maps(passes, class_ids, hws)
+    except (ValueError, MemoryError, RuntimeError) as error:
+        if len(batch) > 1 and is_of_image(error):
             return [result for image in batch for result in infer_batch([image], labeler)]
         seconds = {**batch[0].seconds, "network": time.perf_counter() - start}
-        return [Failed(batch[0].task, one_line(error), seconds)]
+        return [_fail(batch[0].task, error, seconds)]
     spent = {
         "network": (between - start) / len(batch),
         "refine": (time.perf_counter() - between) / len(batch),
     }
     return [
-        Mapped(image.task, image.img, image.ori_hw, of_image, {**image.seconds, **spent})
-        for image, of_image in zip(batch, maps, strict=True)
+        Mapped(image.task, image.img, image.ori_hw, of_image, probs, {**image.seconds, **spent})
+        for image, of_image, probs in zip(batch, maps, scores, strict=True)
     ]
 
 
-def make_mask(image: Mapped | Failed, output: Output) -> Masked | Failed:
-    """Background rule and CRF on an image."""
+def make(image: Mapped | Failed, job: Job) -> Made | Failed:
+    """Do the job's own step: background rule and CRF, or boxes."""
     if isinstance(image, Failed):
         return image
     start = time.perf_counter()
     try:
-        mask = output.masking(image.maps, image.img, image.ori_hw)
-    except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
-        seconds = {**image.seconds, "crf": time.perf_counter() - start}
-        return Failed(image.task, one_line(error), seconds)
-    seconds = {**image.seconds, "crf": time.perf_counter() - start}
-    return Masked(image.task, image.ori_hw, image.maps, mask, seconds)
+        result = job.make(image)
+    except (ValueError, MemoryError, RuntimeError) as error:
+        return _fail(image.task, error, {**image.seconds, job.step: time.perf_counter() - start})
+    seconds = {**image.seconds, job.step: time.perf_counter() - start}
+    return Made(replace(image, img=_NO_IMG), result, seconds)
 
 
-def finish(image: Mapped | Masked | Failed, output: Output) -> Finished:
-    """Make, where that is not done, and write the files of an image.
+def finish(image: Mapped | Made | Failed, job: Job) -> Finished:
+    """Make, where that is not done, and write the result of an image.
 
     Raises:
-        OSError: A file cannot be written.
+        OSError: A file cannot be written, for a reason that other files share.
     """
     if isinstance(image, Mapped):
-        return finish(make_mask(image, output), output)
+        return finish(make(image, job), job)
     if isinstance(image, Failed):
         return Finished(image.task, {"status": "failed", "error": image.error}, image.seconds)
-    task, mask, start = image.task, image.mask, time.perf_counter()
-    write_mask(task.mask_path, mask.mask, output.class_set.palette)
-    if task.maps_path is not None:
-        data = encode_maps(image.maps, output.class_set, image.ori_hw, dtype=output.maps_dtype)
-        write_bytes(task.maps_path, data)
-    entry = {
-        "status": "ok",
-        "classes": [output.class_set.classes[i] for i in image.maps.class_ids],
-        "labels": "predicted" if task.class_ids is None else "given",
-        "rule": mask.rule,
-        "threshold": mask.threshold,
-        "chosen_on": mask.chosen_on,
-        "ori_hw": list(image.ori_hw),
-        "mask": hash_or_none(task.mask_path),
-        "maps": None if task.maps_path is None else hash_or_none(task.maps_path),
-    }
-    return Finished(task, entry, {**image.seconds, "write": time.perf_counter() - start})
+    start = time.perf_counter()
+    try:
+        entry = job.write(image.image, image.result)
+    except (ValueError, MemoryError, RuntimeError, OSError) as error:
+        return finish(_fail(image.task, error, image.seconds), job)
+    return Finished(image.task, entry, {**image.seconds, "write": time.perf_counter() - start})
 
 
 def label_window(
-    tasks: Sequence[Task], labeler: PseudoLabeler, output: Output, *, batch_size: int
+    tasks: Sequence[Task], labeler: PseudoLabeler, job: Job, *, batch_size: int
 ) -> list[Finished]:
-    """All stages, one after the other, on a few images."""
+    """Do all steps, one after the other, on a few images."""
     decoded = [decode(task, labeler) for task in tasks]
-    return [
-        finish(image, output) for image in infer_window(decoded, labeler, batch_size=batch_size)
-    ]
+    return [finish(image, job) for image in infer_window(decoded, labeler, batch_size=batch_size)]
+
+
+def is_of_image(error: BaseException) -> bool:
+    """Tell whether an error is about one image, so that the others can still be labelled.
+
+    A lack of memory is: the next image may be smaller. Other runtime errors are mistakes in the
+    program, and other system errors, such as a full disk, would meet every image.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _NAME_ERRORS
+    if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+        # torch's allocator on the CPU has no type of its own.
+        return "DefaultCPUAllocator" in str(error)
+    return True
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, or its type if it says nothing."""
+    """Return what an error says on one line, or its type if it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fail(task: Task, error: Exception, seconds: Seconds) -> Failed:
+    """Return the failure of an image; what would meet every image is raised again."""
+    if not is_of_image(error):
+        raise error
+    return Failed(task, one_line(error), seconds)

@@ -358,8 +358,7 @@ def mask_options(spec: MethodSpec, threshold: float, chosen_on: str) -> dict[str
         "method_options": dict(spec.options),
         "views": spec.views,
         "rule": BackgroundRule("constant", threshold, chosen_on),
-        "crf": "none" if spec.crf == "none" else "lattice",
-        "crf_params": "toco" if spec.crf == "none" else spec.crf,
+        "crf": spec.crf,
     }
 
 

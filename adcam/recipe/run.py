@@ -242,7 +242,8 @@ def _generate_files(recipe: MaskRecipe) -> list[str]:
 def _run_generate(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
     labeler, images = _build_labeler(recipe), _masked_images(recipe)
     workers = default_workers(labeler)
-    result = generate(images, labeler, folder, save_maps=recipe.needs_maps, workers=workers)
+    maps_dtype = "uint8" if recipe.needs_maps else None
+    result = generate(images, labeler, folder, maps_dtype=maps_dtype, workers=workers)
     if result.failed:
         first = result.failed[0]
         raise AdcamError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from adcam.data.sources import build_dataset, find_class_set
 from adcam.errors import AdcamError
 from adcam.files import hash_file, hash_or_none, hash_values, write_json
 from adcam.installation import why_not_importable
-from adcam.labeling.output_folder import MASK_DIR, RunFolder
+from adcam.labeling.output_folder import MASK_DIR, OutputFolder, relative_path
 from adcam.masks.crf import refine
 from adcam.metrics.miou import MeanIoU, name_classes
 from adcam.progress import track
@@ -230,25 +231,26 @@ def write_masks(
         failed: Errors of images that cannot be read, filled by image id; without it, such an image
             ends the run.
     """
-    folder = RunFolder(out, predictor.description)
-    for index, record in enumerate(images.records):
-        path = folder.mask_path(record.img_id)
-        if folder.is_done(record.img_id, {}):
-            yield read_mask(path)
-            continue
-        entry = {"id": record.img_id, "image": str(record.img_path)}
-        try:
-            sample = Sample(record.img_id, images.load_image(index), record.class_ids)
-        except ImageError as error:
-            if failed is None:
-                raise
-            failed[record.img_id] = str(error)
-            folder.append({**entry, "status": "failed", "error": str(error)})
-            yield None
-            continue
-        mask = predictor(sample)
-        write_mask(path, mask, images.class_set.palette)
-        hashes = {"mask": hash_or_none(path), "maps": None}
-        folder.append({**entry, "status": "ok", **hashes})
-        yield mask
-    folder.finish(record.img_id for record in images.records)
+    root = os.path.realpath(out)
+    with OutputFolder(out, predictor.description) as folder:
+        for index, record in enumerate(images.records):
+            path = folder.mask_path(record.img_id)
+            if folder.is_done(record.img_id, {}):
+                yield read_mask(path)
+                continue
+            entry = {"id": record.img_id, "image": relative_path(record.img_path, root)}
+            try:
+                sample = Sample(record.img_id, images.load_image(index), record.class_ids)
+            except ImageError as error:
+                if failed is None:
+                    raise
+                failed[record.img_id] = str(error)
+                folder.append({**entry, "status": "failed", "error": str(error)})
+                yield None
+                continue
+            mask = predictor(sample)
+            write_mask(path, mask, images.class_set.palette)
+            hashes = {"mask": hash_or_none(path), "maps": None}
+            folder.append({**entry, "status": "ok", **hashes})
+            yield mask
+        folder.finish(record.img_id for record in images.records)

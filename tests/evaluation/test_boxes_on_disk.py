@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +11,9 @@ import pytest
 from PIL import Image
 
 from adcam.cli import main
-from adcam.data.folder import load_folder
 from adcam.data.score_maps import read_score_map, write_score_map
 from adcam.evaluation.boxes_on_disk import evaluate_boxes, evaluate_pixels
-from adcam.labeling.boxes import find_boxes, write_boxes
-from adcam.labeling.labeler import PseudoLabeler
 from adcam.metrics.localization import MaxBoxAccuracy
-from adcam.settings import TestViews
 
 HW = (16, 24)
 
@@ -156,122 +150,3 @@ def test_evaluate_command(splits: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "the largest contour; thresholds chosen on: birds/val" in printed
     assert main(shlex.split(f"{command} --mask-root {splits} --largest-contour")) == 2
     assert "no threshold to choose" in capsys.readouterr().err
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Two photographs, one of them too small to matter, one damaged file."""
-    generator = np.random.default_rng(0)
-    root = tmp_path / "photos"
-    (root / "trip").mkdir(parents=True)
-    for name, hw in (("a.jpg", (40, 64)), ("trip/b.jpg", (64, 33))):
-        pixels = generator.integers(0, 255, (hw[0] // 8, hw[1] // 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((hw[1], hw[0])).save(root / name)
-    (root / "bad.jpg").write_text("no image")
-    (root / "labels.csv").write_text("image_id,labels\na,dog\ntrip/b,cat\nbad,dog\n")
-    return root
-
-
-@pytest.fixture
-def labeler(tiny_checkpoint: Path) -> PseudoLabeler:
-    return PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", views=TestViews((64,)))
-
-
-def test_boxes_of_images(photos: Path, labeler: PseudoLabeler, tmp_path: Path) -> None:
-    images = load_folder(photos, labels=photos / "labels.csv", classes=labeler.class_set)
-    found = list(
-        find_boxes(
-            images,
-            labeler,
-            rule="ts_cam",
-            threshold=0.4,
-            chosen_on="train",
-            image_root=photos,
-            score_map_dir=tmp_path / "maps",
-        )
-    )
-    assert [image.file_name for image in found] == ["a.jpg", "bad.jpg", "trip/b.jpg"]
-    first, bad, second = found
-    assert bad.error is not None and "bad.jpg" in bad.error
-    assert (first.ori_hw, second.ori_hw) == ((40, 64), (64, 33))
-    assert (first.boxes.class_ids, second.boxes.class_ids) == ((1,), (0,))
-    for image in (first, second):
-        x0, y0, x1, y1 = image.boxes.boxes[0].tolist()
-        assert 0 <= x0 < x1 <= image.ori_hw[1] and 0 <= y0 < y1 <= image.ori_hw[0]
-    score_map = read_score_map(tmp_path / "maps" / "trip" / "b.jpg.npy")
-    assert score_map.shape == (224, 224) and (score_map.min(), score_map.max()) == (0, 1)
-
-    write_boxes(tmp_path / "boxes.csv", found, labeler.class_set)
-    with (tmp_path / "boxes.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["image_id"], row["class"]) for row in rows] == [("a", "dog"), ("trip/b", "cat")]
-    assert [int(rows[1][key]) for key in ("x0", "y0", "x1", "y1")] == second.boxes.boxes[0].tolist()
-
-    write_boxes(tmp_path / "boxes.json", found, labeler.class_set)
-    coco = json.loads((tmp_path / "boxes.json").read_text())
-    assert coco["info"] == {"rule": "ts_cam", "threshold": 0.4, "chosen_on": "train"}
-    assert [image["file_name"] for image in coco["images"]] == ["a.jpg", "trip/b.jpg"]
-    assert (coco["images"][1]["height"], coco["images"][1]["width"]) == (64, 33)
-    annotation = coco["annotations"][1]
-    assert annotation["image_id"] == coco["images"][1]["id"]
-    assert coco["categories"][annotation["category_id"] - 1]["name"] == "cat"
-    x0, y0, x1, y1 = second.boxes.boxes[0].tolist()
-    assert annotation["bbox"] == [x0, y0, x1 - x0, y1 - y0]
-    with pytest.raises(ValueError, match=r"boxes are written as \.csv or \.json"):
-        write_boxes(tmp_path / "boxes.txt", found, labeler.class_set)
-
-
-def test_classes_that_no_mask_can_show_have_boxes(photos: Path, labeler: PseudoLabeler) -> None:
-    """As those of ILSVRC and of metadata folders."""
-    class_set = replace(labeler.class_set, mask_values=())
-    bare = PseudoLabeler(labeler.network, class_set, device="cpu", views=TestViews((64,)))
-    found = []
-    for each in (labeler, bare):
-        images = load_folder(photos, classes=each.class_set).with_labels({"a": [1]}).subset(["a"])
-        (image,) = find_boxes(images, each, threshold=0.4)
-        found.append(image)
-    assert len(found[0].boxes.boxes) and found[0].boxes.class_ids == found[1].boxes.class_ids
-    np.testing.assert_array_equal(found[0].boxes.boxes, found[1].boxes.boxes)
-    np.testing.assert_array_equal(found[0].scores, found[1].scores)
-
-
-def test_large_images_get_boxes_in_their_own_pixels(photos: Path, tiny_checkpoint: Path) -> None:
-    (photos / "bad.jpg").unlink()
-    boxes = []
-    for max_pixels in (1 << 20, 640):  # a.jpg at 40×64, and at half of each
-        labeler = PseudoLabeler.from_checkpoint(tiny_checkpoint, max_pixels=max_pixels)
-        images = load_folder(photos, classes=labeler.class_set).with_labels({"a": [1]})
-        (image,) = find_boxes(images.subset(["a"]), labeler, rule="ts_cam", threshold=0.5)
-        boxes.append(image.boxes.boxes[0])
-    assert np.abs(boxes[0] - boxes[1]).max() <= 8
-
-
-def test_what_find_boxes_refuses(photos: Path, labeler: PseudoLabeler, tmp_path: Path) -> None:
-    images = load_folder(photos, classes=labeler.class_set)
-    with pytest.raises(ValueError, match="3 of 3 images have no labels, such as a, bad, trip/b"):
-        list(find_boxes(images, labeler, threshold=0.4))
-    with pytest.raises(ValueError, match="labels must be 'given' or 'predicted', got 'x'"):
-        list(find_boxes(images, labeler, threshold=0.4, labels="x"))
-    both = images.with_labels({"a": [0, 1]}).subset(["a"])
-    (image,) = find_boxes(both, labeler, threshold=0.4, score_map_dir=tmp_path / "maps")
-    assert image.error == "a score map is of one class, this image has 2"
-    assert not (tmp_path / "maps").exists()
-
-
-def test_boxes_command(
-    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = (
-        f"boxes {photos} --checkpoint {tiny_checkpoint} --scales 64 --device cpu "
-        f"--out {tmp_path}/boxes.json --threshold 0.4 --chosen-on birds/val"
-    )
-    assert main(shlex.split(command)) == 1
-    captured = capsys.readouterr()
-    assert "bad.jpg" in captured.err and "1 images failed" in captured.err
-    assert captured.out.strip() == f"{tmp_path}/boxes.json"
-    assert json.loads((tmp_path / "boxes.json").read_text())["info"]["chosen_on"] == "birds/val"
-    (photos / "bad.jpg").unlink()
-    (photos / "labels.csv").write_text("image_id,labels\na,dog\ntrip/b,cat\n")
-    assert main(shlex.split(command)) == 0
-    assert main(shlex.split(command.replace("0.4", "1.5"))) == 2
-    assert "threshold must lie in [0, 1), got 1.5" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +20,19 @@ import torch
 from PIL import Image
 
 from adcam.cli import main
-from adcam.data.dataset import build_class_set
+from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.folder import load_folder
 from adcam.data.png import read_mask
-from adcam.labeling import generate as generate_module
-from adcam.labeling.generate import FEW, default_workers, generate
+from adcam.labeling import run as run_module
+from adcam.labeling.generate import default_workers, generate
 from adcam.labeling.labeler import DEFAULT_RULE, PseudoLabeler
+from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.maps_file import load_maps
-from adcam.labeling.mask_maker import CRF_BACKENDS, Masking
-from adcam.labeling.steps import STAGES, Failed, Mapped, Task, decode, infer_window
-from adcam.models.classifier_file import load_classifier
+from adcam.labeling.mask_maker import MaskMaker
+from adcam.labeling.run import INLINE_LIMIT, Run
+from adcam.labeling.steps import Failed, Mapped, Task, decode, infer_window
+from adcam.masks.crf import CRF_BACKENDS
+from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.models.token_cam import TokenCAM
 from adcam.settings import TestViews
 from adcam.structures import ClassMaps, TokenMaps
@@ -83,9 +87,9 @@ def test_masks_maps_manifest_and_config(
     photos: Path, labeler: PseudoLabeler, tmp_path: Path
 ) -> None:
     images = load_folder(photos, labels=photos / "labels.csv", classes=labeler.class_set)
-    result = generate(images, labeler, tmp_path / "out", save_maps=True, progress=False)
+    result = generate(images, labeler, tmp_path / "out", maps_dtype="uint8", progress=False)
     assert (result.ok, result.skipped, result.failed) == (4, 0, ())
-    assert set(result.seconds) == {*STAGES, "total"}
+    assert set(result.seconds) == {"decode", "network", "refine", "crf", "write", "total"}
     entries = read_entries(tmp_path / "out")
     assert [entry["id"] for entry in entries] == sorted(ROWS)
     for entry in entries:
@@ -112,7 +116,7 @@ def test_a_second_run_does_nothing(photos: Path, labeler: PseudoLabeler, tmp_pat
     before = read_tree(tmp_path / "out")
     said: list[str] = []
     result = generate(
-        images, labeler, tmp_path / "out", labels="predicted", progress=False, report=said.append
+        images, labeler, tmp_path / "out", labels="predicted", progress=False, log=said.append
     )
     assert (result.ok, result.skipped) == (0, 4)
     assert read_tree(tmp_path / "out") == before
@@ -162,19 +166,152 @@ def test_bad_images_are_listed_and_tried_again(
 def test_an_image_the_pipeline_cannot_handle_does_not_end_the_run(
     photos: Path, labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_mask = Masking.__call__
+    make_mask = MaskMaker.__call__
 
-    def fail(self: Masking, maps: ClassMaps, img: np.ndarray, ori_hw: tuple[int, int]) -> object:
+    def fail(self: MaskMaker, maps: ClassMaps, img: np.ndarray, ori_hw: tuple[int, int]) -> object:
         if ori_hw == (43, 64):
             raise MemoryError
         return make_mask(self, maps, img, ori_hw)
 
-    monkeypatch.setattr(Masking, "__call__", fail)
+    monkeypatch.setattr(MaskMaker, "__call__", fail)
     result = generate(
         load_folder(photos), labeler, tmp_path / "out", labels="predicted", progress=False
     )
     assert result.ok == 3
     assert [(f.img_id, f.error) for f in result.failed] == [("b c", "MemoryError")]
+
+
+NFC_GROWS = "\u0958"
+"""A letter that NFC spells as two: a name of 85 of them has 255 bytes, its id 510."""
+
+
+def test_names_and_memory_fail_one_image_alone(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (photos / "a.png").read_bytes()
+    (photos / "loop.png").symlink_to(photos / "loop.png")
+    (photos / f"{NFC_GROWS * 80}.png").write_bytes(whole)
+    make_photo(photos / "memory.png", 9, (52, 64))
+    make_photo(photos / "crf memory.png", 9, (56, 64))
+    images = load_folder(photos)
+    odd = [Record("nul\0", photos / "nul\0.png"), Record("../out", photos / "a.png")]
+    images = ImageDataset(images.class_set, "all", [*images.records, *odd])
+    make_inputs, make_mask = MapMaker.make_inputs, MaskMaker.__call__
+
+    def allocate(self: MapMaker, img: np.ndarray) -> tuple[torch.Tensor, ...]:
+        if img.shape[0] == 52:
+            torch.empty(1 << 50)
+        return make_inputs(self, img)
+
+    def allocate_more(self: MaskMaker, *arguments: Any) -> object:
+        if arguments[2][0] == 56:
+            torch.empty(1 << 50)
+        return make_mask(self, *arguments)
+
+    monkeypatch.setattr(MapMaker, "make_inputs", allocate)
+    monkeypatch.setattr(MaskMaker, "__call__", allocate_more)
+    result = generate(images, labeler, tmp_path / "out", labels="predicted", progress=False)
+    errors = {failure.img_id: failure.error for failure in result.failed}
+    long = unicodedata.normalize("NFC", NFC_GROWS) * 80
+    assert errors.keys() == {"loop", long, "memory", "crf memory", "nul\0", "../out"}
+    assert result.ok == 4
+    assert "no such file" in errors["loop"] and "File name too long" in errors[long]
+    assert "DefaultCPUAllocator" in errors["memory"] and "Default" in errors["crf memory"]
+    assert "lead outside" in errors["nul\0"] and "lead outside" in errors["../out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+    again = generate(images, labeler, tmp_path / "out", labels="predicted", progress=False)
+    assert (again.skipped, len(again.failed)) == (4, 6)
+
+
+def test_a_mistake_in_the_program_is_no_failure_of_an_image(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: MapMaker, inputs: object) -> object:
+        raise RuntimeError("expected scalar type Float but found Half")
+
+    monkeypatch.setattr(Run, "check", lambda self, job: None)
+    monkeypatch.setattr(MapMaker, "run_inputs", fail)
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        generate(load_folder(photos), labeler, tmp_path / "out", labels="predicted", progress=False)
+
+
+def test_images_without_a_class_are_named(
+    photos: Path,
+    labeler: PseudoLabeler,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scores = {
+        name: max(
+            PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", views=TestViews((64,)))(
+                photos / f"{name}.png"
+            ).scores.values()
+        )
+        for name in ROWS
+    }
+    ranked = sorted(scores, key=lambda name: scores[name])
+    between = (scores[ranked[1]] + scores[ranked[2]]) / 2
+    command = [
+        *("generate", str(photos), "--checkpoint", str(tiny_checkpoint), "--labels", "predicted"),
+        *("--label-threshold", str(between), "--scales", "64", "--device", "cpu"),
+        *("--out", str(tmp_path / "out"), "--json", str(tmp_path / "numbers.json")),
+    ]
+    for written in (4, 0):  # said again when nothing is left to do
+        assert main(command) == 0
+        printed = capsys.readouterr().err
+        assert f"{written} masks written" in printed
+        assert "In 2 images the classifier found no class" in printed
+        assert "Lower --label-threshold, or name the classes with --labels" in printed
+        numbers = json.loads((tmp_path / "numbers.json").read_text())
+        assert numbers["no_class"] == [name for name in sorted(ROWS) if name in ranked[:2]]
+        assert all(name in printed for name in numbers["no_class"])
+    for entry in read_entries(tmp_path / "out"):
+        empty = entry["id"] in ranked[:2]
+        assert ("note" in entry) == empty and (entry["classes"] == []) == empty
+        if empty:
+            assert "the highest is " in str(entry["note"])
+            assert f"with {scores[str(entry['id'])]:.3f}" in str(entry["note"])
+            assert not read_mask(tmp_path / "out" / "masks" / f"{entry['id']}.png").any()
+
+
+def test_threads_workers_and_interruptions_change_no_byte(tmp_path: Path) -> None:
+    """More than 16 images, and fewer than 16 left when the run is resumed.
+
+    The network is wide enough for its sums to depend on the number of threads.
+    """
+    torch.manual_seed(0)
+    options = {"backbone": "vit_tiny_patch16_224", "backbone_kwargs": {"depth": 2}}
+    network = TokenCAM("vit_tiny_patch16_224", num_fg_classes=3, backbone_kwargs={"depth": 2})
+    for block in network.backbone.blocks:
+        block.attn.qkv.weight.data *= 10  # random weights attend to all alike
+    class_set = build_class_set("three", ["cat", "dog", "horse"])
+    save_classifier(tmp_path / "wide.safetensors", network, options, class_set, {})
+    for seed in range(INLINE_LIMIT + 3):
+        make_photo(tmp_path / "photos" / f"{seed:02d}.png", seed, (150, 180))
+
+    def command(out: str, workers: int) -> list[str]:
+        return [
+            *("generate", str(tmp_path / "photos"), "--out", str(tmp_path / out), "--save-maps"),
+            *("--checkpoint", str(tmp_path / "wide.safetensors"), "--scales", "224"),
+            *("--labels", "predicted", "--label-threshold", "0", "--crf", "--device", "cpu"),
+            *("--workers", str(workers), "--maps-dtype", "float16"),
+        ]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        assert main(command("inline", 0)) == 0
+        assert main(command("workers", 2)) == 0
+        expected = stable(read_tree(tmp_path / "inline"))
+        assert stable(read_tree(tmp_path / "workers")) == expected
+        manifest = tmp_path / "workers" / "manifest.jsonl"
+        manifest.write_bytes(b"".join(manifest.read_bytes().splitlines(keepends=True)[:6]))
+        assert main(command("workers", 2)) == 0
+        assert torch.get_num_threads() == 8
+    finally:
+        torch.set_num_threads(threads)
+    assert stable(read_tree(tmp_path / "workers")) == expected
 
 
 def test_images_without_labels_are_named_and_nothing_is_written(
@@ -234,7 +371,7 @@ def test_a_labeler_that_fails_on_every_image_fails_before_writing(
     ("option", "message"),
     [
         ({"labels": "guessed"}, "labels must be one of"),
-        ({"maps_dtype": "float64"}, "maps_dtype must be one of"),
+        ({"maps_dtype": "float64"}, "maps_dtype must be None or one of"),
         ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
@@ -251,8 +388,8 @@ def test_wrong_options(
     [
         (12, signal.SIGKILL),
         # So many that other processes help.
-        pytest.param(2 * FEW, signal.SIGKILL, marks=pytest.mark.slow),
-        pytest.param(2 * FEW, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(2 * INLINE_LIMIT, signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param(2 * INLINE_LIMIT, signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_killed_half_way_the_same_command_gives_the_same_bytes(
@@ -356,7 +493,7 @@ def test_workers_write_the_same_bytes_and_one_that_dies_names_its_image(
         network, loaded.class_set, device="cpu", views=TestViews((64,), flip=True)
     )
     photos = tmp_path / "photos"
-    for seed in range(FEW + 2):
+    for seed in range(INLINE_LIMIT + 2):
         make_photo(photos / f"{seed:02d}.png", seed, (40, 64 + seed % 3))
     (photos / "04.png").write_text("not a picture")
     alone = generate(
@@ -364,7 +501,7 @@ def test_workers_write_the_same_bytes_and_one_that_dies_names_its_image(
         labeler,
         tmp_path / "alone",
         labels="predicted",
-        save_maps=True,
+        maps_dtype="uint8",
         progress=False,
     )
     Image.new("RGB", (64, 40)).save(photos / "05 black.png")
@@ -373,31 +510,31 @@ def test_workers_write_the_same_bytes_and_one_that_dies_names_its_image(
         labeler,
         tmp_path / "together",
         labels="predicted",
-        save_maps=True,
+        maps_dtype="uint8",
         workers=2,
         progress=False,
     )
     assert [f.img_id for f in alone.failed] == ["04"]
     assert [f.img_id for f in together.failed] == ["04", "05 black"]
     assert together.failed[1].error == "its worker process was killed by SIGKILL"
-    assert together.ok == alone.ok == FEW + 1
+    assert together.ok == alone.ok == INLINE_LIMIT + 1
     one, two = (stable(read_tree(tmp_path / name)) for name in ("alone", "together"))
     lines = [line for line in two["manifest.jsonl"] if line["id"] != "05 black"]  # type: ignore
     assert {**two, "manifest.jsonl": lines} == one
-    assert (alone.lanes["network"], together.lanes["network"]) == (1, 2)
+    assert (alone.parallelism["network"], together.parallelism["network"]) == (1, 2)
     assert all(0 <= share <= 1 for share in together.shares.values())
 
 
 def test_a_network_fed_by_this_process_writes_the_same_bytes(
     photos: Path, labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"labels": "predicted", "batch_size": 2, "save_maps": True, "progress": False}
+    options = {"labels": "predicted", "batch_size": 2, "maps_dtype": "uint8", "progress": False}
     images = load_folder(photos)
     generate(images, labeler, tmp_path / "inline", **options)  # type: ignore[arg-type]
-    monkeypatch.setattr(generate_module, "FEW", 0)
-    monkeypatch.setattr(generate_module, "_run_whole", generate_module._run_split)
+    monkeypatch.setattr(run_module, "INLINE_LIMIT", 0)
+    monkeypatch.setattr(Run, "_runs_whole", lambda self, workers: False)
     result = generate(images, labeler, tmp_path / "split", workers=1, **options)  # type: ignore[arg-type]
-    assert (result.ok, result.lanes["network"], result.lanes["crf"]) == (4, 1, 1)
+    assert (result.ok, result.parallelism["network"], result.parallelism["crf"]) == (4, 1, 1)
     inline, split = (stable(read_tree(tmp_path / name)) for name in ("inline", "split"))
     assert inline == split
 
@@ -407,21 +544,23 @@ def test_a_crf_beside_the_network_writes_the_same_bytes(
 ) -> None:
     """As on a GPU: the network's process makes the masks, with torch, and another writes them."""
     labeler = PseudoLabeler.from_checkpoint(
-        tiny_checkpoint, device="cpu", views=TestViews((64,)), crf="lattice"
+        tiny_checkpoint, device="cpu", views=TestViews((64,)), crf="toco"
     )
-    assert labeler.masking.crf_device == "cpu"
+    assert labeler.mask_maker.crf_device == "cpu"
     with pytest.raises(ValueError, match=r"'lattice-gpu' computes on the GPU .* is 'cpu'"):
-        PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu", crf="lattice-gpu")
-    monkeypatch.setitem(CRF_BACKENDS, "lattice", "torch")
+        PseudoLabeler.from_checkpoint(
+            tiny_checkpoint, device="cpu", crf="toco", crf_backend="lattice-gpu"
+        )
+    monkeypatch.setitem(CRF_BACKENDS, "auto", "torch")
     images = load_folder(photos)
     options = {"labels": "predicted", "batch_size": 2, "progress": False}
     generate(images, labeler, tmp_path / "inline", **options)  # type: ignore[arg-type]
     # A name of the CPU by which it is not recognised as such.
-    labeler.masking = replace(labeler.masking, crf_device="cpu:0")
-    monkeypatch.setattr(generate_module, "FEW", 0)
-    monkeypatch.setattr(generate_module, "_run_whole", generate_module._run_split)
+    labeler.mask_maker = replace(labeler.mask_maker, crf_device="cpu:0")
+    monkeypatch.setattr(run_module, "INLINE_LIMIT", 0)
+    monkeypatch.setattr(Run, "_runs_whole", lambda self, workers: False)
     result = generate(images, labeler, tmp_path / "split", workers=2, **options)  # type: ignore[arg-type]
-    assert (result.ok, result.lanes["crf"], result.lanes["write"]) == (4, 1, 2)
+    assert (result.ok, result.parallelism["crf"], result.parallelism["write"]) == (4, 1, 2)
     inline, split = (stable(read_tree(tmp_path / name)) for name in ("inline", "split"))
     assert inline == split
 
@@ -433,13 +572,13 @@ def test_a_batch_is_the_same_when_a_part_of_it_is_done(
         make_photo(tmp_path / "photos" / f"{seed:02d}.png", seed, (40, 64 if seed % 2 else 96))
     images = load_folder(tmp_path / "photos")
     sizes: list[int] = []
-    run_batch = PseudoLabeler.run_batch
+    run_inputs = MapMaker.run_inputs
 
-    def count(self: PseudoLabeler, inputs: Sequence[object]) -> object:
+    def count(self: MapMaker, inputs: Sequence[Sequence[torch.Tensor]]) -> object:
         sizes.append(len(inputs))
-        return run_batch(self, inputs)  # type: ignore[arg-type]
+        return run_inputs(self, inputs)
 
-    monkeypatch.setattr(PseudoLabeler, "run_batch", count)
+    monkeypatch.setattr(MapMaker, "run_inputs", count)
     out = tmp_path / "out"
     generate(images, labeler, out, labels="predicted", batch_size=2, progress=False)
     assert sizes == [1, *[2, 2] * 2, 2, 2]  # one blank image, windows of eight and of four
@@ -458,20 +597,17 @@ def test_what_fails_as_a_batch_is_tried_image_by_image(
 ) -> None:
     for index in range(3):
         make_photo(photos / f"{index}.png", index)
-    tasks = [
-        Task(index, photos / f"{index}.png", (index,), tmp_path / f"{index}.png", None)
-        for index in range(3)
-    ]
+    tasks = [Task(index, f"{index}", photos / f"{index}.png", (index,)) for index in range(3)]
     decoded = [decode(task, labeler) for task in tasks]
     expected = infer_window(decoded, labeler, batch_size=1)
-    run_batch = PseudoLabeler.run_batch
+    run_inputs = MapMaker.run_inputs
 
-    def little_memory(self: PseudoLabeler, inputs: Sequence[Sequence[torch.Tensor]]) -> object:
+    def little_memory(self: MapMaker, inputs: Sequence[Sequence[torch.Tensor]]) -> object:
         if len(inputs) > 1 or torch.equal(inputs[0][0], decoded[1].inputs[0]):  # type: ignore
             raise torch.OutOfMemoryError("no room")
-        return run_batch(self, inputs)
+        return run_inputs(self, inputs)
 
-    monkeypatch.setattr(PseudoLabeler, "run_batch", little_memory)
+    monkeypatch.setattr(MapMaker, "run_inputs", little_memory)
     results = infer_window(decoded, labeler, batch_size=3)
     assert [result.task.index for result in results] == [0, 1, 2]
     assert isinstance(results[1], Failed) and results[1].error == "no room"
@@ -491,6 +627,6 @@ def test_workers_by_default(
     workers: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(generate_module, "num_processors", lambda: processors)
-    monkeypatch.setattr(labeler, "device", torch.device(device))
+    monkeypatch.setattr(run_module, "num_processors", lambda: processors)
+    monkeypatch.setattr(labeler.map_maker, "device", torch.device(device))
     assert default_workers(labeler) == workers

@@ -5,27 +5,31 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from PIL import Image
 
 from adcam import PseudoLabeler
 from adcam.data.images import ImageError, fit_pixels, read_image
 from adcam.data.png import read_mask
+from adcam.errors import AdcamError
 from adcam.labeling import labeler as labeler_module
 from adcam.labeling import mask_maker
 from adcam.labeling.labeler import (
     DEFAULT_RULE,
+    LabelerOptions,
+    convert_image,
     hash_network,
-    options_from_config,
+    options_from_settings,
 )
+from adcam.labeling.map_maker import MapMaker, Passes
 from adcam.labeling.mask_maker import resize_maps
 from adcam.masks.background import BackgroundRule
 from adcam.models.classifier_file import load_classifier
-from adcam.settings import TestViews
+from adcam.settings import CamSettings, MaskSettings, TestViews, from_section
 
 SMALL = TestViews(scales=(64,))
 
@@ -66,7 +70,7 @@ def test_predicted_labels_obey_the_threshold(tiny_checkpoint: Path, img: np.ndar
     assert nothing.maps == {} and not nothing.mask.any()
 
 
-@pytest.mark.parametrize("options", [{}, {"crf": "lattice"}, {"two_threshold": (0.2, 0.6)}])
+@pytest.mark.parametrize("options", [{}, {"crf": "toco"}, {"two_threshold": (0.2, 0.6)}])
 def test_no_class_is_all_background(
     tiny_checkpoint: Path, img: np.ndarray, options: dict[str, object]
 ) -> None:
@@ -99,22 +103,95 @@ def test_every_form_of_an_image_gives_the_same(
 def test_a_transparent_pillow_image_reads_as_its_file(tmp_path: Path) -> None:
     rgba = np.random.default_rng(0).integers(0, 255, (6, 9, 4), dtype=np.uint8)
     Image.fromarray(rgba).save(tmp_path / "x.png")
-    from_pillow = labeler_module._to_rgb(Image.fromarray(rgba))
+    from_pillow = convert_image(Image.fromarray(rgba))
     np.testing.assert_array_equal(from_pillow, read_image(tmp_path / "x.png"))
 
 
+def test_images_of_16_bits_and_other_forms_read_as_their_files(tmp_path: Path) -> None:
+    """Also those whose conversion by Pillow itself would clip instead of scale."""
+    rng = np.random.default_rng(0)
+    deep = rng.integers(0, 1 << 16, (6, 9), dtype=np.uint16)
+    gray, rgb = rng.integers(0, 256, (6, 9), np.uint8), rng.integers(0, 256, (6, 9, 3), np.uint8)
+    bilevel = Image.fromarray(gray > 99)
+    assert bilevel.mode == "1"
+    pillow = {"I;16": Image.fromarray(deep), "L": Image.fromarray(gray), "1": bilevel}
+    for mode, image in pillow.items():
+        image.save(tmp_path / "x.png")
+        expected = read_image(tmp_path / "x.png")
+        np.testing.assert_array_equal(convert_image(image), expected)
+        with Image.open(tmp_path / "x.png") as opened:
+            assert opened.mode == mode
+            np.testing.assert_array_equal(convert_image(opened), expected)
+        assert 60 < expected.mean() < 200
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(convert_image(deep), read_image(tmp_path / "deep.png"))
+    np.testing.assert_array_equal(convert_image(gray[:, :, None]), convert_image(gray))
+    for wide in (rgb.astype(np.uint16) << 8, rgb):
+        np.testing.assert_array_equal(convert_image(wide), rgb)
+    rgba = np.concatenate([rgb, gray[:, :, None]], axis=2)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    np.testing.assert_array_equal(convert_image(rgba), read_image(tmp_path / "rgba.png"))
+    floats = Image.fromarray(rng.random((6, 9)).astype(np.float32) * 255)
+    floats.save(tmp_path / "x.tif")
+    for image in (floats, tmp_path / "x.tif"):
+        with pytest.raises(ImageError, match="floating-point samples"):
+            convert_image(image)
+
+
 @pytest.mark.parametrize(
-    "array",
+    ("array", "message"),
     [
-        np.zeros((4, 5), np.uint8),
-        np.zeros((4, 5, 4), np.uint8),
-        np.zeros((4, 5, 3), np.float32),
-        np.zeros((0, 5, 3), np.uint8),
+        (np.zeros((4, 5, 2), np.uint8), r"got uint8 \(4, 5, 2\)"),
+        (np.zeros((4, 5, 3), np.float32), r"uint8 or uint16, got float32 \(4, 5, 3\)"),
+        (np.zeros((0, 5, 3), np.uint8), r"got uint8 \(0, 5, 3\)"),
+        (np.zeros((2, 4, 5, 3), np.uint8), r"got uint8 \(2, 4, 5, 3\)"),
+        (torch.zeros(4, 5, 3), "an image is a path, an array or a Pillow image, got Tensor"),
     ],
 )
-def test_other_arrays_are_refused(tiny_checkpoint: Path, array: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"RGB uint8 \(H, W, 3\)"):
+def test_other_arrays_are_refused(tiny_checkpoint: Path, array: Any, message: str) -> None:
+    with pytest.raises(AdcamError, match=message):
         load(tiny_checkpoint)(array)
+
+
+def test_a_damaged_pillow_image_is_an_image_error(tmp_path: Path, img: np.ndarray) -> None:
+    Image.fromarray(img).save(tmp_path / "x.jpg")
+    (tmp_path / "x.jpg").write_bytes((tmp_path / "x.jpg").read_bytes()[:-200])
+    with Image.open(tmp_path / "x.jpg") as opened, pytest.raises(ImageError, match="truncated"):
+        convert_image(opened)
+
+
+def test_a_list_gives_what_each_image_gives(
+    tiny_checkpoint: Path, img: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Maps of attention that random weights make are all but constant: rounding decides there.
+    labeler = load(tiny_checkpoint, method="cam")
+    imgs = [img, img[::-1].copy(), np.rot90(img).copy(), img[:, ::-1].copy()]
+    labels = [["cat"], [], None, "dog"]
+    expected = [labeler(one, names) for one, names in zip(imgs, labels, strict=True)]
+    sizes: list[int] = []
+    run_inputs = MapMaker.run_inputs
+
+    def count(self: MapMaker, inputs: Any) -> Passes:
+        sizes.append(len(inputs))
+        return run_inputs(self, inputs)
+
+    monkeypatch.setattr(MapMaker, "run_inputs", count)
+    for size in (1, 2):  # as on a CPU, and as on a GPU
+        monkeypatch.setattr(PseudoLabeler, "_batch_size", property(lambda self, n=size: n))
+        results = labeler(imgs, labels)
+        for result, one in zip(results, expected, strict=True):
+            assert list(result.maps) == list(one.maps)
+            np.testing.assert_allclose(
+                result.class_maps.score_maps, one.class_maps.score_maps, atol=1e-5
+            )
+            assert (result.mask == one.mask).mean() > 0.99
+            if size == 1:
+                np.testing.assert_array_equal(result.mask, one.mask)
+    assert sizes == [1] * 4 + [2, 1, 1]
+    assert labeler([]) == [] and len(labeler((img,))) == 1
+    for wrong in (["cat"], "cat"):
+        with pytest.raises(AdcamError, match="4 images needs a list with the labels of each"):
+            labeler(imgs, wrong)
 
 
 def test_a_missing_image_is_an_image_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -123,7 +200,7 @@ def test_a_missing_image_is_an_image_error(tiny_checkpoint: Path, tmp_path: Path
 
 
 def test_one_pixel_works(tiny_checkpoint: Path) -> None:
-    for crf in ("none", "lattice"):
+    for crf in ("none", "toco"):
         label = load(tiny_checkpoint, crf=crf)(np.zeros((1, 1, 3), np.uint8), labels=["cat"])
         assert label.mask.shape == (1, 1) and label.maps["cat"].shape == (1, 1)
 
@@ -141,9 +218,9 @@ def test_the_crf_sees_background_first_and_decides(
         return fake
 
     monkeypatch.setattr(mask_maker, "build_refinement", build)
-    labeler = load(tiny_checkpoint, crf="lattice", crf_params="psa", rule="0.3")
+    labeler = load(tiny_checkpoint, crf="psa", rule="0.3")
     label = labeler(img, labels=["cat", "horse"])
-    assert seen["crf"] == "psa" and seen["backend"] == "lattice"
+    assert seen["crf"] == "psa" and seen["backend"] == "auto"
     np.testing.assert_array_equal(seen["img"], img)
     maps = np.stack([np.full((44, 70), 0.3, np.float32), *label.maps.values()])
     np.testing.assert_allclose(seen["prob"], maps / maps.sum(0), rtol=1e-5)
@@ -193,13 +270,14 @@ def test_resize_maps_is_bilinear_between_pixel_centres() -> None:
     ("options", "message"),
     [
         ({"thresh": 0.3}, r"no option \['thresh'\].*'rule'"),
-        ({"method": "gradcam"}, "unknown method 'gradcam'"),
-        ({"method_options": {"gamma": 1}}, r"no option 'gamma'"),
-        ({"crf": "gpu"}, "crf must be one of.*'lattice'.*got 'gpu'"),
-        ({"crf_params": "voc"}, "crf_params must be one of.*'irn'"),
-        ({"dtype": "int8"}, "dtype must be one of.*got 'int8'"),
-        ({"label_threshold": 1.5}, "label_threshold must lie in"),
-        ({"two_threshold": (0.5, 0.2)}, "0 <= low <= high <= 1"),
+        ({"method": "gradcam"}, "labeler.method must be .*got 'gradcam'; did you mean"),
+        ({"method_options": {"gamma": 1}}, "'ad_cam' has no option 'gamma'"),
+        ({"crf": "gpu"}, "crf must be 'none', .*'irn'.*got 'gpu'"),
+        ({"crf": "lattice"}, "write crf='toco', crf_backend='lattice'"),
+        ({"crf_backend": "gpu"}, "crf_backend must be .*'lattice'.*got 'gpu'"),
+        ({"dtype": "int8"}, "dtype must be .*got 'int8'"),
+        ({"label_threshold": 1.5}, "label_threshold must be at least 0 and at most 1"),
+        ({"two_threshold": (0.5, 0.2)}, r"two_threshold must be \(low, high\)"),
         ({"max_pixels": 0}, "max_pixels must be at least 1"),
         ({"rule": "otsu:3"}, "background rule must be"),
     ],
@@ -217,7 +295,7 @@ def test_a_backend_that_cannot_run_says_why(
     reasons = {"lattice": None, "pydensecrf": "no compiler"}
     monkeypatch.setattr(labeler_module, "available_backends", lambda: reasons)
     with pytest.raises(ValueError, match="'pydensecrf' cannot run here: no compiler"):
-        load(tiny_checkpoint, crf="pydensecrf")
+        load(tiny_checkpoint, crf="toco", crf_backend="pydensecrf")
 
 
 def test_devices_that_are_not_there(tiny_checkpoint: Path) -> None:
@@ -246,8 +324,8 @@ def test_the_description_changes_with_every_choice(tiny_checkpoint: Path) -> Non
         {"rule": "otsu"},
         {"rule": BackgroundRule("constant", 0.4, "elsewhere")},
         {"two_threshold": (0.1, 0.2)},
-        {"crf": "lattice"},
-        {"crf": "lattice", "crf_params": "psa"},
+        {"crf": "toco"},
+        {"crf": "psa"},
         {"dtype": "bfloat16"},
         {"label_threshold": 0.1},
         {"max_pixels": 99},
@@ -281,22 +359,19 @@ def test_save_and_show(tiny_checkpoint: Path, img: np.ndarray, tmp_path: Path) -
         assert png.format == "PNG" and png.size == (144, 44)
 
 
-def test_options_from_config() -> None:
-    cfg = Config(
-        {
-            "cam": {"method": "ad_cam", "scales": [64, 96], "flip": True},
-            "mask": {"rule": "power:4", "chosen_on": "here", "crf": "lattice"},
-        }
+def test_options_from_settings() -> None:
+    cam = from_section(CamSettings, {"scales": [64, 96], "flip": True}, "cam")
+    mask = MaskSettings(rule="power:4", chosen_on="here", crf="psa", crf_backend="lattice")
+    options = options_from_settings(cam, mask)
+    assert LabelerOptions(**options) == LabelerOptions(
+        views=TestViews(scales=(64, 96), flip=True),
+        rule=BackgroundRule("power", 4.0, "here"),
+        crf="psa",
+        crf_backend="lattice",
     )
-    assert options_from_config(cfg) == {
-        "method": "ad_cam",
-        "views": TestViews(scales=(64, 96), flip=True),
-        "rule": BackgroundRule("power", 4.0, "here"),
-        "crf": "lattice",
-    }
-    assert options_from_config(Config({})) == {}
-    with pytest.raises(ValueError, match=r"section 'mask' has no \['treshold'\]"):
-        options_from_config({"mask": {"treshold": 0.3}})
+    assert LabelerOptions(**options_from_settings(CamSettings(), MaskSettings())) == (
+        LabelerOptions()
+    )
 
 
 def test_an_imagenet_model_needs_no_training(img: np.ndarray) -> None:

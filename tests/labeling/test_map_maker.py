@@ -10,26 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from adcam.cams import build_method
+from adcam.cams import Method, build_method
 from adcam.cams.fuse import fuse_maps
 from adcam.cams.normalize import min_max
 from adcam.errors import AdcamError
-from adcam.labeling.map_maker import (
-    MapMaker,
-    compute_batch_maps,
-    compute_batch_scores,
-    compute_class_maps,
-    compute_scores,
-    make_inputs,
-    run_batch,
-    run_network,
-)
+from adcam.labeling.map_maker import MapMaker, Network, Passes
 from adcam.models.preprocess import to_inputs
 from adcam.models.token_cam import TokenCAM
 from adcam.settings import TestViews
-from adcam.structures import TokenMaps
-
-CPU = torch.device("cpu")
+from adcam.structures import ClassMaps, TokenMaps
 
 
 @dataclass
@@ -54,13 +43,37 @@ class Mirror:
         return TokenMaps(cam.mean(dim=(2, 3)), cam, (cam.shape[2], cam.shape[3]), self.depth)
 
 
+@dataclass(frozen=True)
+class Reads:
+    """A method that reads the attention of given blocks and returns the class maps as they are."""
+
+    sets: tuple[tuple[int, ...], ...]
+
+    def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
+        return self.sets
+
+    def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
+        return maps.cam[:, :1]
+
+
+def run(network: Network, img: np.ndarray, views: TestViews, *sets: tuple[int, ...]) -> Passes:
+    return MapMaker(network, [Reads(sets)], views=views, device="cpu").run([img])
+
+
+def compute(
+    passes: Passes, class_ids: Sequence[int], method: Method, hw: tuple[int, int], **views: bool
+) -> ClassMaps:
+    maker = MapMaker(Mirror(), [method], views=TestViews((31,), **views), device="cpu")
+    return maker.compute_maps(passes, [class_ids], [hw])[0]
+
+
 def make_img(height: int = 24, width: int = 40, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def test_every_scale_in_its_own_batch_with_the_mirrored_image_second() -> None:
     network, img = Mirror(), make_img(30, 60)
-    passes = run_network(network, img, TestViews((16, 32), flip=True), [(1,)], device=CPU)
+    passes = run(network, img, TestViews((16, 32), flip=True), (1,)).token_maps
     assert [tuple(x.shape) for x in network.seen] == [(2, 3, 12, 24), (2, 3, 24, 44)]
     assert network.asked == [((1,),), ((1,),)]
     for inputs, maps in zip(network.seen, passes, strict=True):
@@ -73,7 +86,7 @@ def test_every_scale_in_its_own_batch_with_the_mirrored_image_second() -> None:
 def test_squares_and_the_networks_own_statistics() -> None:
     network = Mirror(pixel_stats=((0.5, 0.4, 0.3), (0.1, 0.2, 0.3)))
     img = make_img(30, 60)
-    run_network(network, img, TestViews((16,), keep_ratio=False), [], device=CPU)
+    run(network, img, TestViews((16,), keep_ratio=False))
     expected = to_inputs(img, (16, 16), mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
     assert torch.equal(network.seen[0], expected[None])
 
@@ -85,7 +98,7 @@ def test_no_gradients_are_kept() -> None:
         img_size=32,
         backbone_kwargs={"embed_dim": 24, "depth": 2, "num_heads": 3},
     ).eval()
-    (maps,) = run_network(network, make_img(), TestViews((32,)), [(0,)], device=CPU)
+    (maps,) = run(network, make_img(), TestViews((32,)), (0,)).token_maps
     assert not maps.cam.requires_grad
     assert not maps.attn_patch2patch[(0,)].requires_grad
 
@@ -99,10 +112,15 @@ def test_autocast_gives_float32_close_to_full_precision() -> None:
         backbone_kwargs={"embed_dim": 24, "depth": 2, "num_heads": 3},
     ).eval()
     img = make_img()
-    (full,) = run_network(network, img, TestViews((32,)), [(0, 1)], device=CPU)
-    (half,) = run_network(
-        network, img, TestViews((32,)), [(0, 1)], device=CPU, dtype=torch.bfloat16
+    (full,) = run(network, img, TestViews((32,)), (0, 1)).token_maps
+    maker = MapMaker(
+        network,
+        [Reads(((0, 1),))],
+        views=TestViews((32,)),
+        device="cpu",
+        dtype=torch.bfloat16,
     )
+    (half,) = maker.run([img]).token_maps
     assert half.cam.dtype == torch.float32
     assert not torch.equal(half.cam, full.cam)
     torch.testing.assert_close(half.cam, full.cam, rtol=0.05, atol=0.05)
@@ -112,36 +130,37 @@ def test_scores_are_the_sigmoid_of_the_mean_logit() -> None:
     logits = torch.tensor([[[1.0, -2.0], [3.0, 0.0]], [[2.0, 4.0], [0.0, -2.0]]])
     passes = [TokenMaps(x, torch.zeros(2, 2, 1, 1), (1, 1), 1) for x in logits]
     expected = 1 / (1 + np.exp(-np.array([1.5, 0.0])))
-    np.testing.assert_allclose(compute_scores(passes), expected, rtol=1e-6)
-    assert compute_scores(passes).dtype == np.float32
+    (scores,) = Passes(tuple(passes), 1).compute_scores()
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    assert scores.dtype == np.float32
 
 
 def test_maps_of_asked_classes_ascending_and_once() -> None:
     network, img = Mirror(), make_img()
-    passes = run_network(network, img, TestViews((31,)), [], device=CPU)
-    maps = compute_class_maps(passes, [2, 0, 2], build_method("cam", rival_weight=0.0), (24, 40))
+    passes = run(network, img, TestViews((31,)))
+    maps = compute(passes, [2, 0, 2], build_method("cam", rival_weight=0.0), (24, 40))
     assert maps.class_ids == (0, 2)
     assert maps.score_maps.shape == (2, 24, 40)
     assert maps.score_maps.dtype == np.float32
     for k, c in enumerate((0, 2)):
-        alone = compute_class_maps(passes, [c], build_method("cam"), (24, 40))
+        alone = compute(passes, [c], build_method("cam"), (24, 40))
         assert np.array_equal(alone.score_maps[0], maps.score_maps[k])
     assert maps.score_maps.min() == 0
     assert maps.score_maps.max() == 1
 
 
 def test_no_class_gives_no_map_of_the_right_size() -> None:
-    passes = run_network(Mirror(), make_img(), TestViews((31,)), [], device=CPU)
-    maps = compute_class_maps(passes, (), build_method("cam"), (24, 40))
+    passes = run(Mirror(), make_img(), TestViews((31,)))
+    maps = compute(passes, (), build_method("cam"), (24, 40))
     assert maps.class_ids == ()
     assert maps.score_maps.shape == (0, 24, 40)
     assert maps.score_maps.dtype == np.float32
 
 
 def test_a_class_the_network_does_not_have() -> None:
-    passes = run_network(Mirror(), make_img(), TestViews((31,)), [], device=CPU)
+    passes = run(Mirror(), make_img(), TestViews((31,)))
     with pytest.raises(ValueError, match=r"0\.\.2"):
-        compute_class_maps(passes, (3,), build_method("cam"), (24, 40))
+        compute(passes, (3,), build_method("cam"), (24, 40))
 
 
 def test_the_mirrored_view_of_a_symmetric_network_changes_nothing() -> None:
@@ -149,20 +168,20 @@ def test_the_mirrored_view_of_a_symmetric_network_changes_nothing() -> None:
     img = make_img()
     maps = {}
     for flip in (False, True):
-        passes = run_network(Mirror(), img, TestViews((31,), flip=flip), [], device=CPU)
-        assert passes[0].grid_hw == (6, 10)
-        maps[flip] = compute_class_maps(passes, (1,), build_method("cam"), (24, 40)).score_maps
+        passes = run(Mirror(), img, TestViews((31,), flip=flip))
+        assert passes.token_maps[0].grid_hw == (6, 10)
+        maps[flip] = compute(passes, (1,), build_method("cam"), (24, 40), flip=flip).score_maps
     np.testing.assert_allclose(maps[True], maps[False], rtol=0, atol=1e-6)
 
 
 def test_scales_are_fused_with_equal_weight() -> None:
     img = make_img()
-    passes = run_network(Mirror(), img, TestViews((16, 31, 62)), [], device=CPU)
+    passes = run(Mirror(), img, TestViews((16, 31, 62)))
     method = build_method("cam", rival_weight=0.0)
-    got = compute_class_maps(passes, (0, 1), method, (24, 40)).score_maps
-    single = [fuse_maps([p.cam[:, :2]], (24, 40)) for p in passes]
+    got = compute(passes, (0, 1), method, (24, 40)).score_maps
+    single = [fuse_maps([p.cam[:, :2]], (24, 40)) for p in passes.token_maps]
     # Not just the mean of finished maps: each is scaled on its grid, before it is resized.
-    scaled = [min_max(p.cam[:, :2]) for p in passes]
+    scaled = [min_max(p.cam[:, :2]) for p in passes.token_maps]
     resized = [
         torch.nn.functional.interpolate(s, size=(24, 40), mode="bilinear")[0] for s in scaled
     ]
@@ -178,7 +197,7 @@ def test_illegal_scales(scales: tuple[int, ...]) -> None:
 
 def test_a_scale_below_the_patch() -> None:
     with pytest.raises(ValueError, match="at least one patch"):
-        run_network(Mirror(), make_img(), TestViews((3,)), [], device=CPU)
+        run(Mirror(), make_img(), TestViews((3,)))
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -186,25 +205,23 @@ def test_images_of_a_batch_do_not_mix(flip: bool) -> None:
     network, views = Mirror(), TestViews((16, 32), flip=flip)
     imgs = [make_img(24, 40, seed) for seed in range(3)]
     present = [(2,), (), (0, 1)]
-    inputs = [make_inputs(network, img, views) for img in imgs]
-    passes = run_batch(network, inputs, [], flip=flip, device=CPU)
-    assert [len(maps.cam) for maps in passes] == [6 if flip else 3] * 2
-    scores = compute_batch_scores(passes, 3)
-    maps = compute_batch_maps(passes, present, build_method("cam"), [(24, 40), (24, 40), (12, 20)])
+    maker = MapMaker(network, [build_method("cam")], views=views, device="cpu")
+    passes = maker.run(imgs)
+    assert [len(maps.cam) for maps in passes.token_maps] == [6 if flip else 3] * 2
+    scores = passes.compute_scores()
+    maps = maker.compute_maps(passes, present, [(24, 40), (24, 40), (12, 20)])
     assert maps[1].class_ids == () and maps[1].score_maps.shape == (0, 24, 40)
     for i, hw in ((0, (24, 40)), (2, (12, 20))):
-        alone = run_network(network, imgs[i], views, [], device=CPU)
-        expected = compute_class_maps(alone, present[i], build_method("cam"), hw)
+        alone = maker.run([imgs[i]])
+        (expected,) = maker.compute_maps(alone, [present[i]], [hw])
         assert maps[i].class_ids == expected.class_ids == present[i]
         np.testing.assert_allclose(maps[i].score_maps, expected.score_maps, atol=1e-6)
-        np.testing.assert_allclose(scores[i], compute_scores(alone), rtol=1e-6)
+        np.testing.assert_allclose(scores[i], alone.compute_scores()[0], rtol=1e-6)
 
 
 def test_a_batch_without_any_class() -> None:
-    network = Mirror()
-    inputs = [make_inputs(network, make_img(), TestViews((16,)))] * 2
-    passes = run_batch(network, inputs, [], flip=False, device=CPU)
-    maps = compute_batch_maps(passes, [(), ()], build_method("cam"), [(24, 40), (8, 9)])
+    maker = MapMaker(Mirror(), [build_method("cam")], views=TestViews((16,)), device="cpu")
+    maps = maker.compute_maps(maker.run([make_img()] * 2), [(), ()], [(24, 40), (8, 9)])
     assert [m.score_maps.shape for m in maps] == [(0, 24, 40), (0, 8, 9)]
 
 

@@ -299,7 +299,7 @@ def _build_generate(num_images: int, setting: Setting) -> dict[str, Variant]:
     def labeler(dtype: str) -> PseudoLabeler:
         views = TestViews(SCALES, flip=True)
         return PseudoLabeler.from_checkpoint(
-            checkpoint, device=setting.device, views=views, dtype=dtype, crf="lattice"
+            checkpoint, device=setting.device, views=views, dtype=dtype, crf="toco"
         )
 
     def ours(dtype: str, workers: int | None, out: Path) -> Variant:
@@ -334,7 +334,7 @@ def _build_generate(num_images: int, setting: Setting) -> dict[str, Variant]:
                         scales=SCALES,
                         flip=True,
                         threshold=options.rule.value or 0.0,
-                        crf_params=options.crf_params,
+                        crf_params=options.crf,
                     )
                 values = np.array([0, *(images.class_set.mask_values[i] for i in ids)])
                 path = out / "peers" / f"{record.img_id}.png"

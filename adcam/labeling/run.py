@@ -1,0 +1,453 @@
+"""Many images through the steps into an output folder: parallel, resumable, one path of numbers.
+
+:mod:`adcam.labeling.generate` and :mod:`adcam.labeling.boxes` say what becomes of the class maps;
+everything else about a run is here. Results do not depend on the number of processes, nor on how
+often a run was interrupted: each image is decoded, batched and computed the same way in all cases.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adcam.data.dataset import ImageDataset
+from adcam.errors import AdcamError
+from adcam.files import hash_bytes, hash_values
+from adcam.labeling.executor import (
+    WorkerCrash,
+    WorkerPool,
+    num_processors,
+    one_thread,
+    run_ahead,
+    submit_inline,
+)
+from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.output_folder import OutputFolder, relative_path
+from adcam.labeling.steps import (
+    Decoded,
+    Failed,
+    Finished,
+    Job,
+    Made,
+    Mapped,
+    Task,
+    decode,
+    finish,
+    infer_window,
+    label_window,
+    make,
+)
+from adcam.progress import track
+
+LABEL_CHOICES = ("given", "predicted")
+
+MAX_WORKERS = 16
+"""Most processes that are started unasked: each holds torch and, on a CPU, the network."""
+
+INLINE_LIMIT = 16
+"""Up to this many images are labelled in this process: starting others takes longer."""
+
+_READERS = 4
+_WINDOW = 4  # batches
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image without a result, and why."""
+
+    img_id: str
+    error: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did.
+
+    Attributes:
+        ok: Number of images that have got a result.
+        skipped: Number of images that an earlier run had done.
+        failed: The images that have no result, in the order of the data set.
+        no_class: Ids of the images in which the classifier found no class, those of earlier runs
+            included. Their results are empty: a mask of background, no boxes.
+        seconds: Seconds of each step, summed over threads and processes; and ``total``, by the
+            clock on the wall.
+        parallelism: Number of threads or processes that each step was spread over.
+    """
+
+    ok: int
+    skipped: int
+    failed: tuple[Failure, ...]
+    no_class: tuple[str, ...]
+    seconds: Mapping[str, float]
+    parallelism: Mapping[str, int]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the wall time that a step kept its threads or processes busy, in [0, 1].
+
+        Where the steps of one process come to about 1 together, the run waits for them.
+        """
+        total = max(self.seconds["total"], 1e-9)
+        return {step: self.seconds[step] / total / n for step, n in self.parallelism.items()}
+
+    def format_times(self) -> str:
+        """Format the steps as a table: seconds, threads or processes, share of the wall time."""
+        lines = ["step       seconds   in   share of wall time"]
+        for step, share in self.shares.items():
+            lines.append(
+                f"{step:<8}{self.seconds[step]:>10.1f}{self.parallelism[step]:>5}{share:>10.0%}"
+            )
+        return "\n".join([*lines, f"{'total':<8}{self.seconds['total']:>10.1f}"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return counts, failures by image id, and times, JSON-serialisable."""
+        return {
+            "ok": self.ok,
+            "skipped": self.skipped,
+            "failed": {failure.img_id: failure.error for failure in self.failed},
+            "no_class": list(self.no_class),
+            "seconds": dict(self.seconds),
+            "parallelism": dict(self.parallelism),
+            "shares": self.shares,
+        }
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run goes about its images; of these, ``labels`` and ``batch_size`` change results.
+
+    Attributes:
+        labels: ``"given"`` takes the labels of the images, ``"predicted"`` what the classifier
+            finds.
+        workers: Number of processes beside this one, each with one thread.
+        batch_size: Most images of equal input sizes that the network sees at once; ``None`` for 1
+            on the CPU, where more gains nothing, else 8.
+        progress: Whether to show progress on standard error.
+        log: Called with a line of text now and then.
+    """
+
+    labels: str = "given"
+    workers: int = 0
+    batch_size: int | None = None
+    progress: bool = True
+    log: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels not in LABEL_CHOICES:
+            raise AdcamError(f"labels must be one of {LABEL_CHOICES}, got {self.labels!r}")
+        if self.workers < 0:
+            raise AdcamError(f"workers must be at least 0, got {self.workers}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise AdcamError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+class Run:
+    """A data set, a labeler and the options of a run.
+
+    Args:
+        name: Shown before the progress, such as ``"generate"``.
+        images: The images; class ids are matched to the labeler's classes by name.
+        labeler: The classifier and every other choice.
+        options: How to go about it.
+
+    Attributes:
+        batch_size: The batch size that ``options`` come to.
+
+    Raises:
+        AdcamError: Images lack labels, or a class is unknown to the labeler.
+    """
+
+    def __init__(
+        self, name: str, images: ImageDataset, labeler: PseudoLabeler, options: RunOptions
+    ) -> None:
+        self.name = name
+        self.images = images
+        self.labeler = labeler
+        self.options = options
+        self._on_cpu = labeler.device.type == "cpu"
+        self.batch_size = options.batch_size or (1 if self._on_cpu else 8)
+        self._class_ids = given_class_ids(images, labeler) if options.labels == "given" else None
+
+    def describe_labels(self) -> dict[str, Any]:
+        """Describe where labels come from; a hash stands for those that are given."""
+        if self._class_ids is None:
+            return {"source": "predicted"}
+        table = {
+            record.img_id: self._names(ids)
+            for record, ids in zip(self.images.records, self._class_ids, strict=True)
+        }
+        text = json.dumps(table, sort_keys=True)
+        return {"source": "given", "images": len(table), "hash": hash_bytes(text.encode())}
+
+    def check(self, job: Job) -> None:
+        """Label a blank image, so that what fails for every image fails before writing.
+
+        Raises:
+            AdcamError: The image cannot be labelled.
+        """
+        img = np.full((32, 48, 3), 128, dtype=np.uint8)
+        maker = self.labeler.map_maker
+        passes = maker.run([img])
+        (maps,) = maker.compute_maps(passes, [(0,)], [(32, 48)])
+        task = Task(0, "blank", Path("blank"), (0,))
+        job.make(Mapped(task, img, (32, 48), maps, passes.compute_scores()[0], {}))
+
+    def into(self, folder: OutputFolder, job: Job, config: Mapping[str, Any]) -> RunResult:
+        """Label the images that the folder does not have yet.
+
+        Args:
+            folder: The folder whose manifest gets a line an image.
+            job: What becomes of the class maps.
+            config: The configuration of the folder.
+
+        Raises:
+            OSError: The folder cannot be written to.
+        """
+        start = time.perf_counter()
+        hashes = {"config": hash_values(config), "weights": self.labeler.weights_hash}
+        root = os.path.realpath(folder.path)
+        progress = _Progress()
+        tasks = [self._plan(i, folder, job, root, progress) for i in range(len(self.images))]
+        num_left = len(tasks) - progress.skipped
+        if progress.skipped and self.options.log is not None:
+            self.options.log(f"{progress.skipped} of {len(tasks)} images are done already")
+        workers = self.options.workers if num_left > INLINE_LIMIT else 0
+        seconds = dict.fromkeys(("decode", "network", "refine", job.step, "write"), 0.0)
+        with closing(self._finish_all(tasks, job, workers)) as finished:
+            # Whatever ends this loop ends the workers.
+            shown = self.options.progress
+            for item in track(finished, self.name, num_left) if shown else finished:
+                progress.add(item.task.img_id, item.entry)
+                for step, spent in item.seconds.items():
+                    seconds[step] += spent
+                folder.append(
+                    {
+                        "id": item.task.img_id,
+                        "image": relative_path(item.task.img_path, root),
+                        **item.entry,
+                        **hashes,
+                        "seconds": round(sum(item.seconds.values()), 4),
+                    }
+                )
+        folder.finish(task.img_id for task in tasks)
+        return RunResult(
+            num_left - len(progress.failed),
+            progress.skipped,
+            tuple(progress.failed),
+            tuple(sorted(progress.no_class, key=self.images.index_of)),
+            {**seconds, "total": time.perf_counter() - start},
+            self._describe_parallelism(seconds, job, workers),
+        )
+
+    def _plan(
+        self, index: int, folder: OutputFolder, job: Job, root: str, progress: _Progress
+    ) -> Task:
+        """Plan an image: what is known of it, and whether an earlier run has done it."""
+        record = self.images.records[index]
+        class_ids = None if self._class_ids is None else self._class_ids[index]
+        expected: dict[str, Any] = {"image": relative_path(record.img_path, root)}
+        if class_ids is not None:
+            expected["classes"] = self._names(class_ids)
+        task = Task(index, record.img_id, record.img_path, class_ids)
+        try:
+            is_done = folder.is_done(record.img_id, expected, job.find_files(task))
+        except AdcamError as error:
+            return replace(task, problem=str(error))
+        if is_done:
+            progress.skipped += 1
+            progress.add(record.img_id, folder[record.img_id])
+        return replace(task, is_done=is_done)
+
+    def _finish_all(
+        self, tasks: Sequence[Task], job: Job, workers: int
+    ) -> Generator[Finished, None, None]:
+        windows = _plan_windows(tasks, self.batch_size)
+        run = _run_whole if self._runs_whole(workers) else _run_split
+        return run(windows, self.labeler, job, workers=workers, batch_size=self.batch_size)
+
+    def _runs_whole(self, workers: int) -> bool:
+        """Tell whether one process does every step of an image."""
+        return self._on_cpu or not workers
+
+    def _describe_parallelism(self, steps: Iterable[str], job: Job, workers: int) -> dict[str, int]:
+        parallelism = dict.fromkeys(steps, max(workers, 1))
+        if not self._runs_whole(workers):
+            parallelism |= {"decode": _READERS, "network": 1, "refine": 1}
+            if job.device != "cpu":
+                parallelism[job.step] = 1
+        return parallelism
+
+    def _names(self, class_ids: Iterable[int]) -> list[str]:
+        return [self.labeler.class_set.classes[i] for i in class_ids]
+
+
+@dataclass
+class _Progress:
+    """What became of the images so far."""
+
+    skipped: int = 0
+    failed: list[Failure] = field(default_factory=list)
+    no_class: list[str] = field(default_factory=list)
+
+    def add(self, img_id: str, entry: Mapping[str, Any]) -> None:
+        if entry["status"] == "failed":
+            self.failed.append(Failure(img_id, entry["error"]))
+        elif entry["labels"] == "predicted" and not entry["classes"]:
+            self.no_class.append(img_id)
+
+
+def default_workers(labeler: PseudoLabeler) -> int:
+    """Return the processes that make best use of this machine.
+
+    These are its processors, less one that feeds a GPU. On 2 processors without a GPU, whole
+    images in 2 processes took the least time of what was tried (docs/performance.md); with one
+    processor there is nothing to gain.
+    """
+    if labeler.device.type != "cpu":
+        return min(num_processors() - 1, MAX_WORKERS)
+    return min(num_processors(), MAX_WORKERS) if num_processors() > 1 else 0
+
+
+def describe_classes(image: Mapped, names: Sequence[str], least: float) -> dict[str, Any]:
+    """Describe the classes of an image for its manifest entry.
+
+    Args:
+        image: The image with the maps of its classes.
+        names: The names of all classes.
+        least: The probability from which a class counts as found.
+
+    Returns:
+        ``classes`` and ``labels``, and where the classifier found no class a ``note`` that says so.
+    """
+    predicted = image.task.class_ids is None
+    described: dict[str, Any] = {
+        "classes": [names[i] for i in image.maps.class_ids],
+        "labels": "predicted" if predicted else "given",
+    }
+    if predicted and not image.maps.class_ids:
+        best = int(image.scores.argmax())
+        described["note"] = (
+            f"no class has a probability of at least {least:g}; the highest is {names[best]} "
+            f"with {image.scores[best]:.3f}"
+        )
+    return described
+
+
+def given_class_ids(images: ImageDataset, labeler: PseudoLabeler) -> list[tuple[int, ...]]:
+    """Return the class ids of every image, as the labeler counts them.
+
+    Raises:
+        AdcamError: Images have no labels, or one names a class that the labeler does not know.
+    """
+    missing = [record.img_id for record in images.records if record.class_ids is None]
+    if missing:
+        more = f", … ({len(missing) - _SHOWN} more)" if len(missing) > _SHOWN else ""
+        raise AdcamError(
+            f"{len(missing)} of {len(images)} images have no labels: "
+            f"{', '.join(missing[:_SHOWN])}{more}. Give them with --labels FILE.csv, or let the "
+            "classifier decide with --labels predicted"
+        )
+    names = images.class_set.classes
+    return [
+        labeler.find_class_ids([names[i] for i in record.class_ids or ()])
+        for record in images.records
+    ]
+
+
+def _run_whole(
+    windows: Iterable[Sequence[Task]],
+    labeler: PseudoLabeler,
+    job: Job,
+    *,
+    workers: int,
+    batch_size: int,
+) -> Generator[Finished, None, None]:
+    """Do every step of an image in one process: this one, or one of ``workers``."""
+    label = partial(label_window, labeler=labeler, job=job, batch_size=batch_size)
+    if not workers:
+        results = run_ahead(submit_inline(label), windows, max_ahead=1)
+        yield from (item for window in results for item in window)
+        return
+
+    def on_crash(
+        tasks: Sequence[Task],
+        crash: WorkerCrash,
+        retry: Callable[[Sequence[Task]], list[Finished]],
+    ) -> list[Finished]:
+        if len(tasks) == 1:
+            return [_crashed(tasks[0], crash)]
+        wanted = [task for task in tasks if not task.is_done]
+        return [item for task in wanted for item in retry((task,))]
+
+    with WorkerPool(label, workers, on_crash=on_crash) as pool:
+        for window in run_ahead(pool.submit, windows, max_ahead=2 * workers):
+            yield from window
+
+
+def _run_split(
+    windows: Iterable[Sequence[Task]],
+    labeler: PseudoLabeler,
+    job: Job,
+    *,
+    workers: int,
+    batch_size: int,
+) -> Generator[Finished, None, None]:
+    """Decode in threads, run network and method in this process, do the rest in ``workers``.
+
+    A GPU is fed by one process, also by the CRF if it is to compute there. What computes on the CPU
+    here stays out of the workers' way.
+    """
+
+    def on_crash(image: Mapped | Made | Failed, crash: WorkerCrash, retry: object) -> Finished:
+        return _crashed(image.task, crash)
+
+    def read(numbered: tuple[int, Task]) -> Future[tuple[int, Decoded | Failed]]:
+        window, task = numbered
+        return readers.submit(lambda: (window, decode(task, labeler)))
+
+    with (
+        one_thread(),
+        ThreadPoolExecutor(_READERS) as readers,
+        WorkerPool(partial(finish, job=job), workers, on_crash=on_crash) as pool,
+    ):
+        numbered = ((n, task) for n, window in enumerate(windows) for task in window)
+        decoded = run_ahead(read, numbered, max_ahead=2 * _WINDOW * batch_size)
+        mapped = (
+            image
+            for _, window in itertools.groupby(decoded, key=lambda pair: pair[0])
+            for image in infer_window([x for _, x in window], labeler, batch_size=batch_size)
+        )
+        left: Iterator[Mapped | Made | Failed] = mapped
+        if job.device != "cpu":
+            left = (make(image, job) for image in mapped)
+        yield from run_ahead(pool.submit, left, max_ahead=2 * workers)
+
+
+def _plan_windows(tasks: Iterable[Task], batch_size: int) -> Iterator[tuple[Task, ...]]:
+    """Yield groups of images that are searched for equal input sizes.
+
+    With batches of one, these are the images that are left, one by one. Else they are windows of
+    the whole data set, so that a resumed run computes the same batches as an uninterrupted one;
+    windows that are done are left out.
+    """
+    left = (task for task in tasks if not task.is_done) if batch_size == 1 else iter(tasks)
+    size = 1 if batch_size == 1 else _WINDOW * batch_size
+    while window := tuple(itertools.islice(left, size)):
+        if not all(task.is_done for task in window):
+            yield window
+
+
+def _crashed(task: Task, crash: WorkerCrash) -> Finished:
+    return Finished(task, {"status": "failed", "error": str(crash)}, {})
