@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from adcam.data.sources import build_dataset
 from adcam.files import hash_file
 from adcam.models.classifier_file import load_classifier
-from adcam.recipe.inputs import describe_images, hash_files_in, open_split
+from adcam.recipe.inputs import describe_images, hash_files_in
 from adcam.settings import Settings
 from adcam.training.classifier import CLASSIFIER_NAME, train_classifier
 
 Source: TypeAlias = Settings | Path
 """Where a classifier comes from: settings to train it by, or its file."""
 
-_SECTIONS = ("task", "model", "train", "inca", "optim_wrapper", "param_scheduler")
+_SECTIONS = (
+    *("task", "model", "train", "inca", "optim_wrapper", "param_scheduler"),
+    *("custom_hooks", "custom_imports", "env_cfg"),
+)
 
 
 def find_classifier(source: Source, folder: Path) -> Path:
@@ -31,7 +35,7 @@ def describe_classifier(source: Source) -> dict[str, Any]:
     splits = dict.fromkeys((*source.data.train, str(source.data.val)))
     return {
         "config": {name: hash_files_in(values[name]) for name in _SECTIONS if name in values},
-        "images": {split: describe_images(open_split(source, split)) for split in splits},
+        "images": {split: describe_images(build_dataset(source.data, split)) for split in splits},
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from adcam.data.dataset import ImageDataset
+from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
 from adcam.evaluation.compare import compare_methods, format_csv
 from adcam.evaluation.compare_boxes import compare_boxes, format_box_csv
@@ -38,7 +39,7 @@ from adcam.recipe.comparison_report import (
     draw_comparison,
     pick_images,
 )
-from adcam.recipe.inputs import describe_images, hash_files_in, open_split
+from adcam.recipe.inputs import describe_images, hash_files_in
 from adcam.recipe.network_report import as_text
 from adcam.recipe.pictures import PICTURES_DIR, load_pictures, save_pictures
 from adcam.recipe.scores import (
@@ -96,16 +97,16 @@ class Comparison(Recipe):
     def choose_set(self) -> ImageDataset:
         """The images that thresholds are chosen on."""
         compare = self.settings.compare
-        return open_split(self.settings, compare.choose_on)[:: compare.choose_stride]
+        return build_dataset(self.settings.data, compare.choose_on)[:: compare.choose_stride]
 
     def report_set(self) -> ImageDataset:
         """The images that scores are reported on."""
         compare = self.settings.compare
-        return open_split(self.settings, compare.report_on)[:: compare.report_stride]
+        return build_dataset(self.settings.data, compare.report_on)[:: compare.report_stride]
 
     def masked_set(self) -> ImageDataset:
         """The images that the last method makes masks of: all of the reported split."""
-        return open_split(self.settings, self.settings.compare.report_on)
+        return build_dataset(self.settings.data, self.settings.compare.report_on)
 
     def classifier_path(self, network: str) -> Path:
         """The file of the classifier of a network."""

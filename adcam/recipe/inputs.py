@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.data.dataset import ImageDataset
-from adcam.data.sources import build_dataset
 from adcam.files import hash_bytes, hash_file, hash_or_none
-from adcam.settings import ConfigSettings
-
-
-def open_split(settings: ConfigSettings, split: str) -> ImageDataset:
-    """The images of a list of the data that settings name."""
-    return build_dataset(settings.to_dict()["data"], split)
 
 
 def describe_images(images: ImageDataset, *, masks: bool = False) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from adcam.data.dataset import ImageDataset, Record
+from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
 from adcam.installation import why_not_importable
 from adcam.labeling.generate import default_workers, generate
@@ -19,7 +20,7 @@ from adcam.recipe.classifiers import (
     find_classifier,
     make_classifier,
 )
-from adcam.recipe.inputs import describe_images, hash_files_in, hash_masks, open_split
+from adcam.recipe.inputs import describe_images, hash_files_in, hash_masks
 from adcam.recipe.network_report import RecipeResults, build_recipe_report
 from adcam.recipe.scores import load_scores, read_losses, write_scores
 from adcam.recipe.stages import Recipe, Stage, find_stale, read_recipe, report_stage
@@ -90,7 +91,7 @@ class MaskRecipe(Recipe):
 
     def images(self, split: str) -> ImageDataset:
         """A list of the recipe's data."""
-        return open_split(self.settings, split)
+        return build_dataset(self.settings.data, split)
 
 
 def open_recipe(
