@@ -23,7 +23,7 @@ from adcam.data.sources import build_dataset
 from adcam.masks.background import parse_rule
 from adcam.models.classifier_file import save_classifier
 from adcam.models.token_cam import TokenCAM
-from adcam.settings import load_config, parse_overrides
+from adcam.settings import SegmentationSettings, Settings, load_settings, parse_overrides
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
@@ -160,10 +160,14 @@ def check_config(block: Block, desk: Path) -> None:
     """A config of the documentation can be read, has what training asks for, and finds its data."""
     path = desk / "example.py"
     path.write_text(block.text)
-    cfg = load_config(path)
-    assert {"data", "model", "train", "optim_wrapper", "param_scheduler"} <= set(cfg.keys())
-    for split in (cfg.data.train, cfg.data.val):
-        images = build_dataset(cfg.data, split)
+    is_network = "train_pipeline" in block.text or "decode_head" in block.text
+    settings: Settings | SegmentationSettings = load_settings(
+        path, kind=SegmentationSettings if is_network else Settings
+    )
+    for section in ("data", "model", "train", "optim_wrapper", "param_scheduler"):
+        assert section in settings
+    for split in (*settings.data.train, str(settings.data.val)):
+        images = build_dataset(settings.data, split)
         assert all(record.class_ids is not None for record in images.records)
 
 
@@ -196,7 +200,8 @@ def check_command(words: list[str], page: str) -> None:
         # Of this repository, or one that the page itself shows how to write.
         assert (ROOT / config).is_file() or f"`{config}`" in page, f"{config} does not exist"
         if (ROOT / config).is_file():
-            load_config(ROOT / config, parse_overrides(args.cfg_options))
+            kind = SegmentationSettings if args.command.startswith("segment") else Settings
+            load_settings(ROOT / config, parse_overrides(args.cfg_options), kind=kind)
     if getattr(args, "threshold", None):
         parse_rule(args.threshold)
     if getattr(args, "method", None) or getattr(args, "method_options", None):
