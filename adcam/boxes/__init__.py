@@ -1,4 +1,4 @@
-"""Class maps to boxes: ``wsol.py`` and ``ts_cam.py`` are the two rules of the literature."""
+"""Boxes from class maps, by the two rules of the literature: ``wsol.py`` and ``ts_cam.py``."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ RULES = ("wsol", "ts_cam")
 def compute_boxes(
     maps: ClassMaps, *, rule: str = "wsol", threshold: float, chosen_on: str = "given"
 ) -> Boxes:
-    """One box for each class by ``"ts_cam"``, one for each contour of its map by ``"wsol"``.
+    """Compute one box a class by ``"ts_cam"``, or one a contour of its map by ``"wsol"``.
 
     Args:
         maps: Score maps of the present classes.
         rule: One of :data:`RULES`.
         threshold: Share of each map's maximum, in [0, 1). Larger gives smaller boxes.
-        chosen_on: The split that it was chosen on.
+        chosen_on: The split that the threshold was chosen on.
 
     Returns:
         The boxes in pixels of the maps. A map that is zero everywhere gives the rule's own box for
         "nothing".
 
     Raises:
-        AdcamError: Unknown rule, a threshold outside its range, NaN in a map.
+        AdcamError: If the rule is unknown, the threshold is out of range, or a map holds NaN.
     """
     if rule not in RULES:
         raise AdcamError(f"rule must be one of {RULES}, got {rule!r}")

@@ -1,4 +1,4 @@
-"""What both box rules do first."""
+"""The first step of both box rules."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from adcam.ops.level_boxes import available_backends, level_boxes, score_levels
 def boxes_above(
     score_map: NDArray[np.floating], threshold: float, *, contours: str
 ) -> NDArray[np.int64]:
-    """Boxes of the contours above ``int(threshold * maximum)`` of the grey levels, (n, 4).
+    """Find the boxes of the contours above ``int(threshold * maximum)`` of the grey levels, (n, 4).
 
     ``x1`` and ``y1`` are one past the last pixel; n is 0 where nothing is foreground.
 
     Raises:
-        AdcamError: ``threshold`` is outside [0, 1), or the map is none in [0, 1].
+        AdcamError: If ``threshold`` lies outside [0, 1), or the map's values outside [0, 1].
     """
     if not 0 <= threshold < 1:
         raise AdcamError(f"threshold must lie in [0, 1), got {threshold}")

@@ -1,9 +1,9 @@
 """From score map to box as TS-CAM does it.
 
 Gao et al., "TS-CAM: Token Semantic Coupled Attention Map for Weakly Supervised Object Localization"
-(ICCV 2021, arXiv 2103.14862): ``get_bboxes`` in ``lib/cams_deit.py``, and the scaling of true boxes
-in ``lib/datasets/cub.py`` and ``imagenet.py`` of vasgaowei/TS-CAM. How it differs from
-:mod:`adcam.boxes.wsol` is told in docs/localization.md.
+(ICCV 2021, arXiv 2103.14862): ``get_bboxes`` in ``lib/cams_deit.py``, and the scaling of
+ground-truth boxes in ``lib/datasets/cub.py`` and ``imagenet.py`` of vasgaowei/TS-CAM. The
+differences from :mod:`adcam.boxes.wsol` are described in docs/localization.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ILSVRC_THRESHOLD = 0.12
 
 
 def compute_box(score_map: NDArray[np.floating], *, threshold: float) -> NDArray[np.int64]:
-    """The box around the largest contour above a share of the map's maximum.
+    """Compute the box around the largest contour above a share of the map's maximum.
 
     The map is taken as uint8, ``score * 255`` truncated; foreground is above
     ``int(threshold * maximum)``; of its contours the one of largest area gives the box.
@@ -29,15 +29,15 @@ def compute_box(score_map: NDArray[np.floating], *, threshold: float) -> NDArray
     Args:
         score_map: (H, W) floating point in [0, 1]; TS-CAM's own are bilinear at 224 × 224, then
             min-max normalised.
-        threshold: In [0, 1). Larger gives a smaller box. The paper's configs have
-            :data:`CUB_THRESHOLD` and :data:`ILSVRC_THRESHOLD`.
+        threshold: Share of the map's maximum, in [0, 1); a larger one gives a smaller box. The
+            paper's configs have :data:`CUB_THRESHOLD` and :data:`ILSVRC_THRESHOLD`.
 
     Returns:
         (4,) ``x0, y0, x1, y1`` with x1 and y1 one past the last pixel; (0, 0, 1, 1) where nothing
         is foreground.
 
     Raises:
-        ValueError: Another shape or dtype, NaN, or a value outside its range.
+        ValueError: If the map has another shape or dtype, holds NaN, or a value is out of range.
     """
     boxes = boxes_above(score_map, threshold, contours="largest")
     return boxes[0] if len(boxes) else np.array([0, 0, 1, 1], dtype=np.int64)
@@ -46,12 +46,12 @@ def compute_box(score_map: NDArray[np.floating], *, threshold: float) -> NDArray
 def scale_boxes(
     boxes: NDArray[np.integer], from_hw: tuple[int, int], to_hw: tuple[int, int] = (224, 224)
 ) -> NDArray[np.int64]:
-    """True boxes in pixels of the map: scaled, clipped to the map, truncated.
+    """Scale ground-truth boxes to pixels of the map, clip them to the map and truncate.
 
     Args:
         boxes: (n, 4) ``x0, y0, x1, y1`` in pixels of the image.
-        from_hw: Size of the image.
-        to_hw: Size of the map.
+        from_hw: Height and width of the image.
+        to_hw: Height and width of the map.
 
     Returns:
         (n, 4), x1 at most the map's width - 1.

@@ -2,7 +2,7 @@
 
 Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right" (CVPR 2020, arXiv
 2001.07437), ``compute_bboxes_from_scoremaps`` and ``resize_bbox`` in ``evaluation.py``. How it
-differs from :mod:`adcam.boxes.ts_cam` is told in docs/localization.md.
+differs from :mod:`adcam.boxes.ts_cam` is described in docs/localization.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from adcam.boxes._levels import boxes_above
 def compute_boxes(
     score_map: NDArray[np.floating], *, threshold: float, multi_contour: bool = True
 ) -> NDArray[np.int64]:
-    """Boxes around what lies above a share of the map's maximum.
+    """Compute boxes around what lies above a share of the map's maximum.
 
     The map is taken as uint8, ``score * 255`` truncated; foreground is above
     ``int(threshold * maximum)``. Boxes are drawn around contours, holes included, as
@@ -25,14 +25,15 @@ def compute_boxes(
 
     Args:
         score_map: (H, W) floating point in [0, 1]; the protocol wants it min-max normalised.
-        threshold: In [0, 1). Larger gives smaller boxes.
-        multi_contour: One box a contour (MaxBoxAccV2), or only that of the largest (MaxBoxAcc).
+        threshold: Share of the map's maximum, in [0, 1); a larger one gives smaller boxes.
+        multi_contour: ``True`` gives one box a contour (MaxBoxAccV2), ``False`` only that of the
+            largest (MaxBoxAcc).
 
     Returns:
         (n, 4), largest box first; (0, 0, 0, 0) alone where nothing is foreground.
 
     Raises:
-        ValueError: Another shape or dtype, NaN, or a value outside its range.
+        ValueError: If the map has another shape or dtype, holds NaN, or a value is out of range.
     """
     boxes = boxes_above(score_map, threshold, contours="all" if multi_contour else "largest")
     if not len(boxes):
@@ -47,12 +48,12 @@ def compute_boxes(
 def scale_boxes(
     boxes: NDArray[np.integer], from_hw: tuple[int, int], to_hw: tuple[int, int] = (224, 224)
 ) -> NDArray[np.int64]:
-    """True boxes in pixels of the map: scaled, truncated, not clipped.
+    """Scale ground-truth boxes to pixels of the map and truncate them, without clipping.
 
     Args:
         boxes: (n, 4) ``x0, y0, x1, y1`` in pixels of the image.
-        from_hw: Size of the image.
-        to_hw: Size of the map.
+        from_hw: Height and width of the image.
+        to_hw: Height and width of the map.
 
     Returns:
         (n, 4); ``x1`` of a box that reaches the image's width is the map's width, one past its

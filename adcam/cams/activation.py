@@ -40,11 +40,11 @@ def check_start_options(
 def select_cam(
     maps: TokenMaps, class_ids: Tensor, *, negatives: str, rival_weight: float
 ) -> Tensor:
-    """Class maps of chosen classes.
+    """Return the class maps of chosen classes.
 
     Args:
         maps: Token maps of B images.
-        class_ids: int64 (B, K), foreground ids in 0..C-1; an id may stand there twice.
+        class_ids: int64 (B, K) foreground ids in 0..C-1; an id may occur twice.
         negatives: What happens to negative evidence: ``"relu"`` cuts it off, ``"shift"`` subtracts
             each map's minimum, which keeps the order of weak patches (a body scores low, but above
             the background), ``"keep"`` leaves the maps as they are, whatever ``rival_weight``.
@@ -75,10 +75,10 @@ def select_cam(
 
 
 def subtract_rivals(cam: Tensor, class_ids: Tensor, *, weight: float) -> Tensor:
-    """Take from each class map a share of the strongest other one, each scaled to its maximum.
+    """Subtract a share of the strongest other class map, each scaled to its maximum.
 
     A classifier finds a rider on the horse too, since the two occur together; which of both a
-    patch is shows in the difference of their maps. With one class nothing changes.
+    patch is shows in the difference of their maps. An image of one class stays as it is.
 
     Args:
         cam: (B, K, h, w), non-negative.
@@ -106,12 +106,12 @@ def subtract_rivals(cam: Tensor, class_ids: Tensor, *, weight: float) -> Tensor:
 def class_token_map(
     maps: TokenMaps, *, method: str, layers: str | tuple[int, ...] = "all"
 ) -> Tensor:
-    """Attention of the class token to the patches, mean over heads and blocks.
+    """Return the attention of the class token to the patches, averaged over heads and blocks.
 
     Args:
         maps: Token maps of B images.
-        method: Name of the method that asks, for the error message.
-        layers: Blocks that count. Late ones look at the class, early ones everywhere.
+        method: Name of the calling method, for the error message.
+        layers: Blocks that are averaged. Late ones look at the class, early ones everywhere.
 
     Returns:
         (B, 1, h, w), non-negative.
@@ -138,17 +138,18 @@ def start_maps(
     rival_weight: float,
     cls_layers: str | tuple[int, ...] = "all",
 ) -> Tensor:
-    """The maps a diffusion starts from.
+    """Return the maps that a diffusion starts from.
 
     Args:
         maps: Token maps of B images.
         class_ids: int64 (B, K).
         init: ``"coupled"``, the class maps times the class token's attention (TS-CAM's coupling,
             arXiv 2103.14862), or ``"cam"``, the class maps alone.
-        method: Name of the method that asks.
-        negatives: As in :func:`select_cam`.
-        rival_weight: As in :func:`subtract_rivals`.
-        cls_layers: Blocks of the class token's attention.
+        method: Name of the calling method, for error messages.
+        negatives: What happens to negative evidence, ``"shift"``, ``"relu"`` or ``"keep"``; see
+            :func:`select_cam`.
+        rival_weight: Share of the strongest other class that is subtracted, in [0, 1).
+        cls_layers: Blocks whose class-token attention is averaged.
 
     Returns:
         (B, K, h, w).
@@ -164,7 +165,7 @@ def start_maps(
 
 
 def patch_attention(maps: TokenMaps, layers: tuple[int, ...]) -> Tensor:
-    """Patch-to-patch attention averaged over a set of blocks, (B, N, N).
+    """Return the patch-to-patch attention averaged over a set of blocks, (B, N, N).
 
     Raises:
         AdcamError: If the forward pass was not asked for that set.

@@ -75,7 +75,8 @@ class TransCAMForm(MCTformerForm):
     """Multiply the class maps by the attention once, without the class token.
 
     Attributes:
-        init: As in :class:`MCTformerForm`, but ``"cam"`` unless you ask for ``"coupled"``.
+        init: Where the diffusion starts: ``"cam"`` is the class maps alone (TransCAM's form),
+            ``"coupled"`` the class maps times the class token's attention.
     """
 
     init: str = "cam"

@@ -1,4 +1,4 @@
-"""Maps of several scales and of the mirrored image become one map at image size."""
+"""Fusion of the maps of several scales and of the mirrored image into one map at image size."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from adcam.errors import AdcamError
 def fuse_maps(grids: Sequence[Tensor], ori_hw: tuple[int, int]) -> Tensor:
     """Scale each map to [0, 1], resize it to the image, average, and scale the average.
 
-    Every scale gets the same say, whatever the magnitude of its maps.
+    Every scale counts the same, whatever the magnitude of its maps.
 
     Args:
-        grids: One (V, K, h, w) per scale; h and w differ between scales. V is 1, or 2 when the
-            second is of the mirrored image (mirrored back here).
+        grids: Maps (V, K, h, w), one tensor a scale; h and w differ between scales. V is 1, or 2
+            when the second is of the mirrored image (mirrored back here).
         ori_hw: Height and width of the image.
 
     Returns:

@@ -29,7 +29,7 @@ RULE_FORMS = "a number in [0, 1], 'constant:<number in [0, 1]>', 'power:<number 
 
 @dataclass(frozen=True)
 class BackgroundRule:
-    """How background is decided.
+    """A rule that decides which pixels are background.
 
     Attributes:
         rule: ``"constant"``, ``"power"`` or ``"otsu"``.
@@ -79,12 +79,12 @@ def parse_rule(text: str, *, chosen_on: str = "given") -> BackgroundRule:
 def compute_bg_score(
     score_maps: np.ndarray, *, rule: str, threshold: float | None = None
 ) -> np.ndarray:
-    """Background score of each pixel.
+    """Compute the background score of each pixel.
 
     Args:
         score_maps: (K, H, W) float in [0, 1]; K may be 0.
         rule: ``"constant"``, ``"power"`` or ``"otsu"``.
-        threshold: As ``BackgroundRule.value``.
+        threshold: The value of the rule, ``None`` for ``otsu``; see :class:`BackgroundRule`.
 
     Returns:
         float32 (H, W) in [0, 1].
@@ -100,7 +100,7 @@ def compute_bg_score(
 
 
 def find_threshold(score_maps: np.ndarray, *, rule: str, threshold: float | None = None) -> float:
-    """The value that decides this image: Otsu's threshold for ``otsu``, else ``threshold``.
+    """Return the value that decides this image: Otsu's threshold for ``otsu``, else ``threshold``.
 
     Otsu's threshold is the value, of 256 between the map's lowest and highest, that splits the
     pixels into two groups with the largest variance between them. A constant map has no two
@@ -109,10 +109,10 @@ def find_threshold(score_maps: np.ndarray, *, rule: str, threshold: float | None
     Args:
         score_maps: (K, H, W) float in [0, 1]; K may be 0.
         rule: ``"constant"``, ``"power"`` or ``"otsu"``.
-        threshold: As ``BackgroundRule.value``.
+        threshold: The value of the rule, ``None`` for ``otsu``; see :class:`BackgroundRule`.
 
     Raises:
-        AdcamError: As :func:`compute_bg_score`.
+        AdcamError: If the rule is unknown, its value is out of range, or maps are not finite.
     """
     _check_rule(rule, threshold)
     if threshold is not None:
@@ -136,7 +136,7 @@ def _find_otsu_threshold(values: np.ndarray) -> float:
 
 
 def stack_probabilities(score_maps: np.ndarray, bg_score: np.ndarray) -> np.ndarray:
-    """Background and class scores as one distribution per pixel, for the unary of a dense CRF.
+    """Stack background and class scores to one distribution a pixel, for a CRF's unary.
 
     Args:
         score_maps: (K, H, W) float, at least 0.
@@ -170,13 +170,14 @@ def compute_mask(
     chosen_on: str = "given",
     prob: np.ndarray | None = None,
 ) -> PseudoMask:
-    """Mask of one image.
+    """Compute the mask of one image.
 
     Args:
         maps: The present classes and their score maps. With no class the mask is all background.
         mask_values: Mask value of each foreground class, in classifier order.
         rule: ``"constant"``, ``"power"`` or ``"otsu"``.
-        threshold: As ``BackgroundRule.value``; compared with the scores in float32.
+        threshold: The value of the rule, ``None`` for ``otsu``; it is compared with the scores in
+            float32.
         chosen_on: Recorded in the result: the split the threshold was chosen on.
         prob: (K + 1, H, W), background first, for example :func:`stack_probabilities` after a CRF.
             Where given, each pixel takes its most probable row, and the rule is only recorded.
@@ -185,8 +186,8 @@ def compute_mask(
         The mask. Among equal class scores the first class wins; background wins over equal ones.
 
     Raises:
-        AdcamError: If maps, classes and probabilities do not match, or as
-            :func:`compute_bg_score`.
+        AdcamError: If maps, classes and probabilities do not match, the rule is unknown, its value
+            is out of range, or maps are not finite.
     """
     values = present_mask_values(maps, mask_values)
     if prob is None:
@@ -207,7 +208,7 @@ def compute_mask(
 
 
 def label_pixels(score_maps: np.ndarray, bg_score: np.ndarray) -> np.ndarray:
-    """Row of each pixel in ``[background, classes…]``: 0 where no score is above ``bg_score``.
+    """Return each pixel's row in ``[background, classes…]``, 0 where no score beats background.
 
     Args:
         score_maps: (K, H, W) float; K may be 0.
@@ -222,7 +223,7 @@ def label_pixels(score_maps: np.ndarray, bg_score: np.ndarray) -> np.ndarray:
 
 
 def present_mask_values(maps: ClassMaps, mask_values: Sequence[int]) -> np.ndarray:
-    """Mask values of ``[background, the image's classes…]``: uint8 (K + 1,), 0 first.
+    """Return the mask values of ``[background, the image's classes…]``: uint8 (K + 1,), 0 first.
 
     Raises:
         AdcamError: If a class has no mask value, or there is not one map per class.

@@ -1,4 +1,4 @@
-"""Masks that say where they are sure: two thresholds, and 255 between them.
+"""Masks with an uncertain part: two thresholds, and 255 between them.
 
 After the two-threshold labels of IRN (Ahn, Cho, Kwak, CVPR 2019; ``step/cam_to_ir_label.py`` of
 jiwoon-ahn/irn).
@@ -32,9 +32,10 @@ def compute_confident_mask(
     """Label what two passes agree on and leave the rest uncertain.
 
     The foreground pass takes the high constant background score ``fg_threshold``: what it calls a
-    class is surely one. The background pass takes the low one, ``bg_threshold``: what it calls
-    background surely is. Where the passes differ the pixel becomes 255. Without a CRF these are
-    the pixels whose highest score is above ``bg_threshold`` and not above ``fg_threshold``.
+    class is one with confidence. The background pass takes the low one, ``bg_threshold``: what it
+    calls background is so with confidence. Where the passes differ the pixel becomes 255. Without a
+    CRF these are the pixels whose highest score is above ``bg_threshold`` and not above
+    ``fg_threshold``.
 
     With a CRF a pixel may be a class in the foreground pass alone, or two classes in the two
     passes. IRN's script keeps the class of the foreground pass there; here it is uncertain.
@@ -42,9 +43,10 @@ def compute_confident_mask(
     Args:
         maps: The present classes and their score maps. With no class the mask is all background.
         mask_values: Mask value of each foreground class, in classifier order.
-        fg_threshold: In [0, 1]; a larger value leaves more foreground uncertain. IRN's default.
-        bg_threshold: In [0, ``fg_threshold``]; a smaller value leaves more background uncertain.
-            IRN's default.
+        fg_threshold: The background score of the foreground pass, in [0, 1]; a larger value leaves
+            more foreground uncertain. The default is IRN's.
+        bg_threshold: The background score of the background pass, in [0, ``fg_threshold``]; a
+            smaller value leaves more background uncertain. The default is IRN's.
         crf: From float32 probabilities (K + 1, H, W), background first, to refined ones of the same
             shape; called once per pass, and not at all for an image without a class.
         chosen_on: Recorded in the result: the split the thresholds were chosen on.

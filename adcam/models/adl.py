@@ -21,10 +21,12 @@ class AttentionDropout(nn.Module):
 
     Args:
         drop_rate: Probability of the drop mask, in [0, 1]; larger hides more often.
-        drop_threshold: As in :func:`adcam.models.losses.split_attention`; ADL takes 0.8 or 0.9.
-        fg_threshold: As there; used where the background is dropped.
-        drop_foreground: Whether the most discriminative part is dropped.
-        drop_background: Whether the background is: InCA drops it, ADL keeps it.
+        drop_threshold: Share of the attention's maximum from which a place counts as the most
+            discriminative part; ADL takes 0.8 or 0.9.
+        fg_threshold: Share of the attention's maximum below which a place counts as background;
+            used where the background is dropped.
+        drop_foreground: ``True`` drops the most discriminative part.
+        drop_background: ``True`` drops the background, as InCA does; ADL keeps it.
 
     Raises:
         AdcamError: If an option is outside its range.

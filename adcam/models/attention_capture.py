@@ -38,14 +38,14 @@ class AttentionCapture:
 
     Each block's attention is computed once, however many sets name it, and added to one running
     (B, N, N) sum for all blocks that the same sets name: one set holds one sum, nested sets one
-    each. Entering it again starts anew.
+    each. Entering it again starts over.
 
     Args:
         blocks: The transformer blocks in order; ``attn`` of each is timm's ``Attention``.
         num_prefix_tokens: Tokens before the patch tokens (class, distillation, registers).
         layer_sets: Sets of block indices, each in 0..L-1 and named once, whose patch-to-patch
             attention is averaged.
-        has_cls_token: Whether token 0 is a class token.
+        has_cls_token: ``True`` if token 0 is a class token.
 
     Attributes:
         cls2patch: (B, L, N) after the pass, ``None`` without a class token.

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from adcam.errors import AdcamError
 from adcam.models.adl import AttentionDropout
 from adcam.models.losses import (
-    Spot,
+    DepthOutput,
     contrastive_attention_loss,
     foreground_consistency_loss,
     split_attention,
@@ -28,7 +28,7 @@ AMP_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True)
 class InCA:
-    """What InCA adds to training; each part goes by itself.
+    """The parts that InCA adds to training; each can be used by itself.
 
     ADL is ``InCA(drop_background=False, contrastive=None, consistency_weight=0)`` on a network with
     ``attention="channel"``.
@@ -71,7 +71,7 @@ class InCA:
     consistency_weight: float = 1.0
 
     def build_dropout(self) -> AttentionDropout | None:
-        """The dropout of all depths, ``None`` if nothing is dropped.
+        """Return the dropout of all depths, ``None`` if nothing is dropped.
 
         Raises:
             AdcamError: If an option is outside its range.
@@ -90,22 +90,24 @@ class InCA:
         return dropout if self.drop_foreground or self.drop_background else None
 
     def compute_losses(self, maps: TrainMaps) -> dict[str, Tensor]:
-        """Weighted losses of what a network shows, ``loss_contrastive`` and ``loss_consistency``.
+        """Return the weighted ``loss_contrastive`` and ``loss_consistency`` of a network's outputs.
 
         Raises:
             AdcamError: If an option is outside its range.
         """
         losses = {}
         if self.contrastive is not None:
-            spots = maps.spots
+            depth_outputs = maps.depth_outputs
             if self.contrastive_on == "maps":
-                attn = F.interpolate(spots[-1].attn, size=maps.cam.shape[2:], mode="bilinear")
-                spots = (Spot(maps.cam, attn),)
+                attn = F.interpolate(
+                    depth_outputs[-1].attn, size=maps.cam.shape[2:], mode="bilinear"
+                )
+                depth_outputs = (DepthOutput(maps.cam, attn),)
             parts = [
                 contrastive_attention_loss(
-                    spot.features,
+                    output.features,
                     split_attention(
-                        spot.attn,
+                        output.attn,
                         fg_threshold=self.fg_threshold,
                         drop_threshold=self.drop_threshold,
                     ),
@@ -113,11 +115,11 @@ class InCA:
                     margin=self.margin,
                     temperature=self.temperature,
                 )
-                for spot in spots
+                for output in depth_outputs
             ]
             losses["loss_contrastive"] = self.contrastive_weight * torch.stack(parts).mean()
         if self.consistency_weight:
-            *early, last = (spot.attn for spot in maps.spots)
+            *early, last = (output.attn for output in maps.depth_outputs)
             losses["loss_consistency"] = self.consistency_weight * foreground_consistency_loss(
                 early, last
             )
@@ -128,15 +130,15 @@ class Classifier(BaseModel):
     """Training of a network whose logits are averages of class maps.
 
     Args:
-        network: What is trained.
-        single_label: Whether every image has exactly one class: cross-entropy, as TS-CAM and InCA,
-            and softmax, in place of the multi-label soft margin and the sigmoid.
+        network: The network to train.
+        single_label: ``True`` if every image has exactly one class: then cross-entropy and softmax,
+            as in TS-CAM and InCA, replace the multi-label soft margin and the sigmoid.
         amp: ``"none"``, ``"bfloat16"`` (also on CPUs; halves the time where the processor has
             AMX) or ``"float16"`` (needs mmengine's ``AmpOptimWrapper`` for loss scaling).
         cls_token_loss: Weight of the same loss on a linear head of the class token, used only in
             training. It keeps the class token looking at the classes: without it the token's last
             blocks get no gradient, and its attention stays what pre-training left. 0 for none.
-        inca: What InCA adds while training, ``None`` for nothing.
+        inca: The parts that InCA adds while training, ``None`` for none.
 
     Raises:
         AdcamError: For an unknown ``amp``, a class-token loss without a class token, or an option

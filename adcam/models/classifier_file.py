@@ -31,12 +31,12 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ClassifierFile:
-    """What a classifier file holds.
+    """The content of a classifier file.
 
     Attributes:
         network: The network, float32, in eval mode, on the CPU.
-        class_set: Its classes.
-        info: Where it came from: scores, split names, hash of the configuration.
+        class_set: The classes of the network.
+        info: The origin of the network: scores, split names, hash of the configuration.
     """
 
     network: TokenCAM | NonlocalCAM
@@ -56,13 +56,13 @@ def save_classifier(
     """Write a classifier, atomically.
 
     Args:
-        path: ``*.safetensors``.
-        network: The network.
+        path: The file to write, ``*.safetensors``.
+        network: The network to store.
         network_options: Arguments of :func:`adcam.models.networks.build_network` that
             rebuild it, without weights.
-        class_set: Its classes.
+        class_set: The classes of the network.
         info: JSON-serialisable provenance.
-        dtype: Of the stored floating-point tensors; ``float16`` halves the file.
+        dtype: The type of the stored floating-point tensors; ``float16`` halves the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,10 +90,10 @@ def load_classifier(path: str | Path) -> ClassifierFile:
     """Read a classifier written by :func:`save_classifier`.
 
     Args:
-        path: The file.
+        path: A file that ``adcam train`` or :func:`save_classifier` wrote.
 
     Returns:
-        Network, classes and provenance.
+        The network, its classes and its origin.
 
     Raises:
         AdcamError: If the file is missing, no classifier of this project, of a newer format, its

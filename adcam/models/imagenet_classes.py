@@ -53,7 +53,7 @@ class ImageNetClass:
     """One class of the user.
 
     Attributes:
-        name: What it is called in masks and reports.
+        name: The name of the class in masks and reports.
         indices: The classifier's outputs that count as it, ascending, at least one.
     """
 
@@ -75,7 +75,7 @@ def resolve_classes(
     - a group with a name of its own, ``"big cat=lion|tiger|288"``, each part one of the above.
 
     Args:
-        classes: What the user asks for.
+        classes: The classes that the user asks for, each by name, index or WordNet id.
         num_outputs: Width of the classifier; it tells which ImageNet the model knows (timm's
             ``infer_imagenet_subset``: 1,000, 11,221, 11,821, 21,841, …). For any other width only
             indices have a meaning.

@@ -42,8 +42,8 @@ class ImageNetViT(nn.Module):
             path to ``.safetensors``/``.pth`` with the head in it, or ``None`` for random.
         img_size: Side in pixels of the position embedding, ``None`` for the model's own. Other
             input sizes work: it is resampled to their grid.
-        layers: Blocks whose attention makes the class maps. Earlier ones are less sure of the
-            class; each costs its share of a backward pass.
+        layers: Blocks whose attention makes the class maps. Earlier ones tell classes
+            apart less well; each costs its share of a backward pass.
         model_kwargs: Further arguments of ``timm.create_model`` (``num_classes``, ``depth``, …).
 
     Attributes:
@@ -68,7 +68,7 @@ class ImageNetViT(nn.Module):
         super().__init__()
         self.name = name
         kwargs = dict(model_kwargs or {})
-        # Before the weights are fetched, so that a mistyped class is told at once.
+        # Before the weights are fetched, so that a mistyped class is refused at once.
         groups = resolve_classes(classes, num_outputs=_count_outputs(name, kwargs))
         self.vit = create_timm_model(
             name,

@@ -44,7 +44,7 @@ class AttentionMasks:
 
 
 @dataclass(frozen=True)
-class Spot:
+class DepthOutput:
     """What a network shows at one depth while it is trained.
 
     Attributes:
@@ -109,10 +109,10 @@ def contrastive_attention_loss(
 
     Args:
         features: (B, D, h, w), of any floating dtype; computed in float32.
-        masks: Of the B images, :func:`split_attention`.
+        masks: The masks of the B images, from :func:`split_attention`.
         version: ``"hinge"`` or ``"infonce"`` (van den Oord et al., arXiv 1807.03748).
-        margin: Of the hinge, in (0, 4]; larger asks for more distance to the background.
-        temperature: Of InfoNCE, positive; smaller makes it a harder threshold.
+        margin: The margin of the hinge, in (0, 4]; larger asks for more distance to the background.
+        temperature: The temperature of InfoNCE, positive; smaller makes it a harder threshold.
 
     Returns:
         Scalar: the mean over the images none of whose masks is empty; 0 if there is no such image.

@@ -1,9 +1,9 @@
 """Convolutional classifiers with attention at three depths: plain CAM, ADL and InCA.
 
-Which one it is, training says (:class:`adcam.models.classifier.InCA`); at evaluation the dropping
-is the identity and what is left of InCA is its non-local blocks. A vision transformer needs no
+Training decides which one it is (:class:`adcam.models.classifier.InCA`); at evaluation nothing is
+dropped, and what remains of InCA is its non-local blocks. A vision transformer needs no
 such block, since its own attend from everywhere to everywhere:
-:meth:`adcam.models.token_cam.TokenCAM.train_maps` hands out what InCA needs of it.
+:meth:`adcam.models.token_cam.TokenCAM.train_maps` returns what InCA needs of it.
 
 Trunks and where they are changed follow clovaai/wsolevaluation (``wsol/vgg.py``, ``resnet.py``,
 ``inception.py``): strides of 1 in place of 2 until the map has the size asked for, no dilation;
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from adcam.errors import AdcamError
 from adcam.models.adl import AttentionDropout
-from adcam.models.losses import Spot, scale_attention
+from adcam.models.losses import DepthOutput, scale_attention
 from adcam.models.timm_models import create_timm_model
 from adcam.models.token_cam import TrainMaps, compute_grid_hw
 from adcam.models.weights import load_trunk_weights
@@ -153,7 +153,7 @@ class NonlocalCAM(nn.Module):
         *,
         layer_sets: Sequence[tuple[int, ...]] = (),
     ) -> TokenMaps:
-        """Logits and class maps of a batch; there is no attention of tokens to hand out.
+        """Return logits and class maps of a batch; such a network has no attention of tokens.
 
         Args:
             inputs: (B, 3, H, W) normalised images; H and W multiples of ``out_stride``.
@@ -186,12 +186,12 @@ class NonlocalCAM(nn.Module):
         layers: str | tuple[int, ...] | None = None,
         dropout: AttentionDropout | None = None,
     ) -> TrainMaps:
-        """Class maps and what the network shows at its depths.
+        """Return class maps, and features and attention at chosen depths.
 
         Args:
             inputs: (B, 3, H, W) normalised images.
-            layers: Depths that are handed out, of 0, 1, 2; ``None`` for none of them.
-            dropout: What is dropped at each of ``layers``.
+            layers: Depths of 0, 1, 2 whose features and attention are returned, ``None`` for none.
+            dropout: The dropout at each of ``layers``, ``None`` for none.
 
         Raises:
             AdcamError: If the size does not fit, or depths are asked for without attention.
@@ -201,19 +201,19 @@ class NonlocalCAM(nn.Module):
         depths = () if layers is None else resolve_layers(layers, len(self.attentions))
         compute_grid_hw(inputs, self.patch_size)
         features = inputs
-        spots = []
+        depth_outputs = []
         for depth, attend in enumerate(self.attentions):
             features = attend(self.parts[depth](features))
             if depth not in depths:
                 continue
             raw = features.mean(dim=1, keepdim=True)
             attn = scale_attention(raw)
-            spots.append(Spot(features, attn))
+            depth_outputs.append(DepthOutput(features, attn))
             if dropout is not None:
                 # ADL takes the mean as it is; the masks are the same.
                 features = dropout(features, attn if self.attention == "nonlocal" else raw)
         features = self.parts[-1](features)
-        return TrainMaps(self.head(features), None, tuple(spots))
+        return TrainMaps(self.head(features), None, tuple(depth_outputs))
 
 
 def _build_trunk(name: str, weights: str | Path | None, kwargs: Mapping[str, Any] | None) -> Any:

@@ -21,7 +21,7 @@ import adcam.models.shapes_vit  # noqa: F401  # timm learns its name
 from adcam.errors import AdcamError
 from adcam.models.adl import AttentionDropout
 from adcam.models.attention_capture import AttentionCapture
-from adcam.models.losses import Spot, scale_attention
+from adcam.models.losses import DepthOutput, scale_attention
 from adcam.models.timm_models import create_timm_model
 from adcam.models.weights import load_backbone_weights
 from adcam.ops.token_attention import resolve_layers
@@ -31,17 +31,17 @@ from adcam.structures import TokenMaps
 
 @dataclass(frozen=True)
 class TrainMaps:
-    """What a network gives to its losses.
+    """The outputs of a network that its losses read.
 
     Attributes:
         cam: (B, C, h, w) raw class maps; their average is the logit.
         cls_token: (B, D) class token after the last norm, ``None`` for networks without tokens.
-        spots: What it shows at the depths that InCA acts on, first to last.
+        depth_outputs: Features and attention at the depths that InCA acts on, first to last.
     """
 
     cam: Tensor
     cls_token: Tensor | None
-    spots: tuple[Spot, ...] = ()
+    depth_outputs: tuple[DepthOutput, ...] = ()
 
 
 class TokenCAM(nn.Module):
@@ -164,8 +164,8 @@ class TokenCAM(nn.Module):
 
         Args:
             inputs: (B, 3, H, W) normalised images.
-            layers: Blocks that are handed out, ``None`` for none of them.
-            dropout: What is dropped behind each of ``layers``.
+            layers: Blocks whose features and attention are returned, ``None`` for none.
+            dropout: The dropout behind each of ``layers``, ``None`` for none.
 
         Raises:
             AdcamError: If the size does not fit, or blocks are asked for without a class token.
@@ -177,7 +177,7 @@ class TokenCAM(nn.Module):
         grid_hw = compute_grid_hw(inputs, self.patch_size)
         num_prefix = self.backbone.num_prefix_tokens
         capture = AttentionCapture(self.backbone.blocks, num_prefix_tokens=num_prefix)
-        spots: list[Spot] = []
+        depth_outputs: list[DepthOutput] = []
 
         def hook(block: nn.Module, args: tuple[Tensor, ...], tokens: Tensor) -> Tensor | None:
             # The blocks so far are in it; there is a class token, so it is not None.
@@ -185,7 +185,7 @@ class TokenCAM(nn.Module):
             attn = scale_attention(rows.unflatten(2, grid_hw))
             patches = tokens[:, num_prefix:]
             plain = F.layer_norm(patches.float(), patches.shape[2:])
-            spots.append(Spot(_to_grid(plain, grid_hw), attn))
+            depth_outputs.append(DepthOutput(_to_grid(plain, grid_hw), attn))
             if dropout is None:
                 return None
             kept = dropout(_to_grid(patches, grid_hw), attn).flatten(2).transpose(1, 2)
@@ -199,7 +199,7 @@ class TokenCAM(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        return TrainMaps(cam, cls_token, tuple(spots))
+        return TrainMaps(cam, cls_token, tuple(depth_outputs))
 
     def class_maps(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Class maps (B, C, h, w) and the first token (B, D), the class token if there is one.

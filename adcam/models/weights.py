@@ -44,7 +44,7 @@ def load_trunk_weights(trunk: nn.Module, path: str | Path) -> None:
     """Load weights into a convolutional network without its classifier.
 
     Names are timm's, which are torchvision's for VGG, ResNet and InceptionV3. What the file has
-    beyond the network (``fc``, ``classifier``, ``AuxLogits``) is passed over.
+    beyond the network (``fc``, ``classifier``, ``AuxLogits``) is skipped.
 
     Args:
         trunk: A timm network.

@@ -21,7 +21,12 @@ def check_choice(name: str, value: str, legal: Sequence[str]) -> None:
 
 
 def check_float(name: str, tensor: torch.Tensor) -> None:
-    """Raise ``ValueError`` unless ``tensor`` has one of :data:`FLOAT_DTYPES`."""
+    """Raise ``ValueError`` unless ``tensor`` is a tensor of one of :data:`FLOAT_DTYPES`."""
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(
+            f"{name} must be a torch.Tensor, got {type(tensor).__name__}; "
+            "torch.from_numpy makes one of a NumPy array"
+        )
     if tensor.dtype not in FLOAT_DTYPES:
         legal = [str(dtype) for dtype in FLOAT_DTYPES]
         raise ValueError(f"{name} must have a dtype of {legal}, got {tensor.dtype}")

@@ -21,7 +21,7 @@ def recompute_backward(
     Args:
         fast: Computes the result; autograd does not see inside.
         slow: Computes the same, differentiably.
-        tensors: What both take, and all that gradients flow to.
+        tensors: The arguments of both functions, and all tensors that gradients flow to.
     """
     if records_gradient(*tensors):
         return _Recompute.apply(fast, slow, *tensors)

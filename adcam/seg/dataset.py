@@ -18,7 +18,7 @@ from adcam.errors import AdcamError
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
 
 Confidence: TypeAlias = Callable[[Sample], np.ndarray]
-"""From a sample with a mask to uint8 (H, W): how far each pixel's value is trusted, 255 wholly."""
+"""From a sample with a mask to uint8 (H, W): the confidence in each pixel's value, up to 255."""
 
 
 @DATASETS.register_module()

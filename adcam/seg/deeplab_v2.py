@@ -19,7 +19,7 @@ class DeepLabV2Head(BaseDecodeHead):
 
     Args:
         dilations: (6, 12, 18, 24) is the paper's ASPP-L; larger looks further.
-        **kwargs: Of ``BaseDecodeHead``; ``channels`` is not used.
+        **kwargs: Arguments of ``BaseDecodeHead``; ``channels`` is not used.
     """
 
     def __init__(self, dilations: Sequence[int] = (6, 12, 18, 24), **kwargs: Any) -> None:

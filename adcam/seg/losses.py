@@ -1,4 +1,4 @@
-"""Losses for masks that are not all equally sure."""
+"""Losses for masks whose pixels differ in confidence."""
 
 from __future__ import annotations
 

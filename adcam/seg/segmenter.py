@@ -29,11 +29,11 @@ AMP_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True)
 class SegViews:
-    """What the network sees of an image in testing; probabilities of all views are averaged.
+    """The views of an image that are tested; probabilities of all views are averaged.
 
     Attributes:
-        scales: Factors of the image's size.
-        flip: Whether each scale is looked at mirrored too.
+        scales: Factors on the image's size, one view each.
+        flip: ``True`` adds the mirrored image at each scale.
         short_side: Pixels of the shorter side at scale 1; ``None`` keeps the image's own size.
         divisor: Sides are rounded to multiples of it, so that patches and strides come out even.
     """
@@ -44,7 +44,7 @@ class SegViews:
     divisor: int = 16
 
     def sizes(self, ori_hw: tuple[int, int]) -> list[tuple[int, int]]:
-        """Input heights and widths for an image."""
+        """Return the input heights and widths for an image."""
         base = 1.0 if self.short_side is None else self.short_side / min(ori_hw)
         return [
             (
@@ -61,8 +61,8 @@ class Segmenter(EncoderDecoder):
 
     Args:
         amp: Precision in training and testing: ``"none"``, ``"bfloat16"`` or ``"float16"``.
-        views: What :meth:`val_step` looks at.
-        **kwargs: Of ``EncoderDecoder``.
+        views: The views that :meth:`val_step` tests.
+        **kwargs: Arguments of ``EncoderDecoder``.
     """
 
     def __init__(self, *, amp: str = "none", views: SegViews | None = None, **kwargs: Any) -> None:
@@ -97,7 +97,7 @@ class Segmenter(EncoderDecoder):
         return losses
 
     def val_step(self, data: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Predicted and true indices of a batch of ``img`` and ``target`` lists."""
+        """Return predicted and ground-truth indices of a batch of ``img`` and ``target`` lists."""
         return [
             (self.compute_probabilities(img).argmax(axis=0).astype(np.uint8), target)
             for img, target in zip(data["img"], data["target"], strict=True)
@@ -105,11 +105,11 @@ class Segmenter(EncoderDecoder):
 
     @torch.no_grad()
     def compute_probabilities(self, img: np.ndarray, views: SegViews | None = None) -> np.ndarray:
-        """Class probabilities of an image.
+        """Compute the class probabilities of an image.
 
         Args:
             img: RGB uint8 (H, W, 3).
-            views: What to look at, by default what the network was built with.
+            views: The views to test, by default those the network was built with.
 
         Returns:
             float32 (C, H, W), background first, summing to 1 over the first axis.
@@ -150,12 +150,12 @@ def build_segmenter(
     """Build a network from the ``model`` section of a config.
 
     Args:
-        model: As mmsegmentation has it; its ``type`` must be ``EncoderDecoder``. Weights are not
-            loaded.
-        amp: As for :class:`Segmenter`.
-        views: As for :class:`Segmenter`.
+        model: A network as mmsegmentation describes it; its ``type`` must be
+            ``EncoderDecoder``. Weights are not loaded.
+        amp: Precision in training and testing: ``"none"``, ``"bfloat16"`` or ``"float16"``.
+        views: The views that are tested.
         crop_size: Height and width that training batches are padded to.
-        sync: Whether batch statistics are taken over all processes; if not, SyncBN becomes BN.
+        sync: ``True`` takes batch statistics over all processes; ``False`` makes SyncBN a BN.
 
     Raises:
         AdcamError: For another ``type``.

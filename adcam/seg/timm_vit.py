@@ -21,12 +21,13 @@ class TimmViT(BaseModule):
     patch.
 
     Args:
-        name: Of ``timm.create_model``; nothing is downloaded.
-        img_size: Input side that the position embedding is stored for.
+        name: A name of ``timm.list_models()``; nothing is downloaded.
+        img_size: Side in pixels of the images that the position embedding is stored for.
         out_indices: Blocks whose outputs are returned, 0-based; the last may be given as -1.
-        norm: Whether the final normalisation is applied to each.
-        backbone_kwargs: Further arguments of ``timm.create_model``.
-        drop_path_rate: Stochastic depth, larger regularises more.
+        norm: ``True`` applies the final normalisation to each output.
+        drop_path_rate: Rate of stochastic depth; a larger one regularises more.
+        backbone_kwargs: Further options of the backbone, of those that
+            :data:`adcam.options.BACKBONE_OPTIONS` lists.
     """
 
     def __init__(

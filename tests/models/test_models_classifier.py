@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adcam.models.classifier import Classifier, InCA
-from adcam.models.losses import Spot, split_attention
+from adcam.models.losses import DepthOutput, split_attention
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM, TrainMaps
 
@@ -167,8 +167,8 @@ def test_incas_losses_are_weighted_means_over_its_depths() -> None:
     torch.testing.assert_close(more["loss_contrastive"], 0.5 * once["loss_contrastive"])
     torch.testing.assert_close(more["loss_consistency"], 3 * once["loss_consistency"])
     single = [
-        plain.compute_losses(replace(maps, spots=(spot,)))["loss_contrastive"]
-        for spot in maps.spots
+        plain.compute_losses(replace(maps, depth_outputs=(output,)))["loss_contrastive"]
+        for output in maps.depth_outputs
     ]
     torch.testing.assert_close(once["loss_contrastive"], torch.stack(single).mean())
 
@@ -179,13 +179,18 @@ def test_the_contrast_of_class_maps() -> None:
     attn = torch.rand(2, 1, 4, 6, generator=torch.Generator().manual_seed(0))
     attn /= attn.amax(dim=(2, 3), keepdim=True)
     cam = (attn - 0.3).sign().expand(-1, 3, -1, -1)
-    spots = (Spot(torch.randn(2, 5, 8, 12), torch.rand(2, 1, 8, 12)), Spot(cam, attn))
+    depth_outputs = (
+        DepthOutput(torch.randn(2, 5, 8, 12), torch.rand(2, 1, 8, 12)),
+        DepthOutput(cam, attn),
+    )
     inca = InCA(contrastive_on="maps", margin=4.0, consistency_weight=0.0)
-    assert inca.compute_losses(TrainMaps(cam, None, spots))["loss_contrastive"].item() < 1e-5
-    same = TrainMaps(cam.abs(), None, spots)
+    assert (
+        inca.compute_losses(TrainMaps(cam, None, depth_outputs))["loss_contrastive"].item() < 1e-5
+    )
+    same = TrainMaps(cam.abs(), None, depth_outputs)
     assert inca.compute_losses(same)["loss_contrastive"].item() == pytest.approx(4)
     # the attention may be of another size
-    inca.compute_losses(TrainMaps(cam, None, spots[:1]))
+    inca.compute_losses(TrainMaps(cam, None, depth_outputs[:1]))
 
 
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
@@ -202,24 +207,24 @@ def test_inca_plays_no_part_in_predictions(kind: str) -> None:
 
 
 @torch.no_grad()
-def test_a_vits_spots_are_normalised_tokens_and_class_token_rows_so_far() -> None:
+def test_a_vits_depth_outputs_are_normalised_tokens_and_class_token_rows_so_far() -> None:
     network = make().network.eval()
     inputs = torch.randn(2, 3, 24, 40)
-    spots = network.train_maps(inputs, layers="all").spots
+    depth_outputs = network.train_maps(inputs, layers="all").depth_outputs
     maps = network.token_maps(inputs)
     assert maps.attn_cls2patch is not None
     tokens: list[Tensor] = []
     for block in network.backbone.blocks:
         block.register_forward_hook(lambda _m, _a, out: tokens.append(out[:, 1:]))
     network(inputs)
-    for index, spot in enumerate(spots):
+    for index, output in enumerate(depth_outputs):
         row = maps.attn_cls2patch[:, : index + 1].sum(dim=1).reshape(2, 1, 3, 5)
-        torch.testing.assert_close(spot.attn, row / row.amax(dim=(2, 3), keepdim=True))
+        torch.testing.assert_close(output.attn, row / row.amax(dim=(2, 3), keepdim=True))
         patch = tokens[index][:, 7]  # row 1, column 2
         expected = (patch - patch.mean(1, keepdim=True)) / (
             patch.var(1, correction=0, keepdim=True) + 1e-5
         ).sqrt()
-        torch.testing.assert_close(spot.features[:, :, 1, 2], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(output.features[:, :, 1, 2], expected, rtol=0, atol=1e-5)
 
 
 def test_a_vit_drops_patch_tokens_and_never_the_class_token() -> None:
@@ -231,9 +236,9 @@ def test_a_vit_drops_patch_tokens_and_never_the_class_token() -> None:
     network.backbone.norm.register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
     inputs = torch.randn(2, 3, 24, 40)
     with torch.no_grad():
-        spot = network.train_maps(inputs, layers=(1,)).spots[0]
+        output = network.train_maps(inputs, layers=(1,)).depth_outputs[0]
         network.train_maps(inputs, layers=(1,), dropout=model.dropout.train())
-    kept = split_attention(spot.attn, fg_threshold=0.3, drop_threshold=0.8).drop.flatten(1)
+    kept = split_attention(output.attn, fg_threshold=0.3, drop_threshold=0.8).drop.flatten(1)
     torch.testing.assert_close(seen[1][:, 0], seen[0][:, 0])
     torch.testing.assert_close(seen[1][:, 1:], seen[0][:, 1:] * kept[:, :, None])
     assert kept.any() and not kept.all()

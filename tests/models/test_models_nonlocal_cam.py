@@ -52,11 +52,11 @@ def test_sizes_at_each_depth(backbone: str, out_stride: int, grids: list[tuple[i
     assert (maps.depth, maps.attn_cls2patch, dict(maps.attn_patch2patch)) == (0, None, {})
     torch.testing.assert_close(maps.logits, maps.cam.flatten(2).mean(dim=2))
     torch.testing.assert_close(network(inputs), maps.logits)
-    spots = network.train_maps(inputs, layers="all").spots
-    assert [tuple(spot.features.shape[2:]) for spot in spots] == grids
-    for spot in spots:
-        assert spot.attn.shape == (1, 1, *spot.features.shape[2:])
-        assert (spot.attn.min() >= 0, spot.attn.max()) == (True, 1)
+    depth_outputs = network.train_maps(inputs, layers="all").depth_outputs
+    assert [tuple(output.features.shape[2:]) for output in depth_outputs] == grids
+    for output in depth_outputs:
+        assert output.attn.shape == (1, 1, *output.features.shape[2:])
+        assert (output.attn.min() >= 0, output.attn.max()) == (True, 1)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,11 @@ def test_weights_of_a_published_network_give_its_features(tmp_path: Path) -> Non
     torch.save({n: v for n, v in plain.state_dict().items() if "num_batches" not in n}, path)
     network = make(weights=str(path))
     inputs = random_images(64, 96)
-    spot = network.train_maps(inputs, layers=(0,)).spots[0]
+    output = network.train_maps(inputs, layers=(0,)).depth_outputs[0]
     expected = plain.layer3[0](
         plain.layer2(plain.layer1(plain.maxpool(plain.act1(plain.bn1(plain.conv1(inputs))))))
     )
-    torch.testing.assert_close(spot.features, expected)
+    torch.testing.assert_close(output.features, expected)
 
 
 def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_bfloat16_trains_without_nan() -> None:
         maps = network.train_maps(
             random_images(64, 64, batch=4), layers="all", dropout=AttentionDropout()
         )
-    loss = maps.cam.float().square().mean() + sum(s.attn.mean() for s in maps.spots)
+    loss = maps.cam.float().square().mean() + sum(s.attn.mean() for s in maps.depth_outputs)
     loss.backward()
     grads = [p.grad for p in network.parameters() if p.grad is not None]
     assert grads and all(grad.isfinite().all() for grad in grads)

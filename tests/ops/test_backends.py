@@ -63,8 +63,9 @@ def test_which_triton_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     look = _backends.triton_package_reason.__wrapped__  # without its cache
     monkeypatch.setattr(_backends.importlib.util, "find_spec", lambda name: object())
     for version, reason in {
-        "3.2.0": "triton 3.2.0 is older than 3.8",
-        "3.8.0": None,
+        "3.1.0": "triton 3.1.0 is older than 3.2",
+        "3.2.0": None,  # of torch 2.6, the lowest that setup.py allows
+        "3.6.0": None,
         "3.10.1+git1": None,
         "4.0": None,
     }.items():

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_testing import CAPABILITIES, compile_ahead, interpreted, nan_poisoned, needs_triton
+from triton_testing import (
+    CAPABILITIES,
+    compile_ahead,
+    interpreted,
+    is_old_triton,
+    nan_poisoned,
+    needs_triton,
+)
 
 from adcam.ops.common_neighbor import common_neighbor
 
@@ -91,11 +98,12 @@ def test_interpreted_refusals() -> None:
 @needs_triton
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("attn_type", ["*fp32", "*bf16", "*fp16"])
-def test_passes_compile(capability: int, attn_type: str) -> None:
+@pytest.mark.parametrize("tokens", ["i32", "i32:16"])  # as a launch with N = 785 and 784 does
+def test_passes_compile(capability: int, attn_type: str, tokens: str) -> None:
     from adcam.ops.common_neighbor import triton_kernels
 
     types = dict.fromkeys(("row_scale", "column_scale", "received"), "*fp32")
-    types |= {"attn": attn_type, "tokens": "i32"}
+    types |= {"attn": attn_type, "tokens": tokens}
     compile_ahead(
         triton_kernels.row_and_column_sums,
         capability,
@@ -143,7 +151,8 @@ def test_product_compiles(capability: int, features: str, index: int) -> None:
     # The product is on the tensor cores, and is waited for asynchronously.
     ptx = compiled.asm["ptx"]
     assert {80: "mma.sync", 90: "mma", 100: "mma"}[capability] in ptx
-    assert "cp.async" in ptx
+    if not is_old_triton():  # which loads float32 on sm_90 without it
+        assert "cp.async" in ptx
 
 
 @needs_triton

@@ -125,10 +125,14 @@ KERNELS = [
 @needs_triton
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(("kernel", "constants"), KERNELS)
-def test_kernels_compile(capability: int, kernel: str, constants: dict[str, bool | int]) -> None:
+@pytest.mark.parametrize("divisor", ["", ":16"])  # Triton tells multiples of 16 from others
+def test_kernels_compile(
+    capability: int, kernel: str, constants: dict[str, bool | int], divisor: str
+) -> None:
     from adcam.ops.diffusion import triton_kernels
 
-    types = {**POINTERS, **NUMBERS}
+    sizes = {name: f"{kind}{divisor}" for name, kind in NUMBERS.items() if kind == "i32"}
+    types = {**POINTERS, **NUMBERS, **sizes}
     compile_ahead(getattr(triton_kernels, kernel), capability, signature=types, constants=constants)
 
 

@@ -89,14 +89,18 @@ def test_backward_is_the_reference() -> None:
 
 
 # As a launch sees them: the last stride is 1, the others of timm's view are multiples of 16.
-STRIDES = {
-    f"{tensor}_{axis}": "i32:16" for tensor in "qk" for axis in ("batch", "head", "token")
-} | {"total_batch": "i64", "total_row": "i32"}
+STRIDES = {f"{tensor}_{axis}": "i32:16" for tensor in "qk" for axis in ("batch", "head", "token")}
 UNIT_STRIDES = {"q_channel": 1, "k_channel": 1, "total_column": 1}
 
 
 def compile_kernel(
-    name: str, capability: int, dtype: str, config: Any, head_dim: int, padded_dim: int
+    name: str,
+    capability: int,
+    dtype: str,
+    config: Any,
+    head_dim: int,
+    padded_dim: int,
+    divisor: str = "",
 ) -> None:
     from adcam.ops.token_attention import triton_kernels
 
@@ -104,11 +108,12 @@ def compile_kernel(
     dims = {"head_dim": head_dim, "padded_dim": padded_dim, "from_zero": False}
     constants = {**UNIT_STRIDES, **dims, **config.kwargs}
     pointers = {"q": f"*{dtype}", "k": f"*{dtype}", "normalizers": "*fp32", "total": "*fp32"}
-    sizes = {"tokens": "i32", "patches": "i32", "heads": "i32", "scale": "fp32"}
+    sizes = {"tokens": "i32", "patches": f"i32{divisor}", "heads": "i32", "scale": "fp32"}
+    rows = {"total_batch": f"i64{divisor}", "total_row": f"i32{divisor}"}
     compiled = compile_ahead(
         kernel,
         capability,
-        signature={**pointers, **sizes, **STRIDES},
+        signature={**pointers, **sizes, **STRIDES, **rows},
         constants={key: value for key, value in constants.items() if key in kernel.arg_names},
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -125,8 +130,9 @@ def configs() -> list[Any]:
 @needs_triton
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("name", ["_row_normalizers", "_add_mean"])
-def test_compiles(name: str, capability: int) -> None:
-    compile_kernel(name, capability, "bf16", configs()[0], 64, 64)
+@pytest.mark.parametrize("divisor", ["", ":16"])  # N = 785 and N = 784
+def test_compiles(name: str, capability: int, divisor: str) -> None:
+    compile_kernel(name, capability, "bf16", configs()[0], 64, 64, divisor)
 
 
 @needs_triton

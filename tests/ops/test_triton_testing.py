@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from triton_testing import CAPABILITIES, compile_ahead, interpreted, needs_triton
+from triton_testing import CAPABILITIES, compile_ahead, interpreted, nan_poisoned, needs_triton
 
 
 def row_sums(values: torch.Tensor) -> torch.Tensor:
@@ -55,3 +55,15 @@ def test_compiler(capability: int) -> None:
 def test_gpu(gpu: torch.device) -> None:
     values = torch.rand(3, 37, generator=torch.Generator().manual_seed(0)).to(gpu)
     torch.testing.assert_close(row_sums(values), values.sum(dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
+def test_poison_is_for_floats_alone(dtype: torch.dtype) -> None:
+    """Triton's autotuner makes a buffer of integers, which NaN cannot fill."""
+    with nan_poisoned():
+        assert torch.empty(3, dtype=dtype).dtype == dtype
+        assert torch.zeros(2).new_empty(3, dtype=dtype).dtype == dtype
+        assert torch.empty_like(torch.zeros(3, dtype=dtype)).dtype == dtype
+        assert torch.empty(3).isnan().all()
+        assert torch.empty_like(torch.zeros(3)).isnan().all()
+        assert torch.zeros(2).new_empty(3).isnan().all()

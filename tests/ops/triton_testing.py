@@ -14,8 +14,10 @@ import importlib
 import multiprocessing
 import os
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -26,7 +28,18 @@ from adcam.ops._backends import triton_package_reason
 # Compute capability -> shared memory that one block may use, in bytes: CUDA C++ Programming
 # Guide, table "Technical specifications per compute capability", less the 1 KiB that CUDA takes.
 SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-CAPABILITIES = tuple(SHARED_MEMORY)
+
+
+def is_old_triton() -> bool:
+    """Whether this is Triton 3.2, of torch 2.6: it describes arguments in another way."""
+    try:
+        return metadata.version("triton").startswith("3.2.")
+    except metadata.PackageNotFoundError:
+        return False
+
+
+# Triton 3.2 knows no sm_100 and ends the process.
+CAPABILITIES = tuple(sm for sm in SHARED_MEMORY if sm < 100 or not is_old_triton())
 
 needs_triton = pytest.mark.skipif(
     triton_package_reason() is not None, reason=triton_package_reason() or ""
@@ -79,20 +92,19 @@ def compile_ahead(
     """
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     function = kernel.fn if hasattr(kernel, "configs") else kernel
-    types, attrs = {}, {}
+    kinds, attrs = {}, {}
     for name in function.arg_names:
         if name in constants:
-            types[name] = "constexpr"
+            kinds[name] = "constexpr"
             continue
         kind, _, divisor = signature[name].partition(":")
-        types[name] = kind
+        kinds[name] = kind
         if divisor == "16" or (kind.startswith("*") and not divisor):
             attrs[(function.arg_names.index(name),)] = [["tt.divisibility", 16]]
     compiled = triton.compile(
-        ASTSource(function, signature=types, constexprs=dict(constants), attrs=attrs),
+        _make_source(function, kinds, constants, attrs),
         target=GPUTarget("cuda", capability, 32),
         # As every launch says it: Triton 3.9 warns when the choice is left to its default.
         options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True},
@@ -103,12 +115,45 @@ def compile_ahead(
     return compiled
 
 
+def _make_source(
+    function: Any, kinds: dict[str, str], constants: Mapping[str, Any], attrs: Mapping[Any, Any]
+) -> Any:
+    from triton.compiler import ASTSource
+
+    if not is_old_triton():
+        return ASTSource(function, signature=kinds, constexprs=dict(constants), attrs=attrs)
+    from triton.backends.compiler import AttrsDescriptor
+
+    aligned = {"tt.divisibility": tuple(place for (place,) in attrs)}
+    return ASTSource(
+        function,
+        signature={name: kind for name, kind in kinds.items() if kind != "constexpr"},
+        constants=dict(constants),
+        attrs=AttrsDescriptor.from_dict({"arg_properties": aligned, "cls": "AttrsDescriptor"}),
+    )
+
+
+def stand_in_for_the_driver() -> None:
+    """Let Triton 3.2 decorate kernels without a GPU: it asks its driver how to time them."""
+    if is_old_triton() and not torch.cuda.is_available():
+        from triton.runtime import driver
+
+        driver.set_active(types.SimpleNamespace(get_benchmarker=lambda: None))
+
+
 @contextlib.contextmanager
 def nan_poisoned() -> Iterator[None]:
-    """Make new empty tensors hold NaN, so that what is left out is not 0 by chance."""
+    """Make new empty float tensors hold NaN, so that what is left out is not 0 by chance.
+
+    Others stay: Triton's own buffers of integers, say, which NaN cannot fill.
+    """
 
     def poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return lambda *args, **kwargs: make(*args, **kwargs).fill_(torch.nan)
+        def fill(*args: Any, **kwargs: Any) -> torch.Tensor:
+            made = make(*args, **kwargs)
+            return made.fill_(torch.nan) if made.is_floating_point() else made
+
+        return fill
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", poisoned(torch.empty))
@@ -132,6 +177,7 @@ def _start_interpreter() -> None:
     if "triton" in sys.modules:
         raise RuntimeError("triton was imported before the interpreter could be chosen")
     os.environ["TRITON_INTERPRET"] = "1"
+    stand_in_for_the_driver()
 
 
 def _call(module: str, name: str, kwargs: dict[str, Any]) -> None:

@@ -103,7 +103,7 @@ def neighbor_similarity(
     0, is taken as 0 there.
 
     Args:
-        attn: As in :func:`common_neighbor`.
+        attn: (..., N, N) attention, finite and >= 0; see :func:`common_neighbor`.
         similarity: One of :data:`SIMILARITIES`.
 
     Returns:

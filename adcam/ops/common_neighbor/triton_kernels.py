@@ -40,7 +40,7 @@ def refine(
         attn: (..., N, N) on a CUDA device (under the interpreter, on the CPU); float16, bfloat16
             or float32.
         similarity: ``"resource_allocation"`` or ``"cosine"``.
-        power: As in the reference.
+        power: The exponent of the similarity, >= 0.
         half_product: Multiply float16 operands, with sums in float32. Otherwise the product has
             the precision of float32: three TF32 products of split operands.
 
@@ -104,11 +104,12 @@ def row_and_column_sums(
     row = block * rows + tl.arange(0, rows)
     column = tl.arange(0, columns)
     start = attn + image * tokens * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
-    total = tl.zeros((rows,), tl.float32)
+    # Summed once behind the loop: Triton 3.6 cannot compile a loop that accumulates tl.sum.
+    tile = tl.zeros((rows, columns), tl.float32)
     for first in range(0, tokens, columns):
         inside = (row[:, None] < tokens) & (first + column[None, :] < tokens)
-        total += tl.sum(tl.load(start + first, mask=inside, other=0).to(tl.float32), axis=1)
-    scale = _inverse(total)
+        tile += tl.load(start + first, mask=inside, other=0).to(tl.float32)
+    scale = _inverse(tl.sum(tile, axis=1))
     tl.store(row_scale + image * tokens + row, scale, mask=row < tokens)
     out = received + (image * tl.num_programs(0) + block) * tokens + column
     for first in range(0, tokens, columns):

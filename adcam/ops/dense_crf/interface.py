@@ -80,7 +80,7 @@ class DenseCRF:
             ``"pydensecrf"`` (the C++ code, extra ``crf``; builds its lattices for each inference),
             or ``"auto"``: ``"torch"`` on another device than the CPU, else the first of
             :func:`available_backends` that can run.
-        device: Where to compute, e.g. ``"cuda:1"``; ``None`` takes the device of ``img``.
+        device: The device that computes, e.g. ``"cuda:1"``; ``None`` takes the device of ``img``.
 
     Raises:
         ValueError: Wrong shape or dtype, a kernel that makes no sense (sigma <= 0, compat < 0) or
@@ -165,19 +165,19 @@ def dense_crf(
     :class:`DenseCRF`.
 
     Args:
-        prob: As for :meth:`DenseCRF.infer`.
-        img: As for :class:`DenseCRF`; it follows ``prob`` to another device.
-        gaussian: As for :class:`DenseCRF`.
-        bilateral: As for :class:`DenseCRF`.
-        num_iters: As for :meth:`DenseCRF.infer`.
-        backend: As for :class:`DenseCRF`.
+        prob: (C, H, W) label probabilities; see :meth:`DenseCRF.infer`.
+        img: (H, W, 3) uint8 image; it follows ``prob`` to another device.
+        gaussian: ``(sigma_xy, compat)`` of the smoothness kernel; see :class:`DenseCRF`.
+        bilateral: ``(sigma_xy, sigma_rgb, compat)`` of the appearance kernel.
+        num_iters: The number of mean-field updates, >= 0.
+        backend: What computes; see :class:`DenseCRF`.
 
     Returns:
-        (C, H, W) float32 marginals, as of :meth:`DenseCRF.infer`.
+        (C, H, W) float32 marginals that sum to 1 over labels.
 
     Raises:
-        ValueError: As the two.
-        RuntimeError: As the class.
+        ValueError: If an argument is refused by :class:`DenseCRF` or its ``infer``.
+        RuntimeError: If the backend asked for cannot run here.
     """
     if isinstance(prob, torch.Tensor) and prob.device.type != "cpu":
         img = torch.as_tensor(img, device=prob.device)
@@ -201,12 +201,12 @@ def dense_crf_batch(
     The other backends take them one after another.
 
     Args:
-        probs: As for :meth:`DenseCRF.infer`, one an image; tensors on one device.
-        imgs: As for :class:`DenseCRF`; they follow ``probs`` to another device.
-        gaussian: As for :class:`DenseCRF`.
-        bilateral: As for :class:`DenseCRF`.
-        num_iters: As for :meth:`DenseCRF.infer`.
-        backend: As for :class:`DenseCRF`.
+        probs: Label probabilities (C, H, W), one an image; tensors on one device.
+        imgs: Images (H, W, 3) uint8; they follow ``probs`` to another device.
+        gaussian: ``(sigma_xy, compat)`` of the smoothness kernel; see :class:`DenseCRF`.
+        bilateral: ``(sigma_xy, sigma_rgb, compat)`` of the appearance kernel.
+        num_iters: The number of mean-field updates, >= 0.
+        backend: What computes; see :class:`DenseCRF`.
 
     Returns:
         The marginals of each image, as of :func:`dense_crf`.
@@ -270,7 +270,16 @@ def _as_numpy(array: NDArray[Any] | torch.Tensor) -> NDArray[Any]:
     return np.asarray(array)
 
 
+def _check_kind(name: str, value: object) -> None:
+    if not isinstance(value, np.ndarray | torch.Tensor):
+        raise ValueError(
+            f"{name} must be a NumPy array or a torch.Tensor, got {type(value).__name__}; "
+            "numpy.asarray makes an array of a PIL image or a list"
+        )
+
+
 def _check_img(img: NDArray[np.uint8] | torch.Tensor) -> None:
+    _check_kind("img", img)
     if img.ndim != 3 or img.shape[2] != 3 or img.dtype not in (np.uint8, torch.uint8):
         raise ValueError(f"img must be (H, W, 3) uint8, got {tuple(img.shape)} {img.dtype}")
     if 0 in img.shape:
@@ -278,6 +287,7 @@ def _check_img(img: NDArray[np.uint8] | torch.Tensor) -> None:
 
 
 def _check_prob(prob: NDArray[Any] | torch.Tensor, hw: tuple[int, ...]) -> None:
+    _check_kind("prob", prob)
     shape = tuple(prob.shape)
     is_float = (
         prob.is_floating_point()

@@ -16,7 +16,7 @@ class ScaledAffinity:
         own: (..., 1, N), what tokens without neighbours are given.
         rows: (..., 1, N).
         columns: (..., 1, N).
-        symmetric: Whether T is the mean of that matrix and its transpose.
+        symmetric: ``True`` if T is the mean of that matrix and its transpose.
     """
 
     affinity: torch.Tensor

@@ -102,11 +102,11 @@ def accumulate_token_attention(
     Args:
         total: (B, N, N), what an earlier call returned, or ``None`` to start. The fast backends add
             to it in place unless autograd records: go on with what is returned.
-        q: As in :func:`token_attention`.
-        k: As in :func:`token_attention`.
-        scale: As in :func:`token_attention`.
-        num_prefix_tokens: As in :func:`token_attention`.
-        backend: As in :func:`token_attention`.
+        q: Queries (B, heads, tokens, d), prefix tokens first; see :func:`token_attention`.
+        k: Keys in the shape and dtype of ``q``.
+        scale: The factor on the products of queries and keys, above 0.
+        num_prefix_tokens: The number of tokens before the patches (class token, registers).
+        backend: What computes; see :func:`token_attention`.
 
     Returns:
         (B, N, N), float64 for float64 inputs, else float32. Differentiable in all tensors.
@@ -186,14 +186,14 @@ def attend_and_accumulate(
     autograd records, the output is that of torch's fused attention.
 
     Args:
-        total: As in :func:`accumulate_token_attention`.
-        q: As in :func:`token_attention`.
-        k: As in :func:`token_attention`.
+        total: (B, N, N) float sum that the result is added to, or ``None`` to start at zero.
+        q: Queries (B, heads, tokens, d), prefix tokens first; see :func:`token_attention`.
+        k: Keys in the shape and dtype of ``q``.
         v: Values, shape, dtype and device of ``q``.
-        scale: As in :func:`token_attention`.
-        num_prefix_tokens: As in :func:`token_attention`.
-        backend: As in :func:`token_attention`. ``"torch"`` rounds the attention of bfloat16 inputs
-            to bfloat16 before it is multiplied by ``v``, as the fused attention does.
+        scale: The factor on the products of queries and keys, above 0.
+        num_prefix_tokens: The number of tokens before the patches (class token, registers).
+        backend: What computes; see :func:`token_attention`. ``"torch"`` rounds the attention of
+            bfloat16 inputs to bfloat16 before it is multiplied by ``v``, as fused attention does.
 
     Returns:
         ``output`` (B, H, P + N, d), dtype of ``v``, and what :func:`accumulate_token_attention`
@@ -232,9 +232,9 @@ def cls_attention(
     """The ``cls2patch`` of :func:`token_attention` alone, without the N x N work.
 
     Args:
-        q: As in :func:`token_attention`; only the class token's query is read.
-        k: As in :func:`token_attention`.
-        scale: As in :func:`token_attention`.
+        q: Queries (B, heads, tokens, d), of which only the class token's is read.
+        k: Keys in the shape and dtype of ``q``.
+        scale: The factor on the products of queries and keys, above 0.
         num_prefix_tokens: P >= 1.
         cls_index: Position of the class token among the prefix tokens.
 
@@ -270,6 +270,7 @@ def _not_supported_reasons(q: torch.Tensor, k: torch.Tensor) -> dict[str, list[s
 
 def _check(q: torch.Tensor, k: torch.Tensor, scale: float, num_prefix_tokens: int) -> None:
     check_float("q", q)
+    check_float("k", k)
     if q.ndim != 4 or q.shape != k.shape or q.dtype != k.dtype:
         raise ValueError(
             "q and k must have one shape (B, heads, tokens, d) and one dtype, "
