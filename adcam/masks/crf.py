@@ -203,18 +203,3 @@ def get_crf_params(crf: str | CRFParams) -> CRFParams:
         )
     check_choice("crf", crf, CRF_PARAMS)
     return CRF_PARAMS[crf]
-
-
-def check_crf(crf: str, crf_backend: str) -> None:
-    """Refuse an unknown parameter set or backend before anything is computed.
-
-    Args:
-        crf: ``"none"`` for no CRF, or a name in :data:`CRF_PARAMS`.
-        crf_backend: A name in :data:`CRF_BACKENDS`.
-
-    Raises:
-        AdcamError: If a name is unknown, or a backend is named where a parameter set belongs.
-    """
-    if crf != "none":
-        get_crf_params(crf)
-    check_choice("crf_backend", crf_backend, CRF_BACKENDS)

@@ -10,11 +10,12 @@ from adcam.masks.crf import (
     CRF_BACKENDS,
     CRF_PARAMS,
     CRFParams,
-    check_crf,
+    get_crf_params,
     refine,
     refine_labels,
 )
 from adcam.ops.dense_crf import available_backends, dense_crf
+from adcam.settings import MaskSettings, from_section
 
 HEIGHT, WIDTH = 30, 46
 
@@ -152,21 +153,32 @@ def test_backends_by_the_names_of_the_commands(scene):
 
 
 @pytest.mark.parametrize(
-    ("crf", "backend", "message"),
+    ("crf", "message"),
     [
-        ("lattice", "auto", r"crf names a parameter set.*'toco'.*crf_backend='lattice'"),
-        ("tocco", "auto", "crf must be one of .*did you mean 'toco'"),
-        ("toco", "latice", r"crf_backend must be one of .*did you mean 'lattice'"),
-        ("toco", "toco", "crf_backend must be one of"),
-        (True, "auto", "crf must be one of .*got True"),
+        ("lattice", r"crf names a parameter set.*'toco'.*crf_backend='lattice'"),
+        ("tocco", "crf must be one of .*did you mean 'toco'"),
+        (True, "crf must be one of .*got True"),
     ],
 )
-def test_wrong_names_are_refused_with_the_right_spelling(crf, backend, message):
+def test_wrong_names_are_refused_with_the_right_spelling(crf, message):
     with pytest.raises(AdcamError, match=message):
-        check_crf(crf, backend)
+        get_crf_params(crf)
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("latice", "must be .*'lattice'.*got 'latice'"),
+        ("toco", "must be .*'lattice'.*got 'toco'"),
+        (True, "must be text, got True"),
+    ],
+)
+def test_wrong_backends_are_refused(backend, message):
+    with pytest.raises(AdcamError, match=rf"mask\.crf_backend {message}"):
+        from_section(MaskSettings, {"rule": "0.5", "crf_backend": backend}, "mask")
 
 
 def test_legal_names_pass():
     for name in ("none", *CRF_PARAMS):
         for backend in CRF_BACKENDS:
-            check_crf(name, backend)
+            from_section(MaskSettings, {"rule": "0.5", "crf": name, "crf_backend": backend}, "mask")
