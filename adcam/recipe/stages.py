@@ -383,8 +383,8 @@ def _run_stage(recipe: Recipe, stage: Stage[Any], redo: bool, log: Log) -> bool:
     if record is None:
         if folder.is_dir() and any(folder.iterdir()):
             raise AdcamError(
-                f"{folder} holds files, but no {STAGE_NAME} that says where they come from; take "
-                "another --work-dir"
+                f"{folder} holds files, but no {STAGE_NAME} that says where they come from; "
+                "remove it, or take another --work-dir"
             )
         log(f"· {stage.name}: {stage.title} …")
     elif redo or (changes := diff_configs(record["inputs"], inputs)):
