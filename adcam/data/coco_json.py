@@ -6,8 +6,9 @@ How instances become one mask is nobody's standard, so here it is a rule with tw
 * Where they overlap, ``overlap="small"`` puts the one of fewer pixels on top, of two alike the one
   that stands first in the file: what is small is as a rule in front, and is never buried.
   ``"first"`` puts the one on top that stands first in the file.
-* Small objects are drawn like all others. One that covers no pixel leaves none, and neither does a
-  polygon of fewer than three points; the image-level label names their class all the same.
+* Small objects are drawn like all others. One that covers no pixel leaves none, and neither does
+  one without a polygon of three points; both are counted, and the image-level label names their
+  class all the same.
 * A crowd (``iscrowd=1``, a region of many objects) never covers an object. ``crowd="ignore"`` makes
   what is left of it 255, ``"skip"`` leaves it background.
 
@@ -16,22 +17,27 @@ pycocotools is optional (``pip install adcam[coco]``) and imported when it is us
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
+from adcam.data.polygons import trace_regions
 from adcam.data.text_tables import check_relative
 from adcam.errors import AdcamError
-from adcam.files import img_id_of
+from adcam.files import img_id_of, read_json
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 CROWD_RULES = ("ignore", "skip")
 OVERLAP_RULES = ("small", "first")
+OBJECT_RULES = ("class", "component")
+
+MAX_PIXELS = 178_956_970
+"""Largest image that is drawn, as :func:`adcam.data.images.read_image` has it."""
 
 IGNORE_CATEGORY: dict[str, Any] = {"id": IGNORE_INDEX, "name": "ignore", "supercategory": ""}
 """Category of ignored pixels in the files written here; its annotations are crowds."""
@@ -78,58 +84,81 @@ def read_coco_json(path: str | Path) -> CocoFile:
             images have one id or name, or an annotation belongs to no image.
     """
     path = Path(path)
+    content = read_json(path, kind=object, what="a json file")
     try:
-        content = json.loads(path.read_bytes())
-    except OSError as err:
-        raise AdcamError(f"{path}: cannot be read ({err.strerror})") from err
-    except ValueError as err:
-        raise AdcamError(f"{path}: not a json file, or one that was cut short ({err})") from err
-    try:
-        categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-        annotations_of: dict[int, list[Mapping[str, Any]]] = {
-            i["id"]: [] for i in content["images"]
-        }
-        for annotation in content["annotations"]:
-            if (image_id := annotation["image_id"]) not in annotations_of:
-                raise AdcamError(f"annotation {annotation.get('id')} is of no image: {image_id!r}")
-            annotations_of[image_id].append(annotation)
-        images = [
-            CocoImage(
-                img_id_of(check_relative(path, str(image["file_name"]))),
-                (int(image["height"]), int(image["width"])),
-                tuple(annotations_of[image["id"]]),
-            )
-            for image in content["images"]
-        ]
-    except (KeyError, TypeError, AttributeError) as err:
+        categories = _read_categories(content["categories"])
+        images = _read_images(content["images"], content["annotations"], path)
+    except (KeyError, TypeError, AttributeError, OverflowError) as err:
         raise AdcamError(
             f"{path}: not in COCO's form, which has images, annotations and categories ({err!r})"
         ) from err
     except ValueError as err:
         raise AdcamError(f"{path}: {err}") from err
-    if empty := [image.img_id for image in images if min(image.hw) < 1]:
-        raise AdcamError(f"{path}: image {empty[0]!r} has no pixels")
-    if len(annotations_of) != len(images) or len({image.img_id for image in images}) != len(images):
-        raise AdcamError(f"{path}: two images have the same id or the same file name")
-    return CocoFile(
-        dict(sorted(categories.items())),
-        tuple(sorted(images, key=lambda image: image.img_id)),
-    )
+    return CocoFile(categories, tuple(sorted(images, key=lambda image: image.img_id)))
+
+
+def _read_categories(entries: Any) -> dict[int, str]:
+    name_of: dict[int, str] = {}
+    for entry in entries:
+        number, name = int(entry["id"]), str(entry["name"])
+        if name_of.setdefault(number, name) != name:
+            raise AdcamError(
+                f"the categories {name_of[number]!r} and {name!r} have the id {number}"
+            )
+    return dict(sorted(name_of.items()))
+
+
+def _read_images(images: Any, annotations: Any, path: Path) -> list[CocoImage]:
+    annotations_of: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in images}
+    for annotation in annotations:
+        if (image_id := annotation["image_id"]) not in annotations_of:
+            raise AdcamError(f"annotation {annotation.get('id')} is of no image: {image_id!r}")
+        if type(category := annotation["category_id"]) is not int:
+            raise AdcamError(f"annotation {annotation.get('id')} has the category {category!r}")
+        annotations_of[image_id].append(annotation)
+    found: dict[str, CocoImage] = {}
+    name_of: dict[Any, str] = {}
+    for image in images:
+        name = str(image["file_name"]).replace("\\", "/")
+        img_id = img_id_of(check_relative(path, name))
+        height, width = int(image["height"]), int(image["width"])
+        if min(height, width) < 1:
+            raise AdcamError(f"image {img_id!r} has no pixels")
+        if height * width > MAX_PIXELS:
+            raise AdcamError(
+                f"image {img_id!r} has {height}×{width} pixels; at most {MAX_PIXELS:,} are drawn"
+            )
+        if (number := image["id"]) in name_of or img_id in found:
+            other = name_of.get(number, img_id)
+            raise AdcamError(
+                f"two images have the same id or the same file name: {other!r} and {name!r}"
+            )
+        name_of[number] = name
+        found[img_id] = CocoImage(img_id, (height, width), tuple(annotations_of[number]))
+    return list(found.values())
 
 
 def match_categories(file: CocoFile, class_set: ClassSet) -> dict[int, int]:
-    """Mask value of each category, matched by name; :data:`IGNORE_CATEGORY` has none.
+    """Mask value of each category, matched by name; 0 where its objects are not to be drawn.
+
+    Categories that no annotation has may have any name. Where all classes of the set are among the
+    file's categories, the set is a choice, and objects of the other categories are not drawn.
+    :data:`IGNORE_CATEGORY` is not among the result.
 
     Raises:
-        AdcamError: A category's name is not in the class set.
+        AdcamError: The category of an annotation is not in the class set, and the set is no choice
+            among the file's categories.
     """
     value_of = dict(zip(class_set.classes, class_set.mask_values, strict=True))
     named = {i: n for i, n in file.categories.items() if (i, n) != _IGNORE_PAIR}
-    if unknown := [name for name in named.values() if name not in value_of]:
+    used = {a["category_id"] for image in file.images for a in image.annotations}
+    unknown = [name for i, name in named.items() if i in used and name not in value_of]
+    missing = [name for name in value_of if name not in named.values()]
+    if unknown and missing:
         raise AdcamError(
             f"category {unknown[0]!r} is not in {class_set.name}; legal are {', '.join(value_of)}"
         )
-    return {category_id: value_of[name] for category_id, name in named.items()}
+    return {category_id: value_of.get(name, 0) for category_id, name in named.items()}
 
 
 def find_values(image: CocoImage, value_of: Mapping[int, int]) -> tuple[int, ...]:
@@ -139,7 +168,26 @@ def find_values(image: CocoImage, value_of: Mapping[int, int]) -> tuple[int, ...
         AdcamError: An annotation has a category that is not in ``value_of``.
     """
     categories = {a["category_id"] for a in image.annotations if not _is_ignore(a)}
-    return tuple(sorted({_value(value_of, category) for category in categories}))
+    return tuple(sorted({_value(value_of, category) for category in categories} - {0}))
+
+
+class Drawing(NamedTuple):
+    """An image's annotations, drawn.
+
+    Attributes:
+        mask: uint8 (H, W): 0, values of the classes, 255.
+        num_objects: Number of objects that were to be drawn, crowds included.
+        num_empty: Number of these that cover no pixel.
+        num_boxes: Number of these that say no more than a box: no polygon of three points, no run
+            lengths.
+        num_other: Number of objects of categories that are not drawn.
+    """
+
+    mask: np.ndarray
+    num_objects: int
+    num_empty: int
+    num_boxes: int
+    num_other: int
 
 
 def draw_mask(
@@ -149,16 +197,24 @@ def draw_mask(
     crowd: str = "ignore",
     overlap: str = "small",
 ) -> np.ndarray:
+    """The mask of :func:`draw_objects`, uint8 (H, W): 0, values of ``value_of``, 255."""
+    return draw_objects(image, value_of, crowd=crowd, overlap=overlap).mask
+
+
+def draw_objects(
+    image: CocoImage,
+    value_of: Mapping[int, int],
+    *,
+    crowd: str = "ignore",
+    overlap: str = "small",
+) -> Drawing:
     """Draw an image's annotations as one mask, by the rules at the head of this module.
 
     Args:
         image: The image.
-        value_of: Mask value by category id, e.g. of :func:`match_categories`.
+        value_of: Mask value by category id, e.g. of :func:`match_categories`; 0 is not drawn.
         crowd: ``"ignore"`` or ``"skip"``.
         overlap: ``"small"`` or ``"first"``.
-
-    Returns:
-        uint8 (H, W): 0, values of ``value_of``, 255.
 
     Raises:
         AdcamError: An unknown rule, category or kind of segmentation, or one of another size.
@@ -166,15 +222,17 @@ def draw_mask(
     for name, rule, legal in (("crowd", crowd, CROWD_RULES), ("overlap", overlap, OVERLAP_RULES)):
         if rule not in legal:
             raise AdcamError(f"{name} must be one of {legal}, got {rule!r}")
-    mask = np.zeros(image.hw, dtype=np.uint8)
+    wanted = [a for a in image.annotations if _is_ignore(a) or _value(value_of, a["category_id"])]
     objects = []
     crowds = []
-    for annotation in image.annotations:
+    for annotation in wanted:
         region = _decode(annotation, image.hw)
         if annotation.get("iscrowd", 0):
             crowds.append(region)
         else:
             objects.append((region, _value(value_of, annotation["category_id"])))
+    num_empty = sum(not region.any() for region in (*crowds, *(region for region, _ in objects)))
+    mask = np.zeros(image.hw, dtype=np.uint8)
     # Later ones cover earlier ones, so the order of the file is turned round. Sorting is stable.
     objects.reverse()
     if overlap == "small":
@@ -183,27 +241,40 @@ def draw_mask(
         mask[region] = value
     for region in crowds if crowd == "ignore" else ():
         mask[region & (mask == 0)] = IGNORE_INDEX
-    return mask
+    num_other = len(image.annotations) - len(wanted)
+    return Drawing(mask, len(wanted), num_empty, sum(map(_is_box, wanted)), num_other)
 
 
-def encode_mask(mask: np.ndarray, category_of: Mapping[int, int]) -> list[dict[str, Any]]:
-    """Annotations of a mask: one a class that it shows, as COCO's compressed run lengths.
+def encode_mask(
+    mask: np.ndarray,
+    category_of: Mapping[int, int],
+    *,
+    objects: str = "class",
+    polygons: bool = False,
+) -> list[dict[str, Any]]:
+    """Annotations of a mask.
 
-    :func:`draw_mask` gives the same mask back. Pixels of 255 become a crowd of
-    :data:`IGNORE_CATEGORY`.
+    Of run lengths :func:`draw_mask` makes the same mask again; of polygons nearly so, since COCO's
+    code rounds their borders. Pixels of 255 become a crowd of :data:`IGNORE_CATEGORY`, always as
+    run lengths.
 
     Args:
         mask: uint8 (H, W).
         category_of: Category id by mask value.
+        objects: ``"class"``: one annotation a class that the mask shows. ``"component"``: one a
+            connected part of a class.
+        polygons: Write outlines rather than COCO's compressed run lengths. Holes are joined to
+            their outline by a seam.
 
     Returns:
         ``category_id``, ``segmentation``, ``area``, ``bbox`` (x, y, width, height) and ``iscrowd``
         of each, ascending by mask value.
 
     Raises:
-        AdcamError: The mask holds another value.
+        AdcamError: The mask holds another value, or ``objects`` is another word.
     """
-    coder = import_pycocotools()
+    if objects not in OBJECT_RULES:
+        raise AdcamError(f"objects must be one of {OBJECT_RULES}, got {objects!r}")
     found = []
     for value in np.unique(mask).tolist():
         if value == 0:
@@ -213,23 +284,34 @@ def encode_mask(mask: np.ndarray, category_of: Mapping[int, int]) -> list[dict[s
                 f"the mask holds the value {value}; legal are 0, "
                 f"{', '.join(map(str, category_of))} and {IGNORE_INDEX}"
             )
-        region = mask == value
-        rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
-        (x0, x1), (y0, y1) = ((int(line[0]), int(line[-1]) + 1) for line in (columns, rows))
         is_ignore = value == IGNORE_INDEX
-        found.append(
-            {
-                "category_id": IGNORE_CATEGORY["id"] if is_ignore else category_of[value],
-                "segmentation": {
-                    "size": list(region.shape),
-                    "counts": coder.encode(np.asfortranarray(region))["counts"].decode("ascii"),
-                },
-                "area": int(np.count_nonzero(region)),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "iscrowd": int(is_ignore),
-            }
-        )
+        category = IGNORE_CATEGORY["id"] if is_ignore else category_of[value]
+        parts = [mask == value]
+        if objects == "component" and not is_ignore:
+            labels, count = ndimage.label(parts[0])
+            parts = [labels == number for number in range(1, count + 1)]
+        found += [_encode_region(p, category, is_ignore, polygons and not is_ignore) for p in parts]
     return found
+
+
+def _encode_region(
+    region: np.ndarray, category: int, is_crowd: bool, polygons: bool
+) -> dict[str, Any]:
+    rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
+    (x0, x1), (y0, y1) = ((int(line[0]), int(line[-1]) + 1) for line in (columns, rows))
+    segmentation: Any
+    if polygons:
+        segmentation = [outline.ravel().tolist() for outline in trace_regions(region)]
+    else:
+        counts = import_pycocotools().encode(np.asfortranarray(region))["counts"].decode("ascii")
+        segmentation = {"size": list(region.shape), "counts": counts}
+    return {
+        "category_id": category,
+        "segmentation": segmentation,
+        "area": int(np.count_nonzero(region)),
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "iscrowd": int(is_crowd),
+    }
 
 
 _IGNORE_PAIR = (IGNORE_CATEGORY["id"], IGNORE_CATEGORY["name"])
@@ -245,15 +327,31 @@ def _value(value_of: Mapping[int, int], category: Any) -> int:
     return value_of[category]
 
 
+def _is_box(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation says no more than a box: it has no polygon of three points."""
+    segmentation = annotation["segmentation"]
+    return isinstance(segmentation, list) and all(len(polygon) < 6 for polygon in segmentation)
+
+
+def _is_points(segmentation: list[Any]) -> bool:
+    """Whether a polygon is given as points, ``[[x, y], [x, y], …]``."""
+    return len(segmentation) >= 3 and all(isinstance(p, list) and len(p) == 2 for p in segmentation)
+
+
 def _decode(annotation: Mapping[str, Any], hw: tuple[int, int]) -> np.ndarray:
     """The pixels of an annotation, bool (H, W)."""
     where = f"annotation {annotation.get('id')}"
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, list):
+        if _is_points(segmentation):
+            raise AdcamError(
+                f"{where}: a polygon of points [[x, y], …]; COCO's form is [[x, y, x, y, …]]"
+            )
         polygons = [_check_polygon(where, polygon, hw) for polygon in segmentation]
         solid = [polygon for polygon in polygons if len(polygon) >= 6]
         if not solid:
             return np.zeros(hw, dtype=bool)
+        _check_length(where, solid, hw)
         coder = import_pycocotools()
         counts: Any = coder.merge(coder.frPyObjects(solid, *hw))["counts"].decode("ascii")
     elif isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys():
@@ -285,6 +383,20 @@ def _check_polygon(where: str, polygon: Any, hw: tuple[int, int]) -> list[float]
     ):
         raise AdcamError(f"{where}: a polygon is a list of numbers x, y, x, y, … in the image")
     return [float(v) for v in polygon]
+
+
+def _check_length(where: str, polygons: list[list[float]], hw: tuple[int, int]) -> None:
+    """Refuse outlines far longer than any in such an image: COCO's code keeps each of their steps."""
+    height, width = hw
+    length = 0.0
+    for polygon in polygons:
+        points = np.array(polygon).reshape(-1, 2)
+        length += float(np.abs(points - np.roll(points, -1, axis=0)).max(axis=1).sum())
+    if length > (limit := 8 * height * width + 1000 * (height + width)):
+        raise AdcamError(
+            f"{where}: its outline is {length:.0f} pixels long; at most {limit} make sense in an "
+            f"image of {height}×{width}"
+        )
 
 
 def _expand(where: str, counts: str) -> list[int]:

@@ -13,16 +13,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from miniatures import HW, category, coco_json, coco_mask_of_9
 
-from adcam.data.coco import coco_class_set
+from adcam.data.coco import COCO_CLASSES, coco_class_set
 from adcam.data.coco_json import (
     CocoImage,
     _expand,
     draw_mask,
+    draw_objects,
     encode_mask,
     find_values,
     match_categories,
     read_coco_json,
 )
+from adcam.data.dataset import build_class_set
+from adcam.errors import AdcamError
 
 coder: Any = pytest.importorskip("pycocotools.mask")
 
@@ -219,9 +222,97 @@ def test_other_json_files(tmp_path: Path, content: object, message: str) -> None
         read_coco_json(written(tmp_path, content))
 
 
-def test_categories_of_another_data_set(tmp_path: Path) -> None:
-    file = read_coco_json(
-        written(tmp_path, changed(categories=[{"id": 1, "name": "unicorn"}], annotations=[]))
+def coco_file(names: dict[int, str], used: list[int], **more: Any) -> dict[str, Any]:
+    return {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 7, "width": 11, **more}],
+        "annotations": [{**box(0, 0, 2, 2, i), "image_id": 1} for i in used],
+        "categories": [{"id": i, "name": name} for i, name in names.items()],
+    }
+
+
+def test_categories_that_nobody_uses(tmp_path: Path) -> None:
+    roboflow = coco_file({0: "pets-GxKp", 1: "cat", 2: "dog"}, [1])
+    file = read_coco_json(written(tmp_path, roboflow))
+    assert match_categories(file, build_class_set("own", ["cat", "dog"])) == {0: 0, 1: 1, 2: 2}
+    assert match_categories(file, build_class_set("own", ["cat"])) == {0: 0, 1: 1, 2: 0}
+
+
+def test_some_of_the_classes_can_be_chosen(tmp_path: Path) -> None:
+    file = read_coco_json(written(tmp_path, coco_file(dict(enumerate(COCO_CLASSES, 1)), [1, 17])))
+    value_of = match_categories(file, build_class_set("own", ["dog", "cat"]))
+    drawing = draw_objects(file.images[0], value_of)
+    assert {i: v for i, v in value_of.items() if v} == {16: 2, 17: 1}
+    assert (drawing.num_objects, drawing.num_other) == (1, 1)
+    assert np.unique(drawing.mask).tolist() == [0, 1] and find_values(file.images[0], value_of) == (
+        1,
     )
+
+
+def test_names_as_windows_writes_them(tmp_path: Path) -> None:
+    content = coco_file({1: "cat"}, [], file_name="train\\sub\\a.jpg")
+    assert read_coco_json(written(tmp_path, content)).images[0].img_id == "train/sub/a"
+
+
+def test_objects_that_leave_no_pixel_are_counted() -> None:
+    shapes = [[], [[1, 2, 3, 4]], [[0.1, 0.1, 0.2, 0.1, 0.1, 0.2]], [[0, 0, 3, 0, 3, 3, 0, 3]]]
+    annotations = [{**box(0, 0, 1, 1, 30), "segmentation": shape} for shape in shapes]
+    drawing = draw_objects(image_of(*annotations), VALUE_OF)
+    assert (drawing.num_objects, drawing.num_empty, drawing.num_boxes) == (4, 3, 2)
+
+
+def test_polygons_given_as_points_are_refused() -> None:
+    points = box(0, 0, 1, 1, 30) | {"segmentation": [[0, 0], [5, 0], [5, 5], [0, 5]]}
+    with pytest.raises(AdcamError, match=r"annotation 1: a polygon of points \[\[x, y\], …\]"):
+        draw_mask(image_of(points), VALUE_OF)
+
+
+def test_an_outline_far_too_long_is_refused_before_it_takes_memory() -> None:
+    zigzag = [v for i in range(5000) for v in ((0, 70) if i % 2 else (110, 0))]
+    endless = box(0, 0, 1, 1, 30) | {"segmentation": [zigzag]}
+    with pytest.raises(AdcamError, match=r"annotation 1: its outline is \d+ pixels long; at most"):
+        draw_mask(image_of(endless), VALUE_OF)
+
+
+@given(masks, st.sampled_from(["class", "component"]))
+def test_polygons_and_objects_come_back(mask: np.ndarray, objects: str) -> None:
+    found = encode_mask(mask, {3: 30, 7: 70}, objects=objects, polygons=True)
+    image = CocoImage("x", mask.shape, tuple({"id": i, **a} for i, a in enumerate(found)))
+    np.testing.assert_array_equal(draw_mask(image, VALUE_OF), mask)
+
+
+def test_one_annotation_an_object() -> None:
+    mask = np.array([[3, 0, 3], [3, 0, 3]], np.uint8)
+    parts = encode_mask(mask, {3: 30}, objects="component")
+    assert [(p["area"], p["bbox"]) for p in parts] == [(2, [0, 0, 1, 2]), (2, [2, 0, 1, 2])]
+    (outline,) = encode_mask(mask[:, :1], {3: 30}, polygons=True)
+    assert sorted(outline["segmentation"][0]) == [0, 0, 0, 0, 1, 1, 2, 2]
+    with pytest.raises(AdcamError, match="objects must be one of"):
+        encode_mask(mask, {3: 30}, objects="blob")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            coco_file({1: "cat"}, [], height=100_000, width=100_000),
+            r"100000×100000 pixels; at most",
+        ),
+        (coco_file({1: "cat"}, [], height=float("inf")), "not in COCO's form"),
+        ({**coco_file({1: "cat"}, []), "annotations": [{"image_id": 1}]}, "'category_id'"),
+        ({**coco_file({1: "cat"}, []), "annotations": [{"image_id": []}]}, "not in COCO's form"),
+        (
+            {**coco_file({}, []), "categories": [{"id": 1, "name": n} for n in ("cat", "dog")]},
+            "the categories 'cat' and 'dog' have one id, 1",
+        ),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_hostile_json_is_named(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(AdcamError, match=rf"instances_val2014\.json: .*{message}"):
+        read_coco_json(written(tmp_path, content))
+
+
+def test_categories_of_another_data_set(tmp_path: Path) -> None:
+    file = read_coco_json(written(tmp_path, coco_file({1: "unicorn"}, [1])))
     with pytest.raises(ValueError, match="category 'unicorn' is not in coco; legal are person, bi"):
         match_categories(file, coco_class_set())
