@@ -37,6 +37,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         mask = np.random.default_rng(0).choice(np.array([0, 1, 2, 255], np.uint8), HW)
         write_mask(tmp_path / "my_masks" / f"{name}.png", mask, voc_palette())
         write_image(tmp_path / "my_images" / f"{name}.jpg")
+    for img_id in VOC_TRAIN:
+        write_image(tmp_path / "photos" / f"{img_id}.jpg")
+    (tmp_path / "my_table.csv").write_text("filename;label\na.jpg;hare\nb/c.jpg;red fox\n")
     for folder in ("irn_cam", "psa_crf"):
         (tmp_path / folder).mkdir()
     maps = np.random.default_rng(0).random((2, *HW), dtype=np.float32)

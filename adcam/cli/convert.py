@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adcam.cli.arguments import CAM_FORMAT, CLASSES, add_command
+from adcam.cli.arguments import CAM_FORMAT, add_command
 from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures, print_table, show
 
 if TYPE_CHECKING:
@@ -25,19 +26,36 @@ _CONVERTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("--out", "--split", "--crowd", "--overlap", "--partial"),
     ),
     "voc-labels": ("VOC", "VOC's XML -> labels.csv", ("--out", "--voc-split", "--classes")),
-    "mask-labels": ("MASKS", "masks -> labels.csv", ("--out", "--classes")),
+    "label-table": (
+        "TABLE",
+        "CSV of any dialect, JSON or Excel -> labels.csv",
+        ("--out", "--classes"),
+    ),
+    "mask-labels": ("MASKS", "masks -> labels.csv", ("--out", "--classes", "--values")),
+    "recode-masks": (
+        "MASKS",
+        "colour masks, binary masks, masks of other values -> masks",
+        ("--out", "--classes", "--colors", "--values"),
+    ),
     "irn-labels": ("NPY", "cls_labels.npy of IRN and others -> labels.csv", ("--out", "--classes")),
     "masks-to-coco": (
         "MASKS",
-        "masks -> COCO json, run lengths",
-        ("--out", "--classes", "--image-suffix"),
+        "masks -> COCO json, run lengths or polygons",
+        (
+            *("--out", "--classes", "--objects", "--polygons", "--known-images"),
+            *("--image-suffix", "--values"),
+        ),
     ),
     "coco-to-masks": (
         "JSON",
         "any COCO json -> masks",
         ("--out", "--classes", "--crowd", "--overlap"),
     ),
-    "masks-to-yolo": ("MASKS", "masks -> text files of Ultralytics", ("--out", "--classes")),
+    "masks-to-yolo": (
+        "MASKS",
+        "masks -> a folder that Ultralytics trains on",
+        ("--out", "--classes", "--known-images", "--yolo-split", "--values"),
+    ),
     "yolo-to-masks": (
         "LABELS",
         "text files of Ultralytics -> masks",
@@ -45,8 +63,8 @@ _CONVERTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "cams": (
         "CAMS",
-        "class maps of other projects (.npy) -> our maps or masks",
-        ("--out", "--classes", "--format", "--threshold"),
+        "class maps, of other projects (.npy) or ours -> our maps or masks",
+        ("--out", "--classes", "--format", "--threshold", "--crf", "--known-images"),
     ),
 }
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -55,7 +73,44 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--out-root": {"type": Path, "dest": "out", "metavar": "DIR", "help": "default: VOC itself"},
     "--split": {"metavar": "NAME", "help": "e.g. train2014 (default: from the file's name)"},
     "--voc-split": {"dest": "split", "required": True, "metavar": "SPLIT", "help": "e.g. train"},
-    "--classes": CLASSES,
+    "--classes": {
+        "nargs": "+",
+        "metavar": "A,B,…",
+        "help": "voc, coco, or names in the order of their numbers, which are 1 to K; voc:A,B,… "
+        "keeps VOC's numbers (default: what SOURCE says, else voc)",
+    },
+    "--objects": {
+        "choices": ("class", "component"),
+        "default": "class",
+        "help": "one annotation a class, or a connected part of it (default: %(default)s)",
+    },
+    "--polygons": {"action": "store_true", "help": "outlines in place of run lengths"},
+    "--values": {"metavar": "OLD=NEW,…", "help": "read mask values as others, e.g. 255=1"},
+    "--colors": {
+        "metavar": "TABLE",
+        "help": "read colours by this table of name,R,G,B a line, or by VOC's: voc",
+    },
+    "--known-images": {
+        "dest": "images",
+        "flag": "--images",
+        "type": Path,
+        "metavar": "DIR",
+        "help": "folder of the images (default: those that SOURCE names)",
+    },
+    "--yolo-split": {
+        "dest": "split",
+        "flag": "--split",
+        "choices": ("train", "val", "test"),
+        "default": "train",
+        "help": "which part of the data set (default: %(default)s)",
+    },
+    "--crf": {
+        "nargs": "?",
+        "const": "toco",
+        "default": "none",
+        "metavar": "PARAMS",
+        "help": "refine masks by a dense CRF with these parameters (--crf alone: toco)",
+    },
     "--crowd": {
         "choices": ("ignore", "skip"),
         "default": "ignore",
@@ -84,13 +139,14 @@ def add(commands: Any) -> None:
         """\
         Convert data sets, labels, masks and class maps; `adcam convert WHAT --help` has the options
         and docs/datasets.md the steps for each data set. Counts, classes and a hash are printed.
-        Interrupted? The same command goes on where it stopped.""",
+        Interrupted? The same command resumes where it stopped.""",
         """\
         adcam convert sbd benchmark_RELEASE VOC2012
         adcam convert coco coco/annotations/instances_train2014.json --out coco
         adcam convert irn-labels cls_labels.npy --out labels.csv
-        adcam convert masks-to-coco masks --classes cat,dog --out masks.json
-        adcam convert cams irn/result/cam --out out --threshold 0.15
+        adcam convert label-table labels.xlsx --out labels.csv
+        adcam convert masks-to-coco out --polygons --out masks.json
+        adcam convert cams irn/result/cam --out out --threshold 0.15 --crf --images photos
         """,
     )
     converters = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
@@ -98,11 +154,27 @@ def add(commands: Any) -> None:
         converter = converters.add_parser(what, help=summary, description=summary)
         converter.add_argument("source", type=Path, metavar=source)
         for name in names:
-            converter.add_argument(name, **_OPTIONS[name])
-        converter.add_argument(
-            "--overwrite", action="store_true", help="make anew what is there already"
-        )
-        converter.add_argument("--json", type=Path, metavar="FILE", help="write all counts there")
+            option = dict(_OPTIONS[name])
+            converter.add_argument(option.pop("flag", name), **option)
+        _add_common(converter)
+    for what in _find_added():
+        converter = converters.add_parser(what)
+        converter.add_argument("source", type=Path, metavar="SOURCE")
+        converter.add_argument("--out", **_OPTIONS["--out"])
+        _add_common(converter)
+
+
+def _add_common(converter: argparse.ArgumentParser) -> None:
+    converter.add_argument(
+        "--overwrite", action="store_true", help="make what is there already again"
+    )
+    converter.add_argument("--json", type=Path, metavar="FILE", help="write all counts there")
+
+
+def _find_added() -> list[str]:
+    """Converters that a program added with ``adcam.register_converter`` before it called us."""
+    module = sys.modules.get("adcam.convert")
+    return [] if module is None else [name for name in module.CONVERTERS if name not in _CONVERTERS]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
     given = {"command", "run", "debug", "what", "source", "json", "classes"}
     options = {name: value for name, value in vars(args).items() if name not in given}
     if "classes" in args:
-        options["class_set"] = parse_classes(args.classes)
+        options["class_set"] = None if args.classes is None else parse_classes(args.classes)
     result = CONVERTERS[args.what](args.source, **options, progress=True)
     _print_converted(result)
     if args.json:

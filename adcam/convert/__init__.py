@@ -21,9 +21,11 @@ from adcam.convert.exchange import (
 )
 from adcam.convert.labels import (
     convert_irn_labels,
+    convert_label_table,
     convert_mask_labels,
     convert_voc_labels,
 )
+from adcam.convert.recode import convert_recode_masks
 from adcam.convert.summary import Converted
 from adcam.errors import AdcamError
 
@@ -35,7 +37,9 @@ CONVERTERS: dict[str, Converter] = {
     "sbd": convert_sbd,
     "coco": convert_coco,
     "voc-labels": convert_voc_labels,
+    "label-table": convert_label_table,
     "mask-labels": convert_mask_labels,
+    "recode-masks": convert_recode_masks,
     "irn-labels": convert_irn_labels,
     "masks-to-coco": convert_masks_to_coco,
     "coco-to-masks": convert_coco_to_masks,

@@ -1,22 +1,34 @@
-"""Class maps of other projects -> our maps, or masks."""
+"""Class maps, of other projects or our own -> our maps, or masks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from adcam.convert.per_image import Kind, convert_each, masks_of
-from adcam.convert.summary import Converted, Tally
+from adcam.convert.mask_source import read_output
+from adcam.convert.per_image import FileType, LoopOptions, convert_each, masks_of
+from adcam.convert.summary import ClassCounts, Converted
 from adcam.data.formats import CAM_FORMATS, CamFile, read_cam_file
+from adcam.data.images import read_image
+from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
-from adcam.files import find_files, write_bytes
+from adcam.files import find_files, find_images, write_bytes
 from adcam.labeling.maps_file import encode_maps, load_maps
 from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR
-from adcam.masks.background import compute_mask, parse_rule, present_mask_values
-from adcam.structures import ClassSet
+from adcam.masks.background import (
+    BackgroundRule,
+    compute_bg_score,
+    compute_mask,
+    parse_rule,
+    present_mask_values,
+    stack_probabilities,
+)
+from adcam.masks.crf import CRF_PARAMS, build_refinement
+from adcam.structures import ClassMaps, ClassSet
 
 
 class _EncodedMaps(NamedTuple):
@@ -27,84 +39,192 @@ class _EncodedMaps(NamedTuple):
 def convert_cams(
     cams: str | Path,
     out: str | Path,
-    class_set: ClassSet,
+    class_set: ClassSet | None = None,
     *,
     cam_format: str = "auto",
     threshold: str | None = None,
+    crf: str = "none",
+    images: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Converted:
-    """Class maps of other projects as ``<out>/maps/<id>.npz``, or as ``<out>/masks/<id>.png``.
+    """Class maps as ``<out>/maps/<id>.npz``, or as ``<out>/masks/<id>.png``.
 
     Maps are stored as :mod:`adcam.labeling.maps_file` does, at stride 16; masks are made at image
     size.
 
     Args:
-        cams: Folder of ``<id>.npy`` (:mod:`adcam.data.formats`), all of one format.
+        cams: Folder of ``<id>.npy`` of another project (:mod:`adcam.data.formats`), all of one
+            format; or of our own maps ``<id>.npz``, or the output folder above them.
         out: Folder to write into.
-        class_set: The classes, in the order of the files' numbers.
+        class_set: The classes, in the order of the files' numbers; ``None`` for VOC's. Our own maps
+            bring theirs.
         cam_format: One of :data:`adcam.data.formats.CAM_FORMATS`; ``"auto"`` asks the first file
             that can be read.
         threshold: A background rule such as ``"0.2"`` (:func:`adcam.masks.background.parse_rule`)
             makes masks, ``None`` maps. Probabilities after a CRF (``psa_crf``) take none and always
             become masks, the most probable class of each pixel: background is among them.
-        overwrite: Make every file anew.
-        progress: Show progress on standard error.
+        crf: ``"none"``, or a parameter set of :data:`adcam.masks.crf.CRF_PARAMS` that refines
+            masks; it needs ``threshold`` and the images.
+        images: Folder of the images; ``None`` takes those that an output folder names.
+        overwrite: Whether files that are there are made again.
+        progress: Whether progress is shown on standard error.
 
     Raises:
         AdcamError: There are no such files, the format is not known, ``threshold`` is no rule or is
-            given for probabilities, or ``out`` holds files of other settings.
+            given for probabilities, the CRF lacks what it needs, or ``out`` holds files of other
+            settings.
         OSError: A file cannot be written.
     """
-    paths, out = find_files(cams, ".npy").paths, Path(out)
-    img_ids = list(paths)
-    num_fg_classes = class_set.num_fg_classes
+    reader = _open_maps(cams, class_set, cam_format)
+    rule = None if threshold is None else parse_rule(threshold)
+    makes_masks = reader.cam_format == "psa_crf" or rule is not None
+    _check_options(reader, rule, crf)
+    image_of = _find_images(cams, images) if crf != "none" else {}
+    classes = reader.class_set
+    options = LoopOptions(
+        {
+            "converter": "cams",
+            "format": reader.cam_format,
+            "rule": None if rule is None else str(rule),
+            "mask_values": dict(zip(classes.classes, classes.mask_values, strict=True)),
+            **({} if crf == "none" else {"crf": crf}),
+        },
+        overwrite,
+        progress,
+    )
+    counts = ClassCounts(classes)
+    img_ids = list(reader.paths)
+    if makes_masks:
+        maker = _MaskMaker(reader, rule, crf, image_of)
+        folder = Path(out) / MASK_DIR
+        summary = convert_each(img_ids, maker, folder, masks_of(classes), counts, options)
+    else:
+        folder = Path(out) / MAPS_DIR
+        summary = convert_each(img_ids, reader.encode, folder, _MAPS, counts, options)
+    notes = (f"format {reader.cam_format}",)
+    return counts.finish("cams", folder, **vars(summary), notes=notes)
+
+
+@dataclass(frozen=True)
+class _MapReader:
+    """Reads the maps of a folder at image size."""
+
+    paths: Mapping[str, Path]
+    class_set: ClassSet
+    cam_format: str
+    read: Callable[[Path], CamFile]
+
+    def encode(self, img_id: str) -> _EncodedMaps:
+        """The maps of an image as a file of ours."""
+        maps = self.read(self.paths[img_id]).maps
+        height, width = maps.score_maps.shape[1:]
+        return _EncodedMaps(maps.class_ids, encode_maps(maps, self.class_set, (height, width)))
+
+
+@dataclass(frozen=True)
+class _MaskMaker:
+    """Makes the mask of an image from its maps."""
+
+    reader: _MapReader
+    rule: BackgroundRule | None
+    crf: str
+    image_of: Mapping[str, Path]
+
+    def __call__(self, img_id: str) -> np.ndarray:
+        path = self.reader.paths[img_id]
+        file, values = self.reader.read(path), self.reader.class_set.mask_values
+        if self.rule is None:
+            if file.background is None:
+                raise AdcamError(f"{path}: background is not among the maps")
+            prob = np.stack([file.background, *file.maps.score_maps])
+            return present_mask_values(file.maps, values)[prob.argmax(axis=0)]
+        name, threshold = self.rule.rule, self.rule.value
+        refined = None
+        if self.crf != "none" and file.maps.class_ids:
+            refined = self._refine(img_id, file.maps)
+        return compute_mask(
+            file.maps, mask_values=values, rule=name, threshold=threshold, prob=refined
+        ).mask
+
+    def _refine(self, img_id: str, maps: ClassMaps) -> np.ndarray:
+        if (path := self.image_of.get(img_id)) is None or self.rule is None:
+            raise AdcamError("the CRF needs the image, which is not there")
+        img = read_image(path)
+        if img.shape[:2] != maps.score_maps.shape[1:]:
+            raise AdcamError(
+                f"{path} is of {img.shape[0]}×{img.shape[1]} pixels (height × width), but its maps "
+                f"are of {maps.score_maps.shape[1]}×{maps.score_maps.shape[2]}"
+            )
+        bg_score = compute_bg_score(maps.score_maps, rule=self.rule.rule, threshold=self.rule.value)
+        return build_refinement(img, crf=self.crf)(stack_probabilities(maps.score_maps, bg_score))
+
+
+def _open_maps(cams: str | Path, class_set: ClassSet | None, cam_format: str) -> _MapReader:
+    folder = Path(cams)
+    folder = folder / MAPS_DIR if (folder / MAPS_DIR).is_dir() else folder
+    paths = find_files(folder, (".npy", ".npz")).paths
+    suffixes = {path.suffix.lower() for path in paths.values()}
+    if len(suffixes) > 1:
+        raise AdcamError(f"{folder} holds maps of adcam (.npz) beside others (.npy)")
+    if suffixes == {".npz"}:
+        return _open_own_maps(paths)
+    classes = class_set or voc_class_set()
+    num = classes.num_fg_classes
     if cam_format == "auto":
-        cam_format = find_cam_format(paths.values(), num_fg_classes)
+        cam_format = find_cam_format(paths.values(), num)
     elif cam_format not in CAM_FORMATS:
         raise AdcamError(f"the format must be auto or one of {CAM_FORMATS}, got {cam_format!r}")
-    if cam_format == "psa_crf" and threshold is not None:
-        raise AdcamError("probabilities after a CRF take no threshold: background is among them")
-    rule = None if threshold is None else parse_rule(threshold)
 
-    def read(img_id: str) -> CamFile:
-        path = paths[img_id]
-        return read_cam_file(path, num_fg_classes=num_fg_classes, cam_format=cam_format)
+    def read(path: Path) -> CamFile:
+        return read_cam_file(path, num_fg_classes=num, cam_format=cam_format)
 
-    def make_maps(img_id: str) -> _EncodedMaps:
-        maps = read(img_id).maps
-        height, width = maps.score_maps.shape[1:]
-        return _EncodedMaps(maps.class_ids, encode_maps(maps, class_set, (height, width)))
+    return _MapReader(paths, classes, cam_format, read)
 
-    def make_mask(img_id: str) -> np.ndarray:
-        file = read(img_id)
-        if rule is not None:
-            name, value = rule.rule, rule.value
-            values = class_set.mask_values
-            return compute_mask(file.maps, mask_values=values, rule=name, threshold=value).mask
-        if file.background is None:
-            raise AdcamError(f"{paths[img_id]}: background is not among the maps")
-        prob = np.stack([file.background, *file.maps.score_maps])
-        return present_mask_values(file.maps, class_set.mask_values)[prob.argmax(axis=0)]
 
-    tally = Tally(class_set)
-    common: dict[str, Any] = {
-        "settings": {
-            "converter": "cams",
-            "format": cam_format,
-            "rule": None if rule is None else str(rule),
-            "mask_values": dict(zip(class_set.classes, class_set.mask_values, strict=True)),
-        },
-        "overwrite": overwrite,
-        "progress": progress,
-    }
-    if cam_format == "psa_crf" or rule is not None:
-        out /= MASK_DIR
-        done = convert_each(img_ids, make_mask, out, masks_of(class_set), tally, **common)
+def _open_own_maps(paths: Mapping[str, Path]) -> _MapReader:
+    error: AdcamError | None = None
+    for path in paths.values():
+        try:
+            first = load_maps(path)
+            break
+        except AdcamError as err:
+            error = err
     else:
-        out /= MAPS_DIR
-        done = convert_each(img_ids, make_maps, out, _MAPS, tally, **common)
-    return tally.finish("cams", out, **vars(done), notes=(f"format {cam_format}",))
+        raise error or AdcamError("there are no maps")
+    palette = voc_class_set().palette
+    class_set = ClassSet("custom", first.classes, first.mask_values, palette)
+
+    def read(path: Path) -> CamFile:
+        stored = load_maps(path)
+        if (stored.classes, stored.mask_values) != (first.classes, first.mask_values):
+            raise AdcamError(
+                f"{path} has the classes {list(stored.classes)}, other maps have "
+                f"{list(first.classes)}"
+            )
+        return CamFile("adcam", stored.upsample())
+
+    return _MapReader(paths, class_set, "adcam", read)
+
+
+def _check_options(reader: _MapReader, rule: BackgroundRule | None, crf: str) -> None:
+    if crf not in ("none", *CRF_PARAMS):
+        raise AdcamError(f"crf must be 'none' or one of {sorted(CRF_PARAMS)}, got {crf!r}")
+    if reader.cam_format == "psa_crf" and (rule is not None or crf != "none"):
+        raise AdcamError("probabilities after a CRF take no threshold: background is among them")
+    if reader.cam_format == "adcam" and rule is None:
+        raise AdcamError("these are maps of adcam already; --threshold makes masks of them")
+    if crf != "none" and rule is None:
+        raise AdcamError("--crf refines masks; --threshold says how they are made of the maps")
+
+
+def _find_images(cams: str | Path, images: str | Path | None) -> Mapping[str, Path]:
+    if images is not None:
+        return find_images(images).paths
+    own = read_output(Path(cams))
+    if own is None:
+        raise AdcamError("--crf needs the images of the maps; name their folder with --images")
+    return own.image_paths
 
 
 def find_cam_format(paths: Iterable[Path], num_fg_classes: int) -> str:
@@ -119,16 +239,16 @@ def find_cam_format(paths: Iterable[Path], num_fg_classes: int) -> str:
             return read_cam_file(path, num_fg_classes=num_fg_classes).cam_format
         except ValueError as err:
             error = err
-    raise error or ValueError("there are no files of class maps")
+    raise error or AdcamError("there are no files of class maps")
 
 
 def _load(path: Path) -> _EncodedMaps:
     return _EncodedMaps(load_maps(path).class_maps.class_ids, path.read_bytes())
 
 
-_MAPS = Kind(
+_MAPS = FileType(
     ".npz",
     _load,
     lambda path, maps: write_bytes(path, maps.data),
-    lambda tally, img_id, maps: tally.add_file(img_id, maps.class_ids, maps.data),
+    lambda counts, img_id, maps: counts.add_file(img_id, maps.class_ids, maps.data),
 )

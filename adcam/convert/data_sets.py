@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from adcam.convert.per_image import convert_each, masks_of
-from adcam.convert.summary import Converted, Tally
+from adcam.convert.exchange import CocoDrawer
+from adcam.convert.per_image import LoopOptions, convert_each, masks_of
+from adcam.convert.summary import ClassCounts, Converted
 from adcam.data.coco import EXPECTED_COUNTS as COCO_COUNTS
 from adcam.data.coco import coco_class_set
 from adcam.data.coco_json import (
-    draw_mask,
     find_values,
     import_pycocotools,
     match_categories,
@@ -25,7 +27,8 @@ from adcam.data.sbd import compute_train_aug, read_sbd_mask
 from adcam.data.voc import EXPECTED_COUNTS as VOC_COUNTS
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
-from adcam.files import hash_file, write_text
+from adcam.files import hash_file, spell_img_id, write_text
+from adcam.labeling.executor import WorkerCrash, WorkerPool
 
 
 def convert_sbd(
@@ -47,8 +50,8 @@ def convert_sbd(
         voc: VOC root.
         out: Root to write into; ``None`` is the VOC root itself.
         partial: Take lists of any length, of a part of the data sets.
-        overwrite: Make every mask anew.
-        progress: Show progress on standard error.
+        overwrite: Whether masks that are there are made again.
+        progress: Whether progress is shown on standard error.
 
     Raises:
         AdcamError: A list is missing, or the ids are not the 10,582 of train_aug.
@@ -61,39 +64,40 @@ def convert_sbd(
     sbd_ids = {i for split in ("train", "val") for i in read_id_list(sbd / f"{split}.txt")}
     img_ids = compute_train_aug(sbd_ids, voc_train, voc_val)
     note = _check_count("train_aug", len(img_ids), VOC_COUNTS["train_aug"], partial)
-    own = set(voc_train)
-
-    def make(img_id: str) -> np.ndarray:
-        if img_id in own:
-            mask = read_mask(voc / "SegmentationClass" / f"{img_id}.png")
-        else:
-            mask = read_sbd_mask(sbd / "cls" / f"{img_id}.mat")
-        img_path = voc / "JPEGImages" / f"{img_id}.jpg"
-        if img_path.is_file() and (hw := read_image_hw(img_path)) != mask.shape:
-            raise AdcamError(
-                f"the mask has {mask.shape[0]}×{mask.shape[1]} pixels (height × width), but its "
-                f"image {img_path} has {hw[0]}×{hw[1]}"
-            )
-        return mask
-
+    own = frozenset(voc_train)
     class_set = voc_class_set()
-    tally = Tally(class_set)
+    counts = ClassCounts(class_set)
     folder = root / "SegmentationClassAug"
-    done = convert_each(
-        img_ids,
-        make,
-        folder,
-        masks_of(class_set),
-        tally,
-        settings={"converter": "sbd"},
-        overwrite=overwrite,
-        progress=progress,
-    )
+    options = LoopOptions({"converter": "sbd"}, overwrite, progress)
+    # scipy's reader can crash on a damaged file: it runs in a process that may die.
+    with WorkerPool(read_sbd_mask, 1, on_crash=_refuse_crash) as pool:
+
+        def make(img_id: str) -> np.ndarray:
+            if img_id in own:
+                mask = read_mask(voc / "SegmentationClass" / f"{img_id}.png")
+            else:
+                mask = pool.submit(sbd / "cls" / f"{img_id}.mat").result()
+            return _check_size(mask, voc / "JPEGImages" / f"{img_id}.jpg")
+
+        summary = convert_each(img_ids, make, folder, masks_of(class_set), counts, options)
     list_path = root / "ImageSets" / "Segmentation" / "train_aug.txt"
     _write_list(list_path, img_ids)
     num_own = len(own & set(img_ids))
     notes = (note, f"{num_own} masks are VOC's own, {len(img_ids) - num_own} SBD's", str(list_path))
-    return tally.finish("sbd", folder, **vars(done), notes=notes)
+    return counts.finish("sbd", folder, **vars(summary), notes=notes)
+
+
+def _refuse_crash(path: Path, crash: WorkerCrash, _again: Callable[[Path], np.ndarray]) -> Any:
+    raise AdcamError(f"{path}: the file is damaged; reading it crashed ({crash})")
+
+
+def _check_size(mask: np.ndarray, img_path: Path) -> np.ndarray:
+    if img_path.is_file() and (hw := read_image_hw(img_path)) != mask.shape:
+        raise AdcamError(
+            f"the mask has {mask.shape[0]}×{mask.shape[1]} pixels (height × width), but its "
+            f"image {img_path} has {hw[0]}×{hw[1]}"
+        )
+    return mask
 
 
 def convert_coco(
@@ -121,12 +125,12 @@ def convert_coco(
         crowd: ``"ignore"`` (255) or ``"skip"`` (background).
         overlap: ``"small"`` or ``"first"``: which object is on top.
         partial: Take files of any number of images.
-        overwrite: Make every mask anew.
-        progress: Show progress on standard error.
+        overwrite: Whether masks that are there are made again.
+        progress: Whether progress is shown on standard error.
 
     Raises:
-        AdcamError: The file is no instances file, it has categories outside COCO's 80, or another
-            number of images than the split; or pycocotools is missing.
+        AdcamError: The file is no instances file, its annotations have categories outside COCO's
+            80, it has another number of images than the split, or pycocotools is missing.
         OSError: A file cannot be written.
     """
     import_pycocotools()  # without it every single image would fail
@@ -146,34 +150,28 @@ def convert_coco(
             (f"{split}_objects", len(with_objects)),
         )
     ]
-    images = {image.img_id: image for image in file.images}
-    tally = Tally(class_set)
+    drawer = CocoDrawer(file.images, value_of, crowd, overlap)
+    settings = {
+        "converter": "coco",
+        "annotations": hash_file(path),
+        "crowd": crowd,
+        "overlap": overlap,
+    }
+    counts = ClassCounts(class_set)
     folder = root / "masks" / split
-    done = convert_each(
-        list(images),
-        lambda img_id: draw_mask(images[img_id], value_of, crowd=crowd, overlap=overlap),
-        folder,
-        masks_of(class_set),
-        tally,
-        settings={
-            "converter": "coco",
-            "annotations": hash_file(path),
-            "crowd": crowd,
-            "overlap": overlap,
-        },
-        overwrite=overwrite,
-        progress=progress,
-    )
-    _write_list(root / "lists" / f"{split}.txt", list(images))
+    options = LoopOptions(settings, overwrite, progress)
+    img_ids = list(drawer.images)
+    summary = convert_each(img_ids, drawer, folder, masks_of(class_set), counts, options)
+    _write_list(root / "lists" / f"{split}.txt", img_ids)
     _write_list(root / "lists" / f"{split}_objects.txt", with_objects)
     labels = {
         img_id: [class_set.classes[value - 1] for value in find_values(image, value_of)]
-        for img_id, image in images.items()
-        if img_id not in done.failed
+        for img_id, image in drawer.images.items()
+        if img_id not in summary.failed
     }
     write_labels_csv(root / "labels" / f"{split}.csv", labels, class_set.classes)
-    notes.append(f"crowds: {crowd}; on top where objects overlap: {overlap}")
-    return tally.finish("coco", folder, **vars(done), notes=notes)
+    notes += [f"crowds: {crowd}; on top where objects overlap: {overlap}", *drawer.describe()]
+    return counts.finish("coco", folder, **vars(summary), notes=notes)
 
 
 def _find_sbd(root: Path) -> Path:
@@ -195,4 +193,4 @@ def _check_count(split: str, count: int, expected: int | None, partial: bool) ->
 
 
 def _write_list(path: Path, img_ids: list[str]) -> None:
-    write_text(path, "".join(f"{img_id}\n" for img_id in img_ids))
+    write_text(path, "".join(f"{spell_img_id(img_id)}\n" for img_id in img_ids))

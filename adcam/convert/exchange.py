@@ -1,35 +1,50 @@
-"""Masks <-> formats of other tools: COCO's json, the text files of Ultralytics."""
+"""Masks <-> formats of other tools: COCO's json, the folders that Ultralytics trains on."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from adcam.convert.mask_source import MaskSource, find_masks
 from adcam.convert.per_image import (
-    Kind,
+    FileType,
+    LoopOptions,
     convert_each,
     masks_of,
     refuse_existing,
 )
-from adcam.convert.summary import Converted, Tally
-from adcam.data.coco import COCO_CATEGORY_IDS, COCO_CLASSES
+from adcam.convert.summary import ClassCounts, Converted
+from adcam.data.coco import COCO_CATEGORY_IDS, COCO_CLASSES, coco_class_set
 from adcam.data.coco_json import (
     IGNORE_CATEGORY,
+    CocoFile,
+    CocoImage,
     build_categories,
-    draw_mask,
+    draw_objects,
     encode_mask,
     import_pycocotools,
     match_categories,
     read_coco_json,
 )
+from adcam.data.dataset import build_class_set
 from adcam.data.images import read_image_hw
-from adcam.data.png import read_mask
 from adcam.data.polygons import draw_yolo, encode_yolo, read_yolo
+from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
-from adcam.files import find_files, find_images, hash_file, write_json, write_text
-from adcam.labeling.output_folder import masks_folder
+from adcam.files import (
+    file_of_id,
+    find_files,
+    find_images,
+    hash_file,
+    read_text,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from adcam.progress import track
 from adcam.structures import ClassSet
 
@@ -37,71 +52,76 @@ from adcam.structures import ClassSet
 def convert_masks_to_coco(
     masks: str | Path,
     out: str | Path,
-    class_set: ClassSet,
+    class_set: ClassSet | None = None,
     *,
+    objects: str = "class",
+    polygons: bool = False,
+    images: str | Path | None = None,
     image_suffix: str = ".jpg",
+    values: str | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Converted:
-    """Masks as COCO's json: one annotation a class and image, in run lengths.
+    """Masks as COCO's json.
 
-    :func:`convert_coco_to_masks` gives the same masks back, 255 included. Category ids are mask
-    values, for COCO's 80 classes the official ids.
+    Of run lengths :func:`convert_coco_to_masks` makes the same masks again, 255 included. Category
+    ids are mask values, for COCO's 80 classes the official ids.
 
     Args:
-        masks: Folder of ``<id>.png``, or of ``adcam generate``.
-        out: json file.
-        class_set: The classes.
-        image_suffix: ``file_name`` of an image is its id with this suffix.
-        overwrite: Replace ``out``.
-        progress: Show progress on standard error.
+        masks: Folder of ``<id>.png``, or an output folder of this project.
+        out: The json file to write.
+        class_set: The classes; ``None`` takes those of the output folder, else VOC's.
+        objects: ``"class"``: one annotation a class and image. ``"component"``: one annotation a
+            connected part of a class.
+        polygons: Whether outlines are written in place of run lengths.
+        images: Folder of the images, whose names are written; ``None`` takes those that an output
+            folder names.
+        image_suffix: Where an image is not known, its name is its id with this suffix.
+        values: What mask values are read as, e.g. ``"255=1"``.
+        overwrite: Whether ``out`` may be replaced.
+        progress: Whether progress is shown on standard error.
 
     Raises:
         AdcamError: There are no masks, ``out`` exists, or pycocotools is missing.
         OSError: ``out`` cannot be written.
     """
-    paths, out = find_files(masks_folder(masks), ".png").paths, Path(out)
+    source, out = find_masks(masks, class_set, images=images, values=values), Path(out)
     refuse_existing([out], overwrite)
     import_pycocotools()
-    is_coco = class_set.classes == COCO_CLASSES
-    category_ids = COCO_CATEGORY_IDS if is_coco else class_set.mask_values
-    category_of = dict(zip(class_set.mask_values, category_ids, strict=True))
-    tally = Tally(class_set)
-    images: list[dict[str, Any]] = []
+    classes = source.class_set
+    is_coco = classes.classes == COCO_CLASSES
+    category_ids = COCO_CATEGORY_IDS if is_coco else classes.mask_values
+    category_of = dict(zip(classes.mask_values, category_ids, strict=True))
+    counts = ClassCounts(classes)
+    entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    for img_id in track(paths, "convert", len(paths)) if progress else paths:
+    for img_id in track(source.paths, "convert", len(source.paths)) if progress else source.paths:
         try:
-            mask = read_mask(paths[img_id])
-            tally.add_mask(img_id, mask)
+            mask = source.read(img_id)
+            found = encode_mask(mask, category_of, objects=objects, polygons=polygons)
+            counts.add_mask(img_id, mask)
         except ValueError as error:
             failed[img_id] = str(error)
             continue
-        height, width = mask.shape
-        number = len(images) + 1
-        images.append(
-            {
-                "id": number,
-                "file_name": f"{img_id}{image_suffix}",
-                "height": height,
-                "width": width,
-            }
-        )
-        for annotation in encode_mask(mask, category_of):
+        number = len(entries) + 1
+        name, (height, width) = source.name_of(img_id, image_suffix), mask.shape
+        entries.append({"id": number, "file_name": name, "height": height, "width": width})
+        for annotation in found:
             annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
-    categories = build_categories(class_set, category_ids)
+    categories = build_categories(classes, category_ids)
     if any(annotation["iscrowd"] for annotation in annotations):
         categories.append(IGNORE_CATEGORY)
-    content = {"images": images, "annotations": annotations, "categories": categories}
+    content = {"images": entries, "annotations": annotations, "categories": categories}
     write_json(out, content, indent=None)
-    notes = (f"{len(annotations)} annotations",)
-    return tally.finish("masks-to-coco", out, num_images=len(images), failed=failed, notes=notes)
+    notes = [f"{len(annotations)} annotations", *source.describe(counts.pixels)]
+    return counts.finish("masks-to-coco", out, num_images=len(entries), failed=failed, notes=notes)
 
 
 def convert_coco_to_masks(
     annotations: str | Path,
     out: str | Path,
-    class_set: ClassSet,
+    class_set: ClassSet | None = None,
     *,
     crowd: str = "ignore",
     overlap: str = "small",
@@ -113,11 +133,13 @@ def convert_coco_to_masks(
     Args:
         annotations: The json file; its categories are matched with the classes by name.
         out: Folder for ``<id>.png``, the id being ``file_name`` without suffix.
-        class_set: The classes and their mask values.
+        class_set: The classes and their mask values, which may be some of the file's; ``None``
+            takes the file's categories in the order of their ids, with the values 1..K (COCO's and
+            VOC's own where the ids are theirs).
         crowd: ``"ignore"`` or ``"skip"``.
         overlap: ``"small"`` or ``"first"``.
-        overwrite: Make every mask anew.
-        progress: Show progress on standard error.
+        overwrite: Whether masks that are there are made again.
+        progress: Whether progress is shown on standard error.
 
     Raises:
         AdcamError: The file is not in COCO's form, has categories outside the classes, or
@@ -127,80 +149,198 @@ def convert_coco_to_masks(
     import_pycocotools()
     path, folder = Path(annotations), Path(out)
     file = read_coco_json(path)
-    value_of = match_categories(file, class_set)
-    images = {image.img_id: image for image in file.images}
-    tally = Tally(class_set)
-    done = convert_each(
-        list(images),
-        lambda img_id: draw_mask(images[img_id], value_of, crowd=crowd, overlap=overlap),
-        folder,
-        masks_of(class_set),
-        tally,
-        settings={
+    if class_set is None:
+        class_set = _find_classes(file, path.stem)
+    drawer = CocoDrawer(file.images, match_categories(file, class_set), crowd, overlap)
+    counts = ClassCounts(class_set)
+    options = LoopOptions(
+        {
             "converter": "coco-to-masks",
             "annotations": hash_file(path),
             "mask_values": dict(zip(class_set.classes, class_set.mask_values, strict=True)),
             "crowd": crowd,
             "overlap": overlap,
         },
-        overwrite=overwrite,
-        progress=progress,
+        overwrite,
+        progress,
     )
-    notes = (f"crowds: {crowd}; on top where objects overlap: {overlap}",)
-    return tally.finish("coco-to-masks", folder, **vars(done), notes=notes)
+    summary = convert_each(
+        list(drawer.images), drawer, folder, masks_of(class_set), counts, options
+    )
+    notes = [f"crowds: {crowd}; on top where objects overlap: {overlap}", *drawer.describe()]
+    return counts.finish("coco-to-masks", folder, **vars(summary), notes=notes)
+
+
+def _find_classes(file: CocoFile, name: str) -> ClassSet:
+    """The classes that the categories of a file stand for."""
+    used = {a["category_id"] for image in file.images for a in image.annotations}
+    named = {
+        number: category
+        for number, category in file.categories.items()
+        if (number, category) != (IGNORE_CATEGORY["id"], IGNORE_CATEGORY["name"])
+        and (number in used or number > 0)
+    }
+    if named == dict(zip(COCO_CATEGORY_IDS, COCO_CLASSES, strict=True)):
+        return coco_class_set()
+    voc = voc_class_set()
+    if named.items() <= dict(zip(voc.mask_values, voc.classes, strict=True)).items():
+        return voc_class_set(tuple(named.values()))
+    return build_class_set(name, tuple(dict.fromkeys(named.values())))
+
+
+class CocoDrawer:
+    """Draws the masks of a json file, and counts objects that leave no pixel.
+
+    Args:
+        images: The images of the file.
+        value_of: Mask value by category id.
+        crowd: As for :func:`adcam.data.coco_json.draw_objects`.
+        overlap: As for :func:`adcam.data.coco_json.draw_objects`.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[CocoImage],
+        value_of: Mapping[int, int],
+        crowd: str,
+        overlap: str,
+    ) -> None:
+        self.images = {image.img_id: image for image in images}
+        self._value_of = value_of
+        self._rules = {"crowd": crowd, "overlap": overlap}
+        self._num_objects = self._num_empty = self._num_other = 0
+
+    def __call__(self, img_id: str) -> np.ndarray:
+        """The mask of an image.
+
+        Raises:
+            AdcamError: An annotation is malformed, or all objects of the image are mere boxes.
+        """
+        drawing = draw_objects(self.images[img_id], self._value_of, **self._rules)
+        self._num_objects += drawing.num_objects
+        self._num_empty += drawing.num_empty
+        self._num_other += drawing.num_other
+        if drawing.num_boxes == drawing.num_objects > 0:
+            raise AdcamError(
+                f"none of its {drawing.num_objects} objects has a polygon of three points or run "
+                "lengths; boxes make no mask"
+            )
+        return drawing.mask
+
+    def describe(self) -> list[str]:
+        """What became of the objects that are not in the masks made by this run."""
+        notes = []
+        if self._num_empty:
+            notes.append(f"{self._num_empty} of {self._num_objects} objects leave no pixel")
+        if self._num_other:
+            notes.append(f"{self._num_other} objects of other categories are not drawn")
+        return notes
 
 
 def convert_masks_to_yolo(
     masks: str | Path,
     out: str | Path,
-    class_set: ClassSet,
+    class_set: ClassSet | None = None,
     *,
+    images: str | Path | None = None,
+    split: str = "train",
+    values: str | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Converted:
-    """Masks as text files of Ultralytics, one line a connected part of a class.
+    """Masks as a folder that Ultralytics trains segmentation on.
 
-    Classes are numbered from 0 in the order of ``class_set``. Uncertain pixels (255) cannot be
-    written and become background.
+    Written are ``labels/<split>/<id>.txt``, one line a connected part of a class; copies of the
+    images as ``images/<split>/<id>.jpg``; and ``data.yaml`` with the classes, numbered from 0 in
+    the order of ``class_set``. Uncertain pixels (255) cannot be written and become background.
 
     Args:
-        masks: Folder of ``<id>.png``, or of ``adcam generate``.
-        out: Folder for ``<id>.txt``, ``labels`` in their layout.
-        class_set: The classes.
-        overwrite: Make every file anew.
-        progress: Show progress on standard error.
+        masks: Folder of ``<id>.png``, or an output folder of this project.
+        out: Folder to write into; run again with another split, it gets that one too.
+        class_set: The classes; ``None`` takes those of the output folder, else VOC's.
+        images: Folder of the images; ``None`` takes those that an output folder names.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        values: What mask values are read as, e.g. ``"255=1"``.
+        overwrite: Whether files that are there are made again.
+        progress: Whether progress is shown on standard error.
 
     Raises:
-        AdcamError: There are no masks, or ``out`` holds files of other settings.
+        AdcamError: There are no masks, ``split`` is another word, or ``out`` holds files of other
+            settings.
         OSError: A file cannot be written.
     """
-    paths, out = find_files(masks_folder(masks), ".png").paths, Path(out)
+    if split not in _YOLO_SPLITS:
+        raise AdcamError(f"split must be one of {_YOLO_SPLITS}, got {split!r}")
+    source, root = find_masks(masks, class_set, images=images, values=values), Path(out)
+    classes = source.class_set
+    settings = {
+        "converter": "masks-to-yolo",
+        "mask_values": dict(zip(classes.classes, classes.mask_values, strict=True)),
+        **({"values": values} if values else {}),
+    }
+    counts = ClassCounts(classes)
+    pixels = np.zeros(256, dtype=np.int64)
 
-    def count(tally: Tally, img_id: str, text: str) -> None:
-        class_ids = {int(line.split(" ", 1)[0]) for line in text.splitlines()}
-        tally.add_file(img_id, class_ids, text.encode())
+    def encode(img_id: str) -> str:
+        nonlocal pixels
+        mask = source.read(img_id)
+        pixels += np.bincount(mask.ravel(), minlength=256)
+        return encode_yolo(mask, classes.mask_values)
 
-    tally = Tally(class_set)
-    done = convert_each(
-        list(paths),
-        lambda img_id: encode_yolo(read_mask(paths[img_id]), class_set.mask_values),
-        out,
-        Kind(".txt", lambda path: path.read_text("utf-8"), write_text, count),
-        tally,
-        settings={
-            "converter": "masks-to-yolo",
-            "mask_values": dict(zip(class_set.classes, class_set.mask_values, strict=True)),
-        },
-        overwrite=overwrite,
-        progress=progress,
-    )
-    return tally.finish("masks-to-yolo", out, **vars(done))
+    folder = root / "labels" / split
+    options = LoopOptions(settings, overwrite, progress)
+    summary = convert_each(list(source.paths), encode, folder, _YOLO_TEXT, counts, options)
+    missing = _copy_images(source, root / "images" / split, summary.failed)
+    write_text(root / "data.yaml", _format_data_yaml(root, classes))
+    notes = source.describe(pixels)
+    if missing:
+        notes.append(f"{missing} images are not known or not there; put them in images/{split}")
+    return counts.finish("masks-to-yolo", root, **vars(summary), notes=notes)
+
+
+_YOLO_SPLITS = ("train", "val", "test")
+
+
+def _count_yolo(counts: ClassCounts, img_id: str, text: str) -> None:
+    class_ids = {int(line.split(" ", 1)[0]) for line in text.splitlines()}
+    counts.add_file(img_id, class_ids, text.encode())
+
+
+_YOLO_TEXT = FileType(".txt", read_text, write_text, _count_yolo)
+
+
+def _copy_images(source: MaskSource, folder: Path, failed: Mapping[str, str]) -> int:
+    """Copy the images beside their labels; the number of those that are not there."""
+    missing = 0
+    for img_id in source.paths:
+        path = source.image_paths.get(img_id)
+        if path is None or not path.is_file():
+            missing += 1
+        elif img_id not in failed:
+            copy = file_of_id(folder, img_id, path.suffix)
+            if not copy.is_file() or copy.stat().st_size != path.stat().st_size:
+                write_bytes(copy, path.read_bytes())
+    return missing
+
+
+def _format_data_yaml(root: Path, class_set: ClassSet) -> str:
+    """The file that training is started with; its folder is where its paths begin."""
+    there = [split for split in _YOLO_SPLITS if (root / "labels" / split).is_dir()]
+    lines = [f"{split}: images/{split}" for split in there]
+    if "train" not in there:
+        lines.append(f"train: images/{there[0]}")
+    if "val" not in there:
+        lines.append(f"val: images/{there[0]}  # the images that are trained on")
+    # A text in JSON is one in YAML.
+    names = (json.dumps(name, ensure_ascii=False) for name in class_set.classes)
+    lines += ["names:", *(f"  {number}: {name}" for number, name in enumerate(names))]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def convert_yolo_to_masks(
     labels: str | Path,
     out: str | Path,
-    class_set: ClassSet,
+    class_set: ClassSet | None = None,
     *,
     images: str | Path,
     overwrite: bool = False,
@@ -211,37 +351,31 @@ def convert_yolo_to_masks(
     Args:
         labels: Folder of ``<id>.txt``.
         out: Folder for ``<id>.png``.
-        class_set: The classes, numbered from 0 in the text files.
+        class_set: The classes, numbered from 0 in the text files; ``None`` for VOC's.
         images: Folder of the images, whose sizes are needed.
-        overwrite: Make every mask anew.
-        progress: Show progress on standard error.
+        overwrite: Whether masks that are there are made again.
+        progress: Whether progress is shown on standard error.
 
     Raises:
         AdcamError: A folder is missing or empty, or a text file belongs to no image.
         OSError: A mask cannot be written.
     """
     text_of, path_of = find_files(labels, ".txt").paths, find_images(images).paths
+    classes = class_set or voc_class_set()
     if stray := [img_id for img_id in text_of if img_id not in path_of]:
         raise AdcamError(f"{images}: {len(stray)} text files have no image, such as {stray[0]!r}")
 
     def make(img_id: str) -> np.ndarray:
         hw = read_image_hw(path_of[img_id])
         path = text_of.get(img_id)
-        objects = [] if path is None else read_yolo(path, class_set.num_fg_classes)
-        return draw_yolo(objects, hw, class_set.mask_values)
+        objects = [] if path is None else read_yolo(path, classes.num_fg_classes)
+        return draw_yolo(objects, hw, classes.mask_values)
 
-    tally = Tally(class_set)
-    done = convert_each(
-        sorted(path_of),
-        make,
-        Path(out),
-        masks_of(class_set),
-        tally,
-        settings={
-            "converter": "yolo-to-masks",
-            "mask_values": dict(zip(class_set.classes, class_set.mask_values, strict=True)),
-        },
-        overwrite=overwrite,
-        progress=progress,
-    )
-    return tally.finish("yolo-to-masks", Path(out), **vars(done))
+    settings = {
+        "converter": "yolo-to-masks",
+        "mask_values": dict(zip(classes.classes, classes.mask_values, strict=True)),
+    }
+    counts = ClassCounts(classes)
+    options = LoopOptions(settings, overwrite, progress)
+    summary = convert_each(list(path_of), make, Path(out), masks_of(classes), counts, options)
+    return counts.finish("yolo-to-masks", Path(out), **vars(summary))

@@ -10,12 +10,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adcam.data.dataset import build_class_set
-from adcam.data.png import Palette, map_values, read_mask, voc_palette
+from adcam.data.png import map_values, parse_values, read_mask, voc_palette
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
 from adcam.files import find_files, find_images, read_json, read_text
-from adcam.labeling.output_folder import CONFIG_NAME, MANIFEST_NAME, MASK_DIR, masks_folder
+from adcam.labeling.output_folder import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    MAPS_DIR,
+    MASK_DIR,
+    masks_folder,
+)
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 
@@ -86,62 +91,67 @@ def find_masks(
     """
     folder = masks_folder(masks)
     paths = find_files(folder, ".png").paths
-    own = _read_output(folder, next(iter(paths.values())))
-    image_paths = own[1] if own is not None else {}
+    own = read_output(folder)
+    image_paths = {} if own is None else own.image_paths
     if images is not None:
         image_paths = find_images(images).paths
     if class_set is None:
-        class_set = voc_class_set() if own is None else own[0]
+        class_set = voc_class_set() if own is None else own.class_set
     return MaskSource(paths, class_set, image_paths, parse_values(values))
 
 
-def parse_values(text: str | None) -> dict[int, int]:
-    """``255=1,128=0`` as a mapping of mask values.
+@dataclass(frozen=True)
+class OwnOutput:
+    """What an output folder of this project says of its results.
+
+    Attributes:
+        class_set: Names, mask values and colours of the classes.
+        image_paths: The image of each mask by image id; it may have been moved since.
+    """
+
+    class_set: ClassSet
+    image_paths: dict[str, Path]
+
+
+def read_output(folder: Path) -> OwnOutput | None:
+    """Classes and images of an output folder of this project, ``None`` for other folders.
+
+    Args:
+        folder: The folder, or the ``masks`` or ``maps`` in it.
 
     Raises:
-        AdcamError: It is no such text, or a value is not in 0..255 or stands twice.
+        AdcamError: Its ``config.json`` is damaged.
     """
-    found: dict[int, int] = {}
-    for pair in text.split(",") if text else ():
-        old, _, new = pair.partition("=")
-        try:
-            numbers = int(old), int(new)
-        except ValueError as err:
-            raise AdcamError(f"values must be given as OLD=NEW,…, e.g. 255=1, got {text!r}") from err
-        if not (0 <= min(numbers) and max(numbers) <= 255) or numbers[0] in found:
-            raise AdcamError(f"mask values lie in 0..255, each given once, got {text!r}")
-        found[numbers[0]] = numbers[1]
-    return found
-
-
-def _read_output(masks: Path, first: Path) -> tuple[ClassSet, dict[str, Path]] | None:
-    """Classes and images of an output folder of this project, ``None`` for other folders."""
-    folder = masks.parent if masks.name == MASK_DIR else masks
+    if folder.name in (MASK_DIR, MAPS_DIR) and not (folder / CONFIG_NAME).is_file():
+        folder = folder.parent
     config_path, manifest = folder / CONFIG_NAME, folder / MANIFEST_NAME
     if not (config_path.is_file() and manifest.is_file()):
         return None
     labeler = read_json(config_path, what="the configuration of an output folder").get("labeler")
     try:
         names, values = tuple(labeler["classes"]), tuple(map(int, labeler["mask_values"]))
-        class_set = ClassSet(folder.resolve().name, names, values, _read_palette(first))
+        palette = _read_palette(folder / MASK_DIR)
+        class_set = ClassSet(folder.resolve().name, names, values, palette)
     except (KeyError, TypeError, ValueError) as err:
         raise AdcamError(f"{config_path} does not say the classes and their mask values") from err
     image_paths = {}
     for line in read_text(manifest, "a manifest").splitlines():
         try:
             entry = json.loads(line)
-            image_paths[entry["id"]] = folder / entry["image"]
+            image_paths[str(entry["id"])] = folder / entry["image"]
         except (ValueError, KeyError, TypeError, RecursionError):
             continue  # a line torn by a kill, or of an image that has no file
-    return class_set, image_paths
+    return OwnOutput(class_set, image_paths)
 
 
-def _read_palette(path: Path) -> Palette:
-    try:
-        with Image.open(path, formats=("PNG",)) as img:
-            colors = img.getpalette() or []
-    except (OSError, ValueError):
-        colors = []
-    if len(colors) != 3 * 256:
-        return voc_palette()
-    return tuple((colors[i], colors[i + 1], colors[i + 2]) for i in range(0, 3 * 256, 3))
+def _read_palette(masks: Path) -> tuple[tuple[int, int, int], ...]:
+    """The colours of the first mask of a folder that has any, else VOC's."""
+    for path in masks.rglob("*.png"):
+        try:
+            with Image.open(path, formats=("PNG",)) as img:
+                colors = img.getpalette() or []
+        except (OSError, ValueError):
+            continue
+        if len(colors) == 3 * 256:
+            return tuple((colors[i], colors[i + 1], colors[i + 2]) for i in range(0, 768, 3))
+    return voc_palette()

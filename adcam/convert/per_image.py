@@ -9,11 +9,10 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from adcam.convert.summary import Tally
+from adcam.convert.summary import ClassCounts
 from adcam.data.png import read_mask, write_mask
-from adcam.data.text_tables import check_relative
 from adcam.errors import AdcamError
-from adcam.files import read_json, to_plain, write_json
+from adcam.files import file_of_id, read_json, to_plain, write_json
 from adcam.progress import track
 from adcam.structures import ClassSet
 
@@ -24,40 +23,55 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Kind(Generic[T]):
-    """Files of one kind.
+class FileType(Generic[T]):
+    """How files of one type are read, written and counted.
 
     Attributes:
-        suffix: ``".png"``, …
+        suffix: The suffix of their names, such as ``".png"``.
         load: Reads a file that an earlier run wrote; raises ValueError where it is damaged.
-        save: Writes one, atomically.
-        count: Adds one to a tally; raises ValueError where it is not legal.
+        save: Writes a file, atomically.
+        count: Adds a file's content to the counts; raises ValueError where it is not legal.
     """
 
     suffix: str
     load: Callable[[Path], T]
     save: Callable[[Path, T], None]
-    count: Callable[[Tally, str, T], None]
+    count: Callable[[ClassCounts, str, T], None]
 
 
-def masks_of(class_set: ClassSet) -> Kind[np.ndarray]:
-    """Masks as palette PNG files."""
-    return Kind(
+def masks_of(class_set: ClassSet) -> FileType[np.ndarray]:
+    """Masks as PNG files with the palette of their classes."""
+    return FileType(
         ".png",
         read_mask,
         lambda path, mask: write_mask(path, mask, class_set.palette),
-        Tally.add_mask,
+        ClassCounts.add_mask,
     )
 
 
+@dataclass(frozen=True)
+class LoopOptions:
+    """How a loop over images runs.
+
+    Attributes:
+        settings: Everything that decides what is written; a folder of other settings is refused.
+        overwrite: Whether files that are there are made again.
+        progress: Whether progress is shown on standard error.
+    """
+
+    settings: Mapping[str, Any]
+    overwrite: bool
+    progress: bool
+
+
 @dataclass
-class Done:
+class LoopSummary:
     """What a loop did.
 
     Attributes:
-        num_images: Images that have their file.
-        kept: Of these, images whose file was there already.
-        failed: Reasons by image id.
+        num_images: Number of images that have their file.
+        kept: Number of these whose file was there already.
+        failed: Why an image has no file, by its id.
     """
 
     num_images: int = 0
@@ -69,24 +83,19 @@ def convert_each(
     img_ids: Sequence[str],
     make: Callable[[str], T],
     folder: Path,
-    kind: Kind[T],
-    tally: Tally,
-    *,
-    settings: Mapping[str, Any],
-    overwrite: bool,
-    progress: bool,
-) -> Done:
+    file_type: FileType[T],
+    counts: ClassCounts,
+    options: LoopOptions,
+) -> LoopSummary:
     """Write ``<folder>/<img_id><suffix>`` for every image, or keep the one that is there.
 
     Args:
-        img_ids: Images, ascending.
+        img_ids: The image ids, ascending.
         make: Makes an image's result; ValueError and OSError are that image's failure.
-        folder: Output folder.
-        kind: How results are read, written and counted.
-        tally: Counts of all results, kept ones included.
-        settings: All that decides what is written.
-        overwrite: Make every file anew.
-        progress: Show progress on standard error.
+        folder: The output folder.
+        file_type: How results are read, written and counted.
+        counts: The counts that all results are added to, kept ones included.
+        options: How the loop runs.
 
     Raises:
         AdcamError: The folder holds files of other settings or unknown origin, or ids are not
@@ -95,25 +104,26 @@ def convert_each(
     """
     if list(img_ids) != sorted(set(img_ids)):
         raise AdcamError("image ids must be ascending and unique")
-    paths = {i: folder / f"{check_relative(folder, i)}{kind.suffix}" for i in img_ids}
-    _open_folder(folder, kind.suffix, settings, paths.values() if overwrite else None)
-    done = Done()
-    for img_id in track(img_ids, "convert", len(img_ids)) if progress else img_ids:
+    paths = {i: file_of_id(folder, i, file_type.suffix) for i in img_ids}
+    remove = paths.values() if options.overwrite else None
+    _open_folder(folder, file_type.suffix, options.settings, remove)
+    summary = LoopSummary()
+    for img_id in track(img_ids, "convert", len(img_ids)) if options.progress else img_ids:
         path = paths[img_id]
-        result = _load(path, kind)
+        result = _load(path, file_type)
         is_new = result is None
         try:
             if result is None:
                 result = make(img_id)
-            kind.count(tally, img_id, result)
+            file_type.count(counts, img_id, result)
         except (ValueError, OSError) as error:
-            done.failed[img_id] = str(error)
+            summary.failed[img_id] = str(error)
             continue
         if is_new:
-            kind.save(path, result)
-        done.num_images += 1
-        done.kept += not is_new
-    return done
+            file_type.save(path, result)
+        summary.num_images += 1
+        summary.kept += not is_new
+    return summary
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
@@ -126,12 +136,12 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
         raise AdcamError(f"{there[0]} is there already; --overwrite replaces it")
 
 
-def _load(path: Path, kind: Kind[T]) -> T | None:
+def _load(path: Path, file_type: FileType[T]) -> T | None:
     """What an earlier run wrote; ``None`` where there is nothing that can be read."""
     if not path.is_file():
         return None
     try:
-        return kind.load(path)
+        return file_type.load(path)
     except ValueError:
         return None
 
@@ -139,7 +149,7 @@ def _load(path: Path, kind: Kind[T]) -> T | None:
 def _open_folder(
     folder: Path, suffix: str, settings: Mapping[str, Any], remove: Iterable[Path] | None
 ) -> None:
-    """Make sure that what is kept was made alike; with ``remove`` begin by removing these files."""
+    """Refuse files of other settings; with ``remove`` begin by removing these files."""
     path = folder / SETTINGS_NAME
     wanted = to_plain(dict(settings))
     if remove is not None:
@@ -152,11 +162,12 @@ def _open_folder(
             raise AdcamError(f"{error}; --overwrite starts over") from error
         if found != wanted:
             raise AdcamError(
-                f"{folder} was made otherwise ({'; '.join(_differences(found, wanted))}); choose "
-                "another folder, or start anew with --overwrite"
+                f"{folder} was created with different settings "
+                f"({'; '.join(_differences(found, wanted))}); choose another folder, or start over "
+                "with --overwrite"
             )
         return
-    elif next(folder.rglob(f"*{suffix}"), None) is not None:
+    elif any(path.suffix == suffix for path in folder.rglob("[!.]*")):
         raise AdcamError(
             f"{folder} holds {suffix} files of unknown origin (there is no {SETTINGS_NAME}); "
             "choose another folder, or replace them with --overwrite"

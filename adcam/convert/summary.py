@@ -19,17 +19,17 @@ class Converted:
     """The result of one conversion.
 
     Attributes:
-        what: Name of the converter.
-        out: Folder or file written.
-        num_images: Images converted, in this run or an earlier one.
-        kept: Of these, images whose file was there already.
+        what: The name of the converter.
+        out: The folder or file that was written.
+        num_images: Number of images converted, in this run or an earlier one.
+        kept: Number of these whose file was there already.
         failed: Why an image could not be converted, by its id.
-        class_images: Images that show a class, by class name.
-        class_pixels: Pixels of a class, by class name, background and ignored ones included; empty
-            where there are no masks.
-        sha256: Of all results in the order of image ids: values of masks, classes of labels or
+        class_images: Number of images that show a class, by class name.
+        class_pixels: Number of pixels of a class, by class name, background and ignored ones
+            included; empty where there are no masks.
+        sha256: Hash of all results in the order of image ids: values of masks, classes of labels or
             bytes of other files, so that it does not depend on how PNG files are compressed.
-        notes: What was counted and compared with the known numbers of a data set.
+        notes: What else a user should know, such as counts compared with known ones.
     """
 
     what: str
@@ -58,13 +58,13 @@ class Converted:
 
 
 @dataclass
-class Tally:
+class ClassCounts:
     """Counts of what was made; images are added in the order of their ids.
 
     Attributes:
-        class_set: The classes.
-        images: Images that show each class.
-        pixels: Pixels of each mask value.
+        class_set: The classes that are counted.
+        images: Number of images that show each class.
+        pixels: Number of pixels of each mask value.
     """
 
     class_set: ClassSet

@@ -386,7 +386,7 @@ def _check_polygon(where: str, polygon: Any, hw: tuple[int, int]) -> list[float]
 
 
 def _check_length(where: str, polygons: list[list[float]], hw: tuple[int, int]) -> None:
-    """Refuse outlines far longer than any in such an image: COCO's code keeps each of their steps."""
+    """Refuse outlines far longer than any in such an image, whose every step COCO's code keeps."""
     height, width = hw
     length = 0.0
     for polygon in polygons:

@@ -19,7 +19,7 @@ Palette = Sequence[tuple[int, int, int]]
 # Raw modes of Pillow's PNG reader that give the stored 8-bit values. Grayscale of 2 or 4 bits is
 # not among them: it is read scaled to 0..255, and whether that was meant cannot be known.
 _INDEX_MODES = ("P", "P;4", "P;2", "P;1", "L")
-_COLOR_MODES = ("RGB", "RGBA")
+_COLOR_MODES = ("RGB", "RGBA", "LA")
 
 
 @lru_cache(maxsize=1)
@@ -67,35 +67,45 @@ def write_mask(path: str | Path, mask: np.ndarray, palette: Palette) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read_mask(path: str | Path, *, palette: Palette | None = None) -> np.ndarray:
+def read_mask(
+    path: str | Path, *, colors: Mapping[int, tuple[int, int, int]] | None = None
+) -> np.ndarray:
     """Read a mask of class values.
 
     Args:
         path: A PNG. Palette files give their indices, whatever the colours; 8-bit grayscale gives
-            its values. Other kinds are refused, so that no value is scaled or rounded unseen.
-        palette: Colour of each class value. When given, RGB and RGBA files are read too, each
-            colour as the lowest value that has it (alpha is not looked at).
+            its values, and so do colour files whose three channels are equal. Other kinds are
+            refused, so that no value is scaled or rounded unseen.
+        colors: The colour of each class value. When given, colour files are read by it (alpha is
+            not looked at), and palette files by the colours that they show.
 
     Returns:
         uint8 (H, W).
 
     Raises:
         ImageError: The file is missing, damaged or no PNG, its mode is not one of the above, or it
-            holds colours that are not in ``palette``.
+            holds colours that are not in ``colors``.
     """
     path = Path(path)
     with open_image(path) as img:
         if img.format != "PNG":
             raise ImageError(f"{path}: a mask must be a PNG file, got {img.format}")
         mode = img.tile[0].args  # type: ignore[attr-defined]  # the file's mode, before decoding
+        if colors is not None and mode in (*_INDEX_MODES, *_COLOR_MODES):
+            return _values_of_colors(path, np.asarray(img.convert("RGB")), colors)
         if mode in _INDEX_MODES:
             return np.array(img)
-        if mode in _COLOR_MODES and palette is not None:
-            return _values_of_colors(path, np.asarray(img.convert("RGB")), palette)
-        hint = "; pass palette= to read its colours" if mode in _COLOR_MODES else ""
+        if mode not in _COLOR_MODES:
+            raise ImageError(
+                f"{path}: a mask must be an 8-bit palette or grayscale PNG, got mode {mode}"
+            )
+        rgb = np.asarray(img.convert("RGB"))
+    if not (rgb == rgb[:, :, :1]).all():
         raise ImageError(
-            f"{path}: a mask must be an 8-bit palette or grayscale PNG, got mode {mode}{hint}"
+            f"{path}: a colour mask (mode {mode}); `adcam convert recode-masks --colors TABLE` "
+            "makes class values of its colours"
         )
+    return rgb[:, :, 0].copy()
 
 
 def map_values(mask: np.ndarray, values: Mapping[int, int]) -> np.ndarray:
@@ -133,15 +143,16 @@ def parse_values(text: str | None) -> dict[int, int]:
     return found
 
 
-def _values_of_colors(path: Path, rgb: np.ndarray, palette: Palette) -> np.ndarray:
-    """Value of each pixel's colour: (H, W, 3) -> (H, W)."""
-    value_of = {color: value for value, color in reversed(list(enumerate(map(tuple, palette))))}
+def _values_of_colors(
+    path: Path, rgb: np.ndarray, colors: Mapping[int, tuple[int, int, int]]
+) -> np.ndarray:
+    """Value of each pixel's colour: (H, W, 3) -> (H, W); the lowest one that has it."""
+    value_of = {tuple(color): value for value, color in sorted(colors.items(), reverse=True)}
     codes = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)  # (H, W)
     found, index = np.unique(codes, return_inverse=True)
-    colors = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in found]
-    unknown = [color for color in colors if color not in value_of]
-    if unknown:
-        shown = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
-        raise ImageError(f"{path}: {len(unknown)} colours are not in the palette: {shown}")
-    values = np.array([value_of[color] for color in colors], dtype=np.uint8)
+    shown = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in found]
+    if unknown := [color for color in shown if color not in value_of]:
+        some = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
+        raise ImageError(f"{path}: {len(unknown)} colours are not in the table of colours: {some}")
+    values = np.array([value_of[color] for color in shown], dtype=np.uint8)
     return values[index].reshape(codes.shape)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -29,7 +31,7 @@ from miniatures import (
 from PIL import Image
 
 from adcam.cli import main
-from adcam.convert import CONVERTERS
+from adcam.convert import CONVERTERS, Converted, register_converter
 from adcam.convert.cams import convert_cams
 from adcam.convert.data_sets import convert_coco, convert_sbd
 from adcam.convert.exchange import (
@@ -43,10 +45,14 @@ from adcam.convert.labels import (
     convert_mask_labels,
     convert_voc_labels,
 )
+from adcam.convert.recode import convert_recode_masks
 from adcam.data.coco import COCO_CATEGORY_IDS, COCO_CLASSES, coco_class_set, load_coco
+from adcam.data.dataset import build_class_set
 from adcam.data.labels import read_labels
 from adcam.data.png import read_mask, voc_palette, write_mask
+from adcam.data.sbd import read_sbd_mask
 from adcam.data.voc import load_voc, voc_class_set
+from adcam.errors import AdcamError
 from adcam.evaluation.masks_on_disk import evaluate_maps, evaluate_masks
 from adcam.labeling.maps_file import load_maps
 from adcam.labeling.mask_maker import resize_maps
@@ -157,9 +163,9 @@ def test_one_bad_mat_is_listed_and_mended_by_the_next_run(voc: Path) -> None:
 
 def test_an_rgb_mask_of_voc_is_listed(voc: Path) -> None:
     path = voc / "SegmentationClass" / f"{VOC_TRAIN[0]}.png"
-    Image.fromarray(np.zeros((*HW, 3), np.uint8)).save(path)
+    Image.fromarray(np.full((*HW, 3), (1, 2, 3), np.uint8)).save(path)
     result = convert_sbd(voc.parent / "benchmark_RELEASE", voc, partial=True)
-    assert "8-bit palette or grayscale PNG, got mode RGB" in result.failed[VOC_TRAIN[0]]
+    assert "a colour mask (mode RGB)" in result.failed[VOC_TRAIN[0]]
 
 
 def test_folders_that_are_no_sbd_or_voc(voc: Path, tmp_path: Path) -> None:
@@ -292,7 +298,7 @@ def test_a_bad_annotation_is_listed(voc: Path, tmp_path: Path) -> None:
 
 def test_bad_masks_are_listed(tmp_path: Path) -> None:
     random_masks(tmp_path / "masks")
-    Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(tmp_path / "masks" / "rgb.png")
+    Image.fromarray(np.full((2, 3, 3), (1, 2, 3), np.uint8)).save(tmp_path / "masks" / "rgb.png")
     Image.fromarray(np.full((2, 3), 300, np.uint16)).save(tmp_path / "masks" / "deep.png")
     write_mask(tmp_path / "masks" / "class.png", np.full((2, 3), 77, np.uint8), voc_palette())
     (tmp_path / "masks" / "text.png").write_text("no picture")
@@ -344,25 +350,24 @@ def test_masks_to_coco_and_back(tmp_path: Path, class_set: ClassSet) -> None:
 def test_masks_to_yolo_and_back(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     random_masks(masks)
-    convert_masks_to_yolo(masks, tmp_path / "labels", VOC)
+    convert_masks_to_yolo(masks, tmp_path / "yolo", VOC)
+    labels = tmp_path / "yolo" / "labels" / "train"
     for img_id in (*MASK_IDS, "no objects"):
         hw = (3, 4) if img_id == "no objects" else read_mask(masks / f"{img_id}.png").shape
         write_image(tmp_path / "images" / f"{img_id}.jpg", hw)
     images = tmp_path / "images"
-    result = convert_yolo_to_masks(tmp_path / "labels", tmp_path / "back", VOC, images=images)
+    result = convert_yolo_to_masks(labels, tmp_path / "back", VOC, images=images)
     same_masks(tmp_path / "back", masks, ignore_as=0)
     assert result.num_images == 5
     assert not read_mask(tmp_path / "back" / "no objects.png").any()
-    (tmp_path / "labels" / "a.txt").write_text("20 0 0 1 0 1 1\n")
+    (labels / "a.txt").write_text("20 0 0 1 0 1 1\n")
     (tmp_path / "images" / "void.jpg").write_text("no picture")
-    result = convert_yolo_to_masks(
-        tmp_path / "labels", tmp_path / "back", VOC, images=images, overwrite=True
-    )
+    result = convert_yolo_to_masks(labels, tmp_path / "back", VOC, images=images, overwrite=True)
     assert set(result.failed) == {"a", "void"}
     assert "line 1: class must be 0..19, got 20" in result.failed["a"]
     (tmp_path / "images" / "a.jpg").unlink()
     with pytest.raises(ValueError, match="1 text files have no image, such as 'a'"):
-        convert_yolo_to_masks(tmp_path / "labels", tmp_path / "back", VOC, images=images)
+        convert_yolo_to_masks(labels, tmp_path / "back", VOC, images=images)
 
 
 # Class maps of other projects
@@ -529,7 +534,7 @@ def test_an_overwritten_run_that_stops_leaves_nothing_of_the_old_one(coco: Path)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("adcam.convert.data_sets.draw_mask", stop)
+        patch.setattr("adcam.convert.exchange.draw_objects", stop)
         with pytest.raises(KeyboardInterrupt):
             convert_coco(path, coco, partial=True, overwrite=True)
     result = convert_coco(path, coco, partial=True)
@@ -638,3 +643,243 @@ def test_every_converter_explains_itself(what: str, capsys: pytest.CaptureFixtur
         main(["convert", what, "--help"])
     assert stop.value.code == 0
     assert f"usage: adcam convert {what}" in capsys.readouterr().out
+
+
+def test_a_converter_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adcam.convert.CONVERTERS", dict(CONVERTERS))
+    with pytest.raises(AdcamError, match="there is a converter 'sbd' already"):
+        register_converter("sbd", convert_sbd)
+    register_converter(
+        "mine",
+        lambda source, out, overwrite, progress: Converted("mine", out, 3, 0, {}, {}, {}, ""),
+    )
+    assert main(["convert", "mine", str(tmp_path), "--out", str(tmp_path / "x")]) == 0
+
+
+# Our own output folders
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """An output folder of `adcam generate` with a tabby cat, and its photographs."""
+    out, tabby = tmp_path / "out", np.zeros((6, 8), np.uint8)
+    tabby[1:3, 1:3] = tabby[4:, 5:] = 1
+    palette = [(0, 0, 0), (200, 10, 20), *voc_palette()[2:]]
+    lines = []
+    for name in ("a.JPG", "trip/b.png"):
+        img_id = name.rpartition(".")[0]
+        write_mask(out / "masks" / f"{img_id}.png", tabby, palette)
+        write_image(tmp_path / "photos" / name, (6, 8))
+        lines.append({"id": img_id, "image": f"../photos/{name}", "status": "ok"})
+    labeler = {"classes": ["tabby cat"], "mask_values": [1]}
+    (out / "config.json").write_text(json.dumps({"adcam": "0", "labeler": labeler}))
+    (out / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return out
+
+
+@pytest.mark.parametrize("below", ["", "masks"])
+def test_coco_takes_classes_and_names_from_our_output(
+    own: Path, tmp_path: Path, below: str
+) -> None:
+    needs_pycocotools()
+    command = f"convert masks-to-coco {own / below} --out {tmp_path}/c.json --polygons"
+    assert main([*command.split(), "--objects", "component"]) == 0
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert [c["name"] for c in content["categories"]] == ["tabby cat"]
+    assert [image["file_name"] for image in content["images"]] == ["a.JPG", "trip/b.png"]
+    assert [a["area"] for a in content["annotations"]] == [4, 6, 4, 6]
+    assert content["annotations"][0]["segmentation"] == [[1, 1, 3, 1, 3, 3, 1, 3]]
+    assert main(["convert", "coco-to-masks", f"{tmp_path}/c.json", "--out", f"{tmp_path}/m"]) == 0
+    np.testing.assert_array_equal(read_mask(tmp_path / "m/a.png"), read_mask(own / "masks/a.png"))
+
+
+def test_yolo_gets_a_folder_that_trains_at_once(own: Path, tmp_path: Path) -> None:
+    root = tmp_path / "yolo"
+    assert main(["convert", "masks-to-yolo", str(own), "--out", str(root)]) == 0
+    assert (root / "data.yaml").read_text() == (
+        "train: images/train\nval: images/train  # the images that are trained on\n"
+        'names:\n  0: "tabby cat"\n'
+    )
+    assert len((root / "labels" / "train" / "trip" / "b.txt").read_text().splitlines()) == 2
+    photo = root / "images" / "train" / "trip" / "b.png"
+    assert photo.read_bytes() == (tmp_path / "photos" / "trip" / "b.png").read_bytes()
+    (tmp_path / "photos" / "a.JPG").unlink()
+    result = convert_masks_to_yolo(own, root, split="val")
+    assert "train: images/train\nval: images/val\n" in (root / "data.yaml").read_text()
+    assert result.notes == ("1 images are not known or not there; put them in images/val",)
+
+
+def test_labels_and_classes_given_by_hand(own: Path, tmp_path: Path) -> None:
+    out = tmp_path / "l.csv"
+    assert convert_mask_labels(own, out).class_images == {"tabby cat": 2}
+    own_classes = build_class_set("mine", ["dog"])
+    assert convert_mask_labels(own, out, own_classes, overwrite=True).class_images == {"dog": 2}
+
+
+# Masks as people have them
+
+
+def test_masks_of_0_and_255_are_named_and_can_be_read(tmp_path: Path) -> None:
+    mask = np.zeros((4, 4), np.uint8)
+    mask[1:3] = 255
+    for name in ("a", "b"):
+        write_mask(tmp_path / "masks" / f"{name}.png", mask, voc_palette())
+    needs_pycocotools()
+    classes = build_class_set("mine", ["thing"])
+    hint = "all masks hold only 0 and 255, which means 'ignored'; if it means the object, --values"
+    for convert in (convert_mask_labels, convert_masks_to_coco, convert_masks_to_yolo):
+        name = convert.__name__
+        result = convert(tmp_path / "masks", tmp_path / name, classes)
+        assert any(hint in note for note in result.notes), name
+        assert result.class_images == {"thing": 0}
+        result = convert(
+            tmp_path / "masks", tmp_path / f"{name}2", classes, values="255=1", overwrite=True
+        )
+        assert result.class_images == {"thing": 2}
+        assert not any("255" in note for note in result.notes)
+
+
+TABLE = "name,r,g,b\nbackground,0,0,0\ncat,200,0,10\nred fox,#00ff80\nvoid,255,255,255\n"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        TABLE,
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:200,0,10::\n"
+        "red fox:0,255,128::\nvoid:255,255,255::\n",
+        "200 0 10\tcat\n0 255 128\tred fox\n255 255 255\tVoid\n",
+        "cat;200;0;10\nred fox;0;255;128\nignore;255;255;255\n",
+    ],
+)
+def test_colour_masks_by_a_table(tmp_path: Path, table: str) -> None:
+    colors = np.array([(0, 0, 0), (200, 0, 10), (0, 255, 128), (255, 255, 255)], np.uint8)
+    Image.fromarray(colors[None]).save(tmp_path / "a.png")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "m" / "a.png")
+    (tmp_path / "t.csv").write_text(table)
+    command = f"convert recode-masks {tmp_path}/m --colors {tmp_path}/t.csv --out {tmp_path}/o"
+    assert main(command.split()) == 0
+    assert read_mask(tmp_path / "o" / "a.png").tolist() == [[0, 1, 2, 255]]
+    with Image.open(tmp_path / "o" / "a.png") as img:
+        assert (img.getpalette() or [])[3:9] == [200, 0, 10, 0, 255, 128]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("cat,1,2\n", "line 1: expected name,R,G,B"),
+        ("cat,1,2,300\n", "line 1: colours lie in 0..255"),
+        ("cat,1,2,3\ndog,1,2,3\n", "line 2: 'dog' and 'cat' share name or colour"),
+        ("name,r,g,b\n", "names no class"),
+    ],
+)
+def test_bad_tables_of_colours(tmp_path: Path, table: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(table)
+    with pytest.raises(AdcamError, match=rf"t\.csv.*{message}"):
+        convert_recode_masks(tmp_path, tmp_path / "o", colors=tmp_path / "t.csv")
+    with pytest.raises(AdcamError, match="say what the masks hold"):
+        convert_recode_masks(tmp_path, tmp_path / "o")
+
+
+def test_label_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("filename;label\na.jpg;cat\nb.jpg;dog\n")
+    command = f"convert label-table {tmp_path}/t.csv --out {tmp_path}/labels.csv"
+    assert main(command.split()) == 0
+    assert (tmp_path / "labels.csv").read_text() == "image_id,labels\na,cat\nb,dog\n"
+    assert "read as cells are separated by semicolons; images are in" in capsys.readouterr().out
+
+
+# COCO as people export it
+
+
+def coco_of(tmp_path: Path, segmentations: list[Any], **image: Any) -> Path:
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 1, "segmentation": s, "iscrowd": 0}
+        for i, s in enumerate(segmentations)
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 9, "width": 9, **image}],
+        "annotations": annotations,
+        "categories": [{"id": 0, "name": "animals"}, {"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    return tmp_path / "c.json"
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ([[1, 1], [5, 1], [5, 5]], "a polygon of points"),
+        ([[1, 1, 5, 5]], "none of its 1 objects has a polygon of three points"),
+        ([], "none of its 1 objects has a polygon of three points"),
+    ],
+)
+def test_shapes_that_leave_no_pixel_are_that_images_failure(
+    tmp_path: Path, shape: list[Any], message: str
+) -> None:
+    needs_pycocotools()
+    result = convert_coco_to_masks(coco_of(tmp_path, [shape]), tmp_path / "o")
+    assert message in result.failed["a"] and not (tmp_path / "o" / "a.png").exists()
+
+
+def test_objects_that_leave_no_pixel_are_counted(tmp_path: Path) -> None:
+    needs_pycocotools()
+    path = coco_of(tmp_path, [[], [[1, 1, 5, 1, 5, 5, 1, 5]]])
+    result = convert_coco_to_masks(path, tmp_path / "o")
+    assert "1 of 2 objects leave no pixel" in result.notes
+    assert result.class_pixels["cat"] == 16
+
+
+# CRF on stored maps
+
+
+def test_the_crf_refines_maps_of_others_and_ours(tmp_path: Path) -> None:
+    write_cams(tmp_path / "cams")
+    for img_id, hw in (("a", (33, 50)), ("b", (50, 33)), ("c", (8, 9))):
+        write_image(tmp_path / "photos" / f"{img_id}.jpg", hw)
+    command = f"convert cams {tmp_path}/cams --threshold 0.2 --images {tmp_path}/photos --crf"
+    assert main([*command.split(), "--out", f"{tmp_path}/crf"]) == 0
+    plain = convert_cams(tmp_path / "cams", tmp_path / "plain", VOC, threshold="0.2")
+    refined = read_mask(tmp_path / "crf" / "masks" / "a.png")
+    assert (refined != read_mask(plain.out / "a.png")).any()
+    assert set(np.unique(refined)) <= {0, 8, 12}
+    convert_cams(tmp_path / "cams", tmp_path / "ours", VOC)
+    ours = tmp_path / "ours"
+    result = convert_cams(
+        ours, tmp_path / "o", threshold="0.2", crf="toco", images=tmp_path / "photos"
+    )
+    assert result.num_images == 3 and result.class_images["cat"] == 1
+    for more, message in (
+        ({"threshold": "0.2", "crf": "toco"}, "name their folder with --images"),
+        ({"crf": "toco"}, "--threshold says"),
+        ({"threshold": "0.2", "crf": "lattice"}, "crf must be 'none' or one of"),
+    ):
+        with pytest.raises(AdcamError, match=message):
+            convert_cams(tmp_path / "cams", tmp_path / "x", VOC, **more)
+    with pytest.raises(AdcamError, match="these are maps of adcam already"):
+        convert_cams(ours, tmp_path / "x")
+
+
+# Files that crash their reader
+
+
+def test_a_mat_file_that_kills_its_reader_costs_one_image(
+    voc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adcam.convert.data_sets.read_sbd_mask", die_on_one_file)
+    result = convert_sbd(voc.parent / "benchmark_RELEASE", voc, partial=True)
+    (message,) = result.failed.values()
+    assert (
+        "the file is damaged; reading it crashed (its worker process was killed by SIG" in message
+    )
+    assert result.num_images == len(TRAIN_AUG) - 1
+
+
+def die_on_one_file(path: Path) -> np.ndarray:
+    if path.stem == DEADLY:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return read_sbd_mask(path)
+
+
+DEADLY = next(i for i in TRAIN_AUG if i not in VOC_TRAIN)

@@ -302,7 +302,7 @@ def test_one_annotation_an_object() -> None:
         ({**coco_file({1: "cat"}, []), "annotations": [{"image_id": []}]}, "not in COCO's form"),
         (
             {**coco_file({}, []), "categories": [{"id": 1, "name": n} for n in ("cat", "dog")]},
-            "the categories 'cat' and 'dog' have one id, 1",
+            "the categories 'cat' and 'dog' have the id 1",
         ),
         ("[" * 100_000, "nested too deeply"),
     ],

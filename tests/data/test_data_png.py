@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from adcam.data.images import ImageError
-from adcam.data.png import read_mask, voc_palette, write_mask
+from adcam.data.png import map_values, parse_values, read_mask, voc_palette, write_mask
+from adcam.errors import AdcamError
 
 PngWriter: TypeAlias = Callable[[tuple[int, int], int, int, bytes], bytes]
 PALETTE = voc_palette()
@@ -103,9 +104,6 @@ def test_grayscale_of_4_bits_is_refused_since_it_would_be_scaled(
     [
         (np.ones((2, 3), np.uint16), "I;16B"),
         (np.ones((2, 3), bool), "1"),
-        (np.ones((2, 3, 2), np.uint8), "LA"),
-        (np.ones((2, 3, 3), np.uint8), "RGB; pass palette="),
-        (np.ones((2, 3, 4), np.uint8), "RGBA; pass palette="),
     ],
 )
 def test_other_modes_are_refused(tmp_path: Path, pixels: Any, mode: str) -> None:
@@ -114,27 +112,68 @@ def test_other_modes_are_refused(tmp_path: Path, pixels: Any, mode: str) -> None
         read_mask(tmp_path / "m.png")
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_equal_channels_are_values(tmp_path: Path, mode: str) -> None:
+    mask = np.array([[0, 1, 20], [8, 254, 255]], np.uint8)
+    Image.fromarray(mask).convert(mode).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), mask)
+
+
+def test_colour_masks_name_the_way_out(tmp_path: Path) -> None:
+    rgb = np.array([[(1, 1, 1), (1, 2, 1)]], np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "m.png")
+    with pytest.raises(ImageError, match=r"m\.png: .*`adcam convert recode-masks --colors TABLE`"):
+        read_mask(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("255=1", {255: 1}), (" 1=0, 2 = 1", {1: 0, 2: 1}), (None, {})]
+)
+def test_values_can_be_mapped(text: str | None, expected: dict[int, int]) -> None:
+    assert parse_values(text) == expected
+    mask = np.array([[0, 1, 2, 255]], np.uint8)
+    wanted = [[expected.get(value, value) for value in mask[0].tolist()]]
+    assert map_values(mask, parse_values(text)).tolist() == wanted
+
+
+@pytest.mark.parametrize("text", ["255", "255=", "a=1", "256=1", "1=256", "1=2,1=3", "-1=2", ","])
+def test_bad_mappings_of_values(text: str) -> None:
+    with pytest.raises(AdcamError, match="values"):
+        parse_values(text)
+
+
+COLORS = dict(enumerate(PALETTE))
+
+
 @pytest.mark.parametrize("channels", [3, 4])
 def test_colours_are_decoded_by_the_palette(tmp_path: Path, channels: int) -> None:
     mask = np.array([[0, 8, 15, 255], [20, 1, 2, 3], [0, 0, 8, 8]], np.uint8)
     rgb = np.full((*mask.shape, channels), 255, np.uint8)
     rgb[..., :3] = np.array(PALETTE, np.uint8)[mask]
     Image.fromarray(rgb).save(tmp_path / "m.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", palette=PALETTE), mask)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", colors=COLORS), mask)
+
+
+def test_palette_files_are_decoded_by_the_colours_they_show(tmp_path: Path) -> None:
+    img = Image.fromarray(np.array([[0, 1]], np.uint8))
+    img.putpalette([9, 9, 9, 128, 0, 0])
+    img.save(tmp_path / "m.png")
+    colors = {0: (9, 9, 9), 5: (128, 0, 0)}
+    assert read_mask(tmp_path / "m.png", colors=colors).tolist() == [[0, 5]]
 
 
 def test_of_equal_colours_the_lowest_value_counts(tmp_path: Path) -> None:
-    palette = [(0, 0, 0), (9, 9, 9)] + [(0, 0, 0)] * 254
+    colors = {2: (0, 0, 0), 1: (9, 9, 9), 0: (0, 0, 0)}
     Image.fromarray(np.zeros((1, 2, 3), np.uint8)).save(tmp_path / "m.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", palette=palette), [[0, 0]])
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", colors=colors), [[0, 0]])
 
 
 def test_unknown_colours_are_named(tmp_path: Path) -> None:
     rgb = np.zeros((1, 3, 3), np.uint8)
     rgb[0, 1] = (1, 2, 3)
     Image.fromarray(rgb).save(tmp_path / "m.png")
-    with pytest.raises(ImageError, match=r"m\.png: 1 colours are not in the palette: \(1, 2, 3\)"):
-        read_mask(tmp_path / "m.png", palette=PALETTE)
+    with pytest.raises(ImageError, match=r"m\.png: 1 colours are not in the table .*: \(1, 2, 3\)"):
+        read_mask(tmp_path / "m.png", colors=COLORS)
 
 
 def test_jpeg_masks_are_refused(tmp_path: Path) -> None:

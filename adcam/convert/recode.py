@@ -1,0 +1,68 @@
+"""Masks of any kind -> masks of class values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from adcam.convert.per_image import LoopOptions, convert_each, masks_of
+from adcam.convert.summary import ClassCounts, Converted
+from adcam.data.colors import read_color_table
+from adcam.data.png import map_values, parse_values, read_mask
+from adcam.data.voc import voc_class_set
+from adcam.errors import AdcamError
+from adcam.files import find_files
+from adcam.labeling.output_folder import masks_folder
+from adcam.structures import ClassSet
+
+
+def convert_recode_masks(
+    masks: str | Path,
+    out: str | Path,
+    class_set: ClassSet | None = None,
+    *,
+    colors: str | Path | None = None,
+    values: str | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Converted:
+    """Colour masks, binary masks and masks of other values, as masks that everything here reads.
+
+    Args:
+        masks: Folder of PNG files.
+        out: Folder for ``<id>.png``.
+        class_set: The classes; ``None`` takes those of ``colors``, else VOC's.
+        colors: A table of classes and their colours
+            (:func:`adcam.data.colors.read_color_table`), or ``"voc"``.
+        values: What mask values are read as afterwards, e.g. ``"255=1"``.
+        overwrite: Whether masks that are there are made again.
+        progress: Whether progress is shown on standard error.
+
+    Raises:
+        AdcamError: There are no masks, neither ``colors`` nor ``values`` is given, or one of them
+            is malformed.
+        OSError: A mask cannot be written.
+    """
+    if colors is None and values is None:
+        raise AdcamError("say what the masks hold: --colors TABLE, or --values OLD=NEW,…")
+    table = None if colors is None else read_color_table(colors)
+    if class_set is None:
+        class_set = voc_class_set() if table is None else table.class_set
+    paths = find_files(masks_folder(masks), ".png").paths
+    mapping = parse_values(values)
+
+    def make(img_id: str) -> np.ndarray:
+        mask = read_mask(paths[img_id], colors=None if table is None else table.colors)
+        return map_values(mask, mapping)
+
+    settings = {
+        "converter": "recode-masks",
+        "colors": None if table is None else {str(v): list(c) for v, c in table.colors.items()},
+        "values": values,
+        "mask_values": dict(zip(class_set.classes, class_set.mask_values, strict=True)),
+    }
+    counts = ClassCounts(class_set)
+    options = LoopOptions(settings, overwrite, progress)
+    summary = convert_each(list(paths), make, Path(out), masks_of(class_set), counts, options)
+    return counts.finish("recode-masks", Path(out), **vars(summary))
