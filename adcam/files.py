@@ -248,6 +248,22 @@ def hash_values(values: Mapping[str, Any]) -> str:
     return hash_bytes(json.dumps(values, sort_keys=True, default=str).encode())
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; ``False`` also for names that the system cannot have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # longer than any name may be; a NUL in it
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there, as :func:`is_file`."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def is_image_path(path: str | PurePath) -> bool:
     """Whether the suffix, in any case, is one of :data:`IMAGE_SUFFIXES`; the file is not opened."""
     return PurePath(path).suffix.lower() in IMAGE_SUFFIXES

@@ -19,7 +19,7 @@ from adcam.errors import AdcamError
 logger = logging.getLogger(__name__)
 
 
-class TrainView(Dataset[dict[str, Tensor]]):
+class TrainDataset(Dataset[dict[str, Tensor]]):
     """Random crops, mirrored and recoloured, with multi-hot labels.
 
     Args:
@@ -88,7 +88,7 @@ class TrainView(Dataset[dict[str, Tensor]]):
         raise AdcamError(f"none of the {len(self)} images of {self._images.split!r} can be read")
 
 
-class EvalView(Dataset[dict[str, Tensor]]):
+class EvalDataset(Dataset[dict[str, Tensor]]):
     """Whole images resized to a square, with multi-hot labels.
 
     Args:

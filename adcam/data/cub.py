@@ -13,7 +13,7 @@ from pathlib import Path
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.text_tables import (
     Box,
-    Row,
+    TextLine,
     check_box,
     check_count,
     parse_int,
@@ -78,7 +78,9 @@ def load_cub(
     return ImageDataset(build_class_set("cub", classes), split, records)
 
 
-def _read_table(path: Path, columns: tuple[str, str], images: Mapping[str, Row]) -> dict[str, Row]:
+def _read_table(
+    path: Path, columns: tuple[str, str], images: Mapping[str, TextLine]
+) -> dict[str, TextLine]:
     table = read_pairs(path, columns, None)
     if missing := [number for number in images if number not in table]:
         raise AdcamError(
@@ -88,7 +90,7 @@ def _read_table(path: Path, columns: tuple[str, str], images: Mapping[str, Row])
     return table
 
 
-def _parse_box(row: Row) -> Box:
+def _parse_box(row: TextLine) -> Box:
     try:
         x, y, width, height = (int(float(cell)) for cell in row.cells[1].split())
     except (ValueError, OverflowError) as err:

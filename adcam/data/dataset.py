@@ -13,7 +13,7 @@ import numpy as np
 from adcam.data.images import read_image
 from adcam.data.png import read_mask, voc_palette
 from adcam.errors import AdcamError
-from adcam.files import match_id
+from adcam.files import is_file, match_id
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
 
 _SHOWN = 10
@@ -207,7 +207,7 @@ class ImageDataset(Sequence[Sample]):
             for path in (record.img_path, record.mask_path if masks else None)
             if path is not None
         ]
-        return [path for path in paths if not path.is_file()]
+        return [path for path in paths if not is_file(path)]
 
     def check_files(self, *, masks: bool = True) -> None:
         """Find missing files before a run starts rather than hours into it.

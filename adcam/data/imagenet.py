@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
-from adcam.data.text_tables import Box, Row, check_box, check_count, read_rows
+from adcam.data.text_tables import Box, TextLine, check_box, check_count, read_rows
 from adcam.data.xml_text import read_xml
 from adcam.errors import AdcamError
 
@@ -97,7 +97,7 @@ def _read_annotation(path: Path, id_of: Mapping[str, int]) -> tuple[int, tuple[B
         raise AdcamError(f"{path}: expected objects of one class, got {synsets}")
     boxes = []
     for number, obj in enumerate(objects, start=1):
-        row = Row(
+        row = TextLine(
             f"{path}, object {number}",
             tuple(
                 obj.findtext(f"bndbox/{side}") or "" for side in ("xmin", "ymin", "xmax", "ymax")

@@ -16,6 +16,8 @@ import io
 import math
 import pickle
 import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,14 @@ _STORAGE_DTYPES = {
 # Of the files that torch.save wrote before it wrote zip archives, and still writes for a storage.
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _TORCH_PROTOCOL = 1001
+
+NPY_ERRORS = (
+    *(OSError, ValueError, TypeError, SyntaxError, OverflowError, MemoryError, EOFError),
+    *(RecursionError, NotImplementedError, RuntimeError, KeyError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+"""What NumPy raises on damaged ``.npy`` and ``.npz`` files: a header is read as Python, and a file
+that begins like an archive as an archive."""
 
 _ERRORS = (
     pickle.UnpicklingError,
@@ -84,7 +94,7 @@ def load_object_npy(path: str | Path) -> object:
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             else:
                 shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-        except (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError) as err:
+        except NPY_ERRORS as err:
             raise AdcamError(f"{path}: not a .npy file ({err})") from err
         if dtype != np.dtype(object) or shape != ():
             raise AdcamError(

@@ -8,23 +8,14 @@ Source: ``CAMComputer`` in ``inference.py`` and ``CamDataset`` in ``evaluation.p
 from __future__ import annotations
 
 import io
-import tokenize
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from adcam.data.object_npy import NPY_ERRORS
 from adcam.data.text_tables import check_relative
 from adcam.errors import AdcamError
 from adcam.files import write_bytes
-
-# What NumPy and zipfile raise on damaged or hostile files: the header is parsed as Python.
-_DAMAGE = (
-    *(OSError, ValueError, TypeError, SyntaxError, OverflowError, MemoryError, EOFError),
-    *(RecursionError, NotImplementedError, RuntimeError, KeyError),
-    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
-)
 
 SCORE_MAP_HW = (224, 224)
 """Size at which wsolevaluation scores."""
@@ -100,7 +91,7 @@ def load_arrays(path: Path, what: str) -> np.ndarray | dict[str, np.ndarray]:
         if isinstance(stored, np.ndarray):
             return stored
         members = {name: stored[name] for name in stored.files}
-    except _DAMAGE as err:
+    except NPY_ERRORS as err:
         raise AdcamError(f"{path}: cannot be read as {what} ({err})") from err
     if not all(isinstance(member, np.ndarray) for member in members.values()):
         raise AdcamError(f"{path}: cannot be read as {what} (a member is no array)")

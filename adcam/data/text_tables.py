@@ -7,15 +7,16 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from adcam.errors import AdcamError
+from adcam.files import read_text
 
 Box = tuple[int, int, int, int]
 
 
-class Row(NamedTuple):
+class TextLine(NamedTuple):
     """One line of a table.
 
     Attributes:
-        where: ``"file, line 3"``, for messages.
+        where: The file and the line, such as ``"file, line 3"``, for messages.
         cells: What stands between the separators, without white space around it.
     """
 
@@ -23,8 +24,8 @@ class Row(NamedTuple):
     cells: tuple[str, ...]
 
 
-def read_rows(path: Path, columns: tuple[str, ...], separator: str | None) -> list[Row]:
-    """Read a UTF-8 table; blank lines are passed over.
+def read_rows(path: Path, columns: tuple[str, ...], separator: str | None) -> list[TextLine]:
+    """Read a UTF-8 table; blank lines are skipped.
 
     Args:
         path: The file.
@@ -36,14 +37,14 @@ def read_rows(path: Path, columns: tuple[str, ...], separator: str | None) -> li
         AdcamError: The file is missing, empty or no text, or a line has too few cells.
     """
     rows = []
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "a table").splitlines(), start=1):
         if not line.strip():
             continue
         cells = tuple(cell.strip() for cell in line.strip().split(separator, len(columns) - 1))
         if len(cells) != len(columns) or (separator is not None and separator in cells[-1]):
             expected = (separator or " ").join(columns)
             raise AdcamError(f"{path}, line {number}: expected {expected!r}, got {line.strip()!r}")
-        rows.append(Row(f"{path}, line {number}", cells))
+        rows.append(TextLine(f"{path}, line {number}", cells))
     if not rows:
         raise AdcamError(f"{path}: the file is empty")
     return rows
@@ -55,19 +56,19 @@ def count_cells(path: Path, separator: str) -> int:
     Raises:
         AdcamError: The file is missing, empty or no text.
     """
-    for line in _read_text(path).splitlines():
+    for line in read_text(path, "a table").splitlines():
         if line.strip():
             return len(line.split(separator))
     raise AdcamError(f"{path}: the file is empty")
 
 
-def read_pairs(path: Path, columns: tuple[str, ...], separator: str | None) -> dict[str, Row]:
+def read_pairs(path: Path, columns: tuple[str, ...], separator: str | None) -> dict[str, TextLine]:
     """Rows by their first cell, which must not repeat, in the order of the file.
 
     Raises:
         AdcamError: As :func:`read_rows`, or a first cell stands on two lines.
     """
-    row_of: dict[str, Row] = {}
+    row_of: dict[str, TextLine] = {}
     for row in read_rows(path, columns, separator):
         if (key := row.cells[0]) in row_of:
             raise AdcamError(f"{row.where}: {columns[0]} {key!r} is given twice")
@@ -75,7 +76,7 @@ def read_pairs(path: Path, columns: tuple[str, ...], separator: str | None) -> d
     return row_of
 
 
-def parse_int(row: Row, column: int, name: str, low: int, high: int | None = None) -> int:
+def parse_int(row: TextLine, column: int, name: str, low: int, high: int | None = None) -> int:
     """A cell as a whole number.
 
     Raises:
@@ -129,12 +130,3 @@ def check_relative(where: Path, path: str) -> str:
     if parts.is_absolute() or ".." in parts.parts or not parts.parts:
         raise AdcamError(f"{where}: paths must stay below their folder, got {path!r}")
     return path
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as err:
-        raise AdcamError(f"{path}: cannot be read ({err.strerror})") from err
-    except UnicodeDecodeError as err:
-        raise AdcamError(f"{path}: not UTF-8 text ({err})") from err

@@ -16,9 +16,10 @@ import numpy as np
 from adcam.data.dataset import ImageDataset, Record
 from adcam.data.labels import read_cls_labels_npy, read_labels
 from adcam.data.png import voc_palette
+from adcam.data.text_tables import check_relative
 from adcam.data.xml_text import read_xml
 from adcam.errors import AdcamError
-from adcam.files import IMAGE_SUFFIXES, is_image_path, read_text
+from adcam.files import IMAGE_SUFFIXES, is_file, is_folder, is_image_path, read_text
 from adcam.structures import ClassSet
 
 logger = logging.getLogger(__name__)
@@ -197,6 +198,8 @@ def _read_list(path: Path) -> list[_Entry]:
                 f"{where}: expected an id, or an image path and a mask path, got {line!r}"
             )
         img_id = Path(files[0]).stem if files else words[0]
+        for name in (img_id, *files):
+            check_relative(Path(where), name)
         if img_id in line_of:
             raise AdcamError(f"{where}: image id {img_id!r} is already on line {line_of[img_id]}")
         line_of[img_id] = number
@@ -228,11 +231,12 @@ def _img_path(root: Path, entry: _Entry) -> Path:
     if entry.img_file is not None:
         folder = root if "/" in entry.img_file else root / "JPEGImages"
         return folder / entry.img_file
-    usual = root / "JPEGImages" / f"{entry.img_id}.jpg"
-    if usual.is_file():
+    folder = root / "JPEGImages"
+    usual = folder / f"{entry.img_id}.jpg"
+    if is_file(usual):
         return usual
-    others = (usual.with_name(f"{entry.img_id}{suffix}") for suffix in sorted(IMAGE_SUFFIXES))
-    return next((path for path in others if path.is_file()), usual)
+    others = (folder / f"{entry.img_id}{suffix}" for suffix in sorted(IMAGE_SUFFIXES))
+    return next((path for path in others if is_file(path)), usual)
 
 
 def _mask_path(
@@ -245,7 +249,7 @@ def _mask_path(
     else:
         usual = "SegmentationClassAug" if split in _SPLIT_NAMES else "SegmentationClass"
         path = root / (usual if mask_dir == "auto" else mask_dir) / f"{entry.img_id}.png"
-    exists = path.parent.is_dir() if promised else path.is_file()
+    exists = is_folder(path.parent) if promised else is_file(path)
     return path if exists else None
 
 

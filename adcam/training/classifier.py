@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
-from adcam.data.augment import EvalView, TrainView, class_counts
+from adcam.data.augment import EvalDataset, TrainDataset, class_counts
 from adcam.data.sources import build_dataset
 from adcam.files import hash_values
 from adcam.metrics.classification import MultiLabelAP
@@ -145,7 +145,7 @@ def train_classifier(
     torch.manual_seed(settings.train.seed)
     model = _build_model(settings, images.class_set)
     train_view = _build_train_view(settings, images)
-    val_view = EvalView(images.val, img_size=settings.train.img_size)
+    val_view = EvalDataset(images.val, img_size=settings.train.img_size)
     start_processes(launcher)
     checkpoint = _begin(settings, images, work_dir, resume)
     export = _build_export(settings, images, work_dir, resumes=checkpoint is not None)
@@ -226,7 +226,7 @@ def _build_train_view(
     train = settings.train
     return ConcatDataset(
         [
-            TrainView(
+            TrainDataset(
                 part,
                 img_size=train.img_size,
                 min_area=train.min_area,

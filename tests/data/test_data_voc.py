@@ -202,6 +202,11 @@ def test_lists_of_one_class_and_of_file_names(root: Path, caplog: pytest.LogCapt
     dataset = load_voc(root, "files")
     assert [r.img_id for r in dataset.records] == list(IDS)
     dataset.check_files(masks=False)
+    write_list(lists / "sub.txt", ["some_folder/x"])
+    (record,) = load_voc(root, "sub", labels=None).records
+    assert record.img_path == root / "JPEGImages" / "some_folder" / "x.jpg"
+    write_list(lists / "odd.txt", [IDS[0], "9" * 300, "a\0b"])
+    assert len(load_voc(root, "odd", labels=None).missing_files(masks=False)) == 2
     write_list(lists / "windows.txt", [f"JPEGImages\\{IDS[0]}.jpg"])
     load_voc(root, "windows").check_files(masks=False)
 
@@ -272,6 +277,7 @@ def test_images_with_other_suffixes(root: Path) -> None:
     [
         ([IDS[0], IDS[1], "", IDS[0]], rf"line 4: image id '{IDS[0]}' is already on line 1"),
         ([f"{IDS[0]} 2"], r"line 1: expected an id, or an image path and a mask path"),
+        (["../a"], r"line 1: paths must stay below their folder, got '\.\./a'"),
         (["a.jpg b.png c"], r"line 1: expected an id, or an image path and a mask path"),
         ([], r"the list is empty"),
     ],

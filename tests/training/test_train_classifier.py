@@ -18,7 +18,7 @@ import torch
 from helpers import read_scalars
 from safetensors import safe_open
 
-from adcam.data.augment import EvalView
+from adcam.data.augment import EvalDataset
 from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
 from adcam.models.classifier import Classifier
@@ -42,7 +42,7 @@ def compute_map(path: Path, settings: Settings, *, without: Sequence[str] = ()) 
     """mAP of a classifier file on the validation split, by the definition, image by image."""
     model = Classifier(load_classifier(path).network).eval()
     images = build_dataset(settings.data, "val")
-    view = EvalView(images, img_size=settings.train.img_size)
+    view = EvalDataset(images, img_size=settings.train.img_size)
     kept = [i for i, record in enumerate(images.records) if record.img_id not in without]
     with torch.no_grad():
         scores = torch.cat([model(view[i]["inputs"][None]) for i in kept]).numpy()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adcam.data.augment import EvalView
+from adcam.data.augment import EvalDataset
 from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
 from adcam.labeling.labeler import PseudoLabeler
@@ -243,7 +243,7 @@ def test_top1_equals_its_definition_and_unreadable_images_do_not_count(
     (tmp_path / "data" / "dataset" / "CUB" / "val" / "3.jpg").write_bytes(b"")
     loaded = load_classifier(train_classifier(settings, tmp_path / "run"))
     images = build_dataset(settings.data, "train-fullsup")
-    view = EvalView(images, img_size=32)
+    view = EvalDataset(images, img_size=32)
     model = Classifier(loaded.network).eval()
     right = []
     for i, record in enumerate(images.records):

@@ -1,0 +1,188 @@
+"""Whatever a file holds: its reader returns something, or names the file in an `AdcamError`.
+
+Valid files of every kind are damaged at random: bytes changed, cut, doubled, and pieces that have
+broken readers before put in. ``ADCAM_FUZZ_EXAMPLES`` raises the number of inputs a reader.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from miniatures import annotation, coco_json
+from PIL import Image
+
+from adcam.data.coco_json import draw_objects, match_categories, read_coco_json
+from adcam.data.colors import read_color_table
+from adcam.data.dataset import build_class_set
+from adcam.data.formats import read_cam_file
+from adcam.data.images import read_image
+from adcam.data.labels import read_cls_labels_npy, read_labels
+from adcam.data.open_images import read_id_list
+from adcam.data.png import read_mask
+from adcam.data.polygons import draw_yolo, read_yolo
+from adcam.data.score_maps import read_score_map
+from adcam.data.voc import load_voc, read_object_names
+from adcam.data.wsol import read_wsol_metadata
+from adcam.errors import AdcamError
+from adcam.files import read_json
+from adcam.labeling.maps_file import encode_maps, load_maps
+from adcam.structures import ClassMaps
+
+EXAMPLES = int(os.environ.get("ADCAM_FUZZ_EXAMPLES", "30"))
+
+TEXT_PIECES = (
+    *(b"1e999", b"-1", b"NaN", b"Infinity", b"null", b"true", b'""', b"[]", b"{}", b"99999999999"),
+    *(b"[" * 3000, b'{"a":' * 3000, b"\x00", b"\xff", b"\xef\xbb\xbf", b"\\ud800", b"9" * 5000),
+    *(b";", b"\t", b",,", b"\r", b'"', b"../", b"\\", b"<!DOCTYPE a [<!ENTITY b 'c'>]>"),
+    b"<a>" * 200,
+    *(b'encoding="klingon"', b'encoding="utf-16"', b"\xe2\x80\xa8"),
+)
+BYTE_PIECES = (
+    *(b"\x00" * 8, b"\xff" * 8, b"\xff\xff\xff\x7f", b"PK\x03\x04", b"\x93NUMPY", b"}", b"'"),
+    *(b"(10**9,)", b"(-1,)", b"('|O')", b"<f8", b"|O", b"cos\nsystem\n", b"\x80\x04", b"R.", b"."),
+)
+
+
+def npy(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, value, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def pickled(value: Any) -> bytes:
+    return npy(np.array(value, dtype=object))
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def xlsx() -> bytes:
+    cells = '<row r="1"><c r="A1" t="s"><v>0</v></c><c r="B1" t="s"><v>1</v></c></row>'
+    rows = '<row r="2"><c r="A2" t="str"><v>a.jpg</v></c><c r="B2"><v>1.0</v></c></row>'
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("xl/workbook.xml", '<w><sheet name="S" r:id="i"/></w>')
+        archive.writestr(
+            "xl/_rels/workbook.xml.rels", '<R><Relationship Id="i" Target="s.xml"/></R>'
+        )
+        archive.writestr("xl/s.xml", f"<w><sheetData>{cells}{rows}</sheetData></w>")
+        archive.writestr("xl/sharedStrings.xml", "<s><si><t>image</t></si><si><t>cat</t></si></s>")
+    return buffer.getvalue()
+
+
+def read_coco(path: Path) -> None:
+    file = read_coco_json(path)
+    value_of = match_categories(file, build_class_set("x", sorted(set(file.categories.values()))))
+    for image in file.images:
+        if image.hw[0] * image.hw[1] < 10_000:
+            try:
+                draw_objects(image, value_of)
+            except AdcamError as error:  # the converter names the image
+                raise AdcamError(f"{path}: {error}") from error
+
+
+def read_voc_list(path: Path) -> None:
+    load_voc(path.parent, "x", list_path=path, labels=None)
+
+
+def read_metadata(path: Path) -> None:
+    folder = path.parent
+    (folder / "image_ids.txt").write_text("a/b.jpg\n")
+    (folder / "class_labels.txt").write_text("a/b.jpg,3\n")
+    path.rename(folder / "localization.txt")
+    try:
+        read_wsol_metadata(folder)
+    except AdcamError as error:
+        assert "localization.txt" in str(error)
+
+
+CLASSES = build_class_set("x", ["cat", "dog"])
+MAPS = ClassMaps((0, 1), np.full((2, 3, 4), 0.5, np.float32))
+IRN = {"keys": np.array([0, 3]), "high_res": np.full((2, 3, 4), 0.5, np.float32)}
+
+READERS: dict[str, tuple[Callable[[Path], object], str, bytes]] = {
+    "json": (read_json, "x.json", b'{"a": [1, 2.5, "x"], "b": {"c": null}}'),
+    "labels csv": (read_labels, "x.csv", b"image_id,labels\na.jpg,cat dog\nb/c,\n"),
+    "one-hot": (read_labels, "x.csv", b"filename;cat;dog\na.jpg;1;0\nb.jpg;0;1\n"),
+    "labels json": (read_labels, "x.json", b'[{"file_name": "a.jpg", "labels": ["cat"]}]'),
+    "labels xlsx": (read_labels, "x.xlsx", xlsx()),
+    "cls_labels": (read_cls_labels_npy, "x.npy", pickled({"a": np.eye(20, dtype=np.float32)[3]})),
+    "irn": (read_cam_file, "x.npy", pickled(IRN)),
+    "psa": (read_cam_file, "x.npy", pickled({3: np.full((3, 4), 0.5, np.float32)})),
+    "score map": (read_score_map, "x.npy", npy(np.full((3, 4), 0.5))),
+    "maps": (load_maps, "x.npz", encode_maps(MAPS, CLASSES, (40, 60))),
+    "mask": (read_mask, "x.png", png()),
+    "image": (read_image, "x.png", png()),
+    "coco": (read_coco, "x.json", json.dumps(coco_json("val2014")).encode()),
+    "yolo": (
+        lambda path: draw_yolo(read_yolo(path, 2), (9, 9), (1, 2)),
+        "x.txt",
+        b"0 0.1 0.1 0.9 0.1 0.5 0.9\n1 0 0 1 0 1 1\n",
+    ),
+    "voc xml": (read_object_names, "x.xml", annotation("cat", "dog").encode()),
+    "colors": (read_color_table, "x.csv", b"name,r,g,b\ncat,1,2,3\ndog,#040506\n"),
+    "ids": (read_id_list, "x.txt", b"a\nsub/b.jpg\n"),
+    "voc list": (read_voc_list, "x.txt", b"a\nJPEGImages/b.jpg SegmentationClass/b.png\nc -1\n"),
+    "boxes": (read_metadata, "x.txt", b"a/b.jpg,1,2,3,4\na/b.jpg,0,0,1,1\n"),
+}
+BINARY = {"labels xlsx", "cls_labels", "irn", "psa", "score map", "maps", "mask", "image"}
+
+
+@st.composite
+def damaged(draw: st.DrawFn, seed: bytes, pieces: tuple[bytes, ...]) -> bytes:
+    data = bytearray(seed)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(data)))
+        kind = draw(st.sampled_from(["byte", "piece", "replace", "cut", "double"]))
+        if kind == "byte" and at < len(data):
+            data[at] = draw(st.integers(0, 255))
+        elif kind == "piece":
+            data[at:at] = draw(st.sampled_from(pieces))
+        elif kind == "replace":
+            data[at : at + draw(st.integers(1, 8))] = draw(st.sampled_from(pieces))
+        elif kind == "cut":
+            del data[at : at + draw(st.integers(1, 40))]
+        else:
+            data[at:at] = data[at : at + draw(st.integers(1, 40))]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_damaged_file_is_read_or_refused_by_name(
+    kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    read, name, seed = READERS[kind]
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / name).write_bytes(seed)
+    read(folder / name)  # the file itself is fine
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=EXAMPLES <= 30,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(damaged(seed, BYTE_PIECES if kind in BINARY else TEXT_PIECES))
+    def check(data: bytes) -> None:
+        path = folder / name
+        path.write_bytes(data)
+        try:
+            read(path)
+        except AdcamError as error:
+            assert name in str(error)
+
+    check()
