@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,24 +78,12 @@ def convert_cams(
     """
     reader = _open_maps(cams, class_set, cam_format)
     rule = None if threshold is None else parse_rule(threshold)
-    makes_masks = reader.cam_format == "psa_crf" or rule is not None
     _check_options(reader, rule, crf)
     image_of = _find_images(cams, images) if crf != "none" else {}
-    classes = reader.class_set
-    options = LoopOptions(
-        {
-            "converter": "cams",
-            "format": reader.cam_format,
-            "rule": None if rule is None else str(rule),
-            "mask_values": dict(zip(classes.classes, classes.mask_values, strict=True)),
-            **({} if crf == "none" else {"crf": crf}),
-        },
-        overwrite,
-        progress,
-    )
+    options = LoopOptions(reader.describe(rule, crf), overwrite, progress)
+    classes, img_ids = reader.class_set, list(reader.paths)
     counts = ClassCounts(classes)
-    img_ids = list(reader.paths)
-    if makes_masks:
+    if reader.cam_format == "psa_crf" or rule is not None:
         maker = _MaskMaker(reader, rule, crf, image_of)
         folder = Path(out) / MASK_DIR
         summary = convert_each(img_ids, maker, folder, masks_of(classes), counts, options)
@@ -114,6 +102,17 @@ class _MapReader:
     class_set: ClassSet
     cam_format: str
     read: Callable[[Path], CamFile]
+
+    def describe(self, rule: BackgroundRule | None, crf: str) -> dict[str, Any]:
+        """Everything that decides what becomes of the maps."""
+        classes = self.class_set
+        return {
+            "converter": "cams",
+            "format": self.cam_format,
+            "rule": None if rule is None else str(rule),
+            "mask_values": dict(zip(classes.classes, classes.mask_values, strict=True)),
+            **({} if crf == "none" else {"crf": crf}),
+        }
 
     def encode(self, img_id: str) -> _EncodedMaps:
         """The maps of an image as a file of ours."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 from adcam.convert.exchange import CocoDrawer
 from adcam.convert.per_image import LoopOptions, convert_each, masks_of
 from adcam.convert.summary import ClassCounts, Converted
+from adcam.data.coco import COCO_CLASSES, coco_class_set
 from adcam.data.coco import EXPECTED_COUNTS as COCO_COUNTS
-from adcam.data.coco import coco_class_set
 from adcam.data.coco_json import (
+    CocoImage,
     find_values,
     import_pycocotools,
     match_categories,
@@ -143,20 +144,11 @@ def convert_coco(
     class_set = coco_class_set()
     value_of = match_categories(file, class_set)
     with_objects = [image.img_id for image in file.images if image.annotations]
-    notes = [
-        _check_count(name, count, COCO_COUNTS.get(name), partial)
-        for name, count in (
-            (split, len(file.images)),
-            (f"{split}_objects", len(with_objects)),
-        )
-    ]
+    totals = {split: len(file.images), f"{split}_objects": len(with_objects)}
+    notes = [_check_count(name, n, COCO_COUNTS.get(name), partial) for name, n in totals.items()]
     drawer = CocoDrawer(file.images, value_of, crowd, overlap)
-    settings = {
-        "converter": "coco",
-        "annotations": hash_file(path),
-        "crowd": crowd,
-        "overlap": overlap,
-    }
+    rules = {"crowd": crowd, "overlap": overlap}
+    settings = {"converter": "coco", "annotations": hash_file(path), **rules}
     counts = ClassCounts(class_set)
     folder = root / "masks" / split
     options = LoopOptions(settings, overwrite, progress)
@@ -164,12 +156,8 @@ def convert_coco(
     summary = convert_each(img_ids, drawer, folder, masks_of(class_set), counts, options)
     _write_list(root / "lists" / f"{split}.txt", img_ids)
     _write_list(root / "lists" / f"{split}_objects.txt", with_objects)
-    labels = {
-        img_id: [class_set.classes[value - 1] for value in find_values(image, value_of)]
-        for img_id, image in drawer.images.items()
-        if img_id not in summary.failed
-    }
-    write_labels_csv(root / "labels" / f"{split}.csv", labels, class_set.classes)
+    images = [image for image in file.images if image.img_id not in summary.failed]
+    _write_labels(root / "labels" / f"{split}.csv", images, value_of)
     notes += [f"crowds: {crowd}; on top where objects overlap: {overlap}", *drawer.describe()]
     return counts.finish("coco", folder, **vars(summary), notes=notes)
 
@@ -190,6 +178,14 @@ def _check_count(split: str, count: int, expected: int | None, partial: bool) ->
             f"{count} images, but {split} has {expected}; --partial takes a part of the data set"
         )
     return f"{split}: {count} images, all that there are"
+
+
+def _write_labels(path: Path, images: Sequence[CocoImage], value_of: Mapping[int, int]) -> None:
+    labels = {
+        image.img_id: [COCO_CLASSES[value - 1] for value in find_values(image, value_of)]
+        for image in images
+    }
+    write_labels_csv(path, labels, COCO_CLASSES)
 
 
 def _write_list(path: Path, img_ids: list[str]) -> None:

@@ -71,11 +71,9 @@ def convert_masks_to_coco(
         masks: Folder of ``<id>.png``, or an output folder of this project.
         out: The json file to write.
         class_set: The classes; ``None`` takes those of the output folder, else VOC's.
-        objects: ``"class"``: one annotation a class and image. ``"component"``: one annotation a
-            connected part of a class.
+        objects: What is one annotation: a ``"class"``, or each ``"component"`` of it.
         polygons: Whether outlines are written in place of run lengths.
-        images: Folder of the images, whose names are written; ``None`` takes those that an output
-            folder names.
+        images: Folder of the images; ``None`` takes those that an output folder names.
         image_suffix: Where an image is not known, its name is its id with this suffix.
         values: What mask values are read as, e.g. ``"255=1"``.
         overwrite: Whether ``out`` may be replaced.
@@ -88,11 +86,8 @@ def convert_masks_to_coco(
     source, out = find_masks(masks, class_set, images=images, values=values), Path(out)
     refuse_existing([out], overwrite)
     import_pycocotools()
-    classes = source.class_set
-    is_coco = classes.classes == COCO_CLASSES
-    category_ids = COCO_CATEGORY_IDS if is_coco else classes.mask_values
-    category_of = dict(zip(classes.mask_values, category_ids, strict=True))
-    counts = ClassCounts(classes)
+    category_of = _number_categories(source.class_set)
+    counts = ClassCounts(source.class_set)
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
@@ -105,17 +100,25 @@ def convert_masks_to_coco(
             failed[img_id] = str(error)
             continue
         number = len(entries) + 1
-        name, (height, width) = source.name_of(img_id, image_suffix), mask.shape
+        height, width = mask.shape
+        name = source.name_of(img_id, image_suffix)
         entries.append({"id": number, "file_name": name, "height": height, "width": width})
         for annotation in found:
             annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
-    categories = build_categories(classes, category_ids)
+    categories = build_categories(source.class_set, list(category_of.values()))
     if any(annotation["iscrowd"] for annotation in annotations):
         categories.append(IGNORE_CATEGORY)
     content = {"images": entries, "annotations": annotations, "categories": categories}
     write_json(out, content, indent=None)
     notes = [f"{len(annotations)} annotations", *source.describe(counts.pixels)]
     return counts.finish("masks-to-coco", out, num_images=len(entries), failed=failed, notes=notes)
+
+
+def _number_categories(class_set: ClassSet) -> dict[int, int]:
+    """Category id by mask value: COCO's own for its classes, else the mask values."""
+    values = class_set.mask_values
+    ids = COCO_CATEGORY_IDS if class_set.classes == COCO_CLASSES else values
+    return dict(zip(values, ids, strict=True))
 
 
 def convert_coco_to_masks(

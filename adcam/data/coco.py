@@ -96,41 +96,48 @@ def load_coco(
     """
     root = Path(root)
     folder = split.partition("_")[0]
-    list_file = root / "lists" / f"{split}.txt"
-    if not list_file.is_file():
-        found = sorted(path.stem for path in (root / "lists").glob("*.txt"))
-        raise AdcamError(
-            f"{list_file}: there is no such list (made by `adcam convert coco`); "
-            f"the lists there are {', '.join(found) or 'none'}"
-        )
+    list_file = _find_list(root, split)
     img_ids = [
         img_id_of(check_relative(list_file, row.cells[0]))
         for row in read_rows(list_file, ("id",), None)
     ]
     check_count(list_file, split, len(img_ids), expected_counts)
     masks = None if mask_dir is None else root / mask_dir / folder
-    has_masks = masks is not None and masks.is_dir()
-    dataset = ImageDataset(
-        coco_class_set(),
-        split,
-        [
-            Record(
-                img_id,
-                root / folder / f"{img_id}.jpg",
-                mask_path=masks / f"{img_id}.png" if masks is not None and has_masks else None,
-            )
-            for img_id in img_ids
-        ],
-    )
+    if masks is not None and not masks.is_dir():
+        masks = None
+    records = [
+        Record(
+            img_id,
+            root / folder / f"{img_id}.jpg",
+            mask_path=None if masks is None else masks / f"{img_id}.png",
+        )
+        for img_id in img_ids
+    ]
+    dataset = ImageDataset(coco_class_set(), split, records)
     if labels is None:
         return dataset
-    csv = root / "labels" / f"{folder}.csv" if labels == "csv" else Path(labels)
-    if not csv.is_file():
-        raise AdcamError(f"{csv}: there is no such label file")
-    table = read_labels(csv, COCO_CLASSES).class_ids
-    if missing := [img_id for img_id in img_ids if img_id not in table]:
+    path = root / "labels" / f"{folder}.csv" if labels == "csv" else Path(labels)
+    return dataset.with_labels(_read_class_ids(path, dataset))
+
+
+def _find_list(root: Path, split: str) -> Path:
+    path = root / "lists" / f"{split}.txt"
+    if not path.is_file():
+        found = sorted(path.stem for path in (root / "lists").glob("*.txt"))
         raise AdcamError(
-            f"{csv}: {len(missing)} images of split {split!r} have no labels there, "
+            f"{path}: there is no such list (made by `adcam convert coco`); "
+            f"the lists there are {', '.join(found) or 'none'}"
+        )
+    return path
+
+
+def _read_class_ids(path: Path, dataset: ImageDataset) -> dict[str, tuple[int, ...]]:
+    if not path.is_file():
+        raise AdcamError(f"{path}: there is no such label file")
+    table = read_labels(path, COCO_CLASSES).class_ids
+    if missing := [record.img_id for record in dataset.records if record.img_id not in table]:
+        raise AdcamError(
+            f"{path}: {len(missing)} images of split {dataset.split!r} have no labels there, "
             f"such as {missing[0]!r}"
         )
-    return dataset.with_labels(table)
+    return table

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -205,26 +205,9 @@ def make_shape_boxes(
     _check_counts(counts, seed, low=1)
     root = Path(root)
     for split_index, (split, count) in enumerate(counts.items()):
-        tables: dict[str, list[str]] = {name: [] for name in ("image_ids", "class_labels")}
-        tables |= {name: [] for name in ("image_sizes", "localization", "masks")}
-        for i in range(count):
-            # A number more than in make_shapes, so that no two sets share a state.
-            rng = np.random.default_rng((seed, split_index, i, 1))
-            img, is_animal, class_id = render_single(rng, size_hw=size_hw)
-            image_id = f"{split}/{i:05d}.png"
-            _write_png(root / image_id, img)
-            _write_png(root / "masks" / image_id, np.uint8(255) * is_animal.astype(np.uint8))
-            rows, columns = (np.flatnonzero(is_animal.any(axis=axis)) for axis in (1, 0))
-            box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-            tables["image_ids"].append(image_id)
-            tables["class_labels"].append(f"{image_id},{class_id}")
-            tables["image_sizes"].append(f"{image_id},{size_hw[1]},{size_hw[0]}")
-            tables["localization"].append(f"{image_id},{','.join(map(str, box))}")
-            tables["masks"].append(f"{image_id},masks/{image_id},masks/none.png")
-        masks = tables.pop("masks")
-        _write_tables(root / "metadata" / "shapes" / split, tables)
-        tables["localization"] = masks
-        _write_tables(root / "metadata" / "shapes_masks" / split, tables)
+        # A number more than in make_shapes, so that no two sets share a state.
+        seeds = [(seed, split_index, i, 1) for i in range(count)]
+        _write_single_shapes(root, split, seeds, size_hw)
     _write_png(root / "masks" / "none.png", np.zeros(size_hw, dtype=np.uint8))
     meta = {
         "name": "shape_boxes",
@@ -235,6 +218,31 @@ def make_shape_boxes(
         "classes": list(CLASSES),
     }
     write_text(root / "meta.json", json.dumps(meta, indent=2) + "\n")
+
+
+def _write_single_shapes(
+    root: Path, split: str, seeds: Sequence[tuple[int, ...]], size_hw: tuple[int, int]
+) -> None:
+    """Write the pictures, masks and metadata of one split, a picture a seed."""
+    tables: dict[str, list[str]] = {name: [] for name in ("image_ids", "class_labels")}
+    tables |= {name: [] for name in ("image_sizes", "localization", "masks")}
+    for i, seed in enumerate(seeds):
+        rng = np.random.default_rng(seed)
+        img, is_animal, class_id = render_single(rng, size_hw=size_hw)
+        image_id = f"{split}/{i:05d}.png"
+        _write_png(root / image_id, img)
+        _write_png(root / "masks" / image_id, np.uint8(255) * is_animal.astype(np.uint8))
+        rows, columns = (np.flatnonzero(is_animal.any(axis=axis)) for axis in (1, 0))
+        box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        tables["image_ids"].append(image_id)
+        tables["class_labels"].append(f"{image_id},{class_id}")
+        tables["image_sizes"].append(f"{image_id},{size_hw[1]},{size_hw[0]}")
+        tables["localization"].append(f"{image_id},{','.join(map(str, box))}")
+        tables["masks"].append(f"{image_id},masks/{image_id},masks/none.png")
+    masks = tables.pop("masks")
+    _write_tables(root / "metadata" / "shapes" / split, tables)
+    tables["localization"] = masks
+    _write_tables(root / "metadata" / "shapes_masks" / split, tables)
 
 
 def _empty_scene(rng: np.random.Generator, size_hw: tuple[int, int]) -> Scene:

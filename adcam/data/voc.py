@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -69,35 +69,27 @@ def load_voc(
     """Load a split of a data set in VOC layout.
 
     The list is ``ImageSets/Segmentation/<split>.txt``, or else ``ImageSets/Main/<split>.txt``. Its
-    lines are ids, or an image path and optionally a mask path, both below ``root``, as MCTformer
-    and IRN have them (``/JPEGImages/x.jpg /SegmentationClassAug/x.png``). Images lie in
-    ``JPEGImages``, as ``.jpg`` or another image suffix.
-
-    Every image of a Segmentation list should have a mask, as long as the mask folder exists; of
-    images in other lists those have one whose file exists. With a subset of the VOC classes, mask
-    values of the other classes become 255.
+    lines are ids, file names, ids with 1, 0 or -1 behind them (all are taken), or an image path and
+    a mask path below ``root`` (``/JPEGImages/x.jpg /SegmentationClassAug/x.png``). Images lie in
+    ``JPEGImages``, as ``.jpg`` or another image suffix. Every image of a Segmentation list should
+    have a mask, as long as the mask folder exists; of images in other lists those have one whose
+    file exists. With a subset of the VOC classes, mask values of the other classes become 255.
 
     Args:
         root: The folder that holds ``JPEGImages``, often called ``VOC2012``.
         split: Name of the list; ``"train_aug"`` is also found as ``trainaug.txt``.
         classes: Names of VOC classes, or any class set; ``None`` takes all 20.
-        labels: Where image-level labels come from. ``"xml"``: names of the objects in
-            ``Annotations``, those marked difficult included, as PSA and IRN do
-            (``voc12/data.py`` and ``voc12/make_cls_labels.py`` there); parts are no objects. An
-            image whose annotation is missing or damaged is left out, with a warning.
-            ``"mask"``: the values in the masks. A path to a table (:func:`read_labels`) or to a
-            ``.npy`` (:func:`read_cls_labels_npy`, 20 classes). ``None``: not known.
-            Classes of VOC outside ``classes`` are passed over.
+        labels: Where image-level labels come from; classes of VOC outside ``classes`` are skipped.
+            ``"xml"``: names of the objects in ``Annotations``, those marked difficult included, as
+            PSA and IRN do; an image whose annotation is missing or damaged is left out, with a
+            warning. ``"mask"``: the values in the masks. A path to a table (:func:`read_labels`) or
+            to a ``.npy`` (:func:`read_cls_labels_npy`, 20 classes). ``None``: not known.
         mask_dir: Folder of masks below ``root``. ``"auto"`` is ``SegmentationClassAug`` for
             ``train_aug`` and ``SegmentationClass`` for other splits; a mask named in the list goes
             first. ``None``: no masks.
-        list_path: A list elsewhere, in place of the one that ``split`` names; it counts as a
-            Segmentation list.
-        expected_counts: Number of images that a split must have, e.g. :data:`EXPECTED_COUNTS`. Not
-            checked by default, since subsets of VOC are common.
-
-    Returns:
-        The images in the order of the list.
+        list_path: A list elsewhere, which counts as a Segmentation list.
+        expected_counts: Number of images that a split must have, e.g. :data:`EXPECTED_COUNTS`;
+            ``None`` checks nothing.
 
     Raises:
         AdcamError: A list is missing, empty, malformed, repeats an id or has another length than
@@ -108,9 +100,6 @@ def load_voc(
         raise AdcamError(f"{root}: there is no such folder")
     class_set = classes if isinstance(classes, ClassSet) else voc_class_set(classes)
     list_file = _find_list(root, split) if list_path is None else Path(list_path)
-    entries = _read_list(list_file)
-    _check_count(list_file, split, len(entries), expected_counts)
-
     promised = list_path is not None or list_file.parent.name != "Main"
     records = [
         Record(
@@ -118,14 +107,11 @@ def load_voc(
             _img_path(root, entry),
             mask_path=_mask_path(root, entry, split, mask_dir, promised),
         )
-        for entry in entries
+        for entry in _read_list(list_file)
     ]
-    dataset = ImageDataset(
-        class_set,
-        split,
-        records,
-        other_values="ignore" if _is_voc(class_set) else "refuse",
-    )
+    _check_count(list_file, split, len(records), expected_counts)
+    other_values: Literal["ignore", "refuse"] = "ignore" if _is_voc(class_set) else "refuse"
+    dataset = ImageDataset(class_set, split, records, other_values=other_values)
     if labels is None:
         return dataset
     if labels == "xml":
