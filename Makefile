@@ -14,7 +14,7 @@ EXTRAS := $(VENV)/.extras
 METADATA := setup.py pyproject.toml constraints.txt adcam/version.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format api clean
+.PHONY: help install demo test test-all fuzz lint format api clean
 MAKEFLAGS += --no-print-directory
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "                  masks, write a report (6 minutes)"
 	@echo "  make test       check style and types, run the tests (5 minutes on two cores)"
 	@echo "  make test-all   the same with the slow tests"
+	@echo "  make fuzz       try the readers on 10,000 damaged files"
 	@echo "  make lint       check style and types only"
 	@echo "  make format     rewrite the code in the project's style"
 	@echo "  make api        rewrite tests/api_surface.txt after a change of public names"
@@ -84,6 +85,10 @@ test: $(EXTRAS) lint
 
 test-all: $(EXTRAS) lint
 	@$(BIN)/python -m pytest $(SHARE_TESTS) $(PYTEST_ARGS)
+
+fuzz: export ADCAM_FUZZ_EXAMPLES ?= 530
+fuzz: $(EXTRAS)
+	@$(BIN)/python -m pytest $(SHARE_TESTS) tests/data/test_readers_fuzz.py $(PYTEST_ARGS)
 
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix

@@ -200,6 +200,14 @@ def test_unknown_options_are_refused(mini_shapes: Path) -> None:
         read_settings(mini_shapes, **{"train.epochs": 3})
 
 
+def test_masks_of_0_and_255_name_the_cure(own_shapes: Path) -> None:
+    for path in (own_shapes / "SegmentationClass").glob("*.png"):
+        mask = read_mask(path)
+        write_mask(path, np.where(mask > 0, np.uint8(255), np.uint8(0)), voc_palette())
+    with pytest.raises(AdcamError, match=r"values are 0, 255, .* recode-masks MASKS --values 255=1"):
+        segmenter.check_segmentation(read_settings(own_shapes))
+
+
 def test_an_empty_split_is_refused(own_shapes: Path, settings: SegmentationSettings) -> None:
     (own_shapes / "ImageSets" / "Segmentation" / "train.txt").write_text("\n")
     with pytest.raises(ValueError, match="the list is empty"):
