@@ -23,12 +23,12 @@ class TrainDataset(Dataset[dict[str, Tensor]]):
     """Random crops, mirrored and recoloured, with multi-hot labels.
 
     Args:
-        images: Labelled images.
-        img_size: Side of the square crop in pixels.
-        min_area: Smallest share of the image that a crop covers, in (0, 1]; smaller shows more
+        images: The images with their labels.
+        img_size: The side of the square crop in pixels.
+        min_area: The smallest share of the image that a crop covers, in (0, 1]; smaller shows more
             parts and fewer whole objects, and more often misses what the label promises.
-        jitter: Strength of brightness, contrast and saturation changes, 0 for none.
-        resize: Side in pixels of the square that an image is resized to before a crop of
+        jitter: How strongly brightness, contrast and saturation are changed; 0 leaves them.
+        resize: The side in pixels of the square that an image is resized to before a crop of
             ``img_size`` is cut out of it, as TS-CAM does (256 for 224); larger shows less of the
             image. ``None`` leaves the crop to ``min_area``.
 
@@ -92,8 +92,8 @@ class EvalDataset(Dataset[dict[str, Tensor]]):
     """Whole images resized to a square, with multi-hot labels.
 
     Args:
-        images: Labelled images.
-        img_size: Side of the square in pixels.
+        images: The images with their labels.
+        img_size: The side of the square in pixels.
 
     Raises:
         AdcamError: If an image has no known labels.

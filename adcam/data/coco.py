@@ -79,13 +79,13 @@ def load_coco(
 
     Args:
         root: The folder that holds all of these.
-        split: Name of the list, e.g. ``"train2014_objects"``; what stands before the first ``_`` is
-            the folder of its images.
+        split: The name of the list, e.g. ``"train2014_objects"``; what stands before the first
+            ``_`` is the folder of its images.
         labels: ``"csv"`` is ``labels/<folder>.csv``; a path to another label CSV; ``None``: not
             known.
-        mask_dir: Folder of the masks' folders, below ``root``; images have no masks where
+        mask_dir: The folder of the masks' folders, below ``root``; images have no masks where
             ``<mask_dir>/<folder>`` does not exist. ``None``: no masks.
-        expected_counts: Images that a split must have, e.g. :data:`EXPECTED_COUNTS`.
+        expected_counts: The number of images that a split must have, e.g. :data:`EXPECTED_COUNTS`.
 
     Returns:
         The images in the order of the list; an id is the file's name without suffix.

@@ -48,9 +48,9 @@ class CocoImage:
     """One image of a json file with its annotations, as they stand there.
 
     Attributes:
-        img_id: ``file_name`` without suffix.
-        hw: Height and width in pixels.
-        annotations: In the order of the file.
+        img_id: The image id, which is ``file_name`` without suffix.
+        hw: The height and width of the image in pixels.
+        annotations: The annotations of the image in the order of the file.
     """
 
     img_id: str
@@ -63,8 +63,8 @@ class CocoFile:
     """What a json file holds.
 
     Attributes:
-        categories: Names by category id, ids ascending.
-        images: Sorted by ``img_id``.
+        categories: The names of the categories by id, ids ascending.
+        images: The images, sorted by ``img_id``.
     """
 
     categories: Mapping[int, str]
@@ -175,7 +175,7 @@ class Drawing(NamedTuple):
     """An image's annotations, drawn.
 
     Attributes:
-        mask: uint8 (H, W): 0, values of the classes, 255.
+        mask: The mask, uint8 (H, W): 0, values of the classes, 255.
         num_objects: Number of objects that were to be drawn, crowds included.
         num_empty: Number of these that cover no pixel.
         num_boxes: Number of these that say no more than a box: no polygon of three points, no run
@@ -211,10 +211,10 @@ def draw_objects(
     """Draw an image's annotations as one mask, by the rules at the head of this module.
 
     Args:
-        image: The image.
-        value_of: Mask value by category id, e.g. of :func:`match_categories`; 0 is not drawn.
-        crowd: ``"ignore"`` or ``"skip"``.
-        overlap: ``"small"`` or ``"first"``.
+        image: The image with its annotations.
+        value_of: The mask value of each category id (:func:`match_categories`); 0 is not drawn.
+        crowd: What becomes of crowds: ``"ignore"`` makes them 255, ``"skip"`` background.
+        overlap: Which object is on top: the ``"small"`` one, or the ``"first"`` in the file.
 
     Raises:
         AdcamError: An unknown rule, category or kind of segmentation, or one of another size.
@@ -259,12 +259,12 @@ def encode_mask(
     run lengths.
 
     Args:
-        mask: uint8 (H, W).
-        category_of: Category id by mask value.
-        objects: ``"class"``: one annotation a class that the mask shows. ``"component"``: one a
-            connected part of a class.
-        polygons: Write outlines rather than COCO's compressed run lengths. Holes are joined to
-            their outline by a seam.
+        mask: The mask, uint8 (H, W).
+        category_of: The category id of each mask value.
+        objects: What is one annotation: a ``"class"`` that the mask shows, or a ``"component"``,
+            each connected part of a class.
+        polygons: Whether outlines are written in place of COCO's compressed run lengths; holes are
+            joined to their outline by a seam.
 
     Returns:
         ``category_id``, ``segmentation``, ``area``, ``bbox`` (x, y, width, height) and ``iscrowd``
@@ -367,7 +367,7 @@ def _decode(annotation: Mapping[str, Any], hw: tuple[int, int]) -> np.ndarray:
     valid = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
     if not valid or sum(runs) != hw[0] * hw[1]:
         raise AdcamError(f"{where}: run lengths must be counts that add up to {hw[0] * hw[1]}")
-    # Background first, then by turns, down the columns.
+    # Background first, then alternately, down the columns.
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return flat.reshape(hw, order="F")
 

@@ -43,8 +43,8 @@ def load_cub(
 
     Args:
         root: The folder ``CUB_200_2011``, with ``images`` in it.
-        split: One of :data:`SPLITS`.
-        expected_counts: Images that a split must have; ``None`` checks nothing.
+        split: The split, one of :data:`SPLITS`.
+        expected_counts: The number of images that a split must have; ``None`` checks nothing.
 
     Returns:
         The images in the order of ``images.txt``; ids such as

@@ -24,12 +24,13 @@ class Record:
     """Where an image is and what is known about it; nothing is read yet.
 
     Attributes:
-        img_id: Unique within its data set; a relative POSIX path without suffix.
+        img_id: The image id, a relative path without suffix; it is unique within its data set.
         img_path: The image file.
-        class_ids: Present foreground classes (0-based, ascending), ``()`` for "none of them",
+        class_ids: The present foreground classes (0-based, ascending), ``()`` for "none of them",
             ``None`` for "not known".
         mask_path: The mask that the image should have, ``None`` if it should have none.
-        boxes: True boxes ``(x0, y0, x1, y1)`` in pixels of the image, ``None`` if there are none.
+        boxes: The true boxes ``(x0, y0, x1, y1)`` in pixels of the image, ``None`` if there are
+            none.
     """
 
     img_id: str
@@ -44,8 +45,8 @@ class ImageDataset(Sequence[Sample]):
 
     Attributes:
         class_set: The classes that ``class_ids`` and masks refer to.
-        split: Name of the split, e.g. ``"train_aug"``; reports say it.
-        records: One an image, in the order of the list file.
+        split: The name of the split, e.g. ``"train_aug"``, which reports give.
+        records: One record an image, in the order of the list file.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class ImageDataset(Sequence[Sample]):
         """Check the records; no file is touched (see :meth:`check_files`).
 
         Args:
-            class_set: The classes.
-            split: Name of the split.
-            records: The images, in order.
+            class_set: The classes that class ids and masks refer to.
+            split: The name of the split.
+            records: The images in their order.
             other_values: What to do with mask values that are neither 0, nor 255, nor one of
                 ``class_set.mask_values``: an error, or 255 in their place (for a subset of the
                 classes that the masks were drawn for).
@@ -163,7 +164,7 @@ class ImageDataset(Sequence[Sample]):
         """The images named, in the order given.
 
         Args:
-            img_ids: Ids, or names of image files, which stand for the ids that they give.
+            img_ids: The image ids, or names of image files, which stand for the ids that they give.
 
         Raises:
             AdcamError: An id is unknown or given twice.
@@ -177,9 +178,9 @@ class ImageDataset(Sequence[Sample]):
         """The same images with other labels.
 
         Args:
-            labels: Class ids by image id, e.g. ``LabelTable.class_ids``. An image that is not
-                among them gets ``None`` ("not known"); ids of other images are passed over, so
-                that one table can serve several splits.
+            labels: The class ids of each image id, e.g. ``LabelTable.class_ids``. An image that is
+                not among them gets ``None`` ("not known"); ids of other images are skipped, so that
+                one table can serve several splits.
 
         Raises:
             AdcamError: A class id is out of range, or no id of a non-empty table is in this set.
@@ -235,8 +236,8 @@ def build_class_set(name: str, classes: Sequence[str], *, masks: bool = True) ->
     """A class set with mask values 1..K in the order given and VOC's colours.
 
     Args:
-        name: Name of the data set.
-        classes: Class names in classifier order.
+        name: The name of the data set.
+        classes: The names of the classes in classifier order.
         masks: Whether masks may show the classes; without, there are no mask values and any number
             of classes.
 

@@ -38,14 +38,14 @@ def load_folder(
         path: The folder; symbolic links to folders inside it are not followed.
         labels: A file of labels (:func:`adcam.data.labels.read_labels`), or ``"folders"`` where
             images lie in one sub-folder a class. Images without a label get ``class_ids=None``.
-        classes: Class names, which get the mask values 1..K, or a class set. ``None`` takes the
+        classes: The class names, which get the mask values 1..K, or a class set. ``None`` takes the
             names found in ``labels``, sorted; without one there are no classes.
-        mask_dir: Folder of masks ``<img_id>.png``; every image should then have one. It may lie
+        mask_dir: The folder of masks ``<img_id>.png``; every image should then have one. It may lie
             inside ``path``: it is not searched for images.
         ids: The images wanted, with or without suffix, in this order; ``None`` takes all, sorted
             by id.
-        leave_out: Folders inside ``path`` that are not searched, such as the one that results are
-            written to.
+        leave_out: The folders inside ``path`` that are not searched, such as the one that results
+            are written to.
         recursive: Whether sub-folders are searched.
         split: What the images are called in reports; ``None`` takes the folder's name.
 
@@ -90,8 +90,8 @@ def load_images(
     its name. The files need not exist yet: see :meth:`ImageDataset.check_files`.
 
     Args:
-        paths: A file, or files with any suffix.
-        classes: Class names, which get the mask values 1..K, or a class set.
+        paths: The image file, or several, with any suffix.
+        classes: The class names, which get the mask values 1..K, or a class set.
 
     Raises:
         AdcamError: No path, or two with the same id.

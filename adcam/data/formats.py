@@ -47,9 +47,9 @@ class CamFile:
     """What a file of another project holds.
 
     Attributes:
-        cam_format: One of :data:`CAM_FORMATS`.
-        maps: Its classes and maps at image size.
-        background: Probability of background, float32 (H, W); only ``psa_crf`` has one.
+        cam_format: The format, one of :data:`CAM_FORMATS`.
+        maps: The classes and maps in it, at image size.
+        background: The probability of background, float32 (H, W); only ``psa_crf`` has one.
     """
 
     cam_format: str
@@ -64,8 +64,9 @@ def read_cam_file(
 
     Args:
         path: The ``.npy`` file.
-        num_fg_classes: Classes from 0 to this, exclusive, are legal.
-        cam_format: One of :data:`CAM_FORMATS`, or ``"auto"``: by the names in the dict. Of dicts
+        num_fg_classes: The number of classes; legal are 0 to one less.
+        cam_format: The format, one of :data:`CAM_FORMATS`; ``"auto"`` tells it by the names in the
+            dict. Of dicts
             with numbers those are ``psa_crf`` that have a 0 and whose maps add up to 1 in every
             pixel; the others are ``psa``.
 

@@ -41,8 +41,8 @@ def load_ilsvrc(
     Args:
         root: The folder that holds ``Data``, ``Annotations`` and ``ImageSets``, often ``ILSVRC``;
             ``LOC_synset_mapping.txt`` lies in it or beside it.
-        split: One of :data:`SPLITS`.
-        expected_counts: Images that a split must have; ``None`` checks nothing.
+        split: The split, one of :data:`SPLITS`.
+        expected_counts: The number of images that a split must have; ``None`` checks nothing.
 
     Returns:
         The images in the order of the list; ids as in it.

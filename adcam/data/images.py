@@ -67,8 +67,9 @@ def read_image(path: str | Path) -> np.ndarray:
     * Floating-point and 32-bit integer samples are refused: their white point is unknown.
 
     Args:
-        path: JPEG, PNG, BMP, GIF, PNM, TIFF, WebP, AVIF, JPEG 2000, PCX or QOI, recognised by
-            content; or a Targa file, recognised by its suffix since its content has no mark.
+        path: The image file: JPEG, PNG, BMP, GIF, PNM, TIFF, WebP, AVIF, JPEG 2000, PCX or QOI,
+            recognised by content; or a Targa file, recognised by its suffix since its content has
+            no mark.
 
     Returns:
         uint8 (H, W, 3), C-contiguous, upright.
@@ -121,8 +122,8 @@ def fit_pixels(img: np.ndarray, max_pixels: int) -> np.ndarray:
     """The image itself, or one of about ``max_pixels`` pixels and the same aspect ratio.
 
     Args:
-        img: RGB uint8 (H, W, 3).
-        max_pixels: Largest number of pixels; no side becomes less than one.
+        img: The image, RGB uint8 (H, W, 3).
+        max_pixels: The largest number of pixels; no side becomes less than one.
     """
     height, width = img.shape[:2]
     if height * width <= max_pixels:

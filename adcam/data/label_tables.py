@@ -44,8 +44,8 @@ class LabelRow(NamedTuple):
         where: The file and the line, for messages.
         img_id: The image id.
         labels: The class names; or a single text that is still to be split.
-        form: ``"names"``: ``labels`` are names. ``"cell"``: a text of several names. ``"label"``: a
-            text that is one name unless it holds separators.
+        form: How ``labels`` are to be read. ``"names"``: they are names. ``"cell"``: a text of
+            several names. ``"label"``: a text that is one name unless it holds separators.
     """
 
     where: str
@@ -58,7 +58,7 @@ class LabelRows(NamedTuple):
     """What a table says, image by image.
 
     Attributes:
-        rows: One an image, in the order of the file.
+        rows: One row an image, in the order of the file.
         understood: How the table was read, in words; empty where it is plain ``image_id,labels``.
     """
 

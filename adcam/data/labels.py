@@ -20,7 +20,7 @@ class LabelTable(Mapping[str, tuple[str, ...]]):
 
     Attributes:
         classes: The legal class names: those given, or else those found, sorted.
-        class_ids: Ascending 0-based positions in ``classes`` by image id.
+        class_ids: The positions in ``classes`` by image id, from 0 and ascending.
         understood: How the file was read, in words; empty for the documented form.
     """
 
@@ -64,7 +64,7 @@ def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> Label
     of the classes". Names that differ from a class in upper and lower case alone are that class.
 
     Args:
-        path: The file; ``.json`` and ``.xlsx`` are told by their suffix.
+        path: The file; ``.json`` and ``.xlsx`` are recognised by their suffix.
         classes: The legal class names, in classifier order; ``None`` takes those found, sorted.
 
     Returns:
@@ -130,8 +130,8 @@ def write_labels_csv(
     Labels are separated by spaces, or by semicolons where a class name contains a space.
 
     Args:
-        path: File to write.
-        labels: Class names by image id; an empty row means "none of the classes".
+        path: The file to write.
+        labels: The class names of each image id; an empty row means "none of the classes".
         classes: The legal class names; the labels of an image are written in this order.
 
     Raises:
@@ -172,7 +172,7 @@ def read_cls_labels_npy(path: str | Path, num_fg_classes: int = 20) -> dict[str,
 
     Args:
         path: The ``.npy`` file.
-        num_fg_classes: Length that each vector must have.
+        num_fg_classes: The length that each vector must have.
 
     Returns:
         Ascending 0-based class ids by image id.

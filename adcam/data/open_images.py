@@ -37,15 +37,15 @@ def open_images(
     Args:
         path: One image; a ``.txt`` list of image paths, relative to the list's own folder; a VOC
             root (with ``JPEGImages`` and ``ImageSets``); or a folder of images.
-        class_set: Classes that labels may name.
-        labels: A file (:func:`adcam.data.labels.read_labels`), ``"folders"`` for one sub-folder a
-            class, or, for VOC, a ``.npy`` file, ``"xml"`` or ``"mask"``; ``None`` for none.
-            ``"auto"`` takes VOC's ``Annotations`` if there are any, else a file
+        class_set: The classes that labels may name.
+        labels: The labels: a file (:func:`adcam.data.labels.read_labels`), ``"folders"`` for one
+            sub-folder a class, or, for VOC, a ``.npy`` file, ``"xml"`` or ``"mask"``; ``None`` for
+            none. ``"auto"`` takes VOC's ``Annotations`` if there are any, else a file
             (:data:`LABEL_FILES`) beside the images, else none.
         ids: The images wanted, with or without suffix; ``None`` takes all.
-        voc_split: Name of the list of a VOC root.
-        leave_out: Folders inside ``path`` that are not searched, such as the one that results are
-            written to.
+        voc_split: The name of the list of a VOC root.
+        leave_out: The folders inside ``path`` that are not searched, such as the one that results
+            are written to.
 
     Raises:
         AdcamError: There are no such images, ids or labels.

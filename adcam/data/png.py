@@ -45,9 +45,9 @@ def write_mask(path: str | Path, mask: np.ndarray, palette: Palette) -> None:
     The same mask and palette give the same bytes (with the same Pillow and zlib).
 
     Args:
-        path: File to write; its parents are created.
-        mask: uint8 (H, W) of class values, 255 = ignore.
-        palette: 256 RGB colours, e.g. :func:`voc_palette` or ``ClassSet.palette``.
+        path: The file to write; its parents are created.
+        mask: The mask, uint8 (H, W) of class values, 255 = ignore.
+        palette: The 256 RGB colours, e.g. :func:`voc_palette` or ``ClassSet.palette``.
 
     Raises:
         AdcamError: Another dtype, shape or palette length.
@@ -73,8 +73,8 @@ def read_mask(
     """Read a mask of class values.
 
     Args:
-        path: A PNG. Palette files give their indices, whatever the colours; 8-bit grayscale gives
-            its values, and so do colour files whose three channels are equal. Other kinds are
+        path: The PNG file. Palette files give their indices, whatever the colours; 8-bit grayscale
+            gives its values, and so do colour files whose three channels are equal. Other kinds are
             refused, so that no value is scaled or rounded unseen.
         colors: The colour of each class value. When given, colour files are read by it (alpha is
             not looked at), and palette files by the colours that they show.
@@ -112,8 +112,8 @@ def map_values(mask: np.ndarray, values: Mapping[int, int]) -> np.ndarray:
     """A mask with some values replaced.
 
     Args:
-        mask: uint8 (H, W).
-        values: New values by old ones, e.g. ``{255: 1}``; other values stay.
+        mask: The mask, uint8 (H, W).
+        values: The new values by old ones, e.g. ``{255: 1}``; other values stay.
     """
     if not values:
         return mask

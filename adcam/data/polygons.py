@@ -24,8 +24,8 @@ class YoloObject(NamedTuple):
     """One line of a text file.
 
     Attributes:
-        class_id: Foreground class, from 0.
-        polygon: (P, 2) float64, x and y as shares of width and height.
+        class_id: The foreground class, from 0.
+        polygon: The corners, (P, 2) float64, x and y as shares of width and height.
     """
 
     class_id: int
@@ -39,7 +39,7 @@ def trace_regions(region: np.ndarray) -> list[np.ndarray]:
     back, which an even-odd filling does not see.
 
     Args:
-        region: bool (H, W).
+        region: The pixels of the region, bool (H, W).
 
     Returns:
         int64 (P, 2) corners x, y of each part, 0..W and 0..H, without the first one repeated;
@@ -63,9 +63,9 @@ def fill_polygon(polygon: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
     """The pixels whose centres lie inside a polygon, by the even-odd rule.
 
     Args:
-        polygon: (P, 2) corners x, y in pixels, pixel (i, j) being the square from (j, i) to
+        polygon: The corners x, y in pixels, (P, 2), pixel (i, j) being the square from (j, i) to
             (j + 1, i + 1); the last corner is joined to the first.
-        hw: Height and width of the result.
+        hw: The height and width of the result.
 
     Returns:
         bool (H, W).
@@ -92,8 +92,8 @@ def encode_yolo(mask: np.ndarray, mask_values: Sequence[int]) -> str:
     Pixels of 255 are left out: the format knows no uncertain pixels.
 
     Args:
-        mask: uint8 (H, W).
-        mask_values: Value of each class; a class' number is its position.
+        mask: The mask, uint8 (H, W).
+        mask_values: The value of each class; a class' number is its position.
 
     Raises:
         AdcamError: The mask holds another value.
@@ -114,8 +114,8 @@ def read_yolo(path: str | Path, num_fg_classes: int) -> list[YoloObject]:
     """Read a text file; an empty one is an image without objects.
 
     Args:
-        path: The file.
-        num_fg_classes: Number of classes.
+        path: The text file.
+        num_fg_classes: The number of classes.
 
     Raises:
         AdcamError: The file is missing or no text, a line is no class with at least three points,
@@ -150,9 +150,9 @@ def draw_yolo(
     """Draw objects as one mask; where they overlap, the one of fewer pixels is on top.
 
     Args:
-        objects: Of :func:`read_yolo`.
-        hw: Height and width of the image.
-        mask_values: Value of each class.
+        objects: The objects, as :func:`read_yolo` gives them.
+        hw: The height and width of the image.
+        mask_values: The mask value of each class.
 
     Returns:
         uint8 (H, W); of :func:`encode_yolo` the same mask again, with 0 for 255.

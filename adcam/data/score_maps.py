@@ -25,10 +25,10 @@ def write_score_map(folder: str | Path, image_id: str, score_map: np.ndarray) ->
     """Write ``<folder>/<image_id>.npy`` as float64, atomically.
 
     Args:
-        folder: Folder of the maps of a split.
-        image_id: Path of the image as the metadata has it, suffix included (``"a/b.jpg"`` gives
+        folder: The folder of the maps of a split.
+        image_id: The path of the image as the metadata has it, suffix included (``"a/b.jpg"`` gives
             ``a/b.jpg.npy``, the name that wsolevaluation's code reads and writes).
-        score_map: (H, W) in [0, 1].
+        score_map: The map, (H, W) in [0, 1].
 
     Returns:
         The file written.

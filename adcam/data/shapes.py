@@ -4,7 +4,7 @@
 one animal for localisation with the metadata of wsolevaluation.
 
 A scene shows none to three animals on textured ground among rocks, bushes, flowers and grass. The
-class of an animal is told by its *head* alone. Everything else is drawn per animal and says nothing
+class of an animal shows in its *head* alone. Everything else is drawn per animal and says nothing
 about the class: body plan, size, pose, two colours and a pattern that cover the head as well as
 the body. So a classifier finds its evidence on a small part, while what belongs together looks
 alike within one animal and unlike the rest of the picture. That is the situation in which a class
@@ -53,8 +53,8 @@ def render(
     """Draw one scene.
 
     Args:
-        rng: Source of every random choice; the same state gives the same pixels.
-        size_hw: Height and width of the picture in pixels, each at least 32. Animals scale with
+        rng: The source of every random choice; the same state gives the same pixels.
+        size_hw: The height and width of the picture in pixels, each at least 32. Animals scale with
             the shorter side.
 
     Returns:
@@ -74,8 +74,8 @@ def render_single(
     """Draw one animal, large or small, in more clutter than :func:`render` has.
 
     Args:
-        rng: As for :func:`render`.
-        size_hw: As for :func:`render`.
+        rng: The source of every random choice; the same state gives the same pixels.
+        size_hw: The height and width of the picture in pixels, each at least 32.
 
     Returns:
         ``img`` uint8 (H, W, 3) RGB; ``is_animal`` bool (H, W), its visible pixels, at least one;
@@ -102,8 +102,8 @@ def render_coats(
     """Draw the scene that :func:`render` draws, and tell its animals' coats instead of a mask.
 
     Args:
-        rng: As for :func:`render`.
-        size_hw: As for :func:`render`.
+        rng: The source of every random choice; the same state gives the same pixels.
+        size_hw: The height and width of the picture in pixels, each at least 32.
 
     Returns:
         ``img`` and ``class_ids`` as of :func:`render`, and per animal, in the order drawn, the hue
@@ -134,11 +134,11 @@ def make_shapes(
     split and ``i`` alone, so a longer split begins with the shorter one.
 
     Args:
-        root: Folder to write to; made if missing. Files of the same name are replaced.
-        num_train: Number of training images.
-        num_val: Number of validation images.
-        size_hw: Height and width of every picture.
-        seed: Seed of the whole set, non-negative.
+        root: The folder to write to; made if missing. Files of the same name are replaced.
+        num_train: The number of training images.
+        num_val: The number of validation images.
+        size_hw: The height and width of every picture.
+        seed: The seed of the whole set, non-negative.
 
     Raises:
         AdcamError: A count or the seed is negative, or ``size_hw`` is too small.
@@ -190,13 +190,13 @@ def make_shape_boxes(
     pixel. An image depends on the seed, the split and its number alone.
 
     Args:
-        root: Folder to write to, also the root of the paths in the metadata; made if missing.
+        root: The folder to write to, also the root of the paths in the metadata; made if missing.
             Files of the same name are replaced.
-        num_train: Number of training images.
-        num_val: Number of images to choose thresholds and options on.
-        num_test: Number of images to report.
-        size_hw: Height and width of every picture.
-        seed: Seed of the whole set, non-negative.
+        num_train: The number of training images.
+        num_val: The number of images to choose thresholds and options on.
+        num_test: The number of images to report on.
+        size_hw: The height and width of every picture.
+        seed: The seed of the whole set, non-negative.
 
     Raises:
         AdcamError: A count is below 1, the seed is negative, or ``size_hw`` is too small.

@@ -37,7 +37,7 @@ def register_data_source(name: str, source: DataSource) -> None:
     """Add a data source, which configs then name as ``data.source``.
 
     Args:
-        name: The name.
+        name: The name that ``data.source`` then gives.
         source: The function that opens a split.
 
     Raises:
@@ -102,7 +102,7 @@ def build_classes(
     """The class set that a config names.
 
     Args:
-        classes: ``"voc"`` (all 20), ``"coco"`` (all 80), ``"shapes"``, or names.
+        classes: The classes: ``"voc"`` (all 20), ``"coco"`` (all 80), ``"shapes"``, or names.
         name: What a set of one's own names is called.
         voc_values: Whether names that are all VOC's get VOC's mask values; other names are always
             numbered from 1. Names that are VOC's in part are logged as a warning: they may be a
@@ -138,8 +138,8 @@ def parse_classes(text: str | Sequence[str]) -> ClassSet:
     """The class set that a command line names.
 
     Args:
-        text: ``voc``, ``coco`` or ``shapes``; names ``A,B,…`` (or a list of them), which get the
-            mask values 1..K; or ``voc:A,B,…``, which keep VOC's values.
+        text: The classes: ``voc``, ``coco`` or ``shapes``; names ``A,B,…`` (or a list of them),
+            which get the mask values 1..K; or ``voc:A,B,…``, which keep VOC's values.
 
     Raises:
         AdcamError: A name is empty, given twice, or after ``voc:`` none of VOC's.

@@ -29,7 +29,7 @@ def read_rows(path: Path, columns: tuple[str, ...], separator: str | None) -> li
 
     Args:
         path: The file.
-        columns: Names of the columns, for messages; each line must have as many cells.
+        columns: The names of the columns, for messages; each line must have as many cells.
         separator: What stands between cells; ``None`` is white space. The last column takes the
             rest of the line.
 

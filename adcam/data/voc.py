@@ -77,18 +77,18 @@ def load_voc(
 
     Args:
         root: The folder that holds ``JPEGImages``, often called ``VOC2012``.
-        split: Name of the list; ``"train_aug"`` is also found as ``trainaug.txt``.
-        classes: Names of VOC classes, or any class set; ``None`` takes all 20.
+        split: The name of the list; ``"train_aug"`` is also found as ``trainaug.txt``.
+        classes: The names of VOC classes, or any class set; ``None`` takes all 20.
         labels: Where image-level labels come from; classes of VOC outside ``classes`` are skipped.
             ``"xml"``: names of the objects in ``Annotations``, those marked difficult included, as
             PSA and IRN do; an image whose annotation is missing or damaged is left out, with a
             warning. ``"mask"``: the values in the masks. A path to a table (:func:`read_labels`) or
             to a ``.npy`` (:func:`read_cls_labels_npy`, 20 classes). ``None``: not known.
-        mask_dir: Folder of masks below ``root``. ``"auto"`` is ``SegmentationClassAug`` for
+        mask_dir: The folder of masks below ``root``. ``"auto"`` is ``SegmentationClassAug`` for
             ``train_aug`` and ``SegmentationClass`` for other splits; a mask named in the list goes
             first. ``None``: no masks.
         list_path: A list elsewhere, which counts as a Segmentation list.
-        expected_counts: Number of images that a split must have, e.g. :data:`EXPECTED_COUNTS`;
+        expected_counts: The number of images that a split must have, e.g. :data:`EXPECTED_COUNTS`;
             ``None`` checks nothing.
 
     Raises:
@@ -134,7 +134,7 @@ def read_object_names(path: str | Path) -> list[str]:
 def ids_of_names(names: Iterable[str], class_set: ClassSet, path: Path) -> tuple[int, ...]:
     """Class ids of names that stand in a file, ascending.
 
-    Where all classes of the set are VOC's, VOC's other names are passed over.
+    Where all classes of the set are VOC's, VOC's other names are skipped.
 
     Raises:
         AdcamError: A name is unknown; the message names the file and the legal names.

@@ -53,13 +53,13 @@ class WsolMetadata:
     """What a metadata folder says. Images go by their path below the data root, suffix included.
 
     Attributes:
-        folder: Where it was read.
-        image_ids: The images, in order.
-        class_labels: Class of each image, from 0.
-        image_sizes: (height, width) of each image; empty where there is no such table.
-        boxes: True boxes of each image in its own pixels; empty where there are none.
-        masks: Mask files of each image and its ignore mask, below the mask root; empty where there
-            are none.
+        folder: The folder that the metadata was read from.
+        image_ids: The images in their order.
+        class_labels: The class of each image, from 0.
+        image_sizes: The height and width of each image; empty where there is no such table.
+        boxes: The true boxes of each image in its own pixels; empty where there are none.
+        masks: The mask files of each image and its ignore mask, below the mask root; empty where
+            there are none.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ def read_wsol_metadata(folder: str | Path) -> WsolMetadata:
     """Read one split's folder.
 
     ``image_sizes.txt`` and ``localization.txt`` may be absent, as for training images; lines for
-    images that ``image_ids.txt`` does not list are passed over.
+    images that ``image_ids.txt`` does not list are skipped.
 
     Raises:
         AdcamError: A file is missing or malformed, an image lacks its label, size, box or mask, or
@@ -123,12 +123,13 @@ def load_wsol(
     """Load a split with labels, and with boxes where there are any.
 
     Args:
-        image_root: Folder that the paths of the images begin in.
-        metadata_root: Folder of the splits, ``metadata/<set>``.
-        split: A split of the protocol (:data:`SPLITS`) or the name of a folder.
-        classes: Class names in the order of the labels; ``None`` calls them ``"0"``, ``"1"``, … up
-            to the highest label of this split.
-        expected_counts: Images that a split must have, such as ``EXPECTED_COUNTS["CUB"]``.
+        image_root: The folder that the paths of the images begin in.
+        metadata_root: The folder of the splits, ``metadata/<set>``.
+        split: The split: one of the protocol (:data:`SPLITS`) or the name of a folder.
+        classes: The class names in the order of the labels; ``None`` calls them ``"0"``, ``"1"``, …
+            up to the highest label of this split.
+        expected_counts: The number of images that a split must have, such as
+            ``EXPECTED_COUNTS["CUB"]``.
 
     Returns:
         The images in the order of ``image_ids.txt``; ids are paths without suffix.
@@ -182,10 +183,10 @@ def read_wsol_mask(
     the ignore mask adds to them becomes 255.
 
     Args:
-        mask_root: Folder that the paths begin in.
-        masks: Files of the instances, at least one; what is not black belongs to the object.
-        ignore: File of the ignore mask.
-        hw: Size of the score maps.
+        mask_root: The folder that the paths begin in.
+        masks: The files of the instances, at least one; what is not black belongs to the object.
+        ignore: The file of the ignore mask.
+        hw: The height and width of the score maps.
 
     Returns:
         uint8 (H, W): 1 = object, 0 = background, 255 = not scored.

@@ -204,7 +204,7 @@ def test_masks_of_0_and_255_name_the_cure(own_shapes: Path) -> None:
     for path in (own_shapes / "SegmentationClass").glob("*.png"):
         mask = read_mask(path)
         write_mask(path, np.where(mask > 0, np.uint8(255), np.uint8(0)), voc_palette())
-    with pytest.raises(AdcamError, match=r"values are 0, 255, .* recode-masks MASKS --values 255=1"):
+    with pytest.raises(AdcamError, match=r"values are 0, 255, .* recode-masks MASKS --values"):
         segmenter.check_segmentation(read_settings(own_shapes))
 
 
