@@ -56,9 +56,9 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--labels",
         metavar="FILE|predicted",
-        help="a CSV 'image_id,labels' (separated by spaces or ';'); for a VOC root also .npy, xml "
-        "or mask; 'predicted': the classifier decides. Default: VOC's annotations, or labels.csv "
-        "beside the images",
+        help="a table of images and their labels (.csv, .json, .xlsx); 'folders' if images lie in "
+        "one folder for each class; for a VOC root also .npy, xml or mask; 'predicted': the "
+        "classifier decides. Default: VOC's annotations, or labels.csv beside the images",
     )
     which.add_argument(
         "--label-threshold",
