@@ -232,11 +232,11 @@ def find_cam_format(paths: Iterable[Path], num_fg_classes: int) -> str:
     Raises:
         AdcamError: None can; the message is the last one's.
     """
-    error: ValueError | None = None
+    error: AdcamError | None = None
     for path in paths:
         try:
             return read_cam_file(path, num_fg_classes=num_fg_classes).cam_format
-        except ValueError as err:
+        except AdcamError as err:
             error = err
     raise error or AdcamError("there are no files of class maps")
 

@@ -24,7 +24,7 @@ from adcam.data.images import read_image_hw
 from adcam.data.labels import write_labels_csv
 from adcam.data.open_images import read_id_list
 from adcam.data.png import read_mask
-from adcam.data.sbd import compute_train_aug, read_sbd_mask
+from adcam.data.sbd import compute_train_aug, is_checksummed, read_sbd_mask
 from adcam.data.voc import EXPECTED_COUNTS as VOC_COUNTS
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
@@ -70,14 +70,16 @@ def convert_sbd(
     counts = ClassCounts(class_set)
     folder = root / "SegmentationClassAug"
     options = LoopOptions({"converter": "sbd"}, overwrite, progress)
-    # scipy's reader can crash on a damaged file: it runs in a process that may die.
+    # scipy's reader can crash on damaged files: without a checksum they go to another process.
     with WorkerPool(read_sbd_mask, 1, on_crash=_refuse_crash) as pool:
 
         def make(img_id: str) -> np.ndarray:
             if img_id in own:
                 mask = read_mask(voc / "SegmentationClass" / f"{img_id}.png")
             else:
-                mask = pool.submit(sbd / "cls" / f"{img_id}.mat").result()
+                path = sbd / "cls" / f"{img_id}.mat"
+                is_safe = is_checksummed(path)
+                mask = read_sbd_mask(path) if is_safe else pool.submit(path).result()
             return _check_size(mask, voc / "JPEGImages" / f"{img_id}.jpg")
 
         summary = convert_each(img_ids, make, folder, masks_of(class_set), counts, options)

@@ -96,7 +96,7 @@ def convert_masks_to_coco(
             mask = source.read(img_id)
             found = encode_mask(mask, category_of, objects=objects, polygons=polygons)
             counts.add_mask(img_id, mask)
-        except ValueError as error:
+        except AdcamError as error:
             failed[img_id] = str(error)
             continue
         number = len(entries) + 1

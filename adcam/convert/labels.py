@@ -181,7 +181,7 @@ class _LabelWriter:
         for img_id in track(img_ids, "convert", len(img_ids)) if self.progress else img_ids:
             try:
                 class_ids = find(img_id)
-            except (ValueError, OSError) as error:
+            except (AdcamError, OSError) as error:
                 failed[img_id] = str(error)
                 continue
             counts.add_labels(img_id, class_ids)

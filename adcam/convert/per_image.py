@@ -28,9 +28,9 @@ class FileType(Generic[T]):
 
     Attributes:
         suffix: The suffix of their names, such as ``".png"``.
-        load: Reads a file that an earlier run wrote; raises ValueError where it is damaged.
+        load: Reads a file that an earlier run wrote; raises AdcamError where it is damaged.
         save: Writes a file, atomically.
-        count: Adds a file's content to the counts; raises ValueError where it is not legal.
+        count: Adds a file's content to the counts; raises AdcamError where it is not legal.
     """
 
     suffix: str
@@ -91,7 +91,7 @@ def convert_each(
 
     Args:
         img_ids: The image ids, ascending.
-        make: Makes an image's result; ValueError and OSError are that image's failure.
+        make: Makes an image's result; AdcamError and OSError are that image's failure.
         folder: The output folder.
         file_type: How results are read, written and counted.
         counts: The counts that all results are added to, kept ones included.
@@ -116,7 +116,7 @@ def convert_each(
             if result is None:
                 result = make(img_id)
             file_type.count(counts, img_id, result)
-        except (ValueError, OSError) as error:
+        except (AdcamError, OSError) as error:
             summary.failed[img_id] = str(error)
             continue
         if is_new:
@@ -142,7 +142,7 @@ def _load(path: Path, file_type: FileType[T]) -> T | None:
         return None
     try:
         return file_type.load(path)
-    except ValueError:
+    except AdcamError:
         return None
 
 

@@ -36,6 +36,11 @@ _ERRORS = (
 """What scipy's reader raises on files that are damaged or no MATLAB files."""
 
 
+# Of a file of MATLAB 5 to 7: its header, and the type of an element that is compressed.
+_HEADER_BYTES = 128
+_COMPRESSED = 15
+
+
 def read_sbd_mask(path: str | Path) -> np.ndarray:
     """Read ``GTcls.Segmentation`` of a class file.
 
@@ -67,6 +72,25 @@ def read_sbd_mask(path: str | Path) -> np.ndarray:
     if mask.min() < 0 or mask.max() > 20:
         raise AdcamError(f"{path}: values must lie in 0..20, got {mask.min()}..{mask.max()}")
     return np.ascontiguousarray(mask, dtype=np.uint8)
+
+
+def is_checksummed(path: str | Path) -> bool:
+    """Whether all of a file is compressed, with checksums that hold, as MATLAB writes it.
+
+    Of other files scipy's reader trusts every length, and a flipped byte can crash the process.
+    """
+    try:
+        data = Path(path).read_bytes()
+        position = _HEADER_BYTES
+        while position < len(data):
+            kind, length = struct.unpack_from("<II", data, position)
+            if kind != _COMPRESSED:
+                return False
+            zlib.decompress(data[position + 8 : position + 8 + length])
+            position += 8 + length
+    except (OSError, struct.error, zlib.error, MemoryError):
+        return False
+    return position == len(data) > _HEADER_BYTES
 
 
 def compute_train_aug(

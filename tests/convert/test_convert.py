@@ -29,6 +29,7 @@ from miniatures import (
     write_voc,
 )
 from PIL import Image
+from scipy.io import savemat
 
 from adcam.cli import main
 from adcam.convert import CONVERTERS, Converted, register_converter
@@ -867,6 +868,8 @@ def test_the_crf_refines_maps_of_others_and_ours(tmp_path: Path) -> None:
 def test_a_mat_file_that_kills_its_reader_costs_one_image(
     voc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    path = voc.parent / "benchmark_RELEASE" / "dataset" / "cls" / f"{DEADLY}.mat"
+    savemat(path, {"GTcls": {"Segmentation": sbd_mask(DEADLY)}})  # no compression, no checksum
     monkeypatch.setattr("adcam.convert.data_sets.read_sbd_mask", die_on_one_file)
     result = convert_sbd(voc.parent / "benchmark_RELEASE", voc, partial=True)
     (message,) = result.failed.values()

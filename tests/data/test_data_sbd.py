@@ -9,7 +9,7 @@ import pytest
 from miniatures import SBD_TRAIN, SBD_VAL, TRAIN_AUG, VOC_TRAIN, VOC_VAL, sbd_mask, write_mat
 from scipy.io import savemat
 
-from adcam.data.sbd import compute_train_aug, read_sbd_mask
+from adcam.data.sbd import compute_train_aug, is_checksummed, read_sbd_mask
 
 
 def test_the_mask_of_a_class_file(tmp_path: Path) -> None:
@@ -57,3 +57,19 @@ def test_a_file_cut_short(tmp_path: Path) -> None:
         path.write_bytes(whole[:end])
         with pytest.raises(ValueError, match=r"x\.mat: "):
             read_sbd_mask(path)
+
+
+def test_a_flipped_byte_breaks_the_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "x.mat"
+    write_mat(path, sbd_mask("2008_000008"))
+    whole = path.read_bytes()
+    assert is_checksummed(path)
+    for position in range(130, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x40
+        path.write_bytes(damaged)
+        assert not is_checksummed(path), position
+    path.write_bytes(whole[:-1])
+    assert not is_checksummed(path)
+    savemat(path, {"GTcls": {"Segmentation": sbd_mask("2008_000008")}})
+    assert not is_checksummed(path) and not is_checksummed(tmp_path / "none.mat")
