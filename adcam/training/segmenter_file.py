@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 SEGMENTER_NAME = "segmenter.safetensors"
 
-_SOURCES = ("init_cfg", "pretrained", "pretrained_cfg", "checkpoint", "checkpoint_path", "file")
-"""Keys of a network's description that make it read a file or ask the network."""
+_SOURCE_WORDS = ("init_cfg", "pretrained", "checkpoint", "ckpt", "path", "file", "dir", "url")
+"""Words in keys of a network's description that make it read a file or ask the network."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,10 @@ def read_segmenter_file(path: str | Path) -> SegmenterFile:
         chosen = {name: values[name] for name in ("model", "train", "test")}
         return SegmenterFile(SegmentationSettings(chosen, str(path)), class_set)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise AdcamError(f"{path}: is no segmenter that can be built ({error})") from error
+        raise AdcamError(
+            f"{path}: is no segmenter that can be built from its own description ({error}); name "
+            "its config with --config"
+        ) from error
 
 
 def load_segmenter(segmenter: Segmenter, checkpoint: str | Path, class_set: ClassSet) -> None:
@@ -198,20 +202,25 @@ def _read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def _names_a_source(key: str) -> bool:
+    return any(word in key.lower().replace("drop_path", "") for word in _SOURCE_WORDS)
+
+
 def _without_sources(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {k: _without_sources(v) for k, v in value.items() if k not in _SOURCES}
+        return {k: _without_sources(v) for k, v in value.items() if not _names_a_source(k)}
     if isinstance(value, list | tuple):
         return [_without_sources(item) for item in value]
     return value
 
 
 def _refuse_sources(model: Any) -> None:
+    """Refuse what would read a file, ask the network or import an object by its dotted name."""
     for key, value in _walk(model):
-        # mmengine imports a dotted `type`; timm asks the network for a name with a colon.
-        is_wrong_type = key == "type" and not (isinstance(value, str) and value.isidentifier())
-        is_address = isinstance(value, str) and ":" in value
-        if (key in _SOURCES and value is not None) or is_wrong_type or is_address:
+        legal = r"[\w.-]*" if key == "name" else r"[\w-]*"  # timm's names have dots
+        is_odd = isinstance(value, str) and not re.fullmatch(legal, value)
+        is_odd_type = key == "type" and not (isinstance(value, str) and value.isidentifier())
+        if is_odd or is_odd_type or (_names_a_source(key) and value is not None):
             raise ValueError(f"{key}={value!r} is not allowed in a file")
 
 

@@ -350,6 +350,9 @@ def rewrite_header(source: Path, target: Path, change: Any) -> Path:
         ("name", "hf-hub:evil/network"),
         ("backbone_kwargs", {"checkpoint_path": "evil.pth"}),
         ("backbone_kwargs", {"pretrained_cfg": {"file": "evil.pth"}}),
+        ("class_embed_path", "evil"),
+        ("out_indices", [{"anything": "../evil.pth"}]),
+        ("norm_cfg", {"type": "BN", "vocabulary": "evil.txt"}),
     ],
 )
 def test_a_hostile_description_is_refused(
@@ -367,8 +370,14 @@ def test_a_hostile_description_is_refused(
     ("change", "message"),
     [
         (lambda header: header.pop("settings"), "name its config with --config"),
-        (lambda header: header["settings"].pop("model"), "no segmenter that can be built"),
-        (lambda header: header.update(mask_values=None), "no segmenter that can be built"),
+        (
+            lambda header: header["settings"].pop("model"),
+            "no segmenter that can be built from its own",
+        ),
+        (
+            lambda header: header.update(mask_values=None),
+            "no segmenter that can be built from its own",
+        ),
         (lambda header: header["settings"]["test"].update(scale=[1]), "did you mean 'scales'"),
     ],
 )
