@@ -19,8 +19,10 @@ import pytest
 from PIL import Image
 
 from adcam.cli import build_parser, info, main
+from adcam.cli.generate import CRF_BACKENDS, CRF_NAMES
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.errors import AdcamError
+from adcam.masks import crf as crf_module
 from adcam.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -257,6 +259,48 @@ def test_generate_then_evaluate(place: Path, capsys: pytest.CaptureFixture[str])
     assert run("evaluate out --gt truth --sweep --json curve.json") == 0
     curve = json.loads((place / "curve.json").read_text())
     assert len(curve["miou"]) == 101 and "best" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "crf", "backend"),
+    [
+        ("", "none", None),
+        ("--crf", "toco", "lattice"),
+        ("--crf irn", "irn", "lattice"),
+        ("--crf lattice", "toco", "lattice"),
+        ("--crf lattice --crf-params psa", "psa", "lattice"),
+        ("--crf psa --crf-params psa --crf-backend lattice", "psa", "lattice"),
+        ("--crf-params psa", "none", None),
+        ("--config psa.py", "psa", "lattice"),
+        ("--config psa.py --crf-params irn", "irn", "lattice"),
+        ("--config psa.py --crf lattice", "psa", "lattice"),
+        ("--config psa.py --crf none", "none", None),
+    ],
+)
+def test_crf_names_parameters_or_as_before_a_backend(
+    place: Path, options: str, crf: str, backend: str | None
+) -> None:
+    (place / "psa.py").write_text("mask = dict(crf='psa')\n")
+    (place / "one.txt").write_text("beach\n")
+    assert run(f"{GENERATE} --labels predicted --ids one.txt --workers 0 {options}") == 0
+    found = json.loads((place / "out" / "config.json").read_text())["labeler"]
+    assert (found["crf"] if crf == "none" else found["crf"]["name"]) == crf
+    assert found["crf_backend"] == backend
+
+
+@pytest.mark.parametrize(
+    "options", ["--crf lattice --crf-backend pydensecrf", "--crf irn --crf-params psa"]
+)
+def test_crf_options_that_contradict_one_another(
+    place: Path, options: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"{GENERATE} --labels predicted {options}") == 2
+    assert "name two" in capsys.readouterr().err
+
+
+def test_the_command_line_knows_the_crfs() -> None:
+    assert set(CRF_NAMES) == {"none", *crf_module.CRF_PARAMS}
+    assert set(CRF_BACKENDS) == set(crf_module.CRF_BACKENDS)
 
 
 def test_options_reach_the_configuration(place: Path) -> None:

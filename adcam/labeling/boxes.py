@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,12 +228,20 @@ def write_boxes(
         columns = ("image_id", "class", "x0", "y0", "x1", "y1", "score")
         write_csv(path, columns, _table_rows((image for _, image in numbered), class_set))
         return
+    text = json.dumps(_to_coco(numbered, class_set, options), indent=1, ensure_ascii=False)
+    write_text(path, text + "\n")
+
+
+def _to_coco(
+    numbered: Sequence[tuple[int, ImageBoxes]], class_set: ClassSet, options: BoxOptions
+) -> dict[str, Any]:
+    """Return COCO's instances: images by their number, categories, annotations."""
     boxes = (
         (number, box, score)
         for number, image in numbered
         for box, score in zip(image.boxes, image.scores, strict=True)
     )
-    content = {
+    return {
         "info": {
             "rule": options.rule,
             "threshold": options.threshold,
@@ -264,7 +272,6 @@ def write_boxes(
             for box_number, (number, (class_id, x0, y0, x1, y1), score) in enumerate(boxes, 1)
         ],
     }
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _table_rows(found: Iterable[ImageBoxes], class_set: ClassSet) -> Iterator[tuple[Any, ...]]:

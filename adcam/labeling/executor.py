@@ -1,6 +1,6 @@
-"""Work in stages: results in order, a bounded number of items under way, processes that may die.
+"""Work in steps: results in order, a bounded number of items under way, processes that may die.
 
-:func:`run_ahead` joins two stages with a bounded queue: it pulls items from the stage before and
+:func:`run_ahead` joins two steps with a bounded queue: it pulls items from the step before and
 hands them to threads or to a :class:`WorkerPool`, so that both run at once and memory does not
 grow. Nothing here knows what an image is.
 """
@@ -35,13 +35,13 @@ class WorkerCrash(Exception):  # noqa: N818  # what happened, not a caller's err
 def run_ahead(
     submit: Callable[[T], Future[R]], items: Iterable[T], *, max_ahead: int
 ) -> Iterator[R]:
-    """Results in the order of the items.
+    """Yield results in the order of the items.
 
     Args:
-        submit: Starts the work on an item.
-        items: Pulled while fewer than ``max_ahead`` of them are under way.
-        max_ahead: Bound on the items under way; larger evens out items that take longer than
-            others, and costs memory.
+        submit: The function that starts the work on an item.
+        items: The items, which are pulled while fewer than ``max_ahead`` of them are under way.
+        max_ahead: The bound on the items under way. A larger one evens out items that take longer
+            than others, and costs memory.
 
     Raises:
         Exception: What the work on an item raised, when it is that item's turn.
@@ -56,7 +56,7 @@ def run_ahead(
 
 
 def submit_inline(function: Callable[[T], R]) -> Callable[[T], Future[R]]:
-    """A ``submit`` that does the work at once, in the caller."""
+    """Return a ``submit`` that does the work at once, in the caller."""
 
     def submit(item: T) -> Future[R]:
         future: Future[R] = Future()
@@ -77,10 +77,12 @@ class WorkerPool(Generic[T, R]):
     caller whatever ends it.
 
     Args:
-        function: Called with an item; both must pickle. It is sent to each worker once.
-        num_workers: Number of processes; each starts with its first item.
-        on_crash: Says what an item comes to whose process was killed: called, in a thread of this
-            process, with the item, the crash, and a function that gives an item to a new process.
+        function: The function to call with an item; both must pickle. It is sent to each worker
+            once.
+        num_workers: The number of processes; each starts with its first item.
+        on_crash: The function that returns the result of an item whose process was killed. It is
+            called in a thread of this process, with the item, the crash, and a function that gives
+            an item to a new process.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class WorkerPool(Generic[T, R]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End the processes; what they were doing is lost if an error brought us here."""
+        """End the processes; after an error, the work they were doing is lost."""
         self._is_closed = True
         for worker in list(self._workers):
             worker.process.kill()
@@ -205,7 +207,7 @@ def limit_threads(num_threads: int) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread of torch's in this process; afterwards as many as before."""
+    """Let torch compute with one thread in this process, and afterwards as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -215,7 +217,7 @@ def one_thread() -> Iterator[None]:
 
 
 def num_processors() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -38,7 +38,7 @@ __all__ = [
     "PseudoLabeler",
     "convert_image",
     "hash_network",
-    "options_from_config",
+    "options_from_settings",
     "resolve_device",
 ]
 
@@ -140,25 +140,17 @@ def options_from_settings(cam: CamSettings, mask: MaskSettings) -> dict[str, Any
     return options
 
 
-def options_from_config(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return :func:`options_from_settings` of a config that is not read as settings yet."""
-    return options_from_settings(
-        from_section(CamSettings, cfg.get("cam", {}), "cam"),
-        from_section(MaskSettings, cfg.get("mask", {}), "mask"),
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class PseudoLabel:
-    """What a labeler says about one image.
+    """The maps, the mask and the scores of one image.
 
     Attributes:
-        img: RGB uint8 (h, w, 3), the image as it was labelled: at its own size, or smaller if it
+        img: The image as it was labelled, RGB uint8 (h, w, 3): at its own size, or smaller if it
             has more than ``max_pixels`` pixels.
-        class_set: The classes.
-        class_maps: Maps of the present classes, (K, h, w).
+        class_set: The classes of the labeler.
+        class_maps: The maps of the present classes, (K, h, w).
         pseudo_mask: The mask at the image's own size (H, W), with the rule that made it.
-        probabilities: Of every class, float32 (C,).
+        probabilities: The probability of every class, float32 (C,).
     """
 
     img: np.ndarray
@@ -174,7 +166,7 @@ class PseudoLabel:
 
     @cached_property
     def maps(self) -> dict[str, np.ndarray]:
-        """Score map of each present class by name, float32 (H, W) in [0, 1]."""
+        """The score map of each present class by name, float32 (H, W) in [0, 1]."""
         score_maps = resize_maps(self.class_maps.score_maps, self.mask.shape)
         return {
             self.class_set.classes[i]: score_map
@@ -183,7 +175,7 @@ class PseudoLabel:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Probability of every class by name, whether it was taken as present or not."""
+        """The probability of every class by name, whether it was taken as present or not."""
         return dict(zip(self.class_set.classes, self.probabilities.tolist(), strict=True))
 
     def save(self, path: str | Path) -> None:
@@ -195,7 +187,7 @@ class PseudoLabel:
         write_mask(path, self.mask, self.class_set.palette)
 
     def show(self) -> Image.Image:
-        """The image beside itself under the mask; a notebook displays what is returned."""
+        """Return the image beside itself under the mask; a notebook displays the result."""
         height, width = self.img.shape[:2]
         mask = np.asarray(
             Image.fromarray(self.mask).resize((width, height), Image.Resampling.NEAREST)
@@ -489,7 +481,7 @@ def _describe_crf(name: str) -> dict[str, Any]:
 
 
 def hash_network(network: Network) -> str:
-    """First 16 hex digits of the SHA-256 over names, types, shapes and bytes of all tensors."""
+    """Return 16 hex digits of the SHA-256 over names, types, shapes and bytes of all tensors."""
     digest = hashlib.sha256()
     state = network.state_dict() if isinstance(network, torch.nn.Module) else {}
     for name, tensor in sorted(state.items()):

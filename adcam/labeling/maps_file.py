@@ -22,7 +22,13 @@ STRIDE = 16
 
 MAPS_DTYPES = ("uint8", "float16")
 
-_KINDS = {"score_maps": "uf", "class_ids": "i", "mask_values": "u", "ori_hw": "i", "classes": "U"}
+_DTYPES = {
+    "score_maps": "uf",
+    "class_ids": "i",
+    "mask_values": "u",
+    "ori_hw": "i",
+    "classes": "U",
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class StoredMaps:
     mask_values: tuple[int, ...]
 
     def upsample(self) -> ClassMaps:
-        """The maps at image size, (K, H, W), bilinear."""
+        """Return the maps at image size, (K, H, W), bilinear."""
         return ClassMaps(
             self.class_maps.class_ids, resize_maps(self.class_maps.score_maps, self.ori_hw)
         )
@@ -51,16 +57,17 @@ class StoredMaps:
 def encode_maps(
     maps: ClassMaps, class_set: ClassSet, ori_hw: tuple[int, int], *, dtype: str = "uint8"
 ) -> bytes:
-    """Write maps as a compressed ``.npz``; equal maps give equal bytes.
+    """Encode maps as a compressed ``.npz``; equal maps give equal bytes.
 
     Arrays: ``score_maps`` (K, ⌈H/16⌉, ⌈W/16⌉), ``class_ids`` int64 (K,), ``classes`` unicode (C,),
     ``mask_values`` uint8 (C,), ``ori_hw`` int64 (2,).
 
     Args:
-        maps: Maps of any size in [0, 1].
-        class_set: All classes.
+        maps: The maps of the present classes, of any size, in [0, 1].
+        class_set: All classes of the classifier.
         ori_hw: Height and width of the image.
-        dtype: ``"uint8"``, steps of 1/255, or ``"float16"``, twice the size.
+        dtype: How values are stored: ``"uint8"`` in steps of 1/255, or ``"float16"``, which takes
+            twice the space.
 
     Raises:
         AdcamError: If the dtype is another.
@@ -97,11 +104,11 @@ def load_maps(path: str | Path) -> StoredMaps:
     arrays = load_arrays(path, "maps")
     if isinstance(arrays, np.ndarray):
         raise AdcamError(f"{path}: cannot be read as maps (a single array, no archive)")
-    if arrays.keys() != _KINDS.keys() or any(
-        arrays[name].dtype.kind not in kinds for name, kinds in _KINDS.items()
+    if arrays.keys() != _DTYPES.keys() or any(
+        arrays[name].dtype.kind not in kinds for name, kinds in _DTYPES.items()
     ):
         found = {name: str(array.dtype) for name, array in arrays.items()}
-        raise AdcamError(f"{path}: maps hold the arrays {sorted(_KINDS)}, got {found}")
+        raise AdcamError(f"{path}: maps hold the arrays {sorted(_DTYPES)}, got {found}")
     scores, class_ids, ori_hw = arrays["score_maps"], arrays["class_ids"], arrays["ori_hw"]
     num_classes = len(arrays["classes"])
     fits = (

@@ -12,7 +12,7 @@ from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
 from adcam.installation import why_not_importable
 from adcam.labeling.generate import default_workers, generate
-from adcam.labeling.labeler import PseudoLabeler, options_from_config
+from adcam.labeling.labeler import PseudoLabeler, options_from_settings
 from adcam.labeling.output_folder import CONFIG_NAME, MANIFEST_NAME, MAPS_DIR, MASK_DIR
 from adcam.recipe.classifiers import (
     Source,
@@ -142,7 +142,7 @@ def load_recipe(work_dir: str | Path) -> MaskRecipe:
         raise AdcamError(f"{work_dir}: not a recipe of `adcam run` ({error})") from error
     given = settings.recipe.classifier
     source = settings if given is None else Path(given)
-    options = options_from_config(settings.to_dict())
+    options = options_from_settings(settings.cam, settings.mask)
     title, command = values["title"], values["command"]
     return MaskRecipe(Path(work_dir), title, command, settings, network, source, options)
 
@@ -159,7 +159,7 @@ def _build(
     if source is None:
         source = settings if section.classifier is None else Path(section.classifier)
     if labeler_options is None:
-        labeler_options = options_from_config(settings.to_dict())
+        labeler_options = options_from_settings(settings.cam, settings.mask)
     network: SegmentationSettings | None = None
     if section.network is not None:
         found: SegmentationSettings = load_settings(

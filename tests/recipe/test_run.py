@@ -20,7 +20,7 @@ from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.data.sources import build_classes
 from adcam.data.voc import VOC_CLASSES
 from adcam.errors import AdcamError
-from adcam.labeling.labeler import LabelerOptions, options_from_config
+from adcam.labeling.labeler import LabelerOptions, options_from_settings
 from adcam.recipe import run as recipe_module
 from adcam.recipe.run import STAGES, load_recipe, open_recipe
 from adcam.recipe.stages import remake_report, run_stages
@@ -508,6 +508,6 @@ def test_configs_of_this_project_name_networks_that_fit(name: str) -> None:
     network = load_segmentation_settings(section.config, section.options)
     num_classes = build_classes(settings.data.classes or "voc").num_fg_classes + 1
     assert network.model["decode_head"]["num_classes"] == num_classes
-    assert options_from_config(settings.to_dict()).keys() <= {
+    assert options_from_settings(settings.cam, settings.mask).keys() <= {
         f.name for f in fields(LabelerOptions)
     }
