@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,16 +98,26 @@ class Comparison(Recipe):
     def choose_set(self) -> ImageDataset:
         """The images that thresholds are chosen on."""
         compare = self.settings.compare
-        return build_dataset(self.settings.data, compare.choose_on)[:: compare.choose_stride]
+        return self._open(compare.choose_on)[:: compare.choose_stride]
 
     def report_set(self) -> ImageDataset:
         """The images that scores are reported on."""
         compare = self.settings.compare
-        return build_dataset(self.settings.data, compare.report_on)[:: compare.report_stride]
+        return self._open(compare.report_on)[:: compare.report_stride]
 
     def masked_set(self) -> ImageDataset:
         """The images that the last method makes masks of: all of the reported split."""
-        return build_dataset(self.settings.data, self.settings.compare.report_on)
+        return self._open(self.settings.compare.report_on)
+
+    def _open(self, split: str) -> ImageDataset:
+        """A list of images, read once for all stages."""
+        if split not in self._splits:
+            self._splits[split] = build_dataset(self.settings.data, split)
+        return self._splits[split]
+
+    @cached_property
+    def _splits(self) -> dict[str, ImageDataset]:
+        return {}
 
     def classifier_path(self, network: str) -> Path:
         """The file of the classifier of a network."""
