@@ -273,6 +273,14 @@ def _split_resnet(trunk: Any, out_stride: int) -> list[Steps]:
     return [steps[:first], steps[first:second], steps[second:], []]
 
 
+# The trunk of timm's InceptionV3 up to where 7a begins; the oldest timm allowed has no such list.
+_INCEPTION_NAMES = (
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Pool1"),
+    *("Conv2d_3b_1x1", "Conv2d_4a_3x3", "Pool2", "Mixed_5b", "Mixed_5c", "Mixed_5d"),
+    *("Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+)
+
+
 def _split_inception(trunk: Any, out_stride: int) -> list[Steps]:
     """Depths after Mixed_5d, Mixed_6e and the last new convolution."""
     for name in ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_4a_3x3"):
@@ -280,9 +288,8 @@ def _split_inception(trunk: Any, out_stride: int) -> list[Steps]:
     for pool in (trunk.Pool1, trunk.Pool2):
         pool.padding = 1
     trunk.Mixed_6a = _PaddedReduction(trunk.Mixed_6a, stride=2 if out_stride == 16 else 1)
-    names = trunk.layer_names[: trunk.layer_names.index("Mixed_6e") + 1]
-    steps = [(name, getattr(trunk, name)) for name in names]
-    first = names.index("Mixed_5d") + 1
+    steps = [(name, getattr(trunk, name)) for name in _INCEPTION_NAMES]
+    first = _INCEPTION_NAMES.index("Mixed_5d") + 1
     extra = [*_extra_conv("conv7a", 768), *_extra_conv("conv7b", 1024)]
     return [steps[:first], steps[first:], extra, []]
 
