@@ -1158,13 +1158,3 @@ def _parse_scalar(text: str) -> Any:
         except ValueError:
             continue
     return {"true": True, "false": False}.get(text.lower(), None if text == "None" else text)
-
-
-def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Any:
-    """As :func:`load_settings`, as mmengine's ``Config``; it goes when all rooms take settings."""
-    from mmengine.config import Config
-
-    path = find_config(path)
-    cfg = Config(_execute(path), filename=str(path))
-    cfg.merge_from_dict(dict(overrides or {}))
-    return cfg

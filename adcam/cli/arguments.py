@@ -128,13 +128,6 @@ def load_settings(args: argparse.Namespace) -> Any:
     return settings.load_settings(args.config, parse_pairs("--cfg-options", args.cfg_options))
 
 
-def load_config(args: argparse.Namespace) -> Any:
-    """CONFIG with ``--cfg-options`` applied."""
-    from adcam import settings
-
-    return settings.load_config(args.config, parse_pairs("--cfg-options", args.cfg_options))
-
-
 def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:
     """Values of ``KEY=VALUE`` texts by their keys; ``option`` names them in errors."""
     from adcam.settings import parse_overrides
