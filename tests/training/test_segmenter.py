@@ -489,14 +489,16 @@ def test_commands_that_lack_something(words: str, capsys: pytest.CaptureFixture[
     assert "error:" in capsys.readouterr().err
 
 
+def write_config(settings: SegmentationSettings, path: Path) -> None:
+    """Settings as a Python config, in which tuples stay tuples."""
+    path.write_text("".join(f"{name} = {value!r}\n" for name, value in settings.to_dict().items()))
+
+
 TRAIN_SCRIPT = """
     import os
     import sys
     import torch
-    from adcam.data.sources import build_classes, build_dataset
-from adcam.errors import AdcamError
-from adcam.settings import SegmentationSettings
-from adcam.training import prediction, segmenter, segmenter_file
+    from adcam.training import segmenter
 
     torch.set_num_threads(1)
     launcher = "pytorch" if "RANK" in os.environ else "none"
@@ -515,14 +517,14 @@ def test_two_processes_train_one_network(tmp_path: Path, mini_shapes: Path) -> N
     # Batch statistics are of each process alone; without them the mean gradient is the same.
     head = {"norm_cfg": {"type": "GN", "num_groups": 1}, "dropout_ratio": 0}
     settings = settings.with_changes({"model.decode_head": head})
-    (tmp_path / "config.json").write_text(json.dumps(settings.to_dict()))
+    write_config(settings, tmp_path / "config.py")
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(TRAIN_SCRIPT))
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
             *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
-            *(str(script), str(tmp_path / "config.json"), str(tmp_path / "two")),
+            *(str(script), str(tmp_path / "config.py"), str(tmp_path / "two")),
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -557,10 +559,10 @@ def test_killed_and_resumed_as_if_never_killed(
         },
     )
     segmenter.train_segmenter(settings, work_dir=tmp_path / "whole")
-    (tmp_path / "config.json").write_text(json.dumps(settings.to_dict()))
+    write_config(settings, tmp_path / "config.py")
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(TRAIN_SCRIPT))
-    command = [sys.executable, str(script), str(tmp_path / "config.json"), str(tmp_path / "run")]
+    command = [sys.executable, str(script), str(tmp_path / "config.py"), str(tmp_path / "run")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command,

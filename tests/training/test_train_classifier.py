@@ -292,8 +292,8 @@ def test_two_processes_train_one_classifier(tmp_path: Path, mini_settings: Setti
             """
             import sys
             import torch
-                        from adcam.settings import Settings
-from adcam.training.classifier import train_classifier
+            from adcam.settings import load_settings
+            from adcam.training.classifier import train_classifier
 
             torch.set_num_threads(1)
             train_classifier(load_settings(sys.argv[1]), sys.argv[2], launcher="pytorch")
