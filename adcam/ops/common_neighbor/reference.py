@@ -27,7 +27,7 @@ def similarity_of_rows(rows: torch.Tensor, similarity: str) -> torch.Tensor:
         distance = torch.cdist(rows, rows, p=1)
         sim = ((total[..., :, None] + total[..., None, :] - distance) / 2).clamp(min=0)
     else:
-        directions = _unit_rows(_features(rows, similarity))
+        directions = unit_features(rows, similarity)
         sim = directions @ directions.mT
     sim = sim.clamp(max=1)
     # Exactly 1, so that power -> infinity keeps self-attention; dead tokens resemble themselves.
@@ -39,6 +39,11 @@ def refine(attn: torch.Tensor, similarity: str, power: float) -> torch.Tensor:
     """R = A * S^power, A = ``attn`` with rows scaled to sum 1. (..., N, N) -> (..., N, N)."""
     rows = normalize_rows(attn)
     return rows * _power(similarity_of_rows(rows, similarity), power)
+
+
+def unit_features(rows: torch.Tensor, similarity: str) -> torch.Tensor:
+    """The unit vectors whose products are the similarity, (..., N, N); a dead token's is zero."""
+    return _unit_rows(_features(rows, similarity))
 
 
 def _features(rows: torch.Tensor, similarity: str) -> torch.Tensor:

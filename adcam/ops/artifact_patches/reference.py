@@ -1,0 +1,78 @@
+"""Artefact patches in plain torch, on any device: the specification and the only backend.
+
+The similarities that are needed are those of 8 N pairs, a small part of the N² of the whole
+product, so that four passes over the attention cost less than one of its matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.nn import functional as F
+
+from adcam.ops.common_neighbor.reference import normalize_rows, unit_features
+
+SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya")
+"""The similarities that are a product of two vectors."""
+
+_OFFSETS = ((0, 1), (1, -1), (1, 0), (1, 1))
+"""One of each pair of opposite neighbours, (down, right)."""
+
+
+def surroundings_similarity(
+    attn: torch.Tensor, grid_hw: tuple[int, int], similarity: str
+) -> torch.Tensor:
+    """Median similarity to the patches that touch a patch. (..., N, N) -> (..., N)."""
+    rows = unit_features(normalize_rows(attn), similarity).unflatten(-2, grid_hw)
+    around = [rows.new_full(rows.shape[:-1], torch.nan) for _ in range(8)]  # each (..., h, w)
+    for number, (here, there) in enumerate(_pairs(grid_hw)):
+        ends = rows[(..., *here, slice(None))], rows[(..., *there, slice(None))]
+        value = torch.linalg.vecdot(*ends).clamp(max=1)
+        around[2 * number][(..., *here)] = value
+        around[2 * number + 1][(..., *there)] = value
+    middle = torch.stack(around, dim=-1).nanmedian(dim=-1).values
+    return middle.nan_to_num(nan=1.0).flatten(-2)
+
+
+def fill_patches(
+    maps: torch.Tensor, missing: torch.Tensor, grid_hw: tuple[int, int]
+) -> torch.Tensor:
+    """Mean of the eight patches around, those that are known. (..., K, N) -> (..., K, N)."""
+    grid = maps.unflatten(-1, grid_hw)
+    known = ~missing.unflatten(-1, grid_hw)[..., None, :, :]  # (..., 1, h, w)
+    # Every round fills the patches that touch a known one: max(h, w) rounds fill any grid.
+    for _ in range(max(grid_hw)):
+        if bool(known.all()):
+            break
+        count = _sum_around(known.to(grid.dtype))
+        mean = _sum_around(torch.where(known, grid, 0)) / count.clamp(min=1)
+        reached = ~known & (count > 0)
+        grid = torch.where(reached, mean, grid)
+        known = known | reached
+    return grid.flatten(-2)
+
+
+def _sum_around(grid: torch.Tensor) -> torch.Tensor:
+    """Sum of the eight patches around each one; outside there is nothing. (..., h, w)."""
+    padded = F.pad(grid, (1, 1, 1, 1))
+    height, width = grid.shape[-2:]
+    around = [
+        padded[..., down : down + height, right : right + width]
+        for down in range(3)
+        for right in range(3)
+        if (down, right) != (1, 1)
+    ]
+    return torch.stack(around).sum(dim=0)
+
+
+def _pairs(
+    grid_hw: tuple[int, int],
+) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """The patches that have a neighbour at an offset, and those neighbours."""
+    height, width = grid_hw
+    for down, right in _OFFSETS:
+        here = (slice(0, max(height - down, 0)), slice(max(-right, 0), width - max(right, 0)))
+        there = (slice(down, height), slice(max(right, 0), width + min(right, 0)))
+        if abs(right) < width:
+            yield here, there

@@ -1,0 +1,66 @@
+"""Diffusion along colour in plain torch, on any device: the specification and the only backend."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def diffuse_by_color(
+    maps: torch.Tensor,
+    img: torch.Tensor,
+    num_steps: int,
+    dilations: tuple[int, ...],
+    contrast: float,
+    distance_weight: float,
+) -> torch.Tensor:
+    """``num_steps`` steps of W. (..., K, H, W) -> same. See the package's docstring."""
+    offsets = [
+        (dilation * down, dilation * right)
+        for dilation in dilations
+        for down in (-1, 0, 1)
+        for right in (-1, 0, 1)
+        if (down, right) != (0, 0)
+    ]
+    weights = color_weights(img, offsets, contrast, distance_weight).unsqueeze(-4)
+    for _ in range(num_steps if maps.numel() else 0):
+        spread = torch.zeros_like(maps)
+        for number, neighbor in enumerate(_shifted(maps, offsets)):
+            spread.addcmul_(weights[..., number, :, :], neighbor)
+        maps = spread
+    return maps
+
+
+def color_weights(
+    img: torch.Tensor,
+    offsets: list[tuple[int, int]],
+    contrast: float,
+    distance_weight: float,
+) -> torch.Tensor:
+    """Weights W of each pixel's O neighbours, sum 1. (..., 3, H, W) -> (..., O, H, W)."""
+    neighbors = torch.stack(_shifted(img, offsets), dim=-4)  # (..., O, 3, H, W)
+    tiny = torch.finfo(img.dtype).tiny
+    sigma = neighbors.std(dim=-4, keepdim=True)
+    # Where all neighbours have one colour, the pixel has it too or is equally far from all.
+    scaled = (neighbors - img.unsqueeze(-4)) / (contrast * sigma).clamp_min(tiny)
+    scaled = torch.where(sigma > 0, scaled, 0)
+    by_color = scaled.square().mean(dim=-3).neg().softmax(dim=-3)
+    steps = torch.tensor(offsets, dtype=img.dtype, device=img.device)
+    distance = torch.linalg.vector_norm(steps, dim=-1)
+    scale = contrast * distance.std().clamp_min(tiny)
+    by_distance = (distance / scale).square().neg().softmax(dim=0)
+    return (by_color + distance_weight * by_distance[:, None, None]) / (1 + distance_weight)
+
+
+def _shifted(images: torch.Tensor, offsets: list[tuple[int, int]]) -> list[torch.Tensor]:
+    """The image as each neighbour sees it; the border stands for what lies outside."""
+    reach = max(max(abs(down), abs(right)) for down, right in offsets)
+    height, width = images.shape[-2:]
+    flat = images.reshape(1, -1, height, width)
+    padded = F.pad(flat, (reach, reach, reach, reach), mode="replicate")
+    return [
+        padded[
+            ..., reach + down : reach + down + height, reach + right : reach + right + width
+        ].reshape(images.shape)
+        for down, right in offsets
+    ]
