@@ -33,7 +33,11 @@ __all__ = [
 
 
 class Method(Protocol):
-    """A frozen dataclass of options that turns token maps into class maps."""
+    """A frozen dataclass of options that turns token maps into class maps.
+
+    Where it has an option ``color_steps`` above 0, its maps, fused over scales and views, are then
+    spread along the colours of the image (:func:`adcam.cams.fuse.sharpen_by_color`).
+    """
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """Return the sets of block indices whose patch-to-patch attention the method reads."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adcam.cams.activation import check_start_options, patch_attention, start_maps
 from adcam.errors import AdcamError
+from adcam.ops import artifact_patches
 from adcam.ops.common_neighbor import SIMILARITIES, common_neighbor
 from adcam.ops.diffusion import NORMALIZATIONS, diffuse
 from adcam.ops.token_attention import resolve_layers
@@ -42,6 +43,13 @@ class ADCAM:
         cls_layers: Blocks whose class-token attention is averaged for the coupled start.
         clip_quantile: Quantile of each refined map at which its largest values are cut off, in
             (0, 1]. 1 cuts nothing; a smaller one gives more patches the top score.
+        artifact_ratio: Share of the image's median agreement with the patches around it below which
+            a patch is taken out of the diffusion and filled in afterwards
+            (:mod:`adcam.ops.artifact_patches`), in [0, 1]. A larger share takes out more; 0 keeps
+            every patch.
+        color_steps: Number of steps in which the maps spread along the colours of the image, on a
+            grid four times finer than the patches (:mod:`adcam.ops.color_diffusion`). More steps
+            smooth more; 0 leaves the maps as they are.
     """
 
     similarity: str = "resource_allocation"
@@ -55,6 +63,8 @@ class ADCAM:
     rival_weight: float = 0.5
     cls_layers: str | tuple[int, ...] = "last:1/3"
     clip_quantile: float = 0.985
+    artifact_ratio: float = 0.0
+    color_steps: int = 0
 
     def __post_init__(self) -> None:
         check_start_options(
@@ -68,6 +78,8 @@ class ADCAM:
         check_choice("normalize", self.normalize, NORMALIZATIONS)
         check_range("power", self.power, "[0, inf)")
         check_range("clip_quantile", self.clip_quantile, "(0, 1]")
+        check_range("artifact_ratio", self.artifact_ratio, "[0, 1]")
+        check_range("color_steps", self.color_steps, "[0, inf)")
         if self.num_steps is not None:
             check_range("num_steps", self.num_steps, "[0, inf)")
         elif self.alpha is None:
@@ -91,15 +103,26 @@ class ADCAM:
             cls_layers=self.cls_layers,
         )
         attn = patch_attention(maps, resolve_layers(self.layers, maps.depth))
+        if not self.artifact_ratio:
+            refined = self._diffuse(start.flatten(2), attn)
+        else:
+            stray = artifact_patches.find_artifacts(attn, maps.grid_hw, ratio=self.artifact_ratio)
+            kept = (~stray).to(attn.dtype)  # (B, N)
+            clean = attn * kept[:, :, None] * kept[:, None, :]
+            refined = self._diffuse(start.flatten(2) * kept[:, None], clean)
+            refined = artifact_patches.fill_patches(refined, stray, maps.grid_hw)
+        return clip_at_quantile(refined, quantile=self.clip_quantile).reshape(start.shape)
+
+    def _diffuse(self, start: Tensor, attn: Tensor) -> Tensor:
+        """Refine attention (B, N, N) and spread the start (B, K, N) along it."""
         affinity = common_neighbor(attn, similarity=self.similarity, power=self.power)
-        refined = diffuse(
-            start.flatten(2),
+        return diffuse(
+            start,
             affinity,
             normalize=self.normalize,
             num_steps=self.num_steps,
             alpha=self.alpha,
         )
-        return clip_at_quantile(refined, quantile=self.clip_quantile).reshape(start.shape)
 
 
 def clip_at_quantile(maps: Tensor, *, quantile: float) -> Tensor:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from adcam.cams.normalize import min_max
 from adcam.errors import AdcamError
+from adcam.ops.color_diffusion import diffuse_by_color
 
 
 def fuse_maps(grids: Sequence[Tensor], ori_hw: tuple[int, int]) -> Tensor:
@@ -44,3 +47,31 @@ def fuse_maps(grids: Sequence[Tensor], ori_hw: tuple[int, int]) -> Tensor:
         view_mean = scaled.mean(dim=0, keepdim=True)  # (1, K, h, w)
         fused += F.interpolate(view_mean, size=ori_hw, mode="bilinear", align_corners=False)[0]
     return min_max(fused)
+
+
+FINE = 4
+"""How many times finer than the patches the grid is on which maps spread along colours."""
+
+
+def sharpen_by_color(
+    grids: Sequence[Tensor], img: np.ndarray, ori_hw: tuple[int, int], *, num_steps: int
+) -> Tensor:
+    """Fuse maps on a finer grid, spread them along the colours there, and resize the result.
+
+    Args:
+        grids: The maps of each scale, as for :func:`fuse_maps`.
+        img: The image, RGB uint8 (H, W, 3).
+        ori_hw: Height and width of the result.
+        num_steps: Number of steps, >= 1; more smooth more (:mod:`adcam.ops.color_diffusion`).
+
+    Returns:
+        (K, H, W) float32 in [0, 1].
+    """
+    height, width = max((grid.shape[-2:] for grid in grids), key=math.prod)
+    fine_hw = (FINE * height, FINE * width)
+    maps = fuse_maps(grids, fine_hw)
+    pixels = torch.from_numpy(img).to(maps.device).permute(2, 0, 1)[None].float()
+    small = F.interpolate(pixels, size=fine_hw, mode="area")[0]
+    spread = diffuse_by_color(maps, small, num_steps=num_steps)
+    resized = F.interpolate(spread[None], size=ori_hw, mode="bilinear", align_corners=False)
+    return min_max(resized[0])

@@ -234,12 +234,17 @@ class ImageMapper:
             scores = passes.compute_scores()[0]
         top = np.argsort(-scores, kind="stable").tolist()[: self._targets.top_k]
         given = [i for i, data_id in data_ids.items() if data_id in (sample.class_ids or ())]
-        hw = self._targets.map_hw or sample.ori_hw
         made: dict[int, MethodMaps] = {}
         with timed(seconds, "methods"):
             for method in (self._methods[name] for name in names):
                 if id(method) not in made:
-                    (maps,) = maker.compute_maps(passes, [[*given, *top]], [hw], method=method)
+                    (maps,) = maker.compute_maps(
+                        passes,
+                        [[*given, *top]],
+                        [sample.img],
+                        method=method,
+                        map_hw=self._targets.map_hw,
+                    )
                     made[id(method)] = _rename_classes(maps, data_ids, top)
         return {name: made[id(self._methods[name])] for name in names}
 

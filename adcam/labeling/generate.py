@@ -12,7 +12,7 @@ from adcam.data.png import write_mask
 from adcam.errors import AdcamError
 from adcam.files import hash_or_none, write_bytes
 from adcam.labeling.labeler import PseudoLabeler
-from adcam.labeling.maps_file import MAPS_DTYPES, encode_maps
+from adcam.labeling.maps_file import MAPS_DTYPES, STRIDES, encode_maps
 from adcam.labeling.mask_maker import MaskMaker
 from adcam.labeling.output_folder import OutputFolder, maps_path, mask_path
 from adcam.labeling.run import Run, RunOptions, RunResult, default_workers, describe_classes
@@ -75,7 +75,15 @@ def generate(
     options = RunOptions(labels, workers, batch_size, progress, log)
     run = Run("generate", images, labeler, options)
     least = labeler.options.label_threshold
-    job = MaskJob(Path(out_dir), labeler.mask_maker, labeler.class_set, maps_dtype, least)
+    fine = getattr(labeler.map_maker.methods[0], "color_steps", 0) > 0
+    job = MaskJob(
+        Path(out_dir),
+        labeler.mask_maker,
+        labeler.class_set,
+        maps_dtype,
+        least,
+        maps_stride=STRIDES[fine],
+    )
     run.check(job)
     config = describe_run(run, maps_dtype)
     with OutputFolder(out_dir, config, overwrite=overwrite) as folder:
@@ -111,6 +119,7 @@ class MaskJob:
         class_set: Names, mask values and colours of the classes.
         maps_dtype: As for :func:`generate`.
         label_threshold: The probability from which a class counts as found.
+        maps_stride: As for :func:`adcam.labeling.maps_file.encode_maps`.
     """
 
     folder: Path
@@ -118,6 +127,7 @@ class MaskJob:
     class_set: ClassSet
     maps_dtype: str | None
     label_threshold: float
+    maps_stride: int = STRIDES[0]
 
     @property
     def step(self) -> str:
@@ -145,7 +155,13 @@ class MaskJob:
         files = self.find_files(image.task)
         write_mask(files["mask"], result.mask, self.class_set.palette)
         if self.maps_dtype is not None:
-            maps = encode_maps(image.maps, self.class_set, image.ori_hw, dtype=self.maps_dtype)
+            maps = encode_maps(
+                image.maps,
+                self.class_set,
+                image.ori_hw,
+                dtype=self.maps_dtype,
+                stride=self.maps_stride,
+            )
             write_bytes(files["maps"], maps)
         described = describe_classes(image, self.class_set.classes, self.label_threshold)
         return {

@@ -409,8 +409,8 @@ class PseudoLabeler:
                     self.predict_class_ids(probs) if (ids := given[i]) is None else ids
                     for i, probs in zip(batch, scores, strict=True)
                 ]
-                hws = [(small[i].shape[0], small[i].shape[1]) for i in batch]
-                batch_maps = self.map_maker.compute_maps(passes, class_ids, hws)
+                batch_imgs = [small[i] for i in batch]
+                batch_maps = self.map_maker.compute_maps(passes, class_ids, batch_imgs)
                 for i, maps, probs in zip(batch, batch_maps, scores, strict=True):
                     ori_hw = (imgs[i].shape[0], imgs[i].shape[1])
                     mask = self.mask_maker(maps, small[i], ori_hw)

@@ -13,7 +13,7 @@ from timm.layers import Mlp
 from torch import Tensor
 
 from adcam.cams import Method
-from adcam.cams.fuse import fuse_maps
+from adcam.cams.fuse import fuse_maps, sharpen_by_color
 from adcam.errors import AdcamError
 from adcam.labeling.executor import one_thread
 from adcam.models.preprocess import compute_input_hw, to_inputs
@@ -86,7 +86,7 @@ class MapMaker:
         passes = maker.run([img])
         scores = passes.compute_scores()[0]
         for method in maker.methods:
-            (maps,) = maker.compute_maps(passes, [class_ids], [img.shape[:2]], method=method)
+            (maps,) = maker.compute_maps(passes, [class_ids], [img], method=method)
 
     Attributes:
         network: The classifier, on ``device`` and in eval mode.
@@ -192,9 +192,10 @@ class MapMaker:
         self,
         passes: Passes,
         class_ids: Sequence[Sequence[int]],
-        hws: Sequence[tuple[int, int]],
+        imgs: Sequence[np.ndarray],
         *,
         method: Method | None = None,
+        map_hw: tuple[int, int] | None = None,
     ) -> list[ClassMaps]:
         """Compute the maps of every image of a batch by one method, fused over scales and views.
 
@@ -202,8 +203,9 @@ class MapMaker:
             passes: The result of :meth:`run` or :meth:`run_inputs`.
             class_ids: The present classes of each image, in any order; their numbers may differ.
                 Only their maps are computed.
-            hws: Height and width of the maps of each image.
+            imgs: The images, RGB uint8 (H, W, 3), whose colours a method may follow.
             method: One of ``methods``; by default the first.
+            map_hw: Height and width of the maps; by default those of each image.
 
         Returns:
             The maps of each image; where it has no class, they are (0, H, W).
@@ -212,6 +214,7 @@ class MapMaker:
             AdcamError: A class id is out of range.
         """
         chosen = self.methods[0] if method is None else method
+        hws = [map_hw or (img.shape[0], img.shape[1]) for img in imgs]
         present = [tuple(sorted(set(ids))) for ids in class_ids]
         most = max(map(len, present))
         if most == 0:
@@ -222,7 +225,11 @@ class MapMaker:
         with self._pinned(), torch.inference_mode():
             ids = padded.to(self.device).repeat_interleave(num_views, dim=0)
             grids = [chosen(maps, ids).unflatten(0, (-1, num_views)) for maps in passes.token_maps]
-            return [_fuse([grid[i] for grid in grids], present[i], hw) for i, hw in enumerate(hws)]
+            color_steps = getattr(chosen, "color_steps", 0)
+            return [
+                _fuse([grid[i] for grid in grids], present[i], img, hw, color_steps)
+                for i, (img, hw) in enumerate(zip(imgs, hws, strict=True))
+            ]
 
     @contextmanager
     def _pinned(self) -> Iterator[None]:
@@ -283,11 +290,21 @@ def _no_maps(hw: tuple[int, int]) -> ClassMaps:
     return ClassMaps((), np.zeros((0, *hw), dtype=np.float32))
 
 
-def _fuse(grids: Sequence[Tensor], class_ids: tuple[int, ...], hw: tuple[int, int]) -> ClassMaps:
+def _fuse(
+    grids: Sequence[Tensor],
+    class_ids: tuple[int, ...],
+    img: np.ndarray,
+    hw: tuple[int, int],
+    color_steps: int,
+) -> ClassMaps:
     """Fuse the maps (views, K, h, w) of each scale of one image, without those that pad it."""
     if not class_ids:
         return _no_maps(hw)
-    fused = fuse_maps([grid[:, : len(class_ids)] for grid in grids], hw)
+    grids = [grid[:, : len(class_ids)] for grid in grids]
+    if color_steps:
+        fused = sharpen_by_color(grids, img, hw, num_steps=color_steps)
+    else:
+        fused = fuse_maps(grids, hw)
     return ClassMaps(class_ids, fused.cpu().numpy())
 
 

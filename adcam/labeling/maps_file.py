@@ -1,7 +1,8 @@
 """Class maps on disk: small, without pickle, read back with checks.
 
 A stride-16 map holds what a ViT with 16-pixel patches can say; as uint8 it takes a few kilobytes
-an image, where maps at image size in float32 take megabytes.
+an image, where maps at image size in float32 take megabytes. Maps that follow the colours of the
+image are finer and are stored with a stride of 4.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from adcam.errors import AdcamError
 from adcam.labeling.mask_maker import resize_maps
 from adcam.structures import ClassMaps, ClassSet
 
-STRIDE = 16
-"""Image pixels between two stored values."""
+STRIDES = (16, 4)
+"""Image pixels between two stored values: of plain maps, and of maps that follow colours."""
 
 MAPS_DTYPES = ("uint8", "float16")
 
@@ -36,7 +37,8 @@ class StoredMaps:
     """What a maps file holds.
 
     Attributes:
-        class_maps: The present classes and their maps, (K, ⌈H/16⌉, ⌈W/16⌉).
+        class_maps: The present classes and their maps, (K, ⌈H/s⌉, ⌈W/s⌉) with a stride s of 16
+            or 4.
         ori_hw: Height and width of the image.
         classes: Names of all classes, in classifier order.
         mask_values: Mask value of each class.
@@ -55,12 +57,17 @@ class StoredMaps:
 
 
 def encode_maps(
-    maps: ClassMaps, class_set: ClassSet, ori_hw: tuple[int, int], *, dtype: str = "uint8"
+    maps: ClassMaps,
+    class_set: ClassSet,
+    ori_hw: tuple[int, int],
+    *,
+    dtype: str = "uint8",
+    stride: int = STRIDES[0],
 ) -> bytes:
     """Encode maps as a compressed ``.npz``; equal maps give equal bytes.
 
-    Arrays: ``score_maps`` (K, ⌈H/16⌉, ⌈W/16⌉), ``class_ids`` int64 (K,), ``classes`` unicode (C,),
-    ``mask_values`` uint8 (C,), ``ori_hw`` int64 (2,).
+    Arrays: ``score_maps`` (K, ⌈H/stride⌉, ⌈W/stride⌉), ``class_ids`` int64 (K,), ``classes``
+    unicode (C,), ``mask_values`` uint8 (C,), ``ori_hw`` int64 (2,).
 
     Args:
         maps: The maps of the present classes, of any size, in [0, 1].
@@ -68,15 +75,19 @@ def encode_maps(
         ori_hw: Height and width of the image.
         dtype: How values are stored: ``"uint8"`` in steps of 1/255, or ``"float16"``, which takes
             twice the space.
+        stride: Image pixels between two stored values, one of :data:`STRIDES`. A smaller stride
+            keeps finer detail and takes more space.
 
     Raises:
-        AdcamError: If the dtype is another.
+        AdcamError: If the dtype or the stride is another.
     """
+    if stride not in STRIDES:
+        raise AdcamError(f"maps are stored with a stride of {STRIDES}, got {stride}")
     if dtype not in MAPS_DTYPES:
         raise AdcamError(f"maps are stored as one of {MAPS_DTYPES}, got {dtype!r}")
     # Sampled, not averaged: maps are interpolated from a grid about as coarse, and averaging
     # would lower their peaks a second time.
-    small = resize_maps(maps.score_maps, tuple(-(-side // STRIDE) for side in ori_hw))
+    small = resize_maps(maps.score_maps, tuple(-(-side // stride) for side in ori_hw))
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -117,7 +128,7 @@ def load_maps(path: str | Path) -> StoredMaps:
         and ((class_ids >= 0) & (class_ids < num_classes)).all()
         and len(set(class_ids.tolist())) == len(class_ids)
         and ori_hw.shape == (2,)
-        and scores.shape[1:] == tuple(-(-int(side) // STRIDE) for side in ori_hw)
+        and any(scores.shape[1:] == tuple(-(-int(n) // s) for n in ori_hw) for s in STRIDES)
     )
     if not fits:
         shapes = {name: array.shape for name, array in arrays.items()}

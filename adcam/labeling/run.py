@@ -200,7 +200,7 @@ class Run:
         img = np.full((32, 48, 3), 128, dtype=np.uint8)
         maker = self.labeler.map_maker
         passes = maker.run([img])
-        (maps,) = maker.compute_maps(passes, [(0,)], [(32, 48)])
+        (maps,) = maker.compute_maps(passes, [(0,)], [img])
         task = Task(0, "blank", Path("blank"), (0,))
         job.make(Mapped(task, img, (32, 48), maps, passes.compute_scores()[0], {}))
 

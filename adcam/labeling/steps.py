@@ -208,8 +208,7 @@ def infer_batch(batch: Sequence[Decoded], labeler: PseudoLabeler) -> list[Mapped
             else image.task.class_ids
             for image, probs in zip(batch, scores, strict=True)
         ]
-        hws = [(image.img.shape[0], image.img.shape[1]) for image in batch]
-        maps = maker.compute_maps(passes, class_ids, hws)
+        maps = maker.compute_maps(passes, class_ids, [image.img for image in batch])
     except (ValueError, MemoryError, RuntimeError) as error:
         if len(batch) > 1 and is_of_image(error):
             return [result for image in batch for result in infer_batch([image], labeler)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from adcam.cams.fuse import fuse_maps
+from adcam.cams.fuse import fuse_maps, sharpen_by_color
 from adcam.cams.normalize import min_max
 
 MAPS = arrays(np.float32, (2, 3, 4), elements=st.floats(-1e6, 1e6, width=32))
@@ -136,3 +136,35 @@ def test_half_precision_grids() -> None:
 def test_maps_that_do_not_fit(shapes: list[tuple[int, ...]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fuse_maps([torch.zeros(shape) for shape in shapes], (8, 8))
+
+
+def test_sharpened_maps_end_where_the_colour_does() -> None:
+    img = np.zeros((64, 96, 3), np.uint8)
+    img[:, 40:] = 255  # an edge in the middle of the third patch of 16 pixels
+    grid = torch.zeros(1, 1, 4, 6)
+    grid[..., :3] = 1.0
+    plain = fuse_maps([grid], (64, 96))[0].mean(0)
+    sharp = sharpen_by_color([grid], img, (64, 96), num_steps=10)[0].mean(0)
+    assert plain[40:48].mean() > 0.6  # the patch grid cannot tell
+    assert sharp[42:].max() < plain[42:].max()
+    assert sharp[36:40].mean() - sharp[41:45].mean() > 2 * (
+        plain[36:40].mean() - plain[41:45].mean()
+    )
+    assert (sharp.min(), sharp.max()) == (0, 1)
+
+
+def test_sharpening_takes_scales_and_mirrored_views() -> None:
+    generator = torch.Generator().manual_seed(0)
+    img = np.asarray(torch.randint(0, 256, (30, 50, 3), generator=generator), np.uint8)
+    grids = [
+        torch.rand(2, 3, 2, 4, generator=generator),
+        torch.rand(2, 3, 3, 5, generator=generator),
+    ]
+    maps = sharpen_by_color(grids, img, (30, 50), num_steps=3)
+    assert maps.shape == (3, 30, 50)
+    assert maps.min() == 0
+    assert maps.max() == 1
+    # Mirrored, image and views are each other: the second view of a grid is mirrored back.
+    image, mirror = np.ascontiguousarray(img[:, ::-1]), [grid.flip(0) for grid in grids]
+    back = sharpen_by_color(mirror, image, (30, 50), num_steps=3).flip(-1)
+    torch.testing.assert_close(back, maps, rtol=0, atol=1e-5)

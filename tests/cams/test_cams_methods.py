@@ -582,3 +582,66 @@ def test_illegal_values(options: dict[str, Any]) -> None:
     maps, _, _ = make_maps()
     with pytest.raises(ValueError, match=next(iter(options))):
         run("ad_cam", maps, ids((0,), (1,)), **options)
+
+
+def draw_maps(cam: Tensor, attn: Tensor, grid_hw: tuple[int, int]) -> TokenMaps:
+    """Token maps of one image and one class (N,) with the attention (N, N) of the last half."""
+    return TokenMaps(
+        logits=torch.zeros(1, 1),
+        cam=cam.view(1, 1, *grid_hw),
+        grid_hw=grid_hw,
+        depth=DEPTH,
+        attn_patch2patch={(2, 3): attn[None]},
+    )
+
+
+def test_ad_cam_takes_artifacts_out_and_fills_them_in() -> None:
+    clique = [9, 22, 40, 51]  # none touches another on a grid of 8 × 8
+    ys, xs = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    place = torch.stack([ys, xs], dim=-1).view(-1, 2).float()
+    attn = (-torch.cdist(place, place).square() / 8).exp()
+    attn[clique] = 0
+    attn[:, clique] = 0
+    attn[torch.tensor(clique)[:, None], torch.tensor(clique)] = 1
+    cam = torch.zeros(64)
+    cam[[18, 19, 26, 27]] = 0.5  # the object, weakly lit
+    cam[clique] = 1.0
+    maps = draw_maps(cam, attn, (8, 8))
+    options: dict[str, Any] = {"init": "cam", "clip_quantile": 1.0}
+    plain = build_method("ad_cam", **options)(maps, ids((0,))).flatten()
+    assert plain.topk(4).indices.sort().values.tolist() == clique
+    cleaned = build_method("ad_cam", **options, artifact_ratio=0.65)(maps, ids((0,))).flatten()
+    assert set(cleaned.topk(4).indices.tolist()) == {18, 19, 26, 27}
+
+
+def test_without_artifacts_nothing_changes() -> None:
+    cam = torch.rand(12, generator=torch.Generator().manual_seed(0))
+    maps = draw_maps(cam, torch.ones(12, 12), (3, 4))  # all patches look alike at everything
+    kept = [
+        build_method("ad_cam", init="cam", artifact_ratio=ratio)(maps, ids((0,)))
+        for ratio in (0.0, 1.0)
+    ]
+    assert torch.equal(*kept)
+
+
+def test_each_image_of_a_batch_loses_its_own_artifacts() -> None:
+    maps, _, _ = make_maps(batch=3)
+    class_ids = ids((0, 1), (2, 3), (1, 4))
+    method = build_method("ad_cam", artifact_ratio=0.95)
+    together = method(maps, class_ids)
+    for i in range(3):
+        alone = TokenMaps(
+            logits=maps.logits[i : i + 1],
+            cam=maps.cam[i : i + 1],
+            grid_hw=maps.grid_hw,
+            depth=maps.depth,
+            attn_cls2patch=maps.attn_cls2patch[i : i + 1],
+            attn_patch2patch={k: v[i : i + 1] for k, v in maps.attn_patch2patch.items()},
+        )
+        torch.testing.assert_close(together[i : i + 1], method(alone, class_ids[i : i + 1]))
+
+
+@pytest.mark.parametrize("option", [{"artifact_ratio": 1.5}, {"color_steps": -1}])
+def test_ad_cam_refuses_ratios_and_steps_out_of_range(option: dict[str, float]) -> None:
+    with pytest.raises(AdcamError, match=next(iter(option))):
+        build_method("ad_cam", **option)

@@ -64,7 +64,7 @@ def compute(
     passes: Passes, class_ids: Sequence[int], method: Method, hw: tuple[int, int], **views: bool
 ) -> ClassMaps:
     maker = MapMaker(Mirror(), [method], views=TestViews((31,), **views), device="cpu")
-    return maker.compute_maps(passes, [class_ids], [hw])[0]
+    return maker.compute_maps(passes, [class_ids], [make_img(*hw)])[0]
 
 
 def make_img(height: int = 24, width: int = 40, seed: int = 0) -> np.ndarray:
@@ -209,11 +209,11 @@ def test_images_of_a_batch_do_not_mix(flip: bool) -> None:
     passes = maker.run(imgs)
     assert [len(maps.cam) for maps in passes.token_maps] == [6 if flip else 3] * 2
     scores = passes.compute_scores()
-    maps = maker.compute_maps(passes, present, [(24, 40), (24, 40), (12, 20)])
+    maps = maker.compute_maps(passes, present, [*imgs[:2], make_img(12, 20)])
     assert maps[1].class_ids == () and maps[1].score_maps.shape == (0, 24, 40)
     for i, hw in ((0, (24, 40)), (2, (12, 20))):
         alone = maker.run([imgs[i]])
-        (expected,) = maker.compute_maps(alone, [present[i]], [hw])
+        (expected,) = maker.compute_maps(alone, [present[i]], [imgs[i]], map_hw=hw)
         assert maps[i].class_ids == expected.class_ids == present[i]
         np.testing.assert_allclose(maps[i].score_maps, expected.score_maps, atol=1e-6)
         np.testing.assert_allclose(scores[i], alone.compute_scores()[0], rtol=1e-6)
@@ -221,8 +221,11 @@ def test_images_of_a_batch_do_not_mix(flip: bool) -> None:
 
 def test_a_batch_without_any_class() -> None:
     maker = MapMaker(Mirror(), [build_method("cam")], views=TestViews((16,)), device="cpu")
-    maps = maker.compute_maps(maker.run([make_img()] * 2), [(), ()], [(24, 40), (8, 9)])
+    passes = maker.run([make_img()] * 2)
+    maps = maker.compute_maps(passes, [(), ()], [make_img(), make_img(8, 9)])
     assert [m.score_maps.shape for m in maps] == [(0, 24, 40), (0, 8, 9)]
+    (maps, _) = maker.compute_maps(passes, [(0,), ()], [make_img()] * 2, map_hw=(5, 7))
+    assert maps.score_maps.shape == (1, 5, 7)
 
 
 def test_methods_share_the_passes_and_give_what_each_gives_alone() -> None:
@@ -239,11 +242,11 @@ def test_methods_share_the_passes_and_give_what_each_gives_alone() -> None:
     assert not network.training
     passes = maker.run(imgs)
     assert (passes.num_images, len(passes.token_maps)) == (2, 2)
-    class_ids, hws = [(2, 0), (1,)], [(24, 40), (12, 20)]
+    class_ids = [(2, 0), (1,)]
     for method in methods:
-        maps = maker.compute_maps(passes, class_ids, hws, method=method)
+        maps = maker.compute_maps(passes, class_ids, imgs, method=method)
         alone = MapMaker(network, [method], views=views, device="cpu")
-        expected = alone.compute_maps(alone.run(imgs), class_ids, hws)
+        expected = alone.compute_maps(alone.run(imgs), class_ids, imgs)
         assert [m.class_ids for m in maps] == [(0, 2), (1,)]
         for one, other in zip(maps, expected, strict=True):
             # Sums over blocks that several methods read are added up in another order.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from adcam.data.sources import build_classes
+from adcam.errors import AdcamError
 from adcam.labeling.maps_file import encode_maps, load_maps
 from adcam.labeling.mask_maker import resize_maps
 from adcam.structures import ClassMaps
@@ -128,3 +129,13 @@ def test_truncated_and_plain_arrays_are_refused(tmp_path: Path) -> None:
 def test_another_dtype_is_refused() -> None:
     with pytest.raises(ValueError, match="'float32'"):
         encode_maps(make_maps((20, 40)), CLASSES, (20, 40), dtype="float32")
+
+
+def test_a_finer_stride_keeps_what_follows_colours(tmp_path: Path) -> None:
+    maps = make_maps((61, 90))
+    (tmp_path / "a.npz").write_bytes(encode_maps(maps, CLASSES, (61, 90), stride=4))
+    stored = load_maps(tmp_path / "a.npz")
+    assert stored.class_maps.score_maps.shape[1:] == (16, 23)
+    assert stored.upsample().score_maps.shape[1:] == (61, 90)
+    with pytest.raises(AdcamError, match="stride of \\(16, 4\\), got 8"):
+        encode_maps(maps, CLASSES, (61, 90), stride=8)

@@ -153,8 +153,9 @@ def test_every_config_trains_and_its_maps_come_out(
     is_cnn = isinstance(loaded.network, NonlocalCAM)
     method = "cam" if is_cnn else "ad_cam"
     labeler = PseudoLabeler.from_checkpoint(tmp_path / "classifier.safetensors", method=method)
-    passes = labeler.map_maker.run([np.zeros((40, 50, 3), np.uint8)])
-    (maps,) = labeler.map_maker.compute_maps(passes, [(1,)], [(40, 50)])
+    img = np.zeros((40, 50, 3), np.uint8)
+    passes = labeler.map_maker.run([img])
+    (maps,) = labeler.map_maker.compute_maps(passes, [(1,)], [img])
     assert maps.score_maps.shape == (1, 40, 50)
     if is_cnn:
         with pytest.raises(ValueError, match=r"resnet18: .*no attention to read; method 'cam'"):
