@@ -26,11 +26,10 @@ def surroundings_similarity(
     """Median similarity to the patches that touch a patch. (..., N, N) -> (..., N)."""
     rows = unit_features(normalize_rows(attn), similarity).unflatten(-2, grid_hw)
     around = [rows.new_full(rows.shape[:-1], torch.nan) for _ in range(8)]  # each (..., h, w)
-    for number, (here, there) in enumerate(_pairs(grid_hw)):
-        ends = rows[(..., *here, slice(None))], rows[(..., *there, slice(None))]
-        value = torch.linalg.vecdot(*ends).clamp(max=1)
-        around[2 * number][(..., *here)] = value
-        around[2 * number + 1][(..., *there)] = value
+    for number, ((top, left), (bottom, right)) in enumerate(_pairs(grid_hw)):
+        value = torch.linalg.vecdot(rows[..., top, left, :], rows[..., bottom, right, :])
+        around[2 * number][..., top, left] = value.clamp(max=1)
+        around[2 * number + 1][..., bottom, right] = value.clamp(max=1)
     middle = torch.stack(around, dim=-1).nanmedian(dim=-1).values
     return middle.nan_to_num(nan=1.0).flatten(-2)
 
