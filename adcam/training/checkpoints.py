@@ -7,7 +7,6 @@ is a program, is never executed.
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import re
@@ -20,7 +19,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from adcam.errors import AdcamError
-from adcam.files import read_json, write_json
+from adcam.files import read_json, to_plain, write_json
 from adcam.labeling.output_folder import diff_configs
 
 TRAINING_NAME = "training.json"
@@ -120,8 +119,19 @@ def write_description(work_dir: Path, description: Mapping[str, Any]) -> None:
     write_json(work_dir / TRAINING_NAME, description)
 
 
+def _forget_places(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description without the folders of images and masks, which may have been moved."""
+    data = description.get("data")
+    if not isinstance(data, Mapping):
+        return dict(description)
+    kept = {key: value for key, value in data.items() if key not in ("root", "masks")}
+    return {**description, "data": kept}
+
+
 def refuse_another_training(work_dir: Path, description: Mapping[str, Any], *, cure: str) -> None:
     """Refuse to resume a training that was started with other settings or on other data.
+
+    The folders of images and masks may have been moved.
 
     Args:
         work_dir: The folder of the training.
@@ -137,8 +147,8 @@ def refuse_another_training(work_dir: Path, description: Mapping[str, Any], *, c
             f"{work_dir} holds checkpoints, but no {TRAINING_NAME} says what they were trained "
             f"for; {cure}"
         )
-    wanted = json.loads(json.dumps(description))
-    if differences := diff_configs(read_json(path), wanted):
+    found, wanted = (_forget_places(v) for v in (read_json(path), to_plain(description)))
+    if differences := diff_configs(found, wanted):
         raise AdcamError(
             f"{work_dir} holds a training with other settings (found -> asked for):\n"
             + "\n".join(f"  {line}" for line in differences)

@@ -70,6 +70,16 @@ def test_other_classes_and_labels_are_differences(
     assert "data.classes" in str(caught.value)
 
 
+def test_the_data_may_move_between_two_runs(
+    work_dir: Path, mini_settings: Settings, tmp_path: Path
+) -> None:
+    before = load_classifier(work_dir / "classifier.safetensors").info["epoch"]
+    root = Path(shutil.copytree(mini_settings.data.root, tmp_path / "moved"))
+    train_classifier(mini_settings.with_changes({"data.root": str(root)}), work_dir, resume=True)
+    assert load_classifier(work_dir / "classifier.safetensors").info["epoch"] == before
+    assert json.loads((work_dir / "training.json").read_text())["data"]["root"] == str(root)
+
+
 def test_how_a_training_is_watched_may_change(work_dir: Path, mini_settings: Settings) -> None:
     path = work_dir / "classifier.safetensors"
     before = load_classifier(path)
