@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from adcam.data.dataset import ImageDataset
-from adcam.files import hash_bytes, hash_file, hash_or_none
+from adcam.files import hash_bytes, hash_file
 
 
 def describe_images(images: ImageDataset, *, masks: bool = False) -> dict[str, Any]:
@@ -35,14 +36,26 @@ def describe_images(images: ImageDataset, *, masks: bool = False) -> dict[str, A
     if any(record.boxes for record in records):
         description["boxes"] = _hash_json([record.boxes for record in records])
     if masks:
-        hashes = [hash_file(r.mask_path) for r in records if r.mask_path is not None]
+        hashes = [hash_once(r.mask_path) for r in records if r.mask_path is not None]
         description["masks"] = _hash_json(hashes)
     return description
 
 
 def hash_masks(folder: Path, img_ids: Iterable[str]) -> str:
     """One hash of the masks ``<id>.png`` of some images, as they lie on the disk now."""
-    return _hash_json([(img_id, hash_or_none(folder / f"{img_id}.png")) for img_id in img_ids])
+    paths = ((img_id, folder / f"{img_id}.png") for img_id in img_ids)
+    return _hash_json([(i, hash_once(path) if path.is_file() else None) for i, path in paths])
+
+
+def hash_once(path: Path) -> str:
+    """Hash of a file, which is read again only where its size or time has changed."""
+    status = path.stat()
+    return _hash_version(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hash_version(path: Path, size: int, mtime_ns: int) -> str:
+    return hash_file(path)
 
 
 def hash_files_in(values: Any) -> Any:

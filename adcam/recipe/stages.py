@@ -14,16 +14,17 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from rich.console import Console
 
 from adcam.errors import AdcamError
-from adcam.files import hash_file, hash_values, write_json
+from adcam.files import hash_values, to_plain, write_json
 from adcam.installation import describe_machine, read_versions
-from adcam.labeling.output_folder import diff_configs
+from adcam.labeling.output_folder import FolderLock, diff_configs
+from adcam.recipe.inputs import hash_once
 from adcam.version import __version__
 
 RECIPE_NAME = "recipe.json"
@@ -69,23 +70,15 @@ class Recipe:
         """The folder of a stage."""
         return self.work_dir / stage
 
-    def record(self, stage: str) -> Values | None:
-        """The content of a stage's ``stage.json``; ``None`` if the stage has never begun."""
-        return read_stage(self.folder(stage))
-
     def is_done(self, stage: str) -> bool:
         """Whether a stage has finished."""
-        record = self.record(stage)
-        return record is not None and record["state"] == "done"
+        return _read_finished(self.folder(stage)) is not None
 
     def finished(self) -> dict[str, Values]:
         """The content of ``stage.json`` of each finished stage but the report, by name."""
-        records = {stage.name: self.record(stage.name) for stage in self.stages}
-        return {
-            name: record
-            for name, record in records.items()
-            if record is not None and record["state"] == "done" and name != REPORT
-        }
+        names = [stage.name for stage in self.stages if stage.name != REPORT]
+        records = {name: _read_finished(self.folder(name)) for name in names}
+        return {name: record for name, record in records.items() if record is not None}
 
     def outputs(self, stage: str) -> Values:
         """What a finished stage recorded: its values, and under ``files`` the hashes of its files.
@@ -93,8 +86,8 @@ class Recipe:
         Raises:
             AdcamError: The stage has not finished.
         """
-        record = self.record(stage)
-        if record is None or record["state"] != "done":
+        record = _read_finished(self.folder(stage))
+        if record is None:
             raise AdcamError(f"{self.folder(stage)}: the stage {stage!r} has not finished")
         outputs: Values = record["outputs"]
         return outputs
@@ -174,17 +167,23 @@ def run_stages(
 
     Raises:
         AdcamError: A name is unknown, a stage lacks the result of one that is left out, a stage
-            cannot run on this machine, or a folder holds files that no stage made.
+            cannot run on this machine, another process works in the folder, or a folder holds
+            files that no stage made.
     """
     log = log or partial(Console(stderr=True, highlight=False).print, soft_wrap=True, markup=False)
     chosen = _choose(recipe, only, skip, redo)
     _check_left_out(recipe, chosen, log)
     _check_obstacles(recipe, chosen)
-    if not is_part:
-        head = {"adcam": __version__, "recipe": recipe.kind}
-        words = {"title": recipe.title, "command": recipe.command}
-        write_json(recipe.work_dir / RECIPE_NAME, {**head, **words, **recipe.describe()})
-    return [stage.name for stage in chosen if _run_stage(recipe, stage, stage.name in redo, log)]
+    recipe.work_dir.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(recipe.work_dir)
+    try:
+        if not is_part:
+            head = {"adcam": __version__, "recipe": recipe.kind}
+            words = {"title": recipe.title, "command": recipe.command}
+            write_json(recipe.work_dir / RECIPE_NAME, {**head, **words, **recipe.describe()})
+        return [s.name for s in chosen if _run_stage(recipe, s, s.name in redo, log)]
+    finally:
+        lock.release()
 
 
 def report_stage(make: Callable[[R], Path], needs: Sequence[str]) -> Stage[R]:
@@ -200,25 +199,15 @@ def report_stage(make: Callable[[R], Path], needs: Sequence[str]) -> Stage[R]:
         for name, record in recipe.finished().items():
             outputs = {key: value for key, value in record["outputs"].items() if key != "times"}
             stages[name] = hash_values({"inputs": record["inputs"], "outputs": outputs})
-        return {
-            "title": recipe.title,
-            "command": recipe.command,
-            "stale": find_stale(recipe),
-            "stages": stages,
-        }
+        head = {"title": recipe.title, "command": recipe.command}
+        return {**head, "stale": find_stale(recipe), "stages": stages}
 
     def run(recipe: R, folder: Path) -> dict[str, Any]:
         make(recipe)
         return {}
 
-    return Stage(
-        REPORT,
-        "write the report",
-        needs=tuple(needs),
-        describe=describe,
-        files=lambda recipe: ("report.html", "report.md", "report.json", "pictures"),
-        run=run,
-    )
+    files = ("report.html", "report.md", "report.json", "pictures")
+    return Stage(REPORT, "write the report", tuple(needs), describe, lambda recipe: files, run)
 
 
 def remake_report(recipe: Recipe, *, log: Log | None = None) -> Path:
@@ -279,6 +268,11 @@ def read_stage(folder: Path) -> Values | None:
     return record
 
 
+def _read_finished(folder: Path) -> Values | None:
+    record = read_stage(folder)
+    return None if record is None or record["state"] != "done" else record
+
+
 def find_damage(folder: Path) -> list[str]:
     """What became of the files of a finished stage since it wrote them.
 
@@ -289,10 +283,8 @@ def find_damage(folder: Path) -> list[str]:
         One clause for each file that is gone or has other bytes, in the order of their names;
         none if all are as they were written.
     """
-    record = read_stage(folder)
-    if record is None or record["state"] != "done":
-        return []
-    recorded: Values = record["outputs"]["files"]
+    record = _read_finished(folder)
+    recorded: Values = {} if record is None else record["outputs"]["files"]
     single = {name: digest for name, digest in recorded.items() if not name.endswith("/")}
     tables = _read_tables(folder) if len(single) < len(recorded) else {}
     damage = []
@@ -305,7 +297,7 @@ def find_damage(folder: Path) -> list[str]:
     for name, digest in sorted(single.items()):
         if not (folder / name).is_file():
             damage.append(f"{name} is gone")
-        elif _hash_once(folder / name) != digest:
+        elif hash_once(folder / name) != digest:
             damage.append(f"{name} has changed since it was written")
     return damage
 
@@ -415,9 +407,8 @@ def _run_stage(recipe: Recipe, stage: Stage[Any], redo: bool, log: Log) -> bool:
 
 def _inputs(recipe: Recipe, stage: Stage[Any]) -> dict[str, Any]:
     """What the stage would be made from now, as JSON reads it back from a file."""
-    inputs = {"adcam": __version__, **stage.describe(recipe)}
-    as_json: dict[str, Any] = json.loads(json.dumps(inputs))
-    return as_json
+    inputs: dict[str, Any] = to_plain({"adcam": __version__, **stage.describe(recipe)})
+    return inputs
 
 
 def _record_files(folder: Path, names: Sequence[str]) -> dict[str, str]:
@@ -426,14 +417,14 @@ def _record_files(folder: Path, names: Sequence[str]) -> dict[str, str]:
     for name in names:
         if (folder / name).is_dir():
             table = {
-                path.relative_to(folder / name).as_posix(): _hash_once(path)
+                path.relative_to(folder / name).as_posix(): hash_once(path)
                 for path in sorted((folder / name).rglob("*"))
                 if path.is_file() and not path.name.startswith(".")
             }
             tables[f"{name}/"] = table
             hashes[f"{name}/"] = hash_values(table)
         else:
-            hashes[name] = _hash_once(folder / name)
+            hashes[name] = hash_once(folder / name)
     if tables:
         write_json(folder / FILES_NAME, tables)
     return hashes
@@ -446,17 +437,6 @@ def _read_tables(folder: Path) -> dict[str, Any]:
         return {name: dict(table) for name, table in tables.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
-
-
-def _hash_once(path: Path) -> str:
-    status = path.stat()
-    return _hash_version(path, status.st_size, status.st_mtime_ns)
-
-
-@cache
-def _hash_version(path: Path, size: int, mtime_ns: int) -> str:
-    """Hash of a file; one process reads a file once unless its size or time changes."""
-    return hash_file(path)
 
 
 def _discard(folder: Path) -> None:

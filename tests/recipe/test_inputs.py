@@ -13,6 +13,7 @@ from PIL import Image
 from adcam.data.dataset import ImageDataset
 from adcam.data.png import voc_palette, write_mask
 from adcam.data.sources import build_dataset
+from adcam.recipe import inputs
 from adcam.recipe.inputs import describe_images, hash_files_in, hash_masks
 from adcam.settings import Settings
 
@@ -66,6 +67,23 @@ def test_labels_masks_and_sizes_count_and_places_do_not(
     write_mask(tmp_path / "photos" / "masks" / "a.png", np.zeros((7, 9), np.uint8), voc_palette())
     changed = describe_images(images, masks=True)
     assert {key for key in before if changed[key] != before[key]} == {"masks"}
+
+
+def test_a_mask_is_read_once_unless_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    hash_file = inputs.hash_file
+    monkeypatch.setattr(inputs, "hash_file", lambda p: read.append(p.name) or hash_file(p))
+    for name in ("a", "b"):
+        write_mask(tmp_path / f"{name}.png", np.zeros((3, 4), np.uint8), voc_palette())
+    before = hash_masks(tmp_path, ["a", "b", "a"])
+    assert hash_masks(tmp_path, ["a", "b", "a"]) == before
+    assert hash_masks(tmp_path, ["a", "b"]) != before
+    assert read == ["a.png", "b.png"]
+    write_mask(tmp_path / "b.png", np.ones((3, 4), np.uint8), voc_palette())
+    assert hash_masks(tmp_path, ["a", "b", "a"]) != before
+    assert read == ["a.png", "b.png", "b.png"]
 
 
 def test_masks_and_files_are_hashed_as_they_lie(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from adcam.errors import AdcamError
+from adcam.labeling import output_folder
 from adcam.recipe.stages import (
     Recipe,
     Stage,
@@ -241,6 +243,22 @@ def test_files_of_others_are_not_touched(cake: Cake) -> None:
     with pytest.raises(AdcamError, match=r"dough holds files, but no stage\.json"):
         run(cake)
     assert (folder / "thesis.txt").read_text() == "mine"
+
+
+def test_two_runs_do_not_work_in_one_folder(cake: Cake) -> None:
+    if output_folder.fcntl is None:
+        pytest.skip("this system has no locks")
+    cake.work_dir.mkdir()
+    lock = output_folder.FolderLock(cake.work_dir)
+    with pytest.raises(AdcamError, match=rf"work is in use by process {os.getpid()}"):
+        run(cake)
+    assert not cake.folder("dough").exists()
+    lock.release()
+    cake.killed_at.add("dough")
+    with pytest.raises(KeyboardInterrupt):
+        run(cake)
+    assert run(cake)[0] == ALL
+    assert sorted(path.name for path in cake.work_dir.iterdir()) == sorted([*ALL, "recipe.json"])
 
 
 @pytest.mark.parametrize(
