@@ -12,11 +12,12 @@ import skimage.data
 import adcam
 from adcam.data.shapes import GENERATOR_VERSION, make_shape_boxes, make_shapes
 from adcam.errors import AdcamError
+from adcam.evaluation.mask_folder import mask_options
 from adcam.installation import why_not_importable
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.recipe import compare
 from adcam.recipe.box_report import build_box_report
-from adcam.recipe.compare import Comparison, mask_options
+from adcam.recipe.compare import Comparison
 from adcam.recipe.comparison_report import build_comparison_report
 from adcam.recipe.inputs import hash_files_in
 from adcam.recipe.network_report import build_network_section
@@ -202,12 +203,11 @@ def make_photo_section(demo: Demo) -> Section:
     return Section(title, [PictureGrid(rows, text)])
 
 
-def label_photos(weights: str, model: str = PHOTO_MODEL) -> list[PictureRow]:
+def label_photos(weights: str) -> list[PictureRow]:
     """Label photographs with an ImageNet ViT without any training.
 
     Args:
         weights: A path or ``"timm"``.
-        model: The timm name of the ViT.
     """
     rows = []
     for picture, class_name in PHOTOS:
@@ -216,23 +216,14 @@ def label_photos(weights: str, model: str = PHOTO_MODEL) -> list[PictureRow]:
         for name, method in PHOTO_METHODS:
             crf = "toco" if method == "ad_cam" else "none"
             labeler = PseudoLabeler.from_imagenet(
-                model, [class_name], weights=weights, method=method, crf=crf
+                PHOTO_MODEL, [class_name], weights=weights, method=method, crf=crf
             )
             shown = labeler.class_set.classes[0]
             label = labeler(img, labels=[shown])
             score_maps[name] = label.maps[shown]
             masks = {"AD-CAM + CRF": label.mask}
-        palette = labeler.class_set.palette
-        rows.append(
-            picture_row(
-                picture,
-                img,
-                score_maps=score_maps,
-                palette=palette,
-                labels=[shown],
-                masks=masks,
-            )
-        )
+        given: dict[str, Any] = {"palette": labeler.class_set.palette, "labels": [shown]}
+        rows.append(picture_row(picture, img, score_maps=score_maps, masks=masks, **given))
     return rows
 
 

@@ -11,14 +11,9 @@ from adcam import files
 from adcam.data.dataset import ImageDataset
 from adcam.errors import AdcamError
 from adcam.evaluation.loop import EvaluationTimes, Evaluator, LoopOptions, evaluate
-from adcam.evaluation.mapping import (
-    Classifier,
-    MaskChoice,
-    check_names,
-    format_options,
-)
-from adcam.evaluation.mask_folder import MaskFolder, build_labeler
-from adcam.evaluation.masks import MaskScore, MaskScores, MaskWriter, ThresholdSweep
+from adcam.evaluation.mapping import Classifier, MaskChoice, check_names, format_options
+from adcam.evaluation.mask_folder import build_labeler, open_mask_folder
+from adcam.evaluation.masks import MaskScore, MaskScores, ThresholdSweep
 from adcam.evaluation.pictures import Pictures, SmallImage
 from adcam.metrics.miou import MeanIoUResult, ThresholdCurveResult
 from adcam.settings import MethodSpec
@@ -117,32 +112,16 @@ def compare_methods(
         evaluators.append(pictures)
     times = _report(classifiers, specs, report_set, evaluators, options, last, masks_dir)
     curves, found = sweep.compute(), scores.compute()
+    results = []
+    for spec in specs:
+        choice, curve = choices[spec.name], curves.get(spec.name)
+        score, miou = found[choice], chosen_mious[spec.name]
+        results.append(MethodResult(spec, choice.threshold, miou, score.result, curve, score.mious))
     return MethodComparison(
-        tuple(
-            _result(spec, found[choices[spec.name]], choices, chosen_mious, curves)
-            for spec in specs
-        ),
+        tuple(results),
         (masks if masks in evaluators else scores).compute()[last],
         pictures.compute(),
         {"choose": choose_times, "report": times},
-    )
-
-
-def _result(
-    spec: MethodSpec,
-    score: MaskScore,
-    choices: Mapping[str, MaskChoice],
-    chosen_mious: Mapping[str, float],
-    curves: Mapping[str, ThresholdCurveResult],
-) -> MethodResult:
-    name = spec.name
-    return MethodResult(
-        spec,
-        choices[name].threshold,
-        chosen_mious[name],
-        score.result,
-        curves.get(name),
-        score.mious,
     )
 
 
@@ -159,11 +138,8 @@ def _report(
     if masks_dir is None:
         return evaluate(images, specs, evaluators, classifiers, options=options)
     labeler = build_labeler(classifiers[specs[-1].network], specs[-1], last, options)
-    with MaskFolder(masks_dir, images, labeler) as folder:
-        writer = MaskWriter(last, images.class_set, folder.masks_dir)
-        times = evaluate(images, specs, [*evaluators, writer], classifiers, options=options)
-        folder.record(writer.compute())
-    return times
+    with open_mask_folder(masks_dir, images, labeler, last) as writer:
+        return evaluate(images, specs, [*evaluators, writer], classifiers, options=options)
 
 
 def _choose(

@@ -18,12 +18,7 @@ from adcam.data.score_maps import SCORE_MAP_HW
 from adcam.errors import AdcamError
 from adcam.evaluation.boxes import LOC_IOU, TOP_K, BoxCounts, BoxOutcome, ScoreMapWriter
 from adcam.evaluation.loop import EvaluationTimes, Evaluator, LoopOptions, evaluate
-from adcam.evaluation.mapping import (
-    Classifier,
-    MapTargets,
-    check_names,
-    format_options,
-)
+from adcam.evaluation.mapping import Classifier, MapTargets, check_names, format_options
 from adcam.evaluation.pictures import Pictures, SmallImage
 from adcam.files import format_csv
 from adcam.metrics.localization import (

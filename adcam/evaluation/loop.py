@@ -24,13 +24,7 @@ import torch
 
 from adcam.data.dataset import ImageDataset
 from adcam.errors import AdcamError
-from adcam.evaluation.mapping import (
-    Classifier,
-    ImageMapper,
-    MappedImage,
-    MapTargets,
-    timed,
-)
+from adcam.evaluation.mapping import Classifier, ImageMapper, MappedImage, MapTargets, timed
 from adcam.labeling.executor import (
     WorkerCrash,
     WorkerPool,

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from adcam.data.dataset import ImageDataset
 from adcam.evaluation.loop import LoopOptions
 from adcam.evaluation.mapping import Classifier, MaskChoice
+from adcam.evaluation.masks import MaskWriter
 from adcam.files import hash_values
 from adcam.labeling.generate import describe_run
 from adcam.labeling.labeler import PseudoLabeler
-from adcam.labeling.output_folder import MASK_DIR, OutputFolder, relative_path
+from adcam.labeling.output_folder import OutputFolder, relative_path
 from adcam.labeling.run import Run, RunOptions
 from adcam.masks.background import BackgroundRule
 from adcam.settings import MethodSpec
+
+
+def mask_options(spec: MethodSpec, threshold: float, chosen_on: str) -> dict[str, Any]:
+    """Return what makes the masks of a compared method, as keyword arguments of a labeler.
+
+    Args:
+        spec: The method.
+        threshold: Its background threshold.
+        chosen_on: The split that the threshold was chosen on.
+    """
+    return {
+        "method": spec.method,
+        "method_options": dict(spec.options),
+        "views": spec.views,
+        "rule": BackgroundRule("constant", threshold, chosen_on),
+        "crf": spec.crf,
+    }
 
 
 def build_labeler(
@@ -35,17 +53,16 @@ def build_labeler(
         classifier.network,
         classifier.class_set,
         device=options.device,
-        method=spec.method,
-        method_options=spec.options,
-        views=spec.views,
-        rule=BackgroundRule("constant", choice.threshold, choice.chosen_on),
-        crf=spec.crf,
         dtype=str(options.dtype).removeprefix("torch."),
+        **mask_options(spec, choice.threshold, choice.chosen_on),
     )
 
 
-class MaskFolder:
-    """An output folder whose masks are written by an evaluation.
+@contextmanager
+def open_mask_folder(
+    path: str | Path, images: ImageDataset, labeler: PseudoLabeler, choice: MaskChoice
+) -> Iterator[MaskWriter]:
+    """Hold an output folder while an evaluation writes its masks, and write its manifest after it.
 
     What an earlier run left in the folder is removed first.
 
@@ -53,41 +70,16 @@ class MaskFolder:
         path: The folder.
         images: The images whose masks it gets.
         labeler: What makes these masks, for the configuration in the folder.
-
-    Attributes:
-        masks_dir: The folder in it that the masks belong into.
+        choice: The masks to write.
     """
-
-    def __init__(self, path: str | Path, images: ImageDataset, labeler: PseudoLabeler) -> None:
-        config = describe_run(Run("masks", images, labeler, RunOptions(batch_size=1)))
-        self._images = images
-        self._folder = OutputFolder(path, config, overwrite=True)
-        self._hashes = {"config": hash_values(config), "weights": labeler.weights_hash}
-        self.masks_dir = Path(path) / MASK_DIR
-
-    def __enter__(self) -> MaskFolder:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Let other processes work in the folder."""
-        self._folder.close()
-
-    def record(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write the manifest.
-
-        Args:
-            entries: What the manifest says of each image, by image id.
-        """
-        root = os.path.realpath(self._folder.path)
-        for record in self._images.records:
-            image = relative_path(record.img_path, root)
-            entry = entries[record.img_id]
-            self._folder.append(
-                {"id": record.img_id, "image": image, **entry, **self._hashes, "seconds": 0.0}
-            )
-        self._folder.finish(record.img_id for record in self._images.records)
+    config = describe_run(Run("masks", images, labeler, RunOptions(batch_size=1)))
+    hashes = {"config": hash_values(config), "weights": labeler.weights_hash}
+    root = os.path.realpath(path)
+    with OutputFolder(path, config, overwrite=True) as folder:
+        writer = MaskWriter(choice, images.class_set, folder.path)
+        yield writer
+        entries = writer.compute()
+        for record in images.records:
+            head = {"id": record.img_id, "image": relative_path(record.img_path, root)}
+            folder.append({**head, **entries[record.img_id], **hashes, "seconds": 0.0})
+        folder.finish(record.img_id for record in images.records)

@@ -13,6 +13,7 @@ from adcam.data.png import write_mask
 from adcam.errors import AdcamError
 from adcam.evaluation.mapping import MappedImage, MaskChoice
 from adcam.files import hash_or_none
+from adcam.labeling.output_folder import mask_path
 from adcam.metrics.miou import (
     Average,
     MeanIoU,
@@ -185,15 +186,15 @@ class MaskWriter:
     Args:
         choice: The masks to write.
         class_set: The classes of the data set, with the palette of the files.
-        masks_dir: The folder of the masks.
+        folder: The output folder, in which the masks have a folder of their own.
     """
 
     step = "write"
 
-    def __init__(self, choice: MaskChoice, class_set: ClassSet, masks_dir: str | Path) -> None:
+    def __init__(self, choice: MaskChoice, class_set: ClassSet, folder: Path) -> None:
         self._choice = choice
         self._class_set = class_set
-        self._masks_dir = Path(masks_dir)
+        self._folder = folder
         self.reset()
 
     def reset(self) -> None:
@@ -207,7 +208,7 @@ class MaskWriter:
     def process(self, image: MappedImage) -> None:
         """Write the mask of one image."""
         sample, mask = image.sample, image.make_mask(self._choice, self._class_set.mask_values)
-        path = self._masks_dir / f"{sample.img_id}.png"
+        path = mask_path(self._folder, sample.img_id)
         write_mask(path, mask.mask, self._class_set.palette)
         self._entries[sample.img_id] = {
             "status": "ok",

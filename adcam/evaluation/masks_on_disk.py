@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from adcam.data.png import map_values, read_mask
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
 from adcam.evaluation.masks import MaskCounts, MaskScore
-from adcam.files import find_files, match_id
+from adcam.files import find_files, match_id, read_json
 from adcam.labeling.maps_file import StoredMaps, load_maps
 from adcam.labeling.output_folder import CONFIG_NAME, MAPS_DIR, masks_folder
 from adcam.metrics.miou import Average, PredIgnore, ThresholdCurve, name_classes
@@ -28,13 +27,7 @@ THRESHOLDS = tuple(round(step / 100, 2) for step in range(101))
 
 _SHOWN = 5
 
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Files to compare by image id, and ids without a prediction."""
-
-    files: dict[str, tuple[Path, Path]]
-    missing: list[str]
+T = TypeVar("T")
 
 
 def evaluate_masks(
@@ -77,7 +70,7 @@ def evaluate_masks(
             or hold values outside the classes, or all masks of a folder hold only 0 and 255.
     """
     predictions = masks_folder(pred_dir)
-    pairs = _pair(predictions, Path(gt_dir), ".png", ids, allow_missing)
+    pairs, missing = _pair(predictions, Path(gt_dir), ".png", ids, allow_missing)
     classes = _read_class_names(predictions.parent)
     if num_classes is None and classes:
         num_classes = max(classes) + 1
@@ -87,16 +80,13 @@ def evaluate_masks(
     pred_masks = _Masks(predictions, "--pred-values", pred_values)
     for img_id, (pred_path, gt_path) in _track(pairs, "evaluate", progress):
         pred, gt = pred_masks.read(pred_path), gt_masks.read(gt_path)
-        _check_same_hw(pred_path, pred.shape, gt_path, gt.shape)
-        try:
+        with _comparing(pred_path, pred.shape, gt_path, gt.shape):
             counts.update(img_id, pred, gt)
-        except ValueError as error:
-            raise AdcamError(f"{pred_path} against {gt_path}: {error}") from error
     _refuse_binary(gt_masks, pred_masks)
     result = name_classes(counts.compute().result, classes)
     if num_classes is None:
         result["policy"]["num_classes"] = max(gt_masks.highest, pred_masks.highest) + 1
-    return {**result, "missing_predictions": pairs.missing}
+    return {**result, "missing_predictions": missing}
 
 
 def score_masks(images: ImageDataset, masks_dir: str | Path) -> MaskScore:
@@ -117,11 +107,8 @@ def score_masks(images: ImageDataset, masks_dir: str | Path) -> MaskScore:
         if gt is None or record.mask_path is None:
             continue
         pred = read_mask(path)
-        _check_same_hw(path, pred.shape, record.mask_path, gt.shape)
-        try:
+        with _comparing(path, pred.shape, record.mask_path, gt.shape):
             counts.update(record.img_id, pred, gt)
-        except ValueError as error:
-            raise AdcamError(f"{path} against {record.mask_path}: {error}") from error
     return counts.compute()
 
 
@@ -207,7 +194,7 @@ def evaluate_maps(
     folder = folder / MAPS_DIR if (folder / MAPS_DIR).is_dir() else folder
     is_ours = next(folder.rglob("*.npy"), None) is None
     other_classes = class_set or voc_class_set()
-    pairs = _pair(folder, Path(gt_dir), ".npz" if is_ours else ".npy", ids, allow_missing)
+    pairs, missing = _pair(folder, Path(gt_dir), ".npz" if is_ours else ".npy", ids, allow_missing)
     gt_masks = _Masks(gt_dir, "--values", values)
     sweep = _Sweep(folder, thresholds, average)
     for _, (maps_path, gt_path) in _track(pairs, "sweep", progress):
@@ -216,10 +203,10 @@ def evaluate_maps(
         else:
             stored = _load_other_maps(maps_path, other_classes, cam_format)
         gt = gt_masks.read(gt_path)
-        _check_same_hw(maps_path, stored.ori_hw, gt_path, gt.shape)
-        sweep.update(maps_path, stored, gt_path, gt)
+        with _comparing(maps_path, stored.ori_hw, gt_path, gt.shape):
+            sweep.update(maps_path, stored, gt)
     _refuse_binary(gt_masks)
-    return {**sweep.compute(), "missing_predictions": pairs.missing}
+    return {**sweep.compute(), "missing_predictions": missing}
 
 
 class _Sweep:
@@ -234,7 +221,7 @@ class _Sweep:
         self._names: dict[int, str] = {}
         self._curve: ThresholdCurve | None = None
 
-    def update(self, path: Path, stored: StoredMaps, gt_path: Path, gt: np.ndarray) -> None:
+    def update(self, path: Path, stored: StoredMaps, gt: np.ndarray) -> None:
         """Count the maps of one image."""
         names = dict(zip(stored.mask_values, stored.classes, strict=True))
         if self._curve is None:
@@ -251,10 +238,7 @@ class _Sweep:
                 f"{list(self._names.values())}"
             )
         maps = stored.upsample()
-        try:
-            self._curve.update(maps.score_maps, maps.class_ids, gt)
-        except ValueError as error:
-            raise AdcamError(f"{path} against {gt_path}: {error}") from error
+        self._curve.update(maps.score_maps, maps.class_ids, gt)
 
     def compute(self) -> dict[str, Any]:
         """Compute the curve, and the scores at its best threshold."""
@@ -286,7 +270,8 @@ def _load_other_maps(path: Path, class_set: ClassSet, cam_format: str) -> Stored
 
 def _pair(
     pred_dir: Path, gt_dir: Path, suffix: str, ids: Sequence[str] | None, allow_missing: bool
-) -> _Pairs:
+) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+    """Return the files to compare by image id, and the ids without a prediction."""
     predictions, gt_masks = find_files(pred_dir, suffix).paths, find_files(gt_dir, ".png").paths
     wanted = list(gt_masks)
     if ids is not None:
@@ -302,37 +287,39 @@ def _pair(
             "images to score with --ids, or leave these out with --allow-missing"
         )
     files = {i: (predictions[i], gt_masks[i]) for i in wanted if i in predictions}
-    return _Pairs(files, missing)
+    return files, missing
 
 
-def _track(
-    pairs: _Pairs, description: str, progress: bool
-) -> Iterator[tuple[str, tuple[Path, Path]]]:
-    items = pairs.files.items()
-    yield from track(items, description, len(items)) if progress else items
+def _track(pairs: dict[str, T], description: str, progress: bool) -> Iterable[tuple[str, T]]:
+    return track(pairs.items(), description, len(pairs)) if progress else pairs.items()
 
 
 def _read_class_names(folder: Path) -> dict[int, str]:
     """Class names by mask value as ``adcam generate`` recorded them; empty if it did not."""
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        return {}
     try:
-        labeler = json.loads(path.read_text("utf-8"))["labeler"]
+        labeler = read_json(folder / CONFIG_NAME)["labeler"]
         pairs = zip(labeler["mask_values"], labeler["classes"], strict=True)
+        return {0: "background", **dict(pairs)}
     except (ValueError, KeyError, TypeError):
         return {}
-    return {0: "background", **dict(pairs)}
 
 
-def _check_same_hw(
+@contextmanager
+def _comparing(
     pred_path: Path, pred_hw: Sequence[int], gt_path: Path, gt_hw: Sequence[int]
-) -> None:
+) -> Iterator[None]:
+    """Refuse files of two sizes, and name both where their values cannot be counted."""
     if tuple(pred_hw) != tuple(gt_hw):
         raise AdcamError(
             f"{pred_path} is of {pred_hw[0]}×{pred_hw[1]} pixels (height × width), but {gt_path} "
             f"of {gt_hw[0]}×{gt_hw[1]}"
         )
+    try:
+        yield
+    except AdcamError:
+        raise
+    except ValueError as error:
+        raise AdcamError(f"{pred_path} against {gt_path}: {error}") from error
 
 
 def _some(items: Sequence[str]) -> str:

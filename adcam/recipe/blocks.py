@@ -120,7 +120,7 @@ def legend(class_set: ClassSet) -> list[tuple[str, RGB]]:
     return [(class_set.name_of_value(value), class_set.palette[value]) for value in values]
 
 
-def pick_spread(items: Sequence[T], each: int) -> list[T]:
+def pick_spread(items: Sequence[T], each: int = 3) -> list[T]:
     """The best, the middle and the worst of items that are sorted from the worst to the best.
 
     Args:

@@ -14,7 +14,6 @@ from adcam.metrics.localization import ERROR_TYPES, NUM_IOU_BINS, ORACLE
 from adcam.recipe.blocks import (
     caution,
     describe_ranking,
-    pick_spread,
     provenance,
     stale_caution,
     time_section,
@@ -54,9 +53,6 @@ ERROR_NAMES = dict(
 )
 """What diagrams call the error types of TS-CAM."""
 
-SPREAD = 3
-"""How many of the best, of the middle and of the worst images a report shows."""
-
 _CURVE_STEP = 10  # of the 1,000 thresholds, every tenth is drawn
 
 
@@ -67,9 +63,8 @@ class BoxResults:
     Attributes:
         methods: The scores of each method.
         images: The images that the scores are of.
-        pictures: The images of :func:`pick_box_images`, drawn by :func:`draw_boxes_found`.
+        pictures: The best, the middle and the worst images, drawn by :func:`draw_boxes_found`.
         stages: The ``stage.json`` of each finished stage, by name.
-        seeds: The seed of each training.
         configs: The settings as text, by what they are of.
         stale: Stages that are not up to date, with the reason.
     """
@@ -78,15 +73,8 @@ class BoxResults:
     images: ImageDataset
     pictures: Sequence[PictureRow]
     stages: Mapping[str, Values]
-    seeds: Mapping[str, int] = field(default_factory=dict)
     configs: Mapping[str, str] = field(default_factory=dict)
     stale: Mapping[str, str] = field(default_factory=dict)
-
-
-def pick_box_images(scores: BoxScores) -> list[str]:
-    """The ids of the images that a report shows: best, middle and worst by the IoU of the box."""
-    order = sorted(zip(scores.ious.values(), range(len(scores.ious)), scores.ious, strict=True))
-    return pick_spread([img_id for _, _, img_id in order], SPREAD)
 
 
 def build_box_report(results: BoxResults, *, title: str, command: str) -> Report:
@@ -135,9 +123,7 @@ def build_box_report(results: BoxResults, *, title: str, command: str) -> Report
         ],
         lead=lead,
         sections=sections,
-        provenance=provenance(
-            results.stages, command=command, seeds=results.seeds, configs=results.configs
-        ),
+        provenance=provenance(results.stages, command=command, seeds={}, configs=results.configs),
     )
 
 

@@ -19,26 +19,15 @@ from adcam.evaluation.compare_boxes import compare_boxes, format_box_csv
 from adcam.evaluation.loop import EvaluationTimes, LoopOptions, default_workers
 from adcam.files import hash_values, write_json, write_text
 from adcam.labeling.output_folder import CONFIG_NAME, MASK_DIR
-from adcam.masks.background import BackgroundRule
 from adcam.models.classifier_file import ClassifierFile, load_classifier
 from adcam.progress import track
-from adcam.recipe.box_report import (
-    BoxResults,
-    build_box_report,
-    draw_boxes_found,
-    pick_box_images,
-)
-from adcam.recipe.classifiers import (
-    Source,
-    describe_classifier,
-    find_classifier,
-    make_classifier,
-)
+from adcam.recipe.blocks import pick_spread
+from adcam.recipe.box_report import BoxResults, build_box_report, draw_boxes_found
+from adcam.recipe.classifiers import Source, describe_classifier, find_classifier, make_classifier
 from adcam.recipe.comparison_report import (
     ComparisonResults,
     build_comparison_report,
     draw_comparison,
-    pick_images,
 )
 from adcam.recipe.inputs import describe_images, hash_files_in
 from adcam.recipe.network_report import as_text
@@ -52,7 +41,7 @@ from adcam.recipe.scores import (
 )
 from adcam.recipe.stages import Recipe, Stage, Values, find_stale, read_recipe, report_stage
 from adcam.report.render import write_report
-from adcam.settings import MethodSpec, NetworkEntry, Settings, load_settings
+from adcam.settings import NetworkEntry, Settings, load_settings
 from adcam.training.classifier import CLASSIFIER_NAME
 
 TABLE_NAME = "compare.csv"
@@ -248,21 +237,6 @@ def read_box_results(comparison: Comparison) -> BoxResults:
     )
 
 
-def _describe_train(comparison: Comparison) -> dict[str, Any]:
-    sources = comparison.sources
-    return {"classifiers": {name: describe_classifier(s) for name, s in sources.items()}}
-
-
-def _train_files(comparison: Comparison) -> list[str]:
-    trained = [name for name, source in comparison.sources.items() if not isinstance(source, Path)]
-    return [(Path(name) / CLASSIFIER_NAME).as_posix() for name in trained]
-
-
-def _run_train(comparison: Comparison, folder: Path) -> dict[str, Any]:
-    sources = comparison.sources
-    return {"classifiers": {n: make_classifier(s, folder / n) for n, s in sources.items()}}
-
-
 def _describe_compare(comparison: Comparison) -> dict[str, Any]:
     section = comparison.settings.to_dict()["compare"]
     trained = comparison.outputs("train")["classifiers"]
@@ -311,7 +285,7 @@ def _run_compare(comparison: Comparison, folder: Path) -> dict[str, Any]:
     write_json(folder / RESULTS_NAME, {"split": images.split, "methods": methods})
     if not table_only:
         write_json(folder / SCORES_NAME, describe_scores(images, found.masks))
-        shown = pick_images(load_scores(folder / SCORES_NAME))
+        shown = pick_spread(load_scores(folder / SCORES_NAME).ranking)
         save_pictures(folder, draw_comparison(found, images, shown))
     return {"images": len(images), "times": _describe_times(found.times)}
 
@@ -336,7 +310,7 @@ def _run_compare_boxes(comparison: Comparison, folder: Path) -> dict[str, Any]:
     ]
     write_json(folder / RESULTS_NAME, {"split": images.split, "methods": methods})
     if not comparison.table_only:
-        shown = pick_box_images(BoxScores.from_dict(_read_methods(folder)[-1]))
+        shown = pick_spread(BoxScores.from_dict(_read_methods(folder)[-1]).ranking)
         save_pictures(folder, draw_boxes_found(found, images, shown))
     return {"images": len(images), "times": _describe_times(found.times)}
 
@@ -357,30 +331,21 @@ def _describe_times(times: Mapping[str, EvaluationTimes]) -> dict[str, Any]:
     }
 
 
-def mask_options(spec: MethodSpec, threshold: float, chosen_on: str) -> dict[str, Any]:
-    """What makes the masks of a compared method, as keyword arguments of a labeler.
-
-    Args:
-        spec: The method.
-        threshold: Its background threshold.
-        chosen_on: The split that the threshold was chosen on.
-    """
-    return {
-        "method": spec.method,
-        "method_options": dict(spec.options),
-        "views": spec.views,
-        "rule": BackgroundRule("constant", threshold, chosen_on),
-        "crf": spec.crf,
-    }
-
-
 TRAIN: Stage[Comparison] = Stage(
     "train",
     "train the classifier",
     needs=(),
-    describe=_describe_train,
-    files=_train_files,
-    run=_run_train,
+    describe=lambda comparison: {
+        "classifiers": {name: describe_classifier(s) for name, s in comparison.sources.items()}
+    },
+    files=lambda comparison: [
+        (Path(name) / CLASSIFIER_NAME).as_posix()
+        for name, source in comparison.sources.items()
+        if not isinstance(source, Path)
+    ],
+    run=lambda comparison, folder: {
+        "classifiers": {n: make_classifier(s, folder / n) for n, s in comparison.sources.items()}
+    },
 )
 COMPARE: Stage[Comparison] = Stage(
     "compare",

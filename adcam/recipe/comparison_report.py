@@ -14,7 +14,6 @@ from adcam.recipe.blocks import (
     describe_ranking,
     legend,
     per_class,
-    pick_spread,
     provenance,
     stale_caution,
     time_section,
@@ -36,9 +35,6 @@ from adcam.report.model import (
 )
 from adcam.structures import ClassSet
 
-SPREAD = 3
-"""How many of the best, of the middle and of the worst images a report shows."""
-
 
 @dataclass(frozen=True, eq=False)
 class ComparisonResults:
@@ -49,7 +45,7 @@ class ComparisonResults:
         masks: The scores of the masks that the last method made.
         mask_name: The name of that method.
         class_set: The classes.
-        pictures: The images of :func:`pick_images` with maps and masks.
+        pictures: The best, the middle and the worst images by their mask, with maps and masks.
         choose_split: The split that thresholds were chosen on.
         stages: The ``stage.json`` of each finished stage, by name.
         subtitle: Data and model in one line.
@@ -69,11 +65,6 @@ class ComparisonResults:
     seeds: Mapping[str, int] = field(default_factory=dict)
     configs: Mapping[str, str] = field(default_factory=dict)
     stale: Mapping[str, str] = field(default_factory=dict)
-
-
-def pick_images(masks: Scores) -> list[str]:
-    """The ids of the images that a report shows: best, middle and worst by the mIoU of the mask."""
-    return pick_spread(masks.ranking, SPREAD)
 
 
 def draw_comparison(

@@ -14,12 +14,7 @@ from adcam.installation import why_not_importable
 from adcam.labeling.generate import default_workers, generate
 from adcam.labeling.labeler import PseudoLabeler, options_from_settings
 from adcam.labeling.output_folder import CONFIG_NAME, MANIFEST_NAME, MAPS_DIR, MASK_DIR
-from adcam.recipe.classifiers import (
-    Source,
-    describe_classifier,
-    find_classifier,
-    make_classifier,
-)
+from adcam.recipe.classifiers import Source, describe_classifier, find_classifier, make_classifier
 from adcam.recipe.inputs import describe_images, hash_files_in, hash_masks
 from adcam.recipe.network_report import RecipeResults, build_recipe_report
 from adcam.recipe.scores import load_scores, read_losses, write_scores
@@ -30,9 +25,6 @@ from adcam.training.classifier import CLASSIFIER_NAME
 from adcam.training.prediction import test_segmenter
 from adcam.training.segmenter import train_segmenter
 from adcam.training.segmenter_file import SEGMENTER_NAME, check_heads
-
-NETWORK_STAGES = ("segment", "test")
-"""The stages that need mmsegmentation."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +110,15 @@ def open_recipe(
     Raises:
         AdcamError: The settings lack something, name something unknown, or a file is missing.
     """
-    recipe = _build(settings, Path(work_dir), title, command, source, labeler_options)
-    section = settings.recipe
-    if recipe.network is not None and section.test is not None:
-        check_heads(recipe.network, recipe.images(section.test).class_set)
+    section, work_dir = settings.recipe, Path(work_dir)
+    if source is None:
+        source = settings if section.classifier is None else Path(section.classifier)
+    if labeler_options is None:
+        labeler_options = options_from_settings(settings.cam, settings.mask)
+    network = _build_network(settings, source, work_dir)
+    recipe = MaskRecipe(work_dir, title, command, settings, network, source, labeler_options)
+    if network is not None and section.test is not None:
+        check_heads(network, recipe.images(section.test).class_set)
     scored = [*section.evaluate, *([] if section.test is None else [section.test])]
     for split in dict.fromkeys([*section.learn_from, *scored]):
         recipe.images(split).check_files(masks=split in scored)
@@ -147,36 +144,27 @@ def load_recipe(work_dir: str | Path) -> MaskRecipe:
     return MaskRecipe(Path(work_dir), title, command, settings, network, source, options)
 
 
-def _build(
-    settings: Settings,
-    work_dir: Path,
-    title: str,
-    command: str,
-    source: Source | None,
-    labeler_options: Mapping[str, Any] | None,
-) -> MaskRecipe:
+def _build_network(
+    settings: Settings, source: Source, work_dir: Path
+) -> SegmentationSettings | None:
+    """The settings of the network with the data of the recipe."""
     section = settings.recipe
-    if source is None:
-        source = settings if section.classifier is None else Path(section.classifier)
-    if labeler_options is None:
-        labeler_options = options_from_settings(settings.cam, settings.mask)
-    network: SegmentationSettings | None = None
-    if section.network is not None:
-        found: SegmentationSettings = load_settings(
-            section.network.config, section.network.options, kind=SegmentationSettings
-        )
-        values = found.to_dict()
-        values["data"] = {
-            **settings.to_dict()["data"],
-            "train": list(section.learn_from),
-            "val": section.test,
-            "masks": str((work_dir / "generate").resolve()),
-        }
-        values["test"] = {**values.get("test", {}), "split": section.test}
-        if section.network.from_classifier:
-            values["weights"] = str(find_classifier(source, work_dir / "train"))
-        network = SegmentationSettings(values, found.filename)
-    return MaskRecipe(work_dir, title, command, settings, network, source, labeler_options)
+    if section.network is None:
+        return None
+    found: SegmentationSettings = load_settings(
+        section.network.config, section.network.options, kind=SegmentationSettings
+    )
+    values = found.to_dict()
+    values["data"] = {
+        **settings.to_dict()["data"],
+        "train": list(section.learn_from),
+        "val": section.test,
+        "masks": str((work_dir / "generate").resolve()),
+    }
+    values["test"] = {**values.get("test", {}), "split": section.test}
+    if section.network.from_classifier:
+        values["weights"] = str(find_classifier(source, work_dir / "train"))
+    return SegmentationSettings(values, found.filename)
 
 
 def make_report(recipe: MaskRecipe) -> Path:
@@ -215,18 +203,6 @@ def read_results(recipe: MaskRecipe) -> RecipeResults:
     )
 
 
-def _describe_train(recipe: MaskRecipe) -> dict[str, Any]:
-    return describe_classifier(recipe.source)
-
-
-def _train_files(recipe: MaskRecipe) -> list[str]:
-    return [] if isinstance(recipe.source, Path) else [CLASSIFIER_NAME]
-
-
-def _run_train(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
-    return make_classifier(recipe.source, folder)
-
-
 def _describe_generate(recipe: MaskRecipe) -> dict[str, Any]:
     return {
         "classifier": recipe.outputs("train")["classifier"],
@@ -234,10 +210,6 @@ def _describe_generate(recipe: MaskRecipe) -> dict[str, Any]:
         "maps": recipe.needs_maps,
         "images": describe_images(_masked_images(recipe)),
     }
-
-
-def _generate_files(recipe: MaskRecipe) -> list[str]:
-    return [CONFIG_NAME, MASK_DIR, *([MAPS_DIR] if recipe.needs_maps else [])]
 
 
 def _run_generate(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
@@ -260,10 +232,6 @@ def _describe_evaluate(recipe: MaskRecipe) -> dict[str, Any]:
         "masks": _hash_pseudo_masks(recipe, recipe.evaluate),
         "truth": {split: describe_images(images, masks=True) for split, images in lists.items()},
     }
-
-
-def _evaluate_files(recipe: MaskRecipe) -> list[str]:
-    return [f"{split}.json" for split in recipe.evaluate]
 
 
 def _run_evaluate(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
@@ -319,16 +287,16 @@ STAGES: tuple[Stage[MaskRecipe], ...] = (
         "train",
         "train the classifier",
         needs=(),
-        describe=_describe_train,
-        files=_train_files,
-        run=_run_train,
+        describe=lambda recipe: describe_classifier(recipe.source),
+        files=lambda recipe: [] if isinstance(recipe.source, Path) else [CLASSIFIER_NAME],
+        run=lambda recipe, folder: make_classifier(recipe.source, folder),
     ),
     Stage(
         "generate",
         "make pseudo masks",
         needs=("train",),
         describe=_describe_generate,
-        files=_generate_files,
+        files=lambda recipe: [CONFIG_NAME, MASK_DIR, *([MAPS_DIR] if recipe.needs_maps else [])],
         run=_run_generate,
         repairs=(MASK_DIR, MAPS_DIR),
     ),
@@ -337,7 +305,7 @@ STAGES: tuple[Stage[MaskRecipe], ...] = (
         "score the pseudo masks",
         needs=("generate",),
         describe=_describe_evaluate,
-        files=_evaluate_files,
+        files=lambda recipe: [f"{split}.json" for split in recipe.evaluate],
         run=_run_evaluate,
     ),
     Stage(
@@ -363,7 +331,7 @@ STAGES: tuple[Stage[MaskRecipe], ...] = (
 )
 """The stages of ``adcam run`` in the order in which they run."""
 
-WITHOUT_NETWORK = tuple(stage for stage in STAGES if stage.name not in NETWORK_STAGES)
+WITHOUT_NETWORK = tuple(stage for stage in STAGES if stage.obstacle is not _why_no_network)
 """Those of a recipe that ends with the masks."""
 
 

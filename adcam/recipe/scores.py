@@ -171,6 +171,11 @@ class BoxScores:
     num_images: int
     ious: Mapping[str, float]
 
+    @property
+    def ranking(self) -> list[str]:
+        """Image ids from the worst to the best box; equal ones in the order of the list."""
+        return sorted(self.ious, key=lambda img_id: self.ious[img_id])
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BoxScores:
         """The scores of one row of ``compare.json``.
