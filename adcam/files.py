@@ -17,7 +17,7 @@ import secrets
 import unicodedata
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -169,6 +169,27 @@ def read_json(
     """
     text = read_text(path, what)
     return parse_json(text, str(path), kind=kind, what=what, unique_keys=unique_keys)
+
+
+@contextmanager
+def open_json(path: str | Path, complaint: str) -> Iterator[Any]:
+    """Read a JSON object for a body that takes values out of it.
+
+    Example:
+        with open_json("scores.json", "no scores of this recipe") as values:
+            miou = float(values["miou"])
+
+    Args:
+        path: The file.
+        complaint: What to say of a file that is missing or damaged, or that lacks a value.
+
+    Raises:
+        AdcamError: The file cannot be read, or the body found something else in it.
+    """
+    try:
+        yield parse_json(Path(path).read_bytes(), Path(path).name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AdcamError(f"{path}: {complaint} ({error})") from error
 
 
 def parse_json(

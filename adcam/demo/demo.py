@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,17 +16,14 @@ from adcam.evaluation.mask_folder import mask_options
 from adcam.installation import why_not_importable
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.recipe import compare
-from adcam.recipe.box_report import build_box_report
 from adcam.recipe.compare import Comparison
-from adcam.recipe.comparison_report import build_comparison_report
 from adcam.recipe.inputs import hash_files_in
 from adcam.recipe.network_report import build_network_section
 from adcam.recipe.pictures import PICTURES_DIR, load_pictures, save_pictures
 from adcam.recipe.run import MaskRecipe, open_recipe, read_results
-from adcam.recipe.stages import Recipe, Stage, find_stale, read_recipe, report_stage, run_stages
+from adcam.recipe.stages import Recipe, Stage, read_recipe, report_stage, run_stages
 from adcam.report.figures import picture_row
 from adcam.report.model import PictureGrid, PictureRow, Section, Text
-from adcam.report.render import write_report
 from adcam.settings import Settings, load_settings
 
 DEMO_CONFIGS = {
@@ -76,10 +73,8 @@ class Demo(Recipe):
     @property
     def comparison(self) -> Comparison:
         """The comparison of methods, whose stages are among those of the demo."""
-        settings = self.settings
-        networks = sorted({row.network for row in settings.compare.rows})
-        sources = {name: compare.find_source(settings, name, self.work_dir) for name in networks}
-        return Comparison(self.work_dir, self.title, self.command, settings, sources)
+        sources = compare.find_sources(self.settings, self.work_dir)
+        return Comparison(self.work_dir, self.title, self.command, self.settings, sources)
 
     @property
     def network(self) -> MaskRecipe:
@@ -164,18 +159,9 @@ def make_report(demo: Demo) -> Path:
     Raises:
         AdcamError: There are no scores yet.
     """
-    title, command = demo.title, demo.command
-    parts: dict[str, Any] = {"stages": demo.finished(), "stale": find_stale(demo)}
-    if demo.comparison.is_by_boxes:
-        boxes = replace(compare.read_box_results(demo.comparison), **parts)
-        report = build_box_report(boxes, title=title, command=command)
-    else:
-        masks = replace(compare.read_results(demo.comparison), **parts)
-        sections = [make_network_section(demo), make_photo_section(demo)]
-        report = build_comparison_report(
-            masks, title=title, command=command, extra_sections=sections
-        )
-    return write_report(report, demo.folder("report"))
+    by_boxes = demo.comparison.is_by_boxes
+    sections = [] if by_boxes else [make_network_section(demo), make_photo_section(demo)]
+    return compare.make_report(demo.comparison, demo, sections)
 
 
 def make_network_section(demo: Demo) -> Section:
@@ -301,12 +287,7 @@ def _comparison(demo: Demo) -> Comparison:
 
 
 DATA: Stage[Demo] = Stage(
-    "data",
-    "draw the pictures",
-    needs=(),
-    describe=_describe_data,
-    files=_data_files,
-    run=_run_data,
+    "data", "draw the pictures", needs=(), describe=_describe_data, files=_data_files, run=_run_data
 )
 STAGES: tuple[Stage[Demo], ...] = (
     DATA,

@@ -101,15 +101,6 @@ class BoxCounts:
             self._located[name].merge(other._located[name])
             self.outcomes[name] += other.outcomes[name]
 
-    def choose(self, name: str, given: float | None) -> float:
-        """Return the threshold of GT-known and Top-k Loc for one method.
-
-        Args:
-            name: The method.
-            given: The user's threshold; ``None`` takes the best for the largest contour's box.
-        """
-        return self.largest[name].compute().best_thresholds[LOC_IOU] if given is None else given
-
     def compute_localization(self, name: str, *, has_predictions: bool) -> LocalizationResult:
         """Compute GT-known Loc, Top-k Loc and error types of one method.
 

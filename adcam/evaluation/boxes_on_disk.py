@@ -100,11 +100,7 @@ def evaluate_pixels(
 
 
 def _count_boxes(
-    maps_dir: str | Path,
-    metadata_dir: str | Path,
-    multi_contour: bool,
-    step: float,
-    progress: bool,
+    maps_dir: str | Path, metadata_dir: str | Path, multi_contour: bool, step: float, progress: bool
 ) -> MaxBoxAccuracy:
     metadata = read_wsol_metadata(metadata_dir)
     if not metadata.boxes or not metadata.image_sizes:
@@ -124,9 +120,7 @@ def _count_boxes(
 
 
 def _read_maps(
-    maps_dir: str | Path,
-    metadata: WsolMetadata,
-    progress: bool,
+    maps_dir: str | Path, metadata: WsolMetadata, progress: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
     paths = {image_id: find_score_map(maps_dir, image_id) for image_id in metadata.image_ids}
     if missing := [image_id for image_id, path in paths.items() if not path.is_file()]:

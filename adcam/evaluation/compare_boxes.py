@@ -21,12 +21,7 @@ from adcam.evaluation.loop import EvaluationTimes, Evaluator, LoopOptions, evalu
 from adcam.evaluation.mapping import Classifier, MapTargets, check_names, format_options
 from adcam.evaluation.pictures import Pictures, SmallImage
 from adcam.files import format_csv
-from adcam.metrics.localization import (
-    ORACLE,
-    BoxAccuracyResult,
-    LocalizationResult,
-    MaxBoxAccuracy,
-)
+from adcam.metrics.localization import ORACLE, BoxAccuracyResult, LocalizationResult, MaxBoxAccuracy
 from adcam.report.text import slug
 from adcam.settings import MethodSpec
 
@@ -148,7 +143,8 @@ def compare_boxes(
     chosen = BoxCounts(names)
     evaluators: list[Evaluator] = [chosen, *([] if same else writers)]
     choose_times = run(choose_set, evaluators=evaluators, targets=targets)
-    reported = BoxCounts(names, {name: chosen.choose(name, threshold) for name in names})
+    best = {n: counts.compute().best_thresholds[LOC_IOU] for n, counts in chosen.largest.items()}
+    reported = BoxCounts(names, best if threshold is None else dict.fromkeys(names, threshold))
     pictures = Pictures(names, [], report_set.class_set, num_images=len(report_set))
     evaluators = [reported, *([pictures] if keep_pictures else []), *writers]
     times = run(report_set, evaluators=evaluators, targets=replace(targets, top_k=TOP_K[-1]))

@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import torch
 
@@ -44,6 +44,8 @@ INLINE_LIMIT = 40
 
 MAX_WORKERS = 16
 """Most worker processes that are started unasked: each holds torch and, on a CPU, the networks."""
+
+T = TypeVar("T")
 
 _READERS = 4
 _WINDOW = 4  # images that a worker takes at once
@@ -170,7 +172,7 @@ def default_workers(device: str | torch.device | None = None) -> int:
     return min(available, MAX_WORKERS) if num_processors() > 1 else 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Counted:
     """What copies of the evaluators counted on a few images."""
 
@@ -213,15 +215,14 @@ def _count(
 ) -> _Counted:
     """Count images on copies of empty evaluators."""
     counted = _Counted(copy.deepcopy(evaluators), 0, Counter())
-    num_images = 0
     for image, seconds in images:
-        num_images += 1
+        counted.num_images += 1
         counted.seconds.update(seconds)
         for evaluator in counted.evaluators:
             if evaluator.wants(image.index):
                 with timed(counted.seconds, evaluator.step):
                     evaluator.process(image)
-    return replace(counted, num_images=num_images)
+    return counted
 
 
 def _merge(
@@ -242,38 +243,38 @@ def _wanted(evaluators: Iterable[Evaluator], index: int) -> set[str]:
 def _run_whole(job: _Job, indices: Sequence[int], workers: int) -> Generator[_Counted, None, None]:
     """Do all of an image in one process: this one, or one of the workers."""
     windows = [indices[i : i + _WINDOW] for i in range(0, len(indices), _WINDOW)]
-    with one_thread():
-        if not workers:
-            yield from run_ahead(submit_inline(job.map_and_count), windows, max_ahead=1)
-            return
-
-        def on_crash(window: Sequence[int], crash: WorkerCrash, retry: object) -> NoReturn:
-            _refuse_crash([job.images.records[i].img_id for i in window], crash)
-
-        with WorkerPool(job.map_and_count, workers, on_crash=on_crash) as pool:
-            yield from run_ahead(pool.submit, windows, max_ahead=2 * workers)
+    records = job.images.records
+    yield from _run(job.map_and_count, windows, workers, lambda index: records[index].img_id)
 
 
 def _run_split(job: _Job, indices: Sequence[int], workers: int) -> Generator[_Counted, None, None]:
     """Read in threads, run the networks in this process, and count in the workers."""
     count = partial(_count, evaluators=job.evaluators)
-
-    def on_crash(window: Sequence[Any], crash: WorkerCrash, retry: object) -> NoReturn:
-        _refuse_crash([image.sample.img_id for image, _ in window], crash)
-
-    with one_thread(), ThreadPoolExecutor(_READERS) as readers, ExitStack() as stack:
-        submit = submit_inline(count)
-        if workers:
-            submit = stack.enter_context(WorkerPool(count, workers, on_crash=on_crash)).submit
+    with ThreadPoolExecutor(_READERS) as readers:
         read = run_ahead(
             lambda index: readers.submit(job.read, index), indices, max_ahead=4 * _READERS
         )
-        mapped = ([job.map(one)] for one in read)
-        yield from run_ahead(submit, mapped, max_ahead=2 * max(workers, 1))
+        windows = ([job.map(one)] for one in read)
+        yield from _run(count, windows, workers, lambda mapped: mapped[0].sample.img_id)
 
 
-def _refuse_crash(img_ids: Sequence[str], crash: WorkerCrash) -> NoReturn:
-    raise AdcamError(
-        f"an image could not be evaluated, one of {', '.join(map(repr, img_ids))}: {crash}. "
-        "If memory was short, try fewer workers"
-    ) from crash
+def _run(
+    count: Callable[[Sequence[T]], _Counted],
+    windows: Iterable[Sequence[T]],
+    workers: int,
+    id_of: Callable[[T], str],
+) -> Generator[_Counted, None, None]:
+    """Count window by window, in this process or in the workers."""
+
+    def on_crash(window: Sequence[T], crash: WorkerCrash, retry: object) -> NoReturn:
+        img_ids = ", ".join(repr(id_of(item)) for item in window)
+        raise AdcamError(
+            f"an image could not be evaluated, one of {img_ids}: {crash}. If memory was short, "
+            "try fewer workers"
+        ) from crash
+
+    with one_thread(), ExitStack() as stack:
+        submit = submit_inline(count)
+        if workers:
+            submit = stack.enter_context(WorkerPool(count, workers, on_crash=on_crash)).submit
+        yield from run_ahead(submit, windows, max_ahead=max(2 * workers, 1))

@@ -185,12 +185,9 @@ class ImageMapper:
                 distinct += [method] if method not in distinct else []
                 self._methods[spec.name] = distinct[distinct.index(method)]
                 groups[spec.network, spec.views].append(spec.name)
-        self._ids = {
-            name: match_classes(name, classifiers, class_set)
-            for name in sorted({network for network, _ in groups})
-        }
         self._groups = []
         for (network, views), names in groups.items():
+            data_ids = match_classes(network, classifiers, class_set)
             maker = MapMaker(
                 classifiers[network].network,
                 [self._methods[name] for name in names],
@@ -198,7 +195,7 @@ class ImageMapper:
                 device=device,
                 dtype=dtype,
             )
-            self._groups.append((network, names, maker))
+            self._groups.append((data_ids, names, maker))
 
     def __call__(
         self, index: int, sample: Sample, wanted: Collection[str], seconds: Counter[str]
@@ -216,9 +213,9 @@ class ImageMapper:
             for name, folder in self._stored.items()
             if name in wanted
         }
-        for network, names, maker in self._groups:
+        for data_ids, names, maker in self._groups:
             if chosen := [name for name in names if name in wanted]:
-                found |= self._make(maker, self._ids[network], sample, chosen, seconds)
+                found |= self._make(maker, data_ids, sample, chosen, seconds)
         return MappedImage(index, sample, found)
 
     def _make(

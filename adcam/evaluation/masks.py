@@ -97,11 +97,7 @@ class MaskCounts:
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        *,
-        average: Average = "union",
-        pred_ignore: PredIgnore = "miss",
+        self, num_classes: int, *, average: Average = "union", pred_ignore: PredIgnore = "miss"
     ) -> None:
         self._num_classes = num_classes
         self._pred_ignore = pred_ignore

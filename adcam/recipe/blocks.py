@@ -8,7 +8,6 @@ from typing import TypeVar
 import numpy as np
 
 from adcam.recipe.stages import Values
-from adcam.report.figures import picture_row
 from adcam.report.model import (
     RGB,
     Block,
@@ -16,13 +15,12 @@ from adcam.report.model import (
     Confusion,
     KeyValues,
     PerClass,
-    PictureRow,
     Section,
     Text,
     TimeTable,
     Timing,
 )
-from adcam.structures import ClassSet, Sample
+from adcam.structures import ClassSet
 
 PACKAGES = ("adcam", "python", "torch", "timm", "mmengine", "mmcv", "mmsegmentation", "numpy")
 """The packages whose versions a report names."""
@@ -85,35 +83,6 @@ def confusion_matrix(class_set: ClassSet, counts: np.ndarray, description: str) 
     return Confusion(names, counts[np.ix_(values, values)].tolist(), description)
 
 
-def mask_row(
-    sample: Sample,
-    class_set: ClassSet,
-    *,
-    masks: Mapping[str, np.ndarray],
-    values: Mapping[str, float],
-    score_maps: Mapping[str, np.ndarray] | None = None,
-) -> PictureRow:
-    """An image with its ground truth, then score maps and masks by the name of their column.
-
-    Args:
-        sample: The image.
-        class_set: The classes, with the colours of the masks.
-        masks: Masks of the size of the image.
-        values: The number beside a column, such as the mIoU of this image in percent.
-        score_maps: Maps of the size of the image, in [0, 1].
-    """
-    return picture_row(
-        sample.img_id,
-        sample.img,
-        score_maps=score_maps or {},
-        palette=class_set.palette,
-        labels=[class_set.classes[i] for i in sample.class_ids or ()],
-        gt=sample.mask,
-        masks=masks,
-        values=values,
-    )
-
-
 def legend(class_set: ClassSet) -> list[tuple[str, RGB]]:
     """Name and colour of background and every class."""
     values = (0, *class_set.mask_values)
@@ -158,7 +127,6 @@ def provenance(
     command: str,
     seeds: Mapping[str, Cell],
     configs: Mapping[str, str],
-    hashes: Mapping[str, Cell] | None = None,
 ) -> list[KeyValues]:
     """Command, versions, seeds, files and settings: what it takes to make everything again.
 
@@ -167,7 +135,6 @@ def provenance(
         command: The command line.
         seeds: The seed of each training.
         configs: The settings as text, by what they are of.
-        hashes: Hashes of more files than those that the records name.
     """
     files: dict[str, Cell] = {
         f"{name}/{file}": digest
@@ -178,7 +145,7 @@ def provenance(
         KeyValues({"everything": command}, "Commands", verbatim=True),
         KeyValues({name: _version(records, name) for name in PACKAGES}, "Versions"),
         KeyValues(seeds, "Seeds"),
-        KeyValues({**files, **(hashes or {})}, "Files (SHA-256, first 16 digits)", verbatim=True),
+        KeyValues(files, "Files (SHA-256, first 16 digits)", verbatim=True),
         KeyValues(configs, "Configs", verbatim=True),
     ]
 

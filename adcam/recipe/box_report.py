@@ -11,13 +11,7 @@ import numpy as np
 from adcam.data.dataset import ImageDataset
 from adcam.evaluation.compare_boxes import BoxComparison
 from adcam.metrics.localization import ERROR_TYPES, NUM_IOU_BINS, ORACLE
-from adcam.recipe.blocks import (
-    caution,
-    describe_ranking,
-    provenance,
-    stale_caution,
-    time_section,
-)
+from adcam.recipe.blocks import caution, describe_ranking, provenance, stale_caution, time_section
 from adcam.recipe.scores import BoxScores
 from adcam.recipe.stages import Values
 from adcam.report.figures import draw_boxes, overlay_heat

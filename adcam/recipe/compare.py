@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -17,7 +15,7 @@ from adcam.errors import AdcamError
 from adcam.evaluation.compare import compare_methods, format_csv
 from adcam.evaluation.compare_boxes import compare_boxes, format_box_csv
 from adcam.evaluation.loop import EvaluationTimes, LoopOptions, default_workers
-from adcam.files import hash_values, write_json, write_text
+from adcam.files import hash_values, open_json, write_json, write_text
 from adcam.labeling.output_folder import CONFIG_NAME, MASK_DIR
 from adcam.models.classifier_file import ClassifierFile, load_classifier
 from adcam.progress import track
@@ -32,14 +30,9 @@ from adcam.recipe.comparison_report import (
 from adcam.recipe.inputs import describe_images, hash_files_in
 from adcam.recipe.network_report import as_text
 from adcam.recipe.pictures import PICTURES_DIR, load_pictures, save_pictures
-from adcam.recipe.scores import (
-    BoxScores,
-    MethodScores,
-    describe_scores,
-    load_scores,
-    none_for_nan,
-)
+from adcam.recipe.scores import BoxScores, MethodScores, describe_scores, load_scores, none_for_nan
 from adcam.recipe.stages import Recipe, Stage, Values, find_stale, read_recipe, report_stage
+from adcam.report.model import Section
 from adcam.report.render import write_report
 from adcam.settings import NetworkEntry, Settings, load_settings
 from adcam.training.classifier import CLASSIFIER_NAME
@@ -48,6 +41,8 @@ TABLE_NAME = "compare.csv"
 RESULTS_NAME = "compare.json"
 SCORES_NAME = "scores.json"
 SCORE_MAPS_DIR = "score_maps"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,9 @@ class Comparison(Recipe):
     settings: Settings
     sources: Mapping[str, Source]
     table_only: bool = False
+    _splits: dict[str, ImageDataset] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def stages(self) -> Sequence[Stage[Comparison]]:
@@ -104,10 +102,6 @@ class Comparison(Recipe):
             self._splits[split] = build_dataset(self.settings.data, split)
         return self._splits[split]
 
-    @cached_property
-    def _splits(self) -> dict[str, ImageDataset]:
-        return {}
-
     def classifier_path(self, network: str) -> Path:
         """The file of the classifier of a network."""
         return find_classifier(self.sources[network], self.folder("train") / network)
@@ -139,8 +133,7 @@ def open_comparison(
         AdcamError: The section is missing, names something unknown, or files are missing.
     """
     work_dir = Path(work_dir)
-    names = sorted({row.network for row in settings.compare.rows if row.method})
-    sources = {name: find_source(settings, name, work_dir) for name in names}
+    sources = find_sources(settings, work_dir)
     comparison = Comparison(work_dir, title, command, settings, sources, table_only)
     for images in (comparison.choose_set(), comparison.report_set()):
         images.check_files(masks=not comparison.is_by_boxes)
@@ -167,43 +160,54 @@ def load_comparison(work_dir: str | Path) -> Comparison:
         raise AdcamError(f"{work_dir}: not a comparison of `adcam compare` ({error})") from error
 
 
-def make_report(comparison: Comparison) -> Path:
+def make_report(
+    comparison: Comparison, whole: Recipe | None = None, extra_sections: Sequence[Section] = ()
+) -> Path:
     """Write ``report/report.html`` from what the stages left; no network runs.
+
+    Args:
+        comparison: The comparison.
+        whole: The recipe that the comparison is a part of, if it is.
+        extra_sections: What that recipe has to say besides, for a comparison by masks.
 
     Raises:
         AdcamError: There are no scores yet, or no masks since only the table was asked for.
     """
-    title, command = comparison.title, comparison.command
+    whole = whole or comparison
+    words = {"title": whole.title, "command": whole.command}
     if comparison.is_by_boxes:
-        report = build_box_report(read_box_results(comparison), title=title, command=command)
+        report = build_box_report(read_box_results(comparison, whole), **words)
     else:
-        report = build_comparison_report(read_results(comparison), title=title, command=command)
-    return write_report(report, comparison.folder("report"))
+        results = read_results(comparison, whole)
+        report = build_comparison_report(results, extra_sections=extra_sections, **words)
+    return write_report(report, whole.folder("report"))
 
 
 def read_methods(comparison: Comparison) -> list[MethodScores]:
     """The scores of each method on masks."""
     comparison.outputs("compare")
-    methods = _read_methods(comparison.folder("compare"))
-    return [MethodScores.from_dict(method) for method in methods]
+    return _read_methods(comparison.folder("compare"), MethodScores.from_dict)
 
 
 def read_box_methods(comparison: Comparison) -> list[BoxScores]:
     """The scores of each method by boxes."""
     comparison.outputs("compare")
-    methods = _read_methods(comparison.folder("compare"))
-    return [BoxScores.from_dict(method) for method in methods]
+    return _read_methods(comparison.folder("compare"), BoxScores.from_dict)
 
 
-def read_results(comparison: Comparison) -> ComparisonResults:
+def read_results(comparison: Comparison, whole: Recipe) -> ComparisonResults:
     """What the finished stages say about methods that are scored on masks.
+
+    Args:
+        comparison: The comparison.
+        whole: The recipe whose stages count, the comparison itself or a larger one.
 
     Raises:
         AdcamError: There are no scores yet, or no masks.
     """
     settings, folder = comparison.settings, comparison.folder("compare")
     methods, images = read_methods(comparison), comparison.masked_set()
-    stages = comparison.finished()
+    stages = whole.finished()
     trained = stages["train"]["outputs"]["classifiers"][settings.compare.rows[-1].network]
     return ComparisonResults(
         methods=methods,
@@ -217,12 +221,16 @@ def read_results(comparison: Comparison) -> ComparisonResults:
         f"{settings.model.backbone}, classifier mAP {trained['val_map']:.1f}",
         seeds={"classifier": settings.train.seed},
         configs={"comparison": as_text(settings.to_dict())},
-        stale=find_stale(comparison),
+        stale=find_stale(whole),
     )
 
 
-def read_box_results(comparison: Comparison) -> BoxResults:
+def read_box_results(comparison: Comparison, whole: Recipe) -> BoxResults:
     """What the finished stages say about methods that are scored by their boxes.
+
+    Args:
+        comparison: The comparison.
+        whole: As for :func:`read_results`.
 
     Raises:
         AdcamError: There are no scores yet.
@@ -231,9 +239,9 @@ def read_box_results(comparison: Comparison) -> BoxResults:
         methods=read_box_methods(comparison),
         images=comparison.report_set(),
         pictures=load_pictures(comparison.folder("compare")),
-        stages=comparison.finished(),
+        stages=whole.finished(),
         configs={"comparison": as_text(comparison.settings.to_dict())},
-        stale=find_stale(comparison),
+        stale=find_stale(whole),
     )
 
 
@@ -310,7 +318,7 @@ def _run_compare_boxes(comparison: Comparison, folder: Path) -> dict[str, Any]:
     ]
     write_json(folder / RESULTS_NAME, {"split": images.split, "methods": methods})
     if not comparison.table_only:
-        shown = pick_spread(BoxScores.from_dict(_read_methods(folder)[-1]).ranking)
+        shown = pick_spread(_read_methods(folder, BoxScores.from_dict)[-1].ranking)
         save_pictures(folder, draw_boxes_found(found, images, shown))
     return {"images": len(images), "times": _describe_times(found.times)}
 
@@ -365,6 +373,12 @@ BOX_STAGES: tuple[Stage[Comparison], ...] = (TRAIN, COMPARE_BOXES, REPORT)
 """The stages of ``adcam compare`` by boxes in the order in which they run."""
 
 
+def find_sources(settings: Settings, work_dir: Path) -> dict[str, Source]:
+    """Where the classifier of each network that the methods name comes from."""
+    names = sorted({row.network for row in settings.compare.rows if row.method})
+    return {name: find_source(settings, name, work_dir) for name in names}
+
+
 def find_source(settings: Settings, name: str, work_dir: Path) -> Source:
     """Where the classifier of a network comes from; ``""`` is the network of the config itself."""
     compare = settings.compare
@@ -386,13 +400,9 @@ def find_source(settings: Settings, name: str, work_dir: Path) -> Source:
     return load_settings(folder / path, changes)
 
 
-def _read_methods(folder: Path) -> list[Values]:
-    path = folder / RESULTS_NAME
-    try:
-        methods: list[Values] = json.loads(path.read_text("utf-8"))["methods"]
-        return methods
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise AdcamError(f"{path}: no scores of a comparison ({error})") from error
+def _read_methods(folder: Path, read: Callable[[Values], T]) -> list[T]:
+    with open_json(folder / RESULTS_NAME, "no scores of a comparison") as values:
+        return [read(method) for method in values["methods"]]
 
 
 def _describe_folder(folder: Path) -> str:

@@ -95,11 +95,7 @@ def draw_comparison(
 
 
 def build_comparison_report(
-    results: ComparisonResults,
-    *,
-    title: str,
-    command: str,
-    extra_sections: Sequence[Section] = (),
+    results: ComparisonResults, *, title: str, command: str, extra_sections: Sequence[Section] = ()
 ) -> Report:
     """The report of a comparison of methods and of the masks that the last one made.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from mmengine.config import Config
 
 from adcam.data.dataset import ImageDataset
 from adcam.data.png import read_mask
+from adcam.files import to_plain
 from adcam.recipe.blocks import (
     caution,
     confusion_matrix,
-    mask_row,
     per_class,
     pick_spread,
     provenance,
@@ -26,6 +25,7 @@ from adcam.recipe.blocks import (
 )
 from adcam.recipe.scores import Scores
 from adcam.recipe.stages import Values
+from adcam.report.figures import picture_row
 from adcam.report.model import (
     Block,
     Cell,
@@ -107,11 +107,7 @@ def build_recipe_report(results: RecipeResults, *, title: str, command: str) -> 
         command: The command line that makes everything again.
     """
     finding, cautions = describe_network(results)
-    lead: list[Block] = [
-        *stale_caution(results.stale),
-        *cautions,
-        scores_table(results, command),
-    ]
+    lead: list[Block] = [*stale_caution(results.stale), *cautions, scores_table(results, command)]
     if ranking := results.by_maker[-1][1].ranking:
         picks = [ranking[round(q * (len(ranking) - 1))] for q in (0.8, 0.5, 0.2)]
         text = "From good to poor: the images at 80, 50 and 20 % of the list, by mIoU."
@@ -306,7 +302,18 @@ def _grid(
         for mask in (sample.mask, *masks.values()):
             if mask is not None:
                 shown[np.unique(mask)] = True
-        rows.append(mask_row(sample, class_set, masks=masks, values=values))
+        labels = [class_set.classes[i] for i in sample.class_ids or ()]
+        row = picture_row(
+            img_id,
+            sample.img,
+            score_maps={},
+            palette=class_set.palette,
+            labels=labels,
+            gt=sample.mask,
+            masks=masks,
+            values=values,
+        )
+        rows.append(row)
     return PictureGrid(
         rows,
         text,
@@ -333,5 +340,5 @@ def _provenance(results: RecipeResults, command: str) -> list[KeyValues]:
 
 def as_text(config: Mapping[str, Any]) -> str:
     """Settings as they would stand in a config; the same after a detour over JSON."""
-    text: str = Config(json.loads(json.dumps(config))).pretty_text
+    text: str = Config(to_plain(config)).pretty_text
     return text

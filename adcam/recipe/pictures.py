@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from adcam.errors import AdcamError
-from adcam.files import write_bytes, write_json
+from adcam.files import open_json, write_bytes, write_json
 from adcam.report.model import Picture, PictureRow
 
 PICTURES_DIR = "pictures"
@@ -44,24 +42,13 @@ def load_pictures(folder: Path) -> list[PictureRow]:
     Raises:
         AdcamError: A file is missing or damaged.
     """
-    path = folder / PICTURES_DIR / _INDEX_NAME
-    try:
-        rows = json.loads(path.read_text("utf-8"))["rows"]
-        return [
-            PictureRow(
-                row["img_id"],
-                [
-                    Picture(_read(path.parent / item["file"]), item["column"], item["value"])
-                    for item in row["pictures"]
-                ],
-                row["labels"],
-            )
-            for row in rows
-        ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise AdcamError(f"{path}: these pictures cannot be shown ({error})") from error
-
-
-def _read(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+    path, rows = folder / PICTURES_DIR / _INDEX_NAME, []
+    with open_json(path, "these pictures cannot be shown") as index:
+        for row in index["rows"]:
+            pictures = []
+            for item in row["pictures"]:
+                with Image.open(path.parent / item["file"]) as img:
+                    rgb = np.asarray(img.convert("RGB"))
+                pictures.append(Picture(rgb, item["column"], item["value"]))
+            rows.append(PictureRow(row["img_id"], pictures, row["labels"]))
+    return rows

@@ -72,11 +72,6 @@ class MaskRecipe(Recipe):
         return self.settings.recipe.evaluate
 
     @property
-    def classifier(self) -> Path:
-        """The file of the classifier."""
-        return find_classifier(self.source, self.folder("train"))
-
-    @property
     def needs_maps(self) -> bool:
         """Whether the network weighs pixels by the soft maps."""
         return self.network is not None and self.network.train.confidence
@@ -347,7 +342,8 @@ def _tested_images(recipe: MaskRecipe) -> ImageDataset:
 
 
 def _build_labeler(recipe: MaskRecipe) -> PseudoLabeler:
-    return PseudoLabeler.from_checkpoint(recipe.classifier, **recipe.labeler_options)
+    path = find_classifier(recipe.source, recipe.folder("train"))
+    return PseudoLabeler.from_checkpoint(path, **recipe.labeler_options)
 
 
 def _masked_images(recipe: MaskRecipe) -> ImageDataset:

@@ -16,7 +16,7 @@ from adcam.errors import AdcamError
 from adcam.evaluation.compare import MethodResult
 from adcam.evaluation.masks import MaskScore
 from adcam.evaluation.masks_on_disk import score_masks
-from adcam.files import write_json
+from adcam.files import open_json, write_json
 from adcam.metrics.localization import ORACLE
 
 K = TypeVar("K")
@@ -260,8 +260,7 @@ def load_scores(path: Path) -> Scores:
     Raises:
         AdcamError: The file is missing or holds something else.
     """
-    try:
-        values = json.loads(path.read_text("utf-8"))
+    with open_json(path, "no scores of this recipe") as values:
         return Scores(
             split=values["split"],
             num_images=values["num_images"],
@@ -272,8 +271,6 @@ def load_scores(path: Path) -> Scores:
             confusion=np.array(values["confusion"], dtype=np.int64),
             per_image={img_id: float(miou) for img_id, miou in values["per_image"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise AdcamError(f"{path}: no scores of this recipe ({error})") from error
 
 
 def read_losses(folder: Path) -> list[tuple[int, float]]:

@@ -13,6 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from rich.console import Console
 
 from adcam.errors import AdcamError
-from adcam.files import hash_values, to_plain, write_json
+from adcam.files import hash_values, open_json, to_plain, write_json
 from adcam.installation import describe_machine, read_versions
 from adcam.labeling.output_folder import FolderLock, diff_configs
 from adcam.recipe.inputs import hash_once
@@ -210,12 +211,11 @@ def report_stage(make: Callable[[R], Path], needs: Sequence[str]) -> Stage[R]:
     return Stage(REPORT, "write the report", tuple(needs), describe, lambda recipe: files, run)
 
 
-def remake_report(recipe: Recipe, *, log: Log | None = None) -> Path:
+def remake_report(recipe: Recipe) -> Path:
     """Make the report of a recipe again from what its other stages left.
 
     Args:
         recipe: The recipe.
-        log: As for :func:`run_stages`.
 
     Returns:
         The path of ``report.html``.
@@ -223,7 +223,7 @@ def remake_report(recipe: Recipe, *, log: Log | None = None) -> Path:
     Raises:
         AdcamError: The stages that the report needs have not finished, or their files are gone.
     """
-    run_stages(recipe, only=[REPORT], redo=[REPORT], log=log)
+    run_stages(recipe, only=[REPORT], redo=[REPORT])
     return recipe.folder(REPORT) / "report.html"
 
 
@@ -233,16 +233,11 @@ def read_recipe(work_dir: str | Path) -> Values:
     Raises:
         AdcamError: The folder holds no recipe, or the file is damaged.
     """
-    path = Path(work_dir) / RECIPE_NAME
-    try:
-        values: Values = json.loads(path.read_text("utf-8"))
+    complaint = "not the record of `adcam run`, `adcam compare` or `adcam demo`"
+    with open_json(Path(work_dir) / RECIPE_NAME, complaint) as values:
         if not all(isinstance(values[key], str) for key in ("recipe", "title", "command")):
             raise TypeError("recipe, title and command must be text")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise AdcamError(
-            f"{path}: not the record of `adcam run`, `adcam compare` or `adcam demo` ({error})"
-        ) from error
-    return values
+        return dict(values)
 
 
 def read_stage(folder: Path) -> Values | None:
@@ -432,11 +427,9 @@ def _record_files(folder: Path, names: Sequence[str]) -> dict[str, str]:
 
 def _read_tables(folder: Path) -> dict[str, Any]:
     """The table of :func:`_record_files`; empty if it is gone or damaged, which is found out."""
-    try:
-        tables = json.loads((folder / FILES_NAME).read_text("utf-8"))
+    with suppress(AdcamError), open_json(folder / FILES_NAME, "damaged") as tables:
         return {name: dict(table) for name, table in tables.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return {}
+    return {}
 
 
 def _discard(folder: Path) -> None:

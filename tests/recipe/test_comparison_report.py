@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from adcam.data.dataset import build_class_set
+from adcam.errors import AdcamError
 from adcam.evaluation.compare import MethodResult
 from adcam.metrics.miou import MeanIoU, MeanIoUResult
+from adcam.recipe import compare
 from adcam.recipe.comparison_report import (
     ComparisonResults,
     build_comparison_report,
@@ -72,3 +75,12 @@ def test_the_times_of_both_splits_are_added() -> None:
     assert isinstance(table, Table)
     assert table.rows == [["read", 2.0, 10.0], ["network", 10.0, 50.0]]
     assert evaluation_times({}) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"methods": 3}', '{"methods": [{"name": "CAM"}]}']
+)
+def test_scores_that_are_not_there_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "compare.json").write_text(text)
+    with pytest.raises(AdcamError, match=r"compare\.json: no scores of a comparison \(.*\)"):
+        compare._read_methods(tmp_path, MethodScores.from_dict)
