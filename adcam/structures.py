@@ -61,6 +61,11 @@ class ClassSet:
         """Number of foreground classes, the width of the classifier's output."""
         return len(self.classes)
 
+    @property
+    def value_of(self) -> dict[str, int]:
+        """Mask value of each class by its name; empty where no mask can show the classes."""
+        return dict(zip(self.classes, self.mask_values, strict=False))
+
     def name_of_value(self, value: int) -> str:
         """Class name of a mask value; ``"background"`` for 0, ``"value_7"`` if it has none."""
         if value == 0:

@@ -245,7 +245,7 @@ CALLED_FROM_OUTSIDE = {
 
 
 # Functions that wait for the rooms that are to call them. The list only ever shrinks.
-WAITING = {"find_changes", "read_output_folder"}
+WAITING = {"find_changes"}
 
 
 def test_every_function_is_used() -> None:

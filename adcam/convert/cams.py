@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from adcam.convert.mask_source import read_output
 from adcam.convert.per_image import FileType, LoopOptions, convert_each, masks_of
 from adcam.convert.summary import ClassCounts, Converted
 from adcam.data.formats import CAM_FORMATS, CamFile, read_cam_file
@@ -18,7 +17,7 @@ from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
 from adcam.files import find_files, find_images, write_bytes
 from adcam.labeling.maps_file import encode_maps, load_maps
-from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR
+from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR, read_output_folder
 from adcam.masks.background import (
     BackgroundRule,
     compute_bg_score,
@@ -29,6 +28,8 @@ from adcam.masks.background import (
 )
 from adcam.masks.crf import CRF_PARAMS, build_refinement
 from adcam.structures import ClassMaps, ClassSet
+
+T = TypeVar("T")
 
 
 class _EncodedMaps(NamedTuple):
@@ -86,12 +87,11 @@ def convert_cams(
     if reader.cam_format == "psa_crf" or rule is not None:
         maker = _MaskMaker(reader, rule, crf, image_of)
         folder = Path(out) / MASK_DIR
-        summary = convert_each(img_ids, maker, folder, masks_of(classes), counts, options)
+        convert_each(img_ids, maker, folder, masks_of(classes), counts, options)
     else:
         folder = Path(out) / MAPS_DIR
-        summary = convert_each(img_ids, reader.encode, folder, _MAPS, counts, options)
-    notes = (f"format {reader.cam_format}",)
-    return counts.finish("cams", folder, **vars(summary), notes=notes)
+        convert_each(img_ids, reader.encode, folder, _MAPS, counts, options)
+    return counts.finish("cams", folder, [f"format {reader.cam_format}"])
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,11 @@ class _MapReader:
 
     def describe(self, rule: BackgroundRule | None, crf: str) -> dict[str, Any]:
         """Everything that decides what becomes of the maps."""
-        classes = self.class_set
         return {
             "converter": "cams",
             "format": self.cam_format,
             "rule": None if rule is None else str(rule),
-            "mask_values": dict(zip(classes.classes, classes.mask_values, strict=True)),
+            "mask_values": self.class_set.value_of,
             **({} if crf == "none" else {"crf": crf}),
         }
 
@@ -171,7 +170,7 @@ def _open_maps(cams: str | Path, class_set: ClassSet | None, cam_format: str) ->
     classes = class_set or voc_class_set()
     num = classes.num_fg_classes
     if cam_format == "auto":
-        cam_format = find_cam_format(paths.values(), num)
+        cam_format = _read_first(paths, lambda p: read_cam_file(p, num_fg_classes=num)).cam_format
     elif cam_format not in CAM_FORMATS:
         raise AdcamError(f"the format must be auto or one of {CAM_FORMATS}, got {cam_format!r}")
 
@@ -182,15 +181,7 @@ def _open_maps(cams: str | Path, class_set: ClassSet | None, cam_format: str) ->
 
 
 def _open_own_maps(paths: Mapping[str, Path]) -> _MapReader:
-    error: AdcamError | None = None
-    for path in paths.values():
-        try:
-            first = load_maps(path)
-            break
-        except AdcamError as err:
-            error = err
-    else:
-        raise error or AdcamError("there are no maps")
+    first = _read_first(paths, load_maps)
     palette = voc_class_set().palette
     class_set = ClassSet("custom", first.classes, first.mask_values, palette)
 
@@ -220,25 +211,21 @@ def _check_options(reader: _MapReader, rule: BackgroundRule | None, crf: str) ->
 def _find_images(cams: str | Path, images: str | Path | None) -> Mapping[str, Path]:
     if images is not None:
         return find_images(images).paths
-    own = read_output(Path(cams))
+    own = read_output_folder(cams)
     if own is None:
         raise AdcamError("--crf needs the images of the maps; name their folder with --images")
     return own.image_paths
 
 
-def find_cam_format(paths: Iterable[Path], num_fg_classes: int) -> str:
-    """Format of the first file that can be read.
-
-    Raises:
-        AdcamError: None can; the message is the last one's.
-    """
-    error: AdcamError | None = None
-    for path in paths:
+def _read_first(paths: Mapping[str, Path], read: Callable[[Path], T]) -> T:
+    """What the first file that can be read holds; if none can, the last one's error is raised."""
+    error = AdcamError("there are no files of class maps")
+    for path in paths.values():
         try:
-            return read_cam_file(path, num_fg_classes=num_fg_classes).cam_format
+            return read(path)
         except AdcamError as err:
             error = err
-    raise error or AdcamError("there are no files of class maps")
+    raise error
 
 
 def _load(path: Path) -> _EncodedMaps:

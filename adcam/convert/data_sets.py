@@ -82,12 +82,12 @@ def convert_sbd(
                 mask = read_sbd_mask(path) if is_safe else pool.submit(path).result()
             return _check_size(mask, voc / "JPEGImages" / f"{img_id}.jpg")
 
-        summary = convert_each(img_ids, make, folder, masks_of(class_set), counts, options)
+        convert_each(img_ids, make, folder, masks_of(class_set), counts, options)
     list_path = root / "ImageSets" / "Segmentation" / "train_aug.txt"
     _write_list(list_path, img_ids)
     num_own = len(own & set(img_ids))
     notes = (note, f"{num_own} masks are VOC's own, {len(img_ids) - num_own} SBD's", str(list_path))
-    return counts.finish("sbd", folder, **vars(summary), notes=notes)
+    return counts.finish("sbd", folder, notes)
 
 
 def _refuse_crash(path: Path, crash: WorkerCrash, _again: Callable[[Path], np.ndarray]) -> Any:
@@ -149,19 +149,18 @@ def convert_coco(
     totals = {split: len(file.images), f"{split}_objects": len(with_objects)}
     notes = [_check_count(name, n, COCO_COUNTS.get(name), partial) for name, n in totals.items()]
     drawer = CocoDrawer(file.images, value_of, crowd, overlap)
-    rules = {"crowd": crowd, "overlap": overlap}
-    settings = {"converter": "coco", "annotations": hash_file(path), **rules}
+    settings = {"converter": "coco", "annotations": hash_file(path), **drawer.rules}
     counts = ClassCounts(class_set)
     folder = root / "masks" / split
     options = LoopOptions(settings, overwrite, progress)
     img_ids = list(drawer.images)
-    summary = convert_each(img_ids, drawer, folder, masks_of(class_set), counts, options)
+    convert_each(img_ids, drawer, folder, masks_of(class_set), counts, options)
     _write_list(root / "lists" / f"{split}.txt", img_ids)
     _write_list(root / "lists" / f"{split}_objects.txt", with_objects)
-    images = [image for image in file.images if image.img_id not in summary.failed]
+    images = [image for image in file.images if image.img_id not in counts.failed]
     _write_labels(root / "labels" / f"{split}.csv", images, value_of)
-    notes += [f"crowds: {crowd}; on top where objects overlap: {overlap}", *drawer.describe()]
-    return counts.finish("coco", folder, **vars(summary), notes=notes)
+    notes += drawer.describe()
+    return counts.finish("coco", folder, notes)
 
 
 def _find_sbd(root: Path) -> Path:

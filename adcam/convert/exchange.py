@@ -14,6 +14,7 @@ from adcam.convert.per_image import (
     FileType,
     LoopOptions,
     convert_each,
+    make_each,
     masks_of,
     refuse_existing,
 )
@@ -45,7 +46,6 @@ from adcam.files import (
     write_json,
     write_text,
 )
-from adcam.progress import track
 from adcam.structures import ClassSet
 
 
@@ -84,21 +84,20 @@ def convert_masks_to_coco(
         OSError: ``out`` cannot be written.
     """
     source, out = find_masks(masks, class_set, images=images, values=values), Path(out)
-    refuse_existing([out], overwrite)
+    refuse_existing(out, overwrite)
     import_pycocotools()
     category_of = _number_categories(source.class_set)
     counts = ClassCounts(source.class_set)
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
-    for img_id in track(source.paths, "convert", len(source.paths)) if progress else source.paths:
-        try:
-            mask = source.read(img_id)
-            found = encode_mask(mask, category_of, objects=objects, polygons=polygons)
-            counts.add_mask(img_id, mask)
-        except AdcamError as error:
-            failed[img_id] = str(error)
-            continue
+
+    def encode(img_id: str) -> tuple[str, np.ndarray, list[dict[str, Any]]]:
+        mask = source.read(img_id)
+        found = encode_mask(mask, category_of, objects=objects, polygons=polygons)
+        counts.add_mask(img_id, mask)
+        return img_id, mask, found
+
+    for img_id, mask, found in make_each(source.paths, encode, counts.failed, progress):
         number = len(entries) + 1
         height, width = mask.shape
         name = source.name_of(img_id, image_suffix)
@@ -110,8 +109,8 @@ def convert_masks_to_coco(
         categories.append(IGNORE_CATEGORY)
     content = {"images": entries, "annotations": annotations, "categories": categories}
     write_json(out, content, indent=None)
-    notes = [f"{len(annotations)} annotations", *source.describe(counts.pixels)]
-    return counts.finish("masks-to-coco", out, num_images=len(entries), failed=failed, notes=notes)
+    notes = [f"{len(annotations)} annotations", *source.describe()]
+    return counts.finish("masks-to-coco", out, notes)
 
 
 def _number_categories(class_set: ClassSet) -> dict[int, int]:
@@ -156,22 +155,15 @@ def convert_coco_to_masks(
         class_set = _find_classes(file, path.stem)
     drawer = CocoDrawer(file.images, match_categories(file, class_set), crowd, overlap)
     counts = ClassCounts(class_set)
-    options = LoopOptions(
-        {
-            "converter": "coco-to-masks",
-            "annotations": hash_file(path),
-            "mask_values": dict(zip(class_set.classes, class_set.mask_values, strict=True)),
-            "crowd": crowd,
-            "overlap": overlap,
-        },
-        overwrite,
-        progress,
-    )
-    summary = convert_each(
-        list(drawer.images), drawer, folder, masks_of(class_set), counts, options
-    )
-    notes = [f"crowds: {crowd}; on top where objects overlap: {overlap}", *drawer.describe()]
-    return counts.finish("coco-to-masks", folder, **vars(summary), notes=notes)
+    settings = {
+        "converter": "coco-to-masks",
+        "annotations": hash_file(path),
+        "mask_values": class_set.value_of,
+        **drawer.rules,
+    }
+    options = LoopOptions(settings, overwrite, progress)
+    convert_each(list(drawer.images), drawer, folder, masks_of(class_set), counts, options)
+    return counts.finish("coco-to-masks", folder, drawer.describe())
 
 
 def _find_classes(file: CocoFile, name: str) -> ClassSet:
@@ -210,7 +202,7 @@ class CocoDrawer:
     ) -> None:
         self.images = {image.img_id: image for image in images}
         self._value_of = value_of
-        self._rules = {"crowd": crowd, "overlap": overlap}
+        self.rules = {"crowd": crowd, "overlap": overlap}
         self._num_objects = self._num_empty = self._num_other = 0
 
     def __call__(self, img_id: str) -> np.ndarray:
@@ -219,7 +211,7 @@ class CocoDrawer:
         Raises:
             AdcamError: An annotation is malformed, or all objects of the image are mere boxes.
         """
-        drawing = draw_objects(self.images[img_id], self._value_of, **self._rules)
+        drawing = draw_objects(self.images[img_id], self._value_of, **self.rules)
         self._num_objects += drawing.num_objects
         self._num_empty += drawing.num_empty
         self._num_other += drawing.num_other
@@ -231,8 +223,8 @@ class CocoDrawer:
         return drawing.mask
 
     def describe(self) -> list[str]:
-        """What became of the objects that are not in the masks made by this run."""
-        notes = []
+        """The rules, and what became of the objects that are not in the masks made by this run."""
+        notes = ["crowds: {crowd}; on top where objects overlap: {overlap}".format(**self.rules)]
         if self._num_empty:
             notes.append(f"{self._num_empty} of {self._num_objects} objects leave no pixel")
         if self._num_other:
@@ -278,27 +270,23 @@ def convert_masks_to_yolo(
     classes = source.class_set
     settings = {
         "converter": "masks-to-yolo",
-        "mask_values": dict(zip(classes.classes, classes.mask_values, strict=True)),
+        "mask_values": classes.value_of,
         **({"values": values} if values else {}),
     }
     counts = ClassCounts(classes)
-    pixels = np.zeros(256, dtype=np.int64)
 
     def encode(img_id: str) -> str:
-        nonlocal pixels
-        mask = source.read(img_id)
-        pixels += np.bincount(mask.ravel(), minlength=256)
-        return encode_yolo(mask, classes.mask_values)
+        return encode_yolo(source.read(img_id), classes.mask_values)
 
     folder = root / "labels" / split
     options = LoopOptions(settings, overwrite, progress)
-    summary = convert_each(list(source.paths), encode, folder, _YOLO_TEXT, counts, options)
-    missing = _copy_images(source, root / "images" / split, summary.failed)
+    convert_each(list(source.paths), encode, folder, _YOLO_TEXT, counts, options)
+    missing = _copy_images(source, root / "images" / split, counts.failed)
     write_text(root / "data.yaml", _format_data_yaml(root, classes))
-    notes = source.describe(pixels)
+    notes = source.describe()
     if missing:
         notes.append(f"{missing} images are not known or not there; put them in images/{split}")
-    return counts.finish("masks-to-yolo", root, **vars(summary), notes=notes)
+    return counts.finish("masks-to-yolo", root, notes)
 
 
 _YOLO_SPLITS = ("train", "val", "test")
@@ -374,11 +362,8 @@ def convert_yolo_to_masks(
         objects = [] if path is None else read_yolo(path, classes.num_fg_classes)
         return draw_yolo(objects, hw, classes.mask_values)
 
-    settings = {
-        "converter": "yolo-to-masks",
-        "mask_values": dict(zip(classes.classes, classes.mask_values, strict=True)),
-    }
+    settings = {"converter": "yolo-to-masks", "mask_values": classes.value_of}
     counts = ClassCounts(classes)
     options = LoopOptions(settings, overwrite, progress)
-    summary = convert_each(list(path_of), make, Path(out), masks_of(classes), counts, options)
-    return counts.finish("yolo-to-masks", Path(out), **vars(summary))
+    convert_each(list(path_of), make, Path(out), masks_of(classes), counts, options)
+    return counts.finish("yolo-to-masks", Path(out))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from adcam.convert.mask_source import find_masks
-from adcam.convert.per_image import refuse_existing
+from adcam.convert.per_image import make_each, refuse_existing
 from adcam.convert.summary import ClassCounts, Converted
 from adcam.data.labels import read_cls_labels_npy, read_labels, write_labels_csv
+from adcam.data.png import count_values
 from adcam.data.voc import EXPECTED_COUNTS, ids_of_names, load_voc, read_object_names, voc_class_set
-from adcam.errors import AdcamError
-from adcam.progress import track
-from adcam.structures import IGNORE_INDEX, ClassSet
+from adcam.structures import ClassSet
 
 
 def convert_voc_labels(
@@ -53,8 +52,7 @@ def convert_voc_labels(
     note = f"{split}: {len(img_ids)} images"
     if expected is not None:
         note += f"; the full data set has {expected}"
-    writer = _LabelWriter("voc-labels", Path(out), classes, overwrite, progress)
-    return writer.write(img_ids, find, [note])
+    return _write("voc-labels", out, classes, img_ids, find, overwrite, progress, note)
 
 
 def convert_mask_labels(
@@ -82,23 +80,14 @@ def convert_mask_labels(
         OSError: ``out`` cannot be written.
     """
     source = find_masks(masks, class_set, values=values)
-    legal = [0, *source.class_set.mask_values, IGNORE_INDEX]
-    pixels = np.zeros(256, dtype=np.int64)
+    classes = source.class_set
 
-    def find(img_id: str) -> list[int]:
-        nonlocal pixels
-        counts = np.bincount(source.read(img_id).ravel(), minlength=256)
-        found = np.flatnonzero(counts).tolist()
-        if other := [value for value in found if value not in legal]:
-            raise AdcamError(
-                f"{source.paths[img_id]}: the mask holds the values {other}; legal are {legal}"
-            )
-        pixels += counts
-        return [i for i, value in enumerate(source.class_set.mask_values) if value in found]
+    def find(img_id: str) -> Sequence[int]:
+        counts = count_values(source.read(img_id), classes.mask_values)
+        return np.flatnonzero(counts[list(classes.mask_values)]).tolist()
 
-    writer = _LabelWriter("mask-labels", Path(out), source.class_set, overwrite, progress)
-    notes: list[str] = []
-    return writer.write(list(source.paths), find, notes, lambda: source.describe(pixels))
+    made = _write("mask-labels", out, classes, source.paths, find, overwrite, progress)
+    return replace(made, notes=tuple(source.describe()))
 
 
 def convert_irn_labels(
@@ -124,8 +113,7 @@ def convert_irn_labels(
     """
     classes = class_set or voc_class_set()
     table = read_cls_labels_npy(npy, classes.num_fg_classes)
-    writer = _LabelWriter("irn-labels", Path(out), classes, overwrite, progress)
-    return writer.write(sorted(table), table.__getitem__, [])
+    return _write("irn-labels", out, classes, table, table.__getitem__, overwrite, progress)
 
 
 def convert_label_table(
@@ -151,43 +139,32 @@ def convert_label_table(
     """
     labels = read_labels(table, None if class_set is None else class_set.classes)
     classes = class_set or ClassSet("custom", labels.classes, (), voc_class_set().palette)
-    writer = _LabelWriter("label-table", Path(out), classes, overwrite, progress)
-    notes = [f"read as {labels.understood or 'image_id,labels'}"]
-    return writer.write(sorted(labels), labels.class_ids.__getitem__, notes)
+    find = labels.class_ids.__getitem__
+    note = f"read as {labels.understood or 'image_id,labels'}"
+    return _write("label-table", out, classes, labels, find, overwrite, progress, note)
 
 
-@dataclass(frozen=True)
-class _LabelWriter:
-    """Writes one CSV file of labels and counts what is in it."""
+def _write(
+    what: str,
+    out: str | Path,
+    class_set: ClassSet,
+    img_ids: Iterable[str],
+    find: Callable[[str], Sequence[int]],
+    overwrite: bool,
+    progress: bool,
+    *notes: str,
+) -> Converted:
+    """Write one CSV file of labels and count what is in it."""
+    refuse_existing(Path(out), overwrite)
+    counts = ClassCounts(class_set)
+    labels: dict[str, list[str]] = {}
 
-    what: str
-    out: Path
-    class_set: ClassSet
-    overwrite: bool
-    progress: bool
+    def add(img_id: str) -> None:
+        class_ids = find(img_id)
+        counts.add_labels(img_id, class_ids)
+        labels[img_id] = [class_set.classes[i] for i in class_ids]
 
-    def write(
-        self,
-        img_ids: Sequence[str],
-        find: Callable[[str], Sequence[int]],
-        notes: Sequence[str],
-        find_notes: Callable[[], Sequence[str]] = list,
-    ) -> Converted:
-        refuse_existing([self.out], self.overwrite)
-        counts = ClassCounts(self.class_set)
-        labels: dict[str, list[str]] = {}
-        failed: dict[str, str] = {}
-        img_ids = sorted(img_ids)
-        for img_id in track(img_ids, "convert", len(img_ids)) if self.progress else img_ids:
-            try:
-                class_ids = find(img_id)
-            except (AdcamError, OSError) as error:
-                failed[img_id] = str(error)
-                continue
-            counts.add_labels(img_id, class_ids)
-            labels[img_id] = [self.class_set.classes[i] for i in class_ids]
-        write_labels_csv(self.out, labels, self.class_set.classes)
-        all_notes = (*notes, *find_notes())
-        return counts.finish(
-            self.what, self.out, num_images=len(labels), failed=failed, notes=all_notes
-        )
+    for _ in make_each(sorted(img_ids), add, counts.failed, progress):
+        pass
+    write_labels_csv(out, labels, class_set.classes)
+    return counts.finish(what, Path(out), notes)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -64,19 +64,17 @@ class LoopOptions:
     progress: bool
 
 
-@dataclass
-class LoopSummary:
-    """What a loop did.
-
-    Attributes:
-        num_images: Number of images that have their file.
-        kept: Number of these whose file was there already.
-        failed: Why an image has no file, by its id.
-    """
-
-    num_images: int = 0
-    kept: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
+def make_each(
+    img_ids: Collection[str], make: Callable[[str], T], failed: dict[str, str], progress: bool
+) -> Iterator[T]:
+    """What ``make`` makes of each image; AdcamError and OSError go to ``failed`` by image id."""
+    for img_id in track(img_ids, "convert", len(img_ids)) if progress else img_ids:
+        try:
+            made = make(img_id)
+        except (AdcamError, OSError) as error:
+            failed[img_id] = str(error)
+        else:
+            yield made
 
 
 def convert_each(
@@ -86,7 +84,7 @@ def convert_each(
     file_type: FileType[T],
     counts: ClassCounts,
     options: LoopOptions,
-) -> LoopSummary:
+) -> None:
     """Write ``<folder>/<img_id><suffix>`` for every image, or keep the one that is there.
 
     Args:
@@ -94,7 +92,7 @@ def convert_each(
         make: Makes an image's result; AdcamError and OSError are that image's failure.
         folder: The output folder.
         file_type: How results are read, written and counted.
-        counts: The counts that all results are added to, kept ones included.
+        counts: The counts that all results and failures are added to, kept results included.
         options: How the loop runs.
 
     Raises:
@@ -107,33 +105,28 @@ def convert_each(
     paths = {i: file_of_id(folder, i, file_type.suffix) for i in img_ids}
     remove = paths.values() if options.overwrite else None
     _open_folder(folder, file_type.suffix, options.settings, remove)
-    summary = LoopSummary()
-    for img_id in track(img_ids, "convert", len(img_ids)) if options.progress else img_ids:
-        path = paths[img_id]
-        result = _load(path, file_type)
-        is_new = result is None
-        try:
-            if result is None:
-                result = make(img_id)
-            file_type.count(counts, img_id, result)
-        except (AdcamError, OSError) as error:
-            summary.failed[img_id] = str(error)
-            continue
+
+    def load_or_make(img_id: str) -> tuple[Path, T, bool]:
+        there = _load(paths[img_id], file_type)
+        result = make(img_id) if there is None else there
+        file_type.count(counts, img_id, result)
+        return paths[img_id], result, there is None
+
+    found = make_each(img_ids, load_or_make, counts.failed, options.progress)
+    for path, result, is_new in found:
         if is_new:
             file_type.save(path, result)
-        summary.num_images += 1
-        summary.kept += not is_new
-    return summary
+        counts.kept += not is_new
 
 
-def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+def refuse_existing(path: Path, overwrite: bool) -> None:
     """Keep a single output file from being lost.
 
     Raises:
-        AdcamError: One is there and may not be overwritten.
+        AdcamError: It is there and may not be overwritten.
     """
-    if not overwrite and (there := [path for path in paths if path.exists()]):
-        raise AdcamError(f"{there[0]} is there already; --overwrite replaces it")
+    if not overwrite and path.exists():
+        raise AdcamError(f"{path} is there already; --overwrite replaces it")
 
 
 def _load(path: Path, file_type: FileType[T]) -> T | None:
@@ -175,8 +168,7 @@ def _open_folder(
     write_json(path, wanted)
 
 
-def _differences(found: Any, wanted: Mapping[str, Any]) -> Iterator[str]:
-    there = found if isinstance(found, dict) else {}
-    for key in sorted({*there, *wanted}):
-        if there.get(key) != wanted.get(key):
-            yield f"{key}: {there.get(key)!r} there, {wanted.get(key)!r} now"
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    for key in sorted({*found, *wanted}):
+        if found.get(key) != wanted.get(key):
+            yield f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now"

@@ -60,9 +60,9 @@ def convert_recode_masks(
         "converter": "recode-masks",
         "colors": None if table is None else {str(v): list(c) for v, c in table.colors.items()},
         "values": values,
-        "mask_values": dict(zip(class_set.classes, class_set.mask_values, strict=True)),
+        "mask_values": class_set.value_of,
     }
     counts = ClassCounts(class_set)
     options = LoopOptions(settings, overwrite, progress)
-    summary = convert_each(list(paths), make, Path(out), masks_of(class_set), counts, options)
-    return counts.finish("recode-masks", Path(out), **vars(summary))
+    convert_each(list(paths), make, Path(out), masks_of(class_set), counts, options)
+    return counts.finish("recode-masks", Path(out))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from adcam.errors import AdcamError
+from adcam.data.png import count_values
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 
@@ -44,17 +44,7 @@ class Converted:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, JSON-serialisable."""
-        return {
-            "what": self.what,
-            "out": str(self.out),
-            "num_images": self.num_images,
-            "kept": self.kept,
-            "failed": dict(self.failed),
-            "class_images": dict(self.class_images),
-            "class_pixels": dict(self.class_pixels),
-            "sha256": self.sha256,
-            "notes": list(self.notes),
-        }
+        return {**vars(self), "out": str(self.out), "notes": list(self.notes)}
 
 
 @dataclass
@@ -65,9 +55,15 @@ class ClassCounts:
         class_set: The classes that are counted.
         images: Number of images that show each class.
         pixels: Number of pixels of each mask value.
+        num_images: Number of images that were added.
+        kept: Number of these whose file was there already.
+        failed: Why an image has no file, by its id.
     """
 
     class_set: ClassSet
+    num_images: int = field(default=0, init=False)
+    kept: int = field(default=0, init=False)
+    failed: dict[str, str] = field(default_factory=dict, init=False)
     images: np.ndarray = field(init=False)
     pixels: np.ndarray = field(init=False)
 
@@ -82,13 +78,7 @@ class ClassCounts:
         Raises:
             AdcamError: It holds values outside the class set.
         """
-        counts = np.bincount(mask.ravel(), minlength=256)
-        legal = {0, *self.class_set.mask_values, IGNORE_INDEX}
-        if other := sorted(set(np.flatnonzero(counts).tolist()) - legal):
-            raise AdcamError(
-                f"the mask holds the values {other}; legal are 0, "
-                f"{', '.join(map(str, self.class_set.mask_values))} and {IGNORE_INDEX}"
-            )
+        counts = count_values(mask, self.class_set.mask_values)
         self.pixels += counts
         ids = [i for i, value in enumerate(self.class_set.mask_values) if counts[value]]
         self._add(img_id, ids, f"{mask.shape[0]} {mask.shape[1]}\n".encode() + mask.tobytes())
@@ -103,19 +93,11 @@ class ClassCounts:
         self._add(img_id, sorted(class_ids), content)
 
     def _add(self, img_id: str, class_ids: list[int], content: bytes) -> None:
+        self.num_images += 1
         self.images[class_ids] += 1
         self._hash.update(f"{img_id}\n{len(content)}\n".encode() + content)
 
-    def finish(
-        self,
-        what: str,
-        out: Path,
-        *,
-        num_images: int,
-        kept: int = 0,
-        failed: Mapping[str, str] | None = None,
-        notes: Iterable[str] = (),
-    ) -> Converted:
+    def finish(self, what: str, out: Path, notes: Iterable[str] = ()) -> Converted:
         """The result, classes by name."""
         names = self.class_set.classes
         values = [0, *self.class_set.mask_values, IGNORE_INDEX]
@@ -124,9 +106,9 @@ class ClassCounts:
         return Converted(
             what,
             out,
-            num_images,
-            kept,
-            dict(failed or {}),
+            self.num_images,
+            self.kept,
+            self.failed,
             {name: int(self.images[i]) for i, name in enumerate(names)},
             class_pixels if self.pixels.any() else {},
             self._hash.hexdigest(),

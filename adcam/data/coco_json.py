@@ -149,7 +149,7 @@ def match_categories(file: CocoFile, class_set: ClassSet) -> dict[int, int]:
         AdcamError: The category of an annotation is not in the class set, and the set is no choice
             among the file's categories.
     """
-    value_of = dict(zip(class_set.classes, class_set.mask_values, strict=True))
+    value_of = class_set.value_of
     named = {i: n for i, n in file.categories.items() if (i, n) != _IGNORE_PAIR}
     used = {a["category_id"] for image in file.images for a in image.annotations}
     unknown = [name for i, name in named.items() if i in used and name not in value_of]

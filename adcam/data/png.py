@@ -13,6 +13,7 @@ from PIL import Image
 from adcam.data.images import ImageError, open_image
 from adcam.errors import AdcamError
 from adcam.files import write_bytes
+from adcam.structures import IGNORE_INDEX
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -106,6 +107,25 @@ def read_mask(
             "makes class values of its colours"
         )
     return rgb[:, :, 0].copy()
+
+
+def count_values(mask: np.ndarray, mask_values: Sequence[int]) -> np.ndarray:
+    """Number of pixels of each value in a mask, int64 (256,).
+
+    Args:
+        mask: The mask, uint8 (H, W).
+        mask_values: The legal values beside 0 and 255.
+
+    Raises:
+        AdcamError: The mask holds another value.
+    """
+    counts = np.bincount(mask.ravel(), minlength=256)
+    if other := sorted({*np.flatnonzero(counts).tolist()} - {0, *mask_values, IGNORE_INDEX}):
+        raise AdcamError(
+            f"the mask holds the values {other}; legal are 0, "
+            f"{', '.join(map(str, sorted(mask_values)))} and {IGNORE_INDEX}"
+        )
+    return counts
 
 
 def map_values(mask: np.ndarray, values: Mapping[int, int]) -> np.ndarray:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from adcam.data.png import count_values
 from adcam.data.text_tables import read_rows
 from adcam.errors import AdcamError
-from adcam.structures import IGNORE_INDEX
 
 
 class YoloObject(NamedTuple):
@@ -98,9 +98,7 @@ def encode_yolo(mask: np.ndarray, mask_values: Sequence[int]) -> str:
     Raises:
         AdcamError: The mask holds another value.
     """
-    legal = {0, *mask_values, IGNORE_INDEX}
-    if other := [value for value in np.unique(mask).tolist() if value not in legal]:
-        raise AdcamError(f"the mask holds the values {other}; legal are {sorted(legal)}")
+    count_values(mask, mask_values)
     height, width = mask.shape
     lines = []
     for class_id, value in enumerate(mask_values):

@@ -355,8 +355,10 @@ class OutputRecord:
     @cached_property
     def image_paths(self) -> dict[str, Path]:
         """The image file of each image id; it may have been moved since."""
+        # Paths in the manifest are relative to the folder itself, not to a link to it.
+        folder = self.path.resolve()
         return {
-            img_id: Path(os.path.normpath(self.path / entry["image"]))
+            img_id: Path(os.path.normpath(folder / entry["image"]))
             for img_id, entry in self.entries.items()
             if isinstance(entry.get("image"), str)
         }

@@ -710,6 +710,15 @@ def test_yolo_gets_a_folder_that_trains_at_once(own: Path, tmp_path: Path) -> No
     assert result.notes == ("1 images are not known or not there; put them in images/val",)
 
 
+def test_an_output_folder_is_found_through_a_link(own: Path, tmp_path: Path) -> None:
+    link = tmp_path / "links" / "there" / "out"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(own)
+    result = convert_masks_to_yolo(link, tmp_path / "yolo")
+    assert result.notes == ()
+    assert (tmp_path / "yolo" / "images" / "train" / "a.JPG").is_file()
+
+
 def test_labels_and_classes_given_by_hand(own: Path, tmp_path: Path) -> None:
     out = tmp_path / "l.csv"
     assert convert_mask_labels(own, out).class_images == {"tabby cat": 2}

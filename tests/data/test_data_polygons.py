@@ -101,7 +101,7 @@ def test_lines_are_class_and_shares() -> None:
         "2 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75\n"
     )
     assert encode_yolo(np.zeros((2, 2), np.uint8), VALUES) == ""
-    with pytest.raises(ValueError, match=r"values \[7\]; legal are \[0, 8, 12, 15, 255\]"):
+    with pytest.raises(ValueError, match=r"values \[7\]; legal are 0, 8, 12, 15 and 255"):
         encode_yolo(np.full((2, 2), 7, np.uint8), VALUES)
 
 
