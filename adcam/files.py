@@ -218,8 +218,8 @@ def parse_json(
         values = json.loads(text, object_pairs_hook=_refuse_twice if unique_keys else None)
     except RecursionError as err:
         raise AdcamError(f"{where}: not {what}: it is nested too deeply") from err
-    except _GivenTwiceError as err:
-        raise AdcamError(f"{where}: the key {err.args[0]!r} is given twice") from err
+    except AdcamError as err:
+        raise AdcamError(f"{where}: {err}") from err
     except ValueError as err:
         raise AdcamError(f"{where}: not {what}, or one that was cut short ({err})") from err
     if not isinstance(values, kind):
@@ -228,15 +228,12 @@ def parse_json(
     return values
 
 
-class _GivenTwiceError(ValueError):
-    """A key that an object gives twice."""
-
-
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise _GivenTwiceError(next(key for key, count in counts.items() if count > 1))
+        twice = next(key for key, count in counts.items() if count > 1)
+        raise AdcamError(f"the key {twice!r} is given twice")
     return values
 
 

@@ -40,7 +40,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import adcam.models.shapes_vit  # noqa: F401  # timm learns its name
-from adcam.data.shapes import CLASSES, NUM_PATTERNS, render_coats
+from adcam.data._shapes_drawing import NUM_PATTERNS
+from adcam.data.shapes import CLASSES, render_coats
 from adcam.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
 NUM_HUES = 8

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from adcam.data.polygons import trace_regions
+from adcam.data.polygons import paint_regions, trace_regions
 from adcam.data.text_tables import check_relative
 from adcam.errors import AdcamError
 from adcam.files import img_id_of, read_json
@@ -190,17 +190,6 @@ class Drawing(NamedTuple):
     num_other: int
 
 
-def draw_mask(
-    image: CocoImage,
-    value_of: Mapping[int, int],
-    *,
-    crowd: str = "ignore",
-    overlap: str = "small",
-) -> np.ndarray:
-    """The mask of :func:`draw_objects`, uint8 (H, W): 0, values of ``value_of``, 255."""
-    return draw_objects(image, value_of, crowd=crowd, overlap=overlap).mask
-
-
 def draw_objects(
     image: CocoImage,
     value_of: Mapping[int, int],
@@ -232,13 +221,7 @@ def draw_objects(
         else:
             objects.append((region, _value(value_of, annotation["category_id"])))
     num_empty = sum(not region.any() for region in (*crowds, *(region for region, _ in objects)))
-    mask = np.zeros(image.hw, dtype=np.uint8)
-    # Later ones cover earlier ones, so the order of the file is turned round. Sorting is stable.
-    objects.reverse()
-    if overlap == "small":
-        objects.sort(key=lambda item: -int(np.count_nonzero(item[0])))
-    for region, value in objects:
-        mask[region] = value
+    mask = paint_regions(objects, image.hw, small_on_top=overlap == "small")
     for region in crowds if crowd == "ignore" else ():
         mask[region & (mask == 0)] = IGNORE_INDEX
     num_other = len(image.annotations) - len(wanted)
@@ -254,9 +237,9 @@ def encode_mask(
 ) -> list[dict[str, Any]]:
     """Annotations of a mask.
 
-    Of run lengths :func:`draw_mask` makes the same mask again; of polygons nearly so, since COCO's
-    code rounds their borders. Pixels of 255 become a crowd of :data:`IGNORE_CATEGORY`, always as
-    run lengths.
+    Of run lengths :func:`draw_objects` makes the same mask again; of polygons nearly so, since
+    COCO's code rounds their borders. Pixels of 255 become a crowd of :data:`IGNORE_CATEGORY`,
+    always as run lengths.
 
     Args:
         mask: The mask, uint8 (H, W).

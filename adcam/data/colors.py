@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,9 +85,7 @@ def read_color_table(path: str | Path) -> ColorTable:
         colors.setdefault(0, (0, 0, 0))
     class_set = build_class_set(Path(path).stem, names)
     palette: Palette = [colors.get(value, color) for value, color in enumerate(voc_palette())]
-    return ColorTable(
-        ClassSet(class_set.name, class_set.classes, class_set.mask_values, tuple(palette)), colors
-    )
+    return ColorTable(replace(class_set, palette=tuple(palette)), colors)
 
 
 def _parse_line(line: str) -> tuple[str, tuple[int, int, int]] | None:

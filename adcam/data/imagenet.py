@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
-from adcam.data.text_tables import Box, TextLine, check_box, check_count, read_rows
+from adcam.data.text_tables import Box, check_box, check_count, read_rows
 from adcam.data.xml_text import read_xml
 from adcam.errors import AdcamError
 
@@ -97,17 +97,12 @@ def _read_annotation(path: Path, id_of: Mapping[str, int]) -> tuple[int, tuple[B
         raise AdcamError(f"{path}: expected objects of one class, got {synsets}")
     boxes = []
     for number, obj in enumerate(objects, start=1):
-        row = TextLine(
-            f"{path}, object {number}",
-            tuple(
-                obj.findtext(f"bndbox/{side}") or "" for side in ("xmin", "ymin", "xmax", "ymax")
-            ),
-        )
+        where = f"{path}, object {number}"
+        sides = ("xmin", "ymin", "xmax", "ymax")
+        cells = tuple(obj.findtext(f"bndbox/{side}") or "" for side in sides)
         try:
-            x0, y0, x1, y1 = (int(cell) for cell in row.cells)
+            x0, y0, x1, y1 = map(int, cells)
         except ValueError as err:
-            raise AdcamError(
-                f"{row.where}: a box must be four whole numbers, got {row.cells}"
-            ) from err
-        boxes.append(check_box(row.where, (x0, y0, x1, y1)))
+            raise AdcamError(f"{where}: a box must be four whole numbers, got {cells}") from err
+        boxes.append(check_box(where, (x0, y0, x1, y1)))
     return _class_of(id_of, synsets[0], str(path)), tuple(boxes)

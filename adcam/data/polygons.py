@@ -156,13 +156,30 @@ def draw_yolo(
         uint8 (H, W); of :func:`encode_yolo` the same mask again, with 0 for 255.
     """
     height, width = hw
-    regions = [(fill_polygon(o.polygon * (width, height), hw), o.class_id) for o in objects]
+    regions = [
+        (fill_polygon(o.polygon * (width, height), hw), mask_values[o.class_id]) for o in objects
+    ]
+    return paint_regions(regions, hw)
+
+
+def paint_regions(
+    regions: Sequence[tuple[np.ndarray, int]], hw: tuple[int, int], *, small_on_top: bool = True
+) -> np.ndarray:
+    """Paint regions over one another, uint8 (H, W), 0 where there is none.
+
+    Args:
+        regions: The pixels of each region, bool (H, W), and its value.
+        hw: The height and width of the result.
+        small_on_top: Whether the region of fewer pixels is on top, and of two alike the first;
+            otherwise the first always is.
+    """
     mask = np.zeros(hw, dtype=np.uint8)
-    # Of two alike the first is on top: it is drawn last, and sorting keeps the order.
-    regions.reverse()
-    regions.sort(key=lambda item: -int(np.count_nonzero(item[0])))
-    for region, class_id in regions:
-        mask[region] = mask_values[class_id]
+    # What is on top is painted last. Sorting is stable.
+    below = list(reversed(regions))
+    if small_on_top:
+        below.sort(key=lambda item: -int(np.count_nonzero(item[0])))
+    for region, value in below:
+        mask[region] = value
     return mask
 
 

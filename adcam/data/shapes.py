@@ -14,7 +14,6 @@ activation map covers too little and attention between patches can tell what is 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,10 +21,11 @@ import numpy as np
 from PIL import Image
 
 from adcam.data._shapes_drawing import HEADS, MIN_SIDE, Scene
-from adcam.data._shapes_drawing import NUM_PATTERNS as _NUM_PATTERNS
+from adcam.data.dataset import build_class_set
+from adcam.data.label_tables import CSV_HEADER
 from adcam.data.png import voc_palette, write_mask
 from adcam.errors import AdcamError
-from adcam.files import write_bytes, write_text
+from adcam.files import write_bytes, write_csv, write_json, write_text
 from adcam.structures import ClassSet
 
 GENERATOR_VERSION = 2
@@ -33,18 +33,10 @@ GENERATOR_VERSION = 2
 
 CLASSES = tuple(HEADS)
 
-NUM_PATTERNS = _NUM_PATTERNS
-"""Patterns of coats."""
-
 
 def shapes_class_set() -> ClassSet:
     """Classes of the generated set; mask values 1..6 in the order of :data:`CLASSES`."""
-    return ClassSet(
-        name="shapes",
-        classes=CLASSES,
-        mask_values=tuple(range(1, len(CLASSES) + 1)),
-        palette=voc_palette(),
-    )
+    return build_class_set("shapes", CLASSES)
 
 
 def render(
@@ -147,7 +139,7 @@ def make_shapes(
     _check_counts(counts, seed)
     root = Path(root)
     palette = voc_palette()
-    rows = ["image_id,labels"]
+    rows = []
     for split_index, (split, count) in enumerate(counts.items()):
         ids = [f"{split}_{i:05d}" for i in range(count)]
         for i, img_id in enumerate(ids):
@@ -155,10 +147,10 @@ def make_shapes(
             img, mask, class_ids = render(rng, size_hw=size_hw)
             _write_png(root / "JPEGImages" / f"{img_id}.png", img)
             write_mask(root / "SegmentationClass" / f"{img_id}.png", mask, palette)
-            rows.append(f"{img_id},{' '.join(CLASSES[c] for c in class_ids)}")
+            rows.append((img_id, " ".join(CLASSES[c] for c in class_ids)))
         lines = "".join(f"{img_id}\n" for img_id in ids)
         write_text(root / "ImageSets" / "Segmentation" / f"{split}.txt", lines)
-    write_text(root / "labels.csv", "\n".join(rows) + "\n")
+    write_csv(root / "labels.csv", CSV_HEADER, rows)
     meta = {
         "name": "shapes",
         "generator_version": GENERATOR_VERSION,
@@ -168,7 +160,7 @@ def make_shapes(
         "num_val": num_val,
         "classes": list(CLASSES),
     }
-    write_text(root / "meta.json", json.dumps(meta, indent=2) + "\n")
+    write_json(root / "meta.json", meta)
 
 
 def make_shape_boxes(
@@ -217,7 +209,7 @@ def make_shape_boxes(
         **{f"num_{split}": count for split, count in counts.items()},
         "classes": list(CLASSES),
     }
-    write_text(root / "meta.json", json.dumps(meta, indent=2) + "\n")
+    write_json(root / "meta.json", meta)
 
 
 def _write_single_shapes(

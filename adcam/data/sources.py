@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 DataSource: TypeAlias = Callable[[DataSettings, str, bool], ImageDataset]
 """Opens one split: called with the ``data`` section, the name of the split, and whether image-level
-labels are wanted."""
+labels are wanted; if they are not, what it attaches is dropped."""
 
 SOURCES: dict[str, DataSource] = {}
 """The data sources by the name that ``data.source`` gives."""
@@ -77,7 +77,8 @@ def build_dataset(
             f"data.root {_root_of(keys)} is no folder; set ADCAM_DATA_ROOT or --cfg-options "
             "data.root=…"
         )
-    return SOURCES[keys.source](keys, split, labels)
+    images = SOURCES[keys.source](keys, split, labels)
+    return images if labels else images.with_labels({})
 
 
 def find_class_set(data: Mapping[str, Any] | DataSettings) -> ClassSet:
@@ -205,28 +206,25 @@ def _build_folder(data: DataSettings, split: str, labels: bool) -> ImageDataset:
     )
 
 
-def _build_cub(data: DataSettings, split: str, labels: bool) -> ImageDataset:
+def _build_cub(data: DataSettings, split: str, _labels: bool) -> ImageDataset:
     counts = CUB_COUNTS if data.expected_counts is None else data.expected_counts
-    images = load_cub(_root_of(data), split, expected_counts=counts)
-    return images if labels else images.with_labels({})
+    return load_cub(_root_of(data), split, expected_counts=counts)
 
 
-def _build_ilsvrc(data: DataSettings, split: str, labels: bool) -> ImageDataset:
+def _build_ilsvrc(data: DataSettings, split: str, _labels: bool) -> ImageDataset:
     counts = ILSVRC_COUNTS if data.expected_counts is None else data.expected_counts
-    images = load_ilsvrc(_root_of(data), split, expected_counts=counts)
-    return images if labels else images.with_labels({})
+    return load_ilsvrc(_root_of(data), split, expected_counts=counts)
 
 
-def _build_wsol(data: DataSettings, split: str, labels: bool) -> ImageDataset:
+def _build_wsol(data: DataSettings, split: str, _labels: bool) -> ImageDataset:
     if data.metadata is None:
         raise AdcamError("data.metadata must name the folder of the splits for source 'wsol'")
     root, classes = _root_of(data), data.classes
     if isinstance(classes, str):
         classes = build_classes(classes).classes
-    images = load_wsol(
+    return load_wsol(
         root, root / data.metadata, split, classes=classes, expected_counts=data.expected_counts
     )
-    return images if labels else images.with_labels({})
 
 
 def _find_labels(data: DataSettings) -> str | Path:
@@ -238,12 +236,5 @@ def _find_labels(data: DataSettings) -> str | Path:
     return path
 
 
-for _name, _source in (
-    ("voc", _build_voc),
-    ("coco14", _build_coco),
-    ("folder", _build_folder),
-    ("cub", _build_cub),
-    ("ilsvrc", _build_ilsvrc),
-    ("wsol", _build_wsol),
-):
-    register_data_source(_name, _source)
+SOURCES.update(voc=_build_voc, coco14=_build_coco, folder=_build_folder)
+SOURCES.update(cub=_build_cub, ilsvrc=_build_ilsvrc, wsol=_build_wsol)

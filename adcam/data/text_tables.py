@@ -50,18 +50,6 @@ def read_rows(path: Path, columns: tuple[str, ...], separator: str | None) -> li
     return rows
 
 
-def count_cells(path: Path, separator: str) -> int:
-    """Cells of the first line that is not blank.
-
-    Raises:
-        AdcamError: The file is missing, empty or no text.
-    """
-    for line in read_text(path, "a table").splitlines():
-        if line.strip():
-            return len(line.split(separator))
-    raise AdcamError(f"{path}: the file is empty")
-
-
 def read_pairs(path: Path, columns: tuple[str, ...], separator: str | None) -> dict[str, TextLine]:
     """Rows by their first cell, which must not repeat, in the order of the file.
 

@@ -25,13 +25,12 @@ from adcam.data.text_tables import (
     check_box,
     check_count,
     check_relative,
-    count_cells,
     parse_int,
     read_pairs,
     read_rows,
 )
 from adcam.errors import AdcamError
-from adcam.files import img_id_of
+from adcam.files import img_id_of, read_text
 from adcam.structures import IGNORE_INDEX
 
 SPLITS = {"train-weaksup": "train", "train-fullsup": "val", "test": "test"}
@@ -98,7 +97,8 @@ def read_wsol_metadata(folder: str | Path) -> WsolMetadata:
     boxes: dict[str, tuple[Box, ...]] = {}
     masks: dict[str, tuple[tuple[str, ...], str]] = {}
     if localization.is_file():
-        if count_cells(localization, ",") == 3:
+        first_line = read_text(localization, "a table").lstrip().splitlines()[:1]
+        if [line.count(",") for line in first_line] == [2]:
             masks = _only(_read_masks(localization), image_ids, localization)
         else:
             boxes = _only(_read_boxes(localization), image_ids, localization)

@@ -23,8 +23,12 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return quotient
 
 
-def none_if_nan(value: Any) -> Any:
-    """``None`` for a float NaN, which JSON does not know; any other value as it is."""
+def to_json(value: Any) -> Any:
+    """The value as JSON has it: keys as text, tuples as lists, ``None`` for NaN."""
+    if isinstance(value, dict):
+        return {str(key): to_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(entry) for entry in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adcam.metrics._numbers import none_if_nan, ratio, to_numpy
+from adcam.metrics._numbers import check_same_policy, ratio, to_json, to_numpy
 
 if TYPE_CHECKING:
     import torch
@@ -48,12 +48,8 @@ class MultiLabelResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable, one key per attribute; ``None`` stands for NaN."""
-        return {
-            name: [none_if_nan(v) for v in value]
-            if isinstance(value, tuple)
-            else none_if_nan(value)
-            for name, value in vars(self).items()
-        }
+        values: dict[str, Any] = to_json(vars(self))
+        return values
 
 
 class MultiLabelAP:
@@ -117,10 +113,7 @@ class MultiLabelAP:
         Raises:
             ValueError: If the other one has another number of classes or another threshold.
         """
-        if self._policy != other._policy:
-            raise ValueError(
-                f"cannot merge scores of different policies: {self._policy} and {other._policy}"
-            )
+        check_same_policy(self._policy, other._policy)
         self._scores += other._scores
         self._targets += other._targets
 

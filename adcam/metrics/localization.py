@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adcam.metrics._numbers import check_same_policy, none_if_nan, ratio, to_numpy
+from adcam.metrics._numbers import check_same_policy, ratio, to_json, to_numpy
 from adcam.ops.level_boxes import check_score_map, level_boxes, score_levels
 from adcam.structures import IGNORE_INDEX
 
@@ -61,20 +61,8 @@ class BoxAccuracyResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; IoU thresholds and class ids are text there."""
-        return {
-            "box_acc": {str(delta): value for delta, value in self.box_acc.items()},
-            "max_box_acc_v2": self.max_box_acc_v2,
-            "best_thresholds": {str(delta): tau for delta, tau in self.best_thresholds.items()},
-            "chosen_on": self.chosen_on,
-            "thresholds": list(self.thresholds),
-            "curves": {str(delta): list(curve) for delta, curve in self.curves.items()},
-            "box_acc_per_class": {
-                str(class_id): {str(delta): value for delta, value in accuracies.items()}
-                for class_id, accuracies in self.box_acc_per_class.items()
-            },
-            "num_images": self.num_images,
-            "policy": dict(self.policy),
-        }
+        values: dict[str, Any] = to_json(vars(self))
+        return values
 
 
 class MaxBoxAccuracy:
@@ -221,29 +209,23 @@ class MaxBoxAccuracy:
             used = curves.argmax(axis=1)
         else:
             used = np.array([self._find_threshold(thresholds, delta) for delta in deltas])
-        rows = np.arange(len(deltas))
-        box_acc = curves[rows, used]
+        best = np.arange(len(deltas)), used
+
+        def by_delta(values: np.ndarray) -> dict[float, Any]:
+            return dict(zip(deltas, values.tolist(), strict=True))
+
+        per_class = {i: n * 100.0 / self._num_images_of[i] for i, n in self._num_hits_of.items()}
+        chosen_on = ORACLE if chosen_on is None else chosen_on
         return BoxAccuracyResult(
-            box_acc=dict(zip(deltas, box_acc.tolist(), strict=True)),
-            max_box_acc_v2=float(np.mean(box_acc)),
-            best_thresholds=dict(zip(deltas, self._thresholds[used].tolist(), strict=True)),
-            chosen_on=ORACLE if chosen_on is None else chosen_on,
+            box_acc=by_delta(curves[best]),
+            max_box_acc_v2=float(np.mean(curves[best])),
+            best_thresholds=by_delta(self._thresholds[used]),
+            chosen_on=chosen_on,
             thresholds=tuple(self._thresholds.tolist()),
-            curves={
-                delta: tuple(curve) for delta, curve in zip(deltas, curves.tolist(), strict=True)
-            },
-            box_acc_per_class={
-                class_id: dict(
-                    zip(
-                        deltas,
-                        (hits[rows, used] * 100.0 / self._num_images_of[class_id]).tolist(),
-                        strict=True,
-                    )
-                )
-                for class_id, hits in sorted(self._num_hits_of.items())
-            },
+            curves={delta: tuple(curve) for delta, curve in by_delta(curves).items()},
+            box_acc_per_class={i: by_delta(per_class[i][best]) for i in sorted(per_class)},
             num_images=self._num_images,
-            policy={**self._policy, "chosen_on": ORACLE if chosen_on is None else chosen_on},
+            policy={**self._policy, "chosen_on": chosen_on},
         )
 
     def _hits_of(self, class_id: int) -> np.ndarray:
@@ -387,14 +369,8 @@ class LocalizationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable; k and class ids are text there, ``None`` stands for NaN."""
-        scores = {name: vars(self)[name] for name in ("top_loc", "top_cls", "gt_known", "errors")}
-        return {
-            **_to_json(scores),
-            "per_class": {str(class_id): _to_json(v) for class_id, v in self.per_class.items()},
-            "iou_histogram": list(self.iou_histogram),
-            "num_images": self.num_images,
-            "policy": dict(self.policy),
-        }
+        values: dict[str, Any] = to_json(vars(self))
+        return values
 
 
 class LocalizationAccuracy:
@@ -598,12 +574,3 @@ def _check_boxes(name: str, boxes: Any) -> np.ndarray:
             f"{name} must have 0 <= x0 <= x1 and 0 <= y0 <= y1, got {wrong[0].tolist()}"
         )
     return array
-
-
-def _to_json(scores: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: {str(key): none_if_nan(v) for key, v in value.items()}
-        if isinstance(value, dict)
-        else none_if_nan(value)
-        for name, value in scores.items()
-    }

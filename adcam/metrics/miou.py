@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from adcam.metrics._numbers import check_same_policy, none_if_nan, ratio, to_numpy
+from adcam.metrics._numbers import check_same_policy, ratio, to_json, to_numpy
 from adcam.structures import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ class MeanIoUResult:
         confusion: The pixels by true class (rows) and predicted class (columns), int64
             (num_classes, num_classes + 1); the last column counts pixels predicted as
             ``ignore_index``. Read-only.
-        num_images: The number of images counted.
         ignored_share: The share in [0, 1] of the labelled pixels that were predicted as
             ``ignore_index``. A high share under ``pred_ignore="drop"`` flatters ``miou``.
+        num_images: The number of images counted.
         policy: Every choice that changes the numbers.
     """
 
@@ -52,22 +52,15 @@ class MeanIoUResult:
     recall_per_class: tuple[float, ...]
     pixel_accuracy: float
     confusion: np.ndarray
-    num_images: int
     ignored_share: float
+    num_images: int
     policy: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the confusion matrix, JSON-serialisable; ``None`` stands for NaN."""
-        return {
-            "miou": none_if_nan(self.miou),
-            "iou_per_class": [none_if_nan(v) for v in self.iou_per_class],
-            "precision_per_class": [none_if_nan(v) for v in self.precision_per_class],
-            "recall_per_class": [none_if_nan(v) for v in self.recall_per_class],
-            "pixel_accuracy": none_if_nan(self.pixel_accuracy),
-            "ignored_share": none_if_nan(self.ignored_share),
-            "num_images": self.num_images,
-            "policy": dict(self.policy),
-        }
+        values: dict[str, Any] = to_json(vars(self))
+        del values["confusion"]
+        return values
 
 
 class MeanIoU:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -50,8 +51,6 @@ class Text:
         tone: ``"plain"``, or ``"caution"`` for something that a reader must not overlook, such as
             "AD-CAM does not win here". Cautions are set apart.
     """
-
-    kind: ClassVar[str] = "text"
 
     paragraphs: Sequence[str]
     tone: str = "plain"
@@ -102,8 +101,6 @@ class Table:
         caption: What the numbers are: the data, the split and the policy.
         command: The command that computes the table again, shown below it.
     """
-
-    kind: ClassVar[str] = "table"
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
@@ -157,8 +154,6 @@ class Curves:
             values.
     """
 
-    kind: ClassVar[str] = "curves"
-
     series: Sequence[Series]
     x_label: str
     y_label: str
@@ -174,9 +169,8 @@ class Curves:
         if len(set(names)) != len(names):
             raise ValueError(f"a series name is given twice: {names}")
         _check_one_of("emphasis", self.emphasis, ("", *names))
-        for axis, ends in (("x_range", self.x_range), ("y_range", self.y_range)):
-            if ends is not None and not ends[0] < ends[1]:
-                raise ValueError(f"{axis} must be (low, high) with low < high, got {ends}")
+        _check_range("x_range", self.x_range)
+        _check_range("y_range", self.y_range)
 
 
 @dataclass(frozen=True)
@@ -193,8 +187,6 @@ class PerClass:
         value_range: The two ends of the axis.
         digits: The number of digits after the point of the printed numbers.
     """
-
-    kind: ClassVar[str] = "per_class"
 
     classes: Sequence[str]
     values: Mapping[str, Sequence[float]]
@@ -213,8 +205,7 @@ class PerClass:
                     f"{method!r} has {len(values)} values for {len(self.classes)} classes"
                 )
         _check_one_of("emphasis", self.emphasis, ("", *self.values))
-        if not self.value_range[0] < self.value_range[1]:
-            raise ValueError(f"value_range must be (low, high), got {self.value_range}")
+        _check_range("value_range", self.value_range)
 
     @property
     def main_method(self) -> str:
@@ -236,8 +227,6 @@ class Scatter:
         value_range: The two ends of both axes.
     """
 
-    kind: ClassVar[str] = "scatter"
-
     names: Sequence[str]
     x: Sequence[float]
     y: Sequence[float]
@@ -252,8 +241,7 @@ class Scatter:
                 f"scatter {self.caption!r} has {len(self.names)} names, {len(self.x)} x and "
                 f"{len(self.y)} y"
             )
-        if not self.value_range[0] < self.value_range[1]:
-            raise ValueError(f"value_range must be (low, high), got {self.value_range}")
+        _check_range("value_range", self.value_range)
 
 
 @dataclass(frozen=True)
@@ -267,8 +255,6 @@ class Differences:
         caption: What the diagram shows.
         digits: The number of digits after the point of the printed numbers.
     """
-
-    kind: ClassVar[str] = "differences"
 
     names: Sequence[str]
     values: Sequence[float]
@@ -292,8 +278,6 @@ class Confusion:
         caption: What is counted, e.g. the pixels of val without the ignored ones.
         unit: The unit of the counts, shown in the tooltips.
     """
-
-    kind: ClassVar[str] = "confusion"
 
     names: Sequence[str]
     counts: Sequence[Sequence[int]]
@@ -344,8 +328,6 @@ class Histograms:
         unit: What is counted, in the plural.
     """
 
-    kind: ClassVar[str] = "histograms"
-
     edges: Sequence[float]
     counts: Mapping[str, Sequence[int]]
     x_label: str
@@ -387,8 +369,6 @@ class Shares:
         caption: What the diagram shows.
         digits: The number of digits after the point of the printed numbers.
     """
-
-    kind: ClassVar[str] = "shares"
 
     parts: Sequence[str]
     values: Mapping[str, Sequence[float]]
@@ -466,8 +446,6 @@ class PictureGrid:
             sharper when a picture is enlarged, and the file grows with its square.
     """
 
-    kind: ClassVar[str] = "picture_grid"
-
     rows: Sequence[PictureRow]
     caption: str = ""
     legend: Sequence[tuple[str, RGB]] = ()
@@ -524,8 +502,6 @@ class TimeTable:
         caption: On which machine and with which settings the times were measured.
     """
 
-    kind: ClassVar[str] = "time_table"
-
     timings: Sequence[Timing]
     caption: str = ""
 
@@ -544,8 +520,6 @@ class KeyValues:
         caption: The heading of the list.
         verbatim: Whether values are set in a fixed-width face, as commands and hashes should be.
     """
-
-    kind: ClassVar[str] = "key_values"
 
     entries: Mapping[str, Cell]
     caption: str = ""
@@ -621,6 +595,16 @@ def _check_one_of(name: str, value: str, legal: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {list(legal)}, got {value!r}")
 
 
+def _check_range(name: str, ends: tuple[float, float] | None) -> None:
+    if ends is not None and not ends[0] < ends[1]:
+        raise ValueError(f"{name} must be (low, high) with low < high, got {ends}")
+
+
+def _kind_of(block: Block) -> str:
+    """``"per_class"`` for :class:`PerClass`, and so on."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", type(block).__name__).lower()
+
+
 def _to_plain(value: Any) -> Any:
     """``value`` as JSON values; a block carries its ``kind``."""
     if isinstance(value, Picture):
@@ -633,8 +617,7 @@ def _to_plain(value: Any) -> Any:
         }
     if dataclasses.is_dataclass(value):
         plain = {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        kind = getattr(value, "kind", None)
-        return plain if kind is None else {"kind": kind, **plain}
+        return {"kind": _kind_of(value), **plain} if isinstance(value, Block) else plain
     if isinstance(value, Mapping):
         return {str(key): _to_plain(entry) for key, entry in value.items()}
     if isinstance(value, np.ndarray):

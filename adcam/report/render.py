@@ -140,13 +140,8 @@ def _report_context(report: Report) -> tuple[Context, dict[str, bytes]]:
         blocks = _block_contexts(section.blocks, f"{number:02d}-{anchor}", files)
         sections.append({"title": section.title, "anchor": anchor, "blocks": blocks})
     headlines = [
-        {
-            "label": headline.label,
-            "value": format_number(headline.value, digits=headline.digits),
-            "unit": headline.unit,
-            "note": headline.note,
-        }
-        for headline in report.headlines
+        {**vars(line), "value": format_number(line.value, digits=line.digits)}
+        for line in report.headlines
     ]
     context = {
         "title": report.title,
@@ -329,10 +324,7 @@ def _bar_percent(value: Cell, column: Column) -> float | None:
 
 @_context.register
 def _pictures(block: PictureGrid, add_file: AddFile) -> Context:
-    rows = [
-        _picture_row(row, block, functools.partial(_add_picture, add_file, number))
-        for number, row in enumerate(block.rows, 1)
-    ]
+    rows = [_picture_row(row, f"-{i:02d}", block, add_file) for i, row in enumerate(block.rows, 1)]
     has_values = any(p.value is not None for row in block.rows for p in row.pictures)
     return {
         "layout": "pictures",
@@ -349,11 +341,7 @@ def _pictures(block: PictureGrid, add_file: AddFile) -> Context:
     }
 
 
-def _add_picture(add_file: AddFile, row: int, end: str, content: bytes) -> str:
-    return add_file(f"-{row:02d}{end}", content)
-
-
-def _picture_row(row: PictureRow, grid: PictureGrid, add_file: AddFile) -> Context:
+def _picture_row(row: PictureRow, stem: str, grid: PictureGrid, add_file: AddFile) -> Context:
     """The pictures of one image, encoded, with their texts and the best of their values."""
     values = [p.value for p in row.pictures if p.value is not None and math.isfinite(p.value)]
     best = max((round(value, 1) for value in values), default=None) if len(values) > 1 else None
@@ -370,7 +358,7 @@ def _picture_row(row: PictureRow, grid: PictureGrid, add_file: AddFile) -> Conte
         cells.append(
             {
                 "src": data_uri(jpeg),
-                "path": add_file(f"-{number:02d}-{name}.jpg", jpeg),
+                "path": add_file(f"{stem}-{number:02d}-{name}.jpg", jpeg),
                 "alt": alt,
                 "column": picture.column,
                 "value": value,

@@ -17,7 +17,6 @@ from adcam.data.coco import COCO_CLASSES, coco_class_set
 from adcam.data.coco_json import (
     CocoImage,
     _expand,
-    draw_mask,
     draw_objects,
     encode_mask,
     find_values,
@@ -51,6 +50,10 @@ def image_of(*annotations: dict[str, Any], hw: tuple[int, int] = HW) -> CocoImag
 def box(x0: int, y0: int, x1: int, y1: int, category_id: int, **more: Any) -> dict[str, Any]:
     polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
     return {"id": 1, "category_id": category_id, "segmentation": [polygon], "iscrowd": 0, **more}
+
+
+def draw_mask(image: CocoImage, value_of: dict[int, int], **rules: str) -> np.ndarray:
+    return draw_objects(image, value_of, **rules).mask
 
 
 def test_images_are_sorted_and_keep_their_annotations(tmp_path: Path) -> None:
