@@ -16,7 +16,7 @@ import os
 import secrets
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
@@ -261,8 +261,8 @@ def hash_or_none(path: Path) -> str | None:
     return hash_file(path) if path.is_file() else None
 
 
-def hash_values(values: Mapping[str, Any]) -> str:
-    """First 16 hex digits of the SHA-256 of the sorted JSON of a configuration."""
+def hash_values(values: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the sorted JSON of a configuration or a list."""
     return hash_bytes(json.dumps(values, sort_keys=True, default=str).encode())
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from adcam.data.dataset import ImageDataset
-from adcam.files import hash_bytes, hash_file
+from adcam.files import hash_file, hash_values
 
 
 def describe_images(images: ImageDataset, *, masks: bool = False) -> dict[str, Any]:
@@ -30,21 +29,21 @@ def describe_images(images: ImageDataset, *, masks: bool = False) -> dict[str, A
     labels = [(r.img_id, [classes[i] for i in r.class_ids or ()]) for r in records]
     description: dict[str, Any] = {
         "images": len(images),
-        "labels": _hash_json(labels),
-        "photographs": _hash_json([r.img_path.stat().st_size for r in records]),
+        "labels": hash_values(labels),
+        "photographs": hash_values([r.img_path.stat().st_size for r in records]),
     }
     if any(record.boxes for record in records):
-        description["boxes"] = _hash_json([record.boxes for record in records])
+        description["boxes"] = hash_values([record.boxes for record in records])
     if masks:
         hashes = [hash_once(r.mask_path) for r in records if r.mask_path is not None]
-        description["masks"] = _hash_json(hashes)
+        description["masks"] = hash_values(hashes)
     return description
 
 
 def hash_masks(folder: Path, img_ids: Iterable[str]) -> str:
     """One hash of the masks ``<id>.png`` of some images, as they lie on the disk now."""
     paths = ((img_id, folder / f"{img_id}.png") for img_id in img_ids)
-    return _hash_json([(i, hash_once(path) if path.is_file() else None) for i, path in paths])
+    return hash_values([(i, hash_once(path) if path.is_file() else None) for i, path in paths])
 
 
 def hash_once(path: Path) -> str:
@@ -70,7 +69,3 @@ def hash_files_in(values: Any) -> Any:
     if isinstance(values, str) and Path(values).suffix and Path(values).is_file():
         return f"file {hash_file(values)}"
     return values
-
-
-def _hash_json(values: Any) -> str:
-    return hash_bytes(json.dumps(values).encode())

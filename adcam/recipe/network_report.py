@@ -289,14 +289,14 @@ def _grid(
 ) -> PictureGrid:
     """Photograph, ground truth, pseudo mask and the network's mask, with each image's mIoU."""
     images, class_set = results.shown, results.shown.class_set
-    pseudo_masks = results.pseudo_masks.get(images.split)
-    sources = [("pseudo mask", pseudo_masks, results.pseudo_masks_dir)]
-    if results.network_masks is not None:
-        sources.append(("network", results.network_masks, results.network_masks_dir))
+    sources = {
+        "pseudo mask": (results.pseudo_masks.get(images.split), results.pseudo_masks_dir),
+        "network": (results.network_masks, results.network_masks_dir),
+    }
+    scored = {name: (scores, d) for name, (scores, d) in sources.items() if scores is not None}
     rows, shown = [], np.zeros(256, dtype=bool)
     for img_id in img_ids:
         sample = images[images.index_of(img_id)]
-        scored = {name: (scores, folder) for name, scores, folder in sources if scores is not None}
         masks = {name: read_mask(f / f"{img_id}.png") for name, (_, f) in scored.items()}
         values = {name: s.per_image.get(img_id, math.nan) for name, (s, _) in scored.items()}
         for mask in (sample.mask, *masks.values()):

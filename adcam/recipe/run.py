@@ -259,7 +259,7 @@ def _describe_test(recipe: MaskRecipe) -> dict[str, Any]:
     return {
         "checkpoint": recipe.outputs("segment")["files"],
         "config": {name: hash_files_in(values[name]) for name in ("test", "model")},
-        "truth": describe_images(_tested_images(recipe), masks=True),
+        "truth": describe_images(recipe.images(str(recipe.settings.recipe.test)), masks=True),
     }
 
 
@@ -267,7 +267,7 @@ def _run_test(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
     network = _network(recipe)
     checkpoint = recipe.folder("segment") / SEGMENTER_NAME
     test_segmenter(network, checkpoint, work_dir=folder, masks_out=folder)
-    images = _tested_images(recipe)
+    images = recipe.images(str(recipe.settings.recipe.test))
     miou = write_scores(images, folder / MASK_DIR, folder / "scores.json")
     return {"miou": miou, "images": len(images)}
 
@@ -334,11 +334,6 @@ def _network(recipe: MaskRecipe) -> SegmentationSettings:
     if recipe.network is None:
         raise AdcamError("the config names no network: recipe.network.config")
     return recipe.network
-
-
-def _tested_images(recipe: MaskRecipe) -> ImageDataset:
-    network = _network(recipe)
-    return recipe.images(network.test.split or str(network.data.val))
 
 
 def _build_labeler(recipe: MaskRecipe) -> PseudoLabeler:
