@@ -208,8 +208,11 @@ def label_photos(weights: str) -> list[PictureRow]:
             label = labeler(img, labels=[shown])
             score_maps[name] = label.maps[shown]
             masks = {"AD-CAM + CRF": label.mask}
-        given: dict[str, Any] = {"palette": labeler.class_set.palette, "labels": [shown]}
-        rows.append(picture_row(picture, img, score_maps=score_maps, masks=masks, **given))
+        palette = labeler.class_set.palette
+        row = picture_row(
+            picture, img, score_maps=score_maps, palette=palette, labels=[shown], masks=masks
+        )
+        rows.append(row)
     return rows
 
 
