@@ -16,9 +16,8 @@ import os
 import secrets
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
@@ -370,37 +369,9 @@ def index_by_id(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     return path_of
 
 
-@dataclass(frozen=True)
-class FolderScan:
-    """What a walk below a folder found, and what it left out.
-
-    Attributes:
-        paths: The files by image id, ids ascending.
-        left_out: Numbers of the files that are not of the kind that was looked for, by suffix.
-        unreadable: Sub-folders that could not be read.
-        outputs: Sub-folders that hold results of this project, which are never an input.
-    """
-
-    paths: dict[str, Path]
-    left_out: dict[str, int]
-    unreadable: tuple[Path, ...] = ()
-    outputs: tuple[Path, ...] = ()
-
-    def describe(self) -> list[str]:
-        """One sentence for each thing that was left out and that its owner may miss."""
-        lines = []
-        unusual = {s: n for s, n in sorted(self.left_out.items()) if s not in _COMPANIONS}
-        if unusual:
-            counts = ", ".join(f"{n} {s}" for s, n in unusual.items())
-            lines.append(f"{sum(unusual.values())} files are of kinds that are not read: {counts}")
-        lines += [f"the sub-folder {path} cannot be read" for path in self.unreadable]
-        lines += [f"{path} holds results of adcam and is left out" for path in self.outputs]
-        return lines
-
-
 def find_images(
     folder: str | Path, *, leave_out: Iterable[Path] = (), recursive: bool = True
-) -> FolderScan:
+) -> dict[str, Path]:
     """All images below a folder, by suffix in any case (:data:`IMAGE_SUFFIXES`).
 
     Hidden files and folders are left out without a word. Files of other kinds, sub-folders that
@@ -411,31 +382,42 @@ def find_images(
         leave_out: Folders that are not searched, such as the one that results go to.
         recursive: Whether sub-folders are searched.
 
+    Returns:
+        The files by image id, ids ascending.
+
     Raises:
         AdcamError: There is no such folder, no image in it, it is an output folder of this project,
             or two images have one id.
     """
-    return _scan(Path(folder), IMAGE_SUFFIXES, leave_out, recursive, "images")
+    root = Path(folder)
+    if is_own_output(root):
+        raise AdcamError(
+            f"{root} holds results of adcam, which are never an input; name the folder of your "
+            "photographs"
+        )
+    skipped = set(map(os.path.realpath, leave_out))
+    if os.path.realpath(root) in skipped:
+        raise AdcamError(f"{root}: results would lie among the images; choose another folder")
+    return _scan(root, IMAGE_SUFFIXES, "images", skipped, recursive)
 
 
-def find_files(
-    folder: str | Path, suffix: str | Sequence[str], *, leave_out: Iterable[Path] = ()
-) -> FolderScan:
-    """All masks, maps or labels below a folder: files that end in ``suffix``, in any case.
+def find_files(folder: str | Path, *suffixes: str) -> dict[str, Path]:
+    """All masks, maps or labels below a folder: files that end in a suffix, in any case.
 
     What is left out is the same as for :func:`find_images`; a mask ``x.jpg.png`` belongs to the
     image ``x.jpg``.
 
     Args:
         folder: The folder.
-        suffix: ``".png"``, ``".npz"``, … or several of them, lower case.
-        leave_out: Folders that are not searched.
+        suffixes: One or more of ``".png"``, ``".npz"``, …, lower case.
+
+    Returns:
+        The files by image id, ids ascending.
 
     Raises:
         AdcamError: There is no such folder, no such file in it, or two have one id.
     """
-    suffixes = frozenset({suffix} if isinstance(suffix, str) else suffix)
-    return _scan(Path(folder), suffixes, leave_out, True, f"{' or '.join(sorted(suffixes))} files")
+    return _scan(Path(folder), suffixes, f"{' or '.join(sorted(suffixes))} files")
 
 
 def is_own_output(folder: str | Path) -> bool:
@@ -443,64 +425,51 @@ def is_own_output(folder: str | Path) -> bool:
 
     Such a folder has ``config.json`` with ``manifest.jsonl`` beside it, or ``stage.json``.
     """
-    return _is_output({name for name in _OUTPUT_FILES if Path(folder, name).is_file()})
-
-
-_OUTPUT_FILES = ("config.json", "manifest.jsonl", "stage.json")
-
-
-def _is_output(names: Iterable[str]) -> bool:
-    there = set(names)
-    return "stage.json" in there or {"config.json", "manifest.jsonl"} <= there
+    names = ("config.json", "manifest.jsonl", "stage.json")
+    has_config, has_manifest, has_stage = (Path(folder, name).is_file() for name in names)
+    return has_stage or (has_config and has_manifest)
 
 
 def _scan(
-    root: Path, suffixes: frozenset[str], leave_out: Iterable[Path], recursive: bool, what: str
-) -> FolderScan:
+    root: Path,
+    suffixes: Collection[str],
+    what: str,
+    skipped: Container[str] = (),
+    recursive: bool = True,
+) -> dict[str, Path]:
+    """Files by image id; what its owner may miss is logged."""
     if not root.is_dir():
         raise AdcamError(f"{root}: there is no such folder")
-    if what == "images" and is_own_output(root):
-        raise AdcamError(
-            f"{root} holds results of adcam, which are never an input; name the folder of your "
-            "photographs"
-        )
-    skipped = set(map(os.path.realpath, leave_out))
-    if os.path.realpath(root) in skipped:
-        raise AdcamError(f"{root}: results would lie among the {what}; choose another folder")
-    unreadable: list[OSError] = []
-    outputs: list[Path] = []
-    left_out: Counter[str] = Counter()
-    found = []
-    for path in _walk(root, skipped, recursive, unreadable, outputs):
+    notes: list[str] = []
+    found: list[tuple[str, Path]] = []
+    others: Counter[str] = Counter()
+    for path in _walk(root, skipped, recursive, notes):
         if (kind := path.suffix.lower()) in suffixes:
             found.append((img_id_of(path.relative_to(root).as_posix(), suffixes), path))
-        else:
-            left_out[kind] += 1
-    refused = tuple(sorted(Path(str(error.filename)) for error in unreadable))
-    if root in refused:
-        raise AdcamError(f"{root}: the folder cannot be read ({unreadable[0].strerror})")
-    paths = dict(sorted(index_by_id(found).items()))
-    scan = FolderScan(paths, dict(left_out), refused, tuple(sorted(outputs)))
-    notes = scan.describe()
-    if not paths:
+        elif kind not in _COMPANIONS:
+            others[kind] += 1
+    if others:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        notes.insert(0, f"{sum(others.values())} files are of kinds that are not read: {counts}")
+    if not found:
         why = "".join(f"; {note}" for note in notes)
         raise AdcamError(f"{root}: there are no {what} in this folder{why}")
     for note in notes:
         logger.warning("%s: %s", root, note)
-    return scan
+    return dict(sorted(index_by_id(found).items()))
 
 
-def _walk(
-    root: Path,
-    leave_out: set[str],
-    recursive: bool,
-    unreadable: list[OSError],
-    outputs: list[Path],
-) -> Iterator[Path]:
-    """All files but hidden ones; the two lists take what could not or should not be entered."""
-    for folder, subfolders, names in os.walk(root, onerror=unreadable.append):
-        if Path(folder) != root and _is_output(names):
-            outputs.append(Path(folder))
+def _walk(root: Path, skipped: Container[str], recursive: bool, notes: list[str]) -> Iterator[Path]:
+    """All files but hidden ones; ``notes`` says what could not or should not be entered."""
+
+    def refuse(error: OSError) -> None:
+        if Path(error.filename) == root:
+            raise AdcamError(f"{root}: the folder cannot be read ({error.strerror})") from error
+        notes.append(f"the sub-folder {error.filename} cannot be read")
+
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
+        if Path(folder) != root and is_own_output(folder):
+            notes.append(f"{folder} holds results of adcam and is left out")
             subfolders.clear()
             continue
         subfolders[:] = [
@@ -509,7 +478,7 @@ def _walk(
             if recursive
             and not name.startswith(".")
             and name not in _SYSTEM_FOLDERS
-            and os.path.realpath(Path(folder, name)) not in leave_out
+            and os.path.realpath(Path(folder, name)) not in skipped
         ]
         for name in sorted(names):
             if not name.startswith("."):

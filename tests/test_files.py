@@ -180,11 +180,12 @@ def test_a_walk_leaves_out_what_is_no_image_and_says_so(
     for name in ("c.heic", "d.HEIC", "e.cr2", "notes.txt", "__MACOSX/a.png", "labels.csv"):
         touch(tmp_path / name)
     with caplog.at_level(logging.WARNING):
-        scan = find_images(tmp_path)
-    assert scan.paths == {"a": tmp_path / "a.PNG", "sub/b": tmp_path / "sub" / "b.jp2"}
-    assert scan.left_out == {".heic": 2, ".cr2": 1, ".txt": 1, ".csv": 1}
-    assert "3 files are of kinds that are not read: 1 .cr2, 2 .heic" in caplog.text
-    assert list(find_images(tmp_path, recursive=False).paths) == ["a"]
+        paths = find_images(tmp_path)
+    assert paths == {"a": tmp_path / "a.PNG", "sub/b": tmp_path / "sub" / "b.jp2"}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: 3 files are of kinds that are not read: 1 .cr2, 2 .heic"
+    ]
+    assert list(find_images(tmp_path, recursive=False)) == ["a"]
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
@@ -199,9 +200,9 @@ def test_masks_are_found_by_the_same_rule(tmp_path: Path) -> None:
     for name in ("a.png", "B.PNG", "x.jpg.png", "._a.png", ".ipynb_checkpoints/a.png", "c.txt"):
         touch(tmp_path / name)
     (tmp_path / "folder.png").mkdir()
-    assert list(find_files(tmp_path, ".png").paths) == ["B", "a", "x.jpg"]
+    assert list(find_files(tmp_path, ".png")) == ["B", "a", "x.jpg"]
     with pytest.raises(AdcamError, match=r"there are no \.npy or \.npz files in this folder"):
-        find_files(tmp_path, (".npz", ".npy"))
+        find_files(tmp_path, ".npz", ".npy")
 
 
 def test_names_that_clash_are_refused_naming_both(tmp_path: Path) -> None:
@@ -218,17 +219,19 @@ def test_results_of_this_project_are_no_input(
     touch(tmp_path / "work" / "stage.json", tmp_path / "work" / "x.png")
     touch(tmp_path / "mine" / "config.json", tmp_path / "mine" / "y.png")
     with caplog.at_level(logging.WARNING):
-        scan = find_images(tmp_path)
-    assert list(scan.paths) == ["a", "mine/y"]
-    assert scan.outputs == (tmp_path / "out", tmp_path / "work")
-    assert f"{tmp_path / 'out'} holds results of adcam and is left out" in caplog.text
+        paths = find_images(tmp_path)
+    assert list(paths) == ["a", "mine/y"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: {tmp_path / name} holds results of adcam and is left out"
+        for name in ("out", "work")
+    ]
     with pytest.raises(AdcamError, match="holds results of adcam, which are never an input"):
         find_images(tmp_path / "out")
 
 
 def test_a_folder_can_be_left_out(tmp_path: Path) -> None:
     touch(tmp_path / "a.png", tmp_path / "out" / "b.png")
-    assert list(find_images(tmp_path, leave_out=[tmp_path / "sub" / ".." / "out"]).paths) == ["a"]
+    assert list(find_images(tmp_path, leave_out=[tmp_path / "sub" / ".." / "out"])) == ["a"]
     with pytest.raises(AdcamError, match="results would lie among the images"):
         find_images(tmp_path, leave_out=[tmp_path])
 
@@ -246,10 +249,9 @@ def test_a_sub_folder_that_cannot_be_read_is_named(
 
     monkeypatch.setattr(os, "scandir", refuse)
     with caplog.at_level(logging.WARNING):
-        scan = find_images(tmp_path)
-    assert list(scan.paths) == ["a"]
-    assert scan.unreadable == (tmp_path / "locked",)
-    assert "locked cannot be read" in caplog.text
+        paths = find_images(tmp_path)
+    assert list(paths) == ["a"]
+    assert f"{tmp_path}: the sub-folder {tmp_path / 'locked'} cannot be read" in caplog.text
     with pytest.raises(
         AdcamError, match=r"locked: the folder cannot be read \(Permission denied\)"
     ):

@@ -161,7 +161,7 @@ class _MaskMaker:
 def _open_maps(cams: str | Path, class_set: ClassSet | None, cam_format: str) -> _MapReader:
     folder = Path(cams)
     folder = folder / MAPS_DIR if (folder / MAPS_DIR).is_dir() else folder
-    paths = find_files(folder, (".npy", ".npz")).paths
+    paths = find_files(folder, ".npy", ".npz")
     suffixes = {path.suffix.lower() for path in paths.values()}
     if len(suffixes) > 1:
         raise AdcamError(f"{folder} holds maps of adcam (.npz) beside others (.npy)")
@@ -210,7 +210,7 @@ def _check_options(reader: _MapReader, rule: BackgroundRule | None, crf: str) ->
 
 def _find_images(cams: str | Path, images: str | Path | None) -> Mapping[str, Path]:
     if images is not None:
-        return find_images(images).paths
+        return find_images(images)
     own = read_output_folder(cams)
     if own is None:
         raise AdcamError("--crf needs the images of the maps; name their folder with --images")

@@ -351,7 +351,7 @@ def convert_yolo_to_masks(
         AdcamError: A folder is missing or empty, or a text file belongs to no image.
         OSError: A mask cannot be written.
     """
-    text_of, path_of = find_files(labels, ".txt").paths, find_images(images).paths
+    text_of, path_of = find_files(labels, ".txt"), find_images(images)
     classes = class_set or voc_class_set()
     if stray := [img_id for img_id in text_of if img_id not in path_of]:
         raise AdcamError(f"{images}: {len(stray)} text files have no image, such as {stray[0]!r}")

@@ -80,11 +80,11 @@ def find_masks(
         AdcamError: There are no masks, the output folder is damaged, or ``values`` is malformed.
     """
     folder = masks_folder(masks)
-    paths = find_files(folder, ".png").paths
+    paths = find_files(folder, ".png")
     own = read_output_folder(folder)
     image_paths = {} if own is None else own.image_paths
     if images is not None:
-        image_paths = find_images(images).paths
+        image_paths = find_images(images)
     if class_set is None:
         class_set = voc_class_set() if own is None else own.class_set
     return MaskSource(paths, class_set, image_paths, parse_values(values))

@@ -49,7 +49,7 @@ def convert_recode_masks(
     table = None if colors is None else read_color_table(colors)
     if class_set is None:
         class_set = voc_class_set() if table is None else table.class_set
-    paths = find_files(masks_folder(masks), ".png").paths
+    paths = find_files(masks_folder(masks), ".png")
     mapping = parse_values(values)
 
     def make(img_id: str) -> np.ndarray:

@@ -54,11 +54,9 @@ def load_folder(
             labelled id without an image, or a bad label file.
     """
     root = Path(path)
-    if not root.is_dir():
-        raise AdcamError(f"{root}: there is no such folder")
     masks = None if mask_dir is None else Path(mask_dir)
     skipped = (*leave_out, *(() if masks is None else (masks,)))
-    path_of = find_images(root, leave_out=skipped, recursive=recursive).paths
+    path_of = find_images(root, leave_out=skipped, recursive=recursive)
     name = root.resolve().name or "images"
     class_set, class_ids = _labels_and_classes(name, labels, path_of, classes)
     if stray := [img_id for img_id in class_ids if img_id not in path_of]:

@@ -272,7 +272,7 @@ def _pair(
     pred_dir: Path, gt_dir: Path, suffix: str, ids: Sequence[str] | None, allow_missing: bool
 ) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
     """Return the files to compare by image id, and the ids without a prediction."""
-    predictions, gt_masks = find_files(pred_dir, suffix).paths, find_files(gt_dir, ".png").paths
+    predictions, gt_masks = find_files(pred_dir, suffix), find_files(gt_dir, ".png")
     wanted = list(gt_masks)
     if ids is not None:
         wanted = [match_id(name, gt_masks) for name in ids]

@@ -159,15 +159,12 @@ def draw_boxes(rgb: np.ndarray, boxes: np.ndarray, color: RGB) -> np.ndarray:
     return np.asarray(img)
 
 
-def side_by_side(
-    pictures: Sequence[np.ndarray], *, gap: int = 4, background: RGB = (255, 255, 255)
-) -> np.ndarray:
+def side_by_side(pictures: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
     """Put pictures in one row, all scaled to the height of the first.
 
     Args:
         pictures: The pictures, uint8 (H_i, W_i, 3), at least one.
-        gap: The width in pixels of the gap between two pictures.
-        background: The colour of the gaps.
+        gap: The width in pixels of the white gap between two pictures.
 
     Returns:
         uint8 (H_0, W, 3).
@@ -184,7 +181,7 @@ def side_by_side(
     for rgb in pictures:
         _check_rgb(rgb)
         if parts and gap:
-            parts.append(np.broadcast_to(np.array(background, np.uint8), (height, gap, 3)))
+            parts.append(np.full((height, gap, 3), 255, np.uint8))
         parts.append(_resize(rgb, (height, max(1, round(rgb.shape[1] * height / rgb.shape[0])))))
     return np.concatenate(parts, axis=1)
 
