@@ -24,7 +24,6 @@ from adcam.data.coco_json import (
     IGNORE_CATEGORY,
     CocoFile,
     CocoImage,
-    build_categories,
     draw_objects,
     encode_mask,
     import_pycocotools,
@@ -86,7 +85,9 @@ def convert_masks_to_coco(
     source, out = find_masks(masks, class_set, images=images, values=values), Path(out)
     refuse_existing(out, overwrite)
     import_pycocotools()
-    category_of = _number_categories(source.class_set)
+    classes = source.class_set
+    numbers = COCO_CATEGORY_IDS if classes.classes == COCO_CLASSES else classes.mask_values
+    category_of = dict(zip(classes.mask_values, numbers, strict=True))
     counts = ClassCounts(source.class_set)
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -104,20 +105,16 @@ def convert_masks_to_coco(
         entries.append({"id": number, "file_name": name, "height": height, "width": width})
         for annotation in found:
             annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
-    categories = build_categories(source.class_set, list(category_of.values()))
+    categories = [
+        {"id": number, "name": name, "supercategory": ""}
+        for number, name in zip(numbers, classes.classes, strict=True)
+    ]
     if any(annotation["iscrowd"] for annotation in annotations):
         categories.append(IGNORE_CATEGORY)
     content = {"images": entries, "annotations": annotations, "categories": categories}
     write_json(out, content, indent=None)
     notes = [f"{len(annotations)} annotations", *source.describe()]
     return counts.finish("masks-to-coco", out, notes)
-
-
-def _number_categories(class_set: ClassSet) -> dict[int, int]:
-    """Category id by mask value: COCO's own for its classes, else the mask values."""
-    values = class_set.mask_values
-    ids = COCO_CATEGORY_IDS if class_set.classes == COCO_CLASSES else values
-    return dict(zip(values, ids, strict=True))
 
 
 def convert_coco_to_masks(

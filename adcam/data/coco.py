@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.labels import read_labels
-from adcam.data.text_tables import check_count, check_relative, read_rows
+from adcam.data.text_tables import check_complete, check_count, check_relative, read_rows
 from adcam.errors import AdcamError
 from adcam.files import img_id_of
 from adcam.structures import ClassSet
@@ -135,9 +135,5 @@ def _read_class_ids(path: Path, dataset: ImageDataset) -> dict[str, tuple[int, .
     if not path.is_file():
         raise AdcamError(f"{path}: there is no such label file")
     table = read_labels(path, COCO_CLASSES).class_ids
-    if missing := [record.img_id for record in dataset.records if record.img_id not in table]:
-        raise AdcamError(
-            f"{path}: {len(missing)} images of split {dataset.split!r} have no labels there, "
-            f"such as {missing[0]!r}"
-        )
+    check_complete(path, (r.img_id for r in dataset.records), table, f"split {dataset.split!r}")
     return table

@@ -17,7 +17,7 @@ pycocotools is optional (``pip install adcam[coco]``) and imported when it is us
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -420,11 +420,3 @@ def import_pycocotools() -> ModuleType:
             "pip install 'adcam[coco]'"
         ) from err
     return mask
-
-
-def build_categories(class_set: ClassSet, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Entries of ``categories`` for a class set, one a class in its order."""
-    return [
-        {"id": category_id, "name": name, "supercategory": ""}
-        for category_id, name in zip(category_ids, class_set.classes, strict=True)
-    ]

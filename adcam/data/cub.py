@@ -15,6 +15,7 @@ from adcam.data.text_tables import (
     Box,
     TextLine,
     check_box,
+    check_complete,
     check_count,
     parse_int,
     read_pairs,
@@ -82,11 +83,7 @@ def _read_table(
     path: Path, columns: tuple[str, str], images: Mapping[str, TextLine]
 ) -> dict[str, TextLine]:
     table = read_pairs(path, columns, None)
-    if missing := [number for number in images if number not in table]:
-        raise AdcamError(
-            f"{path}: {len(missing)} images of images.txt are not there, such as "
-            f"number {missing[0]}"
-        )
+    check_complete(path, images, table, "images.txt")
     return table
 
 

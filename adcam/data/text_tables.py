@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -105,6 +105,18 @@ def check_count(
         raise AdcamError(
             f"{path}: {count} images, but {split} has {expected_counts[split]}; for a part of the "
             "data set give other expected_counts, or None"
+        )
+
+
+def check_complete(path: Path, wanted: Iterable[str], table: Container[str], source: str) -> None:
+    """Check that a table has an entry for each of the images that a list or split names.
+
+    Raises:
+        AdcamError: One is not in the table.
+    """
+    if missing := [image for image in wanted if image not in table]:
+        raise AdcamError(
+            f"{path}: {len(missing)} images of {source} are not there, such as {missing[0]!r}"
         )
 
 

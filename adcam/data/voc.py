@@ -16,7 +16,7 @@ import numpy as np
 from adcam.data.dataset import ImageDataset, Record
 from adcam.data.labels import read_cls_labels_npy, read_labels
 from adcam.data.png import voc_palette
-from adcam.data.text_tables import check_relative
+from adcam.data.text_tables import check_complete, check_relative
 from adcam.data.xml_text import read_xml
 from adcam.errors import AdcamError
 from adcam.files import IMAGE_SUFFIXES, is_file, is_folder, is_image_path, read_text
@@ -290,11 +290,7 @@ def _read_class_ids(
             "labels must be 'xml', 'mask', None or a .npy, .csv, .tsv, .txt, .json or .xlsx file, "
             f"got {labels!r}"
         )
-    if missing := [r.img_id for r in dataset.records if r.img_id not in table]:
-        raise AdcamError(
-            f"{path}: {len(missing)} images of split {dataset.split!r} have no labels there, "
-            f"such as {missing[0]!r}"
-        )
+    check_complete(path, (r.img_id for r in dataset.records), table, f"split {dataset.split!r}")
     return table
 
 

@@ -23,6 +23,7 @@ from adcam.data.images import open_image
 from adcam.data.text_tables import (
     Box,
     check_box,
+    check_complete,
     check_count,
     check_relative,
     parse_int,
@@ -236,8 +237,5 @@ def _read_masks(path: Path) -> dict[str, tuple[tuple[str, ...], str]]:
 
 def _only(table: Mapping[str, T], image_ids: Sequence[str], path: Path) -> dict[str, T]:
     """The images wanted, all of which must be there."""
-    if missing := [image_id for image_id in image_ids if image_id not in table]:
-        raise AdcamError(
-            f"{path}: {len(missing)} images of image_ids.txt are not there, such as {missing[0]!r}"
-        )
+    check_complete(path, image_ids, table, "image_ids.txt")
     return {image_id: table[image_id] for image_id in image_ids}
