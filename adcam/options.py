@@ -1,22 +1,298 @@
-"""Options that are given by name: refused when they are unknown or of the wrong type."""
+"""Options by name: how a dataclass declares their legal values, and the checks of them.
+
+Sections of configs, the options of methods, of InCA and of networks are all checked here.
+"""
 
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
 
 from adcam.errors import AdcamError
 
+T = TypeVar("T")
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    choices: Sequence[str] | Callable[[], Sequence[str]] = (),
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field of a section with its legal values.
+
+    Args:
+        default: The value where the config gives none; without it, the config must give one.
+        choices: The legal texts, or a function that returns them.
+        at_least: The smallest legal number.
+        above: Every legal number is larger than this one.
+        at_most: The largest legal number.
+        below: Every legal number is smaller than this one.
+    """
+    limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    metadata = {"choices": choices, **{k: v for k, v in limits.items() if v is not None}}
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a config; building one checks and converts its values."""
+
+    def __post_init__(self) -> None:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name, value in _check_fields(type(self), values, type(self).__name__).items():
+            object.__setattr__(self, name, value)
+
+
+def from_section(kind: type[T], values: Any, where: str) -> T:
+    """Build a section from the mapping that a config gives.
+
+    Args:
+        kind: A dataclass: one of the sections here, ``InCA``, or the options of a method.
+        values: Keys and values; lists become tuples, and mappings the dataclasses in them.
+        where: What errors call the section, e.g. ``"train"``.
+
+    Raises:
+        AdcamError: A key is unknown or missing, or a value has the wrong type or lies out of range.
+
+    Example:
+        >>> from adcam.settings import TestViews
+        >>> from_section(TestViews, {"scales": [448, 560]}, "views")
+        TestViews(scales=(448, 560), flip=False, keep_ratio=True)
+    """
+    if isinstance(values, kind):
+        return values
+    if not isinstance(values, Mapping):
+        raise AdcamError(f"{where} must be a section with keys and values, got {values!r}")
+    checked = _check_fields(kind, values, where)
+    if missing := [
+        item.name
+        for item in fields(typing.cast(Any, kind))
+        if item.init and item.name not in values
+        if item.default is MISSING and item.default_factory is MISSING
+    ]:
+        raise AdcamError(f"{where} lacks {list_choices(missing, 'and')}")
+    try:
+        return kind(**checked)
+    except AdcamError as error:
+        raise AdcamError(f"{where}: {error}") from error
+
+
+def _check_fields(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    items = {item.name: item.metadata for item in fields(kind) if item.init}
+    hints = typing.get_type_hints(kind)
+    return check_options(values, {name: hints[name] for name in items}, where, items)
+
+
+def check_options(
+    values: Mapping[str, Any],
+    hints: Mapping[str, Any],
+    where: str,
+    limits: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return options converted to their types.
+
+    Args:
+        values: The options that were given, by name.
+        hints: The type that each option may have, as ``typing.get_type_hints`` returns them.
+        where: What the options belong to, for messages.
+        limits: The metadata of :func:`setting` by name.
+
+    Raises:
+        AdcamError: A name is unknown, or a value has the wrong type or lies out of range.
+    """
+    for key, value in values.items():
+        if key not in hints:
+            raise AdcamError(
+                f"{where}: there is no key {key!r}{suggest(str(key), hints)} (got {value!r})"
+            )
+    return {
+        key: convert(value, hints[key], f"{where}.{key}", limits.get(key, {}))
+        for key, value in values.items()
+    }
+
+
+def check_choice(name: str, value: object, legal: Iterable[str]) -> None:
+    """Refuse a value that is not one of the legal texts.
+
+    Raises:
+        AdcamError: The value is none of them; the message names them all.
+    """
+    legal = tuple(legal)
+    if not isinstance(value, str) or value not in legal:
+        near = difflib.get_close_matches(str(value), legal, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise AdcamError(f"{name} must be {list_choices(legal)}, got {value!r}{hint}")
+
+
+def suggest(name: str, legal: Iterable[str]) -> str:
+    """The end of a refusal: a close name, and the legal ones.
+
+    Example:
+        >>> suggest("choose_strde", ["choose_on", "choose_stride"])
+        "; did you mean 'choose_stride'? There are 'choose_on' and 'choose_stride'"
+    """
+    legal = sorted(legal)
+    near = difflib.get_close_matches(name, legal, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    listed = f"here are {list_choices(legal, 'and')}" if legal else "here are none"
+    return f"{hint} {'T' if near else 't'}{listed}"
+
+
+def convert(value: Any, hint: Any, where: str, limits: Mapping[str, Any]) -> Any:
+    """A value as its type asks for it, lists as tuples and mappings as sections.
+
+    Args:
+        value: The value that was given.
+        hint: The type that it must have.
+        where: The name of the option, for messages.
+        limits: The metadata of :func:`setting`.
+
+    Raises:
+        AdcamError: The value has the wrong type or lies out of range.
+    """
+    if hint is Any:
+        return value
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, args, where, limits)
+    if origin is typing.Literal:
+        check_choice(where, value, args)
+        return value
+    if origin in (list, Sequence):
+        return list(_convert_tuple(value, (args[0], ...), where, limits))
+    if origin is tuple:
+        return _convert_tuple(value, args, where, limits)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise AdcamError(f"{where} must be {describe_type(hint)}, got {value!r}")
+        return {k: convert(v, args[1], f"{where}.{k}", limits) for k, v in value.items()}
+    if is_dataclass(hint):
+        return from_section(typing.cast(type, hint), value, where)
+    return _convert_scalar(value, hint, where, limits)
+
+
+def _convert_union(value: Any, args: Sequence[Any], where: str, limits: Mapping[str, Any]) -> Any:
+    optional = types.NoneType in args
+    if value is None and optional:
+        return None
+    if isinstance(value, str) and value.lower() == "none" and optional:
+        return None  # --cfg-options data.masks=none
+    kinds = [arg for arg in args if arg is not types.NoneType]
+    if len(kinds) == 1:
+        return convert(value, kinds[0], where, limits)
+    if isinstance(value, Mapping) and (sections := [kind for kind in kinds if is_dataclass(kind)]):
+        return convert(value, sections[0], where, limits)
+    for kind in kinds:
+        try:
+            return convert(value, kind, where, limits)
+        except AdcamError:
+            continue
+    wanted = " or ".join(describe_type(kind) for kind in kinds)
+    raise AdcamError(f"{where} must be {wanted}, got {value!r}")
+
+
+def _convert_tuple(value: Any, args: Sequence[Any], where: str, limits: Mapping[str, Any]) -> Any:
+    is_list = isinstance(value, list | tuple)
+    if args[1:] == (Ellipsis,):
+        if not is_list and (value is None or isinstance(value, Mapping)):
+            raise AdcamError(f"{where} must be {describe_type(tuple[args[0], ...])}, got {value!r}")  # type: ignore[valid-type]
+        items = value if is_list else [value]  # one value is a list of one
+        return tuple(convert(v, args[0], f"{where}[{i}]", limits) for i, v in enumerate(items))
+    if not is_list or len(value) != len(args):
+        raise AdcamError(f"{where} must be {len(args)} values, got {value!r}")
+    return tuple(
+        convert(v, arg, f"{where}[{i}]", limits)
+        for i, (v, arg) in enumerate(zip(value, args, strict=True))
+    )
+
+
+def _convert_scalar(value: Any, hint: type, where: str, limits: Mapping[str, Any]) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {
+        bool: isinstance(value, bool),
+        int: is_number and isinstance(value, int),
+        float: is_number and math.isfinite(value),
+    }.get(hint, isinstance(value, hint))
+    if not fits:
+        raise AdcamError(f"{where} must be {describe_type(hint)}, got {value!r}")
+    if hint is str and (choices := read_choices(limits)):
+        check_choice(where, value, choices)
+    if is_number and (text := describe_range(limits)) and not _is_in_range(value, limits):
+        raise AdcamError(f"{where} must be {text}, got {value!r}")
+    return float(value) if hint is float else value
+
+
+def _is_in_range(value: float, limits: Mapping[str, Any]) -> bool:
+    return (
+        value >= limits.get("at_least", -math.inf)
+        and value > limits.get("above", -math.inf)
+        and value <= limits.get("at_most", math.inf)
+        and value < limits.get("below", math.inf)
+    )
+
+
+def read_choices(limits: Mapping[str, Any]) -> tuple[str, ...]:
+    """The legal texts of a field's metadata; none where every text is legal."""
+    choices = limits.get("choices", ())
+    return tuple(choices() if callable(choices) else choices)
+
+
+def describe_range(limits: Mapping[str, Any]) -> str:
+    """The legal numbers of a field's metadata in words, ``""`` where all are.
+
+    Example:
+        >>> describe_range({"above": 0, "at_most": 1})
+        'above 0 and at most 1'
+    """
+    words = {"at_least": "at least", "above": "above", "at_most": "at most", "below": "below"}
+    return " and ".join(f"{text} {limits[key]}" for key, text in words.items() if key in limits)
+
+
+def describe_type(hint: Any) -> str:
+    """A type in words, e.g. ``"a list of whole numbers"``."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("None" if a is types.NoneType else describe_type(a) for a in args)
+    if origin is typing.Literal:
+        return list_choices(args)
+    if origin in (list, Sequence) or (origin is tuple and args[1:] == (Ellipsis,)):
+        return f"a list of {_PLURALS.get(args[0], 'sections')}"
+    if origin is tuple:
+        return f"{len(args)} {_PLURALS.get(args[0], 'values')}"
+    if origin is not None and issubclass(origin, Mapping):
+        return "keys and values"
+    return _WORDS.get(hint, "a section")
+
+
 _WORDS: dict[Any, str] = {
-    bool: "True or False",
+    bool: "true or false",
     int: "a whole number",
     float: "a number",
-    str: "a text",
-    type(None): "None",
+    str: "text",
+    Any: "any value",
 }
+_PLURALS: dict[Any, str] = {
+    int: "whole numbers",
+    float: "numbers",
+    str: "texts",
+}
+
+
+def list_choices(names: Iterable[str], last: str = "or") -> str:
+    """Names in words: ``'a', 'b' or 'c'``."""
+    quoted = [repr(name) for name in names]
+    return f" {last} ".join(filter(None, [", ".join(quoted[:-1]), *quoted[-1:]]))
 
 
 BACKBONE_OPTIONS = frozenset(
@@ -41,112 +317,6 @@ or fetch them; those are not among these.
 """
 
 
-def check_options(options: Mapping[str, Any], legal: Mapping[str, Any], owner: str) -> None:
-    """Check names and types of options.
-
-    Args:
-        options: The options that were given, by name.
-        legal: The type that each option may have, as ``typing.get_type_hints`` returns them.
-        owner: What the options belong to, for the message.
-
-    Raises:
-        AdcamError: If an option is unknown or its value has another type.
-    """
-    for name, value in options.items():
-        if name not in legal:
-            hint = suggest_name(name, legal)
-            raise AdcamError(f"{owner} has no option {name!r}{hint}; options: {sorted(legal)}")
-        if not has_type(value, legal[name]):
-            raise AdcamError(
-                f"{name} of {owner} must be {describe_type(legal[name])}, got {value!r}"
-            )
-
-
-def check_choice(name: str, value: object, legal: Collection[str]) -> None:
-    """Refuse a value that is not one of the legal texts.
-
-    Raises:
-        AdcamError: If the value is none of them; the message names them all.
-    """
-    if not isinstance(value, str) or value not in legal:
-        hint = suggest_name(str(value), legal)
-        raise AdcamError(f"{name} must be one of {sorted(legal)}, got {value!r}{hint}")
-
-
-def suggest_name(name: str, legal: Collection[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for a name close to a legal one, else an empty text.
-
-    Example:
-        >>> suggest_name("rival_wieght", ["rival_weight", "negatives"])
-        "; did you mean 'rival_weight'?"
-    """
-    close = difflib.get_close_matches(name, legal, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def has_type(value: object, hint: Any) -> bool:
-    """Say whether a value fits a type hint.
-
-    A whole number counts as a number, a list as a tuple, and ``True`` is not a number.
-
-    Args:
-        value: Any value.
-        hint: A class, ``Any``, a union, a literal, or a generic tuple, list or mapping.
-    """
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(has_type(value, part) for part in parts)
-    if origin is typing.Literal:
-        return value in parts
-    if hint in (int, float):
-        legal = (int,) if hint is int else (int, float)
-        return isinstance(value, legal) and not isinstance(value, bool)
-    if origin in (tuple, list) or getattr(origin, "__name__", "") == "Sequence":
-        if not isinstance(value, tuple | list):
-            return False
-        if origin is tuple and parts[-1:] != (...,):
-            fits = zip(value, parts, strict=False)
-            return len(value) == len(parts) and all(has_type(v, part) for v, part in fits)
-        return all(has_type(item, parts[0]) for item in value)
-    return isinstance(value, origin or hint)
-
-
-def describe_type(hint: Any) -> str:
-    """Name a type hint in words, as in ``"a number or None"``."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe_type(part) for part in parts)
-    if origin is typing.Literal:
-        return f"one of {list(parts)}"
-    if origin in (tuple, list) or getattr(origin, "__name__", "") == "Sequence":
-        kinds = dict.fromkeys(describe_type(part) for part in parts if part is not ...)
-        return f"a list ({', '.join(kinds)})"
-    return _WORDS.get(hint, getattr(origin or hint, "__name__", str(hint)))
-
-
-def check_range(name: str, value: float, interval: str) -> None:
-    """Refuse a number outside an interval; NaN is in none.
-
-    Args:
-        name: Name of the option, for the message.
-        value: The number.
-        interval: The interval as in ``"[0, 1)"``, with a round bracket where the end is excluded.
-
-    Raises:
-        AdcamError: If the number lies outside.
-
-    Example:
-        >>> check_range("alpha", 1.0, "[0, 1]")
-    """
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    above = value > low if interval[0] == "(" else value >= low
-    below = value < high if interval[-1] == ")" else value <= high
-    if not (above and below):
-        raise AdcamError(f"{name} must lie in {interval}, got {value}")
-
-
 def check_backbone_options(options: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     """Return the options of a backbone, each of them legal and plain data.
 
@@ -162,8 +332,8 @@ def check_backbone_options(options: Mapping[str, Any] | None, name: str) -> dict
     for key, value in (options or {}).items():
         if key not in BACKBONE_OPTIONS:
             raise AdcamError(
-                f"backbone_kwargs of {name!r} has no option {key!r}"
-                f"{suggest_name(key, BACKBONE_OPTIONS)}; options: {sorted(BACKBONE_OPTIONS)}"
+                f"backbone_kwargs of {name!r}: there is no key {key!r}"
+                f"{suggest(key, BACKBONE_OPTIONS)}"
             )
         items = value if isinstance(value, list | tuple) else [value]
         if not all(isinstance(item, plain) for item in items):

@@ -11,17 +11,15 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
-import math
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from adcam.errors import AdcamError
 from adcam.installation import find_config
+from adcam.options import Section, convert, from_section, setting, suggest
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,91 +36,6 @@ TASKS = ("segmentation", "localization")
 CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
 
 
-def setting(
-    default: Any = MISSING,
-    *,
-    choices: Sequence[str] | Callable[[], Sequence[str]] = (),
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A field of a section with its legal values.
-
-    Args:
-        default: The value where the config gives none; without it, the config must give one.
-        choices: The legal texts, or a function that returns them.
-        at_least: The smallest legal number.
-        above: Every legal number is larger than this one.
-        at_most: The largest legal number.
-        below: Every legal number is smaller than this one.
-    """
-    limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    metadata = {"choices": choices, **{k: v for k, v in limits.items() if v is not None}}
-    if isinstance(default, dict):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section of a config; building one checks and converts its values."""
-
-    def __post_init__(self) -> None:
-        hints = _type_hints(type(self))
-        for item in fields(self):
-            name = f"{type(self).__name__}.{item.name}"
-            value = _convert(getattr(self, item.name), hints[item.name], name, item.metadata)
-            object.__setattr__(self, item.name, value)
-
-
-def from_section(kind: type[T], values: Any, where: str) -> T:
-    """Build a section from the mapping that a config gives.
-
-    Args:
-        kind: A dataclass: one of the sections here, ``InCA``, or the options of a method.
-        values: Keys and values; lists become tuples, and mappings the dataclasses in them.
-        where: What errors call the section, e.g. ``"train"``.
-
-    Raises:
-        AdcamError: A key is unknown or missing, or a value has the wrong type or lies out of range.
-
-    Example:
-        >>> from_section(TestViews, {"scales": [448, 560]}, "views")
-        TestViews(scales=(448, 560), flip=False, keep_ratio=True)
-    """
-    if isinstance(values, kind):
-        return values
-    if not isinstance(values, Mapping):
-        raise AdcamError(f"{where} must be a section with keys and values, got {values!r}")
-    checked = check_options(kind, values, where)
-    items = {item.name: item for item in _fields(kind)}
-    if missing := [name for name in items if name not in values and _is_required(items[name])]:
-        raise AdcamError(f"{where} lacks {_list_choices(missing, 'and')}")
-    try:
-        return kind(**checked)
-    except AdcamError as error:
-        raise AdcamError(f"{where}: {error}") from error
-
-
-def check_options(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values of some fields of a dataclass, converted to their types.
-
-    Raises:
-        AdcamError: A key is unknown, or a value has the wrong type or lies out of range.
-    """
-    items = {item.name: item for item in _fields(kind)}
-    hints = _type_hints(kind)
-    checked = {}
-    for key, value in values.items():
-        if key not in items:
-            raise AdcamError(
-                f"{where}: there is no key {key!r}{suggest(str(key), items)} (got {value!r})"
-            )
-        checked[key] = _convert(value, hints[key], f"{where}.{key}", items[key].metadata)
-    return checked
-
-
 def check_method(method: str, options: Mapping[str, Any], where: str) -> None:
     """Refuse an unknown method, or options that it does not have.
 
@@ -137,166 +50,10 @@ def check_method(method: str, options: Mapping[str, Any], where: str) -> None:
         raise AdcamError(f"{where}: {error}") from error
 
 
-def suggest(name: str, legal: Iterable[str]) -> str:
-    """The end of a refusal: a close name, and the legal ones.
-
-    Example:
-        >>> suggest("choose_strde", ["choose_on", "choose_stride"])
-        "; did you mean 'choose_stride'? There are 'choose_on' and 'choose_stride'"
-    """
-    legal = sorted(legal)
-    near = difflib.get_close_matches(name, legal, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    listed = f"here are {_list_choices(legal, 'and')}" if legal else "here are none"
-    return f"{hint} {'T' if near else 't'}{listed}"
-
-
-def _fields(kind: type) -> list[Field[Any]]:
-    return [item for item in fields(kind) if item.init]
-
-
-def _is_required(item: Field[Any]) -> bool:
-    return item.default is MISSING and item.default_factory is MISSING
-
-
-def _type_hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
 def _children(node: Any) -> dict[str, Any]:
     if isinstance(node, list | tuple):
         return {str(index): value for index, value in enumerate(node)}
     return dict(node) if isinstance(node, Mapping) else {}
-
-
-def _convert(value: Any, hint: Any, where: str, limits: Mapping[str, Any]) -> Any:
-    """A value as its type asks for it, lists as tuples and mappings as sections."""
-    if hint is Any:
-        return value
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(value, args, where, limits)
-    if origin is tuple:
-        return _convert_tuple(value, args, where, limits)
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise AdcamError(f"{where} must be {describe_type(hint)}, got {value!r}")
-        return {k: _convert(v, args[1], f"{where}.{k}", limits) for k, v in value.items()}
-    if is_dataclass(hint):
-        return from_section(typing.cast(type, hint), value, where)
-    return _convert_scalar(value, hint, where, limits)
-
-
-def _convert_union(value: Any, args: Sequence[Any], where: str, limits: Mapping[str, Any]) -> Any:
-    optional = types.NoneType in args
-    if value is None and optional:
-        return None
-    if isinstance(value, str) and value.lower() == "none" and optional:
-        return None  # --cfg-options data.masks=none
-    kinds = [arg for arg in args if arg is not types.NoneType]
-    if len(kinds) == 1:
-        return _convert(value, kinds[0], where, limits)
-    if isinstance(value, Mapping) and (sections := [kind for kind in kinds if is_dataclass(kind)]):
-        return _convert(value, sections[0], where, limits)
-    for kind in kinds:
-        try:
-            return _convert(value, kind, where, limits)
-        except AdcamError:
-            continue
-    wanted = " or ".join(describe_type(kind) for kind in kinds)
-    raise AdcamError(f"{where} must be {wanted}, got {value!r}")
-
-
-def _convert_tuple(value: Any, args: Sequence[Any], where: str, limits: Mapping[str, Any]) -> Any:
-    is_list = isinstance(value, list | tuple)
-    if args[1:] == (Ellipsis,):
-        if not is_list and (value is None or isinstance(value, Mapping)):
-            raise AdcamError(f"{where} must be {describe_type(tuple[args[0], ...])}, got {value!r}")  # type: ignore[valid-type]
-        items = value if is_list else [value]  # one value is a list of one
-        return tuple(_convert(v, args[0], f"{where}[{i}]", limits) for i, v in enumerate(items))
-    if not is_list or len(value) != len(args):
-        raise AdcamError(f"{where} must be {len(args)} values, got {value!r}")
-    return tuple(
-        _convert(v, arg, f"{where}[{i}]", limits)
-        for i, (v, arg) in enumerate(zip(value, args, strict=True))
-    )
-
-
-def _convert_scalar(value: Any, hint: type, where: str, limits: Mapping[str, Any]) -> Any:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {
-        bool: isinstance(value, bool),
-        int: is_number and isinstance(value, int),
-        float: is_number and math.isfinite(value),
-    }.get(hint, isinstance(value, hint))
-    if not fits:
-        raise AdcamError(f"{where} must be {describe_type(hint)}, got {value!r}")
-    if hint is str and (choices := read_choices(limits)) and value not in choices:
-        near = difflib.get_close_matches(value, choices, 1)
-        hint_text = f"; did you mean {near[0]!r}?" if near else ""
-        raise AdcamError(f"{where} must be {_list_choices(choices)}, got {value!r}{hint_text}")
-    if is_number and (text := describe_range(limits)) and not _is_in_range(value, limits):
-        raise AdcamError(f"{where} must be {text}, got {value!r}")
-    return float(value) if hint is float else value
-
-
-def _is_in_range(value: float, limits: Mapping[str, Any]) -> bool:
-    return (
-        value >= limits.get("at_least", -math.inf)
-        and value > limits.get("above", -math.inf)
-        and value <= limits.get("at_most", math.inf)
-        and value < limits.get("below", math.inf)
-    )
-
-
-def read_choices(limits: Mapping[str, Any]) -> tuple[str, ...]:
-    """The legal texts of a field's metadata; none where every text is legal."""
-    choices = limits.get("choices", ())
-    return tuple(choices() if callable(choices) else choices)
-
-
-def describe_range(limits: Mapping[str, Any]) -> str:
-    """The legal numbers of a field's metadata in words, ``""`` where all are.
-
-    Example:
-        >>> describe_range({"above": 0, "at_most": 1})
-        'above 0 and at most 1'
-    """
-    words = {"at_least": "at least", "above": "above", "at_most": "at most", "below": "below"}
-    return " and ".join(f"{text} {limits[key]}" for key, text in words.items() if key in limits)
-
-
-def describe_type(hint: Any) -> str:
-    """A type in words, e.g. ``"a list of whole numbers"``."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join("None" if a is types.NoneType else describe_type(a) for a in args)
-    if origin is tuple and args[1:] == (Ellipsis,):
-        return f"a list of {_PLURALS.get(args[0], 'sections')}"
-    if origin is tuple:
-        return f"{len(args)} {_PLURALS.get(args[0], 'values')}"
-    if origin is not None and issubclass(origin, Mapping):
-        return "keys and values"
-    return _WORDS.get(hint, "a section")
-
-
-_WORDS: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Any: "any value",
-}
-_PLURALS: dict[Any, str] = {
-    int: "whole numbers",
-    float: "numbers",
-    str: "texts",
-}
-
-
-def _list_choices(names: Iterable[str], last: str = "or") -> str:
-    quoted = [repr(name) for name in names]
-    return f" {last} ".join(filter(None, [", ".join(quoted[:-1]), *quoted[-1:]]))
 
 
 def _method_names() -> tuple[str, ...]:
@@ -835,7 +592,7 @@ def _section(kind: type[T], default: Callable[[], T] | None = None) -> Entry[T]:
 
 def _plain(hint: Any, text: str, default: Any = None, choices: Sequence[str] = ()) -> Entry[Any]:
     def build(value: Any, name: str) -> Any:
-        return _convert(value, hint, name, {"choices": choices})
+        return convert(value, hint, name, {"choices": choices})
 
     absent = None if default is MISSING else lambda: default
     return Entry(build, default=absent, text=text)
@@ -845,14 +602,10 @@ def _build_model(value: Any, where: str) -> TokenCamSettings | NonlocalCamSettin
     kind = value.get("kind", "token_cam") if isinstance(value, Mapping) else "token_cam"
     if isinstance(kind, str) and kind in MODEL_KINDS:
         return from_section(MODEL_KINDS[kind], value, where)
-    from adcam.models.networks import NETWORKS, network_options
-    from adcam.options import check_options
+    from adcam.models.networks import check_network_options
 
-    if kind not in NETWORKS:
-        raise AdcamError(f"{where}.kind must be {_list_choices(NETWORKS)}, got {kind!r}")
     options = {name: item for name, item in value.items() if name != "kind"}
-    check_options(options, network_options(kind), f"{where} (kind {kind!r})")
-    return OwnSettings(kind, options)
+    return OwnSettings(kind, check_network_options(kind, options))
 
 
 MODEL_KINDS: dict[str, type[TokenCamSettings | NonlocalCamSettings]] = {

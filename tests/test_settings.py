@@ -274,7 +274,7 @@ def test_networks_from_outside_are_checked_by_their_own_options() -> None:
     try:
         model = Settings({"model": {"kind": "own", "depth": 3}}).model
         assert (model.kind, model.backbone, model.weights) == ("own", "own", None)
-        with pytest.raises(AdcamError, match="has no option 'dept'; did you mean 'depth'"):
+        with pytest.raises(AdcamError, match="there is no key 'dept'; did you mean 'depth'"):
             Settings({"model": {"kind": "own", "dept": 3}})
     finally:
         del networks._NETWORKS["own"]

@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, get_type_hints
 
 from adcam.cams import METHODS
+from adcam.options import describe_range, describe_type, read_choices
 from adcam.settings import (
     ConfigSettings,
     DataSettings,
@@ -18,9 +19,6 @@ from adcam.settings import (
     SegmentationSettings,
     Settings,
     TestViews,
-    describe_range,
-    describe_type,
-    read_choices,
 )
 
 HEAD = """\

@@ -15,7 +15,7 @@ from adcam.cams.cam import CAM
 from adcam.cams.forms import CLIPESForm, MCTformerForm, TransCAMForm
 from adcam.cams.ts_cam import TSCAM
 from adcam.errors import AdcamError
-from adcam.options import check_options, suggest_name
+from adcam.options import from_section, suggest
 from adcam.structures import TokenMaps
 
 __all__ = [
@@ -48,8 +48,15 @@ class Method(Protocol):
         ...
 
 
-_METHODS: dict[str, Callable[..., Method]] = {}
-METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(_METHODS)
+_METHODS: dict[str, type[Method]] = {
+    "cam": CAM,
+    "ts_cam": TSCAM,
+    "transcam_form": TransCAMForm,
+    "mctformer_form": MCTformerForm,
+    "clip_es_form": CLIPESForm,
+    "ad_cam": ADCAM,
+}
+METHODS: Mapping[str, type[Method]] = MappingProxyType(_METHODS)
 """The class of each method by its name; :func:`register_method` adds to it."""
 
 
@@ -84,7 +91,7 @@ def register_method(name: str, cls: Callable[..., Method]) -> None:
         raise AdcamError(
             f"method {name!r} must be a dataclass with layer_sets() and __call__(), got {cls!r}"
         )
-    _METHODS[name] = typing.cast("Callable[..., Method]", cls)
+    _METHODS[name] = typing.cast("type[Method]", cls)
 
 
 def build_method(name: str, **options: Any) -> Method:
@@ -103,24 +110,5 @@ def build_method(name: str, **options: Any) -> Method:
         CAM(negatives='relu', rival_weight=0.5)
     """
     if name not in METHODS:
-        hint = suggest_name(name, METHODS)
-        raise AdcamError(f"unknown method {name!r}{hint}; methods: {sorted(METHODS)}")
-    cls: Any = METHODS[name]
-    hints = typing.get_type_hints(cls)
-    legal = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
-    check_options(options, legal, f"method {name!r}")
-    # Configs and command lines have lists where a method has tuples.
-    plain = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
-    method: Method = cls(**plain)
-    return method
-
-
-for _name, _cls in {
-    "cam": CAM,
-    "ts_cam": TSCAM,
-    "transcam_form": TransCAMForm,
-    "mctformer_form": MCTformerForm,
-    "clip_es_form": CLIPESForm,
-    "ad_cam": ADCAM,
-}.items():
-    register_method(_name, _cls)
+        raise AdcamError(f"unknown method {name!r}{suggest(name, METHODS)}")
+    return from_section(METHODS[name], options, name)

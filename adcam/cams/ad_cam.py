@@ -12,18 +12,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adcam.cams.activation import check_start_options, patch_attention, start_maps
+from adcam.cams.activation import DiffusionMethod, check_layer_option
 from adcam.errors import AdcamError
 from adcam.ops import artifact_patches
 from adcam.ops.common_neighbor import SIMILARITIES, common_neighbor
 from adcam.ops.diffusion import NORMALIZATIONS, diffuse
-from adcam.ops.token_attention import resolve_layers
-from adcam.options import check_choice, check_range
+from adcam.options import setting
 from adcam.structures import TokenMaps
 
 
 @dataclass(frozen=True)
-class ADCAM:
+class ADCAM(DiffusionMethod):
     """Refine the attention, then diffuse the activation along it.
 
     Attributes:
@@ -34,12 +33,6 @@ class ADCAM:
         num_steps: Diffusion steps; more spreads further. ``None`` with ``alpha`` is the limit of
             infinitely many.
         alpha: Restart: share of the diffused map in each step, in [0, 1]; ``None`` for none.
-        layers: Blocks whose patch-to-patch attention is averaged.
-        init: ``"coupled"`` (class maps times the class token's attention) or ``"cam"``.
-        negatives: What happens to negative class evidence: ``"shift"`` keeps its order, ``"relu"``
-            cuts it off, ``"keep"`` leaves it.
-        rival_weight: Share of the strongest other class of the image that is subtracted from a
-            class map, in [0, 1); a larger share separates classes harder.
         cls_layers: Blocks whose class-token attention is averaged for the coupled start.
         clip_quantile: Quantile of each refined map at which its largest values are cut off, in
             (0, 1]. 1 cuts nothing; a smaller one gives more patches the top score.
@@ -52,57 +45,29 @@ class ADCAM:
             smooth more; 0 leaves the maps as they are.
     """
 
-    similarity: str = "resource_allocation"
-    power: float = 2.0
-    normalize: str = "sinkhorn"
-    num_steps: int | None = 2
-    alpha: float | None = None
+    similarity: str = setting("resource_allocation", choices=SIMILARITIES)
+    power: float = setting(2.0, at_least=0)
+    normalize: str = setting("sinkhorn", choices=NORMALIZATIONS)
+    num_steps: int | None = setting(2, at_least=0)
+    alpha: float | None = setting(None, at_least=0, at_most=1)
     layers: str | tuple[int, ...] = "last:1/2"
-    init: str = "coupled"
-    negatives: str = "shift"
-    rival_weight: float = 0.5
     cls_layers: str | tuple[int, ...] = "last:1/3"
-    clip_quantile: float = 0.985
-    artifact_ratio: float = 0.0
-    color_steps: int = 0
+    clip_quantile: float = setting(0.985, above=0, at_most=1)
+    artifact_ratio: float = setting(0.0, at_least=0, at_most=1)
+    color_steps: int = setting(0, at_least=0)
 
     def __post_init__(self) -> None:
-        check_start_options(
-            init=self.init,
-            negatives=self.negatives,
-            rival_weight=self.rival_weight,
-            layers=self.layers,
-            cls_layers=self.cls_layers,
-        )
-        check_choice("similarity", self.similarity, SIMILARITIES)
-        check_choice("normalize", self.normalize, NORMALIZATIONS)
-        check_range("power", self.power, "[0, inf)")
-        check_range("clip_quantile", self.clip_quantile, "(0, 1]")
-        check_range("artifact_ratio", self.artifact_ratio, "[0, 1]")
-        check_range("color_steps", self.color_steps, "[0, inf)")
-        if self.num_steps is not None:
-            check_range("num_steps", self.num_steps, "[0, inf)")
-        elif self.alpha is None:
+        super().__post_init__()
+        check_layer_option(self.cls_layers, "cls_layers")
+        if self.num_steps is None and self.alpha is None:
             raise AdcamError("num_steps=None is the limit of a walk with restart: give alpha too")
-        if self.alpha is not None:
-            check_range("alpha", self.alpha, "[0, 1]" if self.num_steps is not None else "[0, 1)")
-
-    def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
-        """The sets of blocks whose patch-to-patch attention is needed."""
-        return (resolve_layers(self.layers, depth),)
+        if self.num_steps is None and self.alpha == 1:
+            raise AdcamError("alpha must be below 1 where num_steps=None, got 1")
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
-        start = start_maps(
-            maps,
-            class_ids,
-            init=self.init,
-            method="ad_cam",
-            negatives=self.negatives,
-            rival_weight=self.rival_weight,
-            cls_layers=self.cls_layers,
-        )
-        attn = patch_attention(maps, resolve_layers(self.layers, maps.depth))
+        start = self.start_maps(maps, class_ids, cls_layers=self.cls_layers)
+        attn = self.patch_attention(maps)
         if not self.artifact_ratio:
             refined = self._diffuse(start.flatten(2), attn)
         else:
@@ -135,11 +100,7 @@ def clip_at_quantile(maps: Tensor, *, quantile: float) -> Tensor:
     Args:
         maps: (..., N) float maps.
         quantile: The quantile in (0, 1], linear between the two nearest values.
-
-    Raises:
-        AdcamError: If the quantile lies outside (0, 1].
     """
-    check_range("clip_quantile", quantile, "(0, 1]")
     if quantile == 1 or not maps.numel():
         return maps
     return maps.minimum(maps.quantile(quantile, dim=-1, keepdim=True))

@@ -16,125 +16,52 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adcam.cams.activation import check_start_options, patch_attention, start_maps
+from adcam.cams.activation import INITS, DiffusionMethod
 from adcam.ops.diffusion import diffuse
-from adcam.ops.token_attention import resolve_layers
-from adcam.options import check_range
+from adcam.options import setting
 from adcam.structures import TokenMaps
 
 
 @dataclass(frozen=True)
-class MCTformerForm:
-    """Multiply the activation by the attention once.
-
-    Attributes:
-        init: Where the diffusion starts: ``"coupled"`` is the class maps times the class token's
-            attention (MCTformer's form), ``"cam"`` the class maps alone (TransCAM's form).
-        layers: Blocks whose attention is averaged; see
-            :func:`adcam.ops.token_attention.resolve_layers`.
-        negatives: What happens to negative class evidence: ``"shift"`` keeps its order, ``"relu"``
-            cuts it off, ``"keep"`` leaves it.
-        rival_weight: Share of the strongest other class of the image that is subtracted from a
-            class map, in [0, 1); a larger share separates classes harder.
-    """
-
-    init: str = "coupled"
-    layers: str | tuple[int, ...] = "all"
-    negatives: str = "shift"
-    rival_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_start_options(
-            init=self.init,
-            negatives=self.negatives,
-            rival_weight=self.rival_weight,
-            layers=self.layers,
-        )
-
-    def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
-        """Return the sets of blocks whose patch-to-patch attention is needed."""
-        return (resolve_layers(self.layers, depth),)
+class MCTformerForm(DiffusionMethod):
+    """Multiply the activation by the attention once."""
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
-        start = start_maps(
-            maps,
-            class_ids,
-            init=self.init,
-            method="mctformer_form",
-            negatives=self.negatives,
-            rival_weight=self.rival_weight,
-        )
-        attn = patch_attention(maps, resolve_layers(self.layers, maps.depth))
+        start = self.start_maps(maps, class_ids)
         # M_i = Σ_j A_ij M_j: a patch collects the activation of those it attends to.
+        attn = self.patch_attention(maps)
         return torch.einsum("bij,bkj->bki", attn, start.flatten(2)).reshape(start.shape)
 
 
 @dataclass(frozen=True)
 class TransCAMForm(MCTformerForm):
-    """Multiply the class maps by the attention once, without the class token.
+    """Multiply the class maps by the attention once, without the class token."""
 
-    Attributes:
-        init: Where the diffusion starts: ``"cam"`` is the class maps alone (TransCAM's form),
-            ``"coupled"`` the class maps times the class token's attention.
-    """
-
-    init: str = "cam"
+    init: str = setting("cam", choices=INITS)
 
 
 @dataclass(frozen=True)
-class CLIPESForm:
+class CLIPESForm(DiffusionMethod):
     """Apply the Sinkhorn-normalised attention ``num_steps`` times.
 
     Attributes:
-        init: Where the diffusion starts: ``"coupled"`` is the class maps times the class token's
-            attention, ``"cam"`` the class maps alone.
-        layers: Blocks whose attention is averaged.
         num_steps: Powers of the transition; more spreads further.
         box_threshold: Activation outside the bounding boxes of what exceeds this share of a map's
             maximum is dropped before diffusion (the paper's 0.4); ``None`` keeps everything.
-        negatives: What happens to negative class evidence: ``"shift"`` keeps its order, ``"relu"``
-            cuts it off, ``"keep"`` leaves it.
-        rival_weight: Share of the strongest other class of the image that is subtracted from a
-            class map, in [0, 1); a larger share separates classes harder.
     """
 
-    init: str = "coupled"
     layers: str | tuple[int, ...] = "last:2/3"
-    num_steps: int = 2
-    box_threshold: float | None = None
-    negatives: str = "shift"
-    rival_weight: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_start_options(
-            init=self.init,
-            negatives=self.negatives,
-            rival_weight=self.rival_weight,
-            layers=self.layers,
-        )
-        check_range("num_steps", self.num_steps, "[0, inf)")
-        if self.box_threshold is not None:
-            check_range("box_threshold", self.box_threshold, "[0, 1)")
-
-    def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
-        """Return the sets of blocks whose patch-to-patch attention is needed."""
-        return (resolve_layers(self.layers, depth),)
+    num_steps: int = setting(2, at_least=0)
+    box_threshold: float | None = setting(None, at_least=0, below=1)
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
-        start = start_maps(
-            maps,
-            class_ids,
-            init=self.init,
-            method="clip_es_form",
-            negatives=self.negatives,
-            rival_weight=self.rival_weight,
-        )
+        start = self.start_maps(maps, class_ids)
         if self.box_threshold is not None:
             # Zeroing the columns of T² outside the boxes is zeroing the start there.
             start = start * box_mask(start, self.box_threshold)
-        attn = patch_attention(maps, resolve_layers(self.layers, maps.depth))
+        attn = self.patch_attention(maps)
         refined = diffuse(start.flatten(2), attn, normalize="sinkhorn", num_steps=self.num_steps)
         return refined.reshape(start.shape)
 
@@ -149,13 +76,9 @@ def box_mask(maps: Tensor, threshold: float) -> Tensor:
     Returns:
         A tensor of the same shape and dtype that is 1 inside the boxes of 8-connected regions and
         0 elsewhere. A map without activation gives zeros.
-
-    Raises:
-        AdcamError: If the threshold lies outside [0, 1).
     """
     from scipy import ndimage  # slow to import, and needed by this method alone
 
-    check_range("box_threshold", threshold, "[0, 1)")
     flat = maps.detach().flatten(0, -3)  # (M, h, w)
     strong = (flat > threshold * flat.amax(dim=(-2, -1), keepdim=True)).cpu().numpy()
     boxes = np.zeros(strong.shape, dtype=bool)

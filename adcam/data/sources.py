@@ -19,7 +19,8 @@ from adcam.data.shapes import shapes_class_set
 from adcam.data.voc import VOC_CLASSES, load_voc, voc_class_set
 from adcam.data.wsol import load_wsol
 from adcam.errors import AdcamError
-from adcam.settings import DataSettings, from_section
+from adcam.options import from_section
+from adcam.settings import DataSettings
 from adcam.structures import ClassSet
 
 logger = logging.getLogger(__name__)

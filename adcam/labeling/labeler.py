@@ -26,8 +26,9 @@ from adcam.masks.background import BackgroundRule, parse_rule
 from adcam.masks.crf import CRF_BACKENDS, CRF_PARAMS
 from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
+from adcam.options import from_section
 from adcam.report.figures import overlay_mask, side_by_side
-from adcam.settings import CamSettings, MaskSettings, TestViews, from_section
+from adcam.settings import CamSettings, MaskSettings, TestViews
 from adcam.structures import ClassMaps, ClassSet, PseudoMask
 
 __all__ = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adcam.errors import AdcamError
 from adcam.models.losses import split_attention
 
 
@@ -27,9 +26,6 @@ class AttentionDropout(nn.Module):
             used where the background is dropped.
         drop_foreground: ``True`` drops the most discriminative part.
         drop_background: ``True`` drops the background, as InCA does; ADL keeps it.
-
-    Raises:
-        AdcamError: If an option is outside its range.
     """
 
     def __init__(
@@ -42,13 +38,10 @@ class AttentionDropout(nn.Module):
         drop_background: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 <= drop_rate <= 1:
-            raise AdcamError(f"drop_rate must lie in [0, 1], got {drop_rate}")
         self.drop_rate = drop_rate
         self.thresholds = {"fg_threshold": fg_threshold, "drop_threshold": drop_threshold}
         self.drop_foreground = drop_foreground
         self.drop_background = drop_background
-        split_attention(torch.ones(1, 1, 1, 1), **self.thresholds)  # refuses wrong ones now
 
     def forward(self, features: Tensor, attn: Tensor) -> Tensor:
         """Return features of the same shape and dtype.

@@ -20,14 +20,14 @@ from adcam.models.losses import (
 )
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM, TrainMaps
+from adcam.options import Section, setting
 
-CONTRASTIVE_ON = ("features", "maps")
 MODES = ("loss", "predict", "tensor")
 AMP_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
-class InCA:
+class InCA(Section):
     """The parts that InCA adds to training; each can be used by itself.
 
     ADL is ``InCA(drop_background=False, contrastive=None, consistency_weight=0)`` on a network with
@@ -58,43 +58,32 @@ class InCA:
     """
 
     layers: str | tuple[int, ...] = "all"
-    fg_threshold: float = 0.3
-    drop_threshold: float = 0.8
-    drop_rate: float = 0.75
+    fg_threshold: float = setting(0.3, at_least=0, below=1)
+    drop_threshold: float = setting(0.8, above=0, at_most=1)
+    drop_rate: float = setting(0.75, at_least=0, at_most=1)
     drop_foreground: bool = True
     drop_background: bool = True
-    contrastive: str | None = "hinge"
-    contrastive_on: str = "features"
+    contrastive: str | None = setting("hinge", choices=("hinge", "infonce"))
+    contrastive_on: str = setting("features", choices=("features", "maps"))
     contrastive_weight: float = 1.0
-    margin: float = 1.0
-    temperature: float = 0.07
+    margin: float = setting(1.0, above=0, at_most=4)
+    temperature: float = setting(0.07, above=0)
     consistency_weight: float = 1.0
 
     def build_dropout(self) -> AttentionDropout | None:
-        """Return the dropout of all depths, ``None`` if nothing is dropped.
-
-        Raises:
-            AdcamError: If an option is outside its range.
-        """
-        if self.contrastive_on not in CONTRASTIVE_ON:
-            raise AdcamError(
-                f"contrastive_on must be one of {CONTRASTIVE_ON}, got {self.contrastive_on!r}"
-            )
-        dropout = AttentionDropout(
+        """Return the dropout of all depths, ``None`` if nothing is dropped."""
+        if not (self.drop_foreground or self.drop_background):
+            return None
+        return AttentionDropout(
             drop_rate=self.drop_rate,
             drop_threshold=self.drop_threshold,
             fg_threshold=self.fg_threshold,
             drop_foreground=self.drop_foreground,
             drop_background=self.drop_background,
         )
-        return dropout if self.drop_foreground or self.drop_background else None
 
     def compute_losses(self, maps: TrainMaps) -> dict[str, Tensor]:
-        """Return the weighted ``loss_contrastive`` and ``loss_consistency`` of a network's outputs.
-
-        Raises:
-            AdcamError: If an option is outside its range.
-        """
+        """Return the weighted ``loss_contrastive`` and ``loss_consistency`` of outputs."""
         losses = {}
         if self.contrastive is not None:
             depth_outputs = maps.depth_outputs
@@ -141,8 +130,7 @@ class Classifier(BaseModel):
         inca: The parts that InCA adds while training, ``None`` for none.
 
     Raises:
-        AdcamError: For an unknown ``amp``, a class-token loss without a class token, or an option
-            of InCA outside its range.
+        AdcamError: For an unknown ``amp``, or a class-token loss without a class token.
     """
 
     def __init__(

@@ -15,10 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adcam.errors import AdcamError
-
-CONTRASTIVE = ("hinge", "infonce")
-
 
 @dataclass(frozen=True)
 class AttentionMasks:
@@ -78,14 +74,7 @@ def split_attention(attn: Tensor, *, fg_threshold: float, drop_threshold: float)
             takes less of the image for the object.
         drop_threshold: Share of the maximum from which on a place is most discriminative, in
             (0, 1]; larger drops less.
-
-    Raises:
-        AdcamError: If a threshold is outside its range.
     """
-    if not 0 <= fg_threshold < 1:
-        raise AdcamError(f"fg_threshold must lie in [0, 1), got {fg_threshold}")
-    if not 0 < drop_threshold <= 1:
-        raise AdcamError(f"drop_threshold must lie in (0, 1], got {drop_threshold}")
     most = attn.amax(dim=(2, 3), keepdim=True)
     return AttentionMasks(attn > fg_threshold * most, attn >= drop_threshold * most)
 
@@ -116,16 +105,7 @@ def contrastive_attention_loss(
 
     Returns:
         Scalar: the mean over the images none of whose masks is empty; 0 if there is no such image.
-
-    Raises:
-        AdcamError: For an unknown version, or an option outside its range.
     """
-    if version not in CONTRASTIVE:
-        raise AdcamError(f"version must be one of {CONTRASTIVE}, got {version!r}")
-    if not 0 < margin <= 4:
-        raise AdcamError(f"margin must lie in (0, 4], got {margin}")
-    if temperature <= 0:
-        raise AdcamError(f"temperature must be positive, got {temperature}")
     z_fg, z_bg, z_drop = (_pool(features, mask) for mask in (masks.fg, masks.bg, masks.drop))
     if version == "hinge":
         near = (z_drop - z_fg).square().sum(dim=1)

@@ -97,9 +97,18 @@ def build_network(
         AdcamError: If the kind or an option is unknown, an option is of another type, or the class
             refuses a value.
     """
-    check_options(options, network_options(kind), f"model (kind {kind!r})")
-    network: TokenCAM | NonlocalCAM = NETWORKS[kind](num_fg_classes=num_fg_classes, **options)
+    checked = check_network_options(kind, options)
+    network: TokenCAM | NonlocalCAM = NETWORKS[kind](num_fg_classes=num_fg_classes, **checked)
     return network
+
+
+def check_network_options(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a network converted to their types.
+
+    Raises:
+        AdcamError: If the kind or an option is unknown, or an option is of another type.
+    """
+    return check_options(options, network_options(kind), f"model (kind {kind!r})")
 
 
 register_network("token_cam", TokenCAM)

@@ -293,9 +293,6 @@ def test_box_mask_of_several_maps_and_of_nothing() -> None:
     boxes = box_mask(maps, 0.0)
     assert boxes.sum() == 1
     assert boxes[1, 2, 3, 1] == 1
-    for threshold in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=r"\[0, 1\)"):
-            box_mask(maps, threshold)
 
 
 @pytest.mark.parametrize("negatives", ["keep", "relu"])
@@ -426,7 +423,9 @@ def test_class_ids_of_another_shape(class_ids: Tensor) -> None:
 @pytest.mark.parametrize("name", ["ts_cam", "mctformer_form", "clip_es_form", "ad_cam"])
 def test_models_without_a_class_token_are_told_what_works(name: str) -> None:
     maps, _, _ = make_maps(cls_token=False)
-    with pytest.raises(ValueError, match=rf"{name} needs a class token.*init='cam'"):
+    with pytest.raises(
+        ValueError, match=rf"{METHODS[name].__name__} needs a class token.*init='cam'"
+    ):
         run(name, maps, ids((0,), (1,)))
 
 
@@ -484,13 +483,17 @@ def test_maps_do_not_swap_height_and_width(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("adcam", {}, r"unknown method 'adcam'; did you mean 'ad_cam'\?; methods: \['ad_cam', 'c"),
+        ("adcam", {}, r"unknown method 'adcam'; did you mean 'ad_cam'\? There are 'ad_cam', 'c"),
         ("clip_es", {}, r"unknown method 'clip_es'; did you mean 'clip_es_form'"),
         ("coupled", {}, r"unknown method 'coupled'.*'mctformer_form'"),
-        ("cam", {"power": 2}, r"method 'cam' has no option 'power'; options: \['negatives', 'riv"),
-        ("ad_cam", {"steps": 2}, r"no option 'steps'; did you mean 'num_steps'\?; options: "),
-        ("ad_cam", {"compete": 0.5}, r"no option 'compete'.*'rival_weight'"),
-        ("ad_cam", {"rival_wieght": 0.5}, r"no option 'rival_wieght'; did you mean 'rival_weight"),
+        ("cam", {"power": 2}, r"cam: there is no key 'power'; there are 'negatives' and 'riv"),
+        (
+            "ad_cam",
+            {"steps": 2},
+            r"ad_cam: there is no key 'steps'; did you mean 'num_steps'\? There are ",
+        ),
+        ("ad_cam", {"compete": 0.5}, r"no key 'compete'.*'rival_weight'"),
+        ("ad_cam", {"rival_wieght": 0.5}, r"no key 'rival_wieght'; did you mean 'rival_weight"),
     ],
 )
 def test_unknown_names(name: str, options: dict[str, Any], message: str) -> None:
@@ -501,27 +504,28 @@ def test_unknown_names(name: str, options: dict[str, Any], message: str) -> None
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("ad_cam", {"clip_quantile": "abc"}, "clip_quantile of method 'ad_cam' must be a number"),
-        ("ad_cam", {"num_steps": 2.5}, "num_steps .*a whole number or None, got 2.5"),
-        ("ad_cam", {"alpha": True}, "alpha .*a number or None, got True"),
-        ("ad_cam", {"layers": 3}, "layers .*a text or a list .*got 3"),
+        ("ad_cam", {"clip_quantile": "abc"}, "ad_cam.clip_quantile must be a number"),
+        ("ad_cam", {"num_steps": 2.5}, "num_steps must be a whole number.*, got 2.5"),
+        ("ad_cam", {"alpha": True}, "alpha must be a number.*, got True"),
+        ("ad_cam", {"layers": 2.5}, "layers must be text or a list of whole numbers, got 2.5"),
         ("ad_cam", {"layers": ["x"]}, "layers .*got .'x'"),
         ("ad_cam", {"layers": "first:2"}, "layers must be 'all', 'last:N'.*got 'first:2'"),
         ("ad_cam", {"cls_layers": "last:3/2"}, "cls_layers must be"),
-        ("ad_cam", {"similarity": "cosin"}, "similarity must be one of .*did you mean 'cosine'"),
-        ("ad_cam", {"normalize": "rows"}, "normalize must be one of .*did you mean 'row'"),
-        ("ad_cam", {"power": -1}, r"power must lie in \[0, inf\), got -1"),
-        ("ad_cam", {"power": float("nan")}, "power must lie in"),
-        ("ad_cam", {"num_steps": -1}, "num_steps must lie in"),
+        ("ad_cam", {"similarity": "cosin"}, "similarity must be .*did you mean 'cosine'"),
+        ("ad_cam", {"normalize": "rows"}, "normalize must be .*did you mean 'row'"),
+        ("ad_cam", {"power": -1}, "power must be at least 0, got -1"),
+        ("ad_cam", {"power": float("nan")}, "power must be a number, got nan"),
+        ("ad_cam", {"num_steps": -1}, "num_steps must be at least 0, got -1"),
         ("ad_cam", {"num_steps": None}, "num_steps=None .*give alpha"),
-        ("ad_cam", {"num_steps": None, "alpha": 1}, r"alpha must lie in \[0, 1\), got 1"),
-        ("ad_cam", {"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"),
-        ("ad_cam", {"init": "grad"}, "init must be one of"),
-        ("ad_cam", {"clip_quantile": 0.0}, r"clip_quantile must lie in \(0, 1\], got 0.0"),
-        ("cam", {"negatives": "none"}, r"negatives must be one of \['keep', 'relu', 'shift'\]"),
-        ("ts_cam", {"rival_weight": 1.0}, r"rival_weight must lie in \[0, 1\), got 1.0"),
+        ("ad_cam", {"num_steps": None, "alpha": 1}, "alpha must be below 1 .*, got 1"),
+        ("ad_cam", {"alpha": 1.5}, "alpha must be at least 0 and at most 1, got 1.5"),
+        ("ad_cam", {"init": "grad"}, "init must be 'coupled' or 'cam', got 'grad'"),
+        ("ad_cam", {"clip_quantile": 0.0}, "clip_quantile must be above 0 and at most 1, got 0.0"),
+        ("cam", {"negatives": "none"}, "negatives must be 'shift', 'relu' or 'keep'"),
+        ("ts_cam", {"rival_weight": 1.0}, "rival_weight must be at least 0 and below 1, got 1.0"),
         ("transcam_form", {"rival_weight": "1/2"}, "rival_weight .*must be a number, got '1/2'"),
-        ("clip_es_form", {"box_threshold": 1}, r"box_threshold must lie in \[0, 1\), got 1"),
+        ("clip_es_form", {"box_threshold": 1}, "box_threshold must be at least 0 and below 1"),
+        ("clip_es_form", {"box_threshold": -0.1}, "box_threshold must be at least 0 .* got -0.1"),
     ],
 )
 def test_options_are_checked_when_a_method_is_built(
@@ -533,6 +537,7 @@ def test_options_are_checked_when_a_method_is_built(
 
 def test_lists_of_blocks_become_tuples() -> None:
     assert build_method("ad_cam", layers=[0, 2]) == build_method("ad_cam", layers=(0, 2))
+    assert build_method("ad_cam", layers=3) == build_method("ad_cam", layers=(3,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -555,9 +560,7 @@ def test_a_method_from_outside_is_used_by_name(monkeypatch: pytest.MonkeyPatch) 
     maps, _, _ = make_maps()
     expected = 3 * run("cam", maps, ids((0,), (1,))) ** 2
     assert np.array_equal(run("squared_cam", maps, ids((0,), (1,)), gain=3.0), expected)
-    with pytest.raises(
-        AdcamError, match="gain of method 'squared_cam' must be a number, got 'big'"
-    ):
+    with pytest.raises(AdcamError, match=r"squared_cam\.gain must be a number, got 'big'"):
         build_method("squared_cam", gain="big")
     with pytest.raises(AdcamError, match="there is a method 'squared_cam' already"):
         adcam.register_method("squared_cam", SquaredCAM)

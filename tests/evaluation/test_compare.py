@@ -145,7 +145,7 @@ def test_options_and_views_reach_the_method(splits: tuple[ImageDataset, ImageDat
         ].threshold
 
     assert scores(method="ts_cam", options={"negatives": "keep"}) == scores(method="ts_cam")
-    with pytest.raises(ValueError, match=r"no option 'power'"):
+    with pytest.raises(ValueError, match=r"no key 'power'"):
         scores(method="cam", options={"power": 2})
 
 

@@ -29,7 +29,8 @@ from adcam.labeling.map_maker import MapMaker, Passes
 from adcam.labeling.mask_maker import resize_maps
 from adcam.masks.background import BackgroundRule
 from adcam.models.classifier_file import load_classifier
-from adcam.settings import CamSettings, MaskSettings, TestViews, from_section
+from adcam.options import from_section
+from adcam.settings import CamSettings, MaskSettings, TestViews
 
 SMALL = TestViews(scales=(64,))
 
@@ -271,7 +272,7 @@ def test_resize_maps_is_bilinear_between_pixel_centres() -> None:
     [
         ({"thresh": 0.3}, r"no option \['thresh'\].*'rule'"),
         ({"method": "gradcam"}, "labeler.method must be .*got 'gradcam'; did you mean"),
-        ({"method_options": {"gamma": 1}}, "'ad_cam' has no option 'gamma'"),
+        ({"method_options": {"gamma": 1}}, "ad_cam: there is no key 'gamma'"),
         ({"crf": "gpu"}, "crf must be 'none', .*'irn'.*got 'gpu'"),
         ({"crf": "lattice"}, "write crf='toco', crf_backend='lattice'"),
         ({"crf_backend": "gpu"}, "crf_backend must be .*'lattice'.*got 'gpu'"),

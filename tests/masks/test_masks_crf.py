@@ -15,7 +15,8 @@ from adcam.masks.crf import (
     refine_labels,
 )
 from adcam.ops.dense_crf import available_backends, dense_crf
-from adcam.settings import MaskSettings, from_section
+from adcam.options import from_section
+from adcam.settings import MaskSettings
 
 HEIGHT, WIDTH = 30, 46
 
@@ -156,8 +157,8 @@ def test_backends_by_the_names_of_the_commands(scene):
     ("crf", "message"),
     [
         ("lattice", r"crf names a parameter set.*'toco'.*crf_backend='lattice'"),
-        ("tocco", "crf must be one of .*did you mean 'toco'"),
-        (True, "crf must be one of .*got True"),
+        ("tocco", "crf must be .*did you mean 'toco'"),
+        (True, "crf must be .*got True"),
     ],
 )
 def test_wrong_names_are_refused_with_the_right_spelling(crf, message):

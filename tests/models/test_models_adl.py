@@ -61,11 +61,3 @@ def test_no_gradient_where_nothing_was_kept() -> None:
     out.sum().backward()
     assert features.grad is not None
     assert features.grad[0, 0, 0].tolist() == [0, 0, 1, 0, 0]
-
-
-@pytest.mark.parametrize(
-    "options", [{"drop_rate": 1.5}, {"drop_threshold": 0.0}, {"fg_threshold": 1.0}]
-)
-def test_bad_options(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options))):
-        AttentionDropout(**options)  # type: ignore[arg-type]

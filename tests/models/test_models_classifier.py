@@ -259,6 +259,23 @@ def test_full_precision_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> No
     assert not recwarn.list
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(({"drop_rate": value}, "at least 0 and at most 1") for value in (-0.1, 1.5)),
+        *(({"fg_threshold": value}, "at least 0 and below 1") for value in (-0.1, 1.0)),
+        *(({"drop_threshold": value}, "above 0 and at most 1") for value in (0.0, 1.1)),
+        *(({"margin": value}, "above 0 and at most 4") for value in (0.0, 5.0)),
+        ({"temperature": 0.0}, "above 0"),
+        ({"contrastive": "triplet"}, "'hinge' or 'infonce'"),
+        ({"contrastive_on": "logits"}, "'features' or 'maps'"),
+    ],
+)
+def test_bad_options_of_inca(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"InCA\.{next(iter(options))} must be {message}, got"):
+        InCA(**options)
+
+
 def test_bad_options() -> None:
     with pytest.raises(ValueError, match=r"amp must be one of .*bfloat16.*'fp16'"):
         make(amp="fp16")
@@ -266,10 +283,6 @@ def test_bad_options() -> None:
         make(class_token=False, cls_token_loss=1.0)
     with pytest.raises(ValueError, match="no class token"):
         make_cnn(cls_token_loss=1.0)
-    with pytest.raises(ValueError, match="drop_rate must lie in"):
-        make_cnn(inca=InCA(drop_rate=2.0))
-    with pytest.raises(ValueError, match=r"contrastive_on must be one of .*'maps'"):
-        make_cnn(inca=InCA(contrastive_on="logits"))
     with pytest.raises(ValueError, match="no class token"):
         make(class_token=False, inca=InCA())(INPUTS, LABELS, mode="loss")
     with pytest.raises(ValueError, match="mode must be one of"):

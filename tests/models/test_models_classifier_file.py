@@ -137,7 +137,7 @@ def test_bare_weights(tmp_path: Path) -> None:
         ({"network": {**OPTIONS, "colour": 1}}, "colour"),
         ({"network": {"img_size": 32}}, "backbone"),
         ({"network": [1, 2]}, "cannot be used"),
-        ({"network": {**OPTIONS, "kind": "mlp"}}, r"model\.kind must be one of"),
+        ({"network": {**OPTIONS, "kind": "mlp"}}, r"model\.kind must be 'token_cam'"),
         ({"info": None, "class_set": None}, "cannot be used"),
         ({"network": {**OPTIONS, "backbone_kwargs": {"depth": 3}}}, "do not fit|size mismatch"),
         ({"class_set": {"name": "zoo"}}, "classes"),
@@ -190,11 +190,11 @@ def test_a_convolutional_network_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone_kwargs": {"checkpoint_path": "FILE"}}, "no option 'checkpoint_path'"),
+        ({"backbone_kwargs": {"checkpoint_path": "FILE"}}, "no key 'checkpoint_path'"),
         ({"backbone_kwargs": {"pretrained_cfg": {"url": "http://host.invalid/w.pth"}}}, "cfg'"),
         ({"backbone_kwargs": {"pretrained_cfg_overlay": {"file": "FILE"}}}, "overlay'"),
-        ({"backbone_kwargs": {"pretrained": True}}, "no option 'pretrained'"),
-        ({"backbone_kwargs": {"cache_dir": "FILE"}}, "no option 'cache_dir'"),
+        ({"backbone_kwargs": {"pretrained": True}}, "no key 'pretrained'"),
+        ({"backbone_kwargs": {"cache_dir": "FILE"}}, "no key 'cache_dir'"),
         ({"backbone_kwargs": {"depth": {"a": 1}}}, r"depth must be a number.*got \{'a': 1\}"),
         ({"weights": "timm"}, "asks for the weights 'timm'"),
         ({"weights": "FILE"}, "asks for the weights '.*canary.pth'"),

@@ -70,12 +70,6 @@ def test_masks_hold_together(
     assert agree > 1.9  # rounding may move a place that lies on a threshold
 
 
-@pytest.mark.parametrize("options", [(-0.1, 0.8), (1.0, 0.8), (0.3, 0.0), (0.3, 1.1)])
-def test_thresholds_outside_their_range(options: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="_threshold must lie in"):
-        split_attention(column(1.0), fg_threshold=options[0], drop_threshold=options[1])
-
-
 def test_scaled_attention_spans_0_to_1() -> None:
     attn = torch.cat([column(-2.0, 1.0, 4.0), column(0.0, 0.0, 0.0), column(-1.0, -3.0, -2.0)])
     assert scale_attention(attn)[:, 0, 0].tolist() == [[0, 0.25, 1], [0, 0, 0], [0, 0, 0]]
@@ -145,14 +139,6 @@ def test_gradient_parts_object_from_background() -> None:
             optimizer.step()
         after = contrastive_attention_loss(features, masks, version=version).item()
         assert after < max(0.2 * before, 0.05)
-
-
-@pytest.mark.parametrize(
-    "options", [{"version": "triplet"}, {"margin": 0.0}, {"margin": 5.0}, {"temperature": 0.0}]
-)
-def test_bad_options_of_the_contrastive_loss(options: dict[str, float | str]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options))):
-        contrastive_attention_loss(row((1.0,)), places("p"), **options)  # type: ignore[arg-type]
 
 
 def test_consistency_exactly() -> None:

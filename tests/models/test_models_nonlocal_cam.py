@@ -188,7 +188,7 @@ def test_attention_cannot_be_asked_for() -> None:
         ({"backbone": "resnet_of_mine"}, "backbone must be a timm model"),
         ({"attention": "global"}, "attention must be one of"),
         ({"out_stride": 4}, r"out_stride must be one of \(8, 16\), got 4"),
-        ({"backbone_kwargs": {"widths": 3}}, "no option 'widths'"),
+        ({"backbone_kwargs": {"widths": 3}}, "no key 'widths'"),
         ({"backbone_kwargs": {"patch_size": 8}}, "cannot be built with"),
         ({"weights": "gone.pth"}, "no such weights file"),
     ],

@@ -156,5 +156,5 @@ def test_transformers_of_other_kinds_are_refused(name: str, message: str) -> Non
 def test_options_of_backbones_are_a_closed_list() -> None:
     opens = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
     assert not BACKBONE_OPTIONS & {*opens, "cache_dir", "block_fn", "features_only", "exportable"}
-    with pytest.raises(AdcamError, match="no option 'dept'; did you mean 'depth'"):
+    with pytest.raises(AdcamError, match="no key 'dept'; did you mean 'depth'"):
         TokenCAM("deit_tiny_patch16_224", num_fg_classes=2, backbone_kwargs={"dept": 3})

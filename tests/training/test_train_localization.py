@@ -264,7 +264,7 @@ def test_top1_equals_its_definition_and_unreadable_images_do_not_count(
         ({"model.kind": "cnn"}, r"model\.kind must be .*, got 'cnn'"),
         ({"model.img_size": 32}, "model: there is no key 'img_size'"),
         ({"inca.margins": 2.0}, "inca: there is no key 'margins'; did you mean 'margin'"),
-        ({"inca.drop_rate": 2.0}, r"drop_rate must lie in \[0, 1\], got 2\.0"),
+        ({"inca.drop_rate": 2.0}, r"inca\.drop_rate must be at least 0 and at most 1, got 2\.0"),
         ({"train.resize": 16}, "resize must be at least img_size 32, got 16"),
         ({"train.cls_token_loss": 1.0}, "no class token"),
     ],
