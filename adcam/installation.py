@@ -16,26 +16,18 @@ from typing import Any
 from adcam.errors import AdcamError
 from adcam.version import __version__
 
-# The names that a package is distributed under; the first that is installed gives its version.
-_PACKAGES = {
-    "torch": ("torch",),
-    "torchvision": ("torchvision",),
-    "triton": ("triton",),
-    "timm": ("timm",),
-    "numpy": ("numpy",),
-    "scipy": ("scipy",),
-    "Pillow": ("Pillow",),
-    "safetensors": ("safetensors",),
+_PACKAGES = (
+    *("torch", "torchvision", "triton", "timm", "numpy", "scipy", "Pillow", "safetensors"),
+    *("mmengine", "mmcv", "mmsegmentation", "numba", "pycocotools", "pydensecrf"),
+    *("rich", "tensorboard", "matplotlib", "scikit-image"),
+)
+
+# Where a package is distributed under other names; the first that is installed counts.
+_DISTRIBUTIONS = {
     "mmengine": ("onedl-mmengine", "mmengine"),
     "mmcv": ("onedl-mmcv", "mmcv", "mmcv-lite"),
     "mmsegmentation": ("onedl-mmsegmentation", "mmsegmentation"),
-    "numba": ("numba",),
-    "pycocotools": ("pycocotools",),
     "pydensecrf": ("pydensecrf2", "pydensecrf"),
-    "rich": ("rich",),
-    "tensorboard": ("tensorboard",),
-    "matplotlib": ("matplotlib",),
-    "scikit-image": ("scikit-image",),
 }
 
 EXTRAS = {
@@ -155,7 +147,7 @@ def read_versions() -> dict[str, str | None]:
         "adcam": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{name: _version(names) for name, names in _PACKAGES.items()},
+        **{name: _version(_DISTRIBUTIONS.get(name, (name,))) for name in _PACKAGES},
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from adcam.errors import AdcamError
 from adcam.files import file_of_id, hash_file, write_csv, write_text
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.mask_maker import resize_maps
-from adcam.labeling.output_folder import OutputFolder, refuse_links
+from adcam.labeling.output_folder import Entry, OutputFolder, refuse_links
 from adcam.labeling.run import Run, RunOptions, RunResult, describe_classes
 from adcam.labeling.steps import Mapped, Task
 from adcam.structures import Boxes, ClassMaps, ClassSet
@@ -47,25 +47,6 @@ class BoxOptions:
     chosen_on: str = "given"
     image_root: Path | None = None
     score_map_dir: Path | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class ImageBoxes:
-    """The boxes of one image.
-
-    Attributes:
-        img_id: The image's id in the data set.
-        file_name: The path of the image below the folder given, suffix included.
-        ori_hw: Height and width of the image.
-        boxes: Class id and ``x0, y0, x1, y1`` of each box, in pixels of the image.
-        scores: The probability of each box's class.
-    """
-
-    img_id: str
-    file_name: str
-    ori_hw: tuple[int, int]
-    boxes: tuple[tuple[int, int, int, int, int], ...]
-    scores: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -128,9 +109,9 @@ def find_boxes(
     with OutputFolder(path.with_name(f"{path.name}.run"), config, overwrite=overwrite) as folder:
         result = run.into(folder, job, config)
         entries = (folder[record.img_id] for record in images.records)
-        found = [None if e["status"] == "failed" else _read_boxes(e) for e in entries]
+        found = [None if entry["status"] == "failed" else entry for entry in entries]
         write_boxes(path, found, labeler.class_set, options)
-    return BoxesResult(result, sum(len(image.boxes) for image in found if image is not None))
+    return BoxesResult(result, sum(len(entry["boxes"]) for entry in found if entry is not None))
 
 
 @dataclass(frozen=True)
@@ -202,7 +183,7 @@ class BoxJob:
 
 def write_boxes(
     path: str | Path,
-    found: Iterable[ImageBoxes | None],
+    found: Iterable[Entry | None],
     class_set: ClassSet,
     options: BoxOptions,
 ) -> None:
@@ -214,8 +195,8 @@ def write_boxes(
 
     Args:
         path: The file to write.
-        found: The boxes of each image, ``None`` for an image that failed. COCO's image ids are the
-            places in this order, from 1.
+        found: The manifest entry of each image, ``None`` for one that failed. COCO's image ids are
+            the places in this order, from 1.
         class_set: The classes.
         options: How the boxes were made.
 
@@ -223,23 +204,28 @@ def write_boxes(
         OSError: The file cannot be written.
     """
     path = Path(path)
-    numbered = [(n, image) for n, image in enumerate(found, start=1) if image is not None]
+    numbered = [(n, entry) for n, entry in enumerate(found, start=1) if entry is not None]
     if path.suffix == ".csv":
         columns = ("image_id", "class", "x0", "y0", "x1", "y1", "score")
-        write_csv(path, columns, _table_rows((image for _, image in numbered), class_set))
+        rows = (
+            (entry["id"], class_set.classes[class_id], *box, f"{score:.4f}")
+            for _, entry in numbered
+            for (class_id, *box), score in zip(entry["boxes"], entry["scores"], strict=True)
+        )
+        write_csv(path, columns, rows)
         return
     text = json.dumps(_to_coco(numbered, class_set, options), indent=1, ensure_ascii=False)
     write_text(path, text + "\n")
 
 
 def _to_coco(
-    numbered: Sequence[tuple[int, ImageBoxes]], class_set: ClassSet, options: BoxOptions
+    numbered: Sequence[tuple[int, Entry]], class_set: ClassSet, options: BoxOptions
 ) -> dict[str, Any]:
     """Return COCO's instances: images by their number, categories, annotations."""
     boxes = (
         (number, box, score)
-        for number, image in numbered
-        for box, score in zip(image.boxes, image.scores, strict=True)
+        for number, entry in numbered
+        for box, score in zip(entry["boxes"], entry["scores"], strict=True)
     )
     return {
         "info": {
@@ -250,11 +236,11 @@ def _to_coco(
         "images": [
             {
                 "id": number,
-                "file_name": image.file_name,
-                "height": image.ori_hw[0],
-                "width": image.ori_hw[1],
+                "file_name": entry["file_name"],
+                "height": entry["ori_hw"][0],
+                "width": entry["ori_hw"][1],
             }
-            for number, image in numbered
+            for number, entry in numbered
         ],
         "categories": [
             {"id": class_id, "name": name} for class_id, name in enumerate(class_set.classes, 1)
@@ -272,21 +258,6 @@ def _to_coco(
             for box_number, (number, (class_id, x0, y0, x1, y1), score) in enumerate(boxes, 1)
         ],
     }
-
-
-def _table_rows(found: Iterable[ImageBoxes], class_set: ClassSet) -> Iterator[tuple[Any, ...]]:
-    for image in found:
-        for (class_id, *box), score in zip(image.boxes, image.scores, strict=True):
-            yield (image.img_id, class_set.classes[class_id], *box, f"{score:.4f}")
-
-
-def _read_boxes(entry: Mapping[str, Any]) -> ImageBoxes:
-    """Read the boxes of an image from its manifest entry."""
-    height, width = entry["ori_hw"]
-    boxes = tuple((box[0], box[1], box[2], box[3], box[4]) for box in entry["boxes"])
-    return ImageBoxes(
-        entry["id"], entry["file_name"], (height, width), boxes, tuple(entry["scores"])
-    )
 
 
 def _to_score_map(maps: ClassMaps) -> np.ndarray:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -108,12 +107,7 @@ class WorkerPool(Generic[T, R]):
     def __enter__(self) -> WorkerPool[T, R]:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         """End the processes; after an error, the work they were doing is lost."""
         self._is_closed = True
         for worker in list(self._workers):

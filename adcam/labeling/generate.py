@@ -14,7 +14,7 @@ from adcam.files import hash_or_none, write_bytes
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.maps_file import MAPS_DTYPES, STRIDES, encode_maps
 from adcam.labeling.mask_maker import MaskMaker
-from adcam.labeling.output_folder import OutputFolder, maps_path, mask_path
+from adcam.labeling.output_folder import OutputFolder, result_files
 from adcam.labeling.run import Run, RunOptions, RunResult, default_workers, describe_classes
 from adcam.labeling.steps import Mapped, Task
 from adcam.structures import ClassSet, PseudoMask
@@ -141,10 +141,7 @@ class MaskJob:
 
     def find_files(self, task: Task) -> Mapping[str, Path]:
         """Find where the mask and the maps of an image belong."""
-        return {
-            "mask": mask_path(self.folder, task.img_id),
-            "maps": maps_path(self.folder, task.img_id),
-        }
+        return result_files(self.folder, task.img_id)
 
     def make(self, image: Mapped) -> PseudoMask:
         """Make the mask of an image."""

@@ -20,7 +20,7 @@ from adcam.data.png import write_mask
 from adcam.data.sources import build_classes
 from adcam.errors import AdcamError
 from adcam.files import to_plain
-from adcam.labeling.map_maker import MapMaker, Network, resolve_device
+from adcam.labeling.map_maker import MapMaker, Network, plan_batches, resolve_device
 from adcam.labeling.mask_maker import MaskMaker, resize_maps
 from adcam.masks.background import BackgroundRule, parse_rule
 from adcam.masks.crf import CRF_BACKENDS, CRF_PARAMS
@@ -240,9 +240,9 @@ class PseudoLabeler:
             AdcamError: An option is unknown or not legal, the device does not exist, or the CRF
                 backend cannot run here.
         """
-        legal = _names(LabelerOptions)
+        legal = [item.name for item in fields(LabelerOptions)]
         if unknown := sorted(options.keys() - set(legal)):
-            raise AdcamError(f"PseudoLabeler has no option {unknown}; options: {list(legal)}")
+            raise AdcamError(f"PseudoLabeler has no option {unknown}; options: {legal}")
         if isinstance(options.get("rule"), str):
             options["rule"] = parse_rule(options["rule"])
         self.options = LabelerOptions(**options)
@@ -397,25 +397,18 @@ class PseudoLabeler:
         imgs = [convert_image(image) for image in images]
         small = [fit_pixels(img, self.options.max_pixels) for img in imgs]
         inputs = [self.map_maker.make_inputs(img) for img in small]
-        groups: dict[tuple[torch.Size, ...], list[int]] = {}
-        for i, of_image in enumerate(inputs):
-            groups.setdefault(tuple(x.shape for x in of_image), []).append(i)
         results: dict[int, PseudoLabel] = {}
-        for group in groups.values():
-            for start in range(0, len(group), batch_size):
-                batch = group[start : start + batch_size]
-                passes = self.map_maker.run_inputs([inputs[i] for i in batch])
-                scores = passes.compute_scores()
-                class_ids = [
-                    self.predict_class_ids(probs) if (ids := given[i]) is None else ids
-                    for i, probs in zip(batch, scores, strict=True)
-                ]
-                batch_imgs = [small[i] for i in batch]
-                batch_maps = self.map_maker.compute_maps(passes, class_ids, batch_imgs)
-                for i, maps, probs in zip(batch, batch_maps, scores, strict=True):
-                    ori_hw = (imgs[i].shape[0], imgs[i].shape[1])
-                    mask = self.mask_maker(maps, small[i], ori_hw)
-                    results[i] = PseudoLabel(small[i], self.class_set, maps, mask, probs)
+        for batch in plan_batches(inputs, batch_size):
+            passes = self.map_maker.run_inputs([inputs[i] for i in batch])
+            scores = passes.compute_scores()
+            class_ids = [
+                self.predict_class_ids(probs) if (ids := given[i]) is None else ids
+                for i, probs in zip(batch, scores, strict=True)
+            ]
+            batch_maps = self.map_maker.compute_maps(passes, class_ids, [small[i] for i in batch])
+            for i, maps, probs in zip(batch, batch_maps, scores, strict=True):
+                mask = self.mask_maker(maps, small[i], (imgs[i].shape[0], imgs[i].shape[1]))
+                results[i] = PseudoLabel(small[i], self.class_set, maps, mask, probs)
         return [results[i] for i in range(len(images))]
 
     def find_class_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
@@ -531,7 +524,3 @@ def convert_image(image: ImageLike) -> np.ndarray:
     if channels == 1:
         return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     return convert_to_rgb(Image.fromarray(image), "the array")
-
-
-def _names(cls: Any) -> tuple[str, ...]:
-    return tuple(item.name for item in fields(cls))

@@ -240,6 +240,21 @@ class MapMaker:
             yield
 
 
+def plan_batches(inputs: Sequence[Sequence[Tensor]], batch_size: int) -> Iterator[list[int]]:
+    """Yield the indices of images that go through the network together, of equal input sizes.
+
+    Args:
+        inputs: The tensors of each image, one a scale.
+        batch_size: Most images in a batch.
+    """
+    groups: dict[tuple[torch.Size, ...], list[int]] = {}
+    for i, of_image in enumerate(inputs):
+        groups.setdefault(tuple(x.shape for x in of_image), []).append(i)
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """Return the device asked for, or a GPU if there is one.
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, TypeAlias
 
 from PIL import Image
@@ -75,13 +75,14 @@ def mask_path(folder: Path, img_id: str) -> Path:
     return refuse_links(folder, file_of_id(folder / MASK_DIR, img_id, ".png"))
 
 
-def maps_path(folder: Path, img_id: str) -> Path:
-    """Return where the maps of an image belong in an output folder.
+def result_files(folder: Path, img_id: str) -> dict[str, Path]:
+    """Return where mask and maps of an image belong, by the manifest key that holds their hash.
 
     Raises:
         AdcamError: The id, or a symbolic link inside the folder, leads out of the folder.
     """
-    return refuse_links(folder, file_of_id(folder / MAPS_DIR, img_id, ".npz"))
+    maps = refuse_links(folder, file_of_id(folder / MAPS_DIR, img_id, ".npz"))
+    return {"mask": mask_path(folder, img_id), "maps": maps}
 
 
 def refuse_links(folder: Path, path: Path) -> Path:
@@ -139,12 +140,7 @@ class OutputFolder:
     def __enter__(self) -> OutputFolder:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -168,10 +164,6 @@ class OutputFolder:
     def mask_path(self, img_id: str) -> Path:
         """Return where the mask of an image belongs (:func:`mask_path`)."""
         return mask_path(self.path, img_id)
-
-    def maps_path(self, img_id: str) -> Path:
-        """Return where the maps of an image belong (:func:`maps_path`)."""
-        return maps_path(self.path, img_id)
 
     def __contains__(self, img_id: str) -> bool:
         return img_id in self._lines
@@ -208,9 +200,7 @@ class OutputFolder:
         entry = self[img_id]
         if entry["status"] != "ok" or any(entry.get(k) != v for k, v in expected.items()):
             return False
-        if files is None:
-            files = {"mask": self.mask_path(img_id), "maps": self.maps_path(img_id)}
-        return not _find_changes(entry, files)
+        return not _find_changes(entry, result_files(self.path, img_id) if files is None else files)
 
     def append(self, entry: Entry) -> None:
         """Add an entry, handed to the operating system before this returns."""
@@ -267,8 +257,8 @@ class OutputFolder:
                 # A line that names no file of this folder lists nothing that could be removed.
                 with suppress(AdcamError):
                     img_id = _check_entry(parse_json(line, MANIFEST_NAME), MANIFEST_NAME)["id"]
-                    self.mask_path(img_id).unlink(missing_ok=True)
-                    self.maps_path(img_id).unlink(missing_ok=True)
+                    for path in result_files(self.path, img_id).values():
+                        path.unlink(missing_ok=True)
         self._manifest.unlink(missing_ok=True)
 
     def _remove_temporaries(self) -> None:
@@ -377,13 +367,10 @@ class OutputRecord:
         """
         changes = {}
         for img_id, entry in self.entries.items():
-            if entry["status"] == "ok":
-                files = {
-                    "mask": mask_path(self.path, img_id),
-                    "maps": maps_path(self.path, img_id),
-                }
-                if found := _find_changes(entry, files):
-                    changes[img_id] = "; ".join(found)
+            if entry["status"] != "ok":
+                continue
+            if found := _find_changes(entry, result_files(self.path, img_id)):
+                changes[img_id] = "; ".join(found)
         return changes
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from adcam.data.images import fit_pixels, read_image
+from adcam.labeling.map_maker import plan_batches
 from adcam.structures import ClassMaps
 
 if TYPE_CHECKING:
@@ -175,18 +176,12 @@ def infer_window(
     Returns:
         In the order of ``images``, without those whose task is done.
     """
-    groups: dict[tuple[torch.Size, ...], list[Decoded]] = {}
-    results: list[Mapped | Failed] = []
-    for image in images:
-        if isinstance(image, Failed):
-            results.append(image)
-        else:
-            groups.setdefault(tuple(x.shape for x in image.inputs), []).append(image)
-    for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            batch = group[start : start + batch_size]
-            if not all(image.task.is_done for image in batch):
-                results += infer_batch(batch, labeler)
+    results: list[Mapped | Failed] = [image for image in images if isinstance(image, Failed)]
+    decoded = [image for image in images if isinstance(image, Decoded)]
+    for indices in plan_batches([image.inputs for image in decoded], batch_size):
+        batch = [decoded[i] for i in indices]
+        if not all(image.task.is_done for image in batch):
+            results += infer_batch(batch, labeler)
     wanted = (result for result in results if not result.task.is_done)
     return sorted(wanted, key=lambda result: result.task.index)
 
@@ -203,9 +198,7 @@ def infer_batch(batch: Sequence[Decoded], labeler: PseudoLabeler) -> list[Mapped
         scores = passes.compute_scores()
         between = time.perf_counter()
         class_ids = [
-            labeler.predict_class_ids(probs)
-            if image.task.class_ids is None
-            else image.task.class_ids
+            labeler.predict_class_ids(probs) if (ids := image.task.class_ids) is None else ids
             for image, probs in zip(batch, scores, strict=True)
         ]
         maps = maker.compute_maps(passes, class_ids, [image.img for image in batch])

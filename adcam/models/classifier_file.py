@@ -7,8 +7,6 @@ Reading it never unpickles anything.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,9 +14,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from adcam.errors import AdcamError
+from adcam.files import write_bytes
 from adcam.models.checkpoints import check_file_kind
 from adcam.models.networks import build_network
 from adcam.models.nonlocal_cam import NonlocalCAM
@@ -64,8 +63,6 @@ def save_classifier(
         info: JSON-serialisable provenance.
         dtype: The type of the stored floating-point tensors; ``float16`` halves the file.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
         for name, value in network.state_dict().items()
@@ -76,14 +73,7 @@ def save_classifier(
         "class_set": asdict(class_set),
         "info": dict(info),
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata={"adcam": json.dumps(header, sort_keys=True)})
-        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes files only the owner can read
-        os.replace(temporary, path)  # noqa: PTH105
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_bytes(path, save(tensors, metadata={"adcam": json.dumps(header, sort_keys=True)}))
 
 
 def load_classifier(path: str | Path) -> ClassifierFile:

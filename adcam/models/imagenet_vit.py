@@ -10,9 +10,9 @@ coupled start multiplies the attention in. docs/methods.md has what else was mea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import timm
@@ -149,10 +149,10 @@ class ImageNetViT(nn.Module):
         )
         # Nothing before the first tape asks for a gradient, so autograd records from there on.
         with torch.inference_mode(False), torch.enable_grad():
-            with capture, _AttentionTape(self._explained) as tape:
+            with capture, _record_attention(self._explained) as attns:
                 # A tensor made in inference mode cannot be recorded, a copy can.
                 logits = self.vit(inputs.detach().clone()).float()  # (B, outputs)
-            cams = [self._class_map(logits, tape.attns, c) for c in range(len(self.classes))]
+            cams = [self._class_map(logits, attns, c) for c in range(len(self.classes))]
         return TokenMaps(
             logits=self._log_odds(logits.detach()),
             cam=torch.stack(cams, dim=1).unflatten(2, grid_hw),
@@ -188,35 +188,20 @@ class _DetachedCapture(AttentionCapture):
         super()._accumulate(index, query.detach(), key.detach(), scale)
 
 
-class _AttentionTape:
-    """Context manager that records the attention of some blocks for differentiation.
+@contextmanager
+def _record_attention(modules: Iterable[Any]) -> Iterator[list[Tensor]]:
+    """Record the attention (B, heads, T, T) of each block after softmax, parts of one graph."""
+    attns: list[Tensor] = []
 
-    Attributes:
-        attns: (B, heads, T, T) after softmax, one per block, parts of one graph.
-    """
+    def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        attns.append(args[0].requires_grad_())
 
-    def __init__(self, modules: Sequence[Any]) -> None:
-        self._modules = modules
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self.attns: list[Tensor] = []
-
-    def __enter__(self) -> _AttentionTape:
-        for attn in self._modules:
-            self._handles.append(attn.attn_drop.register_forward_pre_hook(self._record))
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
+    handles = [attn.attn_drop.register_forward_pre_hook(record) for attn in modules]
+    try:
+        yield attns
+    finally:
+        for handle in handles:
             handle.remove()
-        self._handles.clear()
-
-    def _record(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.attns.append(args[0].requires_grad_())
 
 
 _NO_HEAD = (

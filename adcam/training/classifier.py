@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,40 +82,30 @@ class Top1Accuracy(BaseMetric):
         return {"top1": 100 * float(np.nanmean(results))}
 
 
+@dataclass(eq=False)
 class ExportClassifier(Hook):
     """Writes the classifier file after the best validation so far, or after every one."""
 
-    def __init__(
-        self,
-        path: Path,
-        network_options: dict[str, Any],
-        class_set: ClassSet,
-        info: dict[str, Any],
-        best: float | None,
-        *,
-        score_name: str = "mAP",
-        choose: str = "best",
-    ) -> None:
-        self._path = path
-        self._network_options = network_options
-        self._class_set = class_set
-        self._info = info
-        self._best = best
-        self._score_name = score_name
-        self._choose = choose
-        self.has_run = False
+    path: Path
+    network_options: dict[str, Any]
+    class_set: ClassSet
+    info: dict[str, Any]
+    best: float | None
+    score_name: str
+    choose: str
+    has_run: bool = False
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Compare with the best so far."""
         self.has_run = True
-        score = float((metrics or {})[self._score_name])
-        is_better = self._best is None or score > self._best
-        if not is_main_process() or (self._choose == "best" and not is_better):
+        score = float((metrics or {})[self.score_name])
+        is_better = self.best is None or score > self.best
+        if not is_main_process() or (self.choose == "best" and not is_better):
             return
-        self._best = score
+        self.best = score
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        info = {**self._info, _info_key(self._score_name): score, "epoch": runner.epoch}
-        save_classifier(self._path, model.network, self._network_options, self._class_set, info)
+        info = {**self.info, _info_key(self.score_name): score, "epoch": runner.epoch}
+        save_classifier(self.path, model.network, self.network_options, self.class_set, info)
 
 
 def train_classifier(
@@ -289,8 +280,8 @@ def _build_export(
         images.class_set,
         info,
         best,
-        score_name=score_name,
-        choose=settings.train.choose,
+        score_name,
+        settings.train.choose,
     )
 
 

@@ -24,6 +24,7 @@ from adcam.labeling.output_folder import (
     OutputFolder,
     diff_configs,
     read_output_folder,
+    result_files,
 )
 
 CONFIG = {"adcam": "0", "labeler": {"method": "cam"}}
@@ -79,8 +80,9 @@ def test_done_means_listed_unchanged_and_as_expected(folder: OutputFolder) -> No
 def test_maps_that_are_listed_must_be_there(folder: OutputFolder) -> None:
     folder.append({**make_entry(folder, "a"), "maps": hash_bytes(b"maps")})
     assert not folder.is_done("a", {})
-    folder.maps_path("a").parent.mkdir()
-    folder.maps_path("a").write_bytes(b"maps")
+    maps_path = result_files(folder.path, "a")["maps"]
+    maps_path.parent.mkdir()
+    maps_path.write_bytes(b"maps")
     assert folder.is_done("a", {})
 
 
@@ -194,9 +196,10 @@ def test_the_config_of_another_program_is_never_replaced(
 
 @pytest.mark.parametrize("img_id", ["../a", "/a", "b/../../a", "", "a\0b"])
 def test_ids_cannot_leave_the_folder(folder: OutputFolder, img_id: str) -> None:
-    for path_of in (folder.mask_path, folder.maps_path):
-        with pytest.raises(AdcamError, match="lead outside"):
-            path_of(img_id)
+    with pytest.raises(AdcamError, match="lead outside"):
+        folder.mask_path(img_id)
+    with pytest.raises(AdcamError, match="lead outside"):
+        result_files(folder.path, img_id)
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.jsonl", LOCK_NAME, "masks", "maps"])
