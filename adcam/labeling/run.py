@@ -273,9 +273,67 @@ class Run:
     def _finish_all(
         self, tasks: Sequence[Task], job: Job, workers: int
     ) -> Generator[Finished, None, None]:
-        windows = _plan_windows(tasks, self.batch_size)
-        run = _run_whole if self._runs_whole(workers) else _run_split
-        return run(windows, self.labeler, job, workers=workers, batch_size=self.batch_size)
+        run = self._run_whole if self._runs_whole(workers) else self._run_split
+        return run(_plan_windows(tasks, self.batch_size), job, workers)
+
+    def _run_whole(
+        self, windows: Iterable[Sequence[Task]], job: Job, workers: int
+    ) -> Generator[Finished, None, None]:
+        """Do every step of an image in one process: this one, or one of ``workers``."""
+        label = partial(label_window, labeler=self.labeler, job=job, batch_size=self.batch_size)
+        if not workers:
+            results = run_ahead(submit_inline(label), windows, max_ahead=1)
+            yield from (item for window in results for item in window)
+            return
+
+        def on_crash(
+            tasks: Sequence[Task],
+            crash: WorkerCrash,
+            retry: Callable[[Sequence[Task]], list[Finished]],
+        ) -> list[Finished]:
+            if len(tasks) == 1:
+                return [_crashed(tasks[0], crash)]
+            wanted = [task for task in tasks if not task.is_done]
+            return [item for task in wanted for item in retry((task,))]
+
+        with WorkerPool(label, workers, on_crash=on_crash) as pool:
+            for window in run_ahead(pool.submit, windows, max_ahead=2 * workers):
+                yield from window
+
+    def _run_split(
+        self, windows: Iterable[Sequence[Task]], job: Job, workers: int
+    ) -> Generator[Finished, None, None]:
+        """Decode in threads, run network and method in this process, do the rest in ``workers``.
+
+        A GPU is fed by one process, also by the CRF if it is to compute there. What computes on the
+        CPU here stays out of the workers' way.
+        """
+
+        def on_crash(image: Mapped | Made | Failed, crash: WorkerCrash, retry: object) -> Finished:
+            return _crashed(image.task, crash)
+
+        def read(numbered: tuple[int, Task]) -> Future[tuple[int, Decoded | Failed]]:
+            window, task = numbered
+            return readers.submit(lambda: (window, decode(task, self.labeler)))
+
+        with (
+            one_thread(),
+            ThreadPoolExecutor(_READERS) as readers,
+            WorkerPool(partial(finish, job=job), workers, on_crash=on_crash) as pool,
+        ):
+            numbered = ((n, task) for n, window in enumerate(windows) for task in window)
+            decoded = run_ahead(read, numbered, max_ahead=2 * _WINDOW * self.batch_size)
+            mapped = (
+                image
+                for _, window in itertools.groupby(decoded, key=lambda pair: pair[0])
+                for image in infer_window(
+                    [x for _, x in window], self.labeler, batch_size=self.batch_size
+                )
+            )
+            left: Iterator[Mapped | Made | Failed] = mapped
+            if job.device != "cpu":
+                left = (make(image, job) for image in mapped)
+            yield from run_ahead(pool.submit, left, max_ahead=2 * workers)
 
     def _runs_whole(self, workers: int) -> bool:
         """Tell whether one process does every step of an image."""
@@ -364,75 +422,6 @@ def given_class_ids(images: ImageDataset, labeler: PseudoLabeler) -> list[tuple[
         labeler.find_class_ids([names[i] for i in record.class_ids or ()])
         for record in images.records
     ]
-
-
-def _run_whole(
-    windows: Iterable[Sequence[Task]],
-    labeler: PseudoLabeler,
-    job: Job,
-    *,
-    workers: int,
-    batch_size: int,
-) -> Generator[Finished, None, None]:
-    """Do every step of an image in one process: this one, or one of ``workers``."""
-    label = partial(label_window, labeler=labeler, job=job, batch_size=batch_size)
-    if not workers:
-        results = run_ahead(submit_inline(label), windows, max_ahead=1)
-        yield from (item for window in results for item in window)
-        return
-
-    def on_crash(
-        tasks: Sequence[Task],
-        crash: WorkerCrash,
-        retry: Callable[[Sequence[Task]], list[Finished]],
-    ) -> list[Finished]:
-        if len(tasks) == 1:
-            return [_crashed(tasks[0], crash)]
-        wanted = [task for task in tasks if not task.is_done]
-        return [item for task in wanted for item in retry((task,))]
-
-    with WorkerPool(label, workers, on_crash=on_crash) as pool:
-        for window in run_ahead(pool.submit, windows, max_ahead=2 * workers):
-            yield from window
-
-
-def _run_split(
-    windows: Iterable[Sequence[Task]],
-    labeler: PseudoLabeler,
-    job: Job,
-    *,
-    workers: int,
-    batch_size: int,
-) -> Generator[Finished, None, None]:
-    """Decode in threads, run network and method in this process, do the rest in ``workers``.
-
-    A GPU is fed by one process, also by the CRF if it is to compute there. What computes on the CPU
-    here stays out of the workers' way.
-    """
-
-    def on_crash(image: Mapped | Made | Failed, crash: WorkerCrash, retry: object) -> Finished:
-        return _crashed(image.task, crash)
-
-    def read(numbered: tuple[int, Task]) -> Future[tuple[int, Decoded | Failed]]:
-        window, task = numbered
-        return readers.submit(lambda: (window, decode(task, labeler)))
-
-    with (
-        one_thread(),
-        ThreadPoolExecutor(_READERS) as readers,
-        WorkerPool(partial(finish, job=job), workers, on_crash=on_crash) as pool,
-    ):
-        numbered = ((n, task) for n, window in enumerate(windows) for task in window)
-        decoded = run_ahead(read, numbered, max_ahead=2 * _WINDOW * batch_size)
-        mapped = (
-            image
-            for _, window in itertools.groupby(decoded, key=lambda pair: pair[0])
-            for image in infer_window([x for _, x in window], labeler, batch_size=batch_size)
-        )
-        left: Iterator[Mapped | Made | Failed] = mapped
-        if job.device != "cpu":
-            left = (make(image, job) for image in mapped)
-        yield from run_ahead(pool.submit, left, max_ahead=2 * workers)
 
 
 def _plan_windows(tasks: Iterable[Task], batch_size: int) -> Iterator[tuple[Task, ...]]:

@@ -40,11 +40,9 @@ class AttentionCapture:
     each. Entering it again starts over.
 
     Args:
-        blocks: The transformer blocks in order; ``attn`` of each is timm's ``Attention``.
-        num_prefix_tokens: Tokens before the patch tokens (class, distillation, registers).
+        vit: A ViT of timm; ``attn`` of each of its blocks is timm's ``Attention``.
         layer_sets: Sets of block indices, each in 0..L-1 and named once, whose patch-to-patch
             attention is averaged.
-        has_cls_token: ``True`` if token 0 is a class token.
 
     Attributes:
         cls2patch: (B, L, N) after the pass, ``None`` without a class token.
@@ -55,18 +53,11 @@ class AttentionCapture:
             a layer set is empty, repeats a block or leaves 0..L-1.
     """
 
-    def __init__(
-        self,
-        blocks: Sequence[nn.Module],
-        *,
-        num_prefix_tokens: int,
-        layer_sets: Sequence[tuple[int, ...]] = (),
-        has_cls_token: bool = True,
-    ) -> None:
-        self._blocks = list(blocks)
-        self._num_prefix_tokens = num_prefix_tokens
+    def __init__(self, vit: Any, layer_sets: Sequence[tuple[int, ...]] = ()) -> None:
+        self._blocks: list[nn.Module] = list(vit.blocks)
+        self._num_prefix_tokens: int = vit.num_prefix_tokens
         self._layer_sets = tuple(dict.fromkeys(tuple(layers) for layers in layer_sets))
-        self._has_cls_token = has_cls_token
+        self._has_cls_token: bool = vit.has_class_token
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._queries: dict[int, Tensor] = {}
         self._cls_rows: dict[int, Tensor] = {}

@@ -78,7 +78,7 @@ class ImageNetViT(nn.Module):
             options={"img_size": img_size, "dynamic_img_size": True, **kwargs},
         )
         # Refuses attention that cannot be read now rather than at the first image.
-        AttentionCapture(self.vit.blocks, num_prefix_tokens=self.vit.num_prefix_tokens)
+        AttentionCapture(self.vit)
         # The tokens the head reads: DeiT's distilled models average a head on each of the two.
         self._num_readers = 2 if isinstance(self.vit, VisionTransformerDistilled) else 1
         self._explained = [self.vit.blocks[i].attn for i in resolve_layers(layers, self.depth)]
@@ -141,12 +141,7 @@ class ImageNetViT(nn.Module):
             AdcamError: If H or W does not fit the patch, or inputs are not (B, 3, H, W).
         """
         grid_hw = compute_grid_hw(inputs, self.patch_size)
-        capture = _DetachedCapture(
-            self.vit.blocks,
-            num_prefix_tokens=self.vit.num_prefix_tokens,
-            layer_sets=layer_sets,
-            has_cls_token=self.vit.has_class_token,
-        )
+        capture = _DetachedCapture(self.vit, layer_sets)
         # Nothing before the first tape asks for a gradient, so autograd records from there on.
         with torch.inference_mode(False), torch.enable_grad():
             with capture, _record_attention(self._explained) as attns:

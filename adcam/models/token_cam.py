@@ -82,7 +82,7 @@ class TokenCAM(nn.Module):
             **(backbone_kwargs or {}),
         )
         # Refuses attention that cannot be read now rather than after hours of training.
-        AttentionCapture(self.backbone.blocks, num_prefix_tokens=self.backbone.num_prefix_tokens)
+        AttentionCapture(self.backbone)
         self.head = nn.Conv2d(self.backbone.embed_dim, num_fg_classes, kernel_size=3, padding=1)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         if self.head.bias is not None:
@@ -128,13 +128,7 @@ class TokenCAM(nn.Module):
         Raises:
             AdcamError: If H or W does not fit the patch, or inputs are not (B, 3, H, W).
         """
-        capture = AttentionCapture(
-            self.backbone.blocks,
-            num_prefix_tokens=self.backbone.num_prefix_tokens,
-            layer_sets=layer_sets,
-            has_cls_token=self.backbone.has_class_token,
-        )
-        with capture:
+        with AttentionCapture(self.backbone, layer_sets) as capture:
             cam = self.class_maps(inputs)[0].float()
         return TokenMaps(
             logits=cam.mean(dim=(2, 3)),
@@ -176,7 +170,7 @@ class TokenCAM(nn.Module):
             raise AdcamError(f"{self.name} has no class token whose attention to read")
         grid_hw = compute_grid_hw(inputs, self.patch_size)
         num_prefix = self.backbone.num_prefix_tokens
-        capture = AttentionCapture(self.backbone.blocks, num_prefix_tokens=num_prefix)
+        capture = AttentionCapture(self.backbone)
         depth_outputs: list[DepthOutput] = []
 
         def hook(block: nn.Module, args: tuple[Tensor, ...], tokens: Tensor) -> Tensor | None:

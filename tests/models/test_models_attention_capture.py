@@ -56,12 +56,7 @@ def oracle_attention(kind: str, inputs: Tensor) -> list[Tensor]:
 
 
 def make_capture(model: Any, *layer_sets: tuple[int, ...]) -> AttentionCapture:
-    return AttentionCapture(
-        model.blocks,
-        num_prefix_tokens=model.num_prefix_tokens,
-        layer_sets=layer_sets,
-        has_cls_token=model.has_class_token,
-    )
+    return AttentionCapture(model, layer_sets)
 
 
 def hooks_of(model: nn.Module) -> int:
@@ -297,6 +292,7 @@ def test_attention_of_another_kind_is_refused() -> None:
     """Differential attention has q_norm and k_norm too, but subtracts two softmaxes."""
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, attn_layer="diff", **TINY)
     with pytest.raises(ValueError, match="DiffAttention"):
-        AttentionCapture(model.blocks, num_prefix_tokens=1)
+        AttentionCapture(model)
     with pytest.raises(ValueError, match="block 0"):
-        AttentionCapture([nn.Linear(2, 2)], num_prefix_tokens=1)
+        model.blocks = nn.ModuleList([nn.Linear(2, 2)])
+        AttentionCapture(model)
