@@ -71,9 +71,14 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(err, OSError):
-            reason = f"cannot write into the folder {path.parent} ({err.strerror})"
-            raise OSError(err.errno, reason, str(path)) from err
+            raise name_in_error(err, path) from err
         raise
+
+
+def name_in_error(err: OSError, path: Path) -> OSError:
+    """The error of a write (a full disk, no permission) with the file that was to be written."""
+    reason = f"cannot write into the folder {path.parent} ({err.strerror})"
+    return OSError(err.errno, reason, str(path))
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -340,11 +345,23 @@ def check_img_id(img_id: str) -> str:
     """The id itself.
 
     Raises:
-        AdcamError: It is empty, absolute, or leads out of the folder that it is relative to.
+        AdcamError: It is empty, absolute, leads out of the folder that it is relative to, or is no
+            name that a file can have.
     """
-    path = PurePosixPath(img_id)
-    if path.is_absolute() or ".." in path.parts or not path.name or "\0" in img_id:
+    path = PurePosixPath(check_characters(img_id))
+    if path.is_absolute() or ".." in path.parts or not path.name:
         raise AdcamError(f"image id {img_id!r} would lead outside its folder")
+    return img_id
+
+
+def check_characters(img_id: str) -> str:
+    """The id itself.
+
+    Raises:
+        AdcamError: It holds NUL or half a symbol, as text in JSON may: no file can have this name.
+    """
+    if "\0" in img_id or any("\ud800" <= char <= "\udfff" for char in img_id):
+        raise AdcamError(f"image id {img_id!r} holds a character that no file name can have")
     return img_id
 
 

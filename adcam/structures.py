@@ -6,6 +6,7 @@ module and :mod:`adcam.ops`, never one another (``tests/test_import_layers.py`` 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = 255
 """Mask value of pixels that take no part in training or scoring (VOC's void)."""
+
+
+def check_class_name(name: str, where: str = "classes") -> None:
+    """Refuse names that no file can hold or no terminal show: control characters, half symbols.
+
+    Raises:
+        AdcamError: The name holds one; the message begins with ``where``.
+    """
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
+        raise AdcamError(f"{where}: the class name {name!r} holds a control character")
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,8 @@ class ClassSet:
             raise AdcamError(f"{len(self.classes)} classes but {len(self.mask_values)} mask values")
         if len(set(self.classes)) != len(self.classes):
             raise AdcamError(f"a class name is given twice: {list(self.classes)}")
+        for name in self.classes:
+            check_class_name(name)
         if len(set(self.mask_values)) != len(self.mask_values):
             raise AdcamError(f"a mask value is given twice: {list(self.mask_values)}")
         if any(not 1 <= v <= 254 for v in self.mask_values):

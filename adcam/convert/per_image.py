@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -12,7 +13,7 @@ import numpy as np
 from adcam.convert.summary import ClassCounts
 from adcam.data.png import read_mask, write_mask
 from adcam.errors import AdcamError
-from adcam.files import file_of_id, read_json, to_plain, write_json
+from adcam.files import file_of_id, is_file, read_json, to_plain, write_json
 from adcam.progress import track
 from adcam.structures import ClassSet
 
@@ -102,15 +103,15 @@ def convert_each(
     """
     if list(img_ids) != sorted(set(img_ids)):
         raise AdcamError("image ids must be ascending and unique")
-    paths = {i: file_of_id(folder, i, file_type.suffix) for i in img_ids}
-    remove = paths.values() if options.overwrite else None
-    _open_folder(folder, file_type.suffix, options.settings, remove)
+    old = _find_old(folder, img_ids, file_type.suffix) if options.overwrite else None
+    _open_folder(folder, file_type.suffix, options.settings, old)
 
     def load_or_make(img_id: str) -> tuple[Path, T, bool]:
-        there = _load(paths[img_id], file_type)
+        path = file_of_id(folder, img_id, file_type.suffix)
+        there = _load(path, file_type)
         result = make(img_id) if there is None else there
         file_type.count(counts, img_id, result)
-        return paths[img_id], result, there is None
+        return path, result, there is None
 
     found = make_each(img_ids, load_or_make, counts.failed, options.progress)
     for path, result, is_new in found:
@@ -130,13 +131,25 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 
 
 def _load(path: Path, file_type: FileType[T]) -> T | None:
-    """What an earlier run wrote; ``None`` where there is nothing that can be read."""
-    if not path.is_file():
+    """What an earlier run wrote; ``None`` where there is nothing that can be read.
+
+    Raises:
+        OSError: No file can have this name.
+    """
+    if not path.is_file():  # raises where the name is too long
         return None
     try:
         return file_type.load(path)
     except AdcamError:
         return None
+
+
+def _find_old(folder: Path, img_ids: Iterable[str], suffix: str) -> Iterator[Path]:
+    """The files of these images that are there; names that no file can have are left out."""
+    for img_id in img_ids:
+        with suppress(AdcamError):
+            if is_file(path := file_of_id(folder, img_id, suffix)):
+                yield path
 
 
 def _open_folder(

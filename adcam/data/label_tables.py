@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from adcam.data.coco_json import read_coco_json
 from adcam.data.spreadsheet import read_xlsx
 from adcam.errors import AdcamError
-from adcam.files import decode_text, img_id_of, is_image_path, read_json
+from adcam.files import check_characters, decode_text, img_id_of, is_image_path, read_json
 
 CSV_HEADER = ("image_id", "labels")
 
@@ -196,7 +196,14 @@ def _read_flags(path: Path, grid: Grid, image: int, kind: str) -> LabelRows:
 def _read_id(path: Path, line: int, text: str) -> str:
     if not text.strip():
         raise AdcamError(f"{path}, line {line}: the image id is empty")
-    return img_id_of(text)
+    return _check_id(f"{path}, line {line}", img_id_of(text))
+
+
+def _check_id(where: str, img_id: str) -> str:
+    try:
+        return check_characters(img_id)
+    except AdcamError as err:
+        raise AdcamError(f"{where}: {err}") from err
 
 
 def _cut(path: Path, line: int, cells: Sequence[str], width: int) -> Sequence[str]:
@@ -246,7 +253,7 @@ def _read_json(path: Path) -> LabelRows:
         where = f"{path}, image {name!r}"
         if not isinstance(name, str) or not name.strip():
             raise AdcamError(f"{where}: an image is named by its file or id")
-        if (img_id := img_id_of(name)) in found:
+        if (img_id := _check_id(where, img_id_of(name))) in found:
             raise AdcamError(f"{where}: image id {img_id!r} is given twice")
         found[img_id] = LabelRow(where, img_id, _read_names(where, value), "names")
     return LabelRows(list(found.values()), note)

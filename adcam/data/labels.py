@@ -13,6 +13,7 @@ from adcam.data.label_tables import CSV_HEADER, LabelRow, read_label_table
 from adcam.data.object_npy import load_object_npy
 from adcam.errors import AdcamError
 from adcam.files import img_id_of, spell_img_id, write_csv
+from adcam.structures import check_class_name
 
 
 class LabelTable(Mapping[str, tuple[str, ...]]):
@@ -95,6 +96,8 @@ def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> Label
         spelt = (n if n in (legal or ()) else spelling[n.casefold()] for n in labels)
         names[row.img_id] = tuple(dict.fromkeys(spelt))
     used = sorted({label for labels in names.values() for label in labels})
+    for name in used:
+        check_class_name(name, str(path))
     return LabelTable(names, used if legal is None else legal, understood)
 
 
@@ -127,7 +130,7 @@ def write_labels_csv(
 ) -> None:
     """Write a CSV that :func:`read_labels` reads back, atomically.
 
-    Labels are separated by spaces, or by semicolons where a class name contains a space.
+    Labels are separated by spaces, or by semicolons where a class name contains a space or comma.
 
     Args:
         path: The file to write.
@@ -141,7 +144,7 @@ def write_labels_csv(
     for name in classes:
         if not name or name != name.strip() or ";" in name or len(name.splitlines()) > 1:
             raise AdcamError(f"{path}: a label file cannot hold the class name {name!r}")
-    with_semicolons = any(len(name.split()) > 1 for name in classes)
+    with_semicolons = any(len(name.split()) > 1 or "," in name for name in classes)
 
     rows = []
     written: set[str] = set()
@@ -214,8 +217,10 @@ def _find_separator(
     cells = [row.labels[0] for row in rows if row.form != "names"]
     if any(";" in cell for cell in cells):
         return ";"
-    if is_documented:
+    if is_documented and legal is not None:
         return None
+    if is_documented:  # no class that a command can name has a comma in it
+        return "," if any("," in cell for cell in cells) else None
     known = " ".join(legal or ())
     return next((s for s in "|," if s not in known and any(s in c for c in cells)), None)
 

@@ -67,8 +67,14 @@ def evaluate_masks(
 
     Raises:
         AdcamError: Masks are missing, two files have one id, two masks of one image differ in size
-            or hold values outside the classes, or all masks of a folder hold only 0 and 255.
+            or hold values outside the classes, all masks of a folder hold only 0 and 255, or there
+            cannot be so many classes.
     """
+    if num_classes is not None and not 1 <= num_classes <= IGNORE_INDEX:
+        raise AdcamError(
+            f"masks hold 1 to {IGNORE_INDEX} values besides {IGNORE_INDEX}, got num_classes "
+            f"{num_classes}"
+        )
     predictions = masks_folder(pred_dir)
     pairs, missing = _pair(predictions, Path(gt_dir), ".png", ids, allow_missing)
     classes = _read_class_names(predictions.parent)

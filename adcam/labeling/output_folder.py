@@ -33,6 +33,7 @@ from adcam.files import (
     check_img_id,
     file_of_id,
     hash_or_none,
+    name_in_error,
     parse_json,
     read_json,
     to_plain,
@@ -205,9 +206,12 @@ class OutputFolder:
     def append(self, entry: Entry) -> None:
         """Add an entry, handed to the operating system before this returns."""
         line = _encode_line(entry)
-        with self._manifest.open("ab") as file:
-            self._lines[entry["id"]] = (file.tell(), len(line))
-            file.write(line)
+        try:
+            with self._manifest.open("ab") as file:
+                self._lines[entry["id"]] = (file.tell(), len(line))
+                file.write(line)
+        except OSError as err:
+            raise name_in_error(err, self._manifest) from err
 
     def finish(self, order: Iterable[str]) -> None:
         """Rewrite the manifest: one line an image, in this order, images of earlier runs last."""
@@ -307,10 +311,14 @@ class FolderLock:
                 self._file = file
             else:
                 os.close(file)
-        os.ftruncate(self._file, 0)
         started = datetime.now().astimezone().isoformat(" ", "seconds")
         holder = f"process {os.getpid()} on {socket.gethostname()}, started {started}"
-        os.write(self._file, holder.encode())
+        try:
+            os.ftruncate(self._file, 0)
+            os.write(self._file, holder.encode())
+        except OSError as err:
+            self.release()
+            raise name_in_error(err, self._path) from err
 
     def _is_there(self, file: int) -> bool:
         try:

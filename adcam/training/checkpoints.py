@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,17 +79,26 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
             need of.
     """
     try:
-        with torch.serialization.safe_globals(_allowed_globals()):
+        with torch.serialization.safe_globals(_allowed_globals()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         meta, hub = checkpoint["meta"], checkpoint["message_hub"]
         int(meta["epoch"]), int(meta["iter"]), checkpoint["state_dict"].items()
         runtime = hub["runtime_info"]
-        for name in [name for name in runtime if name.endswith("_ckpt")]:
+        # mmengine may delete the files that these name.
+        for name in [name for name in runtime if "_ckpt" in name and name != "keep_ckpt_ids"]:
             if Path(str(runtime[name])).parent.resolve() != path.parent.resolve():
-                del runtime[name]  # mmengine may delete the file of this name
+                del runtime[name]
+        if not all(type(step) is int for step in runtime.get("keep_ckpt_ids", ())):
+            raise ValueError("the checkpoints to keep are not named by numbers")
         meta.pop("config", None)  # mmengine would execute it
-    # What torch raises for cut, foreign and hostile files.
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to load the file without this protection.
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {asked[1]}" if asked else "it is damaged, or holds other objects"
+        raise AdcamError(f"{path}: is not read as a checkpoint ({reason})") from error
+    # What torch raises for cut and foreign files.
+    except (OSError, EOFError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdcamError(f"{path}: cannot be read as a checkpoint ({reason})") from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -103,14 +113,49 @@ def _history_method(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
+class _Dtype:
+    """Stands for ``numpy.dtype``, whose state could make NumPy take numbers for pointers."""
+
+    def __init__(self, code: str, *_flags: object) -> None:
+        if code not in ("f8", "f4", "i8", "i4", "b1"):
+            raise ValueError(f"arrays of {code!r} are not read from a checkpoint")
+        self.dtype = np.dtype(f"<{code}")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] == ">":
+            raise ValueError("its arrays are not little-endian")
+
+
+class _Array(np.ndarray):
+    """Stands for ``numpy.ndarray`` while its bytes are read; it is stored as a plain array."""
+
+    def __setstate__(self, state: Any, /) -> None:
+        version, shape, dtype, is_fortran, data = state
+        super().__setstate__((version, shape, dtype.dtype, is_fortran, data))
+
+    def __reduce__(self) -> Any:
+        return np.asarray(self).__reduce__()
+
+
+def _make_array(*_args: object) -> _Array:
+    return _Array(0)
+
+
+def _make_scalar(dtype: _Dtype, data: bytes) -> Any:
+    return np.frombuffer(data, dtype.dtype)[0]
+
+
 def _allowed_globals() -> list[Any]:
-    reconstruct, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-    numbers = [type(np.dtype(name)) for name in ("f8", "f4", "i8", "i4", "b1")]
+    stand_ins = {"_reconstruct": _make_array, "scalar": _make_scalar}
     return [
-        *(HistoryBuffer, np.ndarray, np.dtype, *numbers),
+        HistoryBuffer,
         (_history_method, "builtins.getattr"),
-        *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        *((_Array, "numpy.ndarray"), (_Dtype, "numpy.dtype")),
+        *(
+            (stand_in, f"numpy.{core}.multiarray.{name}")
+            for core in ("core", "_core")
+            for name, stand_in in stand_ins.items()
+        ),
     ]
 
 

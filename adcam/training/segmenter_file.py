@@ -16,7 +16,7 @@ from safetensors.torch import save
 from adcam.data.png import voc_palette
 from adcam.errors import AdcamError
 from adcam.files import hash_values, parse_json, write_bytes
-from adcam.models.checkpoints import load_state_dict
+from adcam.models.checkpoints import check_file_kind, load_state_dict
 from adcam.models.weights import find_weights, load_any_backbone_weights
 from adcam.settings import SegmentationSettings
 from adcam.structures import ClassSet
@@ -193,6 +193,9 @@ def load_segmenter(segmenter: Segmenter, checkpoint: str | Path, class_set: Clas
 
 
 def _read_header(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise AdcamError(f"{path}: no such checkpoint")
+    check_file_kind(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("segmenter", "{}")

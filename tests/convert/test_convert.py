@@ -895,3 +895,22 @@ def die_on_one_file(path: Path) -> np.ndarray:
 
 
 DEADLY = next(i for i in TRAIN_AUG if i not in VOC_TRAIN)
+
+
+def test_names_that_no_file_can_have_cost_their_image_alone(tmp_path: Path) -> None:
+    names = ["fine", "nul\0", "half\ud800", "é" * 200]
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{name}.jpg", "height": 4, "width": 5}
+            for i, name in enumerate(names)
+        ],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    for overwrite in (False, True):
+        result = convert_coco_to_masks(
+            tmp_path / "x.json", out=tmp_path / "out", overwrite=overwrite
+        )
+        assert result.num_images == 1 and sorted(result.failed) == sorted(names[1:])
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["fine.png"]

@@ -530,3 +530,29 @@ def test_a_damaged_pickle_is_read_or_refused_but_nothing_else(
         assert "x.npy" in str(err)
     else:
         assert all(0 <= i < 20 for ids in labels.values() for i in ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "x.csv",
+            "image_id,labels\na,ca\0t\n",
+            r"x.csv: the class name 'ca\\x00t' holds a control",
+        ),
+        ("x.csv", "image_id,labels\na\0b,cat\n", "x.csv, line 2: image id 'a.x00b' holds a char"),
+        ("x.json", '{"a": ["\\ud800"]}', "x.json: the class name '.ud800' holds a control"),
+        ("x.json", '{"\\ud800.jpg": ["cat"]}', "x.json, image .*: image id '.ud800' holds a char"),
+    ],
+)
+def test_characters_that_no_name_has(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(AdcamError, match=message):
+        read_labels(tmp_path / name)
+
+
+def test_commas_in_a_quoted_cell_separate_unknown_classes_too(tmp_path: Path) -> None:
+    table = read_labels(written(tmp_path, 'image_id,labels\na,"cat, tabby cat"\nb,dog\n'))
+    assert dict(table) == {"a": ("cat", "tabby cat"), "b": ("dog",)}
+    write_labels_csv(tmp_path / "y.csv", {"a": ["red,white"]}, ["red,white"])
+    assert dict(read_labels(tmp_path / "y.csv")) == {"a": ("red,white",)}

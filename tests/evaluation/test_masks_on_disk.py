@@ -315,3 +315,9 @@ def test_damaged_arrays_are_named(tmp_path: Path) -> None:
                 assert name in str(error)
                 refused += 1
     assert refused > 400
+
+
+@pytest.mark.parametrize("number", [0, -1, 256, 300])
+def test_impossible_numbers_of_classes(number: int, tmp_path: Path) -> None:
+    with pytest.raises(AdcamError, match=f"masks hold 1 to 255 values.*got num_classes {number}"):
+        evaluate_masks(tmp_path, tmp_path, num_classes=number)

@@ -342,3 +342,33 @@ def test_edited_and_deleted_masks_are_found(tmp_path: Path) -> None:
     write_mask(masks / "a.png", np.zeros((2, 3), np.uint8), voc_palette())
     (masks / "sub" / "b.1.png").unlink()
     assert record.find_changes() == {"a": "the mask has changed", "sub/b.1": "the mask is missing"}
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    script = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from adcam.labeling.output_folder import OutputFolder\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"folder = OutputFolder({str(tmp_path / 'a')!r}, {CONFIG!r})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "for act in (\n"
+        "    lambda: folder.append({'id': 'x', 'status': 'failed'}),\n"
+        f"    lambda: OutputFolder({str(tmp_path / 'b')!r}, {CONFIG!r}),\n"
+        "):\n"
+        "    try:\n"
+        "        act()\n"
+        "    except OSError as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    manifest, lock = done.stdout.splitlines()
+    assert "(File too large)" in manifest and "a/manifest.jsonl" in manifest
+    assert "(File too large)" in lock and f"b/{LOCK_NAME}" in lock
+    assert not (tmp_path / "b" / LOCK_NAME).exists()

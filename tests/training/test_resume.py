@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import read_scalars
@@ -210,3 +211,83 @@ def test_weights_that_are_not_finite_are_not_kept(
     assert not list((tmp_path / "run").glob("*.pth"))
     assert not (tmp_path / "run" / "classifier.safetensors").exists()
     json.loads((tmp_path / "run" / "training.json").read_text())
+
+
+class CraftedDtype:
+    """Pickles as a number type whose flags would make NumPy take its bytes for pointers."""
+
+    def __init__(self, code: str, flags: int) -> None:
+        self.code, self.flags = code, flags
+
+    def __reduce__(self) -> Any:
+        return np.dtype, (self.code, False, True), (3, "<", None, None, None, -1, -1, self.flags)
+
+
+class CraftedArray:
+    """Pickles as an array of a crafted type."""
+
+    def __init__(self, dtype: CraftedDtype) -> None:
+        self.dtype = dtype
+
+    def __reduce__(self) -> Any:
+        build = np.empty(0).__reduce__()[0]
+        return build, (np.ndarray, (0,), b"b"), (1, (1,), self.dtype, False, b"A" * 8)
+
+
+@pytest.mark.parametrize("flags", [1, 27, 63])
+def test_a_type_that_turns_numbers_into_pointers_loses_its_flags(
+    work_dir: Path, flags: int
+) -> None:
+    path = work_dir / "epoch_1.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["state_dict"]["crafted"] = CraftedArray(CraftedDtype("f8", flags))
+    torch.save(checkpoint, path)
+    crafted = read_checkpoint(path)["state_dict"]["crafted"]
+    assert crafted.dtype.flags == 0 and crafted.tolist() == np.frombuffer(b"A" * 8).tolist()
+
+
+def test_arrays_of_objects_are_refused(work_dir: Path) -> None:
+    path = work_dir / "epoch_1.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["state_dict"]["crafted"] = CraftedArray(CraftedDtype("O8", 0))
+    torch.save(checkpoint, path)
+    with pytest.raises(AdcamError, match="arrays of 'O8' are not read"):
+        read_checkpoint(path)
+
+
+def test_histories_come_back_and_are_stored_as_plain_arrays(work_dir: Path, tmp_path: Path) -> None:
+    path = work_dir / "epoch_2.pth"
+    expected = torch.load(path, weights_only=False)["message_hub"]["log_scalars"]["train/loss"]
+    read = read_checkpoint(path)
+    found = read["message_hub"]["log_scalars"]["train/loss"]
+    np.testing.assert_array_equal(found.data[0], expected.data[0])
+    assert found.data[0].dtype == expected.data[0].dtype and found.mean() == expected.mean()
+    torch.save(read, tmp_path / "epoch_3.pth")
+    assert b"adcam.training.checkpoints" not in (tmp_path / "epoch_3.pth").read_bytes()
+    again = read_checkpoint(tmp_path / "epoch_3.pth")["message_hub"]["log_scalars"]["train/loss"]
+    np.testing.assert_array_equal(again.data[0], expected.data[0])
+
+
+def test_a_checkpoint_cannot_have_files_elsewhere_deleted(work_dir: Path, tmp_path: Path) -> None:
+    path = work_dir / "epoch_1.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    info = checkpoint["message_hub"]["runtime_info"]
+    info["best_ckpt_multi-label/mAP"] = str(tmp_path / "precious")
+    torch.save(checkpoint, path)
+    assert not [k for k in read_checkpoint(path)["message_hub"]["runtime_info"] if "best" in k]
+    info["keep_ckpt_ids"] = ["a/../../precious"]  # mmengine makes file names of these
+    torch.save(checkpoint, path)
+    with pytest.raises(AdcamError, match="not named by numbers"):
+        read_checkpoint(path)
+
+
+def test_no_message_advises_to_load_a_hostile_file_otherwise(
+    work_dir: Path, tmp_path: Path
+) -> None:
+    path = work_dir / "epoch_2.pth"
+    for content in (Canary(tmp_path / "canary"), {"meta": Canary(tmp_path / "canary")}):
+        path.write_bytes(pickle.dumps(content, protocol=4))
+        with pytest.raises(AdcamError, match="is not read as a checkpoint") as caught:
+            read_checkpoint(path)
+        assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "canary").exists()

@@ -479,6 +479,22 @@ def test_the_table_of_costs_is_what_the_tool_prints() -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such checkpoint"),
+        ("version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
+        ("<!DOCTYPE html>", "a web page"),
+        ("", "the file is empty"),
+    ],
+)
+def test_what_is_no_network_is_named(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "segmenter.safetensors"
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(AdcamError, match=message):
+        prediction.predict_segmenter(path, tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
     "words",
     ["", "x.py", "train", "predict photos --out x", "predict --checkpoint n", "train a.py photos"],
 )
