@@ -348,10 +348,10 @@ def check_img_id(img_id: str) -> str:
         AdcamError: It is empty, absolute, leads out of the folder that it is relative to, or is no
             name that a file can have.
     """
-    path = PurePosixPath(check_characters(img_id))
-    if path.is_absolute() or ".." in path.parts or not path.name:
+    path = PurePosixPath(img_id)
+    if path.is_absolute() or ".." in path.parts or not path.name or "\0" in img_id:
         raise AdcamError(f"image id {img_id!r} would lead outside its folder")
-    return img_id
+    return check_characters(img_id)
 
 
 def check_characters(img_id: str) -> str:

@@ -55,6 +55,14 @@ def test_security_page_names_tests_that_exist() -> None:
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
+def test_robustness_page_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "robustness.md").read_text("utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    tests = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 100
+    assert named - set(re.findall(r"^def (test_\w+)\(", tests, flags=re.MULTILINE)) == set()
+
+
 def test_glossary_is_sorted_and_defines_a_word_once() -> None:
     page = (ROOT / "docs" / "glossary.md").read_text("utf-8")
     for section in page.split("\n## ")[1:]:
