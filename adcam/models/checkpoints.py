@@ -72,7 +72,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     except _DAMAGED as error:
         if isinstance(error, AdcamError):
             raise
-        raise AdcamError(f"{path}: cannot be read as weights ({error})") from error
+        raise AdcamError(f"{path}: cannot be read as weights ({say_why(error)})") from error
     found = list(_find_tensors(content))
     if len(found) == 1:
         return _strip_prefixes(found[0][1])
@@ -87,6 +87,12 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         f"{path}: holds no tensors by name; what it has is {there}. A network that was saved whole "
         "must be saved again as torch.save(network.state_dict(), FILE)"
     )
+
+
+def say_why(error: BaseException) -> str:
+    """What torch says of a file that it refuses, without its advice to load it unprotected."""
+    text = str(error) or type(error).__name__
+    return "it cannot be read without running code" if "weights_only" in text else text
 
 
 def check_file_kind(path: Path) -> bytes:

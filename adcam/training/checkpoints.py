@@ -22,6 +22,7 @@ from mmengine.logging import HistoryBuffer
 from adcam.errors import AdcamError
 from adcam.files import read_json, to_plain, write_json
 from adcam.labeling.output_folder import diff_configs
+from adcam.models.checkpoints import say_why
 
 TRAINING_NAME = "training.json"
 """What a training was started with; it stands beside the checkpoints."""
@@ -99,7 +100,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise AdcamError(f"{path}: is not read as a checkpoint ({reason})") from error
     # What torch raises for cut and foreign files.
     except (OSError, EOFError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = say_why(error).splitlines()[0]
         raise AdcamError(f"{path}: cannot be read as a checkpoint ({reason})") from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise AdcamError(f"{path}: is no checkpoint of a training ({error!r})") from error

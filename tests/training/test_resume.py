@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from helpers import read_scalars
 
 from adcam.errors import AdcamError
+from adcam.models.checkpoints import load_state_dict
 from adcam.models.classifier_file import load_classifier
 from adcam.settings import Settings
 from adcam.training.checkpoints import find_checkpoint, read_checkpoint
@@ -290,4 +293,27 @@ def test_no_message_advises_to_load_a_hostile_file_otherwise(
         with pytest.raises(AdcamError, match="is not read as a checkpoint") as caught:
             read_checkpoint(path)
         assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_an_old_tar_checkpoint_is_refused_without_that_advice(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            data = pickle.dumps(Canary(tmp_path / "canary"))
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    old = bytearray(content.getvalue())
+    for start in range(0, len(old), 512):  # the form of before 1988, which has no magic number
+        if old[start + 257 : start + 262] == b"ustar":
+            old[start + 257 : start + 265] = bytes(8)
+            old[start + 148 : start + 156] = b" " * 8
+            checksum = sum(old[start : start + 512])
+            old[start + 148 : start + 156] = b"%06o\0 " % checksum
+    path = tmp_path / "epoch_1.pth"
+    path.write_bytes(old)
+    for read in (read_checkpoint, load_state_dict):
+        with pytest.raises(AdcamError, match="cannot be read without running code"):
+            read(path)
     assert not (tmp_path / "canary").exists()
