@@ -1,0 +1,37 @@
+# What taking artefact patches out and following colours bring to AD-CAM, with and without common
+# neighbours; every fourth image of train chooses the thresholds, every second of val is reported.
+_base_ = ["./adcam_deit-tiny_10e_voc-animals.py"]
+
+one = dict(scales=[448])
+artifacts = dict(artifact_ratio=0.65)
+colors = dict(color_steps=10)
+both = dict(**artifacts, **colors)
+plain = dict(similarity="none")
+
+compare = dict(
+    _delete_=True,
+    choose_on="train",
+    report_on="val",
+    choose_stride=4,
+    report_stride=2,
+    dtype="bfloat16",
+    rows=[
+        dict(name="no common neighbours", method="ad_cam", options=plain, views=one),
+        dict(
+            name="no common neighbours, colours",
+            method="ad_cam",
+            options=dict(**plain, **colors),
+            views=one,
+        ),
+        dict(name="AD-CAM", method="ad_cam", views=one),
+        dict(name="AD-CAM, artefacts out", method="ad_cam", options=artifacts, views=one),
+        dict(name="AD-CAM, colours", method="ad_cam", options=colors, views=one),
+        dict(name="AD-CAM, both", method="ad_cam", options=both, views=one),
+        dict(
+            name="AD-CAM, both, two scales",
+            method="ad_cam",
+            options=both,
+            views=dict(scales=[448, 560]),
+        ),
+    ],
+)
