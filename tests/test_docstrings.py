@@ -17,7 +17,12 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples(name: str) -> None:
+def test_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What an example registers must not reach other tests of the process.
+    for module, table in (("adcam.cams", "METHODS"), ("adcam.models.networks", "NETWORKS")):
+        registered = dict(getattr(importlib.import_module(module), f"_{table}"))
+        monkeypatch.setattr(f"{module}._{table}", registered)
+        monkeypatch.setattr(f"{module}.{table}", registered)
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0
     assert result.failed == 0

@@ -116,7 +116,7 @@ def check_complete(path: Path, wanted: Iterable[str], table: Container[str], sou
     """
     if missing := [image for image in wanted if image not in table]:
         raise AdcamError(
-            f"{path}: {len(missing)} images of {source} are not there, such as {missing[0]!r}"
+            f"{path}: {len(missing)} images of {source} have no entry here, such as {missing[0]!r}"
         )
 
 

@@ -85,7 +85,7 @@ def test_what_is_missing_is_named(root: Path) -> None:
         load_coco(root, "val2014", expected_counts=EXPECTED_COUNTS)
     csv = root / "labels" / "val2014.csv"
     csv.write_text("image_id,labels\nCOCO_val2014_000000000009,cat;\n")
-    with pytest.raises(ValueError, match=r"1 images of split 'val2014' are not there"):
+    with pytest.raises(ValueError, match=r"1 images of split 'val2014' have no entry here"):
         load_coco(root, "val2014")
     csv.unlink()
     with pytest.raises(ValueError, match=r"val2014\.csv: there is no such label file"):

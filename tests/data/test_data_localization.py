@@ -80,7 +80,7 @@ def test_cub_test(cub_root: Path) -> None:
             "image_class_labels.txt",
             "3 2",
             "",
-            r"1 images of images\.txt are not there, such as .*3",
+            r"1 images of images\.txt have no entry here, such as .*3",
         ),
         ("train_test_split.txt", "2 1", "2 x", "line 2: is_train must be a whole number, got 'x'"),
         ("train_test_split.txt", "2 1", "2 7", r"is_train must be 0\.\.1, got 7"),

@@ -102,7 +102,7 @@ def test_labels_from_a_csv(root: Path) -> None:
         (),
     ]
     csv.write_text(f"image_id,labels\n{IDS[2]},cat\n")
-    with pytest.raises(ValueError, match=r"labels\.csv: 2 images of split 'train' are not there"):
+    with pytest.raises(ValueError, match=r"labels\.csv: 2 images of split 'train' have no entry"):
         load_voc(root, "train", labels=str(csv))
     csv.write_text(f"image_id,labels\n{IDS[2]},kitten\n")
     with pytest.raises(ValueError, match=r"labels\.csv, line 2: unknown class 'kitten'"):

@@ -250,7 +250,7 @@ def test_unlabeled_images_are_refused_before_anything_is_written(
     (root / "labels.csv").write_text("\n".join(lines[:2] + lines[3:]) + "\n")
     settings = mini_settings.with_changes({"data.root": str(root)})
     with pytest.raises(
-        AdcamError, match=r"1 images of split 'train' have no labels.*'train_00001'"
+        AdcamError, match=r"labels.csv: 1 images of split 'train' have no entry.*'train_00001'"
     ):
         train_classifier(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
