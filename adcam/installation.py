@@ -80,6 +80,8 @@ def find_config(name: str | Path) -> Path:
     if asked in shipped:
         return shipped[asked]
     message = f"{name}: no such config"
+    if Path(name).is_dir():
+        message += "; this is a folder, and a config is a .py file"
     by_stem = {Path(key).name: key for key in shipped}
     close = difflib.get_close_matches(asked, shipped, n=3, cutoff=0.7) or [
         by_stem[stem] for stem in difflib.get_close_matches(Path(asked).name, by_stem, n=3)

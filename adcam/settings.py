@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from functools import partial
@@ -830,14 +831,22 @@ def load_settings(
 
 def _execute(path: Path) -> dict[str, Any]:
     from mmengine.config import Config
+    from mmengine.logging import MMLogger
 
+    # mmengine logs every environment variable that a config names; people take it for a mistake.
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     try:
         return Config.fromfile(str(path)).to_dict()
     # A config is a program of the user: whatever it raises is a mistake in it.
     except (Exception, SystemExit) as error:
-        raise AdcamError(
-            f"{path}: cannot be read as a config ({type(error).__name__}: {error})"
-        ) from error
+        message = f"{path}: cannot be read as a config ({type(error).__name__}: {error})"
+        if isinstance(error, FileNotFoundError):
+            message += ". Paths in _base_ begin at the folder of the config that names them"
+        raise AdcamError(message) from error
+    finally:
+        logger.setLevel(level)
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:

@@ -422,7 +422,11 @@ def test_wrong_labels(
         ("evaluate nothing --gt truth", "no such folder"),
         ("evaluate photos --gt truth", "there are no .png files in this folder; 3 files are"),
         ("evaluate truth --gt truth --sweep", "there are no .npz files in this folder"),
+        ("evaluate truth --gt truth --sweep", "`adcam generate --save-maps` stores"),
         ("train nothing.py", "no such config"),
+        ("train truth", "this is a folder, and a config is a .py file"),
+        ("generate photos --out out --checkpoint truth", "this is a folder, name the file in it"),
+        ("report truth", "recipe.json: not the record of `adcam run`"),
         ("train my.py --cfg-options epochs", "--cfg-options takes key=value"),
     ],
 )
@@ -444,6 +448,25 @@ def test_wrong_usage_exits_with_2(place: Path, command: str) -> None:
     with pytest.raises(SystemExit) as stop:
         run(command)
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("generate photos --out out --treshold 1", "--treshold 1; did you mean --threshold?"),
+        ("segment check my.py --cfg-opions=a", "did you mean --cfg-options?"),
+        ("convert label-table a.csv --out b.csv --overwrit --clases a", "mean --classes?"),
+        ("info --qqqq", "see adcam info --help"),
+    ],
+)
+def test_unknown_options_are_told_by_their_command(
+    place: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(command)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and message in err
+    assert err.startswith(f"adcam {command.split()[0]}") and len(err.splitlines()) == 1
 
 
 def test_debug_shows_the_traceback(place: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import runpy
+from contextlib import suppress
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,23 @@ def test_broken_configs_are_named(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=rf"{name}: cannot be read as a config"):
         load_settings(tmp_path / name)
+
+
+def test_variables_in_a_config_are_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.py").write_text("note = '{{$ADCAM_WEIGHTS:timm}}'")
+    monkeypatch.setenv("ADCAM_WEIGHTS", "file.pth")
+    with suppress(AdcamError):  # a section it needs is missing
+        load_settings(tmp_path / "a.py")
+    out, err = capfd.readouterr()
+    assert "ADCAM_WEIGHTS" not in out + err
+
+
+def test_a_missing_base_says_where_it_is_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("_base_ = ['gone.py']")
+    with pytest.raises(AdcamError, match="Paths in _base_ begin at the folder of the config"):
+        load_settings(tmp_path / "a.py")
 
 
 def test_a_missing_config(tmp_path: Path) -> None:

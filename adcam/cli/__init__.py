@@ -9,6 +9,7 @@ file is reported at once.
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -66,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(_explain_unknown(args, unknown))
+        command = _find_parser(parser, args)
+        command.exit(
+            EXIT_ERROR, f"{command.prog}: error: {_explain_unknown(command, args, unknown)}\n"
+        )
     if args.command is None:
         parser.print_help(sys.stderr)
         return EXIT_ERROR
@@ -93,9 +97,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _explain_unknown(args: argparse.Namespace, unknown: Sequence[str]) -> str:
+def _find_parser(
+    parser: argparse.ArgumentParser, args: argparse.Namespace
+) -> argparse.ArgumentParser:
+    """The parser of the command that was called, of `adcam convert WHAT` the one of WHAT."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and getattr(args, action.dest, None):
+            name = getattr(args, action.dest).split()[0]  # `command` is "segment check", say
+            return _find_parser(action.choices[name], args)
+    return parser
+
+
+def _explain_unknown(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, unknown: Sequence[str]
+) -> str:
     """What is wrong with words that belong to no option."""
     message = f"unrecognized arguments: {' '.join(unknown)}"
+    option = next((word.partition("=")[0] for word in unknown if word.startswith("--")), None)
+    if option:
+        close = difflib.get_close_matches(option, parser._option_string_actions, n=1)
+        message += f"; did you mean {close[0]}?" if close else f"; see {parser.prog} --help"
     if getattr(args, "classes", None) and not any(word.startswith("-") for word in unknown):
         names = ",".join([args.classes, *unknown])
         message += f'; put commas between classes: --classes "{names}"'
@@ -140,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"adcam {__version__}")
     parser.set_defaults(command=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     for command in _COMMANDS:
         command.add(commands)
     return parser

@@ -199,6 +199,11 @@ def evaluate_maps(
     folder = Path(maps_dir)
     folder = folder / MAPS_DIR if (folder / MAPS_DIR).is_dir() else folder
     is_ours = next(folder.rglob("*.npy"), None) is None
+    if is_ours and folder.is_dir() and next(folder.rglob("*.npz"), None) is None:
+        raise AdcamError(
+            f"{folder}: there are no .npz files in this folder; --sweep scores the maps that "
+            "`adcam generate --save-maps` stores"
+        )
     other_classes = class_set or voc_class_set()
     pairs, missing = _pair(folder, Path(gt_dir), ".npz" if is_ours else ".npy", ids, allow_missing)
     gt_masks = _Masks(gt_dir, "--values", values)
@@ -325,7 +330,10 @@ def _comparing(
     except AdcamError:
         raise
     except ValueError as error:
-        raise AdcamError(f"{pred_path} against {gt_path}: {error}") from error
+        hint = (
+            "--values OLD=NEW reads values of the true masks as others, --pred-values those scored"
+        )
+        raise AdcamError(f"{pred_path} against {gt_path}: {error}. {hint}") from error
 
 
 def _some(items: Sequence[str]) -> str:

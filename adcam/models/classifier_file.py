@@ -92,7 +92,8 @@ def load_classifier(path: str | Path) -> ClassifierFile:
     """
     path = Path(path)
     if not path.is_file():
-        raise AdcamError(f"{path}: no such checkpoint")
+        hint = "; this is a folder, name the file in it" if path.is_dir() else ""
+        raise AdcamError(f"{path}: no such checkpoint{hint}")
     check_file_kind(path)
     try:
         with safe_open(path, framework="pt") as file:

@@ -29,7 +29,9 @@ def check_timm_name(name: str) -> None:
         AdcamError: If the name is unknown; the message holds names like it.
     """
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=5)
+        known = timm.list_models()
+        close = [model for model in known if name and model.startswith(name)]
+        close = (close or difflib.get_close_matches(name, known, n=5))[:5]
         raise AdcamError(f"unknown timm model {name!r}; names like it: {close}")
 
 

@@ -234,6 +234,8 @@ def read_recipe(work_dir: str | Path) -> Values:
         AdcamError: The folder holds no recipe, or the file is damaged.
     """
     complaint = "not the record of `adcam run`, `adcam compare` or `adcam demo`"
+    if not (Path(work_dir) / RECIPE_NAME).exists():
+        raise AdcamError(f"{Path(work_dir) / RECIPE_NAME}: {complaint}: there is no such file")
     with open_json(Path(work_dir) / RECIPE_NAME, complaint) as values:
         if not all(isinstance(values[key], str) for key in ("recipe", "title", "command")):
             raise TypeError("recipe, title and command must be text")

@@ -106,7 +106,7 @@ def train_segmenter(
     """Train as the settings say.
 
     Args:
-        settings: Of :func:`load_segmentation_settings`.
+        settings: What :func:`load_segmentation_settings` returned.
         work_dir: Where checkpoints and logs go.
         resume: Whether to resume from the newest checkpoint in ``work_dir`` that can be read.
         launcher: ``"none"``, ``"pytorch"`` (torchrun) or ``"slurm"``.
