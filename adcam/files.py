@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from adcam.errors import AdcamError
 
@@ -43,16 +43,17 @@ _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 """Folders that archivers and file servers add, full of thumbnails and leftovers."""
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` through a temporary file in the same folder and a rename.
+@contextmanager
+def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of ``path`` when the block ends without an error.
 
-    Parents are created. A process killed half-way leaves ``path`` as it was, and at worst a hidden
-    ``.adcam-*.tmp`` beside it. The data is not forced to the disk (no ``fsync``): a power cut may
-    still lose what was written last.
+    It is written through a temporary file in the same folder and a rename. Parents are created. A
+    process killed half-way leaves ``path`` as it was, and at worst a hidden ``.adcam-*.tmp`` beside
+    it. The data is not forced to the disk (no ``fsync``): a power cut may still lose what was
+    written last.
 
     Args:
         path: The file to create or replace; it gets the permissions that the umask leaves.
-        data: Its whole content.
 
     Raises:
         OSError: The folder cannot be made or written to; the class is the one of the error number
@@ -64,7 +65,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
         temporary.replace(path)
     except BaseException as err:
         # Where the folder itself is refused, there is nothing to remove, and asking would fail too.
@@ -73,6 +74,16 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         if isinstance(err, OSError):
             raise name_in_error(err, path) from err
         raise
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` as the whole content of a file, atomically (:func:`replacing`).
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(data)
 
 
 def name_in_error(err: OSError, path: Path) -> OSError:
@@ -89,37 +100,70 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(
     path: str | Path, values: Any, *, indent: int | None = 2, sort_keys: bool = False
 ) -> None:
-    """Write values as JSON, atomically.
+    """Write values as JSON, atomically, piece by piece.
 
     Args:
         path: The file to create or replace.
-        values: What to write; all of it must be JSON-serialisable.
+        values: What to write; all of it must be JSON-serialisable. A :class:`LazyList` in it is
+            never held as a whole.
         indent: Spaces a level; ``None`` writes one line.
         sort_keys: Whether the keys of objects are written in alphabetical order.
 
     Raises:
         OSError: The file cannot be written.
     """
-    text = json.dumps(values, indent=indent, sort_keys=sort_keys, ensure_ascii=False)
-    write_text(path, text + "\n")
+    with replacing(path) as file, _as_text(file) as text:
+        json.dump(values, text, indent=indent, sort_keys=sort_keys, ensure_ascii=False)
+        text.write("\n")
+
+
+class LazyList(list[Any]):
+    """A list whose items are made whenever it is gone through, so that it may be very long.
+
+    Args:
+        make: A function that returns the items; it is called for every pass.
+    """
+
+    def __init__(self, make: Callable[[], Iterable[Any]]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._make())
+
+    def __bool__(self) -> bool:
+        return any(True for _ in self)
 
 
 def format_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     r"""A table as CSV text: a header line, then one line a row, each ended by ``\n``."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    _write_rows(text, columns, rows)
     return text.getvalue()
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table as :func:`format_csv` formats it, atomically.
+    """Write a table as :func:`format_csv` formats it, atomically, row by row.
 
     Raises:
         OSError: The file cannot be written.
     """
-    write_text(path, format_csv(columns, rows))
+    with replacing(path) as file, _as_text(file) as text:
+        _write_rows(text, columns, rows)
+
+
+def _write_rows(text: IO[str], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+
+
+@contextmanager
+def _as_text(file: IO[bytes]) -> Iterator[io.TextIOWrapper]:
+    """A binary file to write UTF-8 text to, newlines as they are; it stays open."""
+    text = io.TextIOWrapper(file, "utf-8", newline="")
+    yield text
+    text.detach()
 
 
 def read_text(path: str | Path, what: str = "a text file") -> str:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
+import tracemalloc
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from adcam.errors import AdcamError
 from adcam.files import (
+    LazyList,
     file_of_id,
     find_files,
     find_images,
     img_id_of,
     is_image_path,
     read_json,
+    replacing,
     spell_img_id,
     write_bytes,
     write_csv,
@@ -256,3 +261,37 @@ def test_a_sub_folder_that_cannot_be_read_is_named(
         AdcamError, match=r"locked: the folder cannot be read \(Permission denied\)"
     ):
         find_images(tmp_path / "locked")
+
+
+def test_json_of_lazy_lists_is_that_of_lists(tmp_path: Path) -> None:
+    lists = {"a": [{"b": 1}, [2, "é"]], "c": [], "d": [[]]}
+    lazy = {key: LazyList(lambda value=value: iter(value)) for key, value in lists.items()}
+    for indent in (None, 1, 2):
+        write_json(tmp_path / "lists.json", lists, indent=indent)
+        write_json(tmp_path / "lazy.json", lazy, indent=indent)
+        text = (tmp_path / "lists.json").read_bytes()
+        assert (tmp_path / "lazy.json").read_bytes() == text
+        assert text.decode() == json.dumps(lists, indent=indent, ensure_ascii=False) + "\n"
+
+
+def test_long_tables_are_never_held_as_a_whole(tmp_path: Path) -> None:
+    def rows() -> Iterator[tuple[int, str]]:
+        return ((i, "x" * 100) for i in range(50_000))
+
+    tracemalloc.start()
+    write_csv(tmp_path / "a.csv", ("i", "x"), rows())
+    write_json(tmp_path / "a.json", {"rows": LazyList(rows)})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "a.csv").stat().st_size > 5_000_000
+    assert len(json.loads((tmp_path / "a.json").read_text())["rows"]) == 50_000
+    assert peak < 1_000_000
+
+
+def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "before")
+    with pytest.raises(KeyError), replacing(tmp_path / "a") as file:
+        file.write(b"half")
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "before"

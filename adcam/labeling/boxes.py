@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from adcam.boxes import compute_boxes
 from adcam.data.dataset import ImageDataset
 from adcam.data.score_maps import SCORE_MAP_HW, write_score_map
 from adcam.errors import AdcamError
-from adcam.files import file_of_id, hash_file, write_csv, write_text
+from adcam.files import LazyList, file_of_id, hash_file, write_csv, write_json
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.mask_maker import resize_maps
 from adcam.labeling.output_folder import Entry, OutputFolder, refuse_links
@@ -108,10 +107,10 @@ def find_boxes(
     }
     with OutputFolder(path.with_name(f"{path.name}.run"), config, overwrite=overwrite) as folder:
         result = run.into(folder, job, config)
-        entries = (folder[record.img_id] for record in images.records)
-        found = [None if entry["status"] == "failed" else entry for entry in entries]
-        write_boxes(path, found, labeler.class_set, options)
-    return BoxesResult(result, sum(len(entry["boxes"]) for entry in found if entry is not None))
+        # Read from the manifest whenever they are needed: there may be a million.
+        entries = LazyList(lambda: (folder[record.img_id] for record in images.records))
+        write_boxes(path, entries, labeler.class_set, options)
+        return BoxesResult(result, sum(len(entry.get("boxes", ())) for entry in entries))
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ class BoxJob:
 
 def write_boxes(
     path: str | Path,
-    found: Iterable[Entry | None],
+    entries: Iterable[Entry],
     class_set: ClassSet,
     options: BoxOptions,
 ) -> None:
@@ -195,8 +194,8 @@ def write_boxes(
 
     Args:
         path: The file to write.
-        found: The manifest entry of each image, ``None`` for one that failed. COCO's image ids are
-            the places in this order, from 1.
+        entries: The manifest entry of each image; the iterable is gone through several times.
+            COCO's image ids are the places in this order, from 1.
         class_set: The classes.
         options: How the boxes were made.
 
@@ -204,7 +203,9 @@ def write_boxes(
         OSError: The file cannot be written.
     """
     path = Path(path)
-    numbered = [(n, entry) for n, entry in enumerate(found, start=1) if entry is not None]
+    numbered = LazyList(
+        lambda: ((n, e) for n, e in enumerate(entries, start=1) if e["status"] != "failed")
+    )
     if path.suffix == ".csv":
         columns = ("image_id", "class", "x0", "y0", "x1", "y1", "score")
         rows = (
@@ -214,18 +215,19 @@ def write_boxes(
         )
         write_csv(path, columns, rows)
         return
-    text = json.dumps(_to_coco(numbered, class_set, options), indent=1, ensure_ascii=False)
-    write_text(path, text + "\n")
+    write_json(path, _to_coco(numbered, class_set, options), indent=1)
 
 
 def _to_coco(
-    numbered: Sequence[tuple[int, Entry]], class_set: ClassSet, options: BoxOptions
+    numbered: Iterable[tuple[int, Entry]], class_set: ClassSet, options: BoxOptions
 ) -> dict[str, Any]:
     """Return COCO's instances: images by their number, categories, annotations."""
-    boxes = (
-        (number, box, score)
-        for number, entry in numbered
-        for box, score in zip(entry["boxes"], entry["scores"], strict=True)
+    boxes = LazyList(
+        lambda: (
+            (number, box, score)
+            for number, entry in numbered
+            for box, score in zip(entry["boxes"], entry["scores"], strict=True)
+        )
     )
     return {
         "info": {
@@ -233,30 +235,34 @@ def _to_coco(
             "threshold": options.threshold,
             "chosen_on": options.chosen_on,
         },
-        "images": [
-            {
-                "id": number,
-                "file_name": entry["file_name"],
-                "height": entry["ori_hw"][0],
-                "width": entry["ori_hw"][1],
-            }
-            for number, entry in numbered
-        ],
+        "images": LazyList(
+            lambda: (
+                {
+                    "id": number,
+                    "file_name": entry["file_name"],
+                    "height": entry["ori_hw"][0],
+                    "width": entry["ori_hw"][1],
+                }
+                for number, entry in numbered
+            )
+        ),
         "categories": [
             {"id": class_id, "name": name} for class_id, name in enumerate(class_set.classes, 1)
         ],
-        "annotations": [
-            {
-                "id": box_number,
-                "image_id": number,
-                "category_id": class_id + 1,
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "area": (x1 - x0) * (y1 - y0),
-                "iscrowd": 0,
-                "score": round(score, 4),
-            }
-            for box_number, (number, (class_id, x0, y0, x1, y1), score) in enumerate(boxes, 1)
-        ],
+        "annotations": LazyList(
+            lambda: (
+                {
+                    "id": box_number,
+                    "image_id": number,
+                    "category_id": class_id + 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": (x1 - x0) * (y1 - y0),
+                    "iscrowd": 0,
+                    "score": round(score, 4),
+                }
+                for box_number, (number, (class_id, x0, y0, x1, y1), score) in enumerate(boxes, 1)
+            )
+        ),
     }
 
 

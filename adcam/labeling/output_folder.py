@@ -12,7 +12,6 @@ line.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import socket
@@ -36,8 +35,8 @@ from adcam.files import (
     name_in_error,
     parse_json,
     read_json,
+    replacing,
     to_plain,
-    write_bytes,
     write_json,
 )
 from adcam.structures import ClassSet
@@ -217,15 +216,13 @@ class OutputFolder:
         """Rewrite the manifest: one line an image, in this order, images of earlier runs last."""
         known = [img_id for img_id in order if img_id in self]
         others = sorted(self._lines.keys() - set(known))
-        text = io.BytesIO()
         lines = {}
-        with self._manifest.open("rb") as file:
+        with replacing(self._manifest) as ordered, self._manifest.open("rb") as file:
             for img_id in (*known, *others):
                 offset, length = self._lines[img_id]
                 file.seek(offset)
-                lines[img_id] = (text.tell(), length)
-                text.write(file.read(length))
-        write_bytes(self._manifest, text.getvalue())
+                lines[img_id] = (ordered.tell(), length)
+                ordered.write(file.read(length))
         self._lines = lines
 
     def _check_config(self, found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
