@@ -485,7 +485,8 @@ class SegTrainSettings(Section):
         seed: The seed of everything random; the same seed gives the same network.
         confidence: Whether each pixel counts as much as the maps that made its mask are sure.
         val_interval: How many steps lie between two validations; by default all of them.
-        checkpoint_interval: How many steps lie between two checkpoints; by default all of them.
+        checkpoint_interval: How many steps lie between two checkpoints; by default there is one,
+            after the last step.
         log_interval: How many steps lie between two lines of the log.
     """
 
