@@ -78,7 +78,8 @@ def row(path: Path) -> str:
     forward = counter.get_total_flops() / batch
     # bfloat16 copies of the parameters are kept once a step, whatever the batch.
     kept_bytes = (sum(sizes.values()) - 2 * parameters) / batch
-    states = 4 * (parameters + trained * (1 + STATES[config.optim_wrapper.optimizer.type]))
+    optimizer = config.optim_wrapper["optimizer"]["type"]
+    states = 4 * (parameters + trained * (1 + STATES[optimizer]))
     memory = [
         (states + 2 * parameters + kept_bytes * -(-train.batch_size // gpus)) / 1e9
         for gpus in (1, 8)
