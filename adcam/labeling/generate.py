@@ -12,6 +12,7 @@ from adcam.data.png import write_mask
 from adcam.errors import AdcamError
 from adcam.files import hash_or_none, write_bytes
 from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.map_maker import count_color_steps
 from adcam.labeling.maps_file import MAPS_DTYPES, STRIDES, encode_maps
 from adcam.labeling.mask_maker import MaskMaker
 from adcam.labeling.output_folder import OutputFolder, result_files
@@ -75,7 +76,7 @@ def generate(
     options = RunOptions(labels, workers, batch_size, progress, log)
     run = Run("generate", images, labeler, options)
     least = labeler.options.label_threshold
-    fine = getattr(labeler.map_maker.methods[0], "color_steps", 0) > 0
+    fine = count_color_steps(labeler.map_maker.methods[0]) > 0
     job = MaskJob(
         Path(out_dir),
         labeler.mask_maker,

@@ -225,7 +225,7 @@ class MapMaker:
         with self._pinned(), torch.inference_mode():
             ids = padded.to(self.device).repeat_interleave(num_views, dim=0)
             grids = [chosen(maps, ids).unflatten(0, (-1, num_views)) for maps in passes.token_maps]
-            color_steps = getattr(chosen, "color_steps", 0)
+            color_steps = count_color_steps(chosen)
             return [
                 _fuse([grid[i] for grid in grids], present[i], img, hw, color_steps)
                 for i, (img, hw) in enumerate(zip(imgs, hws, strict=True))
@@ -299,6 +299,12 @@ def find_layer_sets(method: Method, network: Network) -> tuple[tuple[int, ...], 
         return method.layer_sets(network.depth)
     except ValueError as error:
         raise AdcamError(f"{network.name}: {error}") from error
+
+
+def count_color_steps(method: Method) -> int:
+    """Return how many steps a method's maps spread along colours: 0 without such an option."""
+    steps: int = getattr(method, "color_steps", 0)
+    return steps
 
 
 def _no_maps(hw: tuple[int, int]) -> ClassMaps:
