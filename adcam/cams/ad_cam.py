@@ -17,6 +17,7 @@ from adcam.errors import AdcamError
 from adcam.ops import artifact_patches
 from adcam.ops.common_neighbor import SIMILARITIES, common_neighbor
 from adcam.ops.diffusion import NORMALIZATIONS, diffuse
+from adcam.ops.two_hop_walk import two_hop_walk
 from adcam.options import setting
 from adcam.structures import TokenMaps
 
@@ -40,6 +41,11 @@ class ADCAM(DiffusionMethod):
             a patch is taken out of the diffusion and filled in afterwards
             (:mod:`adcam.ops.artifact_patches`), in [0, 1]. A larger share takes out more; 0 keeps
             every patch.
+        walk: ``"refined"`` diffuses along the attention refined by common neighbours;
+            ``"two_hop"`` is the quick form, in which maps walk to a neighbour and on to one of
+            those who attend to it (:mod:`adcam.ops.two_hop_walk`). ``similarity``, ``power``,
+            ``normalize``, ``num_steps`` and ``alpha`` play no part in it.
+        two_hop_steps: Number of steps of the quick form; more spreads further.
         color_steps: Number of steps in which the maps spread along the colours of the image, on a
             grid four times finer than the patches (:mod:`adcam.ops.color_diffusion`). More steps
             smooth more; 0 leaves the maps as they are.
@@ -54,6 +60,8 @@ class ADCAM(DiffusionMethod):
     cls_layers: str | tuple[int, ...] = "last:1/3"
     clip_quantile: float = setting(0.985, above=0, at_most=1)
     artifact_ratio: float = setting(0.0, at_least=0, at_most=1)
+    walk: str = setting("refined", choices=("refined", "two_hop"))
+    two_hop_steps: int = setting(1, at_least=0)
     color_steps: int = setting(0, at_least=0)
 
     def __post_init__(self) -> None:
@@ -80,6 +88,8 @@ class ADCAM(DiffusionMethod):
 
     def _diffuse(self, start: Tensor, attn: Tensor) -> Tensor:
         """Refine attention (B, N, N) and spread the start (B, K, N) along it."""
+        if self.walk == "two_hop":
+            return two_hop_walk(start, attn, num_steps=self.two_hop_steps)
         affinity = common_neighbor(attn, similarity=self.similarity, power=self.power)
         return diffuse(
             start,

@@ -1,7 +1,8 @@
 """Argument checks shared by the operations.
 
-Shape, dtype and option checks cost nothing. :func:`check_non_negative` reads the tensor once
-(and, on a GPU, waits for it); the operations that call it do far more work per element.
+Shape, dtype and option checks cost nothing. :func:`check_non_negative` reads the tensor once;
+the operations that call it do far more work per element. On a GPU it would have to wait for the
+device, so there it is left out unless the caller asks for it.
 """
 
 from __future__ import annotations
@@ -39,9 +40,15 @@ def check_square(name: str, tensor: torch.Tensor) -> None:
         raise ValueError(f"{name} must have shape (..., N, N), got {tuple(tensor.shape)}")
 
 
-def check_non_negative(name: str, tensor: torch.Tensor) -> None:
-    """Raise ``ValueError`` if ``tensor`` holds a negative, infinite or NaN value."""
-    if tensor.numel() == 0:
+def check_non_negative(name: str, tensor: torch.Tensor, wanted: bool | None = True) -> None:
+    """Raise ``ValueError`` if ``tensor`` holds a negative, infinite or NaN value.
+
+    Args:
+        name: What the message calls the tensor.
+        tensor: The tensor.
+        wanted: ``False`` to do nothing; ``None`` to do nothing on a GPU, where the check waits.
+    """
+    if tensor.numel() == 0 or wanted is False or (wanted is None and tensor.is_cuda):
         return
     # NaN wins both reductions and fails both comparisons, so one pass finds all three faults.
     low, high = torch.stack(torch.aminmax(tensor.detach())).tolist()
