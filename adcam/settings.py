@@ -133,12 +133,14 @@ class NonlocalCamSettings(Section):
     """A classifier on a convolutional network with attention blocks.
 
     Attributes:
-        backbone: The name of a VGG, ResNet or InceptionV3 in timm.
+        backbone: The name of a VGG, ResNet, InceptionV3 or EfficientNet-Lite in timm.
         kind: ``"nonlocal_cam"``, the kind of this section.
         weights: The file that the backbone starts with, ``"timm"`` to download it, or ``None`` to
             start from random numbers.
         attention: ``"nonlocal"`` blocks, ``"channel"`` means as in ADL, or ``None`` for plain CAM.
         out_stride: How many pixels one place of the class maps stands for.
+        frozen_parts: How many of the three parts up to the depths of attention keep the weights and
+            batch statistics they begin with; more trains faster and forgets less.
         backbone_kwargs: Further arguments of timm's ``create_model``.
     """
 
@@ -147,6 +149,7 @@ class NonlocalCamSettings(Section):
     weights: str | None = setting(None)
     attention: str | None = setting("nonlocal", choices=("nonlocal", "channel"))
     out_stride: int = setting(16, at_least=1)
+    frozen_parts: int = setting(0, at_least=0, at_most=3)
     backbone_kwargs: Mapping[str, Any] = setting({})
 
 

@@ -71,7 +71,7 @@ def network_options(kind: str) -> dict[str, Any]:
 
     Example:
         >>> sorted(network_options("nonlocal_cam"))
-        ['attention', 'backbone', 'backbone_kwargs', 'out_stride', 'weights']
+        ['attention', 'backbone', 'backbone_kwargs', 'frozen_parts', 'out_stride', 'weights']
     """
     check_choice("model.kind", kind, NETWORKS)
     init = NETWORKS[kind].__init__

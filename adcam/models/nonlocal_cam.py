@@ -8,7 +8,8 @@ such block, since its own attend from everywhere to everywhere:
 Trunks and where they are changed follow clovaai/wsolevaluation (``wsol/vgg.py``, ``resnet.py``,
 ``inception.py``): strides of 1 in place of 2 until the map has the size asked for, no dilation;
 VGG16 and InceptionV3 get new 3×3 convolutions of 1,024 channels before the head (Zhou et al., CVPR
-2016), and InceptionV3 ends with Mixed_6e.
+2016), and InceptionV3 ends with Mixed_6e. EfficientNet-Lite (Google, 2020: an EfficientNet without
+squeeze-and-excitation, with ReLU6) is not there; it is changed as a ResNet is.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from adcam.structures import TokenMaps
 
 ATTENTIONS = ("nonlocal", "channel")
 OUT_STRIDES = (8, 16)
-FAMILIES = ("vgg", "resnet", "inception_v3")
+NUM_DEPTHS = 3
+"""Depths of every such network at which attention is read."""
+FAMILIES = ("vgg", "resnet", "inception_v3", "tf_efficientnet_lite")
 
 Steps = list[tuple[str, nn.Module]]
 
@@ -79,8 +82,8 @@ class NonlocalCAM(nn.Module):
     """Convolutional classifier whose logits are averages of class maps.
 
     Args:
-        backbone: timm name of a VGG (``"vgg16"``), a ResNet (``"resnet50"``) or
-            ``"inception_v3"``.
+        backbone: timm name of a VGG (``"vgg16"``), a ResNet (``"resnet50"``), ``"inception_v3"`` or
+            an EfficientNet-Lite (``"tf_efficientnet_lite0"``).
         num_fg_classes: Number of foreground classes C.
         weights: ``None`` for random, ``"timm"`` for timm's published weights of that name (needs
             a reachable hub), or a path to ``.safetensors``/``.pth`` of timm or torchvision.
@@ -89,6 +92,9 @@ class NonlocalCAM(nn.Module):
             (plain CAM).
         out_stride: Pixels between two places of the map: 16 is 14×14 at 224 px, 8 is 28×28, which
             costs about four times as much in the late layers.
+        frozen_parts: How many of the three parts up to the depths keep the weights and batch
+            statistics they begin with, 0 to 3. More trains faster and forgets less of ImageNet;
+            the attention behind a frozen part still learns.
         backbone_kwargs: Further arguments of ``timm.create_model`` (``channels``, …).
 
     Raises:
@@ -103,6 +109,7 @@ class NonlocalCAM(nn.Module):
         weights: str | Path | None = None,
         attention: str | None = "nonlocal",
         out_stride: int = 16,
+        frozen_parts: int = 0,
         backbone_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -110,6 +117,8 @@ class NonlocalCAM(nn.Module):
             raise AdcamError(f"attention must be one of {ATTENTIONS} or None, got {attention!r}")
         if out_stride not in OUT_STRIDES:
             raise AdcamError(f"out_stride must be one of {OUT_STRIDES}, got {out_stride}")
+        if not 0 <= frozen_parts <= NUM_DEPTHS:
+            raise AdcamError(f"frozen_parts must lie in 0 to {NUM_DEPTHS}, got {frozen_parts}")
         self.name = backbone
         self.attention = attention
         self.out_stride = out_stride
@@ -127,6 +136,16 @@ class NonlocalCAM(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         if self.head.bias is not None:
             nn.init.zeros_(self.head.bias)
+        self._frozen = [*self.parts][:frozen_parts]
+        for part in self._frozen:
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> NonlocalCAM:
+        """Switch to training or back; frozen parts stay as in evaluation."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     @property
     def depth(self) -> int:
@@ -229,7 +248,7 @@ def _build_trunk(name: str, weights: str | Path | None, kwargs: Mapping[str, Any
 
 
 def _remove_head(trunk: Any) -> None:
-    for unused in ("fc", "head", "pre_logits", "AuxLogits"):
+    for unused in ("fc", "head", "pre_logits", "AuxLogits", "classifier"):
         if hasattr(trunk, unused):
             delattr(trunk, unused)
 
@@ -241,6 +260,8 @@ def _split_trunk(name: str, trunk: Any, out_stride: int) -> list[Steps]:
         split = _split_vgg
     elif name.startswith("resnet"):
         split = _split_resnet
+    elif name.startswith("tf_efficientnet_lite"):
+        split = _split_efficientnet_lite
     else:
         split = _split_inception
     return split(trunk, out_stride)
@@ -270,6 +291,31 @@ def _split_resnet(trunk: Any, out_stride: int) -> list[Steps]:
     ]
     names = [name for name, _ in steps]
     first, second = names.index("layer3_0") + 1, names.index("layer4_0") + 1
+    return [steps[:first], steps[first:second], steps[second:], []]
+
+
+def _split_efficientnet_lite(trunk: Any, out_stride: int) -> list[Steps]:
+    """Depths in the first blocks of stages 3 and 5, before their strides, and after the last layer.
+
+    A block's own output is a linear projection of either sign, the mean of which says nothing.
+    Attention is read where the block has widened its input and cut it off below zero: those two
+    blocks have no shortcut, so they can be taken apart.
+    """
+    last_strides = [trunk.blocks[5][0]] if out_stride == 16 else [s[0] for s in trunk.blocks[3:6]]
+    for block in last_strides:
+        _unstride(block)
+    steps: Steps = [("conv_stem", trunk.conv_stem), ("bn1", trunk.bn1)]
+    cuts = []
+    for i, stage in enumerate(trunk.blocks):
+        for j, block in enumerate(stage):
+            if j or i not in (3, 5):
+                steps.append((f"blocks_{i}_{j}", block))
+                continue
+            names = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
+            cuts.append(len(steps) + 2)
+            steps += [(f"blocks_{i}_{j}_{name}", getattr(block, name)) for name in names]
+    steps += [("conv_head", trunk.conv_head), ("bn2", trunk.bn2)]
+    first, second = cuts
     return [steps[:first], steps[first:second], steps[second:], []]
 
 

@@ -60,7 +60,7 @@ def test_options_of_a_network_are_those_of_its_class(small_kind: str) -> None:
         *("backbone", "img_size", "weights", "drop_path_rate", "backbone_kwargs")
     ]
     assert set(network_options("nonlocal_cam")) == {
-        *("backbone", "weights", "attention", "out_stride", "backbone_kwargs")
+        *("backbone", "weights", "attention", "out_stride", "frozen_parts", "backbone_kwargs")
     }
 
 

@@ -39,6 +39,8 @@ def random_images(*hw: int, batch: int = 2) -> Tensor:
         ("inception_v3", 8, [(8, 12), (8, 12), (8, 12)]),
         ("vgg16", 16, [(8, 12), (8, 12), (4, 6)]),
         ("vgg16", 8, [(8, 12), (8, 12), (8, 12)]),
+        ("tf_efficientnet_lite0", 16, [(8, 12), (4, 6), (4, 6)]),
+        ("tf_efficientnet_lite0", 8, [(8, 12), (8, 12), (8, 12)]),
     ],
 )
 @torch.no_grad()
@@ -65,6 +67,7 @@ def test_sizes_at_each_depth(backbone: str, out_stride: int, grids: list[tuple[i
         ("vgg16", (256, 512, 512)),
         ("resnet50", (1024, 2048, 2048)),
         ("inception_v3", (288, 768, 1024)),
+        ("tf_efficientnet_lite0", (240, 672, 1280)),
     ],
 )
 def test_depths_of_the_papers_networks(backbone: str, widths: tuple[int, ...]) -> None:
@@ -77,6 +80,7 @@ def test_depths_of_the_papers_networks(backbone: str, widths: tuple[int, ...]) -
             "vgg16": ["features_16", "features_22", "features_29", "conv6_relu"],
             "resnet50": ["layer3_0", "layer4_0", "layer4_2"],
             "inception_v3": ["Mixed_5d", "Mixed_6e", "conv7b_relu"],
+            "tf_efficientnet_lite0": ["blocks_3_0_bn1", "blocks_5_0_bn1", "bn2"],
         }[backbone]
     )
 
@@ -116,6 +120,47 @@ def test_weights_of_a_published_network_give_its_features(tmp_path: Path) -> Non
         plain.layer2(plain.layer1(plain.maxpool(plain.act1(plain.bn1(plain.conv1(inputs))))))
     )
     torch.testing.assert_close(output.features, expected)
+
+
+@torch.no_grad()
+def test_an_efficientnet_lite_is_the_published_one_before_its_last_stride(tmp_path: Path) -> None:
+    """And behind it with stride 1; what is read for attention is not negative."""
+    torch.manual_seed(5)
+    name = "tf_efficientnet_lite0"
+    plain = timm.create_model(name).eval()
+    for module in plain.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+    path = tmp_path / "lite0.pth"
+    torch.save(plain.state_dict(), path)
+    network = make(name, weights=str(path), attention="channel")
+    inputs = random_images(112, 80)
+    outputs = network.train_maps(inputs, layers="all").depth_outputs
+    stem = plain.blocks[:3](plain.bn1(plain.conv_stem(inputs)))
+    first = plain.blocks[3][0]
+    torch.testing.assert_close(outputs[0].features, first.bn1(first.conv_pw(stem)))
+    last = plain.blocks[5][0]
+    widened = last.bn1(last.conv_pw(plain.blocks[3:5](stem)))
+    torch.testing.assert_close(outputs[1].features, widened)
+    last.conv_dw.stride = (1, 1)
+    torch.testing.assert_close(outputs[2].features, plain.forward_features(inputs))
+    for output in outputs:
+        assert output.features.min() == 0
+        assert output.features.mean() > 0
+
+
+def test_frozen_parts_stay_as_they_are_and_the_attention_behind_them_learns() -> None:
+    network = make("tf_efficientnet_lite0", frozen_parts=2).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    network(random_images(64, 64)).square().sum().backward()
+    optimizer.step()
+    moved = {n for n, v in network.state_dict().items() if not torch.equal(v, before[n])}
+    frozen = ("parts.0.", "parts.1.")
+    assert not [name for name in moved if name.startswith(frozen)]
+    assert {name for name in before if "parts.2." in name and "running_mean" in name} <= moved
+    assert {f"attentions.{depth}.out.weight" for depth in range(3)} <= moved
+    assert network.parts[2].training and not network.eval().parts[2].training
 
 
 def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
@@ -187,6 +232,7 @@ def test_attention_cannot_be_asked_for() -> None:
         ({"backbone": "deit_tiny_patch16_224"}, "backbone must be a timm model of the families"),
         ({"backbone": "resnet_of_mine"}, "backbone must be a timm model"),
         ({"attention": "global"}, "attention must be one of"),
+        ({"frozen_parts": 4}, "frozen_parts must lie in 0 to 3, got 4"),
         ({"out_stride": 4}, r"out_stride must be one of \(8, 16\), got 4"),
         ({"backbone_kwargs": {"widths": 3}}, "no key 'widths'"),
         ({"backbone_kwargs": {"patch_size": 8}}, "cannot be built with"),
