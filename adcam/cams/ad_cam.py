@@ -59,10 +59,10 @@ class ADCAM(DiffusionMethod):
     layers: str | tuple[int, ...] = "last:1/2"
     cls_layers: str | tuple[int, ...] = "last:1/3"
     clip_quantile: float = setting(0.985, above=0, at_most=1)
-    artifact_ratio: float = setting(0.0, at_least=0, at_most=1)
+    artifact_ratio: float = setting(0.65, at_least=0, at_most=1)
     walk: str = setting("refined", choices=("refined", "two_hop"))
     two_hop_steps: int = setting(1, at_least=0)
-    color_steps: int = setting(0, at_least=0)
+    color_steps: int = setting(10, at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

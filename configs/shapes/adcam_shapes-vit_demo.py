@@ -31,7 +31,14 @@ views = dict(scales=[96])
 # from the class maps alone, and goes further.
 # No animal goes with another here, so that competition only takes.
 alone = dict(rival_weight=0.0)
-ad_cam = dict(init="cam", negatives="relu", num_steps=4, rival_weight=0.0)
+ad_cam = dict(
+    init="cam",
+    negatives="relu",
+    num_steps=4,
+    rival_weight=0.0,
+    artifact_ratio=0.0,
+    color_steps=0,
+)
 compare = dict(
     choose_on="train",
     report_on="val",

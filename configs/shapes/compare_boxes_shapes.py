@@ -35,7 +35,7 @@ in_sample = dict(
 views = dict(scales=[96], keep_ratio=False)
 published = dict(negatives="keep")  # the paper's maps; "shifted" has their minimum subtracted first
 # As in the demo for masks: the class token of so small a network looks at single patches.
-ad_cam = dict(init="cam", negatives="relu", num_steps=4)
+ad_cam = dict(init="cam", negatives="relu", num_steps=4, artifact_ratio=0.0, color_steps=0)
 compare = dict(
     choose_on="train-fullsup",
     report_on="test",

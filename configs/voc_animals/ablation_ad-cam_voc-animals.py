@@ -9,6 +9,14 @@ options = [
     dict(similarity="cosine"),
     dict(similarity="bhattacharyya"),
     dict(similarity="none"),
+    dict(similarity="none", artifact_ratio=0.0),
+    dict(artifact_ratio=0.0),
+    dict(artifact_ratio=0.5),
+    dict(artifact_ratio=0.8),
+    dict(color_steps=0),
+    dict(color_steps=5),
+    dict(color_steps=20),
+    dict(artifact_ratio=0.0, color_steps=0),
     dict(power=1.0),
     dict(power=3.0),
     dict(power=4.0),
@@ -36,7 +44,15 @@ options = [
     dict(cls_layers="last:6"),
     dict(cls_layers="last:2"),
     dict(negatives="relu", cls_layers="all"),
-    dict(negatives="relu", rival_weight=0.0, cls_layers="all", layers="last:8", clip_quantile=1.0),
+    dict(
+        negatives="relu",
+        rival_weight=0.0,
+        cls_layers="all",
+        layers="last:8",
+        clip_quantile=1.0,
+        artifact_ratio=0.0,
+        color_steps=0,
+    ),
 ]
 others = ["cam", "ts_cam", "transcam_form", "mctformer_form", "clip_es_form"]
 compare = dict(

@@ -10,9 +10,18 @@ one = dict(scales=[448])
 many = dict(scales=[448, 560])
 # The settings this project began with: rectified maps that do not compete, class token of all
 # blocks, last 8 of 12, nothing cut off.
-first = dict(negatives="relu", rival_weight=0.0, cls_layers="all", layers="last:8", clip_quantile=1.0)
-# As they were before classes competed and maps were cut off.
-before = dict(rival_weight=0.0, clip_quantile=1.0)
+first = dict(
+    negatives="relu",
+    rival_weight=0.0,
+    cls_layers="all",
+    layers="last:8",
+    clip_quantile=1.0,
+    artifact_ratio=0.0,
+    color_steps=0,
+)
+# As they were before artefact patches were taken out and maps followed colours.
+before = dict(artifact_ratio=0.0, color_steps=0)
+plain = dict(similarity="none", artifact_ratio=0.0)
 compare = dict(
     choose_on="train",
     report_on="val",
@@ -25,7 +34,8 @@ compare = dict(
         dict(name="CLIP-ES form", method="clip_es_form", views=one),
         dict(name="AD-CAM, first settings", method="ad_cam", options=first, views=one),
         dict(name="AD-CAM, start only", method="ad_cam", options=dict(num_steps=0), views=one),
-        dict(name="AD-CAM, no competition, no clipping", method="ad_cam", options=before, views=one),
+        dict(name="AD-CAM, artefacts in, no colours", method="ad_cam", options=before, views=one),
+        dict(name="AD-CAM, no common neighbours", method="ad_cam", options=plain, views=one),
         dict(name="AD-CAM", method="ad_cam", views=one),
         dict(name="AD-CAM, multi-scale", method="ad_cam", views=many),
         dict(
