@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import get_world_size
 from mmengine.logging import HistoryBuffer
 
 from adcam.errors import AdcamError
@@ -161,8 +162,8 @@ def _allowed_globals() -> list[Any]:
 
 
 def write_description(work_dir: Path, description: Mapping[str, Any]) -> None:
-    """Note what a training is started with."""
-    write_json(work_dir / TRAINING_NAME, description)
+    """Note what a training is started with, and in how many processes."""
+    write_json(work_dir / TRAINING_NAME, {**description, "processes": get_world_size()})
 
 
 def _forget_places(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +178,8 @@ def _forget_places(description: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_another_training(work_dir: Path, description: Mapping[str, Any], *, cure: str) -> None:
     """Refuse to resume a training that was started with other settings or on other data.
 
-    The folders of images and masks may have been moved.
+    So is one in another number of processes: a step has as many images more or fewer, and schedules
+    count steps. The folders of images and masks may have been moved.
 
     Args:
         work_dir: The folder of the training.
@@ -193,7 +195,9 @@ def refuse_another_training(work_dir: Path, description: Mapping[str, Any], *, c
             f"{work_dir} holds checkpoints, but no {TRAINING_NAME} says what they were trained "
             f"for; {cure}"
         )
-    found, wanted = (_forget_places(v) for v in (read_json(path), to_plain(description)))
+    there = {"processes": 1, **read_json(path)}  # older files do not say the number
+    asked = {**to_plain(description), "processes": get_world_size()}
+    found, wanted = _forget_places(there), _forget_places(asked)
     if differences := diff_configs(found, wanted):
         raise AdcamError(
             f"{work_dir} holds a training with other settings (found -> asked for):\n"

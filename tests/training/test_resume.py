@@ -19,6 +19,7 @@ from adcam.errors import AdcamError
 from adcam.models.checkpoints import load_state_dict
 from adcam.models.classifier_file import load_classifier
 from adcam.settings import Settings
+from adcam.training import checkpoints
 from adcam.training.checkpoints import find_checkpoint, read_checkpoint
 from adcam.training.classifier import train_classifier
 
@@ -97,6 +98,21 @@ def test_how_a_training_is_watched_may_change(work_dir: Path, mini_settings: Set
         assert after.info["val_map"] == before.info["val_map"]
     else:
         assert after.info["val_map"] < before.info["val_map"]
+
+
+def test_another_number_of_processes_is_refused(
+    work_dir: Path, mini_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    description = json.loads((work_dir / "training.json").read_text())
+    assert description["processes"] == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "get_world_size", lambda: 2)
+        with pytest.raises(AdcamError, match="processes: 1 -> 2"):
+            train_classifier(mini_settings, work_dir, resume=True)
+    # A folder of an earlier version does not say it, and had one.
+    del description["processes"]
+    (work_dir / "training.json").write_text(json.dumps(description))
+    train_classifier(mini_settings, work_dir, resume=True)
 
 
 def test_a_folder_without_a_description_is_refused(work_dir: Path, mini_settings: Settings) -> None:
