@@ -92,34 +92,35 @@ class DiffusionMethod(ClassMapMethod):
             attention (TS-CAM's coupling, arXiv 2103.14862), ``"cam"`` the class maps alone.
         layers: Blocks whose patch-to-patch attention is averaged; see
             :func:`adcam.ops.token_attention.resolve_layers`.
+        cls_layers: Blocks whose class-token attention is averaged for the coupled start. More
+            blocks: wider, and less specific to the class.
     """
 
     init: str = setting("coupled", choices=INITS)
     layers: str | tuple[int, ...] = "all"
+    cls_layers: str | tuple[int, ...] = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_layer_option(self.layers, "layers")
+        check_layer_option(self.cls_layers, "cls_layers")
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """Return the sets of blocks whose patch-to-patch attention is needed."""
         return (resolve_layers(self.layers, depth),)
 
-    def start_maps(
-        self, maps: TokenMaps, class_ids: Tensor, *, cls_layers: str | tuple[int, ...] = "all"
-    ) -> Tensor:
+    def start_maps(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return the maps (B, K, h, w) that the diffusion starts from.
 
         Args:
             maps: Token maps of B images.
             class_ids: int64 (B, K).
-            cls_layers: Blocks whose class-token attention is averaged.
 
         Raises:
             AdcamError: For a coupled start without a class token.
         """
         cam = self.select_cam(maps, class_ids)
-        return cam if self.init == "cam" else cam * self.read_class_token(maps, cls_layers)
+        return cam if self.init == "cam" else cam * self.read_class_token(maps, self.cls_layers)
 
     def patch_attention(self, maps: TokenMaps) -> Tensor:
         """Return the patch-to-patch attention averaged over ``layers``, (B, N, N).

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adcam.cams.activation import DiffusionMethod, check_layer_option
+from adcam.cams.activation import DiffusionMethod
 from adcam.errors import AdcamError
 from adcam.ops import artifact_patches
 from adcam.ops.common_neighbor import SIMILARITIES, common_neighbor
@@ -34,7 +34,6 @@ class ADCAM(DiffusionMethod):
         num_steps: Diffusion steps; more spreads further. ``None`` with ``alpha`` is the limit of
             infinitely many.
         alpha: Restart: share of the diffused map in each step, in [0, 1]; ``None`` for none.
-        cls_layers: Blocks whose class-token attention is averaged for the coupled start.
         clip_quantile: Quantile of each refined map at which its largest values are cut off, in
             (0, 1]. 1 cuts nothing; a smaller one gives more patches the top score.
         artifact_ratio: Share of the image's median agreement with the patches around it below which
@@ -66,7 +65,6 @@ class ADCAM(DiffusionMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_layer_option(self.cls_layers, "cls_layers")
         if self.num_steps is None and self.alpha is None:
             raise AdcamError("num_steps=None is the limit of a walk with restart: give alpha too")
         if self.num_steps is None and self.alpha == 1:
@@ -74,7 +72,7 @@ class ADCAM(DiffusionMethod):
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
-        start = self.start_maps(maps, class_ids, cls_layers=self.cls_layers)
+        start = self.start_maps(maps, class_ids)
         attn = self.patch_attention(maps)
         if not self.artifact_ratio:
             refined = self._diffuse(start.flatten(2), attn)

@@ -5,7 +5,8 @@ over all blocks. MCTformer: Xu et al., CVPR 2022, arXiv 2203.02891. The class ma
 the class token's attention, then refined by the patch affinity of all blocks. CLIP-ES: Lin et al.,
 CVPR 2023, arXiv 2212.09506. The attention of the last blocks, made doubly stochastic by Sinkhorn,
 is applied twice, only inside the boxes of the activated regions. Each starts from the same class
-maps, so these methods compare refinements and not classifiers.
+maps, so these methods compare refinements and not classifiers. The options also express what the
+authors' code does; docs/methods.md lists them.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ class CLIPESForm(DiffusionMethod):
 
     Attributes:
         num_steps: Powers of the transition; more spreads further.
-        box_threshold: Activation outside the bounding boxes of what exceeds this share of a map's
-            maximum is dropped before diffusion (the paper's 0.4); ``None`` keeps everything.
+        box_threshold: Activation outside the bounding boxes of what exceeds this share of the
+            range of a map is dropped before diffusion (the paper's 0.4); a larger share drops more,
+            ``None`` keeps everything.
     """
 
     layers: str | tuple[int, ...] = "last:2/3"
@@ -59,6 +61,8 @@ class CLIPESForm(DiffusionMethod):
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
         start = self.start_maps(maps, class_ids)
         if self.box_threshold is not None:
+            # The paper's start is scaled to [0, 1], so its threshold is a share of the range.
+            start = start - start.amin(dim=(-2, -1), keepdim=True)
             # Zeroing the columns of T² outside the boxes is zeroing the start there.
             start = start * box_mask(start, self.box_threshold)
         attn = self.patch_attention(maps)

@@ -22,6 +22,12 @@ first = dict(
 # As they were before artefact patches were taken out and maps followed colours.
 before = dict(artifact_ratio=0.0, color_steps=0)
 plain = dict(similarity="none", artifact_ratio=0.0)
+# As their authors' code has them: docs/methods.md names the sources.
+ts_cam = dict(negatives="keep")
+mctformer = dict(negatives="relu", rival_weight=0.0, cls_layers="last:3")
+clip_es = dict(init="cam", negatives="relu", rival_weight=0.0, layers="last:8", box_threshold=0.4)
+# The class token of the blocks from which AD-CAM takes it.
+late = dict(cls_layers="last:1/3")
 compare = dict(
     choose_on="train",
     report_on="val",
@@ -29,9 +35,14 @@ compare = dict(
     rows=[
         dict(name="CAM", method="cam", views=one),
         dict(name="TS-CAM", method="ts_cam", views=one),
+        dict(name="TS-CAM, published", method="ts_cam", options=ts_cam, views=one),
         dict(name="TransCAM form", method="transcam_form", views=one),
         dict(name="MCTformer form", method="mctformer_form", views=one),
+        dict(name="MCTformer form, published", method="mctformer_form", options=mctformer, views=one),
+        dict(name="MCTformer form, late class token", method="mctformer_form", options=late, views=one),
         dict(name="CLIP-ES form", method="clip_es_form", views=one),
+        dict(name="CLIP-ES form, published", method="clip_es_form", options=clip_es, views=one),
+        dict(name="CLIP-ES form, late class token", method="clip_es_form", options=late, views=one),
         dict(name="AD-CAM, first settings", method="ad_cam", options=first, views=one),
         dict(name="AD-CAM, start only", method="ad_cam", options=dict(num_steps=0), views=one),
         dict(name="AD-CAM, artefacts in, no colours", method="ad_cam", options=before, views=one),
