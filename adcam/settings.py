@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from adcam.errors import AdcamError
 from adcam.installation import find_config
-from adcam.options import Section, convert, from_section, setting, suggest
+from adcam.options import Section, check_choice, convert, from_section, setting, suggest
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -383,7 +383,12 @@ class CompareSettings(Section):
         report_stride: Every n-th image of ``report_on`` is used.
         dtype: The precision of the network: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         checkpoint: The classifier that is compared on; by default the one in the work folder, which
-            is trained if it is not there.
+            is trained if it is not there. Several files, as a list or by name, are compared on one
+            after the other, and the table has mean and spread.
+        seeds: The seeds of as many trainings, each as ``train.seed``; every network that is trained
+            is trained once for each, and the table has mean and spread.
+        reference: The row that others are compared with where there are several classifiers; by
+            default the first of AD-CAM, or the first at all.
         networks: Networks by name: a classifier file, a config that is trained, or a section
             ``dict(config=…, options=…)``.
         threshold: The box threshold of GT-known and Top-k Loc; by default the one chosen on
@@ -397,7 +402,9 @@ class CompareSettings(Section):
     choose_stride: int = setting(1, at_least=1)
     report_stride: int = setting(1, at_least=1)
     dtype: str = setting("float32", choices=DTYPES)
-    checkpoint: str | None = setting(None)
+    checkpoint: str | tuple[str, ...] | Mapping[str, str] | None = setting(None)
+    seeds: tuple[int, ...] = setting((), at_least=0)
+    reference: str | None = setting(None)
     networks: Mapping[str, str | NetworkEntry] = setting({})
     threshold: float | None = setting(None, at_least=0, at_most=1)
     score_maps: bool = setting(False)
@@ -413,6 +420,32 @@ class CompareSettings(Section):
             raise AdcamError(
                 f"compare.networks has no {unknown}; there are {sorted(self.networks)}"
             )
+        if self.reference is not None:
+            check_choice("compare.reference", self.reference, names)
+        self._check_classifiers()
+
+    def _check_classifiers(self) -> None:
+        if self.seeds and self.checkpoint is not None:
+            raise AdcamError(
+                "compare.seeds trains classifiers and compare.checkpoint names trained ones: give "
+                "one of them"
+            )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise AdcamError(f"compare.seeds holds a seed twice: {list(self.seeds)}")
+        if self.checkpoint is not None and not self.checkpoint:
+            raise AdcamError("compare.checkpoint names no file")
+        others = sorted({row.name for row in self.rows if row.network})
+        if others and not (self.checkpoint is None or isinstance(self.checkpoint, str)):
+            raise AdcamError(
+                f"several files of compare.checkpoint are of the config's own network, but the "
+                f"rows {others} have another; compare.seeds trains every network several times"
+            )
+
+    @property
+    def reference_row(self) -> str:
+        """The name of the row that others are compared with."""
+        methods = [row.name for row in self.rows if row.method == "ad_cam"]
+        return self.reference or [*methods, self.rows[0].name][0]
 
 
 @dataclass(frozen=True)

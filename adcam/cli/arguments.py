@@ -88,8 +88,17 @@ def add_cfg_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_stage_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Add ``--only``, ``--skip`` and ``--redo`` of a recipe with these stages."""
+def add_stage_arguments(
+    parser: argparse.ArgumentParser, names: Sequence[str], *, has_parts: bool = False
+) -> None:
+    """Add ``--only``, ``--skip`` and ``--redo`` of a recipe.
+
+    Args:
+        parser: The parser of the command.
+        names: The names of the stages.
+        has_parts: Whether the config adds stages of other names, which are checked later.
+    """
+    choices = None if has_parts else tuple(names)
     parser.epilog = f"stages: {', '.join(names)}\n\n{parser.epilog}"
     for option, text in (
         ("--only", "look at these stages and no others"),
@@ -97,7 +106,7 @@ def add_stage_arguments(parser: argparse.ArgumentParser, names: Sequence[str]) -
         ("--redo", "start these stages over, whatever they hold"),
     ):
         parser.add_argument(
-            option, nargs="+", choices=tuple(names), default=[], metavar="STAGE", help=text
+            option, nargs="+", choices=choices, default=[], metavar="STAGE", help=text
         )
 
 

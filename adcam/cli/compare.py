@@ -27,14 +27,20 @@ def add(commands: Any) -> None:
         Score the methods that a config lists under `compare`, each at the threshold chosen on one
         split and reported on another. Takes WORK_DIR/classifier.safetensors of `adcam train`, or
         trains the classifier. The last row makes the masks. Writes WORK_DIR/compare/compare.csv
-        and WORK_DIR/report/report.html. The same command again resumes where it stopped.""",
+        and WORK_DIR/report/report.html. The same command again resumes where it stopped.
+
+        With several classifiers (compare.seeds or compare.checkpoint) each is compared on in
+        WORK_DIR/NAME, and the table has mean, spread, and which differences are none. A stage of
+        one classifier is NAME/train or NAME/compare; NAME alone means both.""",
         """\
         adcam compare configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py --work-dir work
         adcam compare configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py --table-only
+        adcam compare CONFIG --cfg-options compare.seeds=[1,2,3]
+        adcam compare CONFIG --cfg-options compare.checkpoint=[a.safetensors,b.safetensors]
         """,
     )
     add_config_arguments(parser)
-    add_stage_arguments(parser, ("train", "compare", "report"))
+    add_stage_arguments(parser, ("train", "compare", "report"), has_parts=True)
     parser.add_argument(
         "--table-only", action="store_true", help="write compare.csv, no masks and no report"
     )
@@ -43,7 +49,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import shlex
 
-    from adcam.recipe.compare import TABLE_NAME, open_comparison
+    from adcam.recipe.compare import TABLE_NAME
+    from adcam.recipe.repeated import open_comparison
     from adcam.recipe.stages import run_stages
 
     settings, work_dir = load_settings(args), work_dir_of(args)

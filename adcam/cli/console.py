@@ -13,7 +13,7 @@ from adcam.progress import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from adcam.recipe.compare import Comparison
+    from adcam.recipe.repeated import AnyComparison, RepeatedComparison
     from adcam.recipe.scores import BoxScores, MethodScores
 
 EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -80,12 +80,15 @@ def print_scores(result: Mapping[str, Any], title: str = "Scores in percent") ->
     show(f"{result['num_images']} images; {ignored:.1f} % of the pixels left uncertain; {policy}")
 
 
-def print_comparison(comparison: Comparison) -> None:
+def print_comparison(comparison: AnyComparison) -> None:
     """Print what each method of a comparison scored, by masks or by boxes."""
     from adcam.recipe.compare import read_box_methods, read_methods
+    from adcam.recipe.repeated import RepeatedComparison
 
     compare = comparison.settings.compare
-    if comparison.is_by_boxes:
+    if isinstance(comparison, RepeatedComparison):
+        _print_spreads(comparison)
+    elif comparison.is_by_boxes:
         _print_boxes(read_box_methods(comparison), compare.report_on)
     else:
         _print_methods(read_methods(comparison), compare.choose_on, compare.report_on)
@@ -118,6 +121,28 @@ def _print_boxes(methods: Sequence[BoxScores], split: str) -> None:
     ]
     title = f"Boxes on {split}, percent; thresholds chosen on: {methods[0].chosen_on}"
     print_table(header, rows, title)
+
+
+def _print_spreads(repeated: RepeatedComparison) -> None:
+    from adcam.recipe.repeated import compute_rows
+
+    compare, rows = repeated.settings.compare, compute_rows(repeated)
+    measure = "MaxBoxAccV2" if repeated.is_by_boxes else "mIoU"
+    header = ("method", "mean ± std", *repeated.members, f"difference from {compare.reference_row}")
+    lines = [
+        (
+            row.spec.name,
+            row.main.format(),
+            *(f"{value:.1f}" for value in row.main.values),
+            row.describe_difference(),
+        )
+        for row in rows
+    ]
+    print_table(header, lines, f"{measure} on {compare.report_on}, percent")
+    show(
+        "std: sample standard deviation over the classifiers, each with thresholds chosen on "
+        f"{compare.choose_on}; none: the mean difference is not larger than its spread"
+    )
 
 
 def _percent(value: float | None) -> str:

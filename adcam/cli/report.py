@@ -33,13 +33,13 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from adcam.demo import demo
     from adcam.errors import AdcamError
-    from adcam.recipe import compare
+    from adcam.recipe import repeated
     from adcam.recipe import run as masks
     from adcam.recipe.stages import Recipe, read_recipe, remake_report
 
     load: dict[str, Callable[[Path], Recipe]] = {
         "run": masks.load_recipe,
-        "compare": compare.load_comparison,
+        "compare": repeated.load_comparison,
         "demo": demo.load_demo,
     }
     kind = read_recipe(args.work_dir)["recipe"]

@@ -38,6 +38,9 @@ TRUE_COLOR = (255, 255, 255)
 FOUND_COLOR = (0, 229, 255)
 """The outlines of true and found boxes: neither is a colour of the heat maps."""
 
+BOX_LEGEND = (("true box", TRUE_COLOR), ("box found", FOUND_COLOR))
+"""What pictures with boxes say about their outlines."""
+
 ERROR_NAMES = dict(
     zip(
         ERROR_TYPES,
@@ -291,7 +294,7 @@ def _picture_grid(rows: Sequence[PictureRow], last: BoxScores) -> PictureGrid:
         rows,
         "Score maps of the true class with its box by TS-CAM's rule, each method at its own "
         f"threshold. Best, middle and worst by the IoU of {last.name}.",
-        [("true box", TRUE_COLOR), ("box found", FOUND_COLOR)],
+        BOX_LEGEND,
         max_side=320,
         shows_ignored=False,
     )

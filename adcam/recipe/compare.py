@@ -31,7 +31,7 @@ from adcam.recipe.inputs import describe_images, hash_files_in
 from adcam.recipe.network_report import as_text
 from adcam.recipe.pictures import PICTURES_DIR, load_pictures, save_pictures
 from adcam.recipe.scores import BoxScores, MethodScores, describe_scores, load_scores, none_for_nan
-from adcam.recipe.stages import Recipe, Stage, Values, find_stale, read_recipe, report_stage
+from adcam.recipe.stages import Recipe, Stage, Values, find_stale, report_stage
 from adcam.report.model import Section
 from adcam.report.render import write_report
 from adcam.settings import NetworkEntry, Settings, load_settings
@@ -41,6 +41,9 @@ TABLE_NAME = "compare.csv"
 RESULTS_NAME = "compare.json"
 SCORES_NAME = "scores.json"
 SCORE_MAPS_DIR = "score_maps"
+
+_NOT_HASHED = ("networks", "checkpoint", "seeds", "reference")
+"""Keys of the section that say where classifiers come from, or what is made of their scores."""
 
 T = TypeVar("T")
 
@@ -140,26 +143,6 @@ def open_comparison(
     return comparison
 
 
-def load_comparison(work_dir: str | Path) -> Comparison:
-    """The comparison that filled a folder, to make its report again.
-
-    Raises:
-        AdcamError: The folder holds no comparison of ``adcam compare``.
-    """
-    values = read_recipe(work_dir)
-    try:
-        settings = Settings(values["settings"], values["filename"])
-        return open_comparison(
-            settings,
-            work_dir,
-            title=values["title"],
-            command=values["command"],
-            table_only=values["table_only"],
-        )
-    except (KeyError, TypeError) as error:
-        raise AdcamError(f"{work_dir}: not a comparison of `adcam compare` ({error})") from error
-
-
 def make_report(
     comparison: Comparison, whole: Recipe | None = None, extra_sections: Sequence[Section] = ()
 ) -> Path:
@@ -219,7 +202,7 @@ def read_results(comparison: Comparison, whole: Recipe) -> ComparisonResults:
         stages=stages,
         subtitle=f"{images.class_set.name}: {len(images)} images of {images.split}; "
         f"{settings.model.backbone}, classifier mAP {trained['val_map']:.1f}",
-        seeds={"classifier": settings.train.seed},
+        seeds={"classifier": [*settings.compare.seeds, settings.train.seed][0]},
         configs={"comparison": as_text(settings.to_dict())},
         stale=find_stale(whole),
     )
@@ -252,7 +235,7 @@ def _describe_compare(comparison: Comparison) -> dict[str, Any]:
     return {
         "classifiers": {name: trained[name]["classifier"] for name in comparison.sources},
         "compare": hash_files_in(
-            {k: v for k, v in section.items() if k not in ("networks", "checkpoint")}
+            {key: value for key, value in section.items() if key not in _NOT_HASHED}
         ),
         "stored_maps": {
             row.name: _describe_folder(Path(row.score_maps).expanduser())
@@ -380,12 +363,30 @@ def find_sources(settings: Settings, work_dir: Path) -> dict[str, Source]:
 
 
 def find_source(settings: Settings, name: str, work_dir: Path) -> Source:
-    """Where the classifier of a network comes from; ``""`` is the network of the config itself."""
+    """Where the classifier of a network comes from; ``""`` is the network of the config itself.
+
+    Raises:
+        AdcamError: The settings name several classifiers, which
+            :mod:`adcam.recipe.repeated` compares on one after the other.
+    """
+    source, seeds = _find_source(settings, name, work_dir), settings.compare.seeds
+    if len(seeds) > 1:
+        raise AdcamError(f"one comparison has one classifier, but compare.seeds is {list(seeds)}")
+    if seeds and isinstance(source, Settings):
+        return source.with_changes({"train.seed": seeds[0]})
+    return source
+
+
+def _find_source(settings: Settings, name: str, work_dir: Path) -> Source:
     compare = settings.compare
     if name == "":
         trained = work_dir / CLASSIFIER_NAME
-        if compare.checkpoint is not None:
+        if isinstance(compare.checkpoint, str):
             return Path(compare.checkpoint).expanduser()
+        if compare.checkpoint is not None:
+            raise AdcamError(
+                f"one comparison has one classifier, but compare.checkpoint is {compare.checkpoint}"
+            )
         return trained if trained.is_file() else settings
     entry = compare.networks[name]
     if isinstance(entry, NetworkEntry):

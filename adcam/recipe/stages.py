@@ -103,7 +103,8 @@ class Stage(Generic[R]):
     """One step of a recipe.
 
     Attributes:
-        name: The name of the stage and of its folder.
+        name: The name of the stage and of its folder. A stage of several parts has a path, such as
+            ``"seed-1/train"``; each part of it names the stage too.
         title: A few words that the terminal shows while the stage runs.
         needs: The stages whose results this one reads.
         describe: Returns everything that changes what the stage makes, as JSON values.
@@ -124,15 +125,17 @@ class Stage(Generic[R]):
     repairs: tuple[str, ...] = ()
     obstacle: Callable[[R], str | None] = lambda recipe: None
 
-    def within(self, part: Callable[[S], R], needs: Sequence[str]) -> Stage[S]:
+    def within(self, part: Callable[[S], R], needs: Sequence[str], folder: str = "") -> Stage[S]:
         """The same stage in a larger recipe, in whose folder it works.
 
         Args:
             part: Returns the recipe of this stage from the larger one.
             needs: What the stage needs there.
+            folder: The folder of this stage's recipe below the larger one's, if it is another; it
+                comes before the name, as in ``"seed-1/train"``.
         """
         return Stage(
-            self.name,
+            f"{folder}/{self.name}" if folder else self.name,
             self.title,
             tuple(needs),
             lambda recipe: self.describe(part(recipe)),
@@ -156,7 +159,8 @@ def run_stages(
 
     Args:
         recipe: What to run.
-        only: Names of the only stages to look at; none means all.
+        only: Names of the only stages to look at; none means all. ``"train"`` and ``"seed-1"`` each
+            name ``"seed-1/train"`` with all others of which they are a part.
         skip: Names of stages to leave as they are, up to date or not.
         redo: Names of stages that start over whatever they hold.
         is_part: Whether the recipe is a stage of another one, which can be opened again; this one
@@ -182,7 +186,7 @@ def run_stages(
             head = {"adcam": __version__, "recipe": recipe.kind}
             words = {"title": recipe.title, "command": recipe.command}
             write_json(recipe.work_dir / RECIPE_NAME, {**head, **words, **recipe.describe()})
-        return [s.name for s in chosen if _run_stage(recipe, s, s.name in redo, log)]
+        return [s.name for s in chosen if _run_stage(recipe, s, _is_named(s, redo), log)]
     finally:
         lock.release()
 
@@ -319,18 +323,22 @@ def find_stale(recipe: Recipe) -> dict[str, str]:
 def _choose(
     recipe: Recipe, only: Sequence[str], skip: Sequence[str], redo: Sequence[str]
 ) -> list[Stage[Any]]:
-    names = [stage.name for stage in recipe.stages]
     for name in (*only, *skip, *redo):
-        if name not in names:
+        if not any(_is_named(stage, [name]) for stage in recipe.stages):
+            names = [stage.name for stage in recipe.stages]
             raise AdcamError(f"there is no stage {name!r}; the stages are {', '.join(names)}")
     chosen = [
         stage
         for stage in recipe.stages
-        if (not only or stage.name in only) and stage.name not in skip
+        if (not only or _is_named(stage, only)) and not _is_named(stage, skip)
     ]
-    if unused := [name for name in redo if name not in {stage.name for stage in chosen}]:
+    if unused := [name for name in redo if not any(_is_named(stage, [name]) for stage in chosen)]:
         raise AdcamError(f"--redo names stages that are left out: {', '.join(unused)}")
     return chosen
+
+
+def _is_named(stage: Stage[Any], names: Sequence[str]) -> bool:
+    return not {stage.name, *stage.name.split("/")}.isdisjoint(names)
 
 
 def _check_left_out(recipe: Recipe, chosen: Sequence[Stage[Any]], log: Log) -> None:

@@ -549,10 +549,12 @@ class Section:
     Attributes:
         title: The heading; the table of contents shows it too.
         blocks: The blocks, from top to bottom.
+        folded: Whether the page hides the blocks until the reader opens the section.
     """
 
     title: str
     blocks: Sequence[Block]
+    folded: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -138,7 +138,8 @@ def _report_context(report: Report) -> tuple[Context, dict[str, bytes]]:
             anchor = f"{anchor}-{number}"
         used.add(anchor)
         blocks = _block_contexts(section.blocks, f"{number:02d}-{anchor}", files)
-        sections.append({"title": section.title, "anchor": anchor, "blocks": blocks})
+        head = {"title": section.title, "anchor": anchor, "folded": section.folded}
+        sections.append({**head, "blocks": blocks})
     headlines = [
         {**vars(line), "value": format_number(line.value, digits=line.digits)}
         for line in report.headlines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import timm
@@ -18,6 +19,7 @@ from adcam.cams.activation import subtract_rivals
 from adcam.cams.forms import box_mask
 from adcam.errors import AdcamError
 from adcam.models.token_cam import TokenCAM
+from adcam.settings import load_settings
 from adcam.structures import TokenMaps
 
 DEPTH, CLASSES, GRID = 4, 5, (3, 5)
@@ -160,6 +162,26 @@ def literal_fill(values: np.ndarray, missing: np.ndarray, grid_hw: tuple[int, in
             values[i], known[i] = value, True
     return values
 
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "ts_cam": {"negatives": "keep"},
+    "mctformer_form": {"negatives": "relu", "rival_weight": 0.0, "cls_layers": "last:3"},
+    "clip_es_form": {
+        "init": "cam",
+        "negatives": "relu",
+        "rival_weight": 0.0,
+        "layers": "last:8",
+        "box_threshold": 0.4,
+    },
+}
+"""What docs/methods.md says about the authors' code, in our options."""
+
+UNMOVED: dict[str, dict[str, Any]] = {
+    "mctformer_form": {"layers": "last:1"},
+    "clip_es_form": {"num_steps": 0},
+    "ad_cam": {"num_steps": 0, "clip_quantile": 1.0, "artifact_ratio": 0.0},
+}
+"""Options with which little happens after the start."""
 
 DEFAULT = {
     "similarity": "resource_allocation",
@@ -306,6 +328,87 @@ def test_clip_es(threshold: float | None, num_steps: int, negatives: str) -> Non
             assert 0 < box.sum() < box.size
             powered = powered * box.reshape(1, -1)
         np.testing.assert_allclose(got[b, 0].reshape(-1), powered @ start, rtol=1e-9, atol=1e-15)
+
+
+def literal_boxes(start: np.ndarray, threshold: float) -> np.ndarray:
+    """Boxes of the regions above a share of the range, by OpenCV, as CLIP-ES finds them.
+
+    Unlike there, the last row and column may be part of a box.
+    """
+    strong = (start > threshold * start.max()).astype(np.uint8)
+    contours, _ = cv2.findContours(strong, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
+    inside = np.zeros(start.shape)
+    for contour in contours:
+        x, y, width, height = cv2.boundingRect(contour)
+        inside[y : y + height, x : x + width] = 1
+    return inside
+
+
+def test_mctformer_at_its_published_settings() -> None:
+    """models.py and engine.py of xulianuwa/MCTformer, with --layer-index 3.
+
+    ReLU of the patch maps times the class token's attention summed over the last three blocks,
+    then once the patch attention summed over all blocks; the sums differ from our means by 3 · L.
+    """
+    maps, attn, rows = make_maps()
+    got = run("mctformer_form", maps, ids((3, 1), (0, 2)), **PUBLISHED["mctformer_form"])
+    for b, chosen in enumerate(((3, 1), (0, 2))):
+        for k, c in enumerate(chosen):
+            fused = rows[-3:, b].sum(axis=0) * np.maximum(maps.cam[b, c].numpy().reshape(-1), 0)
+            expected = attn[:, b].sum(axis=0) @ fused
+            np.testing.assert_allclose(3 * DEPTH * got[b, k].reshape(-1), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("offset", [0.0, 5.0])
+def test_clip_es_at_its_published_settings(offset: float) -> None:
+    """generate_cams_voc12.py of linyq2117/CLIP-ES on our class maps in place of Grad-CAM's.
+
+    ReLU, scaled to [0, 1]; the last eight blocks; three rounds of columns, then rows; (T + Tᵀ) / 2;
+    T²; its columns outside the boxes of 0.4 of the maximum zeroed. With an offset all of a map is
+    positive, so that the scaling takes a minimum away.
+    """
+    rng = np.random.default_rng(3)
+    height, width = 6, 7
+    attn = np.exp(2 * rng.standard_normal((12, 43, 43)))
+    attn /= attn.sum(axis=-1, keepdims=True)
+    cam = 0.2 * rng.standard_normal((height, width)) + offset
+    cam[1:3, 1:4] += 2  # two objects
+    cam[4, 5:] += 1.5
+    patches = attn[:, 1:, 1:]
+    maps = TokenMaps(
+        logits=torch.zeros(1, 1, dtype=torch.float64),
+        cam=torch.from_numpy(cam)[None, None],
+        grid_hw=(height, width),
+        depth=12,
+        attn_patch2patch={tuple(range(4, 12)): torch.from_numpy(patches[-8:].mean(axis=0))[None]},
+    )
+    got = run("clip_es_form", maps, ids((0,)), **PUBLISHED["clip_es_form"])[0, 0]
+    start = np.maximum(cam, 0)
+    start = (start - start.min()) / (start.max() - start.min())
+    inside = literal_boxes(start, 0.4)
+    assert 0 < inside.sum() < inside.size
+    matrix = literal_sinkhorn(patches[-8:].mean(axis=0))
+    expected = (matrix @ matrix * inside.reshape(1, -1)) @ start.reshape(-1)
+    scale = np.maximum(cam, 0).max() - np.maximum(cam, 0).min()
+    np.testing.assert_allclose(got.reshape(-1), scale * expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["mctformer_form", "clip_es_form", "ad_cam"])
+@pytest.mark.parametrize("cls_layers", ["all", "last:1/2", (1, 2)])
+def test_every_coupled_start_chooses_its_blocks(name: str, cls_layers: Any) -> None:
+    maps, attn, rows = make_maps()
+    got = run(name, maps, ids((3,), (0,)), cls_layers=cls_layers, **UNMOVED[name])
+    chosen = {"all": (0, 1, 2, 3), "last:1/2": (2, 3)}.get(cls_layers, cls_layers)
+    for b, c in enumerate((3, 0)):
+        start = literal_start(maps.cam[b, c].numpy(), rows[:, b], "coupled", "shift", chosen)
+        expected = start if name != "mctformer_form" else attn[3, b] @ start
+        np.testing.assert_allclose(got[b, 0].reshape(-1), expected, rtol=1e-9)
+
+
+def test_the_config_has_the_published_settings() -> None:
+    rows = load_settings("voc_animals/adcam_deit-tiny_10e_voc-animals.py").compare.rows
+    found = {row.method: row.options for row in rows if row.name.endswith(", published")}
+    assert found == PUBLISHED
 
 
 def test_box_mask_exactly() -> None:
@@ -552,6 +655,7 @@ def test_unknown_names(name: str, options: dict[str, Any], message: str) -> None
         ("ad_cam", {"layers": ["x"]}, "layers .*got .'x'"),
         ("ad_cam", {"layers": "first:2"}, "layers must be 'all', 'last:N'.*got 'first:2'"),
         ("ad_cam", {"cls_layers": "last:3/2"}, "cls_layers must be"),
+        ("mctformer_form", {"cls_layers": "first:3"}, "cls_layers must be"),
         ("ad_cam", {"similarity": "cosin"}, "similarity must be .*did you mean 'cosine'"),
         ("ad_cam", {"normalize": "rows"}, "normalize must be .*did you mean 'row'"),
         ("ad_cam", {"power": -1}, "power must be at least 0, got -1"),

@@ -1,0 +1,223 @@
+"""The report of a comparison on several classifiers: mean and spread, then each one folded away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from adcam.evaluation.spread import MethodSpread
+from adcam.recipe import box_report, comparison_report
+from adcam.recipe.blocks import caution, legend, provenance, stale_caution, time_section
+from adcam.recipe.box_report import BoxResults
+from adcam.recipe.comparison_report import ComparisonResults
+from adcam.recipe.stages import Values
+from adcam.report.model import (
+    Block,
+    Cell,
+    Column,
+    Differences,
+    Headline,
+    PerClass,
+    PictureGrid,
+    Report,
+    Section,
+    Table,
+)
+from adcam.structures import ClassSet
+
+
+@dataclass(frozen=True, eq=False)
+class RepeatedResults:
+    """All that a report says about a comparison on several classifiers.
+
+    Attributes:
+        rows: Mean and spread of each method.
+        members: What the comparison on each classifier left, by its name.
+        measure: What tables call the measure that counts.
+        reference: The name of the method that others are compared with.
+        class_set: The classes.
+        split: The split that is reported.
+        num_images: The number of its images that are scored.
+        stages: The ``stage.json`` of each finished stage, by name.
+        configs: The settings as text, by what they are of.
+        stale: Stages that are not up to date, with the reason.
+    """
+
+    rows: Sequence[MethodSpread]
+    members: Mapping[str, ComparisonResults | BoxResults]
+    measure: str
+    reference: str
+    class_set: ClassSet
+    split: str
+    num_images: int
+    stages: Mapping[str, Values]
+    configs: Mapping[str, str] = field(default_factory=dict)
+    stale: Mapping[str, str] = field(default_factory=dict)
+
+
+def build_repeated_report(results: RepeatedResults, *, title: str, command: str) -> Report:
+    """The report of a comparison on several classifiers.
+
+    Args:
+        results: What the stages left.
+        title: The title of the page.
+        command: The command line that makes everything again.
+
+    Returns:
+        The report; :func:`adcam.report.render.write_report` writes it.
+    """
+    names = list(results.members)
+    return Report(
+        title=title,
+        subtitle=f"{results.class_set.name}: {results.num_images} images of {results.split}; "
+        f"{len(names)} classifiers: {', '.join(names)}",
+        summary=describe_spreads(results),
+        headlines=_headlines(results),
+        lead=[
+            *stale_caution(results.stale),
+            *_caution_unless_first(results),
+            spread_table(results, command),
+            *_first_pictures(results),
+        ],
+        sections=[
+            Section("Differences", [difference_bars(results), *_by_class(results)]),
+            *(
+                Section(f"Classifier {name}", _blocks_of(member, results.split), folded=True)
+                for name, member in results.members.items()
+            ),
+            time_section(results.stages),
+        ],
+        provenance=provenance(results.stages, command=command, seeds={}, configs=results.configs),
+    )
+
+
+def describe_spreads(results: RepeatedResults) -> list[str]:
+    """Mean and spread from the best to the worst, and the differences that are none."""
+    order = sorted(results.rows, key=lambda row: -row.main.mean)
+    listed = ", ".join(f"{row.spec.name} {row.main.format()}" for row in order)
+    none = [row.spec.name for row in results.rows if row.verdict == "none"]
+    told = f"No difference from {results.reference} beyond its spread: {', '.join(none)}."
+    return [
+        f"{results.measure}, mean ± sample standard deviation over {len(results.members)} "
+        f"classifiers: {listed}.",
+        *([told] if none else []),
+    ]
+
+
+def spread_table(results: RepeatedResults, command: str) -> Table:
+    """Mean and spread of each method, each classifier's number, and the paired difference."""
+    columns = [
+        Column("method"),
+        Column("scales"),
+        Column("CRF"),
+        Column(f"mean {results.measure} {results.split}", best="max", bar_max=100.0),
+        Column("±", hint="sample standard deviation over the classifiers"),
+        *(Column(name, hint=f"{results.measure} with this classifier") for name in results.members),
+        Column(
+            f"difference from {results.reference}",
+            hint="mean ± sample standard deviation of the paired differences",
+        ),
+    ]
+    rows: list[list[Cell]] = [
+        [
+            row.spec.name,
+            "/".join(map(str, row.spec.views.scales)) + (" flip" if row.spec.views.flip else ""),
+            "–" if row.spec.crf == "none" else row.spec.crf,
+            row.main.mean,
+            row.main.std,
+            *row.main.values,
+            row.describe_difference(),
+        ]
+        for row in results.rows
+    ]
+    caption = (
+        f"{results.measure} on {results.split}, %. Every classifier has thresholds of its own, "
+        "chosen on the other split. A difference is taken classifier by classifier; one whose mean "
+        "is not larger than its spread is called none."
+    )
+    return Table(columns, rows, caption, command)
+
+
+def difference_bars(results: RepeatedResults) -> Differences:
+    """The mean difference of each method from the reference; none draws no bar."""
+    others = [row for row in results.rows if row.difference is not None]
+    return Differences(
+        [row.spec.name for row in others],
+        [
+            float("nan") if row.verdict == "none" or row.difference is None else row.difference.mean
+            for row in others
+        ],
+        f"points of {results.measure}",
+        f"Mean difference from {results.reference} over the classifiers; no bar where it is not "
+        "larger than its spread.",
+    )
+
+
+def _by_class(results: RepeatedResults) -> list[Block]:
+    """The mean IoU of each class, of methods that are scored by masks."""
+    class_set = results.class_set
+    names = [class_set.name_of_value(value) for value in (0, *class_set.mask_values)]
+    if any(name not in results.rows[0].measures for name in names):
+        return []
+    iou = {row.spec.name: [row.measures[name].mean for name in names] for row in results.rows}
+    return [PerClass(names, iou, caption="Mean over the classifiers.")]
+
+
+def _blocks_of(member: ComparisonResults | BoxResults, split: str) -> list[Block]:
+    """The table and the curves of one classifier."""
+    if isinstance(member, BoxResults):
+        curves = box_report.threshold_curves(member.methods, split)
+        return [box_report.box_table(member.methods, split, ""), *curves]
+    swept = [method for method in member.methods if method.curve]
+    table = comparison_report.scores_table(member, "")
+    return [table, *([comparison_report.threshold_curves(swept, split)] if swept else [])]
+
+
+def _first_pictures(results: RepeatedResults) -> list[PictureGrid]:
+    """A few images with the maps that the first classifier gives."""
+    name, member = next(iter(results.members.items()))
+    rows = member.pictures
+    leads = rows[:: max(len(rows) // 4, 1)][:4]
+    text = f"The first classifier, {name}: score maps by method."
+    if not leads:
+        return []
+    if isinstance(member, BoxResults):
+        colors = box_report.BOX_LEGEND
+        return [PictureGrid(leads, text, colors, max_side=320, shows_ignored=False)]
+    return [PictureGrid(leads, text, legend(results.class_set), max_side=320)]
+
+
+def _caution_unless_first(results: RepeatedResults) -> Sequence[Block]:
+    reference = next(row for row in results.rows if row.difference is None)
+    # A method with a CRF is compared with nothing that has none.
+    better = [
+        f"{row.spec.name} ({row.main.format()})"
+        for row in results.rows
+        if row.verdict == "higher" and row.spec.crf == reference.spec.crf
+    ]
+    if not better:
+        return []
+    return caution(f"Better than {results.reference} here: {', '.join(better)}.")
+
+
+def _headlines(results: RepeatedResults) -> list[Headline]:
+    rows = {row.spec.name: row for row in results.rows}
+    reference = rows[results.reference]
+    best = max(results.rows, key=lambda row: row.main.mean)
+    shown = list(dict.fromkeys([best.spec.name, results.reference]))
+    note = f"mean of {len(results.members)} classifiers"
+    headlines = [
+        Headline(f"{name}, {results.split}", rows[name].main.format(), f"% {results.measure}", note)
+        for name in shown
+    ]
+    others = [
+        row
+        for row in results.rows
+        if row.spec.method != reference.spec.method and row.spec.crf == reference.spec.crf
+    ]
+    if others:
+        next_best = max(others, key=lambda row: row.main.mean)
+        gain = reference.main.minus(next_best.main)
+        text = "none" if gain.is_none else gain.format(signed=True)
+        headlines.append(Headline(f"over {next_best.spec.name}", text, "points"))
+    return headlines
