@@ -31,6 +31,7 @@ late = dict(cls_layers="last:1/3")
 compare = dict(
     choose_on="train",
     report_on="val",
+    reference="AD-CAM",
     dtype="bfloat16",
     rows=[
         dict(name="CAM", method="cam", views=one),

@@ -17,6 +17,7 @@ compare = dict(
     report_on="val",
     choose_stride=4,
     report_stride=2,
+    reference="AD-CAM, both",
     dtype="bfloat16",
     rows=[
         dict(name="CAM", method="cam", views=one),
