@@ -44,16 +44,17 @@ _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+def replacing(path: str | Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of ``path`` when the block ends without an error.
 
     It is written through a temporary file in the same folder and a rename. Parents are created. A
     process killed half-way leaves ``path`` as it was, and at worst a hidden ``.adcam-*.tmp`` beside
-    it. The data is not forced to the disk (no ``fsync``): a power cut may still lose what was
-    written last.
+    it. A symbolic link of this name is replaced, and never written through.
 
     Args:
         path: The file to create or replace; it gets the permissions that the umask leaves.
+        durable: Whether the data is forced to the disk (``fsync``) before the rename, so that not
+            even a power cut leaves a file of this name with half of it. It costs milliseconds.
 
     Raises:
         OSError: The folder cannot be made or written to; the class is the one of the error number
@@ -66,6 +67,9 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as err:
         # Where the folder itself is refused, there is nothing to remove, and asking would fail too.
@@ -84,6 +88,41 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """
     with replacing(path) as file:
         file.write(data)
+
+
+def write_new(path: str | Path, data: bytes) -> bool:
+    """Write ``data`` as a file that is not there yet, whole or not at all.
+
+    Of several processes that try at once, also on several machines that share the folder, one
+    succeeds.
+
+    Returns:
+        Whether the file is this one's; ``False`` if there was one already.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.parent / f".adcam-{secrets.token_hex(8)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links: between these lines is a gap
+            if path.exists():
+                return False
+            temporary.replace(path)
+    except OSError as err:
+        raise name_in_error(err, path) from err
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return True
 
 
 def name_in_error(err: OSError, path: Path) -> OSError:
@@ -484,10 +523,13 @@ def find_files(folder: str | Path, *suffixes: str) -> dict[str, Path]:
 def is_own_output(folder: str | Path) -> bool:
     """Whether a folder holds results of this project: of ``adcam generate``, or a recipe's stage.
 
-    Such a folder has ``config.json`` with ``manifest.jsonl`` beside it, or ``stage.json``.
+    Such a folder has ``config.json`` with ``manifest.jsonl`` or the manifests of shards beside it,
+    or ``stage.json``.
     """
     names = ("config.json", "manifest.jsonl", "stage.json")
     has_config, has_manifest, has_stage = (Path(folder, name).is_file() for name in names)
+    if has_config and not has_manifest:
+        has_manifest = any(Path(folder, "shards").glob("*-of-*.jsonl"))
     return has_stage or (has_config and has_manifest)
 
 

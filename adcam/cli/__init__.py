@@ -23,6 +23,7 @@ from adcam.cli import (
     evaluate,
     generate,
     info,
+    merge,
     report,
     run,
     segment,
@@ -33,7 +34,20 @@ from adcam.errors import AdcamError
 from adcam.version import __version__
 
 # In the order of `adcam --help`.
-_COMMANDS = (demo, train, generate, evaluate, boxes, compare, convert, segment, run, report, info)
+_COMMANDS = (
+    demo,
+    train,
+    generate,
+    merge,
+    evaluate,
+    boxes,
+    compare,
+    convert,
+    segment,
+    run,
+    report,
+    info,
+)
 
 # Arguments that name something to read, whatever the command, and what it is.
 _INPUTS = {
@@ -41,6 +55,7 @@ _INPUTS = {
     "source": "file or folder",
     "voc": "folder",
     "pred_dir": "folder",
+    "folder": "folder",
     "gt": "folder",
     "metadata": "folder",
     "choose_maps": "folder",

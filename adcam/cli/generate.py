@@ -40,6 +40,8 @@ def add(commands: Any) -> None:
         adcam generate VOC2012 --voc-split train --checkpoint classifier.safetensors --out out \\
             --scales 224 336 448 --flip --crf
         adcam generate cat.jpg --model deit_tiny_patch16_224 --classes "tabby cat" --out out
+        on several machines, each with another shard; in the end `adcam merge out`:
+        adcam generate photos/ --checkpoint classifier.safetensors --out out --shard 0/8
         """,
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
@@ -58,6 +60,12 @@ def add(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="compile the network's MLPs: for long runs on a GPU (docs/performance.md)",
+    )
+    work.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="label only the I-th of N parts of the images, the first is 0/N; any number of them "
+        "at once, also on several machines that share OUT. auto: by torchrun or SLURM",
     )
     work.add_argument("--save-maps", action="store_true", help="also write OUT/maps/<id>.npz")
     work.add_argument("--maps-dtype", choices=("uint8", "float16"), default="uint8")
@@ -105,7 +113,10 @@ def _add_mask_arguments(mask: argparse._ArgumentGroup) -> None:
 def run(args: argparse.Namespace) -> int:
     check_classifier(args)
     from adcam.labeling.generate import generate
+    from adcam.labeling.output_folder import manifest_path
+    from adcam.labeling.shards import WHOLE, parse_shard
 
+    shard = WHOLE if args.shard is None else parse_shard(args.shard)
     labeler = build_labeler(args, **_read_options(args))
     result = generate(
         open_images(args, labeler),
@@ -116,10 +127,14 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         workers=find_workers(args, labeler),
         batch_size=args.batch_size,
+        shard=shard,
         log=log,
     )
-    log(f"{result.ok} masks written, {result.skipped} were there")
-    code = report_run(args, result, "mask", args.out / "manifest.jsonl")
+    part = "" if shard.is_whole else f"shard {shard}: "
+    log(f"{part}{result.ok} masks written, {result.skipped} were there")
+    code = report_run(args, result, "mask", manifest_path(args.out, shard))
+    if not shard.is_whole:
+        log(f"When all {shard.count} shards are done: adcam merge {args.out}")
     show(args.out / "masks")
     return code
 

@@ -15,8 +15,9 @@ from adcam.data.score_maps import SCORE_MAP_HW, write_score_map
 from adcam.errors import AdcamError
 from adcam.files import LazyList, file_of_id, hash_file, write_csv, write_json
 from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.manifest import Entry
 from adcam.labeling.mask_maker import resize_maps
-from adcam.labeling.output_folder import Entry, OutputFolder, refuse_links
+from adcam.labeling.output_folder import OutputFolder, refuse_links
 from adcam.labeling.run import Run, RunOptions, RunResult, describe_classes
 from adcam.labeling.steps import Mapped, Task
 from adcam.structures import Boxes, ClassMaps, ClassSet
@@ -90,7 +91,10 @@ def find_boxes(
     path = Path(out_file)
     if path.suffix not in FORMATS:
         raise AdcamError(f"{path}: boxes are written as {' or '.join(FORMATS)}")
-    run = Run("boxes", images, labeler, run_options or RunOptions())
+    run_options = run_options or RunOptions()
+    if not run_options.shard.is_whole:
+        raise AdcamError("boxes are written as one file: their images cannot be divided")
+    run = Run("boxes", images, labeler, run_options)
     job = BoxJob(options, labeler.class_set, labeler.options.label_threshold)
     run.check(job)
     config = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,39 +29,26 @@ def generate(
     labeler: PseudoLabeler,
     out_dir: str | Path,
     *,
-    labels: str = "given",
     maps_dtype: str | None = None,
     overwrite: bool = False,
-    workers: int = 0,
-    batch_size: int | None = None,
-    progress: bool = True,
-    log: Callable[[str], None] | None = None,
+    **run_options: Any,
 ) -> RunResult:
     """Write ``masks/<id>.png`` of every image, with manifest and configuration beside them.
 
     Run again, it resumes where it stopped and tries failed images again
     (:mod:`adcam.labeling.output_folder`). Memory does not grow with the number of images. Masks,
-    maps and the order of the manifest do not depend on ``workers``.
+    maps and the manifest do not depend on the number of workers or shards.
 
     Args:
         images: The images; class ids are matched to the labeler's classes by name.
         labeler: The classifier and every choice that changes a mask.
         out_dir: The folder of this run.
-        labels: ``"given"`` takes the labels of ``images``, ``"predicted"`` what the classifier
-            finds.
         maps_dtype: ``"uint8"`` or ``"float16"`` also writes ``maps/<id>.npz`` with values of this
             type (:mod:`adcam.labeling.maps_file`); ``None`` writes no maps.
         overwrite: Whether to start over; what the folder's manifest lists is removed.
-        workers: Number of processes beside this one, each with one thread; with 0 this process
-            labels one image after the other. With the network on the CPU, each process takes whole
-            images; with a GPU, this process decodes and runs the network, and the others make and
-            write the masks. More need more memory. A script that uses them needs
+        run_options: How to go about it: the fields of :class:`adcam.labeling.run.RunOptions`, such
+            as ``labels``, ``workers`` and ``shard``. A script that uses workers needs
             ``if __name__ == "__main__":`` around the call.
-        batch_size: Most images of equal input sizes that the network sees at once; ``None`` for 1
-            on the CPU, where more gains nothing, else 8. Larger keeps a GPU busier and takes more
-            of its memory.
-        progress: Whether to show progress on standard error.
-        log: Called with a line of text now and then.
 
     Returns:
         Counts, failures, images without a class, and seconds.
@@ -73,8 +60,7 @@ def generate(
     """
     if maps_dtype is not None and maps_dtype not in MAPS_DTYPES:
         raise AdcamError(f"maps_dtype must be None or one of {MAPS_DTYPES}, got {maps_dtype!r}")
-    options = RunOptions(labels, workers, batch_size, progress, log)
-    run = Run("generate", images, labeler, options)
+    run = Run("generate", images, labeler, RunOptions(**run_options))
     least = labeler.options.label_threshold
     fine = count_color_steps(labeler.map_maker.methods[0]) > 0
     job = MaskJob(
@@ -87,7 +73,7 @@ def generate(
     )
     run.check(job)
     config = describe_run(run, maps_dtype)
-    with OutputFolder(out_dir, config, overwrite=overwrite) as folder:
+    with OutputFolder(out_dir, config, overwrite=overwrite, shard=run.options.shard) as folder:
         return run.into(folder, job, config)
 
 

@@ -1,63 +1,55 @@
 """An output folder: what was made, from what, what is left to do, and who is working in it.
 
 A folder holds one run. ``config.json`` says everything that changes the bytes of its masks and
-maps; a run with another configuration is refused. ``manifest.jsonl`` has one line an image,
-appended as soon as its files are in place, so that a killed run resumes where it stopped. A lock
-keeps a second run out while the first one works.
+maps; a run with another configuration is refused. ``manifest.jsonl``
+(:mod:`adcam.labeling.manifest`) has one line an image, appended as soon as its files are in place,
+so that a killed run resumes where it stopped. ``plan.json`` says how many images the run is about.
+A lock (:mod:`adcam.labeling.locks`) keeps a second run out while the first one works. Shards
+(:mod:`adcam.labeling.shards`) work in the folder at the same time, each with a manifest, a plan and
+a lock of its own in ``shards/``, until they are merged.
 
-Two uninterrupted or resumed runs of one command write the same bytes into ``config.json``,
-``masks/`` and ``maps/``, and the same ``manifest.jsonl`` but for ``seconds``, the last key of each
-line.
+Two runs of one command, uninterrupted or resumed, whole or divided and merged, write the same bytes
+into ``config.json``, ``plan.json``, ``masks/`` and ``maps/``, and the same ``manifest.jsonl`` but
+for ``seconds``, the last key of each line.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any
 
 from PIL import Image
 
 from adcam.data.png import voc_palette
 from adcam.errors import AdcamError
 from adcam.files import (
-    check_img_id,
     file_of_id,
     hash_or_none,
-    name_in_error,
     parse_json,
     read_json,
-    replacing,
     to_plain,
     write_json,
+    write_new,
 )
+from adcam.labeling.locks import LOCK_NAME, FolderLock, is_held
+from adcam.labeling.manifest import Entry, Manifest, check_entry, read_manifest
+from adcam.labeling.shards import SHARDS_DIR, WHOLE, Shard, find_shards
 from adcam.structures import ClassSet
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 CONFIG_NAME = "config.json"
 MANIFEST_NAME = "manifest.jsonl"
-LOCK_NAME = ".adcam-lock"
+PLAN_NAME = "plan.json"
 MASK_DIR = "masks"
 MAPS_DIR = "maps"
 
-Entry: TypeAlias = Mapping[str, Any]
-"""A line of the manifest: ``id``, ``image`` (relative to the folder), ``status`` (``"ok"`` or
-``"failed"``) and, for ``"ok"``, ``classes``, ``labels``, ``rule``, ``threshold``, ``chosen_on``,
-``ori_hw``, ``mask`` and ``maps`` (hashes, ``None`` where there are no maps), and ``note`` where no
-class was found, else ``error``; then ``config`` and ``weights`` (hashes), and ``seconds``."""
+_NAMES = (CONFIG_NAME, MANIFEST_NAME, PLAN_NAME, LOCK_NAME, MASK_DIR, MAPS_DIR, SHARDS_DIR)
 
 
 def masks_folder(folder: str | Path) -> Path:
@@ -103,6 +95,10 @@ def refuse_links(folder: Path, path: Path) -> Path:
 class OutputFolder:
     """A folder of results with its configuration and manifest, held by this process alone.
 
+    A shard holds its part of the folder alone, and shares the rest with the other shards
+    (:mod:`adcam.labeling.shards`). A run over the whole finds what shards have done before, and in
+    the end has one manifest of everything.
+
     Example:
         with OutputFolder("out", config) as folder:
             if not folder.is_done("dog", {"classes": ["dog"]}):
@@ -110,8 +106,10 @@ class OutputFolder:
 
     Args:
         path: The folder; it need not exist.
-        config: Everything that changes the bytes of the results, JSON-serialisable.
-        overwrite: Whether to start over: what the manifest lists is removed, and nothing else.
+        config: Everything that changes the bytes of the results, JSON-serialisable; ``None`` takes
+            the folder as it is, which must hold a run.
+        overwrite: Whether to start over: what the manifests list is removed, and nothing else.
+        shard: The part of the data set that this process works on.
 
     Raises:
         AdcamError: Another process works in the folder, or the folder holds a run with another
@@ -121,18 +119,32 @@ class OutputFolder:
     """
 
     def __init__(
-        self, path: str | Path, config: Mapping[str, Any], *, overwrite: bool = False
+        self,
+        path: str | Path,
+        config: Mapping[str, Any] | None,
+        *,
+        overwrite: bool = False,
+        shard: Shard = WHOLE,
     ) -> None:
         self.path = Path(path)
-        _make_folder(self.path)
-        for name in (CONFIG_NAME, MANIFEST_NAME, LOCK_NAME, MASK_DIR, MAPS_DIR):
+        self.shard = shard
+        if overwrite and not shard.is_whole:
+            raise AdcamError(
+                f"--overwrite would remove what other shards have made in {self.path}; remove the "
+                "folder yourself, or take another one"
+            )
+        if config is not None:
+            _make_folder(self.path)
+        elif _read_config(self.path) is None:
+            raise AdcamError(f"{self.path} holds no run: there is no {CONFIG_NAME} in it")
+        for name in _NAMES:
             refuse_links(self.path, self.path / name / "x")
-        self._manifest = self.path / MANIFEST_NAME
-        # Byte offset and length of each image's newest line: flat in what the lines hold.
-        self._lines: dict[str, tuple[int, int]] = {}
-        self._lock = FolderLock(self.path)
+        self._index: dict[str, int] = {}
+        self._others: list[Manifest] = []
+        self._locks: list[FolderLock] = []
         try:
-            self._open(to_plain(config), overwrite)
+            self._take_locks()
+            self._open(None if config is None else to_plain(config), overwrite)
         except BaseException:
             self.close()
             raise
@@ -145,40 +157,119 @@ class OutputFolder:
 
     def close(self) -> None:
         """Let other processes work in the folder."""
-        self._lock.release()
+        for manifest in (*self._others, *([self._manifest] if hasattr(self, "_manifest") else [])):
+            manifest.close()
+        while self._locks:
+            self._locks.pop().release()
 
-    def _open(self, config: Mapping[str, Any], overwrite: bool) -> None:
+    def _take_locks(self) -> None:
+        self._locks.append(FolderLock(self.path, shared=not self.shard.is_whole))
+        if self.shard.is_whole:
+            return
+        (self.path / SHARDS_DIR).mkdir(exist_ok=True)
+        own = self.shard.file(self.path, ".lock")
+        self._locks.append(FolderLock(self.path, f"{SHARDS_DIR}/{own.name}"))
+        # Of two that start at once, each sees the other: both end, and neither works.
+        for other in find_shards(self.path, ".lock"):
+            if other.count != self.shard.count and is_held(other.file(self.path, ".lock")):
+                raise AdcamError(
+                    f"{self.path} is divided into {other.count} shards by runs that are at work, "
+                    f"not into {self.shard.count}; wait until they end, or divide it as they do"
+                )
+
+    def _open(self, config: Mapping[str, Any] | None, overwrite: bool) -> None:
+        # In this order: another shard may be writing its configuration and first masks just now.
+        has_files = self._find_files()
         found = _read_config(self.path)
-        if found is None:
-            self._refuse_unknown_files()
-        elif overwrite:
+        if found is None and has_files:
+            raise AdcamError(
+                f"{has_files} holds files, but {self.path} has no {CONFIG_NAME} that says where "
+                "they come from; take another folder"
+            )
+        if found is not None and overwrite:
             self._remove_run()
-        else:
+        elif found is not None and config is not None:
             self._check_config(found, config)
-            self._index_manifest()
-        self._remove_temporaries()
-        if found is None or overwrite:
+        if self.shard.is_whole:  # the temporaries of other shards are in use
+            self._remove_temporaries()
+        if config is not None and found is None:
+            self._write_new_config(config)
+        elif config is not None and overwrite:
             write_json(self.path / CONFIG_NAME, config, sort_keys=True)
-        self._manifest.touch()
+        self._manifest = Manifest(manifest_path(self.path, self.shard))
+        if config is not None:
+            self._manifest.open()
+
+    def _write_new_config(self, config: Mapping[str, Any]) -> None:
+        """Write the configuration, unless another shard has just written one: the same, we hope."""
+        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        if not write_new(self.path / CONFIG_NAME, text.encode()):
+            self._check_config(_read_config(self.path) or {}, config)
+
+    def start(self, img_ids: Sequence[str], *, window: int = 1) -> list[int]:
+        """Say which images the run is about, and find what was done of them before.
+
+        Args:
+            img_ids: The ids of all images, in the order of the data set.
+            window: How many images in a row are computed together, in batches whose size can change
+                the last bit of a result. A shard owns such a window as a whole, by the id of its
+                first image.
+
+        Returns:
+            Indices of the images that this process is to work on, ascending.
+        """
+        owned = [
+            index
+            for first in range(0, len(img_ids), window)
+            if self.shard.owns(img_ids[first])
+            for index in range(first, min(first + window, len(img_ids)))
+        ]
+        self._index = {img_ids[i]: i for i in owned}
+        self._others = self._find_others()
+        plan = {"images": len(img_ids), "ids": _hash_ids(img_ids), "owned": len(owned)}
+        path = plan_path(self.path, self.shard)
+        if not path.is_file() or read_json(path) != plan:
+            if not self.shard.is_whole:
+                self.finish(self._index)
+            write_json(path, plan)
+        return owned
+
+    def _find_others(self) -> list[Manifest]:
+        """Manifests that shards, a run over the whole, or another division have left here."""
+        shards = find_shards(self.path, ".jsonl")
+        if self.shard.is_whole:
+            return [Manifest(shard.file(self.path, ".jsonl")) for shard in shards]
+        # Shards of this division have none of this one's images.
+        paths = [s.file(self.path, ".jsonl") for s in shards if s.count != self.shard.count]
+        return [Manifest(p, self._index.__contains__) for p in (self.path / MANIFEST_NAME, *paths)]
+
+    def note(self, **values: Any) -> None:
+        """Add to what this process says of itself while it works here, for ``adcam status``."""
+        self._locks[-1].note(values)
+
+    @property
+    def num_lines(self) -> int:
+        """Lines in the manifest of this process, older ones of an image included."""
+        return self._manifest.num_lines
 
     def mask_path(self, img_id: str) -> Path:
         """Return where the mask of an image belongs (:func:`mask_path`)."""
         return mask_path(self.path, img_id)
 
     def __contains__(self, img_id: str) -> bool:
-        return img_id in self._lines
+        return img_id in self._manifest or any(img_id in other for other in self._others)
 
     def __getitem__(self, img_id: str) -> Entry:
-        """Return the newest entry of an image.
+        """Return the newest entry of an image; of several manifests' one that is ``"ok"``, if any.
 
         Raises:
-            KeyError: The manifest does not list it.
+            KeyError: No manifest lists it.
         """
-        offset, length = self._lines[img_id]
-        with self._manifest.open("rb") as file:
-            file.seek(offset)
-            entry: Entry = json.loads(file.read(length))
-        return entry
+        entries = [m[img_id] for m in (self._manifest, *self._others) if img_id in m]
+        if not entries:
+            raise KeyError(img_id)
+        entry = next((entry for entry in entries if entry["status"] == "ok"), entries[0])
+        return {key: value for key, value in entry.items() if key != "index"}
 
     def is_done(
         self, img_id: str, expected: Entry, files: Mapping[str, Path] | None = None
@@ -204,131 +295,93 @@ class OutputFolder:
 
     def append(self, entry: Entry) -> None:
         """Add an entry, handed to the operating system before this returns."""
-        line = _encode_line(entry)
-        try:
-            with self._manifest.open("ab") as file:
-                self._lines[entry["id"]] = (file.tell(), len(line))
-                file.write(line)
-        except OSError as err:
-            raise name_in_error(err, self._manifest) from err
+        self._manifest.append(self._numbered(entry))
+
+    def _numbered(self, entry: Entry) -> Entry:
+        """An entry as it stands in the manifest of a shard: with the image's place, to merge by."""
+        if self.shard.is_whole or entry["id"] not in self._index:
+            return entry
+        return {"index": self._index[entry["id"]], **entry}
 
     def finish(self, order: Iterable[str]) -> None:
-        """Rewrite the manifest: one line an image, in this order, images of earlier runs last."""
+        """Rewrite the manifest: one line an image, in this order, images of earlier runs last.
+
+        The manifests of shards become part of the one of a run over the whole.
+        """
         known = [img_id for img_id in order if img_id in self]
-        others = sorted(self._lines.keys() - set(known))
-        lines = {}
-        with replacing(self._manifest) as ordered, self._manifest.open("rb") as file:
-            for img_id in (*known, *others):
-                offset, length = self._lines[img_id]
-                file.seek(offset)
-                lines[img_id] = (ordered.tell(), length)
-                ordered.write(file.read(length))
-        self._lines = lines
+        mine = {img_id for m in (self._manifest, *self._others) for img_id in m}
+        others = sorted(mine - set(known))
+        self._manifest.rewrite(self._numbered(self[img_id]) for img_id in (*known, *others))
+        if self.shard.is_whole:
+            for other in self._others:
+                other.close()
+            self._others = []
+            _remove_shard_files(self.path)
+
+    def join(self, order: Iterable[str]) -> None:
+        """Make one manifest of those of all shards, in this order (:meth:`finish`)."""
+        self._others = self._find_others()
+        self.finish(order)
 
     def _check_config(self, found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         if differences := diff_configs(found, config):
             raise AdcamError(
                 f"{self.path} holds a run with another configuration (found -> asked for):\n"
                 + "\n".join(f"  {line}" for line in differences)
-                + "\nTake another folder, or start this one over with --overwrite."
+                + "\nTake another folder"
+                + (", or start this one over with --overwrite." if self.shard.is_whole else ".")
             )
 
-    def _index_manifest(self) -> None:
-        """Index the lines; a last line torn by a kill is cut off."""
-        if not self._manifest.is_file():
-            return
-        end = 0
-        for offset, length, entry in _read_manifest(self._manifest):
-            self._lines[entry["id"]] = (offset, length)
-            end = offset + length
-        if self._manifest.stat().st_size > end:
-            os.truncate(self._manifest, end)
-
-    def _refuse_unknown_files(self) -> None:
-        for folder in (MASK_DIR, MAPS_DIR):
-            if any(path.is_file() for path in (self.path / folder).rglob("*")):
-                raise AdcamError(
-                    f"{self.path / folder} holds files, but {self.path} has no {CONFIG_NAME} that "
-                    "says where they come from; take another folder"
-                )
+    def _find_files(self) -> Path | None:
+        """The first of the folders for results that holds any."""
+        folders = (self.path / MASK_DIR, self.path / MAPS_DIR)
+        return next((f for f in folders if any(path.is_file() for path in f.rglob("*"))), None)
 
     def _remove_run(self) -> None:
-        if self._manifest.is_file():
-            for line in self._manifest.read_bytes().splitlines():
+        shards = [shard.file(self.path, ".jsonl") for shard in find_shards(self.path, ".jsonl")]
+        for manifest in (self.path / MANIFEST_NAME, *shards):
+            if not manifest.is_file():
+                continue
+            for line in manifest.read_bytes().splitlines():
                 # A line that names no file of this folder lists nothing that could be removed.
                 with suppress(AdcamError):
-                    img_id = _check_entry(parse_json(line, MANIFEST_NAME), MANIFEST_NAME)["id"]
+                    img_id = check_entry(parse_json(line, MANIFEST_NAME), MANIFEST_NAME)["id"]
                     for path in result_files(self.path, img_id).values():
                         path.unlink(missing_ok=True)
-        self._manifest.unlink(missing_ok=True)
+            manifest.unlink()
+        _remove_shard_files(self.path)
+        (self.path / PLAN_NAME).unlink(missing_ok=True)
 
     def _remove_temporaries(self) -> None:
         """Remove what a killed process left half-written (:mod:`adcam.files`)."""
-        for pattern in ("", f"{MASK_DIR}/**/", f"{MAPS_DIR}/**/"):
+        for pattern in ("", f"{SHARDS_DIR}/", f"{MASK_DIR}/**/", f"{MAPS_DIR}/**/"):
             for path in self.path.glob(f"{pattern}.adcam-*.tmp"):
                 path.unlink(missing_ok=True)
 
 
-class FolderLock:
-    """Keeps other processes out of a folder until it is released or this process ends.
+def manifest_path(folder: Path, shard: Shard = WHOLE) -> Path:
+    """Return the manifest of a shard, or of the whole."""
+    return folder / MANIFEST_NAME if shard.is_whole else shard.file(folder, ".jsonl")
 
-    The lock is ``flock`` on the file ``.adcam-lock``, so that the system gives it back whatever
-    ends the process. On shared folders it works as far as the file system passes such locks on
-    (NFS version 4 does); where there are none, the folder is not locked.
 
-    Args:
-        folder: The folder, which exists.
+def plan_path(folder: Path, shard: Shard) -> Path:
+    """Return the file that says what a process is to do: its images, and a hash of all ids."""
+    return folder / PLAN_NAME if shard.is_whole else shard.file(folder, ".json")
 
-    Raises:
-        AdcamError: Another process has the lock; the message says which.
-        OSError: The file cannot be made.
-    """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / LOCK_NAME
-        self._file: int | None = None
-        if fcntl is None:
-            return
-        while self._file is None:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                holder = os.read(file, 500).decode("utf-8", "replace") or "another process"
-                os.close(file)
-                raise AdcamError(
-                    f"{folder} is in use by {holder}; wait until it ends, or take another folder"
-                ) from error
-            except OSError:  # a file system without locks
-                os.close(file)
-                self._path.unlink(missing_ok=True)
-                return
-            # The process before may have removed the file after it was opened here.
-            if self._is_there(file):
-                self._file = file
-            else:
-                os.close(file)
-        started = datetime.now().astimezone().isoformat(" ", "seconds")
-        holder = f"process {os.getpid()} on {socket.gethostname()}, started {started}"
-        try:
-            os.ftruncate(self._file, 0)
-            os.write(self._file, holder.encode())
-        except OSError as err:
-            self.release()
-            raise name_in_error(err, self._path) from err
+def _hash_ids(img_ids: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for img_id in img_ids:
+        digest.update(img_id.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
 
-    def _is_there(self, file: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(file), self._path.stat())
-        except FileNotFoundError:
-            return False
 
-    def release(self) -> None:
-        """Remove the file and give the lock back; once is enough, more do no harm."""
-        if self._file is not None:
-            self._path.unlink(missing_ok=True)
-            os.close(self._file)
-            self._file = None
+def _remove_shard_files(folder: Path) -> None:
+    for suffix in (".jsonl", ".json", ".lock"):
+        for shard in find_shards(folder, suffix):
+            shard.file(folder, suffix).unlink(missing_ok=True)
+    with suppress(OSError):  # it is not there, or holds files of somebody else
+        (folder / SHARDS_DIR).rmdir()
 
 
 @dataclass(frozen=True, eq=False)
@@ -389,17 +442,21 @@ def read_output_folder(path: str | Path) -> OutputRecord | None:
         The record; ``None`` if the folder was not written by this project.
 
     Raises:
-        AdcamError: ``config.json`` or ``manifest.jsonl`` is damaged.
+        AdcamError: ``config.json`` or ``manifest.jsonl`` is damaged, or shards are not merged.
     """
     folder = Path(path)
     if folder.name in (MASK_DIR, MAPS_DIR) and not (folder / CONFIG_NAME).is_file():
         folder = folder.parent
-    if not ((folder / CONFIG_NAME).is_file() and (folder / MANIFEST_NAME).is_file()):
+    if not (folder / CONFIG_NAME).is_file():
+        return None
+    if find_shards(folder, ".jsonl"):
+        raise AdcamError(f"{folder} holds shards that are not joined: run `adcam merge {folder}`")
+    if not (folder / MANIFEST_NAME).is_file():
         return None
     config = read_json(folder / CONFIG_NAME, what="the configuration of an output folder")
     if "adcam" not in config:
         return None
-    entries = {entry["id"]: entry for _, _, entry in _read_manifest(folder / MANIFEST_NAME)}
+    entries = {entry["id"]: entry for _, _, entry in read_manifest(folder / MANIFEST_NAME)}
     return OutputRecord(folder, config, _read_classes(folder, config, entries), entries)
 
 
@@ -457,52 +514,6 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
         if "adcam" in found:
             return found
     raise AdcamError(f"{path} was not written by `adcam generate`; take another folder")
-
-
-def _read_manifest(path: Path) -> Iterator[tuple[int, int, Entry]]:
-    """Yield byte offset, length and entry of every line, but for a last one torn by a kill.
-
-    Raises:
-        AdcamError: A line is not an entry; the message names file and line.
-    """
-    with path.open("rb") as file:
-        offset = 0
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            where = f"{path}, line {number}"
-            try:
-                yield offset, len(line), _check_entry(parse_json(line, where), where)
-            except AdcamError as error:
-                raise AdcamError(
-                    f"{error}. It is not an entry of a manifest; --overwrite starts over"
-                ) from error
-            offset += len(line)
-
-
-def _check_entry(entry: dict[str, Any], where: str) -> Entry:
-    """Return a line of a manifest if its keys are of the types that readers rely on."""
-    img_id = entry.get("id")
-    if not isinstance(img_id, str):
-        raise AdcamError(f"{where}: id must be text, got {img_id!r:.40}")
-    if entry.get("status") not in ("ok", "failed"):
-        raise AdcamError(f"{where}: status must be ok or failed, got {entry.get('status')!r:.40}")
-    if entry["status"] == "ok":
-        try:
-            check_img_id(img_id)
-        except AdcamError as error:
-            raise AdcamError(f"{where}: {error}") from error
-    for key in ("mask", "maps", "score_map"):
-        if not isinstance(entry.get(key), str | None):
-            raise AdcamError(f"{where}: {key} must be a hash, got {entry[key]!r:.40}")
-    return entry
-
-
-def _encode_line(entry: Entry) -> bytes:
-    try:
-        return (json.dumps(entry, ensure_ascii=False) + "\n").encode()
-    except UnicodeEncodeError:  # a file name that is no UTF-8
-        return (json.dumps(entry) + "\n").encode()
 
 
 def _find_changes(entry: Entry, files: Mapping[str, Path]) -> list[str]:

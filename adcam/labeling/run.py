@@ -34,6 +34,7 @@ from adcam.labeling.executor import (
 )
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.output_folder import OutputFolder, relative_path
+from adcam.labeling.shards import WHOLE, Shard
 from adcam.labeling.steps import (
     Decoded,
     Failed,
@@ -131,9 +132,16 @@ class RunOptions:
     Attributes:
         labels: ``"given"`` takes the labels of the images, ``"predicted"`` what the classifier
             finds.
-        workers: Number of processes beside this one, each with one thread.
+        workers: Number of processes beside this one, each with one thread; with 0 this process
+            labels one image after the other. With the network on the CPU, each process takes whole
+            images; with a GPU, this process decodes and runs the network, and the others make and
+            write the masks. More need more memory.
         batch_size: Most images of equal input sizes that the network sees at once; ``None`` for 1
-            on the CPU, where more gains nothing, else 8.
+            on the CPU, where more gains nothing, else 8. Larger keeps a GPU busier and takes more
+            of its memory.
+        shard: The part of the images to label. Every process is given the same images and another
+            shard; they may work in one folder at the same time, on any machine that sees it.
+            :func:`adcam.labeling.merge.merge_shards` joins what they have made.
         progress: Whether to show progress on standard error.
         log: Called with a line of text now and then.
     """
@@ -141,6 +149,7 @@ class RunOptions:
     labels: str = "given"
     workers: int = 0
     batch_size: int | None = None
+    shard: Shard = WHOLE
     progress: bool = True
     log: Callable[[str], None] | None = None
 
@@ -219,8 +228,11 @@ class Run:
         hashes = {"config": hash_values(config), "weights": self.labeler.weights_hash}
         root = os.path.realpath(folder.path)
         progress = _Progress()
-        tasks = [self._plan(i, folder, job, root, progress) for i in range(len(self.images))]
+        window = _window_size(self.batch_size)
+        mine = folder.start([record.img_id for record in self.images.records], window=window)
+        tasks = [self._plan(i, folder, job, root, progress) for i in mine]
         num_left = len(tasks) - progress.skipped
+        folder.note(lines=folder.num_lines, left=num_left)
         if progress.skipped and self.options.log is not None:
             self.options.log(f"{progress.skipped} of {len(tasks)} images are done already")
         workers = self.options.workers if num_left > INLINE_LIMIT else 0
@@ -432,10 +444,14 @@ def _plan_windows(tasks: Iterable[Task], batch_size: int) -> Iterator[tuple[Task
     windows that are done are left out.
     """
     left = (task for task in tasks if not task.is_done) if batch_size == 1 else iter(tasks)
-    size = 1 if batch_size == 1 else _WINDOW * batch_size
+    size = _window_size(batch_size)
     while window := tuple(itertools.islice(left, size)):
         if not all(task.is_done for task in window):
             yield window
+
+
+def _window_size(batch_size: int) -> int:
+    return 1 if batch_size == 1 else _WINDOW * batch_size
 
 
 def _crashed(task: Task, crash: WorkerCrash) -> Finished:

@@ -24,7 +24,8 @@ from rich.console import Console
 from adcam.errors import AdcamError
 from adcam.files import hash_values, open_json, to_plain, write_json
 from adcam.installation import describe_machine, read_versions
-from adcam.labeling.output_folder import FolderLock, diff_configs
+from adcam.labeling.locks import FolderLock
+from adcam.labeling.output_folder import diff_configs
 from adcam.recipe.inputs import hash_once
 from adcam.version import __version__
 

@@ -520,7 +520,7 @@ def test_workers_write_the_same_bytes_and_one_that_dies_names_its_image(
     assert together.ok == alone.ok == INLINE_LIMIT + 1
     one, two = (stable(read_tree(tmp_path / name)) for name in ("alone", "together"))
     lines = [line for line in two["manifest.jsonl"] if line["id"] != "05 black"]  # type: ignore
-    assert {**two, "manifest.jsonl": lines} == one
+    assert {**two, "manifest.jsonl": lines, "plan.json": one["plan.json"]} == one
     assert (alone.parallelism["network"], together.parallelism["network"]) == (1, 2)
     assert all(0 <= share <= 1 for share in together.shares.values())
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from adcam.errors import AdcamError
-from adcam.labeling import output_folder
+from adcam.labeling import locks
 from adcam.recipe.stages import (
     Recipe,
     Stage,
@@ -246,10 +246,10 @@ def test_files_of_others_are_not_touched(cake: Cake) -> None:
 
 
 def test_two_runs_do_not_work_in_one_folder(cake: Cake) -> None:
-    if output_folder.fcntl is None:
+    if locks.fcntl is None:
         pytest.skip("this system has no locks")
     cake.work_dir.mkdir()
-    lock = output_folder.FolderLock(cake.work_dir)
+    lock = locks.FolderLock(cake.work_dir)
     with pytest.raises(AdcamError, match=rf"work is in use by process {os.getpid()}"):
         run(cake)
     assert not cake.folder("dough").exists()

@@ -1,0 +1,195 @@
+"""Shards become one run: their manifests joined, after a check that nothing is missing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adcam.errors import AdcamError
+from adcam.files import read_json, write_json
+from adcam.labeling.manifest import Entry, read_manifest
+from adcam.labeling.output_folder import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    OutputFolder,
+    manifest_path,
+    plan_path,
+)
+from adcam.labeling.shards import Shard, find_shards
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """What a shard has done so far.
+
+    Attributes:
+        shard: The shard.
+        owned: Number of its images; ``None`` if it was never started.
+        ok: Number of images with a result.
+        failed: Number of images that have none, with the reason in the manifest.
+        lines: Lines of its manifest, older ones of an image included.
+    """
+
+    shard: Shard
+    owned: int | None = None
+    ok: int = 0
+    failed: int = 0
+    lines: int = 0
+
+    @property
+    def missing(self) -> int | None:
+        """Number of images that nothing is known of yet; ``None`` if it was never started."""
+        return None if self.owned is None else max(self.owned - self.ok - self.failed, 0)
+
+    def __str__(self) -> str:
+        if self.owned is None:
+            return f"shard {self.shard} was not started"
+        return f"shard {self.shard} lacks {self.missing} of {self.owned} images"
+
+
+@dataclass(frozen=True)
+class Division:
+    """The shards that a data set was divided into, as an output folder knows them.
+
+    Attributes:
+        images: Number of images of the whole data set; ``None`` if the folder does not say.
+        states: What each shard has done, in order.
+        order: Ids of the images that are known, by their place in the data set; of a run over the
+            whole it is empty.
+    """
+
+    images: int | None
+    states: Sequence[ShardState]
+    order: Mapping[int, str]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether something is known of every image."""
+        if any(state.missing != 0 for state in self.states):
+            return False
+        return self.states[0].shard.is_whole or all(
+            i in self.order for i in range(self.images or 0)
+        )
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What a merged folder holds.
+
+    Attributes:
+        ok: Number of images with a result.
+        failed: The error of each image that has none, by id.
+    """
+
+    ok: int
+    failed: Mapping[str, str]
+
+
+def merge_shards(path: str | Path) -> MergeResult:
+    """Join the manifests of all shards of an output folder into one, and remove theirs.
+
+    The folder is then the same as after a run that was not divided.
+
+    Args:
+        path: The output folder. A folder without shards is only checked.
+
+    Raises:
+        AdcamError: Nothing was changed, because images are missing (the message names the shards
+            that have to be run again), a run is at work, or it is no output folder.
+        OSError: The folder cannot be written to.
+    """
+    path = Path(path)
+    with OutputFolder(path, None) as folder:
+        division = choose_division(path)
+        if not division.is_complete:
+            lacking = [str(state) for state in division.states if state.missing != 0]
+            count = division.states[0].shard.count
+            what = f"{len(lacking)} of {count} shards are incomplete" if count > 1 else "incomplete"
+            shown = "\n".join(f"  {line}" for line in lacking[:20] or ["the plan is missing"])
+            more = f"\n  … and {len(lacking) - 20} more" if len(lacking) > 20 else ""
+            raise AdcamError(
+                f"{path}: {what}, so that nothing was merged:\n{shown}{more}\nRun the same command "
+                "again with the --shard that is named"
+            )
+        if not division.states[0].shard.is_whole:
+            plan = read_json(plan_path(path, division.states[0].shard))
+            write_json(path / PLAN_NAME, {**plan, "owned": plan["images"]})
+            folder.join([division.order[i] for i in range(plan["images"])])
+        ok, failed = 0, {}
+        for _, _, entry in read_manifest(path / MANIFEST_NAME):
+            if entry["status"] == "ok":
+                ok += 1
+            else:
+                failed[entry["id"]] = str(entry.get("error", ""))
+    return MergeResult(ok, failed)
+
+
+def choose_division(path: Path) -> Division:
+    """Find out how a folder's data set was divided, and what each shard has done.
+
+    Where runs have divided it in several ways, the most complete division counts.
+
+    Args:
+        path: The output folder.
+
+    Raises:
+        AdcamError: A manifest or a plan is damaged, or the folder holds no run.
+    """
+    if not (path / CONFIG_NAME).is_file():
+        raise AdcamError(f"{path} holds no run: there is no {CONFIG_NAME} in it")
+    counts = {shard.count for suffix in (".json", ".jsonl") for shard in find_shards(path, suffix)}
+    divisions = [_read_division(path, count) for count in sorted(counts)]
+    if not divisions or (path / PLAN_NAME).is_file():
+        divisions.append(_read_division(path, 1))
+    return max(divisions, key=lambda d: (d.is_complete, sum(s.ok + s.failed for s in d.states)))
+
+
+def _read_division(path: Path, count: int) -> Division:
+    shards = [Shard(index, count) for index in range(count)]
+    plans = {shard: plan for shard in shards if (plan := _read_plan(path, shard)) is not None}
+    # Shards that were given other images than most count as not started.
+    seen = Counter((plan["images"], plan["ids"]) for plan in plans.values())
+    agreed = seen.most_common(1)[0][0] if seen else (None, None)
+    order: dict[int, str] = {}
+    states = []
+    for shard in shards:
+        plan = plans.get(shard)
+        if plan is None or (plan["images"], plan["ids"]) != agreed:
+            states.append(ShardState(shard))
+            continue
+        status: dict[str, str] = {}
+        lines = 0
+        for entry in _read_entries(path, shard):
+            lines += 1
+            if shard.is_whole:
+                if status.get(entry["id"]) != "ok":
+                    status[entry["id"]] = entry["status"]
+            elif isinstance(entry.get("index"), int):
+                status[entry["id"]] = entry["status"]
+                order[entry["index"]] = entry["id"]
+        ok = sum(value == "ok" for value in status.values())
+        states.append(ShardState(shard, plan["owned"], ok, len(status) - ok, lines))
+    return Division(agreed[0], states, order)
+
+
+def _read_entries(path: Path, shard: Shard) -> Iterator[Entry]:
+    """The lines of a shard's manifest; of the whole, those of all manifests."""
+    shards = [shard, *(find_shards(path, ".jsonl") if shard.is_whole else ())]
+    for manifest in (manifest_path(path, shard) for shard in shards):
+        if manifest.is_file():
+            yield from (entry for _, _, entry in read_manifest(manifest))
+
+
+def _read_plan(path: Path, shard: Shard) -> dict[str, Any] | None:
+    file = plan_path(path, shard)
+    if not file.is_file():
+        return None
+    plan: dict[str, Any] = read_json(file, what="the plan of a run")
+    if not all(isinstance(plan.get(key), int) for key in ("images", "owned")):
+        raise AdcamError(f"{file}: not the plan of a run: {json.dumps(plan):.80}")
+    return {**plan, "ids": str(plan.get("ids"))}
