@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from adcam.errors import AdcamError
 from adcam.models.losses import split_attention
+from adcam.ops.token_attention import resolve_layers
 
 
 class AttentionDropout(nn.Module):
@@ -26,6 +28,8 @@ class AttentionDropout(nn.Module):
             used where the background is dropped.
         drop_foreground: ``True`` drops the most discriminative part.
         drop_background: ``True`` drops the background, as InCA does; ADL keeps it.
+        layers: The depths behind which something is dropped, of those whose attention is read;
+            ``None`` for all of them.
     """
 
     def __init__(
@@ -36,12 +40,31 @@ class AttentionDropout(nn.Module):
         fg_threshold: float = 0.3,
         drop_foreground: bool = True,
         drop_background: bool = False,
+        layers: str | tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.drop_rate = drop_rate
         self.thresholds = {"fg_threshold": fg_threshold, "drop_threshold": drop_threshold}
         self.drop_foreground = drop_foreground
         self.drop_background = drop_background
+        self.layers = layers
+
+    def find_depths(self, depths: tuple[int, ...], num_depths: int) -> tuple[int, ...]:
+        """Return the depths behind which something is dropped.
+
+        Args:
+            depths: The depths whose attention is read.
+            num_depths: How many the network has.
+
+        Raises:
+            AdcamError: If one of ``layers`` is not among ``depths``.
+        """
+        if self.layers is None:
+            return depths
+        chosen = resolve_layers(self.layers, num_depths)
+        if not set(chosen) <= set(depths):
+            raise AdcamError(f"drop_layers {chosen} must be among layers {depths}")
+        return chosen
 
     def forward(self, features: Tensor, attn: Tensor) -> Tensor:
         """Return features of the same shape and dtype.

@@ -44,6 +44,8 @@ class InCA(Section):
             larger one hides it more often.
         drop_foreground: Whether the most discriminative part is dropped.
         drop_background: Whether the background is dropped.
+        drop_layers: Those of ``layers`` behind which something is dropped, ``None`` for all. What
+            comes after learns from less, and batch statistics are counted on less.
         contrastive: ``"hinge"`` or ``"infonce"``, ``None`` for no contrastive attention loss.
         contrastive_on: What it compares: ``"features"`` of each of ``layers``, the mean of which is
             taken, or the class ``"maps"``, with the attention of the last of ``layers``. A ViT
@@ -63,6 +65,7 @@ class InCA(Section):
     drop_rate: float = setting(0.75, at_least=0, at_most=1)
     drop_foreground: bool = True
     drop_background: bool = True
+    drop_layers: str | tuple[int, ...] | None = None
     contrastive: str | None = setting("hinge", choices=("hinge", "infonce"))
     contrastive_on: str = setting("features", choices=("features", "maps"))
     contrastive_weight: float = 1.0
@@ -80,6 +83,7 @@ class InCA(Section):
             fg_threshold=self.fg_threshold,
             drop_foreground=self.drop_foreground,
             drop_background=self.drop_background,
+            layers=self.drop_layers,
         )
 
     def compute_losses(self, maps: TrainMaps) -> dict[str, Tensor]:

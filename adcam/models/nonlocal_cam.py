@@ -210,7 +210,7 @@ class NonlocalCAM(nn.Module):
         Args:
             inputs: (B, 3, H, W) normalised images.
             layers: Depths of 0, 1, 2 whose features and attention are returned, ``None`` for none.
-            dropout: The dropout at each of ``layers``, ``None`` for none.
+            dropout: The dropout at ``layers`` or those of them that it names, ``None`` for none.
 
         Raises:
             AdcamError: If the size does not fit, or depths are asked for without attention.
@@ -218,6 +218,7 @@ class NonlocalCAM(nn.Module):
         if layers is not None and self.attention is None:
             raise AdcamError(f"{self.name} was built with attention=None: it has no depths to read")
         depths = () if layers is None else resolve_layers(layers, len(self.attentions))
+        dropping = () if dropout is None else dropout.find_depths(depths, len(self.attentions))
         compute_grid_hw(inputs, self.patch_size)
         features = inputs
         depth_outputs = []
@@ -228,7 +229,7 @@ class NonlocalCAM(nn.Module):
             raw = features.mean(dim=1, keepdim=True)
             attn = scale_attention(raw)
             depth_outputs.append(DepthOutput(features, attn))
-            if dropout is not None:
+            if dropout is not None and depth in dropping:
                 # ADL takes the mean as it is; the masks are the same.
                 features = dropout(features, attn if self.attention == "nonlocal" else raw)
         features = self.parts[-1](features)

@@ -159,7 +159,8 @@ class TokenCAM(nn.Module):
         Args:
             inputs: (B, 3, H, W) normalised images.
             layers: Blocks whose features and attention are returned, ``None`` for none.
-            dropout: The dropout behind each of ``layers``, ``None`` for none.
+            dropout: The dropout behind ``layers`` or those of them that it names, ``None`` for
+                none.
 
         Raises:
             AdcamError: If the size does not fit, or blocks are asked for without a class token.
@@ -180,12 +181,13 @@ class TokenCAM(nn.Module):
             patches = tokens[:, num_prefix:]
             plain = F.layer_norm(patches.float(), patches.shape[2:])
             depth_outputs.append(DepthOutput(_to_grid(plain, grid_hw), attn))
-            if dropout is None:
+            if dropout is None or blocks[len(depth_outputs) - 1] not in dropping:
                 return None
             kept = dropout(_to_grid(patches, grid_hw), attn).flatten(2).transpose(1, 2)
             return torch.cat([tokens[:, :num_prefix], kept], dim=1)
 
         blocks = resolve_layers(layers, self.depth)
+        dropping = () if dropout is None else dropout.find_depths(blocks, self.depth)
         handles = [self.backbone.blocks[i].register_forward_hook(hook) for i in blocks]
         try:
             with capture:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adcam.errors import AdcamError
-from adcam.seg import deeplab_v2, timm_vit  # noqa: F401 - register what mmsegmentation lacks
+from adcam.seg import deeplab_v2, timm_cnn, timm_vit  # noqa: F401 - register what mmsegmentation lacks
 from adcam.seg.losses import ConfidenceCrossEntropy
 
 AMP_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -183,6 +183,24 @@ def test_dropping_happens_only_in_training() -> None:
     assert torch.equal(network.train_maps(inputs, dropout=dropout).cam, plain)
 
 
+def test_dropping_may_happen_at_some_of_the_depths_that_are_read() -> None:
+    network = make(attention="channel")
+    inputs = random_images(64, 64)
+
+    def read(**options: Any) -> list[Tensor]:
+        dropout = AttentionDropout(drop_rate=1.0, **options)
+        maps = network.train_maps(inputs, layers=(1, 2), dropout=dropout)
+        return [output.features for output in maps.depth_outputs] + [maps.cam]
+
+    plain = network.train_maps(inputs, layers=(1, 2))
+    last, both = read(layers=(2,)), read()
+    assert torch.equal(last[1], plain.depth_outputs[1].features)  # nothing was dropped before
+    assert not torch.equal(last[2], plain.cam)
+    assert not torch.equal(both[1], last[1])
+    with pytest.raises(ValueError, match=r"drop_layers \(0,\) must be among layers \(1, 2\)"):
+        read(layers=(0,))
+
+
 def test_adl_takes_the_channel_mean_as_it_is() -> None:
     seen = []
 

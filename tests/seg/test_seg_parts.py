@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
@@ -15,10 +17,12 @@ from torch.nn import functional as F
 
 pytest.importorskip("mmseg", reason="mmsegmentation is not installed (extra `seg`)")
 
+from adcam.models.weights import load_any_backbone_weights
 from adcam.seg.dataset import SegmentationDataset, WholeImages, index_of_value, value_of_index
 from adcam.seg.deeplab_v2 import DeepLabV2Head
 from adcam.seg.losses import ConfidenceCrossEntropy
 from adcam.seg.segmenter import Segmenter, SegViews, build_segmenter
+from adcam.seg.timm_cnn import TimmCNN
 from adcam.seg.timm_vit import TimmViT
 from adcam.structures import ClassSet, Sample
 
@@ -148,6 +152,27 @@ def test_a_vit_keeps_no_parameter_that_nothing_depends_on() -> None:
     sum(out.square().sum() for out in vit(torch.randn(1, 3, 32, 32))).backward()
     assert len(vit.network.blocks) == 2
     assert [name for name, p in vit.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(("out_stride", "grids"), [(32, [8, 4, 2]), (16, [8, 4, 4])])
+def test_a_cnn_gives_maps_of_chosen_strides_and_takes_published_weights(
+    out_stride: int, grids: list[int], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    published = timm.create_model("tf_efficientnet_lite0").eval()
+    torch.save(published.state_dict(), tmp_path / "lite0.pth")
+    cnn = TimmCNN("tf_efficientnet_lite0", out_indices=(2, 3, 4), out_stride=out_stride)
+    load_any_backbone_weights(cnn.network, tmp_path / "lite0.pth")
+    cnn.eval()
+    images = torch.randn(2, 3, 64, 96)
+    maps = cnn(images)
+    expected = [(2, d, n, n * 3 // 2) for d, n in zip((40, 112, 320), grids, strict=True)]
+    assert [tuple(m.shape) for m in maps] == expected
+    early = published.blocks[:3](published.bn1(published.conv_stem(images)))
+    torch.testing.assert_close(maps[0], early)
+    cnn.train()
+    sum(m.square().sum() for m in cnn(images)).backward()
+    assert [name for name, p in cnn.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.parametrize(

@@ -684,3 +684,21 @@ def test_the_coco_configs_run_through_every_stage(name: str, tmp_path: Path) -> 
     }
     settings = segmenter.load_segmentation_settings(CONFIGS / "coco14" / name, options)
     run_every_stage(settings, tmp_path, root / "val2014")
+
+
+def test_a_small_cnn_as_the_student(mini_shapes: Path, tmp_path: Path) -> None:
+    """EfficientNet-Lite0 with random weights, on other data of as many classes."""
+    settings = segmenter.load_segmentation_settings(
+        CONFIGS / "voc_animals" / "efficientnet-lite0_fcn_voc-animals.py",
+        {
+            **shrink(48),
+            "data.root": str(mini_shapes),
+            "data.classes": "shapes",
+            "data.train": ["train"],
+            "data.expected_counts": {},
+            "train.amp": "none",
+        },
+    )
+    run_every_stage(settings, tmp_path, mini_shapes / "JPEGImages")
+    weights = load_file(tmp_path / "run" / "segmenter.safetensors")
+    assert "backbone.network.blocks.6.0.conv_pwl.weight" in weights
