@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     for title, values in info.items():
         rows = [(name, _state(title, value)) for name, value in values.items()]
         print_table(("", ""), rows, title.replace("_", " "))
-    show("The CRF lattice uses numba, or reference where numba cannot run; lattice-gpu uses torch.")
+    show("The CRF lattice uses numba, or reference where numba cannot run;")
+    show("lattice-gpu uses triton, or torch where triton cannot run.")
     return EXIT_OK
 
 

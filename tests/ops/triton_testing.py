@@ -74,6 +74,7 @@ def compile_ahead(
     constants: Mapping[str, Any],
     num_warps: int = 4,
     num_stages: int = 3,
+    enable_fp_fusion: bool = True,
 ) -> Any:
     """Compile a kernel for a GPU that need not be here, and check what comes out.
 
@@ -86,6 +87,7 @@ def compile_ahead(
         constants: From each ``tl.constexpr`` argument to its value.
         num_warps: As at launch.
         num_stages: As at launch.
+        enable_fp_fusion: As at launch: whether products may be fused with sums.
 
     Returns:
         Triton's compiled kernel: ``.asm["ptx"]``, ``.asm["cubin"]``, ``.metadata.shared``.
@@ -107,7 +109,11 @@ def compile_ahead(
         _make_source(function, kinds, constants, attrs),
         target=GPUTarget("cuda", capability, 32),
         # As every launch says it: Triton 3.9 warns when the choice is left to its default.
-        options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True},
+        options={
+            "num_warps": num_warps,
+            "num_stages": num_stages,
+            "enable_fp_fusion": enable_fp_fusion,
+        },
     )
     assert f".target sm_{capability}" in compiled.asm["ptx"]
     assert compiled.asm["cubin"][:4] == b"\x7fELF"

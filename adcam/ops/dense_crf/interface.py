@@ -7,7 +7,7 @@ symmetric normalisation and Potts compatibility; the derivation is in this folde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from adcam.ops._backends import (
     choose_backend,
     numba_not_supported_reasons,
     summarize_reasons,
+    triton_not_supported_reasons,
 )
 
 MIN_PROB = 1e-5
@@ -28,9 +29,16 @@ does; a larger value lets the pairwise terms overrule confident pixels more easi
 _RANGE_SLACK = 1e-4
 """How far outside [0, 1] a probability may lie: rounding of an interpolation, not an error."""
 
+_SLICE_BYTES = 2**30
+"""Memory that the images computed together may take, about; a single image may take more."""
+
+_BATCHED = ("triton", "torch")
+"""The backends that compute several images together, on any device."""
+
 _MODULES = {
     "numba": "numba_lattice",
     "reference": "reference",
+    "triton": "triton_lattice",
     "torch": "torch_lattice",
     "pydensecrf": "pydensecrf",
 }
@@ -43,20 +51,32 @@ def available_backends() -> dict[str, str | None]:
 
     Returns:
         From each backend's name to ``None`` if it can run, else to the reason why it cannot.
-        ``"auto"`` is the first that can run, in this order.
+        ``"auto"`` is the first of ``"numba"`` and ``"reference"`` that can run; on another device
+        than the CPU, the first of ``"triton"`` and ``"torch"``.
     """
-    return summarize_reasons(_reasons())
+    return summarize_reasons(_reasons(None))
 
 
-def _reasons() -> dict[str, list[str]]:
+def _reasons(device: torch.device | None) -> dict[str, list[str]]:
+    """Why each backend cannot run: on this machine, or on ``device`` if that is given."""
     from adcam.ops.dense_crf import pydensecrf
 
+    has_device = device is not None and torch.cuda.is_available()
+    of_device = (torch.empty(0, device=device),) if has_device else ()
     return {
         "numba": numba_not_supported_reasons("adcam.ops.dense_crf.numba_lattice"),
         "reference": [],
+        "triton": triton_not_supported_reasons(*of_device),
         "torch": [],
         "pydensecrf": pydensecrf.not_supported_reasons(),
     }
+
+
+def _choose(backend: str, device: torch.device) -> str:
+    reasons = _reasons(device)
+    if backend == "auto" and device.type != "cpu":
+        reasons = {name: reasons[name] for name in _BATCHED}
+    return choose_backend("dense CRF", backend, reasons)
 
 
 class DenseCRF:
@@ -76,9 +96,10 @@ class DenseCRF:
             levels of 0..255: larger lets labels cross stronger edges. ``compat``: larger makes
             labels follow the image rather than ``prob``.
         backend: ``"numba"`` (compiled, on as many threads as torch uses, at most four),
-            ``"reference"`` (NumPy and SciPy, one thread), ``"torch"`` (on ``device``),
-            ``"pydensecrf"`` (the C++ code, extra ``crf``; builds its lattices for each inference),
-            or ``"auto"``: ``"torch"`` on another device than the CPU, else the first of
+            ``"reference"`` (NumPy and SciPy, one thread), ``"triton"`` (kernels for a CUDA
+            ``device``), ``"torch"`` (on any ``device``), ``"pydensecrf"`` (the C++ code, extra
+            ``crf``; builds its lattices for each inference), or ``"auto"``: on another device than
+            the CPU ``"triton"``, else ``"torch"``; on the CPU the first of
             :func:`available_backends` that can run.
         device: The device that computes, e.g. ``"cuda:1"``; ``None`` takes the device of ``img``.
 
@@ -102,15 +123,15 @@ class DenseCRF:
         _check_img(img)
         self._hw = tuple(img.shape[:2])
         self._device = _device_of(img) if device is None else torch.device(device)
-        chosen = _resolve_auto(backend, self._device)
-        self._backend = choose_backend("dense CRF", chosen, _reasons())
-        if device is not None and self._device.type != "cpu" and self._backend != "torch":
+        self._backend = _choose(backend, self._device)
+        is_batched = self._backend in _BATCHED
+        if device is not None and self._device.type != "cpu" and not is_batched:
             raise ValueError(
                 f"device must be 'cpu' for the dense CRF's backend {self._backend!r}, got {device}"
             )
         module = import_module(f"adcam.ops.dense_crf.{_MODULES[self._backend]}")
         self._mean_field = module.MeanField(
-            [_as_tensor(img).to(self._device)] if self._backend == "torch" else _as_numpy(img),
+            [_as_tensor(img).to(self._device)] if is_batched else _as_numpy(img),
             gaussian=gaussian,
             bilateral=bilateral,
         )
@@ -136,8 +157,9 @@ class DenseCRF:
             ValueError: Wrong shape, dtype or range, NaN, or ``num_iters`` < 0.
         """
         _check_num_iters(num_iters)
-        _check_prob(prob, self._hw)
-        if self._backend == "torch":
+        _check_prob_shape(prob, self._hw)
+        _check_prob_values([prob])
+        if self._backend in _BATCHED:
             unaries = [_compute_unary_tensor(prob).to(self._device)]
             (refined,) = self._mean_field.infer(unaries, num_iters=num_iters)
             if isinstance(prob, torch.Tensor):
@@ -196,9 +218,10 @@ def dense_crf_batch(
 ) -> list[ArrayT]:
     """Refine the label probabilities of several images, each with its own CRF.
 
-    ``"torch"`` computes all of them together, whatever their sizes and numbers of labels, which
-    fills a GPU; its memory grows with the sum of their pixels times the largest number of labels.
-    The other backends take them one after another.
+    ``"triton"`` and ``"torch"`` compute several together, whatever their sizes and numbers of
+    labels, which fills a GPU: as many at a time, in their order, as take about 1 GiB of its memory.
+    The result of an image does not depend on the others, but for its last bits where numbers of
+    labels differ. The other backends take them one after another.
 
     Args:
         probs: Label probabilities (C, H, W), one an image; tensors on one device.
@@ -221,30 +244,40 @@ def dense_crf_batch(
         )
     if not probs:
         return []
-    backend = choose_backend("dense CRF", _resolve_auto(backend, _device_of(probs[0])), _reasons())
+    backend = _choose(backend, _device_of(probs[0]))
     kernels: dict[str, Any] = {"gaussian": gaussian, "bilateral": bilateral}
-    if backend != "torch":
+    if backend not in _BATCHED:
         return [
             dense_crf(prob, img, **kernels, num_iters=num_iters, backend=backend)
             for prob, img in zip(probs, imgs, strict=True)
         ]
-    from adcam.ops.dense_crf import torch_lattice
-
     _check_kernels(gaussian, bilateral)
     _check_num_iters(num_iters)
     for prob, img in zip(probs, imgs, strict=True):
         _check_img(img)
-        _check_prob(prob, tuple(img.shape[:2]))
-    unaries = [_compute_unary_tensor(prob) for prob in probs]
-    tensors = [_as_tensor(img).to(unaries[0].device) for img in imgs]
-    refined = torch_lattice.MeanField(tensors, **kernels).infer(unaries, num_iters=num_iters)
+        _check_prob_shape(prob, tuple(img.shape[:2]))
+    _check_prob_values(probs)
+    module = import_module(f"adcam.ops.dense_crf.{_MODULES[backend]}")
+    refined: list[torch.Tensor] = []
+    for part in _plan_slices([tuple(prob.shape) for prob in probs]):
+        unaries = [_compute_unary_tensor(prob) for prob in probs[part]]
+        tensors = [_as_tensor(img).to(unaries[0].device) for img in imgs[part]]
+        refined += module.MeanField(tensors, **kernels).infer(unaries, num_iters=num_iters)
     if isinstance(probs[0], torch.Tensor):
         return refined
     return [marginals.numpy() for marginals in refined]
 
 
-def _resolve_auto(backend: str, device: torch.device) -> str:
-    return "torch" if backend == "auto" and device.type != "cpu" else backend
+def _plan_slices(shapes: Sequence[tuple[int, ...]]) -> Iterator[slice]:
+    """Yield the images that are computed together: as many as memory is meant for, at least one."""
+    first, num_pixels, num_labels = 0, 0, 0
+    for index, (labels, height, width) in enumerate(shapes):
+        num_pixels, num_labels = num_pixels + height * width, max(num_labels, labels)
+        # Sorting the keys takes 9 corners x 40 bytes, the labels six arrays (README).
+        if index > first and num_pixels * (400 + 24 * num_labels) > _SLICE_BYTES:
+            yield slice(first, index)
+            first, num_pixels, num_labels = index, height * width, labels
+    yield slice(first, len(shapes))
 
 
 def _device_of(array: NDArray[Any] | torch.Tensor) -> torch.device:
@@ -286,7 +319,7 @@ def _check_img(img: NDArray[np.uint8] | torch.Tensor) -> None:
         raise ValueError(f"img must have at least one pixel, got {tuple(img.shape)}")
 
 
-def _check_prob(prob: NDArray[Any] | torch.Tensor, hw: tuple[int, ...]) -> None:
+def _check_prob_shape(prob: NDArray[Any] | torch.Tensor, hw: tuple[int, ...]) -> None:
     _check_kind("prob", prob)
     shape = tuple(prob.shape)
     is_float = (
@@ -300,10 +333,19 @@ def _check_prob(prob: NDArray[Any] | torch.Tensor, hw: tuple[int, ...]) -> None:
         raise ValueError(f"prob must have at least one label, got {shape}")
     if shape[1:] != hw:
         raise ValueError(f"prob is for images of (H, W) = {shape[1:]} but img is {hw}")
-    values = prob.detach() if isinstance(prob, torch.Tensor) else prob
-    low, high = float(values.min()), float(values.max())
-    if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):  # also true for NaN
-        raise ValueError(f"prob must lie in [0, 1] without NaN, got values in [{low}, {high}]")
+
+
+def _check_prob_values(probs: Sequence[NDArray[Any] | torch.Tensor]) -> None:
+    """Waits for the device of tensors once, however many there are."""
+    tensors = [prob.detach() for prob in probs if isinstance(prob, torch.Tensor)]
+    low_high = [
+        (float(prob.min()), float(prob.max())) for prob in probs if isinstance(prob, np.ndarray)
+    ]
+    if tensors:
+        low_high += torch.stack([torch.stack(x.aminmax()).float() for x in tensors]).tolist()
+    for low, high in low_high:
+        if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):  # also true for NaN
+            raise ValueError(f"prob must lie in [0, 1] without NaN, got values in [{low}, {high}]")
 
 
 def _check_num_iters(num_iters: int) -> None:

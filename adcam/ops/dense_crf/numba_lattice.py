@@ -25,7 +25,7 @@ from numba.core.types import none
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from adcam.ops.dense_crf.reference import axis_scales, number_cells
+from adcam.ops.dense_crf.placement import GaussianKernel, place_kernels
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int32]
@@ -69,26 +69,6 @@ class _Lattice:
     spans: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class _Gaussian:
-    """One Gaussian kernel of the CRF and its place on a lattice.
-
-    Attributes:
-        axes: Elevated coordinates: of each column (W,), of each row (H,) and of the grey levels of
-            each colour (0 or 3, 256), float32.
-        step: (d+1,) int64, what a step along each direction of the blur adds to a key.
-        origin: What is subtracted from keys to make them positive.
-        columns: Its columns of ``corners`` and ``weights``.
-        compat: Its weight.
-    """
-
-    axes: tuple[Float, Float, Float]
-    step: NDArray[np.int64]
-    origin: int
-    columns: slice
-    compat: float
-
-
 class MeanField:
     """The lattices of an image, ready for any number of inferences.
 
@@ -108,14 +88,7 @@ class MeanField:
         gaussian: tuple[float, float] | None,
         bilateral: tuple[float, float, float] | None,
     ) -> None:
-        hw = img.shape[:2]
-        kernels: list[_Gaussian] = []
-        if gaussian is not None:
-            sigma_xy, compat = gaussian
-            kernels.append(_place(hw, sigma_xy, None, compat, first_column=0))
-        if bilateral is not None:
-            first_column = sum(len(kernel.step) for kernel in kernels)
-            kernels.append(_place(hw, *bilateral, first_column=first_column))
+        kernels = place_kernels(img.shape[:2], gaussian, bilateral)
         self._lattice = _build(np.ascontiguousarray(img).reshape(-1, 3), kernels)
 
     def infer(self, unary: Float, *, num_iters: int) -> Float:
@@ -181,29 +154,7 @@ def _run(steps: Callable[[_Worker], None]) -> None:
             future.result()
 
 
-def _place(
-    hw: tuple[int, ...],
-    sigma_xy: float,
-    sigma_rgb: float | None,
-    compat: float,
-    *,
-    first_column: int,
-) -> _Gaussian:
-    """Elevate the axes of an image of (H, W) pixels; without ``sigma_rgb`` only its positions."""
-    height, width = hw
-    dim = 2 if sigma_rgb is None else 5
-    col, row, level = (np.arange(n, dtype=np.float32) for n in (width, height, 256))
-    scales = axis_scales(dim)
-    col = col / np.float32(sigma_xy) * scales[0]
-    row = row / np.float32(sigma_xy) * scales[1]
-    levels = (level / np.float32(sigma_rgb or 1))[None] * scales[2:, None]
-    extent = np.array([axis[-1] for axis in (col, row, *levels)], dtype=np.float64)
-    step, origin = _number_box(extent)
-    columns = slice(first_column, first_column + dim + 1)
-    return _Gaussian((col, row, levels), step, origin, columns, compat)
-
-
-def _build(colour: NDArray[np.uint8], kernels: list[_Gaussian]) -> _Lattice:
+def _build(colour: NDArray[np.uint8], kernels: list[GaussianKernel]) -> _Lattice:
     """Build the lattice of the pixels whose ``colour`` is (N, 3)."""
     shape = (len(colour), sum(len(kernel.step) for kernel in kernels))
     corners, weights = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float32)
@@ -270,35 +221,6 @@ def _build(colour: NDArray[np.uint8], kernels: list[_Gaussian]) -> _Lattice:
 
     _run(connect_and_normalise)
     return lattice
-
-
-def _number_box(extent: NDArray[np.float64]) -> tuple[NDArray[np.int64], int]:
-    """Number the lattice points around the box 0..``extent`` (d,), given in elevated units.
-
-    The leading places of a key are the row and the column of the vertex in the image: vertices of
-    neighbouring pixels are then neighbours in memory, whatever their colours.
-
-    Returns:
-        ``step`` as in :class:`_Gaussian`; its product with the coordinates of a vertex of
-        remainder 0, over d+1, is the key of the vertex. And the key of the lowest point.
-    """
-    dim = len(extent)
-    axis = np.arange(2, dim)
-    forms = np.zeros((dim, dim + 1), dtype=np.int64)
-    forms[0, :3] = 1, 1, -2  # row: the other axes cancel
-    forms[1, :2] = 1, -1  # column
-    forms[axis, axis], forms[axis, dim] = 1, -1
-    # Elevation without the scales, as in `reference._elevate`.
-    elevate = np.triu(np.ones((dim + 1, dim))) - np.diag(np.arange(1, dim + 1), -1)[:, :dim]
-    reach = forms @ elevate / (dim + 1) * extent
-    # Rounding to a cell moves a coordinate by less than one cell; the other vertices of the simplex
-    # and their neighbours are farther away where a form is steeper than `number_cells` allows for.
-    size = np.abs(forms).sum(axis=1)
-    slack = size + size // 2 + np.abs(forms).max(axis=1) - 2
-    low = np.floor(reach.clip(max=0).sum(axis=1)).astype(np.int64) - slack
-    high = np.ceil(reach.clip(min=0).sum(axis=1)).astype(np.int64) + slack
-    radix, _ = number_cells(high - low)
-    return radix @ forms, int(radix @ (low - 2))
 
 
 def _infer(lattice: _Lattice, unary: Float, num_iters: int) -> Float:
