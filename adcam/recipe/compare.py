@@ -228,6 +228,12 @@ def read_box_results(comparison: Comparison, whole: Recipe) -> BoxResults:
     )
 
 
+def _find_missing(comparison: Comparison) -> str | None:
+    given = [source for source in comparison.sources.values() if isinstance(source, Path)]
+    missing = next((path for path in given if not path.is_file()), None)
+    return None if missing is None else f"there is no classifier {missing}"
+
+
 def _describe_compare(comparison: Comparison) -> dict[str, Any]:
     section = comparison.settings.to_dict()["compare"]
     trained = comparison.outputs("train")["classifiers"]
@@ -337,6 +343,7 @@ TRAIN: Stage[Comparison] = Stage(
     run=lambda comparison, folder: {
         "classifiers": {n: make_classifier(s, folder / n) for n, s in comparison.sources.items()}
     },
+    obstacle=_find_missing,
 )
 COMPARE: Stage[Comparison] = Stage(
     "compare",

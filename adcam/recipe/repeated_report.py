@@ -80,7 +80,7 @@ def build_repeated_report(results: RepeatedResults, *, title: str, command: str)
             *_first_pictures(results),
         ],
         sections=[
-            Section("Differences", [difference_bars(results), *_by_class(results)]),
+            Section("Differences", [*difference_bars(results), *_by_class(results)]),
             *(
                 Section(f"Classifier {name}", _blocks_of(member, results.split), folded=True)
                 for name, member in results.members.items()
@@ -94,9 +94,9 @@ def build_repeated_report(results: RepeatedResults, *, title: str, command: str)
 def describe_spreads(results: RepeatedResults) -> list[str]:
     """Mean and spread from the best to the worst, and the differences that are none."""
     order = sorted(results.rows, key=lambda row: -row.main.mean)
-    listed = ", ".join(f"{row.spec.name} {row.main.format()}" for row in order)
+    listed = "; ".join(f"{row.spec.name} {row.main.format()}" for row in order)
     none = [row.spec.name for row in results.rows if row.verdict == "none"]
-    told = f"No difference from {results.reference} beyond its spread: {', '.join(none)}."
+    told = f"No difference from {results.reference} beyond its spread: {'; '.join(none)}."
     return [
         f"{results.measure}, mean ± sample standard deviation over {len(results.members)} "
         f"classifiers: {listed}.",
@@ -138,19 +138,15 @@ def spread_table(results: RepeatedResults, command: str) -> Table:
     return Table(columns, rows, caption, command)
 
 
-def difference_bars(results: RepeatedResults) -> Differences:
-    """The mean difference of each method from the reference; none draws no bar."""
-    others = [row for row in results.rows if row.difference is not None]
-    return Differences(
-        [row.spec.name for row in others],
-        [
-            float("nan") if row.verdict == "none" or row.difference is None else row.difference.mean
-            for row in others
-        ],
-        f"points of {results.measure}",
-        f"Mean difference from {results.reference} over the classifiers; no bar where it is not "
-        "larger than its spread.",
-    )
+def difference_bars(results: RepeatedResults) -> list[Differences]:
+    """The mean difference of each method from the reference, of those that have one."""
+    told = [(row.spec.name, row.difference) for row in results.rows if row.verdict != "none"]
+    shown = {name: difference.mean for name, difference in told if difference is not None}
+    caption = f"Mean difference from {results.reference} over the classifiers, if larger than its "
+    label = f"points of {results.measure}"
+    if not shown:
+        return []
+    return [Differences(list(shown), list(shown.values()), label, f"{caption}spread.")]
 
 
 def _by_class(results: RepeatedResults) -> list[Block]:
@@ -197,7 +193,7 @@ def _caution_unless_first(results: RepeatedResults) -> Sequence[Block]:
     ]
     if not better:
         return []
-    return caution(f"Better than {results.reference} here: {', '.join(better)}.")
+    return caution(f"Better than {results.reference} here: {'; '.join(better)}.")
 
 
 def _headlines(results: RepeatedResults) -> list[Headline]:
@@ -218,6 +214,7 @@ def _headlines(results: RepeatedResults) -> list[Headline]:
     if others:
         next_best = max(others, key=lambda row: row.main.mean)
         gain = reference.main.minus(next_best.main)
-        text = "none" if gain.is_none else gain.format(signed=True)
-        headlines.append(Headline(f"over {next_best.spec.name}", text, "points"))
+        text = gain.format(signed=True)
+        shown_gain = ("none", "", text) if gain.is_none else (text, "points")
+        headlines.append(Headline(f"{results.reference} over {next_best.spec.name}", *shown_gain))
     return headlines

@@ -192,6 +192,15 @@ def test_one_seed_or_file_is_a_comparison_as_ever(config: Config, tmp_path: Path
         assert opened.sources[""] == Path("a.safetensors")
 
 
+def test_files_that_are_not_there_are_named_before_any_work(config: Config, tmp_path: Path) -> None:
+    settings = Settings(config.to_dict())
+    there = save_random(settings, tmp_path / "there.safetensors", 0)
+    listed = {"compare.checkpoint": [str(there), str(tmp_path / "gone.safetensors")]}
+    with pytest.raises(AdcamError, match=r"gone/train.*there is no classifier .*gone\.safetensors"):
+        run(settings.with_changes(listed), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
 def test_names_of_files() -> None:
     assert list(name_files(["~/w/a b.safetensors", "~/w/c.safetensors"])) == ["a_b", "c"]
     assert list(name_files(["x/1/train/c.safetensors", "x/2/train/c.safetensors"])) == ["1", "2"]
