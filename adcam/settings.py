@@ -293,8 +293,9 @@ class MaskSettings(Section):
         two_threshold: A low and a high background score in place of ``rule``: pixels that the two
             disagree on become 255, "uncertain".
         crf: ``"none"``, or the parameter set of a dense CRF: ``"toco"``, ``"psa"``, ``"irn"``, …
-        crf_backend: What computes the CRF: ``"auto"``, ``"lattice"`` (ours, on the CPU),
-            ``"lattice-gpu"`` (ours, on the GPU of the network) or ``"pydensecrf"``.
+        crf_backend: What computes the CRF: ``"lattice"`` (ours, on the CPU), ``"lattice-gpu"``
+            (ours, on the GPU of the network), ``"pydensecrf"``, or ``"auto"``: ``"lattice-gpu"``
+            where the network runs on a GPU that has kernels for it, else ``"lattice"``.
         label_threshold: The probability from which a class counts as present where no labels are
             given. A larger value finds fewer classes.
     """

@@ -530,7 +530,7 @@ def test_info_prints_backends(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info --json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["crf_backends"]["reference"] is None
-    assert list(found["crf_backends"]) == ["numba", "reference", "torch", "pydensecrf"]
+    assert list(found["crf_backends"]) == ["numba", "reference", "triton", "torch", "pydensecrf"]
     assert run("info") == 0
     printed = capsys.readouterr().out
     assert "The CRF lattice uses numba" in printed

@@ -103,7 +103,8 @@ def _add_mask_arguments(mask: argparse._ArgumentGroup) -> None:
     mask.add_argument(
         "--crf-backend",
         choices=CRF_BACKENDS,
-        help="what computes the CRF: ours, on the CPU (default) or the GPU, or the C++ package",
+        help="what computes the CRF: ours, on the CPU or the GPU, or the C++ package (default: the "
+        "GPU, if the network runs there and Triton works)",
     )
     mask.add_argument(
         "--crf-params", choices=CRF_NAMES[1:], metavar="NAME", help="the same as --crf NAME"

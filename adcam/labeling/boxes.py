@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,10 @@ class BoxJob:
             image.maps, rule=options.rule, threshold=options.threshold, chosen_on=options.chosen_on
         )
         return _to_image(boxes, (image.img.shape[0], image.img.shape[1]), image.ori_hw)
+
+    def make_batch(self, images: Sequence[Mapped]) -> list[Boxes]:
+        """Compute the boxes of several images, one after the other."""
+        return [self.make(image) for image in images]
 
     def write(self, image: Mapped, result: Boxes) -> dict[str, Any]:
         """Write the score map, and return the entry of the manifest, which holds the boxes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,14 @@ class MaskJob:
     def make(self, image: Mapped) -> PseudoMask:
         """Make the mask of an image."""
         return self.mask_maker(image.maps, image.img, image.ori_hw)
+
+    def make_batch(self, images: Sequence[Mapped]) -> list[PseudoMask]:
+        """Make the masks of several images, their CRFs together on a GPU."""
+        return self.mask_maker.make_batch(
+            [image.maps for image in images],
+            [image.img for image in images],
+            [image.ori_hw for image in images],
+        )
 
     def write(self, image: Mapped, result: PseudoMask) -> dict[str, Any]:
         """Write mask and maps, and return the entry of the manifest."""

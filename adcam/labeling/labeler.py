@@ -70,8 +70,9 @@ class LabelerOptions:
             disagree on become 255 (:mod:`adcam.masks.confident`).
         crf: ``"none"``, or the parameter set of a dense CRF that sharpens the edges of masks, a key
             of :data:`adcam.masks.crf.CRF_PARAMS`.
-        crf_backend: What computes the CRF: ``"auto"`` or ``"lattice"`` (ours, on the CPU),
-            ``"lattice-gpu"`` (ours, on the network's GPU) or ``"pydensecrf"``.
+        crf_backend: What computes the CRF: ``"lattice"`` (ours, on the CPU), ``"lattice-gpu"``
+            (ours, on the network's GPU), ``"pydensecrf"``, or ``"auto"``: ``"lattice-gpu"`` where
+            the network runs on a GPU that has kernels for it, else ``"lattice"``.
         dtype: The precision of the network: ``"float32"``, or ``"bfloat16"``/``"float16"`` by
             autocast, faster on a GPU and a little less exact.
         compile: Whether to compile the network's MLPs with ``torch.compile``, in every process that
@@ -261,7 +262,7 @@ class PseudoLabeler:
             self.options.rule,
             self.options.two_threshold,
             self.options.crf,
-            self.options.crf_backend,
+            self._find_crf_backend(),
             class_set.mask_values,
             self._find_crf_device(),
         )
@@ -275,14 +276,25 @@ class PseudoLabeler:
         """The device that the network runs on."""
         return self.map_maker.device
 
+    def _find_crf_backend(self) -> str:
+        """Return what computes the CRF: for ``"auto"`` the faster of CPU and GPU.
+
+        By its kernels on a GPU an image takes less than processes on the CPU need to be handed its
+        maps; without kernels a GPU is slower than 16 processes (README of adcam/ops/dense_crf).
+        """
+        if self.options.crf_backend != "auto":
+            return self.options.crf_backend
+        has_kernels = self.device.type == "cuda" and available_backends()["triton"] is None
+        return "lattice-gpu" if has_kernels else "lattice"
+
     def _find_crf_device(self) -> str:
         """Return where the CRF computes.
 
         Raises:
             AdcamError: The backend cannot run here.
         """
-        backend = self.options.crf_backend
-        if self.options.crf == "none" or backend in ("auto", "lattice"):
+        backend = self._find_crf_backend()
+        if self.options.crf == "none" or backend == "lattice":
             return "cpu"
         if backend == "lattice-gpu":
             if self.device.type == "cpu":
@@ -406,8 +418,12 @@ class PseudoLabeler:
                 for i, probs in zip(batch, scores, strict=True)
             ]
             batch_maps = self.map_maker.compute_maps(passes, class_ids, [small[i] for i in batch])
-            for i, maps, probs in zip(batch, batch_maps, scores, strict=True):
-                mask = self.mask_maker(maps, small[i], (imgs[i].shape[0], imgs[i].shape[1]))
+            masks = self.mask_maker.make_batch(
+                batch_maps,
+                [small[i] for i in batch],
+                [(imgs[i].shape[0], imgs[i].shape[1]) for i in batch],
+            )
+            for i, maps, mask, probs in zip(batch, batch_maps, masks, scores, strict=True):
                 results[i] = PseudoLabel(small[i], self.class_set, maps, mask, probs)
         return [results[i] for i in range(len(images))]
 
@@ -457,14 +473,13 @@ class PseudoLabeler:
         """Describe everything that changes maps and masks, as JSON reads it back."""
         options = self.options
         is_single, has_crf = options.two_threshold is None, options.crf != "none"
-        backend = "lattice" if options.crf_backend == "auto" else options.crf_backend
         return {
             **self.describe_maps(),
             "rule": str(options.rule) if is_single else "confident",
             "two_threshold": to_plain(options.two_threshold),
             "chosen_on": options.rule.chosen_on if is_single else "given",
             "crf": _describe_crf(options.crf) if has_crf else "none",
-            "crf_backend": backend if has_crf else None,
+            "crf_backend": self.mask_maker.crf_backend if has_crf else None,
         }
 
 

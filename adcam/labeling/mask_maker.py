@@ -5,21 +5,24 @@ Apart from :mod:`adcam.labeling.labeler` so that a process which only makes mask
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 from adcam.masks.background import (
     BackgroundRule,
     compute_bg_score,
     compute_mask,
+    find_threshold,
     stack_probabilities,
 )
 from adcam.masks.confident import compute_confident_mask
-from adcam.masks.crf import build_refinement
+from adcam.masks.crf import build_refinement, refine_batch
 from adcam.structures import ClassMaps, PseudoMask
 
 
@@ -78,6 +81,61 @@ class MaskMaker:
                 chosen_on=self.rule.chosen_on,
                 prob=prob,
             )
+        return replace(mask, mask=_resize_mask(mask.mask, ori_hw))
+
+    def make_batch(
+        self,
+        maps: Sequence[ClassMaps],
+        imgs: Sequence[np.ndarray],
+        ori_hws: Sequence[tuple[int, int]],
+    ) -> list[PseudoMask]:
+        """Make the masks of several images; on another device than the CPU, their CRFs at once.
+
+        Args:
+            maps: The maps of each image, as when called.
+            imgs: The images.
+            ori_hws: Height and width of the masks.
+        """
+        each = list(zip(maps, imgs, ori_hws, strict=True))
+        if self.crf == "none" or self.crf_device == "cpu" or self.two_threshold is not None:
+            return [self(*of_image) for of_image in each]
+        left = [i for i, of_image in enumerate(maps) if of_image.class_ids]
+        probs = [self._stack_on_device(maps[i]) for i in left]
+        refined = refine_batch(probs, [imgs[i] for i in left], crf=self.crf)
+        winners = [prob.argmax(dim=0).to(torch.uint8) for prob in refined]
+        del probs, refined
+        found = dict(zip(left, (winner.cpu().numpy() for winner in winners), strict=True))
+        return [
+            self._decide(of_image, found[i], ori_hw) if i in found else self(of_image, img, ori_hw)
+            for i, (of_image, img, ori_hw) in enumerate(each)
+        ]
+
+    def _stack_on_device(self, maps: ClassMaps) -> Tensor:
+        """``stack_probabilities`` of the rule's background score, where the CRF computes."""
+        scores = torch.from_numpy(np.ascontiguousarray(maps.score_maps, dtype=np.float32))
+        scores = scores.to(self.crf_device, non_blocking=True)
+        peak = scores.amax(dim=0)
+        rule, threshold = self.rule.rule, self.rule.value
+        if rule == "power":
+            bg_score = (1 - peak).clamp(0, 1) ** float(threshold or 0)
+        else:
+            value = find_threshold(maps.score_maps, rule=rule, threshold=threshold)
+            bg_score = torch.full_like(peak, value)
+        bg_score = torch.where((bg_score == 0) & (peak == 0), 1, bg_score)
+        stacked = torch.cat([bg_score[None], scores])
+        return stacked / stacked.sum(dim=0)
+
+    def _decide(
+        self, maps: ClassMaps, winner: np.ndarray | None, ori_hw: tuple[int, int]
+    ) -> PseudoMask:
+        mask = compute_mask(
+            maps,
+            mask_values=self.mask_values,
+            rule=self.rule.rule,
+            threshold=self.rule.value,
+            chosen_on=self.rule.chosen_on,
+            winner=winner,
+        )
         return replace(mask, mask=_resize_mask(mask.mask, ori_hw))
 
 

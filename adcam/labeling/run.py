@@ -47,7 +47,7 @@ from adcam.labeling.steps import (
     finish,
     infer_window,
     label_window,
-    make,
+    make_window,
 )
 from adcam.progress import track
 
@@ -336,15 +336,13 @@ class Run:
             numbered = ((n, task) for n, window in enumerate(windows) for task in window)
             decoded = run_ahead(read, numbered, max_ahead=2 * _WINDOW * self.batch_size)
             mapped = (
-                image
+                infer_window([x for _, x in window], self.labeler, batch_size=self.batch_size)
                 for _, window in itertools.groupby(decoded, key=lambda pair: pair[0])
-                for image in infer_window(
-                    [x for _, x in window], self.labeler, batch_size=self.batch_size
-                )
             )
-            left: Iterator[Mapped | Made | Failed] = mapped
+            windows_left: Iterator[Sequence[Mapped | Made | Failed]] = mapped
             if job.device != "cpu":
-                left = (make(image, job) for image in mapped)
+                windows_left = (make_window(window, job) for window in mapped)
+            left = (image for window in windows_left for image in window)
             yield from run_ahead(pool.submit, left, max_ahead=2 * workers)
 
     def _runs_whole(self, workers: int) -> bool:

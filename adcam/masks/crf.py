@@ -7,16 +7,17 @@ can only do harm.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from adcam.errors import AdcamError
-from adcam.ops.dense_crf import MIN_PROB, DenseCRF
+from adcam.ops.dense_crf import MIN_PROB, DenseCRF, dense_crf_batch
 from adcam.options import check_choice
 
 
@@ -55,13 +56,13 @@ CRF_PARAMS: dict[str, CRFParams] = {
 CRF_BACKENDS = {
     "auto": "auto",
     "lattice": "auto",
-    "lattice-gpu": "torch",
+    "lattice-gpu": "auto",
     "pydensecrf": "pydensecrf",
 }
 """What may compute the CRF, and its backend in :mod:`adcam.ops.dense_crf`.
 
 ``"lattice"`` is this project's own code on the CPU, ``"lattice-gpu"`` the same on a GPU,
-``"pydensecrf"`` the C++ package. ``"auto"`` takes the lattice where the device is a CPU.
+``"pydensecrf"`` the C++ package. ``"auto"`` is the lattice on the device at hand.
 """
 
 
@@ -98,6 +99,33 @@ def build_refinement(
         device=device,
     )
     return partial(prepared.infer, num_iters=chosen.num_iters)
+
+
+def refine_batch(
+    probs: Sequence[torch.Tensor], imgs: Sequence[NDArray[np.uint8]], *, crf: str | CRFParams
+) -> list[torch.Tensor]:
+    """Refine soft maps of several images on the device that they are on, as many at once as fit.
+
+    Args:
+        probs: (K+1, H, W) floating point in [0, 1] each, background first, on one device.
+        imgs: (H, W, 3) uint8 each.
+        crf: A name in :data:`CRF_PARAMS`, or a set of your own.
+
+    Returns:
+        (K+1, H, W) float32 each, on that device; sums to 1 over labels.
+
+    Raises:
+        AdcamError: If the parameter set is unknown.
+        ValueError: If the CRF refuses an argument.
+    """
+    chosen = get_crf_params(crf)
+    return dense_crf_batch(
+        probs,
+        [torch.from_numpy(np.array(img, order="C")) for img in imgs],
+        gaussian=chosen.gaussian,
+        bilateral=chosen.bilateral,
+        num_iters=chosen.num_iters,
+    )
 
 
 def refine(

@@ -23,6 +23,7 @@ from adcam.cli import main
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.folder import load_folder
 from adcam.data.png import read_mask
+from adcam.labeling import mask_maker as mask_maker_module
 from adcam.labeling import run as run_module
 from adcam.labeling.generate import default_workers, generate
 from adcam.labeling.labeler import DEFAULT_RULE, PseudoLabeler
@@ -30,8 +31,16 @@ from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.maps_file import load_maps
 from adcam.labeling.mask_maker import MaskMaker
 from adcam.labeling.run import INLINE_LIMIT, Run
-from adcam.labeling.steps import Failed, Mapped, Task, decode, infer_window
-from adcam.masks.crf import CRF_BACKENDS
+from adcam.labeling.steps import (
+    Failed,
+    Made,
+    Mapped,
+    Task,
+    decode,
+    infer_window,
+    make_window,
+)
+from adcam.masks.crf import refine_batch
 from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.models.token_cam import TokenCAM
 from adcam.settings import TestViews
@@ -542,7 +551,7 @@ def test_a_network_fed_by_this_process_writes_the_same_bytes(
 def test_a_crf_beside_the_network_writes_the_same_bytes(
     photos: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU: the network's process makes the masks, with torch, and another writes them."""
+    """As on a GPU: the network's process makes the masks of a window at once, another writes."""
     labeler = PseudoLabeler.from_checkpoint(
         tiny_checkpoint, device="cpu", views=TestViews((64,)), crf="toco"
     )
@@ -551,18 +560,64 @@ def test_a_crf_beside_the_network_writes_the_same_bytes(
         PseudoLabeler.from_checkpoint(
             tiny_checkpoint, device="cpu", crf="toco", crf_backend="lattice-gpu"
         )
-    monkeypatch.setitem(CRF_BACKENDS, "auto", "torch")
     images = load_folder(photos)
     options = {"labels": "predicted", "batch_size": 2, "progress": False}
     generate(images, labeler, tmp_path / "inline", **options)  # type: ignore[arg-type]
     # A name of the CPU by which it is not recognised as such.
     labeler.mask_maker = replace(labeler.mask_maker, crf_device="cpu:0")
+    together: list[int] = []
+
+    def count(probs: list[torch.Tensor], imgs: list[np.ndarray], *, crf: str) -> list[torch.Tensor]:
+        together.append(len(probs))
+        return refine_batch(probs, imgs, crf=crf)
+
+    monkeypatch.setattr(mask_maker_module, "refine_batch", count)
+    generate(images, labeler, tmp_path / "whole", **options)  # type: ignore[arg-type]
+    assert together == [4]
     monkeypatch.setattr(run_module, "INLINE_LIMIT", 0)
     monkeypatch.setattr(Run, "_runs_whole", lambda self, workers: False)
     result = generate(images, labeler, tmp_path / "split", workers=2, **options)  # type: ignore[arg-type]
     assert (result.ok, result.parallelism["crf"], result.parallelism["write"]) == (4, 1, 2)
-    inline, split = (stable(read_tree(tmp_path / name)) for name in ("inline", "split"))
-    assert inline == split
+    assert together == [4, 4]
+    inline, whole, split = (
+        stable(read_tree(tmp_path / name)) for name in ("inline", "whole", "split")
+    )
+    assert inline == whole == split
+
+
+def test_a_batch_that_fails_is_made_image_by_image(labeler: PseudoLabeler, tmp_path: Path) -> None:
+    """A lack of memory for all costs none of them its mask; a mistake in the program is raised."""
+    made: list[int] = []
+
+    class Job:
+        step, device = "crf", "cuda"
+        error: Exception = torch.OutOfMemoryError("CUDA out of memory")
+
+        def make_batch(self, images: Sequence[Mapped]) -> list[object]:
+            raise self.error
+
+        def make(self, image: Mapped) -> object:
+            made.append(image.task.index)
+            if image.task.index == 2:
+                raise ValueError("no mask of this one")
+            return "mask"
+
+    def mapped(index: int) -> Mapped:
+        maps = ClassMaps((0,), np.ones((1, 4, 5), dtype=np.float32))
+        img = np.zeros((4, 5, 3), dtype=np.uint8)
+        task = Task(index, str(index), tmp_path, (0,))
+        return Mapped(task, img, (4, 5), maps, np.ones(1), {"network": 1.0})
+
+    failed = Failed(Task(1, "1", tmp_path, (0,)), "unreadable", {})
+    images = [mapped(0), failed, mapped(2), mapped(3)]
+    job = Job()
+    first, second, third, last = make_window(images, job)  # type: ignore[arg-type]
+    assert made == [0, 2, 3] and second is failed
+    assert isinstance(first, Made) and isinstance(last, Made) and first.result == "mask"
+    assert isinstance(third, Failed) and third.error == "no mask of this one"
+    job.error = RuntimeError("a mistake")
+    with pytest.raises(RuntimeError, match="a mistake"):
+        make_window(images, job)  # type: ignore[arg-type]
 
 
 def test_a_batch_is_the_same_when_a_part_of_it_is_done(

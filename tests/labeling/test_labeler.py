@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from adcam.labeling.labeler import (
     options_from_settings,
 )
 from adcam.labeling.map_maker import MapMaker, Passes
-from adcam.labeling.mask_maker import resize_maps
-from adcam.masks.background import BackgroundRule
+from adcam.labeling.mask_maker import MaskMaker, resize_maps
+from adcam.masks.background import BackgroundRule, parse_rule
 from adcam.models.classifier_file import load_classifier
 from adcam.options import from_section
 from adcam.settings import CamSettings, MaskSettings, TestViews
+from adcam.structures import ClassMaps
 
 SMALL = TestViews(scales=(64,))
 
@@ -221,7 +223,7 @@ def test_the_crf_sees_background_first_and_decides(
     monkeypatch.setattr(mask_maker, "build_refinement", build)
     labeler = load(tiny_checkpoint, crf="psa", rule="0.3")
     label = labeler(img, labels=["cat", "horse"])
-    assert seen["crf"] == "psa" and seen["backend"] == "auto"
+    assert seen["crf"] == "psa" and seen["backend"] == "lattice"
     np.testing.assert_array_equal(seen["img"], img)
     maps = np.stack([np.full((44, 70), 0.3, np.float32), *label.maps.values()])
     np.testing.assert_allclose(seen["prob"], maps / maps.sum(0), rtol=1e-5)
@@ -297,6 +299,65 @@ def test_a_backend_that_cannot_run_says_why(
     monkeypatch.setattr(labeler_module, "available_backends", lambda: reasons)
     with pytest.raises(ValueError, match="'pydensecrf' cannot run here: no compiler"):
         load(tiny_checkpoint, crf="toco", crf_backend="pydensecrf")
+
+
+@pytest.mark.parametrize(
+    ("network_device", "reason", "backend", "crf_device"),
+    [
+        ("cuda", None, "lattice-gpu", "cuda"),
+        ("cuda", "no Triton", "lattice", "cpu"),
+        ("cpu", None, "lattice", "cpu"),
+        ("mps", "no CUDA device", "lattice", "cpu"),
+    ],
+)
+def test_the_crf_follows_the_network_to_a_gpu_with_kernels(
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    network_device: str,
+    reason: str | None,
+    backend: str,
+    crf_device: str,
+) -> None:
+    labeler = load(tiny_checkpoint, crf="toco")
+    monkeypatch.setattr(labeler.map_maker, "device", torch.device(network_device))
+    monkeypatch.setattr(labeler_module, "available_backends", lambda: {"triton": reason})
+    assert labeler._find_crf_backend() == backend
+    assert labeler._find_crf_device() == crf_device
+    for asked, found in (("lattice", "cpu"), ("lattice-gpu", network_device)):
+        monkeypatch.setattr(labeler, "options", replace(labeler.options, crf_backend=asked))
+        if network_device != "cpu":
+            assert labeler._find_crf_device() == found
+    assert labeler.describe()["crf_backend"] == labeler.mask_maker.crf_backend == "lattice"
+
+
+@pytest.mark.parametrize("rule", ["0.4", "power:3", "otsu"])
+def test_masks_of_a_batch_are_those_of_its_images(rule: str) -> None:
+    """On the device that the CRF computes on, here a CPU by a name that is not recognised."""
+    rng = np.random.default_rng(0)
+    sizes = [(17, 24), (24, 17), (17, 24), (9, 12)]
+    maps = []
+    for hw, class_ids in zip(sizes, [(0, 2), (1,), (), (0, 1)], strict=True):
+        coarse = torch.from_numpy(rng.random((1, len(class_ids), 4, 5), dtype=np.float32))
+        scores = np.zeros((0, *hw), dtype=np.float32)
+        if class_ids:
+            scores = torch.nn.functional.interpolate(coarse, hw, mode="bilinear")[0].numpy()
+            scores[:, :2] = 0  # pixels without any score: background
+        maps.append(ClassMaps(class_ids, scores))
+    imgs = [rng.integers(0, 256, (*hw, 3)).astype(np.uint8) for hw in sizes]
+    ori_hws = [(34, 48), (24, 17), (17, 24), (9, 12)]
+    one = MaskMaker(parse_rule(rule), None, "toco", "lattice", (5, 7, 9))
+    batch = replace(one, crf_backend="lattice-gpu", crf_device="cpu:0")
+    masks = batch.make_batch(maps, imgs, ori_hws)
+    for mask, *of_image in zip(masks, maps, imgs, ori_hws, strict=True):
+        expected = one(*of_image)
+        np.testing.assert_array_equal(mask.mask, expected.mask)
+        assert replace(mask, mask=expected.mask) == expected
+    assert {5, 7, 9} <= set(np.concatenate([mask.mask.ravel() for mask in masks]))
+    for changed in ({"crf": "none"}, {"two_threshold": (0.3, 0.6)}, {"crf_device": "cpu"}):
+        maker = replace(batch, **changed)
+        masks = maker.make_batch(maps, imgs, ori_hws)
+        for mask, *of_image in zip(masks, maps, imgs, ori_hws, strict=True):
+            np.testing.assert_array_equal(mask.mask, maker(*of_image).mask)
 
 
 def test_devices_that_are_not_there(tiny_checkpoint: Path) -> None:

@@ -73,13 +73,13 @@ def check(prob: np.ndarray, img: np.ndarray, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("num_labels", "hw", "options"),
     [
-        (2, (9, 14), BOTH),
+        (2, (7, 10), BOTH),
         (3, (17, 6), {"gaussian": None, "bilateral": (36, 3, 4)}),
         (4, (8, 11), {"gaussian": (1, 3), "bilateral": None}),
         (5, (1, 7), BOTH),
         (6, (6, 1), BOTH),
-        (21, (5, 9), BOTH),
-        (81, (5, 7), BOTH),  # in three groups of channels
+        (21, (3, 5), BOTH),
+        (81, (3, 4), BOTH),  # in three groups of channels
         (3, (1, 1), BOTH),
     ],
 )
@@ -112,18 +112,17 @@ def test_interpreted_long_sums() -> None:
 @interpreted
 def test_interpreted_batch() -> None:
     """Other sizes and numbers of labels change nothing, nor does what is computed together."""
-    sizes = [(7, 11), (11, 5), (1, 3)]
+    sizes = [(5, 8), (8, 3), (1, 3)]
     probs = [torch.from_numpy(make_prob(3, *hw, seed=i)) for i, hw in enumerate(sizes)]
     imgs = [make_img(*hw, seed=i) for i, hw in enumerate(sizes)]
-    options: dict[str, Any] = {"num_iters": 2, "backend": "triton"}
+    options: dict[str, Any] = {"num_iters": 1, "backend": "triton"}
     with nan_poisoned():
         together = dense_crf_batch(probs, imgs, **options)
     for prob, img, got in zip(probs, imgs, together, strict=True):
         assert torch.equal(got, dense_crf(prob, img, **options))
     probs[1] = torch.from_numpy(make_prob(6, *sizes[1], seed=1))
     for prob, img, got in zip(probs, imgs, dense_crf_batch(probs, imgs, **options), strict=True):
-        want = dense_crf(prob, img, num_iters=2, backend="reference")
-        torch.testing.assert_close(got, want, rtol=0, atol=2e-5)
+        assert torch.equal(got, dense_crf(prob, img, **options))
 
 
 @interpreted
@@ -252,11 +251,11 @@ def test_launches_of_many_labels_and_long_sums() -> None:
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @interpreted
 def test_slices_bound_memory(backend: str) -> None:
-    """Images are taken in turn, in slices that fit, with the same results to the bit."""
+    """Images of as many labels go in slices that fit, with the same results to the bit."""
     from adcam.ops.dense_crf import interface, torch_lattice, triton_lattice
 
-    sizes = [(4, 5), (5, 4), (6, 7), (3, 3)]
-    probs = [make_prob(2, *hw, seed=i) for i, hw in enumerate(sizes)]
+    sizes = [(4, 5), (2, 5), (5, 4), (6, 7), (3, 3)]
+    probs = [make_prob(2 + (i == 1), *hw, seed=i) for i, hw in enumerate(sizes)]
     imgs = [make_img(*hw, seed=i) for i, hw in enumerate(sizes)]
     whole = dense_crf_batch(probs, imgs, num_iters=1, backend=backend)
     built: list[list[tuple[int, ...]]] = []
@@ -271,7 +270,7 @@ def test_slices_bound_memory(backend: str) -> None:
         patch.setattr(module, "MeanField", count)
         patch.setattr(interface, "_SLICE_BYTES", 40 * (400 + 24 * 2))
         parts = dense_crf_batch(probs, imgs, num_iters=1, backend=backend)
-    assert built == [sizes[:2], sizes[2:3], sizes[3:]]
+    assert built == [[sizes[0], sizes[2]], sizes[3:4], sizes[4:], sizes[1:2]]
     for got, want in zip(parts, whole, strict=True):
         np.testing.assert_array_equal(got, want)
 

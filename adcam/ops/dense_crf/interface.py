@@ -218,10 +218,9 @@ def dense_crf_batch(
 ) -> list[ArrayT]:
     """Refine the label probabilities of several images, each with its own CRF.
 
-    ``"triton"`` and ``"torch"`` compute several together, whatever their sizes and numbers of
-    labels, which fills a GPU: as many at a time, in their order, as take about 1 GiB of its memory.
-    The result of an image does not depend on the others, but for its last bits where numbers of
-    labels differ. The other backends take them one after another.
+    ``"triton"`` and ``"torch"`` compute images of as many labels together, whatever their sizes,
+    which fills a GPU: as many at a time as take about 1 GiB of its memory. The result of an image
+    does not depend on the others. The other backends take them one after another.
 
     Args:
         probs: Label probabilities (C, H, W), one an image; tensors on one device.
@@ -258,26 +257,34 @@ def dense_crf_batch(
         _check_prob_shape(prob, tuple(img.shape[:2]))
     _check_prob_values(probs)
     module = import_module(f"adcam.ops.dense_crf.{_MODULES[backend]}")
-    refined: list[torch.Tensor] = []
+    refined: dict[int, Any] = {}
     for part in _plan_slices([tuple(prob.shape) for prob in probs]):
-        unaries = [_compute_unary_tensor(prob) for prob in probs[part]]
-        tensors = [_as_tensor(img).to(unaries[0].device) for img in imgs[part]]
-        refined += module.MeanField(tensors, **kernels).infer(unaries, num_iters=num_iters)
-    if isinstance(probs[0], torch.Tensor):
-        return refined
-    return [marginals.numpy() for marginals in refined]
+        unaries = [_compute_unary_tensor(probs[index]) for index in part]
+        tensors = [_as_tensor(imgs[index]).to(unaries[0].device) for index in part]
+        marginals = module.MeanField(tensors, **kernels).infer(unaries, num_iters=num_iters)
+        refined.update(zip(part, marginals, strict=True))
+    is_tensor = isinstance(probs[0], torch.Tensor)
+    return [refined[i] if is_tensor else refined[i].numpy() for i in range(len(probs))]
 
 
-def _plan_slices(shapes: Sequence[tuple[int, ...]]) -> Iterator[slice]:
-    """Yield the images that are computed together: as many as memory is meant for, at least one."""
-    first, num_pixels, num_labels = 0, 0, 0
-    for index, (labels, height, width) in enumerate(shapes):
-        num_pixels, num_labels = num_pixels + height * width, max(num_labels, labels)
+def _plan_slices(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+    """Yield the images that are computed together, all of as many labels.
+
+    They are as many as memory is meant for, at least one. Were numbers of labels mixed, the largest
+    could change the last bits of the others.
+    """
+    part: list[int] = []
+    num_pixels = 0
+    for index in sorted(range(len(shapes)), key=lambda i: shapes[i][0]):
+        num_labels, height, width = shapes[index]
+        num_pixels += height * width
         # Sorting the keys takes 9 corners x 40 bytes, the labels six arrays (README).
-        if index > first and num_pixels * (400 + 24 * num_labels) > _SLICE_BYTES:
-            yield slice(first, index)
-            first, num_pixels, num_labels = index, height * width, labels
-    yield slice(first, len(shapes))
+        is_full = num_pixels * (400 + 24 * num_labels) > _SLICE_BYTES
+        if part and (is_full or shapes[part[0]][0] != num_labels):
+            yield part
+            part, num_pixels = [], height * width
+        part.append(index)
+    yield part
 
 
 def _device_of(array: NDArray[Any] | torch.Tensor) -> torch.device:
