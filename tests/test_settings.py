@@ -572,10 +572,12 @@ def test_fewer_or_more_epochs_adapt_the_schedule(epochs: int) -> None:
 
     path = ROOT / "configs/voc12/adcam_deit-small_60e_voc12.py"
     cfg = load_settings(path, {"train.epochs": epochs})
-    fitted = fit_schedulers(cfg.param_scheduler, cfg.train.epochs)
+    fitted = fit_schedulers(cfg.param_scheduler, cfg.train.epochs, by_epoch=True)
     assert fitted[0]["type"] == "LinearLR"
     assert fitted[0]["end"] == min(5, epochs)
     assert [entry["type"] for entry in fitted[1:]] == (["CosineAnnealingLR"] if epochs > 5 else [])
     assert all(entry["end"] <= epochs for entry in fitted)
     assert fitted[-1]["end"] == epochs
     assert "end" not in cfg.param_scheduler[1]
+    steps = [{"by_epoch": False, "end": 8}, {"by_epoch": False, "begin": 8}]
+    assert fit_schedulers(steps, epochs, by_epoch=True) == steps  # mmengine counts their steps

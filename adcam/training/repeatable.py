@@ -139,13 +139,18 @@ def wrap_model(model: nn.Module) -> nn.Module:
     return MMDistributedDataParallel(module=model, broadcast_buffers=False)
 
 
-def fit_schedulers(schedulers: Sequence[Mapping[str, Any]], end: int) -> list[dict[str, Any]]:
+def fit_schedulers(
+    schedulers: Sequence[Mapping[str, Any]], end: int, *, by_epoch: bool
+) -> list[dict[str, Any]]:
     """A scheduler without an end runs to the last epoch or step, so that one number is changed.
 
-    Parts that would begin after it are left out, and a warm-up ends with it.
+    Parts that would begin after it are left out, and a warm-up ends with it. A scheduler that
+    counts steps in a training that is counted in epochs stays as it is; mmengine gives it an end.
     """
-    return [
-        {**entry, "end": min(entry.get("end", end), end)}
-        for entry in schedulers
-        if entry.get("begin", 0) < end
-    ]
+    fitted = []
+    for entry in schedulers:
+        if by_epoch and not entry.get("by_epoch", True):
+            fitted.append(dict(entry))
+        elif entry.get("begin", 0) < end:
+            fitted.append({**entry, "end": min(entry.get("end", end), end)})
+    return fitted

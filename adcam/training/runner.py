@@ -123,7 +123,9 @@ def build_runner(
         train_cfg={**loop, "val_interval": parts.val_interval},
         val_cfg={},
         optim_wrapper=_read_optim_wrapper(settings),
-        param_scheduler=fit_schedulers(settings.param_scheduler, parts.length),
+        param_scheduler=fit_schedulers(
+            settings.param_scheduler, parts.length, by_epoch=parts.by_epoch
+        ),
         default_hooks=merge_default_hooks(parts, settings),
         custom_hooks=[
             *(RepeatableSteps(train.seed), StopWhenDiverged(), progress, *parts.hooks),
