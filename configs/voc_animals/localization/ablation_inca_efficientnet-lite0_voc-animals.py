@@ -1,0 +1,41 @@
+# InCA's parts with EfficientNet-Lite0 on voc-animals: plain CAM, ADL, each part alone, all together;
+# three seeds each:
+#   adcam compare configs/voc_animals/localization/ablation_inca_efficientnet-lite0_voc-animals.py \
+#       --work-dir W --table-only
+# docs/methods.md reads the table.
+_base_ = ["./inca_efficientnet-lite0_1e_voc-animals.py"]
+off = {
+    "inca.contrastive": None,
+    "inca.consistency_weight": 0.0,
+    "inca.drop_foreground": False,
+    "inca.drop_background": False,
+}
+consistency = {"inca.layers": (1, 2), "inca.consistency_weight": 1.0}
+parts = {
+    "non-local": {**off, "model.attention": "nonlocal"},
+    "contrast": {**off, "inca.contrastive": "hinge"},
+    "consistency": {**off, **consistency},
+    "background": {**off, "inca.drop_background": True},
+    "all": {"model.attention": "nonlocal", **consistency, "inca.drop_layers": (2,)},
+}
+configs = {"CAM": "cam", "ADL": "adl", **dict.fromkeys((*parts, "InCA"), "inca")}
+views = dict(scales=[224], keep_ratio=False)
+compare = dict(
+    choose_on="train",
+    choose_stride=3,
+    report_on="val",
+    dtype="bfloat16",
+    networks={
+        f"{name}_{seed}": dict(
+            config=f"./{config}_efficientnet-lite0_1e_voc-animals.py",
+            options={**parts.get(name, {}), "train.seed": seed},
+        )
+        for seed in range(3)
+        for name, config in configs.items()
+    },
+    rows=[
+        dict(name=f"{name}, seed {seed}", network=f"{name}_{seed}", method="cam", views=views)
+        for name in configs
+        for seed in range(3)
+    ],
+)

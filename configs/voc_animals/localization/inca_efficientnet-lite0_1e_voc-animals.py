@@ -1,0 +1,17 @@
+# InCA with EfficientNet-Lite0: contrast of features and dropping, both behind the last layer.
+# docs/methods.md has what each part gives, and why non-local blocks and consistency are off;
+# thresholds, rate and weight were chosen on a third of train that was held out.
+_base_ = ["./cam_efficientnet-lite0_1e_voc-animals.py"]
+model = dict(attention="channel")
+inca = dict(
+    layers=(2,),
+    fg_threshold=0.12,
+    drop_threshold=0.5,
+    drop_rate=0.75,
+    drop_foreground=True,
+    drop_background=True,
+    contrastive="hinge",
+    contrastive_weight=0.5,
+    margin=1.0,
+    consistency_weight=0.0,
+)
