@@ -203,22 +203,65 @@ def _build_refine(tokens: int, setting: Setting) -> dict[str, Variant]:
 
 
 def _build_dense_crf(labels: int, setting: Setting) -> dict[str, Variant]:
-    rng = np.random.default_rng(0)
-    coarse = torch.from_numpy(rng.random((labels + 3, 6, 8), dtype=np.float32))
-    smooth = torch.nn.functional.interpolate(coarse[None], CRF_HW, mode="bicubic")[0].numpy()
-    noisy = np.clip(smooth[:3] * 200 + rng.normal(20, 8, (3, *CRF_HW)), 0, 255)
-    img = np.ascontiguousarray(noisy.transpose(1, 2, 0).astype(np.uint8))
-    prob = np.exp(4 * smooth[3:])
-    prob /= prob.sum(axis=0)
+    prob, img = _make_scene(labels)
     again = dense_crf.DenseCRF(img)
     runs = {
         "adcam": partial(dense_crf.dense_crf, prob, img),
         "adcam, second pass": partial(again.infer, prob),
     }
     for backend, reason in dense_crf.available_backends().items():
-        if reason is None:
+        if reason is None and backend != "triton":  # has a case of its own, on the GPU
             runs[backend] = partial(dense_crf.dense_crf, prob, img, backend=backend)
     return {name: Variant(run) for name, run in runs.items()}
+
+
+def _make_scene(labels: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Smooth probabilities (labels, H, W) and a noisy image (H, W, 3)."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.random((labels + 3, 6, 8), dtype=np.float32))
+    smooth = torch.nn.functional.interpolate(coarse[None], CRF_HW, mode="bicubic")[0].numpy()
+    noisy = np.clip(smooth[:3] * 200 + rng.normal(20, 8, (3, *CRF_HW)), 0, 255)
+    prob = np.exp(4 * smooth[3:])
+    prob /= prob.sum(axis=0)
+    return prob, np.ascontiguousarray(noisy.transpose(1, 2, 0).astype(np.uint8))
+
+
+def _build_dense_crf_batch(labels: int, setting: Setting) -> dict[str, Variant]:
+    scenes = [_make_scene(labels, seed=seed) for seed in range(setting.batch)]
+    probs, imgs = [prob for prob, _ in scenes], [img for _, img in scenes]
+    on_device = [torch.from_numpy(prob).to(setting.device) for prob in probs]
+    device_imgs = [torch.from_numpy(img).to(setting.device) for img in imgs]
+    prepared = dense_crf.DenseCRF(device_imgs[0])
+    reasons = dense_crf.available_backends()
+    runs: dict[str, Callable[[], Sequence[Any]]] = {
+        "adcam": partial(dense_crf.dense_crf_batch, on_device, device_imgs),
+        "torch": partial(dense_crf.dense_crf_batch, on_device, device_imgs, backend="torch"),
+    }
+    if setting.batch == 1:
+        runs["adcam, second pass"] = lambda: [prepared.infer(on_device[0])]
+    for backend in ("numba", "pydensecrf"):
+        if reasons[backend] is None:
+            runs[backend] = partial(dense_crf.dense_crf_batch, probs, imgs, backend=backend)
+    check = partial(_agreement_with_the_reference, probs, imgs)
+    return {name: Variant(run, score=partial(check, run)) for name, run in runs.items()}
+
+
+def _agreement_with_the_reference(
+    probs: Sequence[np.ndarray], imgs: Sequence[np.ndarray], run: Callable[[], Sequence[Any]]
+) -> float:
+    """Percent of pixels with the reference's label, in the first and the last image.
+
+    Raises:
+        ValueError: The marginals are not those of the reference.
+    """
+    got, shares = run(), []
+    for place in sorted({0, len(probs) - 1}):
+        want = dense_crf.dense_crf(probs[place], imgs[place], backend="reference")
+        ours = torch.as_tensor(got[place]).cpu().numpy()
+        if not np.abs(ours - want).mean() < 1e-4:  # true for NaN as well
+            raise ValueError(f"image {place}: not what the reference computes")
+        shares.append(100 * (ours.argmax(axis=0) == want.argmax(axis=0)).mean())
+    return float(np.mean(shares))
 
 
 def _build_level_boxes(num_thresholds: int, setting: Setting) -> dict[str, Variant]:
@@ -470,6 +513,14 @@ CASES: dict[str, Case] = {
         (2, 4, 21),
         ("tests/ops/test_dense_crf.py",),
         _build_dense_crf,
+        repeats=5,
+    ),
+    "dense_crf_batch": Case(
+        f"CRFs of --batch images of {CRF_HW[1]}x{CRF_HW[0]}, with their lattices, on the device; "
+        "size: labels; score: labels equal to the reference's",
+        (3, 21),
+        ("tests/ops/test_dense_crf_triton.py", "tests/ops/test_dense_crf.py"),
+        _build_dense_crf_batch,
         repeats=5,
     ),
     "level_boxes": Case(

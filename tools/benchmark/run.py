@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -41,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     rows: list[dict[str, Any]] = []
     for name in args.op:
-        for size in args.sizes or CASES[name].sizes:
-            rows += run_case(name, size, args)
-            print_rows([row for row in rows if (row["case"], row["size"]) == (name, size)])
+        for size, batch in itertools.product(args.sizes or CASES[name].sizes, args.batch):
+            measured = run_case(name, size, batch, args)
+            print_rows(measured)
+            rows += measured
             if args.out is not None:
                 write_text(args.out, format_csv(rows))
     return 0
@@ -55,7 +57,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show the cases and end")
     parser.add_argument("--op", nargs="+", choices=CASES, metavar="CASE", help="what to time")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="what --list says it is")
-    parser.add_argument("--batch", type=int, default=1, help="default: %(default)s")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[1], metavar="B", help="one after the other"
+    )
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="a GPU if any"
     )
@@ -88,13 +92,13 @@ def run_tests(cases: Sequence[str]) -> list[str]:
     return failed
 
 
-def run_case(name: str, size: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time one case at one size."""
+def run_case(name: str, size: int, batch: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time one case at one size and batch."""
     case = CASES[name]
     with tempfile.TemporaryDirectory(prefix="adcam-benchmark-") as scratch:
         setting = Setting(
             args.device,
-            args.batch,
+            batch,
             args.data,
             args.split,
             args.checkpoint,
@@ -113,7 +117,7 @@ def run_case(name: str, size: int, args: argparse.Namespace) -> list[dict[str, A
             repeats=args.repeats or case.repeats,
             max_seconds=args.seconds,
         )
-        return make_rows(name, size, args.batch, args.device, variants, timings)
+        return make_rows(name, size, batch, args.device, variants, timings)
 
 
 def format_csv(rows: Sequence[dict[str, Any]]) -> str:
