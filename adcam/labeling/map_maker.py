@@ -16,6 +16,7 @@ from adcam.cams import Method
 from adcam.cams.fuse import fuse_maps, sharpen_by_color
 from adcam.errors import AdcamError
 from adcam.labeling.executor import one_thread
+from adcam.labeling.mask_maker import DeviceMaps
 from adcam.models.preprocess import compute_input_hw, to_inputs
 from adcam.settings import TestViews
 from adcam.structures import ClassMaps, TokenMaps
@@ -196,6 +197,7 @@ class MapMaker:
         *,
         method: Method | None = None,
         map_hw: tuple[int, int] | None = None,
+        keep_on_device: bool = False,
     ) -> list[ClassMaps]:
         """Compute the maps of every image of a batch by one method, fused over scales and views.
 
@@ -206,9 +208,11 @@ class MapMaker:
             imgs: The images, RGB uint8 (H, W, 3), whose colours a method may follow.
             method: One of ``methods``; by default the first.
             map_hw: Height and width of the maps; by default those of each image.
+            keep_on_device: Whether the maps also stay on the device, for a CRF there.
 
         Returns:
-            The maps of each image; where it has no class, they are (0, H, W).
+            The maps of each image; where it has no class, they are (0, H, W). Others are
+            :class:`adcam.labeling.mask_maker.DeviceMaps` if they stay on the device.
 
         Raises:
             AdcamError: A class id is out of range.
@@ -226,9 +230,15 @@ class MapMaker:
             ids = padded.to(self.device).repeat_interleave(num_views, dim=0)
             grids = [chosen(maps, ids).unflatten(0, (-1, num_views)) for maps in passes.token_maps]
             color_steps = count_color_steps(chosen)
-            return [
+            fused = [
                 _fuse([grid[i] for grid in grids], present[i], img, hw, color_steps)
                 for i, (img, hw) in enumerate(zip(imgs, hws, strict=True))
+            ]
+            return [
+                DeviceMaps(ids_, maps.cpu().numpy(), maps)
+                if keep_on_device and ids_
+                else ClassMaps(ids_, maps.cpu().numpy())
+                for ids_, maps in zip(present, fused, strict=True)
             ]
 
     @contextmanager
@@ -317,16 +327,14 @@ def _fuse(
     img: np.ndarray,
     hw: tuple[int, int],
     color_steps: int,
-) -> ClassMaps:
+) -> Tensor:
     """Fuse the maps (views, K, h, w) of each scale of one image, without those that pad it."""
     if not class_ids:
-        return _no_maps(hw)
+        return torch.zeros(0, *hw)
     grids = [grid[:, : len(class_ids)] for grid in grids]
     if color_steps:
-        fused = sharpen_by_color(grids, img, hw, num_steps=color_steps)
-    else:
-        fused = fuse_maps(grids, hw)
-    return ClassMaps(class_ids, fused.cpu().numpy())
+        return sharpen_by_color(grids, img, hw, num_steps=color_steps)
+    return fuse_maps(grids, hw)
 
 
 def _repeat_last(ids: tuple[int, ...], length: int) -> tuple[int, ...]:

@@ -26,6 +26,21 @@ from adcam.masks.crf import build_refinement, refine_batch
 from adcam.structures import ClassMaps, PseudoMask
 
 
+@dataclass(frozen=True, eq=False)
+class DeviceMaps(ClassMaps):
+    """Class maps that are also still where they were computed.
+
+    Attributes:
+        on_device: ``score_maps`` on the device of the network. It stays in its process: what is
+            sent to another one is :class:`adcam.structures.ClassMaps`.
+    """
+
+    on_device: Tensor
+
+    def __reduce__(self) -> tuple[type[ClassMaps], tuple[tuple[int, ...], np.ndarray]]:
+        return ClassMaps, (self.class_ids, self.score_maps)
+
+
 @dataclass(frozen=True)
 class MaskMaker:
     """Turns class maps into a mask.
@@ -112,8 +127,11 @@ class MaskMaker:
 
     def _stack_on_device(self, maps: ClassMaps) -> Tensor:
         """``stack_probabilities`` of the rule's background score, where the CRF computes."""
-        scores = torch.from_numpy(np.ascontiguousarray(maps.score_maps, dtype=np.float32))
-        scores = scores.to(self.crf_device, non_blocking=True)
+        if isinstance(maps, DeviceMaps):
+            scores = maps.on_device
+        else:
+            scores = torch.from_numpy(np.ascontiguousarray(maps.score_maps, dtype=np.float32))
+            scores = scores.to(self.crf_device, non_blocking=True)
         peak = scores.amax(dim=0)
         rule, threshold = self.rule.rule, self.rule.value
         if rule == "power":

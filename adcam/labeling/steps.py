@@ -209,7 +209,8 @@ def infer_batch(batch: Sequence[Decoded], labeler: PseudoLabeler) -> list[Mapped
             labeler.predict_class_ids(probs) if (ids := image.task.class_ids) is None else ids
             for image, probs in zip(batch, scores, strict=True)
         ]
-        maps = maker.compute_maps(passes, class_ids, [image.img for image in batch])
+        imgs, stays = [image.img for image in batch], labeler.mask_maker.crf_device != "cpu"
+        maps = maker.compute_maps(passes, class_ids, imgs, keep_on_device=stays)
     except (ValueError, MemoryError, RuntimeError) as error:
         if len(batch) > 1 and is_of_image(error):
             return [result for image in batch for result in infer_batch([image], labeler)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +28,7 @@ from adcam.labeling.labeler import (
     options_from_settings,
 )
 from adcam.labeling.map_maker import MapMaker, Passes
-from adcam.labeling.mask_maker import MaskMaker, resize_maps
+from adcam.labeling.mask_maker import DeviceMaps, MaskMaker, resize_maps
 from adcam.masks.background import BackgroundRule, parse_rule
 from adcam.models.classifier_file import load_classifier
 from adcam.options import from_section
@@ -353,6 +354,14 @@ def test_masks_of_a_batch_are_those_of_its_images(rule: str) -> None:
         np.testing.assert_array_equal(mask.mask, expected.mask)
         assert replace(mask, mask=expected.mask) == expected
     assert {5, 7, 9} <= set(np.concatenate([mask.mask.ravel() for mask in masks]))
+    # Maps that are on the device are read there: all background, in place of one class.
+    there = torch.zeros(1, *sizes[1])
+    swapped = DeviceMaps((1,), maps[1].score_maps, there)
+    (mask,) = batch.make_batch([swapped], imgs[1:2], ori_hws[1:2])
+    assert (masks[1].mask == 7).any() and not mask.mask.any()
+    sent = copy.copy(swapped)  # by what a pickle of it holds
+    assert type(sent) is ClassMaps and sent.class_ids == (1,)
+    np.testing.assert_array_equal(sent.score_maps, maps[1].score_maps)
     for changed in ({"crf": "none"}, {"two_threshold": (0.3, 0.6)}, {"crf_device": "cpu"}):
         maker = replace(batch, **changed)
         masks = maker.make_batch(maps, imgs, ori_hws)
