@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,6 +184,28 @@ def test_interpreted_refusals() -> None:
         patch.setattr(triton_lattice, "_MAX_ROWS", 359)
         with pytest.raises(ValueError, match="20 pixels are too many"):
             dense_crf(prob, img, backend="triton")
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("case", range(4))
+@interpreted
+def test_interpreted_golden(shared_dir: Path, case: int) -> None:
+    """Values of the reference CRF, stored as float16."""
+    golden = shared_dir / "golden"
+    meta = json.loads((golden / "dense_crf.json").read_text(encoding="utf-8"))["cases"][case]
+    with np.load(golden / "dense_crf.npz") as arrays:
+        img, prob, stored = (arrays[f"{name}{case}"] for name in ("img", "prob", "q"))
+    got = dense_crf(
+        prob,
+        img,
+        gaussian=(meta["g_sxy"], meta["g_compat"]),
+        bilateral=(meta["b_sxy"], meta["b_srgb"], meta["b_compat"]),
+        num_iters=meta["iters"],
+        backend="triton",
+    )
+    assert (got.argmax(0) == stored.argmax(0)).mean() >= 0.999
+    assert np.abs(got - stored.astype(np.float32)).max() < 3e-4
 
 
 # ---- launches and bytes --------------------------------------------------------------------------
