@@ -22,6 +22,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, Any
 
 from adcam.errors import AdcamError
+from adcam.limits import check_file_bytes, read_limits
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +81,13 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[IO[bytes]]
         raise
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes, *, durable: bool = False) -> None:
     """Write ``data`` as the whole content of a file, atomically (:func:`replacing`).
 
     Raises:
         OSError: The file cannot be written.
     """
-    with replacing(path) as file:
+    with replacing(path, durable=durable) as file:
         file.write(data)
 
 
@@ -205,16 +206,18 @@ def _as_text(file: IO[bytes]) -> Iterator[io.TextIOWrapper]:
     text.detach()
 
 
-def read_text(path: str | Path, what: str = "a text file") -> str:
+def read_text(path: str | Path, what: str = "a text file", *, limit: str = "file_bytes") -> str:
     """Read a UTF-8 text, with or without a byte-order mark.
 
     Args:
         path: The file.
         what: What the file should be, for the message, e.g. ``"a list of image ids"``.
+        limit: Which of :class:`adcam.limits.Limits` bounds its size.
 
     Raises:
-        AdcamError: The file is missing, cannot be read, or is not UTF-8.
+        AdcamError: The file is missing, too large, cannot be read, or is not UTF-8.
     """
+    check_file_bytes(Path(path), getattr(read_limits(), limit), what, limit)
     try:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as err:  # ValueError: a NUL in the path
@@ -254,7 +257,7 @@ def read_json(
         AdcamError: The file is missing, not UTF-8, no JSON (such as one that was cut short), nested
             too deeply, or holds a value of another type. The message names the file.
     """
-    text = read_text(path, what)
+    text = read_text(path, what, limit="json_bytes")
     return parse_json(text, str(path), kind=kind, what=what, unique_keys=unique_keys)
 
 

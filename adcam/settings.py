@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 from adcam.errors import AdcamError
 from adcam.installation import find_config
 from adcam.options import Section, check_choice, convert, from_section, setting, suggest
+from adcam.plain_config import are_configs_safe, read_plain_config
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -846,7 +847,8 @@ def load_settings(
 
     Args:
         path: A file of your own, or the name of a config of this project (see
-            :func:`adcam.installation.find_config`). A config is a program: it is executed.
+            :func:`adcam.installation.find_config`). A config is a program: it is executed, unless
+            :func:`adcam.plain_config.use_safe_configs` lets only plain values be read.
         overrides: Dotted keys to values, e.g. ``{"train.epochs": 3}``, as ``--cfg-options``.
         kind: :class:`SegmentationSettings` for the config of a network.
 
@@ -859,7 +861,7 @@ def load_settings(
         settings.train.seed
     """
     path = find_config(path)
-    values = _execute(path)
+    values = read_plain_config(path) if are_configs_safe() else _execute(path)
     try:
         settings = kind(values, str(path))
         return settings.with_changes(overrides) if overrides else settings

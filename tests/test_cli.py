@@ -95,7 +95,7 @@ def test_every_command_and_option_of_the_parser_is_documented() -> None:
     subparsers = next(a for a in build_parser()._actions if isinstance(a.choices, dict))
     assert set(subparsers.choices) == {
         *("demo", "train", "generate", "evaluate", "boxes", "compare"),
-        *("segment", "run", "report", "convert", "info"),
+        *("segment", "run", "report", "convert", "info", "status", "merge", "verify"),
     }
     for name in subparsers.choices:
         assert f"`adcam {name}" in text, name

@@ -110,10 +110,12 @@ class Body:
 # and nothing of ours besides itself; docs/architecture.md draws the same order.
 BASE = (
     "errors",
+    "limits",
     "version",
     "structures",
     "files",
     "options",
+    "plain_config",
     "settings",
     "progress",
     "installation",
@@ -134,18 +136,22 @@ ROOMS = {
     "errors": (),
     "version": (),
     "structures": ("errors",),
-    "files": ("errors", "version"),
+    "limits": ("errors",),
+    "files": ("errors", "version", "limits"),
     "options": ("errors",),
+    "plain_config": ("errors", "files"),
     # Settings check the options of methods, CRFs and networks, which therefore know no settings.
     "settings": (
-        *("errors", "version", "options", "files", "structures"),
+        *("errors", "limits", "version", "options", "plain_config", "files", "structures"),
         *("installation", "ops", "cams", "masks", "models"),
     ),
     "progress": ("errors",),
     "installation": ("errors", "version", "ops"),
     "ops": (),
-    **dict.fromkeys(STAGES, ("errors", "version", "options", "structures", "files", "ops")),
-    "data": ("errors", "version", "options", "structures", "files", "settings", "ops"),
+    **dict.fromkeys(
+        STAGES, ("errors", "limits", "version", "options", "structures", "files", "ops")
+    ),
+    "data": ("errors", "limits", "version", "options", "structures", "files", "settings", "ops"),
     **WORKFLOW,
 }
 
@@ -175,7 +181,7 @@ def test_every_module_is_in_a_room() -> None:
 
 
 def test_commands_share_three_modules_and_load_nothing_to_be_listed() -> None:
-    shared = [f"adcam.cli.{name}" for name in ("arguments", "console", "labeler")] + [
+    shared = [f"adcam.cli.{name}" for name in ("arguments", "console", "labeler", "signals")] + [
         "adcam.errors",
         "adcam.progress",
     ]

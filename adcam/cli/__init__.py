@@ -2,8 +2,8 @@
 
 Each command is a module: its ``add`` defines the options, and its ``run`` does the work and returns
 the exit code: 0 everything is done, 1 some images failed, 2 the command cannot be carried out, 130
-interrupted. A command imports what it needs when it runs, so that ``--help`` is quick and a missing
-file is reported at once.
+interrupted, 143 terminated. A command imports what it needs when it runs, so that ``--help`` is
+quick and a missing file is reported at once.
 """
 
 from __future__ import annotations
@@ -27,10 +27,23 @@ from adcam.cli import (
     report,
     run,
     segment,
+    status,
     train,
+    verify,
 )
-from adcam.cli.console import EXIT_CODES, EXIT_ERROR, EXIT_INTERRUPTED, log, show_warnings
+from adcam.cli.arguments import read_limit_options
+from adcam.cli.console import (
+    EXIT_CODES,
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    log,
+    show_warnings,
+)
+from adcam.cli.signals import Terminated, describe_end, end_process, orderly_end
 from adcam.errors import AdcamError
+from adcam.limits import use_limits
+from adcam.plain_config import use_safe_configs
 from adcam.version import __version__
 
 # In the order of `adcam --help`.
@@ -38,7 +51,9 @@ _COMMANDS = (
     demo,
     train,
     generate,
+    status,
     merge,
+    verify,
     evaluate,
     boxes,
     compare,
@@ -91,8 +106,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     show_warnings()
     try:
-        _check_inputs(args)
-        code: int = args.run(args)
+        with (
+            orderly_end(args.command),
+            use_limits(read_limit_options(args.limits)),
+            use_safe_configs(getattr(args, "safe_config", False)),
+        ):
+            _check_inputs(args)
+            code: int = args.run(args)
     except (AdcamError, OSError) as error:
         if args.debug:
             raise
@@ -106,9 +126,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         log(f"adcam {args.command}: error: {message}")
         return EXIT_ERROR
-    except KeyboardInterrupt:
-        log(f"adcam {args.command}: interrupted")
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        code = EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
+        log(f"adcam {args.command}: {describe_end(code)}")
+        if argv is None:
+            end_process(code)
+        return code
     return code
 
 

@@ -54,6 +54,14 @@ def add_command(
         epilog="examples:\n" + textwrap.indent(textwrap.dedent(examples), "  ") + "\n" + EXIT_CODES,
     )
     parser.add_argument("--debug", action="store_true", help="show where an error was raised")
+    parser.add_argument(
+        "--limits",
+        nargs="+",
+        default=[],
+        metavar="NAME=N",
+        help="what a file may ask for: image_pixels, file_bytes, json_bytes, classes, annotations; "
+        "worker_memory, in bytes (docs/robustness.md)",
+    )
     parser.set_defaults(run=run, command=f"{of} {name}".strip())
     return parser
 
@@ -85,6 +93,11 @@ def add_cfg_options(parser: argparse._ActionsContainer) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="change values of the config, e.g. train.epochs=3 data.train=[train]",
+    )
+    parser.add_argument(
+        "--safe-config",
+        action="store_true",
+        help="read configs of plain values alone (.json, .toml, .yaml), of which nothing is run",
     )
 
 
@@ -145,6 +158,14 @@ def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:
         if "=" not in text:
             raise AdcamError(f"{option} takes key=value, got {text!r}")
     return parse_overrides(texts)
+
+
+def read_limit_options(texts: Sequence[str]) -> dict[str, str]:
+    """Values of ``--limits`` by their names."""
+    for text in texts:
+        if "=" not in text:
+            raise AdcamError(f"--limits takes NAME=N, got {text!r}")
+    return {name: value for name, _, value in (text.partition("=") for text in texts)}
 
 
 def command_line(args: argparse.Namespace, *options: str) -> list[str]:

@@ -97,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
             labels="predicted" if args.labels == "predicted" else "given",
             workers=find_workers(args, labeler),
             batch_size=args.batch_size,
+            log_json=args.log_json,
+            metrics_file=args.metrics_file,
             log=log,
         ),
         overwrite=args.overwrite,

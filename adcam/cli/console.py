@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from adcam.recipe.repeated import AnyComparison, RepeatedComparison
     from adcam.recipe.scores import BoxScores, MethodScores
 
-EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_OK, EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 130, 143
 
 EXIT_CODES = """\
 exit codes: 0 everything is done; 1 some images failed or have no mask (they are listed);
-2 the command cannot be carried out; 130 interrupted (the same command resumes; `train` with
---resume)"""
+2 the command cannot be carried out; 130 interrupted, 143 terminated (the same command resumes;
+`train` with --resume)"""
 
 _SHOWN_FAILURES = 20
 

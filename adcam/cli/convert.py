@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
     from adcam.data.sources import parse_classes
     from adcam.files import write_json
 
-    given = {"command", "run", "debug", "what", "source", "json", "classes"}
+    given = {"command", "run", "debug", "limits", "what", "source", "json", "classes"}
     options = {name: value for name, value in vars(args).items() if name not in given}
     if "classes" in args:
         options["class_set"] = None if args.classes is None else parse_classes(args.classes)

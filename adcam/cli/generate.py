@@ -129,6 +129,8 @@ def run(args: argparse.Namespace) -> int:
         workers=find_workers(args, labeler),
         batch_size=args.batch_size,
         shard=shard,
+        log_json=args.log_json,
+        metrics_file=args.metrics_file,
         log=log,
     )
     part = "" if shard.is_whole else f"shard {shard}: "

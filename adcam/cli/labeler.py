@@ -114,6 +114,18 @@ def add_run_arguments(group: argparse._ActionsContainer) -> None:
         help="most images of one size that the network sees at once (default: 1, on a GPU 8)",
     )
     group.add_argument(
+        "--log-json",
+        type=Path,
+        metavar="FILE",
+        help="add a line of JSON for the start, every image and the end to FILE",
+    )
+    group.add_argument(
+        "--metrics-file",
+        type=Path,
+        metavar="FILE",
+        help="keep the numbers so far in FILE, for Prometheus; one file for each shard",
+    )
+    group.add_argument(
         "--json", type=Path, metavar="FILE", help="write counts, seconds and shares of time there"
     )
 

@@ -30,14 +30,12 @@ from adcam.data.polygons import paint_regions, trace_regions
 from adcam.data.text_tables import check_relative
 from adcam.errors import AdcamError
 from adcam.files import img_id_of, read_json
+from adcam.limits import LimitError, check_num_classes, read_limits
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 CROWD_RULES = ("ignore", "skip")
 OVERLAP_RULES = ("small", "first")
 OBJECT_RULES = ("class", "component")
-
-MAX_PIXELS = 178_956_970
-"""Largest image that is drawn, as :func:`adcam.data.images.read_image` has it."""
 
 IGNORE_CATEGORY: dict[str, Any] = {"id": IGNORE_INDEX, "name": "ignore", "supercategory": ""}
 """Category of ignored pixels in the files written here; its annotations are crowds."""
@@ -98,6 +96,7 @@ def read_coco_json(path: str | Path) -> CocoFile:
 
 
 def _read_categories(entries: Any) -> dict[int, str]:
+    check_num_classes(len(entries), "categories")
     name_of: dict[int, str] = {}
     for entry in entries:
         number, name = int(entry["id"]), str(entry["name"])
@@ -109,6 +108,9 @@ def _read_categories(entries: Any) -> dict[int, str]:
 
 
 def _read_images(images: Any, annotations: Any, path: Path) -> list[CocoImage]:
+    limits = read_limits()
+    if len(annotations) > limits.annotations:
+        raise LimitError(f"{len(annotations):,} annotations", "annotations", limits.annotations)
     annotations_of: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in images}
     for annotation in annotations:
         if (image_id := annotation["image_id"]) not in annotations_of:
@@ -124,9 +126,10 @@ def _read_images(images: Any, annotations: Any, path: Path) -> list[CocoImage]:
         height, width = int(image["height"]), int(image["width"])
         if min(height, width) < 1:
             raise AdcamError(f"image {img_id!r} has no pixels")
-        if height * width > MAX_PIXELS:
+        if height * width > limits.image_pixels:
             raise AdcamError(
-                f"image {img_id!r} has {height}×{width} pixels; at most {MAX_PIXELS:,} are drawn"
+                f"image {img_id!r} has {height}×{width} pixels; the limit is "
+                f"{limits.image_pixels:,} (--limits image_pixels=…)"
             )
         if (number := image["id"]) in name_of or img_id in found:
             other = name_of.get(number, img_id)

@@ -14,6 +14,7 @@ from adcam.data.images import read_image
 from adcam.data.png import read_mask, voc_palette
 from adcam.errors import AdcamError
 from adcam.files import is_file, match_id
+from adcam.limits import check_num_classes
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
 
 _SHOWN = 10
@@ -238,8 +239,8 @@ def build_class_set(name: str, classes: Sequence[str], *, masks: bool = True) ->
     Args:
         name: The name of the data set.
         classes: The names of the classes in classifier order.
-        masks: Whether masks may show the classes; without, there are no mask values and any number
-            of classes.
+        masks: Whether masks may show the classes; without, there are no mask values, and as many
+            classes as :mod:`adcam.limits` allows.
 
     Raises:
         AdcamError: A class is given twice, or there are more than the 254 that fit beside
@@ -247,6 +248,7 @@ def build_class_set(name: str, classes: Sequence[str], *, masks: bool = True) ->
     """
     if masks and len(classes) > 254:
         raise AdcamError(f"a mask can show at most 254 classes, got {len(classes)}")
+    check_num_classes(len(classes))
     values = tuple(range(1, len(classes) + 1)) if masks else ()
     return ClassSet(name, tuple(classes), values, voc_palette())
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from adcam.errors import AdcamError
+from adcam.limits import LimitError, check_file_bytes, read_limits
 
 # Formats decoded by Pillow itself (JPEG includes MPO). EPS, for one, would start Ghostscript.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "PCX", "QOI")
@@ -62,8 +63,8 @@ def read_image(path: str | Path) -> np.ndarray:
     * Grayscale fills the three channels; CMYK is converted without a colour profile. Embedded
       profiles are ignored, as in the usual training pipelines.
     * Of animations and multi-page files the first frame is read.
-    * The largest size is Pillow's guard against decompression bombs: 2 × ``Image.MAX_IMAGE_PIXELS``
-      = 178,956,970 pixels (13,377 × 13,377, half a gigabyte of RGB) unless that is changed.
+    * The largest size is 178,956,970 pixels (13,377 × 13,377, half a gigabyte of RGB), Pillow's
+      guard against decompression bombs, and the largest file 1 GiB (:mod:`adcam.limits`).
     * Floating-point and 32-bit integer samples are refused: their white point is unknown.
 
     Args:
@@ -144,6 +145,10 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             raise ImageError(f"{path}: not a file")
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty")
+        limits = read_limits()
+        check_file_bytes(path, limits.file_bytes, "an image", "file_bytes")
+        # Pillow refuses what has more than twice as many, some formats also while they decode.
+        Image.MAX_IMAGE_PIXELS = limits.image_pixels / 2  # type: ignore[assignment]
         with warnings.catch_warnings():
             # Pillow warns at half the size that it refuses, and of metadata that is damaged.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -152,10 +157,14 @@ def open_image(path: Path) -> Iterator[Image.Image]:
                 yield img
     except ImageError:
         raise
+    except LimitError as err:
+        raise ImageError(str(err)) from err
     except UnidentifiedImageError as err:
         raise ImageError(f"{path}: not an image, or of an unknown kind") from err
     except Image.DecompressionBombError as err:
-        raise ImageError(f"{path}: too large ({err})") from err
+        raise ImageError(
+            f"{path}: too large ({err}); --limits image_pixels=… raises the limit"
+        ) from err
     except _DECODE_ERRORS as err:
         raise ImageError(f"{path}: cannot be decoded ({err or type(err).__name__})") from err
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from adcam.errors import AdcamError
+from adcam.limits import check_file_bytes, read_limits
 
 # Booleans, integers, floats, text: what class vectors, maps and keys are made of.
 _PLAIN_KINDS = "biufU"
@@ -87,6 +88,7 @@ def load_object_npy(path: str | Path) -> object:
         FileNotFoundError: There is no such file.
     """
     path = Path(path)
+    check_file_bytes(path, read_limits().file_bytes, "class maps or labels", "file_bytes")
     with path.open("rb") as file:
         try:
             version = np.lib.format.read_magic(file)

@@ -40,7 +40,9 @@ def voc_palette() -> tuple[tuple[int, int, int], ...]:
     return tuple(colors)
 
 
-def write_mask(path: str | Path, mask: np.ndarray, palette: Palette) -> None:
+def write_mask(
+    path: str | Path, mask: np.ndarray, palette: Palette, *, durable: bool = False
+) -> None:
     """Write a mask as an 8-bit palette PNG, atomically.
 
     The same mask and palette give the same bytes (with the same Pillow and zlib).
@@ -49,6 +51,7 @@ def write_mask(path: str | Path, mask: np.ndarray, palette: Palette) -> None:
         path: The file to write; its parents are created.
         mask: The mask, uint8 (H, W) of class values, 255 = ignore.
         palette: The 256 RGB colours, e.g. :func:`voc_palette` or ``ClassSet.palette``.
+        durable: As for :func:`adcam.files.replacing`.
 
     Raises:
         AdcamError: Another dtype, shape or palette length.
@@ -65,7 +68,7 @@ def write_mask(path: str | Path, mask: np.ndarray, palette: Palette) -> None:
     img.putpalette(bytes(channel for color in palette for channel in color))
     buffer = io.BytesIO()
     img.save(buffer, format="PNG")
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue(), durable=durable)
 
 
 def read_mask(

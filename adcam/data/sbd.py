@@ -18,6 +18,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from adcam.errors import AdcamError
+from adcam.limits import check_file_bytes, read_limits
 
 _ERRORS = (
     MatReadError,
@@ -79,6 +80,7 @@ def is_checksummed(path: str | Path) -> bool:
 
     Of other files scipy's reader trusts every length, and a flipped byte can crash the process.
     """
+    check_file_bytes(Path(path), read_limits().file_bytes, "a mask", "file_bytes")
     try:
         data = Path(path).read_bytes()
         position = _HEADER_BYTES

@@ -16,6 +16,7 @@ from adcam.data.object_npy import NPY_ERRORS
 from adcam.data.text_tables import check_relative
 from adcam.errors import AdcamError
 from adcam.files import write_bytes
+from adcam.limits import LimitError, check_file_bytes, read_limits
 
 SCORE_MAP_HW = (224, 224)
 """Size at which wsolevaluation scores."""
@@ -85,11 +86,18 @@ def load_arrays(path: Path, what: str) -> np.ndarray | dict[str, np.ndarray]:
         AdcamError: The file is missing or damaged, holds objects, or its header is none or asks for
             more than there is.
     """
+    most = read_limits().file_bytes
+    check_file_bytes(path, most, what, "file_bytes")
     try:
         # From memory: np.load leaves a file that it opened itself open where it is no archive.
         stored = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
         if isinstance(stored, np.ndarray):
             return stored
+        # A member of zeros is a thousand times larger than the file that holds it.
+        if sum(member.file_size for member in stored.zip.infolist()) > most:
+            raise LimitError(
+                f"{path}: {what} that unpack to more than a file may have", "file_bytes", most
+            )
         members = {name: stored[name] for name in stored.files}
     except NPY_ERRORS as err:
         raise AdcamError(f"{path}: cannot be read as {what} ({err})") from err

@@ -12,8 +12,7 @@ import numpy as np
 from adcam.data.png import write_mask
 from adcam.errors import AdcamError
 from adcam.evaluation.mapping import MappedImage, MaskChoice
-from adcam.files import hash_or_none
-from adcam.labeling.output_folder import mask_path
+from adcam.labeling.output_folder import describe_files, mask_path
 from adcam.metrics.miou import (
     Average,
     MeanIoU,
@@ -214,8 +213,7 @@ class MaskWriter:
             "threshold": mask.threshold,
             "chosen_on": mask.chosen_on,
             "ori_hw": list(sample.ori_hw),
-            "mask": hash_or_none(path),
-            "maps": None,
+            **describe_files({"mask": path}),
         }
 
     def merge(self, other: MaskWriter) -> None:

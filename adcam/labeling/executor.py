@@ -16,14 +16,27 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import torch
 
+resource: ModuleType | None
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 T = TypeVar("T")
 R = TypeVar("R")
 
+_TRIES = 2
+_MEMORY_EVENTS = (
+    Path("/sys/fs/cgroup/memory.events"),
+    Path("/sys/fs/cgroup/memory/memory.oom_control"),
+)
 _SENT_BACK = (OSError, ValueError, RuntimeError, MemoryError)
 
 
@@ -72,16 +85,19 @@ class WorkerPool(Generic[T, R]):
     and no other: a thread beside each process waits for its answers, so it is known which.
 
     Workers are spawned, so a script that uses them needs ``if __name__ == "__main__":``
-    (:mod:`multiprocessing`). They ignore Ctrl-C, which the caller handles, and end with their
-    caller whatever ends it.
+    (:mod:`multiprocessing`). They ignore Ctrl-C and SIGTERM, which the caller handles, and end with
+    their caller whatever ends it, in the middle of an item if need be.
 
     Args:
         function: The function to call with an item; both must pickle. It is sent to each worker
             once.
         num_workers: The number of processes; each starts with its first item.
-        on_crash: The function that returns the result of an item whose process was killed. It is
-            called in a thread of this process, with the item, the crash, and a function that gives
-            an item to a new process.
+        on_crash: The function that returns the result of an item that has cost two processes, one
+            after the other: the second try tells an item that kills from a process that was killed
+            for other reasons. It is called in a thread of this process, with the item, the crash,
+            and a function that gives an item to a new process.
+        max_bytes: The memory that a worker may ask for; more is a ``MemoryError`` there. ``None``
+            for as much as there is.
     """
 
     def __init__(
@@ -90,10 +106,11 @@ class WorkerPool(Generic[T, R]):
         num_workers: int,
         *,
         on_crash: Callable[[T, WorkerCrash, Callable[[T], R]], R],
+        max_bytes: int | None = None,
     ) -> None:
         # Plain pickle: multiprocessing's own would move tensors to shared memory, which is small
         # in containers.
-        self._function = pickle.dumps(function)
+        self._function = pickle.dumps((function, max_bytes))
         self._on_crash = on_crash
         self._threads = ThreadPoolExecutor(num_workers)
         self._own = threading.local()
@@ -116,7 +133,7 @@ class WorkerPool(Generic[T, R]):
         for worker in self._workers:
             worker.close()
 
-    def _call(self, item: T) -> R:
+    def _call(self, item: T, tries: int = _TRIES) -> R:
         worker: _Worker | None = getattr(self._own, "worker", None)
         if worker is None:
             worker = self._own.worker = _Worker(self._function)
@@ -130,6 +147,8 @@ class WorkerPool(Generic[T, R]):
                 raise
             self._workers.remove(worker)
             self._own.worker = None
+            if tries > 1:
+                return self._call(item, tries - 1)
             return self._on_crash(item, crash, self._call)
         return result
 
@@ -149,6 +168,7 @@ class _Worker:
 
     def call(self, item: Any) -> Any:
         """Let the process work on an item and wait for what it says."""
+        kills = count_memory_kills()
         try:
             if self._unsent is not None:
                 self._connection.send_bytes(self._unsent)
@@ -159,8 +179,7 @@ class _Worker:
             self.close()
             code = self.process.exitcode
             if code is not None and code < 0:
-                name = signal.Signals(-code).name
-                raise WorkerCrash(f"its worker process was killed by {name}") from died
+                raise WorkerCrash(_explain_kill(-code, count_memory_kills() - kills)) from died
             raise RuntimeError(
                 f"a worker process ended with exit code {code}; what it printed says why"
             ) from died
@@ -175,10 +194,15 @@ class _Worker:
 
 def _serve(connection: Connection) -> None:
     """Answer items, after the function that answers them, until the caller closes its end."""
+    # Whoever ends a run sends these to all of its processes; the caller decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_caller, daemon=True).start()
     limit_threads(1)
     with suppress(EOFError, ConnectionError):  # the caller is done, or dead
-        call: Callable[[Any], Any] = connection.recv()
+        call: Callable[[Any], Any]
+        call, max_bytes = connection.recv()
+        limit_memory(max_bytes)
         while True:
             item = connection.recv()
             try:
@@ -186,6 +210,42 @@ def _serve(connection: Connection) -> None:
             except _SENT_BACK as error:
                 answer = (None, error)
             connection.send(answer)
+
+
+def _end_with_caller() -> None:
+    """End this process with its caller: what it would still write, the next run is writing too."""
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    wait([caller.sentinel])
+    os._exit(1)
+
+
+def _explain_kill(number: int, memory_kills: int) -> str:
+    """Say what ended a process, and what to do about it."""
+    killed = f"it cost two worker processes, killed by {signal.Signals(number).name}"
+    if memory_kills > 0:
+        return f"{killed} for lack of memory: try fewer --workers, or allow the container more"
+    return killed
+
+
+def count_memory_kills() -> int:
+    """Return how often the system has killed a process of this container for its memory.
+
+    0 where the system does not say.
+    """
+    for path in _MEMORY_EVENTS:
+        with suppress(OSError, ValueError):
+            words = dict(line.split() for line in path.read_text("ascii").splitlines())
+            return int(words["oom_kill"]) if "oom_kill" in words else 0
+    return 0
+
+
+def limit_memory(max_bytes: int | None) -> None:
+    """Bound the memory that this process may ask for; ``None`` and Windows set no bound."""
+    if max_bytes is not None and resource is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        if most == resource.RLIM_INFINITY or max_bytes < most:
+            resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, most))
 
 
 def limit_threads(num_threads: int) -> None:

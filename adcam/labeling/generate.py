@@ -10,12 +10,17 @@ from typing import Any
 from adcam.data.dataset import ImageDataset
 from adcam.data.png import write_mask
 from adcam.errors import AdcamError
-from adcam.files import hash_or_none, write_bytes
+from adcam.files import write_bytes
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.map_maker import count_color_steps
 from adcam.labeling.maps_file import MAPS_DTYPES, STRIDES, encode_maps
 from adcam.labeling.mask_maker import MaskMaker
-from adcam.labeling.output_folder import OutputFolder, result_files
+from adcam.labeling.output_folder import (
+    OutputFolder,
+    describe_files,
+    require_folder,
+    result_files,
+)
 from adcam.labeling.run import Run, RunOptions, RunResult, default_workers, describe_classes
 from adcam.labeling.steps import Mapped, Task
 from adcam.structures import ClassSet, PseudoMask
@@ -145,7 +150,9 @@ class MaskJob:
     def write(self, image: Mapped, result: PseudoMask) -> dict[str, Any]:
         """Write mask and maps, and return the entry of the manifest."""
         files = self.find_files(image.task)
-        write_mask(files["mask"], result.mask, self.class_set.palette)
+        require_folder(self.folder)
+        # On the disk before the manifest says so.
+        write_mask(files["mask"], result.mask, self.class_set.palette, durable=True)
         if self.maps_dtype is not None:
             maps = encode_maps(
                 image.maps,
@@ -154,7 +161,7 @@ class MaskJob:
                 dtype=self.maps_dtype,
                 stride=self.maps_stride,
             )
-            write_bytes(files["maps"], maps)
+            write_bytes(files["maps"], maps, durable=True)
         described = describe_classes(image, self.class_set.classes, self.label_threshold)
         return {
             "status": "ok",
@@ -163,6 +170,5 @@ class MaskJob:
             "threshold": result.threshold,
             "chosen_on": result.chosen_on,
             "ori_hw": list(image.ori_hw),
-            "mask": hash_or_none(files["mask"]),
-            "maps": None if self.maps_dtype is None else hash_or_none(files["maps"]),
+            **describe_files(files if self.maps_dtype is not None else {"mask": files["mask"]}),
         }

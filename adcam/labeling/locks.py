@@ -46,6 +46,9 @@ class FolderLock:
         shared: Whether others may hold a shared lock at the same time. Such a lock keeps out those
             who want the folder for themselves, and says nothing of its holder.
 
+    Attributes:
+        was_killed: Whether the process that held the lock before did not give it back.
+
     Raises:
         AdcamError: Another process has the lock; the message says which.
         OSError: The file cannot be made.
@@ -56,10 +59,12 @@ class FolderLock:
         self._path = folder / name
         self._file: int | None = None
         self._holder: dict[str, Any] = {}
+        self.was_killed = False
         if fcntl is None:
             return
         operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         if self._acquire(operation | fcntl.LOCK_NB) and not shared:
+            self.was_killed = bool(read_holder(self._path))
             started = datetime.now().astimezone().isoformat(" ", "seconds")
             self.note({"process": os.getpid(), "host": socket.gethostname(), "started": started})
 

@@ -159,7 +159,11 @@ def _read_division(path: Path, count: int) -> Division:
     states = []
     for shard in shards:
         plan = plans.get(shard)
-        if plan is None or (plan["images"], plan["ids"]) != agreed:
+        has_manifest = manifest_path(path, shard).is_file()
+        if plan is None and not (shard.is_whole and has_manifest):
+            states.append(ShardState(shard))
+            continue
+        if plan is not None and (plan["images"], plan["ids"]) != agreed:
             states.append(ShardState(shard))
             continue
         status: dict[str, str] = {}
@@ -173,7 +177,9 @@ def _read_division(path: Path, count: int) -> Division:
                 status[entry["id"]] = entry["status"]
                 order[entry["index"]] = entry["id"]
         ok = sum(value == "ok" for value in status.values())
-        states.append(ShardState(shard, plan["owned"], ok, len(status) - ok, lines))
+        # Folders of other commands have no plan: what their manifest lists is all there is.
+        owned = len(status) if plan is None else plan["owned"]
+        states.append(ShardState(shard, owned, ok, len(status) - ok, lines))
     return Division(agreed[0], states, order)
 
 

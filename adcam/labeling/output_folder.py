@@ -15,6 +15,7 @@ for ``seconds``, the last key of each line.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -48,6 +49,7 @@ MANIFEST_NAME = "manifest.jsonl"
 PLAN_NAME = "plan.json"
 MASK_DIR = "masks"
 MAPS_DIR = "maps"
+MASK, MAPS = "mask", "maps"
 
 _NAMES = (CONFIG_NAME, MANIFEST_NAME, PLAN_NAME, LOCK_NAME, MASK_DIR, MAPS_DIR, SHARDS_DIR)
 
@@ -75,6 +77,31 @@ def result_files(folder: Path, img_id: str) -> dict[str, Path]:
     """
     maps = refuse_links(folder, file_of_id(folder / MAPS_DIR, img_id, ".npz"))
     return {"mask": mask_path(folder, img_id), "maps": maps}
+
+
+def describe_files(files: Mapping[str, Path]) -> dict[str, Any]:
+    """Describe the files of an image for its manifest entry: hashes and sizes in bytes.
+
+    Args:
+        files: ``"mask"`` and, where there are maps, ``"maps"``.
+    """
+    described: dict[str, Any] = {}
+    for key in (MASK, MAPS):
+        path = files.get(key)
+        described[key] = None if path is None else hash_or_none(path)
+        described[f"{key}_bytes"] = path.stat().st_size if path and path.is_file() else None
+    return described
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse to build an output folder up again that somebody has removed.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    if not folder.is_dir():
+        reason = "the output folder was removed while a run was working in it"
+        raise FileNotFoundError(errno.ENOENT, reason, str(folder))
 
 
 def refuse_links(folder: Path, path: Path) -> Path:
@@ -243,6 +270,11 @@ class OutputFolder:
         paths = [s.file(self.path, ".jsonl") for s in shards if s.count != self.shard.count]
         return [Manifest(p, self._index.__contains__) for p in (self.path / MANIFEST_NAME, *paths)]
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether the process that worked here before this one was killed, perhaps by an image."""
+        return self._locks[-1].was_killed
+
     def note(self, **values: Any) -> None:
         """Add to what this process says of itself while it works here, for ``adcam status``."""
         self._locks[-1].note(values)
@@ -291,7 +323,7 @@ class OutputFolder:
         entry = self[img_id]
         if entry["status"] != "ok" or any(entry.get(k) != v for k, v in expected.items()):
             return False
-        return not _find_changes(entry, result_files(self.path, img_id) if files is None else files)
+        return not find_changes(entry, result_files(self.path, img_id) if files is None else files)
 
     def append(self, entry: Entry) -> None:
         """Add an entry, handed to the operating system before this returns."""
@@ -427,7 +459,7 @@ class OutputRecord:
         for img_id, entry in self.entries.items():
             if entry["status"] != "ok":
                 continue
-            if found := _find_changes(entry, result_files(self.path, img_id)):
+            if found := find_changes(entry, result_files(self.path, img_id)):
                 changes[img_id] = "; ".join(found)
         return changes
 
@@ -516,13 +548,47 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
     raise AdcamError(f"{path} was not written by `adcam generate`; take another folder")
 
 
-def _find_changes(entry: Entry, files: Mapping[str, Path]) -> list[str]:
+def find_changes(entry: Entry, files: Mapping[str, Path]) -> list[str]:
+    """Compare the files of an image with the hashes that its entry states.
+
+    Args:
+        entry: The entry; a file whose hash it does not state may be anything.
+        files: The files by key.
+
+    Returns:
+        What has happened to each file that is not as it was: ``"the mask is missing"``, …
+    """
     changes = []
     for key, path in files.items():
-        if (stated := entry.get(key)) is not None and (found := hash_or_none(path)) != stated:
-            name = "maps file" if key == "maps" else key.replace("_", " ")
-            changes.append(f"the {name} {'is missing' if found is None else 'has changed'}")
+        if (stated := entry.get(key)) is None:
+            continue
+        if path.is_symlink():
+            changes.append(f"the {_name_file(key)} is a symbolic link")
+        elif (found := hash_or_none(path)) != stated:
+            what = "is missing" if found is None else "has changed"
+            changes.append(f"the {_name_file(key)} {what}")
     return changes
+
+
+def find_size_changes(entry: Entry, files: Mapping[str, Path]) -> list[str]:
+    """Compare the files of an image with the sizes that its entry states (:func:`find_changes`)."""
+    changes = []
+    for key, path in files.items():
+        if entry.get(key) is None:
+            continue
+        stated = entry.get(f"{key}_bytes")
+        found = path.lstat().st_size if path.is_file() else None
+        if path.is_symlink():
+            changes.append(f"the {_name_file(key)} is a symbolic link")
+        elif found is None:
+            changes.append(f"the {_name_file(key)} is missing")
+        elif stated is not None and found != stated:
+            changes.append(f"the {_name_file(key)} has {found} bytes instead of {stated}")
+    return changes
+
+
+def _name_file(key: str) -> str:
+    return "maps file" if key == MAPS else key.replace("_", " ")
 
 
 def _read_classes(

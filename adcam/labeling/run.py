@@ -33,6 +33,7 @@ from adcam.labeling.executor import (
     submit_inline,
 )
 from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.observe import Observer
 from adcam.labeling.output_folder import OutputFolder, relative_path
 from adcam.labeling.shards import WHOLE, Shard
 from adcam.labeling.steps import (
@@ -49,6 +50,7 @@ from adcam.labeling.steps import (
     label_window,
     make_window,
 )
+from adcam.limits import machine_memory, read_limits
 from adcam.progress import track
 
 LABEL_CHOICES = ("given", "predicted")
@@ -142,6 +144,9 @@ class RunOptions:
         shard: The part of the images to label. Every process is given the same images and another
             shard; they may work in one folder at the same time, on any machine that sees it.
             :func:`adcam.labeling.merge.merge_shards` joins what they have made.
+        log_json: A file to which a line of JSON is added for the start, every image and the end.
+        metrics_file: A file that holds the numbers so far in Prometheus' text format
+            (:mod:`adcam.labeling.observe`).
         progress: Whether to show progress on standard error.
         log: Called with a line of text now and then.
     """
@@ -150,6 +155,8 @@ class RunOptions:
     workers: int = 0
     batch_size: int | None = None
     shard: Shard = WHOLE
+    log_json: Path | None = None
+    metrics_file: Path | None = None
     progress: bool = True
     log: Callable[[str], None] | None = None
 
@@ -236,23 +243,26 @@ class Run:
         if progress.skipped and self.options.log is not None:
             self.options.log(f"{progress.skipped} of {len(tasks)} images are done already")
         workers = self.options.workers if num_left > INLINE_LIMIT else 0
+        if folder.was_killed and self._on_cpu:
+            workers = max(workers, 1)  # if an image did it, it costs a worker this time
+        observer = self._observe(hashes, num_left, progress.skipped)
         seconds = dict.fromkeys(("decode", "network", "refine", job.step, "write"), 0.0)
-        with closing(self._finish_all(tasks, job, workers)) as finished:
+        with observer, closing(self._finish_all(tasks, job, workers)) as finished:
             # Whatever ends this loop ends the workers.
             shown = self.options.progress
             for item in track(finished, self.name, num_left) if shown else finished:
                 progress.add(item.task.img_id, item.entry)
                 for step, spent in item.seconds.items():
                     seconds[step] += spent
-                folder.append(
-                    {
-                        "id": item.task.img_id,
-                        "image": relative_path(item.task.img_path, root),
-                        **item.entry,
-                        **hashes,
-                        "seconds": round(sum(item.seconds.values()), 4),
-                    }
-                )
+                entry = {
+                    "id": item.task.img_id,
+                    "image": relative_path(item.task.img_path, root),
+                    **item.entry,
+                    **hashes,
+                    "seconds": round(sum(item.seconds.values()), 4),
+                }
+                folder.append(entry)
+                observer.image(entry, item.seconds)
         folder.finish(task.img_id for task in tasks)
         return RunResult(
             num_left - len(progress.failed),
@@ -262,6 +272,14 @@ class Run:
             {**seconds, "total": time.perf_counter() - start},
             self._describe_parallelism(seconds, job, workers),
         )
+
+    def _observe(self, hashes: Mapping[str, Any], left: int, skipped: int) -> Observer:
+        """Begin the log and the metrics that the options ask for."""
+        shard = str(self.options.shard)
+        head = {"run": self.name, **hashes, "shard": shard, "device": str(self.labeler.device)}
+        observer = Observer(self.options.log_json, self.options.metrics_file, {"shard": shard})
+        observer.start({**head, "images": len(self.images)}, left=left, skipped=skipped)
+        return observer
 
     def _plan(
         self, index: int, folder: OutputFolder, job: Job, root: str, progress: _Progress
@@ -308,7 +326,7 @@ class Run:
             wanted = [task for task in tasks if not task.is_done]
             return [item for task in wanted for item in retry((task,))]
 
-        with WorkerPool(label, workers, on_crash=on_crash) as pool:
+        with WorkerPool(label, workers, on_crash=on_crash, max_bytes=_worker_memory()) as pool:
             for window in run_ahead(pool.submit, windows, max_ahead=2 * workers):
                 yield from window
 
@@ -331,7 +349,9 @@ class Run:
         with (
             one_thread(),
             ThreadPoolExecutor(_READERS) as readers,
-            WorkerPool(partial(finish, job=job), workers, on_crash=on_crash) as pool,
+            WorkerPool(
+                partial(finish, job=job), workers, on_crash=on_crash, max_bytes=_worker_memory()
+            ) as pool,
         ):
             numbered = ((n, task) for n, window in enumerate(windows) for task in window)
             decoded = run_ahead(read, numbered, max_ahead=2 * _WINDOW * self.batch_size)
@@ -452,5 +472,12 @@ def _window_size(batch_size: int) -> int:
     return 1 if batch_size == 1 else _WINDOW * batch_size
 
 
+def _worker_memory() -> int | None:
+    """Bytes that a worker may ask for: by default all there are, so that what asks for more fails
+    by itself, before the system picks a process to kill."""
+    return read_limits().worker_memory or machine_memory()
+
+
 def _crashed(task: Task, crash: WorkerCrash) -> Finished:
-    return Finished(task, {"status": "failed", "error": str(crash)}, {})
+    advice = "" if "memory" in str(crash) else "; if memory was short, try fewer --workers"
+    return Finished(task, {"status": "failed", "error": f"{crash}{advice}"}, {})

@@ -16,9 +16,9 @@ from adcam.data.open_images import open_images
 from adcam.data.png import read_mask, write_mask
 from adcam.data.sources import build_dataset, find_class_set
 from adcam.errors import AdcamError
-from adcam.files import hash_file, hash_or_none, hash_values, write_json
+from adcam.files import hash_file, hash_values, write_json
 from adcam.installation import why_not_importable
-from adcam.labeling.output_folder import MASK_DIR, OutputFolder, relative_path
+from adcam.labeling.output_folder import MASK_DIR, OutputFolder, describe_files, relative_path
 from adcam.masks.crf import refine
 from adcam.metrics.miou import MeanIoU, name_classes
 from adcam.progress import track
@@ -250,7 +250,6 @@ def write_masks(
                 continue
             mask = predictor(sample)
             write_mask(path, mask, images.class_set.palette)
-            hashes = {"mask": hash_or_none(path), "maps": None}
-            folder.append({**entry, "status": "ok", **hashes})
+            folder.append({**entry, "status": "ok", **describe_files({"mask": path})})
             yield mask
         folder.finish(record.img_id for record in images.records)

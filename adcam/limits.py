@@ -1,0 +1,144 @@
+"""Limits on what a file may ask of this program: pixels, bytes, classes, annotations, memory.
+
+The defaults let every ordinary data set through and stop a file that was made to fill a machine. A
+limit is raised or lowered for a command and all its processes by an environment variable
+(``ADCAM_MAX_IMAGE_PIXELS``, …) or, on the command line, by ``--limits image_pixels=…``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from adcam.errors import AdcamError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest values that are accepted; a file that asks for more is refused by name.
+
+    Attributes:
+        image_pixels: Pixels of an image or a mask, before anything of it is decoded. Decoding takes
+            about 7 bytes a pixel.
+        file_bytes: Bytes of an image, a mask or a table of labels.
+        json_bytes: Bytes of a JSON file of annotations, which takes about ten times that in memory.
+        classes: Classes of a data set.
+        annotations: Objects in a JSON file of annotations.
+        worker_memory: Bytes that a worker process may ask for, in which the network and the image
+            must find room; 0 for as much as the machine, or its container, has.
+    """
+
+    image_pixels: int = 178_956_970
+    file_bytes: int = 1 << 30
+    json_bytes: int = 4 << 30
+    classes: int = 10_000
+    annotations: int = 20_000_000
+    worker_memory: int = 0
+
+
+def read_limits(environment: Mapping[str, str] | None = None) -> Limits:
+    """Read the limits of this process from its environment.
+
+    Args:
+        environment: Environment variables; by default those of the process.
+
+    Raises:
+        AdcamError: A variable is no whole number, or negative.
+    """
+    environment = os.environ if environment is None else environment
+    values = {}
+    for item in fields(Limits):
+        variable = variable_of(item.name)
+        if (text := environment.get(variable, "")).strip():
+            values[item.name] = _parse(variable, text)
+    return Limits(**values)
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a limit, e.g. ``"ADCAM_MAX_FILE_BYTES"``."""
+    return f"ADCAM_MAX_{name.upper()}"
+
+
+def _parse(where: str, text: object) -> int:
+    with suppress(ValueError, OverflowError):
+        value = float(str(text))
+        if value >= 0 and value == int(value):
+            return int(value)
+    raise AdcamError(f"{where} must be a whole number, such as 2000000 or 2e6, got {text!r}")
+
+
+@contextmanager
+def use_limits(changes: Mapping[str, object]) -> Iterator[None]:
+    """Let other limits hold for this process, and those that it starts, while the block runs.
+
+    Args:
+        changes: New values by the names of :class:`Limits`.
+
+    Raises:
+        AdcamError: There is no such limit, or a value is no whole number.
+    """
+    legal = asdict(Limits())
+    if unknown := sorted(set(changes) - set(legal)):
+        raise AdcamError(f"there is no limit {unknown[0]!r}; there are {', '.join(legal)}")
+    new = {variable_of(name): str(_parse(name, value)) for name, value in changes.items()}
+    before = {name: os.environ.get(name) for name in new}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def check_file_bytes(path: Path, most: int, what: str, limit: str) -> None:
+    """Refuse a file that is larger than a limit; one that is not there is somebody else's matter.
+
+    Args:
+        path: The file.
+        most: The largest number of bytes.
+        what: What the file should be, for the message.
+        limit: The name of the limit, which the message says how to raise.
+
+    Raises:
+        AdcamError: It is larger.
+    """
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError):
+        return
+    if size > most:
+        raise LimitError(f"{path}: {size:,} bytes are more than {what} may have", limit, most)
+
+
+def check_num_classes(num_classes: int, what: str = "classes") -> None:
+    """Refuse more classes than the limit.
+
+    Raises:
+        AdcamError: There are more.
+    """
+    if num_classes > (most := read_limits().classes):
+        raise LimitError(f"{num_classes:,} {what}", "classes", most)
+
+
+class LimitError(AdcamError):
+    """A file asks for more than a limit allows."""
+
+    def __init__(self, what: str, limit: str, most: int) -> None:
+        super().__init__(f"{what}: the limit is {most:,}; --limits {limit}=… raises it")
+
+
+def machine_memory() -> int | None:
+    """Return the bytes of memory that this machine, or its container, has; ``None`` if unknown."""
+    found = []
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            found.append(int(Path(path).read_text("ascii")))
+    with suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(found, default=None)

@@ -1,0 +1,113 @@
+"""Configs as plain values: YAML, JSON or TOML, of which nothing is run (``--safe-config``).
+
+An ordinary config is a Python program. One from a stranger can be read here instead, if it is kept
+as plain values: ``_base_`` is refused, YAML knows no tags and no aliases, and nothing is looked up
+in the environment.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from adcam.errors import AdcamError
+from adcam.files import parse_json, read_text
+
+VARIABLE = "ADCAM_SAFE_CONFIG"
+"""The environment variable that lets this process, and those that it starts, read no other."""
+
+SUFFIXES = (".json", ".toml", ".yaml", ".yml")
+
+_WHAT = "a plain config"
+
+
+@contextmanager
+def use_safe_configs(only: bool) -> Iterator[None]:
+    """Let nothing but plain configs be read while the block runs, if ``only`` is true."""
+    before = os.environ.get(VARIABLE)
+    if only:
+        os.environ[VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before
+
+
+def are_configs_safe() -> bool:
+    """Tell whether nothing but plain configs may be read."""
+    return os.environ.get(VARIABLE, "") not in ("", "0")
+
+
+def read_plain_config(path: Path) -> dict[str, Any]:
+    """Read a config that is no program.
+
+    Args:
+        path: A ``.json``, ``.toml``, ``.yaml`` or ``.yml`` file.
+
+    Raises:
+        AdcamError: It is of another kind, damaged, too large, nested too deeply, or holds what is
+            not plain: a ``_base_``, or in YAML a tag or an alias.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise AdcamError(
+            f"{path}: --safe-config reads {', '.join(SUFFIXES)}, not a program. If you trust it, "
+            f"python -c \"from mmengine import Config; Config.fromfile('{path.name}').dump("
+            f"'{path.stem}.json')\" makes one of it"
+        )
+    text = read_text(path, _WHAT)
+    try:
+        values = _PARSERS[suffix](text, str(path))
+    except RecursionError as error:
+        raise AdcamError(f"{path}: {_WHAT} nested too deeply") from error
+    if not isinstance(values, dict):
+        raise AdcamError(f"{path}: {_WHAT} has sections, got {values!r:.40}")
+    if bases := [key for key in values if not isinstance(key, str) or key.startswith("_")]:
+        raise AdcamError(f"{path}: {_WHAT} has no key {bases[0]!r}: write all sections out")
+    return values
+
+
+def _parse_json(text: str, where: str) -> Any:
+    return parse_json(text, where, kind=object, what=_WHAT, unique_keys=True)
+
+
+def _parse_toml(text: str, where: str) -> Any:
+    try:
+        tomllib = importlib.import_module("tomllib")
+    except ModuleNotFoundError as error:
+        raise AdcamError(f"{where}: reading TOML needs Python 3.11; JSON says the same") from error
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise AdcamError(f"{where}: not TOML ({error})") from error
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    import yaml
+
+    class PlainLoader(yaml.SafeLoader):
+        """Without aliases: nine lines of them stand for gigabytes ("billion laughs")."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.events.AliasEvent):
+                mark = self.peek_event().start_mark
+                raise AdcamError(f"{where}, line {mark.line + 1}: YAML aliases are not read")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(text, Loader=PlainLoader)  # a SafeLoader with less
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, AdcamError):
+            raise
+        reason = " ".join(str(error).split())
+        raise AdcamError(f"{where}: not plain YAML ({reason})") from error
+
+
+_PARSERS = {".json": _parse_json, ".toml": _parse_toml, ".yaml": _parse_yaml, ".yml": _parse_yaml}

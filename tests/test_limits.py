@@ -1,0 +1,278 @@
+"""Limits on what files may ask for, and files that ask for more than they hold."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adcam.cli import main
+from adcam.data.coco_json import read_coco_json
+from adcam.data.dataset import build_class_set
+from adcam.data.images import ImageError, read_image
+from adcam.data.labels import read_labels
+from adcam.data.png import read_mask
+from adcam.data.score_maps import load_arrays
+from adcam.data.xml_text import parse_xml
+from adcam.errors import AdcamError
+from adcam.files import read_json, read_text
+from adcam.labeling.executor import WorkerCrash, WorkerPool
+from adcam.limits import Limits, machine_memory, read_limits, use_limits
+
+LAUGHS = b"""<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">
+<!ENTITY c "&b;&b;&b;&b;">]><worksheet><sheetData>&c;</sheetData></worksheet>"""
+
+
+def test_limits_come_from_the_environment() -> None:
+    assert read_limits({}) == Limits()
+    assert read_limits({"ADCAM_MAX_IMAGE_PIXELS": "2e6"}).image_pixels == 2_000_000
+    for text in ("x", "-1", "0.5", "nan", "inf"):
+        with pytest.raises(AdcamError, match="ADCAM_MAX_CLASSES must be a whole number"):
+            read_limits({"ADCAM_MAX_CLASSES": text})
+    with pytest.raises(AdcamError, match="no limit 'pixels'; there are image_pixels, file_bytes"):
+        use_limits({"pixels": 1}).__enter__()
+    with use_limits({"classes": 3}):
+        with use_limits({"classes": "4"}):
+            assert read_limits().classes == 4
+        assert read_limits().classes == 3
+    assert "ADCAM_MAX_CLASSES" not in os.environ
+    assert (machine_memory() or 1 << 30) >= 1 << 28
+
+
+def test_images_and_masks(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("L", (20, 10)).save(path)
+    with use_limits({"image_pixels": 199}):
+        for read in (read_image, read_mask):
+            with pytest.raises(ImageError, match=r"too large .*--limits image_pixels"):
+                read(path)
+    message = r"a\.png: \d+ bytes .*--limits file_bytes"
+    with use_limits({"file_bytes": 20}), pytest.raises(ImageError, match=message):
+        read_image(path)
+    with use_limits({"image_pixels": 200}):
+        assert read_image(path).shape == (10, 20, 3)
+
+
+def test_tables_texts_and_json(tmp_path: Path) -> None:
+    table, content = tmp_path / "labels.csv", tmp_path / "a.json"
+    table.write_text("image_id,labels\n" + "".join(f"{i},cat\n" for i in range(100)))
+    content.write_text(json.dumps({"a": [1] * 100}))
+    with use_limits({"file_bytes": 100, "json_bytes": 100}):
+        with pytest.raises(AdcamError, match="--limits file_bytes"):
+            read_labels(table)
+        with pytest.raises(AdcamError, match="--limits file_bytes"):
+            read_text(table)
+        with pytest.raises(AdcamError, match="--limits json_bytes"):
+            read_json(content)
+    assert len(read_json(content)["a"]) == 100
+
+
+def test_classes_and_annotations(tmp_path: Path) -> None:
+    path = tmp_path / "instances.json"
+    image = {"id": 1, "file_name": "a.jpg", "height": 40, "width": 50}
+    shape = {"image_id": 1, "category_id": 1, "segmentation": [[0, 0, 9, 0, 9, 9]], "iscrowd": 0}
+    categories = [{"id": i, "name": f"c{i}"} for i in (1, 2)]
+    content = {"images": [image], "annotations": [shape] * 3, "categories": categories}
+    path.write_text(json.dumps(content))
+    assert len(read_coco_json(path).images) == 1
+    for limit, value in (("classes", 1), ("annotations", 2), ("image_pixels", 1999)):
+        with use_limits({limit: value}), pytest.raises(AdcamError, match=f"--limits {limit}="):
+            read_coco_json(path)
+    with pytest.raises(AdcamError, match=r"10,001 classes: the limit is 10,000"):
+        build_class_set("many", [str(i) for i in range(10_001)], masks=False)
+
+
+def test_maps_that_unpack_to_more_than_a_file_may_have(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, scores=np.zeros(1_000_000, np.uint8))
+    assert path.stat().st_size < 5000
+    with use_limits({"file_bytes": 500_000}), pytest.raises(AdcamError, match="unpack to more"):
+        load_arrays(path, "maps")
+
+
+def test_billion_laughs_are_refused_in_every_format_that_could_tell_them(tmp_path: Path) -> None:
+    with pytest.raises(AdcamError, match="declares entities"):
+        parse_xml(LAUGHS, "a.xml")
+    workbook = tmp_path / "labels.xlsx"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        sheets = b'<workbook><sheets><sheet id="r1"/></sheets></workbook>'
+        relation = b'<r><Relationship Id="r1" Target="worksheets/sheet1.xml"/></r>'
+        archive.writestr("xl/workbook.xml", sheets)
+        archive.writestr("xl/_rels/workbook.xml.rels", relation)
+        archive.writestr("xl/worksheets/sheet1.xml", LAUGHS)
+    workbook.write_bytes(buffer.getvalue())
+    with pytest.raises(AdcamError, match="declares entities"):
+        read_labels(workbook)
+    config = tmp_path / "a.yaml"
+    config.write_text("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]\n")
+    arguments = ["train", str(config), "--safe-config", "--work-dir", str(tmp_path / "work")]
+    assert main(arguments) == 2
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_command_line_sets_limits_for_itself_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (20, 10)).save(tmp_path / "a.png")
+    command = ["evaluate", str(tmp_path), "--gt", str(tmp_path), "--limits", "image_pixels=100"]
+    assert main(command) in (1, 2)
+    assert "too large" in capsys.readouterr().err
+    assert main([*command, "colours=3"]) == 2
+    assert "there is no limit 'colours'" in capsys.readouterr().err
+    assert main([*command, "x"]) == 2
+    assert "ADCAM_MAX_IMAGE_PIXELS" not in os.environ
+
+
+def ask_for(num_bytes: int) -> int:
+    """What a worker of the test does: it asks for memory, and gets it or not."""
+    return len(bytearray(num_bytes))
+
+
+def test_a_worker_that_asks_for_too_much_gets_an_error_and_lives() -> None:
+    def never(item: int, crash: WorkerCrash, retry: object) -> int:
+        raise crash
+
+    with WorkerPool(ask_for, 1, on_crash=never, max_bytes=1 << 31) as pool:
+        assert pool.submit(1 << 20).result() == 1 << 20
+        with pytest.raises(MemoryError):
+            pool.submit(1 << 32).result()
+        assert pool.submit(1 << 20).result() == 1 << 20
+
+
+CONFIGS = {
+    "a.json": '{"data": {"root": "x"}}',
+    "a.toml": '[data]\nroot = "x"\n',
+    "a.yaml": "data:\n  root: x\n",
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_plain_configs_say_what_programs_say(tmp_path: Path, name: str) -> None:
+    from adcam.plain_config import read_plain_config
+
+    (tmp_path / name).write_text(CONFIGS[name])
+    assert read_plain_config(tmp_path / name) == {"data": {"root": "x"}}
+
+
+def test_a_config_of_this_project_as_plain_values(tmp_path: Path) -> None:
+    from mmengine.config import Config
+
+    from adcam.installation import find_config
+    from adcam.plain_config import use_safe_configs
+    from adcam.settings import Settings, load_settings
+
+    program = find_config("voc_animals/adcam_deit-tiny_10e_voc-animals")
+    expected: Settings = load_settings(program)
+    Config.fromfile(str(program)).dump(str(tmp_path / "plain.json"))
+    with use_safe_configs(True):
+        plain: Settings = load_settings(tmp_path / "plain.json")
+        with pytest.raises(AdcamError, match=r"--safe-config reads \.json, .*not a program"):
+            load_settings(program)
+    assert plain.train == expected.train and plain.cam == expected.cam
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "a: !!python/object/apply:os.system ['touch canary']", "not plain YAML"),
+        ("a.yaml", "a: &x 1\nb: *x", "line 2: YAML aliases are not read"),
+        ("a.yaml", "a: [" * 3000, "not plain YAML|nested too deeply"),
+        ("a.yaml", "- 1", "has sections"),
+        ("a.json", '{"_base_": ["other.py"]}', "no key '_base_'"),
+        ("a.json", '{"a": 1, "a": 2}', "given twice"),
+        ("a.json", "[" * 3000, "nested too deeply"),
+        ("a.toml", "a = ", "not TOML"),
+        ("a.toml", "a = " + "[" * 3000, "not TOML|nested too deeply"),
+        ("a.py", "open('canary', 'w')", "not a program"),
+    ],
+)
+def test_what_is_not_plain_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    text: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(text)
+    with pytest.raises(AdcamError, match=message):
+        from adcam.plain_config import read_plain_config
+
+        read_plain_config(Path(name))
+    assert main(["train", name, "--safe-config", "--work-dir", "work"]) == 2
+    assert name in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_full_disk_ends_a_run_and_the_same_command_goes_on(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    """The largest file that the process may write is smaller than the manifest will be."""
+    for number in range(12):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 32), (20 * number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
+
+    def command(out: str) -> list[str]:
+        return [
+            *("generate", str(tmp_path / "photos"), "--checkpoint", str(tiny_checkpoint)),
+            *("--out", str(tmp_path / out), "--labels", "predicted", "--scales", "32"),
+            *("--device", "cpu", "--workers", "0"),
+        ]
+
+    script = (
+        "import resource, sys\n"
+        "from adcam.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))\n"
+        f"sys.exit(main({command('out')!r}))\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: " in done.stderr and "File too large" in done.stderr
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    assert 0 < len(lines) < 12 and all(json.loads(line)["status"] == "ok" for line in lines)
+    assert main(command("out")) == main(command("whole")) == 0
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    for path in (tmp_path / "whole").rglob("*.png"):
+        assert (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes() == (
+            path.read_bytes()
+        )
+
+
+def test_a_folder_removed_in_mid_run_is_told_and_not_built_up_again(tmp_path: Path) -> None:
+    from adcam.labeling.manifest import Manifest
+    from adcam.labeling.output_folder import OutputFolder, require_folder
+
+    out = tmp_path / "out"
+    with OutputFolder(out, {"adcam": "0"}) as folder:
+        folder.append({"id": "a", "status": "failed", "error": "x"})
+        for path in out.iterdir():
+            path.unlink()
+        out.rmdir()
+        with pytest.raises(FileNotFoundError, match="was removed or replaced while this run"):
+            folder.append({"id": "b", "status": "failed", "error": "x"})
+        with pytest.raises(FileNotFoundError, match="was removed while a run"):
+            require_folder(out)
+        with pytest.raises(FileNotFoundError, match="was removed or replaced"):
+            folder.finish(["a"])
+        assert not out.exists()
+    (tmp_path / "m.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"m\.jsonl"):
+        Manifest(tmp_path / "m.jsonl").open()
+    assert not (tmp_path / "elsewhere").exists()
