@@ -14,7 +14,7 @@ EXTRAS := $(VENV)/.extras
 METADATA := setup.py pyproject.toml constraints.txt adcam/version.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all fuzz lint format api clean
+.PHONY: help install demo test test-all fuzz chaos lint format api clean
 MAKEFLAGS += --no-print-directory
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "  make test       check style and types, run the tests (5 minutes on two cores)"
 	@echo "  make test-all   the same with the slow tests"
 	@echo "  make fuzz       try the readers on 10,000 damaged files"
+	@echo "  make chaos      kill a run of 300 images 20 times and compare its bytes (15 minutes)"
 	@echo "  make lint       check style and types only"
 	@echo "  make format     rewrite the code in the project's style"
 	@echo "  make api        rewrite tests/api_surface.txt after a change of public names"
@@ -85,6 +86,11 @@ test: $(EXTRAS) lint
 
 test-all: $(EXTRAS) lint
 	@$(BIN)/python -m pytest $(SHARE_TESTS) $(PYTEST_ARGS)
+
+# Twenty kills at random moments; a second call with SEED=1 tries other moments.
+chaos: export OMP_NUM_THREADS ?= 1
+chaos: $(EXTRAS)
+	@folder=$$(mktemp -d) && $(BIN)/python tests/labeling/test_chaos.py $$folder $(SEED)
 
 fuzz: export ADCAM_FUZZ_EXAMPLES ?= 530
 fuzz: $(EXTRAS)

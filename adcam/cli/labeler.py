@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,8 +134,25 @@ def add_run_arguments(group: argparse._ActionsContainer) -> None:
 def find_workers(args: argparse.Namespace, labeler: PseudoLabeler) -> int:
     """Return the number of processes asked for, or the one that suits the machine."""
     from adcam.labeling.run import default_workers
+    from adcam.labeling.shards import find_neighbours
 
-    return default_workers(labeler) if args.workers is None else args.workers
+    if args.workers is not None:
+        return args.workers
+    is_placed = getattr(args, "shard", None) == "auto"
+    return default_workers(labeler, neighbours=find_neighbours(os.environ)[1] if is_placed else 1)
+
+
+def choose_device(args: argparse.Namespace) -> str | None:
+    """Return ``--device``; with ``--shard auto``, by default the GPU of this process's number."""
+    import torch
+
+    from adcam.labeling.shards import find_neighbours
+
+    num_gpus = torch.cuda.device_count()
+    if args.device is None and getattr(args, "shard", None) == "auto" and num_gpus > 1:
+        return f"cuda:{find_neighbours(os.environ)[0] % num_gpus}"
+    device: str | None = args.device
+    return device
 
 
 def report_run(args: argparse.Namespace, result: RunResult, what: str, manifest: Path) -> int:
@@ -205,12 +223,12 @@ def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
         views = replace(views, keep_ratio=args.keep_ratio)
     options["views"] = views
     if args.checkpoint is not None:
-        return PseudoLabeler.from_checkpoint(args.checkpoint, device=args.device, **options)
+        return PseudoLabeler.from_checkpoint(args.checkpoint, device=choose_device(args), **options)
     return PseudoLabeler.from_imagenet(
         args.model,
         [name.strip() for name in args.classes.split(",") if name.strip()],
         weights=args.weights or "timm",
-        device=args.device,
+        device=choose_device(args),
         **options,
     )
 

@@ -58,7 +58,7 @@ def _print_shards(status: RunStatus) -> None:
         return
     rows = [
         (
-            str(shard.state.shard),
+            "the whole" if shard.state.shard.is_whole else str(shard.state.shard),
             *("–" if n is None else str(n) for n in (shard.state.ok, shard.state.failed)),
             "–" if shard.state.missing is None else str(shard.state.missing),
             shard.describe(),

@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
         log(sentence)
     if found.unknown:
         log(f"{found.unknown} images were not labelled yet")
-    verdict = "as its manifest says" if found.is_sound else "NOT as its manifest says"
-    show(f"{args.folder} is {verdict}: {found.ok} images sound, {found.failed} without a result")
+    verdict = "as its manifest says" if found.is_intact else "NOT as its manifest says"
+    end = "" if found.is_sound or not found.is_intact else "; the run has not ended"
+    counts = f"{found.ok} images sound, {found.failed} without a result"
+    show(f"{args.folder} is {verdict}: {counts}{end}")
     return EXIT_OK if found.is_sound else EXIT_SOME_FAILED

@@ -44,6 +44,7 @@ from adcam.labeling.steps import (
     Made,
     Mapped,
     Task,
+    can_be_read,
     decode,
     finish,
     infer_window,
@@ -192,6 +193,7 @@ class Run:
         self.images = images
         self.labeler = labeler
         self.options = options
+        self._is_suspicious = False
         self._on_cpu = labeler.device.type == "cpu"
         self.batch_size = options.batch_size or (1 if self._on_cpu else 8)
         self._class_ids = given_class_ids(images, labeler) if options.labels == "given" else None
@@ -243,6 +245,7 @@ class Run:
         if progress.skipped and self.options.log is not None:
             self.options.log(f"{progress.skipped} of {len(tasks)} images are done already")
         workers = self.options.workers if num_left > INLINE_LIMIT else 0
+        self._is_suspicious = folder.was_killed
         if folder.was_killed and self._on_cpu:
             workers = max(workers, 1)  # if an image did it, it costs a worker this time
         observer = self._observe(hashes, num_left, progress.skipped)
@@ -344,10 +347,13 @@ class Run:
 
         def read(numbered: tuple[int, Task]) -> Future[tuple[int, Decoded | Failed]]:
             window, task = numbered
-            return readers.submit(lambda: (window, decode(task, self.labeler)))
+            return readers.submit(lambda: (window, self._decode(task, probe)))
 
         with (
             one_thread(),
+            WorkerPool(
+                can_be_read, 1, on_crash=lambda *crash: False, max_bytes=_worker_memory()
+            ) as probe,
             ThreadPoolExecutor(_READERS) as readers,
             WorkerPool(
                 partial(finish, job=job), workers, on_crash=on_crash, max_bytes=_worker_memory()
@@ -364,6 +370,12 @@ class Run:
                 windows_left = (make_window(window, job) for window in mapped)
             left = (image for window in windows_left for image in window)
             yield from run_ahead(pool.submit, left, max_ahead=2 * workers)
+
+    def _decode(self, task: Task, probe: WorkerPool[Path, bool]) -> Decoded | Failed:
+        """Decode an image here; after a run that was killed, in a process that may die first."""
+        if self._is_suspicious and not probe.submit(task.img_path).result():
+            return Failed(task, "reading it cost two processes", {})
+        return decode(task, self.labeler)
 
     def _runs_whole(self, workers: int) -> bool:
         """Tell whether one process does every step of an image."""
@@ -396,16 +408,21 @@ class _Progress:
             self.no_class.append(img_id)
 
 
-def default_workers(labeler: PseudoLabeler) -> int:
+def default_workers(labeler: PseudoLabeler, *, neighbours: int = 1) -> int:
     """Return the processes that make best use of this machine.
+
+    Args:
+        labeler: The labeler, whose device decides.
+        neighbours: Processes that share the machine, this one included.
 
     These are its processors, less one that feeds a GPU. On 2 processors without a GPU, whole
     images in 2 processes took the least time of what was tried (docs/performance.md); with one
     processor there is nothing to gain.
     """
+    processors = max(num_processors() // neighbours, 1)
     if labeler.device.type != "cpu":
-        return min(num_processors() - 1, MAX_WORKERS)
-    return min(num_processors(), MAX_WORKERS) if num_processors() > 1 else 0
+        return min(processors - 1, MAX_WORKERS)
+    return min(processors, MAX_WORKERS) if processors > 1 else 0
 
 
 def describe_classes(image: Mapped, names: Sequence[str], least: float) -> dict[str, Any]:

@@ -146,6 +146,25 @@ def shard_from_environment(environment: Mapping[str, str]) -> Shard:
     return Shard(place * process.count + process.index, count * process.count)
 
 
+def find_neighbours(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Find the place of this process among those on its machine, and how many they are.
+
+    Args:
+        environment: The environment variables of torchrun (``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``) or
+            SLURM (``SLURM_LOCALID``, ``SLURM_NTASKS_PER_NODE``).
+
+    Returns:
+        Its number, from 0, for the choice of a GPU, and the count, to share the processors; (0, 1)
+        where the environment says nothing.
+    """
+    for names in (("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")):
+        texts = [environment.get(name, "") for name in names]
+        if re.fullmatch(r"\d{1,6}", texts[0]):
+            count = int(texts[1]) if re.fullmatch(r"\d{1,6}", texts[1]) else 1
+            return int(texts[0]), max(count, int(texts[0]) + 1)
+    return 0, 1
+
+
 def find_shards(folder: Path, suffix: str) -> list[Shard]:
     """Find the shards of which an output folder has a file with this suffix, in order."""
     found = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -169,6 +170,13 @@ def decode(task: Task, labeler: PseudoLabeler) -> Decoded | Failed:
         return _fail(task, error, {"decode": time.perf_counter() - start})
     seconds = {"decode": time.perf_counter() - start}
     return Decoded(task, small, (img.shape[0], img.shape[1]), inputs, seconds)
+
+
+def can_be_read(img_path: Path) -> bool:
+    """Read an image and forget it, in a process that may die of it; a damaged one is no matter."""
+    with suppress(ValueError, OSError, MemoryError, RuntimeError):
+        read_image(img_path)
+    return True
 
 
 def infer_window(

@@ -39,7 +39,7 @@ class Verification:
             ``"the maps file has changed"``, …
         orphans: Files in ``masks/`` and ``maps/`` that belong to no image of the manifest, relative
             to the folder.
-        others: What else is wrong, one sentence each.
+        others: Shards that were not started, one sentence each.
     """
 
     ok: int = 0
@@ -50,9 +50,14 @@ class Verification:
     others: list[str] = field(default_factory=list)
 
     @property
+    def is_intact(self) -> bool:
+        """Whether the files that are there are those of the manifest, and all of them."""
+        return not (self.changes or self.orphans)
+
+    @property
     def is_sound(self) -> bool:
-        """Whether everything is as the manifest says."""
-        return not (self.unknown or self.changes or self.orphans or self.others)
+        """Whether the folder is intact, and the run has ended."""
+        return self.is_intact and not (self.unknown or self.others)
 
 
 def verify_folder(path: str | Path, *, by_size: bool = False) -> Verification:

@@ -115,7 +115,7 @@ def test_terminated_killed_and_with_a_dead_worker_the_bytes_are_the_same(
 ) -> None:
     make_photos(tmp_path / "photos", NUM_IMAGES)
     out, whole = tmp_path / "out", tmp_path / "whole"
-    arguments = command(tmp_path / "photos", tiny_checkpoint, out)
+    arguments = command(tmp_path / "photos", tiny_checkpoint, out, "--workers", "1")
     assert main([*command(tmp_path / "photos", tiny_checkpoint, whole), "--workers", "0"]) == 1
 
     process = start(arguments)  # SIGTERM to all of its processes, as batch systems send it

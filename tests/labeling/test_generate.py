@@ -534,6 +534,31 @@ def test_workers_write_the_same_bytes_and_one_that_dies_names_its_image(
     assert all(0 <= share <= 1 for share in together.shares.values())
 
 
+def test_an_image_that_killed_a_run_costs_the_next_one_a_worker_and_no_more(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    """Without workers, the run dies of it; what it leaves is a lock that nobody gave back."""
+    loaded = load_classifier(tiny_checkpoint)
+    small = {"embed_dim": 24, "depth": 3, "num_heads": 2}
+    network = Deadly("vit_tiny_patch16_224", num_fg_classes=3, img_size=32, backbone_kwargs=small)
+    network.load_state_dict(loaded.network.state_dict())
+    labeler = PseudoLabeler(network, loaded.class_set, device="cpu", views=TestViews((32,)))
+    make_photo(tmp_path / "photos" / "a.png", 0)
+    Image.new("RGB", (64, 40)).save(tmp_path / "photos" / "b.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".adcam-lock").write_text('{"process": 1, "host": "gone"}')
+    result = generate(
+        load_folder(tmp_path / "photos"),
+        labeler,
+        tmp_path / "out",
+        labels="predicted",
+        progress=False,
+    )
+    assert result.ok == 1
+    assert [failure.img_id for failure in result.failed] == ["b"]
+    assert "killed by SIGKILL; if memory was short" in result.failed[0].error
+
+
 def test_a_network_fed_by_this_process_writes_the_same_bytes(
     photos: Path, labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.locks import FolderLock
 from adcam.labeling.merge import choose_division, merge_shards
 from adcam.labeling.output_folder import OutputFolder, read_output_folder
-from adcam.labeling.shards import WHOLE, Shard, parse_shard, shard_from_environment
+from adcam.labeling.shards import WHOLE, Shard, find_neighbours, parse_shard, shard_from_environment
 from adcam.settings import TestViews
 
 NUM_IMAGES = 12
@@ -107,6 +107,19 @@ def test_the_place_among_the_processes_of_a_cluster(
     environment: dict[str, str], shard: str
 ) -> None:
     assert str(shard_from_environment(environment)) == shard
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, (0, 1)),
+        ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "SLURM_LOCALID": "0"}, (1, 4)),
+        ({"SLURM_LOCALID": "3", "SLURM_NTASKS_PER_NODE": "x"}, (3, 4)),
+        ({"LOCAL_RANK": "-1"}, (0, 1)),
+    ],
+)
+def test_the_place_on_a_machine(environment: dict[str, str], place: tuple[int, int]) -> None:
+    assert find_neighbours(environment) == place
 
 
 @pytest.mark.parametrize(
