@@ -76,6 +76,8 @@ EXTRAS = {
     "crf": ["pydensecrf2>=1.1; python_version < '3.13'"],
     # Draws COCO's annotations.
     "coco": ["pycocotools>=2.0.8"],
+    # Runs over several machines; images and masks in Parquet files, tar archives and behind URLs.
+    "ray": ["ray[data]>=2.60", "pyarrow>=17.0", "fsspec>=2024.6"],
     "dev": [
         *TRAIN,
         "pytest>=8.3",
@@ -87,6 +89,9 @@ EXTRAS = {
         "ruff>=0.17.5,<0.18",
         "mypy>=2.4",
         "pre-commit>=4.0",
+        # A server that speaks S3, for tests, and what reads from it.
+        "moto[server,s3]>=5.0",
+        "s3fs>=2024.6",
     ],
 }
 

@@ -19,7 +19,7 @@ from adcam.version import __version__
 _PACKAGES = (
     *("torch", "torchvision", "triton", "timm", "numpy", "scipy", "Pillow", "safetensors"),
     *("mmengine", "mmcv", "mmsegmentation", "numba", "pycocotools", "pydensecrf"),
-    *("rich", "tensorboard", "matplotlib", "scikit-image"),
+    *("rich", "tensorboard", "matplotlib", "scikit-image", "ray", "pyarrow", "fsspec"),
 )
 
 # Where a package is distributed under other names; the first that is installed counts.
@@ -36,6 +36,7 @@ EXTRAS = {
     **dict.fromkeys(("mmseg", "mmcv"), "seg"),
     "pycocotools": "coco",
     "pydensecrf": "crf",
+    **dict.fromkeys(("ray", "pyarrow", "fsspec"), "ray"),
 }
 """Modules that the core does without, and the extra of setup.py that brings each."""
 

@@ -114,6 +114,8 @@ BASE = (
     "version",
     "structures",
     "files",
+    "remote_files",
+    "parquet",
     "options",
     "plain_config",
     "settings",
@@ -138,6 +140,8 @@ ROOMS = {
     "structures": ("errors",),
     "limits": ("errors",),
     "files": ("errors", "version", "limits"),
+    "remote_files": ("errors", "files"),
+    "parquet": ("errors", "remote_files"),
     "options": ("errors",),
     "plain_config": ("errors", "files"),
     # Settings check the options of methods, CRFs and networks, which therefore know no settings.
@@ -151,7 +155,10 @@ ROOMS = {
     **dict.fromkeys(
         STAGES, ("errors", "limits", "version", "options", "structures", "files", "ops")
     ),
-    "data": ("errors", "limits", "version", "options", "structures", "files", "settings", "ops"),
+    "data": (
+        *("errors", "limits", "version", "options", "structures", "files", "remote_files"),
+        *("parquet", "settings", "ops"),
+    ),
     **WORKFLOW,
 }
 
@@ -209,6 +216,9 @@ PLACES = {
     "cv2": ("ops/level_boxes/reference.py",),
     "pycocotools": ("data/coco_json.py",),
     "pydensecrf": ("ops/dense_crf/pydensecrf.py",),
+    "ray": ("labeling/ray_engine.py",),
+    "pyarrow": ("parquet.py",),
+    "fsspec": ("remote_files.py",),
 }
 
 

@@ -169,7 +169,8 @@ def _check_inputs(args: argparse.Namespace) -> None:
         find_config(args.config)
     for name, what in _INPUTS.items():
         path = getattr(args, name, None)
-        if path is not None and not path.exists():
+        # What is behind a URL or a pattern shows when it is opened.
+        if isinstance(path, Path) and "*" not in path.name and not path.exists():
             raise AdcamError(f"{path}: there is no such {what}")
     labels = getattr(args, "labels", None)
     if labels is not None and Path(labels).suffix and not Path(labels).exists():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adcam.cli.arguments import CAM_FORMAT, add_command
 from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures, print_table, show
+from adcam.cli.labeler import path_or_url
 
 if TYPE_CHECKING:
     from adcam.convert import Converted
@@ -60,6 +61,11 @@ _CONVERTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "LABELS",
         "text files of Ultralytics -> masks",
         ("--out", "--classes", "--images"),
+    ),
+    "unpack": (
+        "PACKED",
+        "masks and maps that were packed into Parquet files or tar archives -> an output folder",
+        ("--out",),
     ),
     "cams": (
         "CAMS",
@@ -152,7 +158,8 @@ def add(commands: Any) -> None:
     converters = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     for what, (source, summary, names) in _CONVERTERS.items():
         converter = converters.add_parser(what, help=summary, description=summary)
-        converter.add_argument("source", type=Path, metavar=source)
+        kind = path_or_url if what == "unpack" else Path
+        converter.add_argument("source", type=kind, metavar=source)
         for name in names:
             option = dict(_OPTIONS[name])
             converter.add_argument(option.pop("flag", name), **option)

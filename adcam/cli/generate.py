@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adcam.cli.arguments import add_cfg_options, add_command, parse_pairs
 from adcam.cli.console import log, show
@@ -15,9 +15,14 @@ from adcam.cli.labeler import (
     check_classifier,
     find_workers,
     open_images,
+    path_or_url,
     report_run,
 )
 from adcam.errors import AdcamError
+
+if TYPE_CHECKING:
+    from adcam.labeling.packed_folder import PackedOutput
+    from adcam.labeling.ray_engine import RayEngine
 
 CRF_NAMES = ("none", "toco", "irn", "psa", "clip_es", "weaktr")
 CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
@@ -44,7 +49,9 @@ def add(commands: Any) -> None:
         adcam generate photos/ --checkpoint classifier.safetensors --out out --shard 0/8
         """,
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
+    parser.add_argument(
+        "--out", type=path_or_url, required=True, metavar="DIR", help="output folder"
+    )
     add_labeler_arguments(parser)
 
     _add_mask_arguments(parser.add_argument_group("mask"))
@@ -67,12 +74,45 @@ def add(commands: Any) -> None:
         help="label only the I-th of N parts of the images, the first is 0/N; any number of them "
         "at once, also on several machines that share OUT. auto: by torchrun or SLURM",
     )
+    _add_engine_arguments(parser.add_argument_group("several machines"))
     work.add_argument("--save-maps", action="store_true", help="also write OUT/maps/<id>.npz")
     work.add_argument("--maps-dtype", choices=("uint8", "float16"), default="uint8")
     work.add_argument(
         "--overwrite",
         action="store_true",
         help="start over; removes what OUT/manifest.jsonl lists, nothing else",
+    )
+
+
+def _add_engine_arguments(engine: argparse._ArgumentGroup) -> None:
+    engine.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="what computes: this machine (default), or a Ray cluster (docs/scale.md)",
+    )
+    engine.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="with --engine ray: the cluster, auto for the one that this machine belongs to "
+        "(default: RAY_ADDRESS, else one is started here)",
+    )
+    engine.add_argument(
+        "--gpus-per-process",
+        type=float,
+        metavar="SHARE",
+        help="with --engine ray: the share of a GPU that a process of the network gets, e.g. 0.5 "
+        "(default: 1 with --device cuda, else 0)",
+    )
+    engine.add_argument(
+        "--output-format",
+        choices=("files", "parquet", "tar"),
+        default="files",
+        help="pack masks and maps into Parquet files or tar archives, and the manifest into "
+        "Parquet files; OUT may then be a URL (default: a file each)",
+    )
+    engine.add_argument(
+        "--images-per-file", type=int, metavar="N", help="images in a packed file (default: 1000)"
     )
 
 
@@ -118,11 +158,15 @@ def run(args: argparse.Namespace) -> int:
     from adcam.labeling.shards import WHOLE, parse_shard
 
     shard = WHOLE if args.shard is None else parse_shard(args.shard)
+    out = _read_output(args)
+    engine = _read_engine(args)
     labeler = build_labeler(args, **_read_options(args))
+    if engine is not None and engine.gpus_per_process:
+        labeler.assign_device("cuda")
     result = generate(
         open_images(args, labeler),
         labeler,
-        args.out,
+        out,
         labels="predicted" if args.labels == "predicted" else "given",
         maps_dtype=args.maps_dtype if args.save_maps else None,
         overwrite=args.overwrite,
@@ -131,15 +175,63 @@ def run(args: argparse.Namespace) -> int:
         shard=shard,
         log_json=args.log_json,
         metrics_file=args.metrics_file,
+        engine=engine,
         log=log,
     )
     part = "" if shard.is_whole else f"shard {shard}: "
     log(f"{part}{result.ok} masks written, {result.skipped} were there")
+    if args.output_format != "files":
+        code = report_run(args, result, "mask", f"{args.out}/manifest")
+        show(f"{args.out}/data")
+        return code
     code = report_run(args, result, "mask", manifest_path(args.out, shard))
     if not shard.is_whole:
         log(f"When all {shard.count} shards are done: adcam merge {args.out}")
     show(args.out / "masks")
     return code
+
+
+def _read_output(args: argparse.Namespace) -> Path | PackedOutput:
+    """Read ``--out``, ``--output-format`` and ``--images-per-file``."""
+    if args.output_format == "files":
+        if not isinstance(args.out, Path):
+            raise AdcamError(
+                f"--out {args.out}: behind a URL, masks are packed; add --output-format parquet or "
+                "tar"
+            )
+        if args.images_per_file is not None:
+            raise AdcamError("--images-per-file goes with --output-format parquet or tar")
+        return args.out
+    from adcam.labeling.packed_folder import IMAGES_PER_FILE, PackedOutput
+
+    size = IMAGES_PER_FILE if args.images_per_file is None else args.images_per_file
+    return PackedOutput(str(args.out), args.output_format, size)
+
+
+def _read_engine(args: argparse.Namespace) -> RayEngine | None:
+    """Read ``--engine`` and its options.
+
+    Where the network is to run on GPUs, ``--device`` is left to the cluster: this machine, which
+    reads the classifier and hands out the work, need not have one.
+    """
+    if args.engine == "local":
+        if args.address is not None or args.gpus_per_process is not None:
+            raise AdcamError("--address and --gpus-per-process go with --engine ray")
+        return None
+    if args.device not in (None, "cpu", "cuda"):
+        raise AdcamError(f"with --engine ray, --device is cpu or cuda, got {args.device!r}")
+    from adcam.labeling.ray_engine import RayEngine
+
+    share = args.gpus_per_process
+    if share is None:
+        share = 1.0 if args.device == "cuda" else 0.0
+    if args.device == "cpu" and share:
+        raise AdcamError("--gpus-per-process gives GPUs to the network: leave out --device cpu")
+    workers, args.workers = args.workers, 0
+    import torch
+
+    args.device = "cuda" if share and torch.cuda.is_available() else "cpu"
+    return RayEngine(args.address, workers, share)
 
 
 def _read_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -24,13 +24,19 @@ def add_labeler_arguments(parser: argparse.ArgumentParser) -> None:
     """Add IMAGES, and options of the classifier, the labels and the class maps."""
     parser.add_argument(
         "images",
-        type=Path,
+        type=path_or_url,
         metavar="IMAGES",
-        help="a folder, a VOC root, a .txt list of image paths, or one image",
+        help="a folder, a VOC root, a .txt list of image paths, or one image; also .tar archives "
+        "and .parquet files (one, a folder, a list, or 'data/*.tar' in quotes), and URLs (s3://…)",
     )
     _add_classifier(parser)
     _add_labels(parser)
     _add_maps(parser)
+
+
+def path_or_url(text: str) -> Path | str:
+    """Read an argument that names files of this machine, or files behind a URL."""
+    return text if "://" in text else Path(text)
 
 
 def _add_classifier(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +161,7 @@ def choose_device(args: argparse.Namespace) -> str | None:
     return device
 
 
-def report_run(args: argparse.Namespace, result: RunResult, what: str, manifest: Path) -> int:
+def report_run(args: argparse.Namespace, result: RunResult, what: str, manifest: Path | str) -> int:
     """Print what became of the images of a run.
 
     Args:
@@ -246,7 +252,7 @@ def open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> ImageDatase
         labels=None if everything or labels == "predicted" else labels,
         ids=None if args.ids is None else read_id_list(args.ids),
         voc_split=args.voc_split,
-        leave_out=[args.out],
+        leave_out=[args.out] if isinstance(args.out, Path) else [],
     )
     if everything:
         all_ids = range(labeler.class_set.num_fg_classes)

@@ -25,6 +25,7 @@ from adcam.convert.labels import (
     convert_mask_labels,
     convert_voc_labels,
 )
+from adcam.convert.packed import convert_unpack
 from adcam.convert.recode import convert_recode_masks
 from adcam.convert.summary import Converted
 from adcam.errors import AdcamError
@@ -45,6 +46,7 @@ CONVERTERS: dict[str, Converter] = {
     "coco-to-masks": convert_coco_to_masks,
     "masks-to-yolo": convert_masks_to_yolo,
     "yolo-to-masks": convert_yolo_to_masks,
+    "unpack": convert_unpack,
     "cams": convert_cams,
 }
 """The converters by their names on the command line."""

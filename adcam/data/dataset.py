@@ -11,6 +11,7 @@ from typing import Literal, overload
 import numpy as np
 
 from adcam.data.images import read_image
+from adcam.data.packed_images import PackedImage
 from adcam.data.png import read_mask, voc_palette
 from adcam.errors import AdcamError
 from adcam.files import is_file, match_id
@@ -32,6 +33,8 @@ class Record:
         mask_path: The mask that the image should have, ``None`` if it should have none.
         boxes: The true boxes ``(x0, y0, x1, y1)`` in pixels of the image, ``None`` if there are
             none.
+        packed: Where the image is if it is no file of its own on this machine; ``img_path`` is then
+            its name.
     """
 
     img_id: str
@@ -39,6 +42,7 @@ class Record:
     class_ids: tuple[int, ...] | None = None
     mask_path: Path | None = None
     boxes: tuple[tuple[int, int, int, int], ...] | None = None
+    packed: PackedImage | None = None
 
 
 class ImageDataset(Sequence[Sample]):
@@ -126,7 +130,8 @@ class ImageDataset(Sequence[Sample]):
         Raises:
             ImageError: The image cannot be read.
         """
-        return read_image(self.records[index].img_path)
+        record = self.records[index]
+        return read_image(record.img_path) if record.packed is None else record.packed.load()
 
     def load_mask(self, index: int) -> np.ndarray | None:
         """Mask, uint8 (H, W): 0, values of the class set, 255; ``None`` if there should be none.
@@ -206,7 +211,10 @@ class ImageDataset(Sequence[Sample]):
         paths = [
             path
             for record in self.records
-            for path in (record.img_path, record.mask_path if masks else None)
+            for path in (
+                record.img_path if record.packed is None else None,
+                record.mask_path if masks else None,
+            )
             if path is not None
         ]
         return [path for path in paths if not is_file(path)]

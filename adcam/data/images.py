@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import warnings
@@ -84,6 +85,28 @@ def read_image(path: str | Path) -> np.ndarray:
         return convert_to_rgb(img, str(path))
 
 
+def read_image_bytes(data: bytes, where: str) -> np.ndarray:
+    """Read an image that is no file of its own, as :func:`read_image` reads a file.
+
+    Args:
+        data: The content of an image file.
+        where: What errors call it; a Targa image is recognised by its suffix.
+
+    Returns:
+        uint8 (H, W, 3), C-contiguous, upright.
+
+    Raises:
+        ImageError: As :func:`read_image`.
+    """
+    if not data:
+        raise ImageError(f"{where}: the file is empty")
+    if len(data) > (most := read_limits().file_bytes):
+        what = f"{where}: {len(data):,} bytes are more than an image may have"
+        raise ImageError(str(LimitError(what, "file_bytes", most)))
+    with _open(io.BytesIO(data), where) as img:
+        return convert_to_rgb(img, where)
+
+
 def convert_to_rgb(img: Image.Image, where: str) -> np.ndarray:
     """An image that Pillow has opened, as :func:`read_image` gives it.
 
@@ -145,28 +168,39 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             raise ImageError(f"{path}: not a file")
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty")
-        limits = read_limits()
-        check_file_bytes(path, limits.file_bytes, "an image", "file_bytes")
+        check_file_bytes(path, read_limits().file_bytes, "an image", "file_bytes")
+    except (OSError, ValueError) as err:
+        if isinstance(err, ImageError):
+            raise
+        if isinstance(err, LimitError):
+            raise ImageError(str(err)) from err
+        raise ImageError(f"{path}: cannot be decoded ({err or type(err).__name__})") from err
+    with _open(path, str(path)) as img:
+        yield img
+
+
+@contextmanager
+def _open(file: Path | io.BytesIO, where: str) -> Iterator[Image.Image]:
+    """Open an image undecoded, as :func:`open_image`; ``where`` names it in errors."""
+    try:
         # Pillow refuses what has more than twice as many, some formats also while they decode.
-        Image.MAX_IMAGE_PIXELS = limits.image_pixels / 2  # type: ignore[assignment]
+        Image.MAX_IMAGE_PIXELS = read_limits().image_pixels / 2  # type: ignore[assignment]
         with warnings.catch_warnings():
             # Pillow warns at half the size that it refuses, and of metadata that is damaged.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-            with Image.open(path, formats=_find_formats(path)) as img:
+            with Image.open(file, formats=_find_formats(Path(where))) as img:
                 yield img
     except ImageError:
         raise
-    except LimitError as err:
-        raise ImageError(str(err)) from err
     except UnidentifiedImageError as err:
-        raise ImageError(f"{path}: not an image, or of an unknown kind") from err
+        raise ImageError(f"{where}: not an image, or of an unknown kind") from err
     except Image.DecompressionBombError as err:
         raise ImageError(
-            f"{path}: too large ({err}); --limits image_pixels=… raises the limit"
+            f"{where}: too large ({err}); --limits image_pixels=… raises the limit"
         ) from err
     except _DECODE_ERRORS as err:
-        raise ImageError(f"{path}: cannot be decoded ({err or type(err).__name__})") from err
+        raise ImageError(f"{where}: cannot be decoded ({err or type(err).__name__})") from err
 
 
 @lru_cache(maxsize=2)

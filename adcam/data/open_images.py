@@ -6,12 +6,14 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from adcam.data.dataset import ImageDataset
+from adcam.data.dataset import ImageDataset, Record
 from adcam.data.folder import load_folder, load_images
-from adcam.data.labels import read_labels
+from adcam.data.labels import read_folder_labels, read_labels
+from adcam.data.packed_images import Found, find_packed, is_packed, list_packed
 from adcam.data.voc import load_voc
 from adcam.errors import AdcamError
 from adcam.files import img_id_of, is_image_path, read_text
+from adcam.remote_files import is_url
 from adcam.structures import ClassSet
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,9 @@ def open_images(
 
     Args:
         path: One image; a ``.txt`` list of image paths, relative to the list's own folder; a VOC
-            root (with ``JPEGImages`` and ``ImageSets``); or a folder of images.
+            root (with ``JPEGImages`` and ``ImageSets``); or a folder of images. Also tar archives
+            and Parquet files of images (:mod:`adcam.data.packed_images`): one, a folder, a list or
+            a pattern (``data/*.tar``); and URLs of these, or of a folder of images.
         class_set: The classes that labels may name.
         labels: The labels: a file (:func:`adcam.data.labels.read_labels`), ``"folders"`` for one
             sub-folder a class, or, for VOC, a ``.npy`` file, ``"xml"`` or ``"mask"``; ``None`` for
@@ -50,6 +54,9 @@ def open_images(
     Raises:
         AdcamError: There are no such images, ids or labels.
     """
+    if files := _find_packed_files(path):
+        images = _open_packed(files, class_set, labels)
+        return images if ids is None else images.subset(ids)
     path = Path(path)
     if not path.exists():
         raise AdcamError(f"{path}: there is no such image, list or folder")
@@ -73,6 +80,67 @@ def open_images(
             logger.warning("labels of %s are read as %s", source, table.understood)
         images = images.with_labels(table.class_ids)
     return images if ids is None else images.subset(ids)
+
+
+def _find_packed_files(path: str | Path) -> list[str]:
+    """Tar archives, Parquet files or URLs that a user names; empty if it is none of these."""
+    is_list = not is_url(path) and Path(path).suffix.lower() == ".txt"
+    lines: list[str] = []
+    if is_list:
+        lines = [line.strip() for line in read_text(path, "a list of image paths").splitlines()]
+        lines = [line for line in lines if line]
+        found = list_packed(path, lines) if lines else []
+        if found and len(found) < len(lines):
+            stray = next(line for line in lines if not (is_url(line) or is_packed(line)))
+            raise AdcamError(
+                f"{path}: a list names either images of this machine, or archives and URLs; "
+                f"{stray} is of another kind than {found[0]}"
+            )
+        return found
+    found = list_packed(path)
+    if not found and (is_url(path) or "*" in str(path)):
+        raise AdcamError(f"{path}: there are no images, .tar or .parquet files")
+    return found
+
+
+def _open_packed(
+    files: Sequence[str], class_set: ClassSet, labels: str | Path | None
+) -> ImageDataset:
+    found = list(find_packed(files))
+    if not found:
+        raise AdcamError(f"{files[0]}: there are no images in it")
+    records = [
+        Record(
+            item.img_id,
+            Path(item.image.name or item.image.file),
+            _stored_class_ids(item, class_set) if labels == "auto" else None,
+            packed=item.image,
+        )
+        for item in found
+    ]
+    images = ImageDataset(class_set, "images", records)
+    if labels in (None, "auto"):
+        return images
+    if labels == "folders":
+        table = read_folder_labels([item.img_id for item in found], class_set.classes)
+    else:
+        table = read_labels(labels, class_set.classes)
+    return images.with_labels(table.class_ids)
+
+
+def _stored_class_ids(item: Found, class_set: ClassSet) -> tuple[int, ...] | None:
+    """Class ids of labels that stand beside an image, by name or by number."""
+    if item.labels is None:
+        return None
+    position = {name: i for i, name in enumerate(class_set.classes)}
+    ids = {label if isinstance(label, int) else position.get(label, -1) for label in item.labels}
+    if any(not 0 <= i < len(class_set.classes) for i in ids):
+        raise AdcamError(
+            f"{item.image.file}#{item.image.name}: unknown class in {list(item.labels)}; classes "
+            f"are {', '.join(class_set.classes)}, or their numbers from 0 on. Labels of your own "
+            "can be given with --labels FILE.csv"
+        )
+    return tuple(sorted(ids))
 
 
 def read_id_list(path: str | Path) -> list[str]:

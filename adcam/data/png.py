@@ -43,32 +43,46 @@ def voc_palette() -> tuple[tuple[int, int, int], ...]:
 def write_mask(
     path: str | Path, mask: np.ndarray, palette: Palette, *, durable: bool = False
 ) -> None:
-    """Write a mask as an 8-bit palette PNG, atomically.
-
-    The same mask and palette give the same bytes (with the same Pillow and zlib).
+    """Write a mask as :func:`encode_mask` encodes it, atomically.
 
     Args:
         path: The file to write; its parents are created.
-        mask: The mask, uint8 (H, W) of class values, 255 = ignore.
-        palette: The 256 RGB colours, e.g. :func:`voc_palette` or ``ClassSet.palette``.
+        mask: As for :func:`encode_mask`.
+        palette: As for :func:`encode_mask`.
         durable: As for :func:`adcam.files.replacing`.
 
     Raises:
         AdcamError: Another dtype, shape or palette length.
         OSError: The file cannot be written.
     """
+    write_bytes(path, encode_mask(mask, palette, str(path)), durable=durable)
+
+
+def encode_mask(mask: np.ndarray, palette: Palette, where: str = "the mask") -> bytes:
+    """Encode a mask as an 8-bit palette PNG.
+
+    The same mask and palette give the same bytes (with the same Pillow and zlib).
+
+    Args:
+        mask: The mask, uint8 (H, W) of class values, 255 = ignore.
+        palette: The 256 RGB colours, e.g. :func:`voc_palette` or ``ClassSet.palette``.
+        where: What errors call the mask, such as its file.
+
+    Raises:
+        AdcamError: Another dtype, shape or palette length.
+    """
     if mask.dtype != np.uint8 or mask.ndim != 2 or mask.size == 0:
         raise AdcamError(
-            f"{path}: a mask must be uint8 (H, W) with at least one pixel, "
+            f"{where}: a mask must be uint8 (H, W) with at least one pixel, "
             f"got {mask.dtype} {mask.shape}"
         )
     if len(palette) != 256:
-        raise AdcamError(f"{path}: the palette must have 256 colours, got {len(palette)}")
+        raise AdcamError(f"{where}: the palette must have 256 colours, got {len(palette)}")
     img = Image.fromarray(np.ascontiguousarray(mask))
     img.putpalette(bytes(channel for color in palette for channel in color))
     buffer = io.BytesIO()
     img.save(buffer, format="PNG")
-    write_bytes(path, buffer.getvalue(), durable=durable)
+    return buffer.getvalue()
 
 
 def read_mask(

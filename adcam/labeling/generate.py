@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from adcam.data.dataset import ImageDataset
-from adcam.data.png import write_mask
+from adcam.data.png import encode_mask
 from adcam.errors import AdcamError
-from adcam.files import write_bytes
+from adcam.files import check_img_id, write_bytes
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.map_maker import count_color_steps
 from adcam.labeling.maps_file import MAPS_DTYPES, STRIDES, encode_maps
 from adcam.labeling.mask_maker import MaskMaker
 from adcam.labeling.output_folder import (
+    MAPS,
+    MASK,
     OutputFolder,
-    describe_files,
+    describe_contents,
     require_folder,
     result_files,
 )
+from adcam.labeling.packed_folder import PackedFolder, PackedOutput
 from adcam.labeling.run import Run, RunOptions, RunResult, default_workers, describe_classes
 from adcam.labeling.steps import Mapped, Task
 from adcam.structures import ClassSet, PseudoMask
@@ -32,7 +35,7 @@ __all__ = ["MaskJob", "default_workers", "describe_run", "generate"]
 def generate(
     images: ImageDataset,
     labeler: PseudoLabeler,
-    out_dir: str | Path,
+    out: str | Path | PackedOutput,
     *,
     maps_dtype: str | None = None,
     overwrite: bool = False,
@@ -47,7 +50,8 @@ def generate(
     Args:
         images: The images; class ids are matched to the labeler's classes by name.
         labeler: The classifier and every choice that changes a mask.
-        out_dir: The folder of this run.
+        out: The folder of this run; or a folder of packed results, with Parquet files or tar
+            archives in place of a file each (:mod:`adcam.labeling.packed_folder`).
         maps_dtype: ``"uint8"`` or ``"float16"`` also writes ``maps/<id>.npz`` with values of this
             type (:mod:`adcam.labeling.maps_file`); ``None`` writes no maps.
         overwrite: Whether to start over; what the folder's manifest lists is removed.
@@ -68,8 +72,8 @@ def generate(
     run = Run("generate", images, labeler, RunOptions(**run_options))
     least = labeler.options.label_threshold
     fine = count_color_steps(labeler.map_maker.methods[0]) > 0
-    job = MaskJob(
-        Path(out_dir),
+    job = (PackedMaskJob if isinstance(out, PackedOutput) else MaskJob)(
+        Path(out.path if isinstance(out, PackedOutput) else out),
         labeler.mask_maker,
         labeler.class_set,
         maps_dtype,
@@ -78,7 +82,10 @@ def generate(
     )
     run.check(job)
     config = describe_run(run, maps_dtype)
-    with OutputFolder(out_dir, config, overwrite=overwrite, shard=run.options.shard) as folder:
+    how: dict[str, Any] = {"overwrite": overwrite, "shard": run.options.shard}
+    if isinstance(out, PackedOutput):
+        return run.into(PackedFolder(out, config, **how), job, config)
+    with OutputFolder(out, config, **how) as folder:
         return run.into(folder, job, config)
 
 
@@ -151,24 +158,52 @@ class MaskJob:
         """Write mask and maps, and return the entry of the manifest."""
         files = self.find_files(image.task)
         require_folder(self.folder)
-        # On the disk before the manifest says so.
-        write_mask(files["mask"], result.mask, self.class_set.palette, durable=True)
+        contents, entry = self.encode(image, result)
+        for name, content in contents.items():
+            # On the disk before the manifest says so.
+            write_bytes(files[name], content, durable=True)
+        return entry
+
+    def encode(self, image: Mapped, result: PseudoMask) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """Encode mask and maps: the one place where the bytes of a result are made.
+
+        Returns:
+            The contents of the files by the manifest keys that hold their hashes, and the entry.
+        """
+        contents = {MASK: encode_mask(result.mask, self.class_set.palette, image.task.img_id)}
         if self.maps_dtype is not None:
-            maps = encode_maps(
+            contents[MAPS] = encode_maps(
                 image.maps,
                 self.class_set,
                 image.ori_hw,
                 dtype=self.maps_dtype,
                 stride=self.maps_stride,
             )
-            write_bytes(files["maps"], maps, durable=True)
         described = describe_classes(image, self.class_set.classes, self.label_threshold)
-        return {
+        return contents, {
             "status": "ok",
             **described,
             "rule": result.rule,
             "threshold": result.threshold,
             "chosen_on": result.chosen_on,
             "ori_hw": list(image.ori_hw),
-            **describe_files(files if self.maps_dtype is not None else {"mask": files["mask"]}),
+            **describe_contents(contents),
         }
+
+
+@dataclass(frozen=True)
+class PackedMaskJob(MaskJob):
+    """As :class:`MaskJob`, but mask and maps go with the entry: they become a part of larger files.
+
+    The entry holds them under ``files``, for :class:`adcam.labeling.packed_folder.PackedFolder`.
+    """
+
+    def find_files(self, task: Task) -> Mapping[str, Path]:
+        """Check the id; the image has no files of its own."""
+        check_img_id(task.img_id)
+        return {}
+
+    def write(self, image: Mapped, result: PseudoMask) -> dict[str, Any]:
+        """Return the entry of the manifest, with the contents of the files."""
+        contents, entry = self.encode(image, result)
+        return {**entry, "files": contents}

@@ -287,6 +287,18 @@ class PseudoLabeler:
         has_kernels = self.device.type == "cuda" and available_backends()["triton"] is None
         return "lattice-gpu" if has_kernels else "lattice"
 
+    def assign_device(self, device: str | torch.device) -> None:
+        """Assign the network to another device.
+
+        Args:
+            device: Such as ``"cuda"``. Where this machine lacks it, the network stays where it is,
+                for another machine to move it.
+        """
+        self.map_maker.device = torch.device(device)
+        is_there = self.device.type != "cuda" or torch.cuda.is_available()
+        if isinstance(self.network, torch.nn.Module) and is_there:
+            self.network.to(self.device)
+
     def _find_crf_device(self) -> str:
         """Return where the CRF computes.
 

@@ -32,6 +32,7 @@ from adcam.data.png import voc_palette
 from adcam.errors import AdcamError
 from adcam.files import (
     file_of_id,
+    hash_bytes,
     hash_or_none,
     parse_json,
     read_json,
@@ -90,6 +91,16 @@ def describe_files(files: Mapping[str, Path]) -> dict[str, Any]:
         path = files.get(key)
         described[key] = None if path is None else hash_or_none(path)
         described[f"{key}_bytes"] = path.stat().st_size if path and path.is_file() else None
+    return described
+
+
+def describe_contents(contents: Mapping[str, bytes]) -> dict[str, Any]:
+    """Describe the files of an image by what is in them (:func:`describe_files`)."""
+    described: dict[str, Any] = {}
+    for key in (MASK, MAPS):
+        content = contents.get(key)
+        described[key] = None if content is None else hash_bytes(content)
+        described[f"{key}_bytes"] = None if content is None else len(content)
     return described
 
 
@@ -245,12 +256,7 @@ class OutputFolder:
         Returns:
             Indices of the images that this process is to work on, ascending.
         """
-        owned = [
-            index
-            for first in range(0, len(img_ids), window)
-            if self.shard.owns(img_ids[first])
-            for index in range(first, min(first + window, len(img_ids)))
-        ]
+        owned = self.shard.find_owned(img_ids, window)
         self._index = {img_ids[i]: i for i in owned}
         self._others = self._find_others()
         plan = {"images": len(img_ids), "ids": _hash_ids(img_ids), "owned": len(owned)}

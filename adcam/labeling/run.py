@@ -17,11 +17,12 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 
-from adcam.data.dataset import ImageDataset
+from adcam.data.dataset import ImageDataset, Record
 from adcam.errors import AdcamError
 from adcam.files import hash_bytes, hash_values
 from adcam.labeling.executor import (
@@ -33,8 +34,9 @@ from adcam.labeling.executor import (
     submit_inline,
 )
 from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.manifest import Entry
 from adcam.labeling.observe import Observer
-from adcam.labeling.output_folder import OutputFolder, relative_path
+from adcam.labeling.output_folder import relative_path
 from adcam.labeling.shards import WHOLE, Shard
 from adcam.labeling.steps import (
     Decoded,
@@ -53,6 +55,7 @@ from adcam.labeling.steps import (
 )
 from adcam.limits import machine_memory, read_limits
 from adcam.progress import track
+from adcam.remote_files import is_url
 
 LABEL_CHOICES = ("given", "predicted")
 
@@ -128,6 +131,62 @@ class RunResult:
         }
 
 
+class ResultFolder(Protocol):
+    """Where results go: :class:`adcam.labeling.output_folder.OutputFolder` says what each does."""
+
+    @property
+    def path(self) -> Path | str: ...
+
+    @property
+    def num_lines(self) -> int: ...
+
+    @property
+    def was_killed(self) -> bool: ...
+
+    def start(self, img_ids: Sequence[str], *, window: int = 1) -> list[int]: ...
+
+    def note(self, **values: Any) -> None: ...
+
+    def is_done(
+        self, img_id: str, expected: Entry, files: Mapping[str, Path] | None = None
+    ) -> bool: ...
+
+    def __getitem__(self, img_id: str) -> Entry: ...
+
+    def append(self, entry: Entry) -> None: ...
+
+    def finish(self, order: Iterable[str]) -> None: ...
+
+
+class Engine(Protocol):
+    """What computes the steps of a run, where that is not this process with its workers."""
+
+    def label(
+        self,
+        windows: Iterable[Sequence[Task]],
+        labeler: PseudoLabeler,
+        job: Job,
+        *,
+        batch_size: int,
+    ) -> Generator[Finished, None, None]:
+        """Do all steps on all images, as :func:`adcam.labeling.steps.label_window` does them.
+
+        Args:
+            windows: Groups of images that are searched for equal input sizes.
+            labeler: The network and the method.
+            job: What becomes of the class maps.
+            batch_size: Most images in a batch.
+
+        Returns:
+            What became of every image that is not done, in any order.
+        """
+        ...
+
+    def count_processes(self) -> int:
+        """Count the processes that the steps are spread over."""
+        ...
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How a run goes about its images; of these, ``labels`` and ``batch_size`` change results.
@@ -150,6 +209,8 @@ class RunOptions:
             (:mod:`adcam.labeling.observe`).
         progress: Whether to show progress on standard error.
         log: Called with a line of text now and then.
+        engine: What computes the steps in place of this process and its workers, such as
+            :class:`adcam.labeling.ray_engine.RayEngine`; ``None`` for these.
     """
 
     labels: str = "given"
@@ -160,6 +221,7 @@ class RunOptions:
     metrics_file: Path | None = None
     progress: bool = True
     log: Callable[[str], None] | None = None
+    engine: Engine | None = None
 
     def __post_init__(self) -> None:
         if self.labels not in LABEL_CHOICES:
@@ -215,6 +277,8 @@ class Run:
         Raises:
             AdcamError: The image cannot be labelled.
         """
+        if self.labeler.device.type == "cuda" and not torch.cuda.is_available():
+            return  # the network runs on other machines than this one
         img = np.full((32, 48, 3), 128, dtype=np.uint8)
         maker = self.labeler.map_maker
         passes = maker.run([img])
@@ -222,7 +286,7 @@ class Run:
         task = Task(0, "blank", Path("blank"), (0,))
         job.make(Mapped(task, img, (32, 48), maps, passes.compute_scores()[0], {}))
 
-    def into(self, folder: OutputFolder, job: Job, config: Mapping[str, Any]) -> RunResult:
+    def into(self, folder: ResultFolder, job: Job, config: Mapping[str, Any]) -> RunResult:
         """Label the images that the folder does not have yet.
 
         Args:
@@ -235,7 +299,7 @@ class Run:
         """
         start = time.perf_counter()
         hashes = {"config": hash_values(config), "weights": self.labeler.weights_hash}
-        root = os.path.realpath(folder.path)
+        root = "/" if is_url(folder.path) else os.path.realpath(folder.path)
         progress = _Progress()
         window = _window_size(self.batch_size)
         mine = folder.start([record.img_id for record in self.images.records], window=window)
@@ -259,7 +323,7 @@ class Run:
                     seconds[step] += spent
                 entry = {
                     "id": item.task.img_id,
-                    "image": relative_path(item.task.img_path, root),
+                    "image": describe_image(item.task, root),
                     **item.entry,
                     **hashes,
                     "seconds": round(sum(item.seconds.values()), 4),
@@ -267,11 +331,12 @@ class Run:
                 folder.append(entry)
                 observer.image(entry, item.seconds)
         folder.finish(task.img_id for task in tasks)
+        index_of = self.images.index_of
         return RunResult(
             num_left - len(progress.failed),
             progress.skipped,
-            tuple(progress.failed),
-            tuple(sorted(progress.no_class, key=self.images.index_of)),
+            tuple(sorted(progress.failed, key=lambda failure: index_of(failure.img_id))),
+            tuple(sorted(progress.no_class, key=index_of)),
             {**seconds, "total": time.perf_counter() - start},
             self._describe_parallelism(seconds, job, workers),
         )
@@ -285,15 +350,15 @@ class Run:
         return observer
 
     def _plan(
-        self, index: int, folder: OutputFolder, job: Job, root: str, progress: _Progress
+        self, index: int, folder: ResultFolder, job: Job, root: str, progress: _Progress
     ) -> Task:
         """Plan an image: what is known of it, and whether an earlier run has done it."""
         record = self.images.records[index]
         class_ids = None if self._class_ids is None else self._class_ids[index]
-        expected: dict[str, Any] = {"image": relative_path(record.img_path, root)}
+        expected: dict[str, Any] = {"image": describe_image(record, root)}
         if class_ids is not None:
             expected["classes"] = self._names(class_ids)
-        task = Task(index, record.img_id, record.img_path, class_ids)
+        task = Task(index, record.img_id, record.img_path, class_ids, packed=record.packed)
         try:
             is_done = folder.is_done(record.img_id, expected, job.find_files(task))
         except AdcamError as error:
@@ -306,8 +371,11 @@ class Run:
     def _finish_all(
         self, tasks: Sequence[Task], job: Job, workers: int
     ) -> Generator[Finished, None, None]:
+        windows = _plan_windows(tasks, self.batch_size)
+        if (engine := self.options.engine) is not None:
+            return engine.label(windows, self.labeler, job, batch_size=self.batch_size)
         run = self._run_whole if self._runs_whole(workers) else self._run_split
-        return run(_plan_windows(tasks, self.batch_size), job, workers)
+        return run(windows, job, workers)
 
     def _run_whole(
         self, windows: Iterable[Sequence[Task]], job: Job, workers: int
@@ -319,17 +387,7 @@ class Run:
             yield from (item for window in results for item in window)
             return
 
-        def on_crash(
-            tasks: Sequence[Task],
-            crash: WorkerCrash,
-            retry: Callable[[Sequence[Task]], list[Finished]],
-        ) -> list[Finished]:
-            if len(tasks) == 1:
-                return [_crashed(tasks[0], crash)]
-            wanted = [task for task in tasks if not task.is_done]
-            return [item for task in wanted for item in retry((task,))]
-
-        with WorkerPool(label, workers, on_crash=on_crash, max_bytes=_worker_memory()) as pool:
+        with WorkerPool(label, workers, on_crash=isolate_crash, max_bytes=worker_memory()) as pool:
             for window in run_ahead(pool.submit, windows, max_ahead=2 * workers):
                 yield from window
 
@@ -342,9 +400,6 @@ class Run:
         CPU here stays out of the workers' way.
         """
 
-        def on_crash(image: Mapped | Made | Failed, crash: WorkerCrash, retry: object) -> Finished:
-            return _crashed(image.task, crash)
-
         def read(numbered: tuple[int, Task]) -> Future[tuple[int, Decoded | Failed]]:
             window, task = numbered
             return readers.submit(lambda: (window, self._decode(task, probe)))
@@ -352,11 +407,11 @@ class Run:
         with (
             one_thread(),
             WorkerPool(
-                can_be_read, 1, on_crash=lambda *crash: False, max_bytes=_worker_memory()
+                can_be_read, 1, on_crash=lambda *crash: False, max_bytes=worker_memory()
             ) as probe,
             ThreadPoolExecutor(_READERS) as readers,
             WorkerPool(
-                partial(finish, job=job), workers, on_crash=on_crash, max_bytes=_worker_memory()
+                partial(finish, job=job), workers, on_crash=record_crash, max_bytes=worker_memory()
             ) as pool,
         ):
             numbered = ((n, task) for n, window in enumerate(windows) for task in window)
@@ -382,6 +437,8 @@ class Run:
         return self._on_cpu or not workers
 
     def _describe_parallelism(self, steps: Iterable[str], job: Job, workers: int) -> dict[str, int]:
+        if (engine := self.options.engine) is not None:
+            return dict.fromkeys(steps, engine.count_processes())
         parallelism = dict.fromkeys(steps, max(workers, 1))
         if not self._runs_whole(workers):
             parallelism |= {"decode": _READERS, "network": 1, "refine": 1}
@@ -423,6 +480,23 @@ def default_workers(labeler: PseudoLabeler, *, neighbours: int = 1) -> int:
     if labeler.device.type != "cpu":
         return min(processors - 1, MAX_WORKERS)
     return min(processors, MAX_WORKERS) if processors > 1 else 0
+
+
+def describe_image(image: Record | Task, root: str) -> str:
+    """Say where an image is, as a manifest does: its path relative to the output folder.
+
+    An image inside a packed file is named behind ``#``; URLs stay as they are.
+
+    Args:
+        image: The image.
+        root: The output folder, free of symbolic links; ``"/"`` for one behind a URL.
+    """
+    packed = image.packed
+    file = image.img_path if packed is None else packed.file
+    # Seen from behind a URL, a path of this machine has no other form than the absolute one.
+    top = "/" if root == "/" and not is_url(file) else ""
+    text = str(file) if is_url(file) else f"{top}{relative_path(Path(file), root)}"
+    return text if packed is None or not packed.name else f"{text}#{packed.name}"
 
 
 def describe_classes(image: Mapped, names: Sequence[str], least: float) -> dict[str, Any]:
@@ -489,9 +563,27 @@ def _window_size(batch_size: int) -> int:
     return 1 if batch_size == 1 else _WINDOW * batch_size
 
 
-def _worker_memory() -> int | None:
-    """Bytes that a worker may ask for: by default all there are, so that what asks for more fails
-    by itself, before the system picks a process to kill."""
+def isolate_crash(
+    tasks: Sequence[Task], crash: WorkerCrash, retry: Callable[[Sequence[Task]], list[Finished]]
+) -> list[Finished]:
+    """Label the images of a window one by one after its process was killed: one of them did it."""
+    wanted = [task for task in tasks if not task.is_done]
+    if len(tasks) == 1:
+        return [_crashed(task, crash) for task in wanted]
+    return [item for task in wanted for item in retry((task,))]
+
+
+def record_crash(image: Mapped | Made | Failed, crash: WorkerCrash, retry: object) -> Finished:
+    """Record that the process which had an image was killed."""
+    return _crashed(image.task, crash)
+
+
+def worker_memory() -> int | None:
+    """Return the bytes that a worker may ask for.
+
+    By default these are all there are, so that what asks for more fails by itself, before the
+    system picks a process to kill.
+    """
     return read_limits().worker_memory or machine_memory()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +70,20 @@ class Shard:
     def owns(self, img_id: str) -> bool:
         """Tell whether an image belongs to this shard."""
         return hash_id(img_id) % self.count == self.index
+
+    def find_owned(self, img_ids: Sequence[str], window: int = 1) -> list[int]:
+        """Return the indices of the images that belong to this shard, ascending.
+
+        Args:
+            img_ids: The ids of all images, in the order of the data set.
+            window: How many images in a row belong together; the id of the first decides.
+        """
+        return [
+            index
+            for first in range(0, len(img_ids), window)
+            if self.owns(img_ids[first])
+            for index in range(first, min(first + window, len(img_ids)))
+        ]
 
     def file(self, folder: Path, suffix: str) -> Path:
         """Return the file ``shards/<name><suffix>`` of an output folder."""

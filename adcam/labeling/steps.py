@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from adcam.data.images import fit_pixels, read_image
+from adcam.data.packed_images import PackedImage
 from adcam.labeling.map_maker import plan_batches
 from adcam.structures import ClassMaps
 
@@ -42,6 +43,7 @@ class Task:
         class_ids: Its classes, ``None`` to let the classifier decide.
         is_done: True for an image that only keeps its batch as it was: a batch computes each of
             its images in the company of the others, whose number can change the last bit.
+        packed: Where the image is if it is no file of its own on this machine.
         problem: Why the image cannot be labelled, known before it is read; empty if it can.
     """
 
@@ -51,6 +53,7 @@ class Task:
     class_ids: tuple[int, ...] | None
     is_done: bool = False
     problem: str = ""
+    packed: PackedImage | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +164,7 @@ def decode(task: Task, labeler: PseudoLabeler) -> Decoded | Failed:
         return Failed(task, task.problem, {})
     start = time.perf_counter()
     try:
-        img = read_image(task.img_path)
+        img = read_image(task.img_path) if task.packed is None else task.packed.load()
         small = fit_pixels(img, labeler.options.max_pixels)
         inputs = labeler.map_maker.make_inputs(small)
     except OSError as error:  # whatever the reason, the next image may be readable

@@ -1,0 +1,225 @@
+"""Results in large files: the bytes of an output folder, complete or done again."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adcam.cli import main
+from adcam.convert.packed import convert_unpack
+from adcam.data.dataset import ImageDataset
+from adcam.data.open_images import open_images
+from adcam.errors import AdcamError
+from adcam.files import read_json
+from adcam.labeling.generate import generate
+from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.packed_folder import FORMATS, PackedOutput, read_packed
+from adcam.labeling.shards import Shard
+from adcam.settings import TestViews
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("fsspec")
+
+
+def read_tree(folder: Path) -> dict[str, Any]:
+    """The files of an output folder, its manifest without seconds."""
+    tree: dict[str, Any] = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    lines = [json.loads(line) for line in tree.pop("manifest.jsonl").splitlines()]
+    tree["manifest.jsonl"] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    return tree
+
+
+@pytest.fixture(scope="module")
+def labeler(tiny_checkpoint: Path) -> PseudoLabeler:
+    return PseudoLabeler.from_checkpoint(
+        tiny_checkpoint, device="cpu", views=TestViews((32,)), label_threshold=0.2
+    )
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, labeler: PseudoLabeler) -> ImageDataset:
+    """Seven photographs, the third of which cannot be read."""
+    root = tmp_path_factory.mktemp("photos")
+    for seed in range(7):
+        pixels = np.random.default_rng(seed).integers(0, 255, (20 + seed, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{seed}.png")
+    (root / "2.png").write_text("no image")
+    return open_images(root, labeler.class_set, labels=None)
+
+
+@pytest.fixture(scope="module")
+def plain(
+    tmp_path_factory: pytest.TempPathFactory, images: ImageDataset, labeler: PseudoLabeler
+) -> Path:
+    """The output folder that all others are compared with."""
+    out = tmp_path_factory.mktemp("plain") / "out"
+    run(images, labeler, out)
+    return out
+
+
+def run(images: ImageDataset, labeler: PseudoLabeler, out: Any, **options: Any) -> Any:
+    return generate(
+        images, labeler, out, labels="predicted", maps_dtype="uint8", progress=False, **options
+    )
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_unpacked_it_is_the_output_folder(
+    kind: str, images: ImageDataset, labeler: PseudoLabeler, plain: Path, tmp_path: Path
+) -> None:
+    packed = tmp_path / "packed"
+    result = run(images, labeler, PackedOutput(str(packed), kind, 3))
+    assert (result.ok, [f.img_id for f in result.failed]) == (6, ["2"])
+    names = sorted(p.relative_to(packed).as_posix() for p in packed.rglob("*") if p.is_file())
+    parts = [f"data/part-0000{n}.{kind}" for n in range(3)]
+    assert names == ["config.json", *parts, *(f"manifest/part-0000{n}.parquet" for n in range(3))]
+    converted = convert_unpack(packed, plain.parent / kind)
+    assert (converted.num_images, list(converted.failed)) == (6, ["2"])
+    assert read_tree(plain.parent / kind) == read_tree(plain)
+    # The local engine goes on in it.
+    again = run(images, labeler, plain.parent / kind)
+    assert (again.ok, again.skipped) == (0, 6)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_killed_run_leaves_whole_parts_and_ends_with_the_same_bytes(
+    kind: str, images: ImageDataset, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    whole, killed = (PackedOutput(str(tmp_path / name), kind, 2) for name in ("whole", "killed"))
+    run(images, labeler, whole)
+    wanted = {p.name: p.read_bytes() for p in (tmp_path / "whole" / "data").iterdir()}
+
+    class Stop(Exception):  # noqa: N818  # no error, an end
+        pass
+
+    class Engine:
+        def label(self, windows: Any, labeler: Any, job: Any, *, batch_size: int) -> Any:
+            from adcam.labeling.steps import label_window
+
+            # In another order, and dead in the middle of a part.
+            for number, window in enumerate(reversed(list(windows))):
+                if number == 4:
+                    raise Stop
+                yield from label_window(window, labeler, job, batch_size=batch_size)
+
+        def count_processes(self) -> int:
+            return 1
+
+    with pytest.raises(Stop):
+        run(images, labeler, killed, engine=Engine())
+    manifests = sorted(p.name for p in (tmp_path / "killed" / "manifest").iterdir())
+    assert manifests == ["part-00002.parquet", "part-00003.parquet"]
+    (tmp_path / "killed" / "data" / f"part-00000.{kind}").write_bytes(b"")  # no manifest says it is
+    result = run(images, labeler, killed)
+    assert (result.skipped, result.ok, len(result.failed)) == (3, 3, 1)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "killed" / "data").iterdir()} == wanted
+
+
+def test_a_failed_image_is_tried_again_and_its_part_replaced(
+    images: ImageDataset, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    for record in images.records:
+        (root / record.img_path.name).write_bytes(record.img_path.read_bytes())
+    mine = open_images(root, labeler.class_set, labels=None)
+    output = PackedOutput(str(tmp_path / "packed"), "parquet", 4)
+    run(mine, labeler, output)
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "packed" / "data").iterdir()}
+    (root / "2.png").write_bytes((root / "1.png").read_bytes())
+    result = run(mine, labeler, output)
+    assert (result.ok, result.skipped, result.failed) == (1, 6, ())
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "packed" / "data").iterdir()}
+    assert [name for name in before if before[name] != after[name]] == ["part-00000.parquet"]
+    files = {entry["id"]: contents for entry, contents in read_packed(tmp_path / "packed")}
+    assert list(files) == [str(n) for n in range(7)]
+    assert files["2"] == files["1"]
+
+
+def test_shards_have_parts_of_their_own(
+    images: ImageDataset, labeler: PseudoLabeler, plain: Path, tmp_path: Path
+) -> None:
+    for index in range(2):
+        output = PackedOutput(str(tmp_path / "packed"), "tar", 3)
+        run(images, labeler, output, shard=Shard(index, 2))
+    found = {entry["id"] for entry, _ in read_packed(tmp_path / "packed")}
+    assert found == {record.img_id for record in images.records}
+    convert_unpack(tmp_path / "packed", plain.parent / "shards")
+    masks = {p.name: p.read_bytes() for p in (plain / "masks").iterdir()}
+    assert {p.name: p.read_bytes() for p in (plain.parent / "shards/masks").iterdir()} == masks
+    with pytest.raises(AdcamError, match=r"packed\.shards: 2 -> 1"):
+        run(images, labeler, PackedOutput(str(tmp_path / "packed"), "tar", 3))
+    with pytest.raises(AdcamError, match="--overwrite would remove"):
+        run(images, labeler, output, shard=Shard(0, 2), overwrite=True)
+
+
+def test_other_images_and_settings_are_another_run(
+    images: ImageDataset, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    output = PackedOutput(str(tmp_path / "packed"), "tar", 3)
+    run(images, labeler, output)
+    with pytest.raises(AdcamError, match=r"packed\.images: 7 -> 5"):
+        run(images[:5], labeler, output)
+    with pytest.raises(AdcamError, match=r"packed\.images_per_file: 3 -> 4"):
+        run(images, labeler, replace(output, images_per_file=4))
+    run(images[:5], labeler, output, overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "packed/data").iterdir()) == [
+        "part-00000.tar",
+        "part-00001.tar",
+    ]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    with pytest.raises(AdcamError, match=r"holds files, but no config\.json"):
+        run(images, labeler, PackedOutput(str(tmp_path / "other")))
+    with pytest.raises(AdcamError, match="packed as one of"):
+        PackedOutput("x", "zip")
+    with pytest.raises(AdcamError, match="at least 1"):
+        PackedOutput("x", "tar", 0)
+
+
+def test_a_changed_mask_is_noticed(
+    images: ImageDataset, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    run(images, labeler, PackedOutput(str(tmp_path / "packed"), "tar", 9))
+    path = tmp_path / "packed" / "data" / "part-00000.tar"
+    with tarfile.open(path) as archive:
+        offset = archive.getmember("4.mask.png").offset_data
+    data = bytearray(path.read_bytes())
+    data[offset + 40] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(AdcamError, match=r"part-00000\.tar: the mask of image '4' is not the one"):
+        convert_unpack(tmp_path / "packed", tmp_path / "out")
+    with pytest.raises(AdcamError, match="no folder of packed results"):
+        convert_unpack(tmp_path, tmp_path / "out2")
+
+
+def test_the_commands(
+    images: ImageDataset, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = images.records[0].img_path.parent
+    common = [str(root), "--checkpoint", str(tiny_checkpoint), "--labels", "predicted"]
+    common += ["--scales", "32", "--device", "cpu", "--workers", "0"]
+    url = "memory://results/packed"
+    words = ["--out", url, "--output-format", "parquet", "--images-per-file", "4"]
+    assert main(["generate", *common, *words]) == 1  # one image cannot be read
+    assert main(["convert", "unpack", url, "--out", str(tmp_path / "out")]) == 1
+    assert sorted(p.stem for p in (tmp_path / "out/masks").iterdir()) == list("013456")
+    line = json.loads((tmp_path / "out/manifest.jsonl").read_text().splitlines()[0])
+    assert (tmp_path / "out" / line["image"]).resolve() == (root / "0.png").resolve()
+    assert "packed" not in read_json(tmp_path / "out/config.json")
+    assert main(["generate", *common, "--out", "s3://bucket/x"]) == 2
+    assert "behind a URL, masks are packed" in capsys.readouterr().err
+    assert main(["generate", *common, "--out", "x", "--images-per-file", "4"]) == 2
+    assert main(["generate", *common, "--out", "x", "--address", "auto"]) == 2
+    assert "go with --engine ray" in capsys.readouterr().err
