@@ -238,7 +238,7 @@ def build_backbone(
         AdcamError: If the name is unknown, the model is no plain ViT, a further argument is none of
             its own, or weights cannot be had or do not fit.
     """
-    return create_timm_model(
+    backbone = create_timm_model(
         name,
         weights=weights,
         load=load_backbone_weights,
@@ -253,6 +253,35 @@ def build_backbone(
             **check_backbone_options(kwargs, name),
         },
     )
+    precision = _FullPrecision()
+    backbone.patch_embed.register_forward_pre_hook(precision.enter)
+    backbone.patch_embed.register_forward_hook(precision.leave, always_call=True)
+    return backbone
+
+
+class _FullPrecision:
+    """Hooks that compute a module outside of autocast while gradients are taken.
+
+    Rounded to bfloat16, the embedded patches shift the gradients of the first blocks all in one
+    direction: averaged over 16 batches, that of the position embedding is off by 50 %, which this
+    reduces to 21 % at no cost in time (docs/methods.md#training).
+    """
+
+    def __init__(self) -> None:
+        self._contexts: list[torch.autocast] = []
+
+    def enter(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        (inputs,) = args
+        device = inputs.device.type
+        if not (torch.is_grad_enabled() and torch.is_autocast_enabled(device)):
+            return None
+        self._contexts.append(torch.autocast(device, enabled=False))
+        self._contexts[-1].__enter__()
+        return (inputs.float(),)
+
+    def leave(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        while self._contexts:
+            self._contexts.pop().__exit__(None, None, None)
 
 
 def check_plain_vit(model: Any) -> None:

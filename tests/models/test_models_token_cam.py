@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adcam.models.token_cam import TokenCAM, compute_grid_hw
+from adcam.models.token_cam import TokenCAM, build_backbone, compute_grid_hw
 
 TINY = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -226,3 +226,16 @@ def test_models_that_do_not_serve(name: str, options: dict[str, Any], message: s
 def test_a_build_says_nothing_about_pooling(recwarn: pytest.WarningsRecorder) -> None:
     make_network()
     assert not recwarn.list
+
+
+def test_patches_are_embedded_in_full_precision_while_gradients_are_taken() -> None:
+    embed = build_backbone("vit_tiny_patch16_224", img_size=32, weights=None, depth=1).patch_embed
+    inputs = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    exact = embed(inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(embed(inputs), exact)
+        with torch.inference_mode():
+            assert embed(inputs).dtype == torch.bfloat16
+        with pytest.raises(RuntimeError):
+            embed(inputs[:, :2])
+        assert (inputs[0, 0] @ inputs[0, 0]).dtype == torch.bfloat16  # autocast is on again
