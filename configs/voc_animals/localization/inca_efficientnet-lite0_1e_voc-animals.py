@@ -1,6 +1,6 @@
-# InCA with EfficientNet-Lite0: contrast of features and dropping, both behind the last layer.
-# docs/methods.md has what each part gives, and why non-local blocks and consistency are off;
-# thresholds, rate and weight were chosen on a third of train that was held out.
+# InCA with EfficientNet-Lite0: contrast of features and dropping, both behind the last layer. Options
+# were chosen on a third of train that was held out; docs/methods.md has what was tried, and that it
+# gains nothing over CAM on val.
 _base_ = ["./cam_efficientnet-lite0_1e_voc-animals.py"]
 model = dict(attention="channel")
 inca = dict(
