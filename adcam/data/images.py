@@ -38,16 +38,7 @@ _DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""How each EXIF orientation (Exif 2.32, tag 0x0112) is undone; 1 and unknown values stay."""
+_BAND = 256  # rows
 
 
 class ImageError(AdcamError):
@@ -123,11 +114,26 @@ def convert_to_rgb(img: Image.Image, where: str) -> np.ndarray:
     orientation = _orientation(img)
     img.load()
     img = _to_8bit(where, img)
-    if orientation in _TRANSPOSE:
-        img = img.transpose(_TRANSPOSE[orientation])
-    if img.mode == "L":
-        return np.repeat(np.asarray(img)[:, :, None], 3, axis=2)
-    return np.array(img.convert("RGB"))
+    width, height = img.size
+    upright = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
+    stored = _as_stored(upright, orientation)
+    # In bands: Pillow's own way holds a large image up to five times at once.
+    for top in range(0, height, _BAND):
+        band = img.crop((0, top, width, min(top + _BAND, height)))
+        stored[top : top + _BAND] = np.asarray(band.convert("RGB"))
+    return upright
+
+
+def _as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """View an upright image (H, W, 3) as its file stores it under an orientation of EXIF.
+
+    Source: Exif 2.32, tag 0x0112; 1 and unknown values stay.
+    """
+    if orientation >= 5:
+        upright = upright.transpose(1, 0, 2)
+    flip_rows = orientation in (3, 4, 6, 7)
+    flip_columns = orientation in (2, 3, 7, 8)
+    return upright[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
 def read_image_hw(path: str | Path) -> tuple[int, int]:
@@ -224,7 +230,7 @@ def _orientation(img: Image.Image) -> int:
         value = Image.Image.getexif(img).get(ExifTags.Base.Orientation, 1)
     except _DECODE_ERRORS:
         return 1  # A damaged EXIF block leaves the pixels readable, as other viewers show them.
-    return value if value in _TRANSPOSE else 1
+    return value if value in range(2, 9) else 1
 
 
 def _to_8bit(where: str, img: Image.Image) -> Image.Image:
