@@ -14,9 +14,9 @@ from torch import Tensor
 
 from adcam.cams.activation import DiffusionMethod
 from adcam.errors import AdcamError
-from adcam.ops import artifact_patches
-from adcam.ops.common_neighbor import SIMILARITIES, common_neighbor
-from adcam.ops.diffusion import NORMALIZATIONS, diffuse
+from adcam.ops.common_neighbor import SIMILARITIES
+from adcam.ops.diffusion import NORMALIZATIONS
+from adcam.ops.refinement import RefineOptions, refine_maps
 from adcam.ops.two_hop_walk import two_hop_walk
 from adcam.options import setting
 from adcam.structures import TokenMaps
@@ -43,8 +43,10 @@ class ADCAM(DiffusionMethod):
         walk: ``"refined"`` diffuses along the attention refined by common neighbours;
             ``"two_hop"`` is the quick form, in which maps walk to a neighbour and on to one of
             those who attend to it (:mod:`adcam.ops.two_hop_walk`). ``similarity``, ``power``,
-            ``normalize``, ``num_steps`` and ``alpha`` play no part in it.
+            ``normalize``, ``num_steps``, ``alpha`` and ``artifact_ratio`` play no part in it.
         two_hop_steps: Number of steps of the quick form; more spreads further.
+        exact: Whether a GPU refines in the precision of float32; otherwise it multiplies float16
+            with sums in float32. A CPU is always exact.
         color_steps: Number of steps in which the maps spread along the colours of the image, on a
             grid four times finer than the patches (:mod:`adcam.ops.color_diffusion`). More steps
             smooth more; 0 leaves the maps as they are.
@@ -61,6 +63,7 @@ class ADCAM(DiffusionMethod):
     artifact_ratio: float = setting(0.65, at_least=0, at_most=1)
     walk: str = setting("refined", choices=("refined", "two_hop"))
     two_hop_steps: int = setting(1, at_least=0)
+    exact: bool = False
     color_steps: int = setting(10, at_least=0)
 
     def __post_init__(self) -> None:
@@ -74,28 +77,23 @@ class ADCAM(DiffusionMethod):
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
         start = self.start_maps(maps, class_ids)
         attn = self.patch_attention(maps)
-        if not self.artifact_ratio:
-            refined = self._diffuse(start.flatten(2), attn)
-        else:
-            stray = artifact_patches.find_artifacts(attn, maps.grid_hw, ratio=self.artifact_ratio)
-            kept = (~stray).to(attn.dtype)  # (B, N)
-            clean = attn * kept[:, :, None] * kept[:, None, :]
-            refined = self._diffuse(start.flatten(2) * kept[:, None], clean)
-            refined = artifact_patches.fill_patches(refined, stray, maps.grid_hw)
-        return clip_at_quantile(refined, quantile=self.clip_quantile).reshape(start.shape)
-
-    def _diffuse(self, start: Tensor, attn: Tensor) -> Tensor:
-        """Refine attention (B, N, N) and spread the start (B, K, N) along it."""
         if self.walk == "two_hop":
-            return two_hop_walk(start, attn, num_steps=self.two_hop_steps)
-        affinity = common_neighbor(attn, similarity=self.similarity, power=self.power)
-        return diffuse(
-            start,
-            affinity,
+            spread = two_hop_walk(start.flatten(2), attn, num_steps=self.two_hop_steps)
+        else:
+            spread = self._refine(start.flatten(2), attn, maps.grid_hw)
+        return clip_at_quantile(spread, quantile=self.clip_quantile).reshape(start.shape)
+
+    def _refine(self, start: Tensor, attn: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+        options = RefineOptions(
+            artifact_ratio=self.artifact_ratio,
+            similarity=self.similarity,
+            power=self.power,
             normalize=self.normalize,
             num_steps=self.num_steps,
             alpha=self.alpha,
+            exact=self.exact,
         )
+        return refine_maps(start, attn, grid_hw, options)
 
 
 def clip_at_quantile(maps: Tensor, *, quantile: float) -> Tensor:

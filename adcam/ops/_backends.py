@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
@@ -74,14 +75,18 @@ def available_backends() -> dict[str, str | None]:
 def triton_not_supported_reasons(*tensors: torch.Tensor) -> list[str]:
     """Why Triton kernels cannot run on these tensors; without tensors, on this machine.
 
-    Under ``TRITON_INTERPRET=1`` they run on the CPU, slowly, for tests.
+    Under ``TRITON_INTERPRET=1`` they run on the CPU, slowly, for tests. The first time that tensors
+    are on a GPU whose kernels cannot be used, a warning says so, with the cure.
     """
-    if reason := triton_package_reason():
-        return [reason]
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    reason = triton_package_reason()
+    if reason is None and os.environ.get("TRITON_INTERPRET") == "1":
         return []
-    if not torch.cuda.is_available():
+    if not reason and not torch.cuda.is_available():
         return ["torch finds no CUDA device"]
+    if reason := reason or _compiler_reason():
+        if any(tensor.is_cuda for tensor in tensors):
+            _warn_of_plain_torch(reason)
+        return [reason]
     if elsewhere := sorted({tensor.device.type for tensor in tensors} - {"cuda"}):
         return [f"a tensor is on {', '.join(elsewhere)}, not on cuda"]
     devices = {tensor.device for tensor in tensors} or {torch.device("cuda")}
@@ -89,7 +94,10 @@ def triton_not_supported_reasons(*tensors: torch.Tensor) -> list[str]:
         return [f"the tensors are on several devices: {sorted(map(str, devices))}"]
     capability = torch.cuda.get_device_capability(devices.pop())
     if capability < _LOWEST_CAPABILITY:
-        return ["the GPU is sm_{}{}, older than sm_{}{}".format(*capability, *_LOWEST_CAPABILITY)]
+        reason = "the GPU is sm_{}{}, older than sm_{}{}".format(*capability, *_LOWEST_CAPABILITY)
+        if tensors:
+            _warn_of_plain_torch(reason)
+        return [reason]
     return []
 
 
@@ -97,14 +105,36 @@ def triton_not_supported_reasons(*tensors: torch.Tensor) -> list[str]:
 def triton_package_reason() -> str | None:
     """Why the installed Triton cannot be used; ``None`` if it can."""
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed (torch brings it on Linux)"
+        return "triton is not installed (torch brings it on Linux); pip install triton"
     try:
         version = metadata.version("triton")
     except metadata.PackageNotFoundError:  # nightly builds of torch bring it under another name
         return None
     if tuple(int(number) for number in version.split(".")[:2]) < _LOWEST_TRITON:
-        return "triton {} is older than {}.{}".format(version, *_LOWEST_TRITON)
+        return (
+            "triton {} is older than {}.{}; pip install --upgrade torch brings a newer one".format(
+                version, *_LOWEST_TRITON
+            )
+        )
     return None
+
+
+@functools.cache
+def _compiler_reason() -> str | None:
+    """Triton builds its launcher when a kernel first runs (triton/runtime/build.py)."""
+    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return None
+    return "triton finds no C compiler; install gcc, or name one in the variable CC"
+
+
+@functools.cache
+def _warn_of_plain_torch(reason: str) -> None:
+    """Cached, so that each reason is told once a process."""
+    _LOGGER.warning(
+        "adcam's kernels cannot run on this GPU, slower operations of torch take their place: %s "
+        "(`adcam info` shows all backends)",
+        reason,
+    )
 
 
 def numba_not_supported_reasons(module: str) -> list[str]:

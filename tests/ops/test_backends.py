@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adcam.ops import _backends
 from adcam.ops._backends import (
@@ -47,6 +48,7 @@ def test_summary() -> None:
 def test_why_triton_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(_backends, "triton_package_reason", lambda: None)
+    monkeypatch.setattr(_backends, "_compiler_reason", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert triton_not_supported_reasons(torch.ones(1)) == ["torch finds no CUDA device"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -63,7 +65,7 @@ def test_which_triton_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     look = _backends.triton_package_reason.__wrapped__  # without its cache
     monkeypatch.setattr(_backends.importlib.util, "find_spec", lambda name: object())
     for version, reason in {
-        "3.1.0": "triton 3.1.0 is older than 3.2",
+        "3.1.0": "triton 3.1.0 is older than 3.2; pip install --upgrade torch brings a newer one",
         "3.2.0": None,  # of torch 2.6, the lowest that setup.py allows
         "3.6.0": None,
         "3.10.1+git1": None,
@@ -72,7 +74,32 @@ def test_which_triton_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_backends.metadata, "version", lambda name, version=version: version)
         assert look() == reason
     monkeypatch.setattr(_backends.importlib.util, "find_spec", lambda name: None)
-    assert look() == "triton is not installed (torch brings it on Linux)"
+    assert look() == "triton is not installed (torch brings it on Linux); pip install triton"
+
+
+def test_a_gpu_without_kernels_is_told_once_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(_backends, "triton_package_reason", lambda: None)
+    monkeypatch.setattr(_backends.shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for cached in (_backends._warn_of_plain_torch, _backends._compiler_reason):
+        cached.cache_clear()
+    with FakeTensorMode():
+        on_gpu = torch.empty(2, device="cuda")
+    with caplog.at_level(logging.WARNING, logger=_backends.__name__):
+        assert triton_not_supported_reasons()  # `adcam info` asks; nothing is computed slowly
+        assert not caplog.records
+        for _ in range(2):
+            (reason,) = triton_not_supported_reasons(on_gpu)
+    assert reason == "triton finds no C compiler; install gcc, or name one in the variable CC"
+    assert [record.getMessage() for record in caplog.records] == [
+        "adcam's kernels cannot run on this GPU, slower operations of torch take their place: "
+        f"{reason} (`adcam info` shows all backends)"
+    ]
+    _backends._compiler_reason.cache_clear()
 
 
 def test_what_autograd_records() -> None:

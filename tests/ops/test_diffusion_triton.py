@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_testing import CAPABILITIES, compile_ahead, interpreted, nan_poisoned, needs_triton
-
-from adcam.ops.diffusion import diffuse
-
-POINTERS = dict.fromkeys(
-    [
-        *("affinity", "own", "rows", "columns", "partial"),
-        *("maps", "initial", "pulled", "pushed", "stepped"),
-    ],
-    "*fp32",
+from triton_testing import (
+    CAPABILITIES,
+    Launch,
+    compile_launch,
+    interpreted,
+    nan_poisoned,
+    needs_triton,
+    record_launches,
 )
-NUMBERS = {"tokens": "i32", "row_blocks": "i32", "num_maps": "i32", "alpha": "fp32"}
+
+from adcam.ops._backends import triton_package_reason
+from adcam.ops.diffusion import diffuse
 
 
 def make_affinity(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -57,9 +57,9 @@ def test_interpreted_options(num_steps: int, alpha: float | None) -> None:
 
 @interpreted
 def test_interpreted_edges() -> None:
-    affinity = make_affinity(2, 3, 40)
+    affinity = make_affinity(1, 2, 35)
     affinity[:, :, 2], affinity[..., 2], affinity[:, :, 5], affinity[..., 7] = 0, 0, 0, 0
-    maps = make_maps(2, 3, 2, 40)
+    maps = make_maps(1, 2, 2, 35)
     check(maps, affinity)
     check(maps, affinity.mT)
     for factor in (1e-20, 1e20):
@@ -69,7 +69,7 @@ def test_interpreted_edges() -> None:
             rtol=0,
             atol=3e-6,
         )
-    check(maps, torch.zeros(2, 3, 40, 40))
+    check(maps, torch.zeros(1, 2, 35, 35))
     check(make_maps(0, 9), make_affinity(9))
 
 
@@ -105,35 +105,54 @@ def test_interpreted_refusals() -> None:
         diffuse(maps.double(), affinity, backend="triton")
 
 
-BLOCKS = {"block_rows": 32, "block_columns": 64}
-KERNELS = [
-    ("balance_rows", {"is_first": True, "is_last": False, **BLOCKS}),
-    ("balance_rows", {"is_first": False, "is_last": False, **BLOCKS}),
-    ("balance_rows", {"is_first": False, "is_last": True, **BLOCKS}),
-    ("balance_columns", {"is_first": True, "block": 128}),
-    ("balance_columns", {"is_first": False, "block": 128}),
-    ("step_rows", {**BLOCKS, "block_maps": 16}),
-    ("step_columns", {"block": 128}),
-    # At launch, a number that is 1 becomes a constant: one token, one map, one block of rows.
-    ("balance_rows", {"is_first": False, "is_last": False, **BLOCKS, "tokens": 1}),
-    ("balance_columns", {"is_first": True, "block": 128, "tokens": 1, "row_blocks": 1}),
-    ("step_rows", {**BLOCKS, "block_maps": 16, "tokens": 1, "num_maps": 1}),
-    ("step_columns", {"block": 128, "tokens": 1, "row_blocks": 1}),
-]
+def launches_of(tokens: int, num_maps: int, images: int, has_sums: bool) -> list[Launch]:
+    from adcam.ops.diffusion import triton_kernels
+
+    kind = torch.float16 if has_sums else torch.float32
+    affinity = torch.zeros(images, tokens, tokens, dtype=kind)
+    parts = torch.zeros(images, -(-tokens // 128), tokens)
+    with record_launches() as launches:
+        triton_kernels.diffuse(
+            torch.zeros(images, num_maps, tokens),
+            affinity,
+            num_iters=3,
+            num_steps=2,
+            alpha=None,
+            sums=(parts, parts) if has_sums else None,
+        )
+    return launches
+
+
+def test_one_launch() -> None:
+    """Three rounds and two steps: a ticket for each block of rows and of columns, five readings."""
+    if triton_package_reason() is not None:
+        pytest.skip("no Triton")
+    (launch,) = launches_of(784, 3, 2, has_sums=True)
+    rows, columns = 25, 13  # blocks of 32 and 64
+    assert launch.grid == (2 * 5 * (rows + columns),)
+    assert launches_of(784, 3, 2, has_sums=False)[0].grid == (2 * (6 * rows + 5 * columns),)
 
 
 @needs_triton
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(("kernel", "constants"), KERNELS)
-@pytest.mark.parametrize("divisor", ["", ":16"])  # Triton tells multiples of 16 from others
-def test_kernels_compile(
-    capability: int, kernel: str, constants: dict[str, bool | int], divisor: str
-) -> None:
-    from adcam.ops.diffusion import triton_kernels
+@pytest.mark.parametrize("tokens", [785, 2304])  # Triton tells multiples of 16 from others
+def test_compiles_as_launched(capability: int, tokens: int) -> None:
+    (launch,) = launches_of(tokens, 3, 2, has_sums=True)
+    assert "mma" in compile_launch(launch, capability).asm["ptx"]
 
-    sizes = {name: f"{kind}{divisor}" for name, kind in NUMBERS.items() if kind == "i32"}
-    types = {**POINTERS, **NUMBERS, **sizes}
-    compile_ahead(getattr(triton_kernels, kernel), capability, signature=types, constants=constants)
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(
+    ("tokens", "num_maps", "images", "has_sums"),
+    # A number that is 1 becomes a constant: one token, one map, one image.
+    [(1, 1, 1, True), (196, 2, 16, False), (785, 20, 1, False), (1024, 16, 64, True)],
+)
+def test_compiles_other_sizes(
+    capability: int, tokens: int, num_maps: int, images: int, has_sums: bool
+) -> None:
+    compile_launch(launches_of(tokens, num_maps, images, has_sums)[0], capability)
 
 
 @pytest.mark.gpu

@@ -6,11 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from triton_testing import CAPABILITIES, compile_ahead, interpreted, nan_poisoned, needs_triton
+from triton_testing import (
+    CAPABILITIES,
+    Launch,
+    compile_launch,
+    interpreted,
+    nan_poisoned,
+    needs_triton,
+    record_launches,
+)
 
+from adcam.ops import _launch
 from adcam.ops.token_attention import (
+    accumulate_blocks,
     accumulate_token_attention,
     attend_and_accumulate,
+    attend_with_normalizers,
+    cls_attention,
     token_attention,
 )
 
@@ -88,74 +100,157 @@ def test_backward_is_the_reference() -> None:
     torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=1e-6)
 
 
-# As a launch sees them: the last stride is 1, the others of timm's view are multiples of 16.
-STRIDES = {f"{tensor}_{axis}": "i32:16" for tensor in "qk" for axis in ("batch", "head", "token")}
-UNIT_STRIDES = {"q_channel": 1, "k_channel": 1, "total_column": 1}
+Blocks = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
 
 
-def compile_kernel(
-    name: str,
-    capability: int,
-    dtype: str,
-    config: Any,
-    head_dim: int,
-    padded_dim: int,
-    divisor: str = "",
-) -> None:
-    from adcam.ops.token_attention import triton_kernels
-
-    kernel = getattr(triton_kernels, name)
-    dims = {"head_dim": head_dim, "padded_dim": padded_dim, "from_zero": False}
-    constants = {**UNIT_STRIDES, **dims, **config.kwargs}
-    pointers = {"q": f"*{dtype}", "k": f"*{dtype}", "normalizers": "*fp32", "total": "*fp32"}
-    sizes = {"tokens": "i32", "patches": f"i32{divisor}", "heads": "i32", "scale": "fp32"}
-    rows = {"total_batch": f"i64{divisor}", "total_row": f"i32{divisor}"}
-    compiled = compile_ahead(
-        kernel,
-        capability,
-        signature={**pointers, **sizes, **STRIDES, **rows},
-        constants={key: value for key, value in constants.items() if key in kernel.arg_names},
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
-    assert "mma" in compiled.asm["ptx"]  # on tensor cores
+def make_blocks(
+    count: int, shape: tuple[int, int, int, int], dtype: torch.dtype, known: bool
+) -> Blocks:
+    """Blocks of different queries and keys, with the normalisers that an attention leaves."""
+    q, k = make_qk(shape, dtype)
+    blocks: Blocks = []
+    for index in range(count):
+        # Same strides as a view of timm's tensor has.
+        query, key = (x.transpose(1, 2).clone().transpose(1, 2) * (1 + index / 4) for x in (q, k))
+        lse = (0.3 * query.float() @ key.float().mT).logsumexp(dim=-1)
+        blocks.append((query, key, lse if known else None))
+    return blocks
 
 
-def configs() -> list[Any]:
-    from adcam.ops.token_attention import triton_kernels
-
-    return triton_kernels.CONFIGS
-
-
-@needs_triton
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("name", ["_row_normalizers", "_add_mean"])
-@pytest.mark.parametrize("divisor", ["", ":16"])  # N = 785 and N = 784
-def test_compiles(name: str, capability: int, divisor: str) -> None:
-    compile_kernel(name, capability, "bf16", configs()[0], 64, 64, divisor)
-
-
-@needs_triton
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("name", ["_row_normalizers", "_add_mean"])
 @pytest.mark.parametrize(
-    ("dtype", "head_dim", "padded_dim"), [("fp16", 32, 32), ("fp32", 64, 64), ("bf16", 72, 128)]
+    ("count", "shape", "prefix", "known"),
+    [
+        (1, (2, 3, 38, 8), 1, True),
+        (2, (1, 2, 20, 20), 0, True),
+        (4, (1, 1, 22, 16), 5, True),
+        (6, (2, 2, 18, 8), 1, True),
+        (3, (1, 2, 18, 8), 1, False),
+    ],
 )
-def test_compiles_other_inputs(
-    name: str, capability: int, dtype: str, head_dim: int, padded_dim: int
+@interpreted
+def test_blocks_together_interpreted(
+    count: int, shape: tuple[int, int, int, int], prefix: int, known: bool
 ) -> None:
-    compile_kernel(name, capability, dtype, configs()[0], head_dim, padded_dim)
+    blocks = make_blocks(count, shape, torch.float32, known)
+    options: dict[str, Any] = {"scale": 0.3, "num_prefix_tokens": prefix, "weight": 1 / count}
+    want = accumulate_blocks(None, blocks, backend="reference", **options)
+    with nan_poisoned():
+        got = accumulate_blocks(None, blocks, backend="triton", **options)
+    torch.testing.assert_close(got, want, rtol=0, atol=ATOL)
+    total = torch.ones_like(want)
+    added = accumulate_blocks(total, blocks, backend="triton", **options)
+    assert added.data_ptr() == total.data_ptr()
+    torch.testing.assert_close(added - 1, want, rtol=0, atol=ATOL)
+
+
+@interpreted
+def test_blocks_of_different_heads_interpreted() -> None:
+    wide, narrow = (
+        make_blocks(2, (1, 2, 18, 16), torch.float32, True),
+        make_blocks(1, (1, 4, 18, 8), torch.float32, True),
+    )
+    blocks = [wide[0], *narrow, wide[1]]
+    want = accumulate_blocks(None, blocks, scale=0.3, backend="reference")
+    got = accumulate_blocks(None, blocks, scale=0.3, backend="triton")
+    torch.testing.assert_close(got, want, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize(("prefix", "index"), [(1, 0), (5, 2)])
+@pytest.mark.parametrize("dim", [8, 20])
+@interpreted
+def test_class_token_interpreted(prefix: int, index: int, dim: int) -> None:
+    q, k = make_qk((2, 3, prefix + 70, dim), torch.float32)
+    options: dict[str, Any] = {"scale": 0.3, "num_prefix_tokens": prefix, "cls_index": index}
+    lse = (0.3 * q @ k.mT).logsumexp(dim=-1)
+    with nan_poisoned():
+        got = cls_attention(q, k, normalizers=lse, **options)
+    torch.testing.assert_close(got, cls_attention(q, k, **options), rtol=0, atol=1e-6)
+
+
+@interpreted
+def test_the_output_of_the_fused_attention_and_its_normalizers() -> None:
+    q, k = make_qk((2, 3, 19, 8), torch.float32)
+    output, normalizers = attend_with_normalizers(q, k, k, scale=0.3)
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, k, scale=0.3)
+    assert torch.equal(output, fused)
+    torch.testing.assert_close(normalizers, (0.3 * q @ k.mT).logsumexp(dim=-1))
+
+
+# What DeiT-S launches at 448 and 446 px, and other widths, prefixes and dtypes.
+SHAPES = [
+    ((2, 6, 785, 64), 1, torch.bfloat16),
+    ((2, 6, 786, 64), 1, torch.bfloat16),
+    ((2, 6, 789, 64), 5, torch.float16),
+    ((1, 3, 785, 64), 1, torch.float32),
+    ((2, 16, 256, 72), 0, torch.bfloat16),
+    ((1, 3, 197, 160), 1, torch.float16),
+]
+
+
+def launches_of(shape: tuple[int, int, int, int], prefix: int, dtype: torch.dtype) -> list[Launch]:
+    """All that a capture launches for six blocks, with and without known normalisers."""
+    from adcam.ops.token_attention import triton_kernels
+
+    q, k = make_qk(shape, dtype)
+    lse = torch.zeros(shape[:3])
+    options: dict[str, Any] = {"scale": 0.3, "num_prefix_tokens": prefix}
+    with record_launches() as launches:
+        triton_kernels.accumulate_blocks(None, [(q, k, lse)] * 6, **options)
+        triton_kernels.accumulate(None, q, k, **options)
+        if prefix:
+            triton_kernels.cls_attention(q, k, lse, cls_index=0, **options)
+    return launches
+
+
+@needs_triton
+def test_launches_of_a_capture() -> None:
+    """Six blocks are two passes over the sum: 4 N² bytes written, 4 N² read and written again."""
+    launches = launches_of((2, 6, 785, 64), 1, torch.bfloat16)
+    assert [launch.name for launch in launches] == [
+        "add_mean",
+        "add_mean",
+        "row_normalizers",
+        "add_mean",
+        "class_rows",
+    ]
+    first, second, _, _, row = launches
+    assert (first.values["num_blocks"], first.values["from_zero"]) == (4, True)
+    assert (second.values["num_blocks"], second.values["from_zero"]) == (2, False)
+    # Queries and keys are read where they lie.
+    q, k = (x[:, :, 1:] for x in make_qk((2, 6, 785, 64), torch.bfloat16))
+    assert first.values["q3"].stride() == q.stride() and first.values["k0"].stride() == k.stride()
+    assert row.grid == (13, 2)
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_compiles_as_launched(capability: int) -> None:
+    for launch in launches_of(*SHAPES[0])[1:]:  # the first repeats the second's parts
+        ptx = compile_launch(launch, capability).asm["ptx"]
+        assert launch.name == "class_rows" or "mma" in ptx  # on tensor cores
 
 
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("name", ["_row_normalizers", "_add_mean"])
-def test_compiles_in_every_config(name: str, capability: int) -> None:
-    assert len(configs()) > 1
-    for config in configs()[1:]:
-        compile_kernel(name, capability, "bf16", config, 64, 64)
+@pytest.mark.parametrize(("shape", "prefix", "dtype"), SHAPES)
+def test_compiles_other_inputs(
+    capability: int, shape: tuple[int, int, int, int], prefix: int, dtype: torch.dtype
+) -> None:
+    for launch in launches_of(shape, prefix, dtype):
+        compile_launch(launch, capability)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_compiles_in_every_tile(capability: int) -> None:
+    for kind, (shape, prefix, dtype) in {"float16": SHAPES[0], "float32": SHAPES[3]}.items():
+        name = f"token_attention, {kind}"
+        for tile in _launch.TILES[name]:
+            with _launch.force_tile(name, tile):
+                for launch in launches_of(shape, prefix, dtype)[1:3]:
+                    compile_launch(launch, capability)
 
 
 @pytest.mark.gpu

@@ -1,7 +1,8 @@
 """Three places where a Triton kernel is tested: the interpreter, the compiler, a GPU.
 
 - :func:`interpreted` runs a test on the CPU, in Triton's interpreter.
-- :func:`compile_ahead` compiles a kernel for a GPU that is not there.
+- :func:`compile_ahead` compiles a kernel for a GPU that is not there, and :func:`record_launches`
+  with :func:`compile_launch` just the kernels that a call would launch, as it would launch them.
 - The fixture ``gpu`` (conftest.py) is the real device.
 """
 
@@ -17,12 +18,14 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 import pytest
 import torch
 
+from adcam.ops import _launch
 from adcam.ops._backends import triton_package_reason
 
 # Compute capability -> shared memory that one block may use, in bytes: CUDA C++ Programming
@@ -119,6 +122,83 @@ def compile_ahead(
     assert compiled.asm["cubin"][:4] == b"\x7fELF"
     assert compiled.metadata.shared <= SHARED_MEMORY[capability]
     return compiled
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a kernel would have been launched with.
+
+    Attributes:
+        kernel: What ``triton.jit`` made.
+        grid: Number of programs along each axis.
+        values: Arguments by name.
+        num_warps: Warps of a program.
+        num_stages: Stages of its loops.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    values: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.__name__)
+
+
+@contextlib.contextmanager
+def record_launches() -> Iterator[list[Launch]]:
+    """Collect launches instead of running them: no result of a kernel is written meanwhile."""
+    launches: list[Launch] = []
+
+    def record(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
+        warps, stages = options.pop("num_warps", 4), options.pop("num_stages", 3)
+        values = {**dict(zip(kernel.arg_names, args, strict=False)), **options}
+        assert list(values) == [name for name in kernel.arg_names if name in values]
+        assert len(values) == len(kernel.arg_names)
+        launches.append(Launch(kernel, tuple(grid), values, warps, stages))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_launch, "launch", record)
+        yield launches
+
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+}
+
+
+def compile_launch(launch: Launch, capability: int) -> Any:
+    """Compile a kernel with the types, divisors and constants that Triton takes from a launch.
+
+    A number that is 1 becomes a constant, a multiple of 16 and an aligned pointer are told apart
+    (triton/runtime/jit.py, ``specialize_impl``).
+    """
+    signature, constants = {}, {}
+    for parameter in launch.kernel.params:
+        value = launch.values[parameter.name]
+        if isinstance(value, torch.Tensor):
+            kind = POINTERS[value.dtype]
+            signature[parameter.name] = kind if value.data_ptr() % 16 == 0 else f"{kind}:1"
+        elif parameter.is_constexpr or value is None or (value == 1 and isinstance(value, int)):
+            constants[parameter.name] = value
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            kind = "i32" if -(2**31) <= value < 2**31 else "i64"
+            signature[parameter.name] = kind + ":16" * (value % 16 == 0)
+    return compile_ahead(
+        launch.kernel,
+        capability,
+        signature=signature,
+        constants=constants,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+    )
 
 
 def _make_source(

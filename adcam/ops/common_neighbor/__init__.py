@@ -28,6 +28,8 @@ def common_neighbor(
     *,
     similarity: str = "resource_allocation",
     power: float = 2.0,
+    exact: bool = False,
+    check_values: bool | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Weaken attention between tokens whose own attentions differ.
@@ -47,8 +49,13 @@ def common_neighbor(
             token i attends to. Rows need not sum to 1. Differentiable.
         similarity: One of :data:`SIMILARITIES`; ``"none"`` gives ``R = A``.
         power: >= 0. Larger cuts dissimilar pairs harder; 0 gives ``R = A``.
-        backend: ``"triton"`` (GPU; ``"resource_allocation"`` and ``"cosine"``, not float64; the
-            product of half-precision inputs has float16 operands), ``"torch"`` (half of the
+        exact: Whether Triton multiplies in the precision of float32. Otherwise its operands are
+            float16 with sums in float32: errors of 1e-4 in S, a third of the time.
+        check_values: Whether the values of ``attn`` are checked, which on a GPU waits for the
+            device. ``None`` checks them elsewhere alone; there Triton returns NaN for such an
+            image.
+        backend: ``"triton"`` (GPU; ``"resource_allocation"`` and ``"cosine"``, not float64),
+            ``"torch"`` (half of the
             product, block by block, on the CPU; not ``"overlap"`` and ``"none"``),
             ``"reference"``, or ``"auto"`` for the first of them that can run. The backward is the
             reference's in each.
@@ -58,13 +65,13 @@ def common_neighbor(
 
     Raises:
         ValueError: If ``attn`` is not square, not floating point, or holds a negative, infinite or
-            NaN value; if ``similarity`` or ``backend`` is unknown; if ``power`` is negative or not
-            finite.
+            NaN value and is checked; if ``similarity`` or ``backend`` is unknown; if ``power`` is
+            negative or not finite.
         RuntimeError: If the backend asked for cannot run here; the message holds the reason.
     """
     if not (math.isfinite(power) and power >= 0):
         raise ValueError(f"power must be finite and >= 0, got {power}")
-    _check(attn, similarity)
+    _check(attn, similarity, check_values)
     chosen = choose_backend("common_neighbor", backend, _not_supported_reasons(attn, similarity))
     slow = partial(_refine_by_reference, similarity=similarity, power=power)
     with without_autocast(attn):
@@ -75,11 +82,8 @@ def common_neighbor(
             return recompute_backward(fast, slow, at_least_float32(attn))
         from adcam.ops.common_neighbor import triton_kernels
 
-        half_product = attn.dtype in (torch.float16, torch.bfloat16) or (
-            torch.get_float32_matmul_precision() == "medium"
-        )
         fast = partial(
-            triton_kernels.refine, similarity=similarity, power=power, half_product=half_product
+            triton_kernels.refine, similarity=similarity, power=power, half_product=not exact
         )
         return recompute_backward(fast, slow, attn)
 
@@ -136,7 +140,7 @@ def _refine_by_reference(attn: torch.Tensor, similarity: str, power: float) -> t
     return reference.refine(at_least_float32(attn), similarity, power)
 
 
-def _check(attn: torch.Tensor, similarity: str) -> None:
+def _check(attn: torch.Tensor, similarity: str, check_values: bool | None = True) -> None:
     check_choice("similarity", similarity, SIMILARITIES)
     check_square("attn", attn)
-    check_non_negative("attn", attn)
+    check_non_negative("attn", attn, check_values)

@@ -1,34 +1,75 @@
-"""Common-neighbour refinement in Triton: two passes over the attention, then one product.
+"""Common-neighbour refinement in Triton: one launch for the vectors, one for their product.
 
-1. :func:`row_and_column_sums`: the rows' scales, and the columns' sums of the scaled rows.
-2. :func:`unit_features`: the vectors whose products are the similarity, written once.
-3. :func:`gate_product`: a tile of the product, gated on its way out. The product is symmetric, so
-   a tile above the diagonal gates its mirror image too, and the tiles below it are left out.
+:func:`prepare` runs in phases, and :func:`gate_product` multiplies:
+
+1. sums of the rows, and what the scaled rows add to each column;
+2. the columns' scales, from those parts in a fixed order;
+3. the vectors whose products are the similarity, written once;
+4. if artefacts are looked for: products of neighbours in the image, the median of each patch's,
+   and the median of those over the image;
+5. a tile of the product, gated on its way out. The product is symmetric, so a tile above the
+   diagonal gates its mirror image too, and the tiles below it are left out.
+
+A phase needs what the one before wrote for the same image. A program draws a ticket, which names
+its phase and place, and waits until that phase is done. Tickets are handed out in the order of the
+phases, so what a program waits for was begun before it, and is finished however few programs run
+at a time (Merrill and Garland, "Single-pass Parallel Prefix Scan with Decoupled Look-back", 2016).
 
 Tensors are contiguous (B, N, N); N is any number. Every address is computed in 64 bits.
 """
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from adcam.ops import _launch
 
-CONFIGS = [
-    triton.Config({"block": 128, "block_k": 32}, num_warps=8, num_stages=3),
-    triton.Config({"block": 128, "block_k": 64}, num_warps=8, num_stages=2),
-    triton.Config({"block": 64, "block_k": 32}, num_warps=4, num_stages=4),
-    triton.Config({"block": 64, "block_k": 64}, num_warps=4, num_stages=3),
-    triton.Config({"block": 64, "block_k": 32}, num_warps=8, num_stages=3),
-]
-"""What is tried on the first call for a device, dtype and size class. All fit into the shared
-memory of sm_80. Tiles of 128 want 8 warps: with 4, ptxas spills their registers."""
+SCALE = 4096.0
+"""Vectors and the affinity in float16 are multiplied by it: they lie in [0, 1], and what is larger
+than 1.5e-8 keeps all of its 11 bits."""
 
-_ROWS, _COLUMNS = 16, 128
+_ROWS, _PATCHES = 16, 64
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How much each patch agrees with those around it; an artefact agrees too little.
+
+    Attributes:
+        values: (B, N) float32, the similarity to the patches around.
+        median: (B) float32, of ``values``.
+        ratio: A patch is an artefact where ``values < ratio * median``.
+    """
+
+    values: torch.Tensor
+    median: torch.Tensor
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Refined attention as the diffusion reads it.
+
+    Attributes:
+        affinity: (B, N, N), :data:`SCALE` times R in float16, or in float32.
+        gives: (B, blocks, N), parts of its row sums.
+        receives: (B, blocks, N), parts of its column sums.
+        agreement: ``None`` unless artefacts were looked for.
+    """
+
+    affinity: torch.Tensor
+    gives: torch.Tensor
+    receives: torch.Tensor
+    agreement: Agreement | None
+
+
+def count_counters(images: int) -> int:
+    """How many zeros a call of :func:`refine_for_walk` counts with."""
+    return 2 * (1 + 6 * images)
 
 
 def refine(
@@ -45,120 +86,448 @@ def refine(
             the precision of float32: three TF32 products of split operands.
 
     Returns:
-        (..., N, N) float32.
+        (..., N, N) float32; NaN for an image with a negative, infinite or NaN value.
     """
-    tokens = attn.shape[-1]
     refined = attn.new_empty(attn.shape, dtype=torch.float32)
-    if attn.numel() == 0:
-        return refined
-    attn = attn.detach().contiguous()
-    images = attn.numel() // tokens**2
-    row_blocks = triton.cdiv(tokens, _ROWS)
-    row_scale = attn.new_empty((images, tokens), dtype=torch.float32)
-    received = attn.new_empty((images, row_blocks, tokens), dtype=torch.float32)
-    features = attn.new_empty(attn.shape, dtype=torch.float16 if half_product else torch.float32)
-    with torch.cuda.device_of(attn):  # Triton launches on the current device
-        row_and_column_sums[(row_blocks, images)](
-            attn, row_scale, received, tokens, _ROWS, _COLUMNS, enable_fp_fusion=True
-        )
-        if similarity == "resource_allocation":
-            degree = received.sum(dim=1)  # (B, N)
-            column_scale = torch.where(degree > 0, degree, 1).rsqrt()
-        else:
-            column_scale = torch.ones_like(row_scale)
-        columns = min(triton.next_power_of_2(tokens), 1024)
-        unit_features[(tokens, images)](
-            attn, row_scale, column_scale, features, tokens, columns, enable_fp_fusion=True
-        )
-        arguments = attn, features, row_scale, refined, tokens, tokens.bit_length(), float(power)
-        if INTERPRETED:
-            count = triton.cdiv(tokens, 16)
-            gate_product[(count, count, images)](*arguments, block=16, block_k=16)
-        else:
-            tuned_gate_product[
-                lambda meta: (
-                    triton.cdiv(tokens, meta["block"]),
-                    triton.cdiv(tokens, meta["block"]),
-                    images,
-                )
-            ](*arguments, enable_fp_fusion=True)
+    if attn.numel():
+        counters = attn.new_zeros(1 + 6 * _count_images(attn), dtype=torch.int32)
+        vectors = _prepare(attn, similarity, half_product, counters)
+        _multiply(vectors, power, refined, 1.0, None)
     return refined
 
 
-@triton.jit
-def _inverse(total):
-    """1 / total, and 1 for 0; below float32's smallest normal number it would be infinite."""
-    return 1 / tl.where(total > 0, tl.maximum(total, 1.1754943508222875e-38), 1)
+def refine_for_walk(
+    attn: torch.Tensor,
+    similarity: str,
+    power: float,
+    *,
+    half_product: bool,
+    counters: torch.Tensor,
+    grid_hw: tuple[int, int] | None = None,
+    artifact_ratio: float = 0.0,
+) -> Refined:
+    """As :func:`refine`, with the sums that the diffusion begins with, and without artefacts.
+
+    Args:
+        attn: As there, not empty.
+        similarity: As there.
+        power: As there.
+        half_product: As there; the affinity is float16 too.
+        counters: int32 zeros, :func:`count_counters` of them.
+        grid_hw: Height and width of the patch grid; ``None`` looks for no artefacts.
+        artifact_ratio: See :class:`Agreement`.
+    """
+    images, tokens = _count_images(attn), attn.shape[-1]
+    first, second = counters.chunk(2)
+    vectors = _prepare(attn, similarity, half_product, first, grid_hw=grid_hw)
+    agreement = None
+    if vectors.agreement is not None:
+        agreement = Agreement(*vectors.agreement, artifact_ratio)
+        vectors = _prepare(attn, similarity, half_product, second, without=agreement)
+    block = _find_tile(vectors.features).sizes["block"]
+    affinity = torch.empty_like(vectors.features)
+    sums = vectors.lengths.new_empty((2, images, triton.cdiv(tokens, block), tokens))
+    _multiply(vectors, power, affinity, SCALE if half_product else 1.0, sums)
+    return Refined(affinity, sums[0], sums[1], agreement)
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """A = features · lengths / column_scale; features (B, N, N), the others (B, N)."""
+
+    features: torch.Tensor
+    lengths: torch.Tensor
+    column_scale: torch.Tensor
+    agreement: tuple[torch.Tensor, torch.Tensor] | None
+
+
+def _prepare(
+    attn: torch.Tensor,
+    similarity: str,
+    half_product: bool,
+    counters: torch.Tensor,
+    *,
+    grid_hw: tuple[int, int] | None = None,
+    without: Agreement | None = None,
+) -> _Vectors:
+    tokens, images = attn.shape[-1], _count_images(attn)
+    attn = attn.detach().contiguous()
+    columns = max(triton.next_power_of_2(tokens), 16)
+    row_blocks = triton.cdiv(tokens, _ROWS)
+    patch_blocks = triton.cdiv(tokens, _PATCHES)
+    features = attn.new_empty(
+        (images, tokens, tokens), dtype=torch.float16 if half_product else torch.float32
+    )
+    numbers = attn.new_empty((3, images, tokens), dtype=torch.float32)
+    partial = attn.new_empty((images, row_blocks, tokens), dtype=torch.float32)
+    found = attn.new_empty((5, images, tokens) if grid_hw else (1,), dtype=torch.float32)
+    median = attn.new_empty(images if grid_hw else 1, dtype=torch.float32)
+    known = without or Agreement(found, median, 0.0)
+    items = 2 * row_blocks + patch_blocks + (row_blocks + 2 * patch_blocks) * bool(grid_hw)
+    _launch.launch(
+        prepare, (items * images,), attn, features, *numbers.unbind(), partial, found, median,
+        known.values, known.median, counters, tokens, images, *(grid_hw or (1, 1)), known.ratio,
+        SCALE if half_product else 1.0, similarity == "resource_allocation", grid_hw is not None,
+        without is not None, _ROWS, max(1, min(_ROWS, 8192 // columns)), columns, _PATCHES,
+        num_warps=8 if columns > 256 else 4, num_stages=1,
+    )  # fmt: skip
+    _, lengths, column_scale = numbers.unbind()
+    agreement = (found[4], median) if grid_hw else None
+    return _Vectors(features, lengths, column_scale, agreement)
+
+
+def _multiply(
+    vectors: _Vectors,
+    power: float,
+    refined: torch.Tensor,
+    scale: float,
+    sums: torch.Tensor | None,
+) -> None:
+    images, tokens, _ = vectors.features.shape
+    tile = _find_tile(vectors.features)
+    count = triton.cdiv(tokens, tile.sizes["block"])
+    half = vectors.features.dtype == torch.float16
+    gives, receives = (vectors.lengths,) * 2 if sums is None else sums.unbind()
+    _launch.launch(
+        gate_product, (count, count, images), vectors.features, vectors.lengths,
+        vectors.column_scale, refined, gives, receives, tokens, SCALE if half else 1.0, scale,
+        float(power), sums is not None, **tile.sizes,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+
+
+def _find_tile(features: torch.Tensor) -> _launch.Tile:
+    kind = "float16" if features.dtype == torch.float16 else "float32"
+    return _launch.find_tile(f"common_neighbor, {kind}", features.device)
+
+
+def _count_images(attn: torch.Tensor) -> int:
+    return attn.numel() // attn.shape[-1] ** 2
 
 
 @triton.jit
-def row_and_column_sums(
-    attn, row_scale, received, tokens, rows: tl.constexpr, columns: tl.constexpr
+def wait_until(counter, target):
+    """Wait until other programs have counted to ``target``, and see what they wrote."""
+    while tl.atomic_add(counter, 0) < target:
+        pass
+    tl.debug_barrier()
+
+
+@triton.jit
+def count_up(counter):
+    """Let other programs see what this one wrote."""
+    tl.debug_barrier()
+    tl.atomic_add(counter, 1)
+
+
+@triton.jit
+def prepare(
+    attn,
+    features,
+    row_scale,
+    lengths,
+    column_scale,
+    partial,
+    found,
+    median,
+    known_values,
+    known_median,
+    counters,
+    tokens,
+    images,
+    height,
+    width,
+    ratio,
+    scale: tl.constexpr,
+    is_weighted: tl.constexpr,
+    find_artifacts: tl.constexpr,
+    leave_out: tl.constexpr,
+    rows: tl.constexpr,
+    group: tl.constexpr,
+    columns: tl.constexpr,
+    patches: tl.constexpr,
+):
+    """The vectors (B, N, N) of an attention, and how much neighbours in the image agree.
+
+    ``found`` (5, B, N) holds products with four neighbours, then their median. ``counters`` holds
+    the ticket, then six numbers an image: how much of each phase is done.
+    """
+    row_blocks = tl.cdiv(tokens, rows)
+    patch_blocks = tl.cdiv(tokens, patches)
+    by_rows = images * row_blocks
+    by_patches = images * patch_blocks
+    ticket = tl.atomic_add(counters, 1)
+    done = counters + 1
+    if ticket < by_rows:
+        image = (ticket // row_blocks).to(tl.int64)
+        _sum_rows(
+            attn, row_scale, partial, known_values, known_median, ticket % row_blocks, image,
+            tokens, ratio, leave_out, rows, group, columns,
+        )  # fmt: skip
+        count_up(done + image * 6)
+    elif ticket < by_rows + by_patches:
+        place = ticket - by_rows
+        image = (place // patch_blocks).to(tl.int64)
+        wait_until(done + image * 6, row_blocks)
+        _scale_columns(
+            partial, column_scale, place % patch_blocks, image, tokens, row_blocks, is_weighted,
+            patches,
+        )  # fmt: skip
+        count_up(done + image * 6 + 1)
+    elif ticket < 2 * by_rows + by_patches:
+        place = ticket - by_rows - by_patches
+        image = (place // row_blocks).to(tl.int64)
+        wait_until(done + image * 6 + 1, patch_blocks)
+        _write_features(
+            attn, features, row_scale, lengths, column_scale, known_values, known_median,
+            place % row_blocks, image, tokens, ratio, scale, leave_out, rows, group, columns,
+        )  # fmt: skip
+        count_up(done + image * 6 + 2)
+    elif find_artifacts:
+        place = ticket - 2 * by_rows - by_patches
+        if place < by_rows:
+            image = (place // row_blocks).to(tl.int64)
+            wait_until(done + image * 6 + 2, row_blocks)
+            _multiply_neighbors(
+                features, found, place % row_blocks, image, images, tokens, height, width, scale,
+                rows, group, columns,
+            )  # fmt: skip
+            count_up(done + image * 6 + 3)
+        elif place < by_rows + by_patches:
+            place -= by_rows
+            image = (place // patch_blocks).to(tl.int64)
+            wait_until(done + image * 6 + 3, row_blocks)
+            _agree(found, place % patch_blocks, image, images, tokens, height, width, patches)
+            count_up(done + image * 6 + 4)
+        else:
+            place -= by_rows + by_patches
+            image = (place // patch_blocks).to(tl.int64)
+            wait_until(done + image * 6 + 4, patch_blocks)
+            _find_median(found, median, place % patch_blocks, image, images, tokens, patches)
+
+
+@triton.jit
+def _keep(value, known_values, known_median, row, column, image, tokens, ratio):
+    """Zero where row or column is an artefact."""
+    limit = tl.load(known_median + image) * ratio
+    values = known_values + image * tokens
+    row_agrees = tl.load(values + row, mask=row < tokens, other=0)
+    column_agrees = tl.load(values + column, mask=column < tokens, other=0)
+    # As `attn * kept`: NaN stays.
+    value *= tl.where(row_agrees < limit, 0.0, 1.0)[:, None]
+    return value * tl.where(column_agrees < limit, 0.0, 1.0)[None, :]
+
+
+@triton.jit
+def _load_rows(attn, row, column, image, tokens):
+    """Whole rows of the attention as float32; what no attention can be is NaN."""
+    inside = (row[:, None] < tokens) & (column[None, :] < tokens)
+    place = image * tokens * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
+    value = tl.load(attn + place, mask=inside, other=0).to(tl.float32)
+    return tl.where((value >= 0) & (value < float("inf")), value, float("nan"))
+
+
+@triton.jit
+def _sum_rows(
+    attn,
+    row_scale,
+    partial,
+    known_values,
+    known_median,
+    block,
+    image,
+    tokens,
+    ratio,
+    leave_out: tl.constexpr,
+    rows: tl.constexpr,
+    group: tl.constexpr,
+    columns: tl.constexpr,
 ):
     """What scales a block of rows to sum 1, and what they then add to each column.
 
-    Grid (row blocks, B). ``row_scale`` (B, N); ``received`` (B, row blocks, N), to be summed over
-    the blocks. The second reading of the rows comes out of the cache.
+    A row is in registers as a whole, so that it is read once. Added up as a tile and summed behind
+    the loop: Triton 3.6 cannot compile a loop that accumulates tl.sum.
     """
-    block, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    row = block * rows + tl.arange(0, rows)
     column = tl.arange(0, columns)
-    start = attn + image * tokens * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
-    # Summed once behind the loop: Triton 3.6 cannot compile a loop that accumulates tl.sum.
-    tile = tl.zeros((rows, columns), tl.float32)
-    for first in range(0, tokens, columns):
-        inside = (row[:, None] < tokens) & (first + column[None, :] < tokens)
-        tile += tl.load(start + first, mask=inside, other=0).to(tl.float32)
-    scale = _inverse(tl.sum(tile, axis=1))
-    tl.store(row_scale + image * tokens + row, scale, mask=row < tokens)
-    out = received + (image * tl.num_programs(0) + block) * tokens + column
-    for first in range(0, tokens, columns):
-        inside = (row[:, None] < tokens) & (first + column[None, :] < tokens)
-        value = tl.load(start + first, mask=inside, other=0).to(tl.float32)
-        tl.store(out + first, tl.sum(value * scale[:, None], axis=0), mask=first + column < tokens)
+    given = tl.zeros((group, columns), tl.float32)
+    for first in range(0, rows, group):
+        row = block * rows + first + tl.arange(0, group)
+        value = _load_rows(attn, row, column, image, tokens)
+        if leave_out:
+            value = _keep(value, known_values, known_median, row, column, image, tokens, ratio)
+        total = tl.sum(value, axis=1)
+        # Below float32's smallest normal number the inverse would be infinite.
+        scale = 1 / tl.where(total > 0, tl.maximum(total, 1.1754943508222875e-38), 1)
+        tl.store(row_scale + image * tokens + row, scale, mask=row < tokens)
+        given += value * scale[:, None]
+    out = partial + (image * tl.cdiv(tokens, rows) + block) * tokens + column
+    tl.store(out, tl.sum(given, axis=0), mask=column < tokens)
 
 
 @triton.jit
-def unit_features(attn, row_scale, column_scale, features, tokens, columns: tl.constexpr):
-    """One row of A, its columns scaled, itself scaled to length 1. Grid (N, B)."""
-    row, image = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+def _scale_columns(
+    partial,
+    column_scale,
+    block,
+    image,
+    tokens,
+    row_blocks,
+    is_weighted: tl.constexpr,
+    patches: tl.constexpr,
+):
+    """D^(-1/2) of a block of columns, or 1."""
+    column = block * patches + tl.arange(0, patches)
+    part = partial + image * row_blocks * tokens + column
+    total = tl.zeros((patches,), tl.float32)
+    for _ in range(row_blocks):
+        total += tl.load(part, mask=column < tokens, other=0)
+        part += tokens
+    total = tl.where(total == 0, 1.0, total)  # not `total > 0`: NaN stays
+    if not is_weighted:
+        total = total * 0 + 1
+    tl.store(column_scale + image * tokens + column, tl.rsqrt(total), mask=column < tokens)
+
+
+@triton.jit
+def _write_features(
+    attn,
+    features,
+    row_scale,
+    lengths,
+    column_scale,
+    known_values,
+    known_median,
+    block,
+    image,
+    tokens,
+    ratio,
+    scale: tl.constexpr,
+    leave_out: tl.constexpr,
+    rows: tl.constexpr,
+    group: tl.constexpr,
+    columns: tl.constexpr,
+):
+    """Rows of A, their columns scaled, themselves scaled to length ``scale``."""
     column = tl.arange(0, columns)
-    start = image * tokens * tokens + row * tokens
-    scale = tl.load(row_scale + image * tokens + row)
-    squares = tl.zeros((columns,), tl.float32)
-    for first in range(0, tokens, columns):
-        inside = first + column < tokens
-        weight = tl.load(column_scale + image * tokens + first + column, mask=inside, other=0)
-        value = tl.load(attn + start + first + column, mask=inside, other=0).to(tl.float32)
-        value *= scale * weight
-        squares += value * value
-    norm = tl.sqrt(tl.sum(squares, axis=0))
-    unit = 1 / tl.where(norm > 0, norm, 1)
-    for first in range(0, tokens, columns):
-        inside = first + column < tokens
-        weight = tl.load(column_scale + image * tokens + first + column, mask=inside, other=0)
-        value = tl.load(attn + start + first + column, mask=inside, other=0).to(tl.float32)
-        value *= scale * weight  # in the order above: unit may be large
-        value *= unit
-        tl.store(features + start + first + column, value, mask=inside)
+    weight = tl.load(column_scale + image * tokens + column, mask=column < tokens, other=0)
+    for first in range(0, rows, group):
+        row = block * rows + first + tl.arange(0, group)
+        value = _load_rows(attn, row, column, image, tokens)
+        if leave_out:
+            value = _keep(value, known_values, known_median, row, column, image, tokens, ratio)
+        value *= tl.load(row_scale + image * tokens + row, mask=row < tokens, other=0)[:, None]
+        value *= weight[None, :]
+        norm = tl.sqrt(tl.sum(value * value, axis=1))
+        value *= (scale / tl.where(norm == 0, 1.0, norm))[:, None]
+        inside = (row[:, None] < tokens) & (column[None, :] < tokens)
+        place = image * tokens * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
+        tl.store(features + place, value, mask=inside)
+        tl.store(lengths + image * tokens + row, norm / scale, mask=row < tokens)
+
+
+@triton.jit
+def _multiply_neighbors(
+    features,
+    found,
+    block,
+    image,
+    images,
+    tokens,
+    height,
+    width,
+    scale: tl.constexpr,
+    rows: tl.constexpr,
+    group: tl.constexpr,
+    columns: tl.constexpr,
+):
+    """Similarity to the patch on the right and to three below; 0 where there is none."""
+    column = tl.arange(0, columns)
+    base = features + image * tokens * tokens + column[None, :]
+    for first in range(0, rows, group):
+        row = block * rows + first + tl.arange(0, group)
+        inside = (row[:, None] < tokens) & (column[None, :] < tokens)
+        own = tl.load(base + row.to(tl.int64)[:, None] * tokens, mask=inside, other=0)
+        own = own.to(tl.float32)
+        for way in tl.static_range(4):
+            down = 0 if way == 0 else 1
+            right = 1 if way == 0 else way - 2
+            x = row % width + right
+            there = (x >= 0) & (x < width) & (row // width + down < height) & (row < tokens)
+            other = row + down * width + right
+            value = tl.load(
+                base + other.to(tl.int64)[:, None] * tokens,
+                mask=inside & there[:, None],
+                other=0,
+            ).to(tl.float32)
+            sim = tl.minimum(tl.sum(own * value, axis=1) / (scale * scale), 1.0)
+            tl.store(found + (way * images + image) * tokens + row, sim, mask=row < tokens)
+
+
+@triton.jit
+def _agree(found, block, image, images, tokens, height, width, patches: tl.constexpr):
+    """The lower median over the (up to) eight patches around each of a block of patches."""
+    patch = block * patches + tl.arange(0, patches)
+    index = tl.arange(0, 8)
+    way = index % 4
+    sign = tl.where(index < 4, 1, -1)
+    down = tl.where(way == 0, 0, 1) * sign
+    right = tl.where(way == 0, 1, way - 2) * sign
+    x, y = (patch % width)[:, None] + right[None, :], (patch // width)[:, None] + down[None, :]
+    there = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (patch < tokens)[:, None]
+    # A pair was multiplied once, at the first of the two.
+    holder = tl.where(index[None, :] < 4, patch[:, None], y * width + x)
+    place = (way[None, :] * images + image) * tokens + holder
+    value = tl.load(found + place, mask=there, other=2.0)
+    valid = there.to(tl.int32)
+    middle = (tl.sum(valid, axis=1) - 1) // 2
+    less = tl.sum((value[:, None, :] < value[:, :, None]).to(tl.int32), axis=2)
+    up_to = tl.sum((value[:, None, :] <= value[:, :, None]).to(tl.int32), axis=2)
+    is_middle = (less <= middle[:, None]) & (up_to > middle[:, None]) & there
+    result = tl.max(tl.where(is_middle, value, 0.0), axis=1)
+    result = tl.where(tl.sum(valid, axis=1) == 0, 1.0, result)  # a grid of one patch
+    tl.store(found + (4 * images + image) * tokens + patch, result, mask=patch < tokens)
+
+
+@triton.jit
+def _find_median(found, median, block, image, images, tokens, patches: tl.constexpr):
+    """Write the lower median of the image if it is in this block of patches."""
+    patch = block * patches + tl.arange(0, patches)
+    values = found + (4 * images + image) * tokens
+    own = tl.load(values + patch, mask=patch < tokens, other=2.0)
+    less = tl.zeros((patches, patches), tl.int32)
+    up_to = tl.zeros((patches, patches), tl.int32)
+    for first in range(0, tokens, patches):
+        other = first + tl.arange(0, patches)
+        value = tl.load(values + other, mask=other < tokens, other=3.0)
+        less += (value[None, :] < own[:, None]).to(tl.int32)
+        up_to += (value[None, :] <= own[:, None]).to(tl.int32)
+    middle = (tokens - 1) // 2
+    is_middle = (tl.sum(less, axis=1) <= middle) & (tl.sum(up_to, axis=1) > middle)
+    # Several patches may hold that value: all write the same.
+    tl.store(median + image + patch * 0, own, mask=is_middle & (patch < tokens))
 
 
 @triton.jit
 def gate_product(
-    attn,
     features,
-    row_scale,
+    lengths,
+    column_scale,
     refined,
+    gives,
+    receives,
     tokens,
-    size_class,
+    feature_scale: tl.constexpr,
+    scale: tl.constexpr,
     power: tl.constexpr,
+    with_sums: tl.constexpr,
     block: tl.constexpr,
     block_k: tl.constexpr,
 ):
     """A tile of S = F F^T and its mirror image, each turned into R = A * S^power.
 
-    Grid (N / block, N / block, B); programs below the diagonal have nothing to do. ``size_class``
-    is there for the choice of a configuration alone.
+    Grid (N / block, N / block, B); programs below the diagonal have nothing to do. ``refined`` is
+    written times ``scale``, and the sums of each tile along both axes go to ``gives`` and
+    ``receives`` (B, N / block, N).
     """
     tile_row, tile_column = tl.program_id(0), tl.program_id(1)
     if tile_column < tile_row:
@@ -176,8 +545,9 @@ def gate_product(
         left_tile = tl.load(left + first, mask=(row[:, None] < tokens) & inside, other=0)
         right_tile = tl.load(right + first, mask=(column[:, None] < tokens) & inside, other=0)
         sim = tl.dot(left_tile, tl.trans(right_tile), sim, input_precision="tf32x3")
-    # Exactly 1 on the diagonal, and no more than 1 elsewhere in spite of rounding.
-    sim = tl.where(row[:, None] == column[None, :], 1.0, tl.minimum(sim, 1.0))
+    sim = sim / (feature_scale * feature_scale)
+    # Exactly 1 on the diagonal, and no more than 1 elsewhere in spite of rounding; NaN stays.
+    sim = tl.where((row[:, None] == column[None, :]) | (sim > 1), 1.0, sim)
     if power == 0:
         gate = tl.full((block, block), 1, tl.float32)
     elif power == 1:
@@ -187,18 +557,44 @@ def gate_product(
     else:
         positive = tl.where(sim > 0, sim, 1)
         gate = tl.where(sim > 0, tl.exp2(tl.log2(positive) * power), 0.0)
-    _write_gated(attn, row_scale, refined, gate, row, column, tokens, image)
+    _write_gated(
+        features, lengths, column_scale, refined, gives, receives, gate * scale, row, column,
+        tile_row, tile_column, tokens, image, with_sums,
+    )  # fmt: skip
     if tile_column > tile_row:
-        _write_gated(attn, row_scale, refined, tl.trans(gate), column, row, tokens, image)
+        _write_gated(
+            features, lengths, column_scale, refined, gives, receives, tl.trans(gate) * scale,
+            column, row, tile_column, tile_row, tokens, image, with_sums,
+        )  # fmt: skip
 
 
 @triton.jit
-def _write_gated(attn, row_scale, refined, gate, row, column, tokens, image):
+def _write_gated(
+    features,
+    lengths,
+    column_scale,
+    refined,
+    gives,
+    receives,
+    gate,
+    row,
+    column,
+    tile_row,
+    tile_column,
+    tokens,
+    image,
+    with_sums: tl.constexpr,
+):
     inside = (row[:, None] < tokens) & (column[None, :] < tokens)
     place = image * tokens * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
-    scale = tl.load(row_scale + image * tokens + row, mask=row < tokens, other=0)
-    value = tl.load(attn + place, mask=inside, other=0).to(tl.float32)
-    tl.store(refined + place, value * scale[:, None] * gate, mask=inside)
-
-
-tuned_gate_product = triton.autotune(configs=CONFIGS, key=["size_class"])(gate_product)
+    value = tl.load(features + place, mask=inside, other=0).to(tl.float32)
+    value *= tl.load(lengths + image * tokens + row, mask=row < tokens, other=0)[:, None]
+    weight = tl.load(column_scale + image * tokens + column, mask=column < tokens, other=1)
+    value *= gate * (1 / weight)[None, :]
+    tl.store(refined + place, value, mask=inside)
+    if with_sums:
+        count = tl.num_programs(0)
+        given = gives + (image * count + tile_column) * tokens + row
+        tl.store(given, tl.sum(value, axis=1), mask=row < tokens)
+        received = receives + (image * count + tile_row) * tokens + column
+        tl.store(received, tl.sum(value, axis=0), mask=column < tokens)

@@ -1,9 +1,16 @@
-"""Sinkhorn and the steps of the diffusion in Triton.
+"""Sinkhorn and the steps of the diffusion in Triton, in one launch.
 
-The transition is the affinity and two vectors, as in scaling.py. One launch reads the affinity
-once: a program takes a block of rows, sums along them, scales them, and at once sums the scaled
-rows along the columns, while they are in the cache. Sums over row blocks are left to a small
-second kernel, in a fixed order, so that two runs agree to the last bit.
+The transition is the affinity and two vectors, as in scaling.py. A block of rows of the affinity is
+read once for each scaling of the rows and once a step; what it gives to each column is left to be
+added up in a fixed order, so that two runs agree to the last bit.
+
+As in common_neighbor/triton_kernels.py, a program draws a ticket that names its phase and place,
+and waits until the phase before is done for its image. Phases of rows and of columns take turns:
+
+    columns: sums and factors of the columns      rows: factors of the rows, what they give
+    (num_iters times; rows once more in front if the sums of the affinity are not known)
+    rows: pull, and parts of the push             columns: their sum, the restart
+    (num_steps times)
 
 Tensors are contiguous: affinity (B, N, N), vectors (B, N), maps (B, K, N). Every address is
 computed in 64 bits.
@@ -15,7 +22,15 @@ import torch
 import triton
 import triton.language as tl
 
+from adcam.ops import _launch
+from adcam.ops.common_neighbor.triton_kernels import count_up, wait_until
+
 _ROWS, _COLUMNS, _MAPS = 32, 64, 16
+
+
+def count_counters(images: int) -> int:
+    """How many zeros a call of :func:`diffuse` counts with."""
+    return 1 + 2 * images
 
 
 def diffuse(
@@ -25,15 +40,21 @@ def diffuse(
     num_iters: int,
     num_steps: int,
     alpha: float | None,
+    sums: tuple[torch.Tensor, torch.Tensor] | None = None,
+    counters: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``normalize="sinkhorn"`` of :func:`adcam.ops.diffusion.diffuse`, without gradient.
 
     Args:
         maps: (..., K, N) float32, float16 or bfloat16, on the device of ``affinity``.
-        affinity: (..., N, N) on a CUDA device (under the interpreter, on the CPU).
+        affinity: (..., N, N) on a CUDA device (under the interpreter, on the CPU); any factor on
+            it leaves the result as it is.
         num_iters: Sinkhorn rounds, >= 1.
         num_steps: >= 0.
         alpha: Restart weight or ``None``.
+        sums: Parts of the row and of the column sums of ``affinity``, each (B, blocks, N), to be
+            summed over the blocks; ``None`` to compute them.
+        counters: int32 zeros, :func:`count_counters` of them; ``None`` to make them.
 
     Returns:
         (..., K, N) float32.
@@ -44,37 +65,32 @@ def diffuse(
         return start
     affinity = affinity.detach().contiguous()
     images = affinity.numel() // tokens**2
-    row_blocks = triton.cdiv(tokens, _ROWS)
-    column_blocks = triton.cdiv(tokens, 128)
-    rows, columns, own = start.new_empty((3, images, tokens)).unbind()
+    if counters is None:
+        counters = affinity.new_zeros(count_counters(images), dtype=torch.int32)
+    row_blocks, map_blocks = triton.cdiv(tokens, _ROWS), triton.cdiv(num_maps, _MAPS)
+    column_blocks = triton.cdiv(tokens, _COLUMNS)
+    vectors = start.new_empty((3, images, tokens))
     partial = start.new_empty((images, row_blocks, tokens))
-    with torch.cuda.device_of(affinity):  # Triton launches on the current device
-        for index in range(num_iters + 1):
-            balance_rows[(row_blocks, images)](
-                affinity, own, rows, columns, partial, tokens,
-                index == 0, index == num_iters, _ROWS, _COLUMNS, enable_fp_fusion=True,
-            )  # fmt: skip
-            if index < num_iters:
-                balance_columns[(column_blocks, images)](
-                    own, rows, columns, partial, tokens, row_blocks, index == 0, 128,
-                    enable_fp_fusion=True,
-                )  # fmt: skip
-        map_blocks = triton.cdiv(num_maps, _MAPS)
-        pulled = start.new_empty((images, num_maps, tokens))
-        pushed = start.new_empty((images, row_blocks, num_maps, tokens))
-        current = start
-        for _ in range(num_steps):
-            step_rows[(row_blocks, map_blocks, images)](
-                affinity, own, rows, columns, current, pulled, pushed, tokens, num_maps,
-                _ROWS, _COLUMNS, _MAPS, enable_fp_fusion=True,
-            )  # fmt: skip
-            stepped = torch.empty_like(start)
-            step_columns[(column_blocks, num_maps, images)](
-                own, rows, columns, current, start, pulled, pushed, stepped, tokens, row_blocks,
-                1.0 if alpha is None else float(alpha), 128, enable_fp_fusion=True,
-            )  # fmt: skip
-            current = stepped
-    return current
+    pulled = start.new_empty((images, num_maps, tokens))
+    pushed = start.new_empty((images, row_blocks, num_maps, tokens))
+    # Every step but the last writes to one of two places in turn.
+    between = start.new_empty((2, images, num_maps, tokens))
+    stepped = torch.empty_like(start)
+    gives, receives = sums if sums is not None else (partial, partial)
+    columns = max(triton.next_power_of_2(tokens), _COLUMNS)
+    items = images * (
+        num_iters * (row_blocks + column_blocks)
+        + row_blocks * (sums is None)
+        + num_steps * map_blocks * (row_blocks + column_blocks)
+    )
+    _launch.launch(
+        walk, (items,), affinity, start, stepped, *vectors.unbind(), partial, gives, receives,
+        pulled, pushed, between, counters, tokens, images, num_maps, gives.shape[1], num_iters,
+        num_steps, 1.0 if alpha is None else float(alpha), sums is not None, _ROWS,
+        max(1, min(_ROWS, 8192 // columns)), columns, _COLUMNS, _MAPS,
+        num_warps=8 if columns > 256 else 4, num_stages=4,
+    )  # fmt: skip
+    return stepped
 
 
 @triton.jit
@@ -84,87 +100,196 @@ def _inverse(total):
 
 
 @triton.jit
-def balance_rows(
+def walk(
+    affinity,
+    start,
+    stepped,
+    own,
+    rows,
+    columns,
+    partial,
+    gives,
+    receives,
+    pulled,
+    pushed,
+    between,
+    counters,
+    tokens,
+    images,
+    num_maps,
+    sum_blocks,
+    num_iters,
+    num_steps,
+    alpha,
+    has_sums: tl.constexpr,
+    block_rows: tl.constexpr,
+    group: tl.constexpr,
+    whole: tl.constexpr,
+    block_columns: tl.constexpr,
+    block_maps: tl.constexpr,
+):
+    """Scale and step. ``counters`` holds the ticket, then for each image how many items of rows and
+    of columns are done."""
+    row_blocks = tl.cdiv(tokens, block_rows)
+    column_blocks = tl.cdiv(tokens, block_columns)
+    map_blocks = tl.cdiv(num_maps, block_maps)
+    by_rows = images * row_blocks
+    per_round = by_rows + images * column_blocks
+    # Without its first phase, the numbers of the others stay the same.
+    ticket = tl.atomic_add(counters, 1) + (by_rows if has_sums else 0)
+    rows_done, columns_done = counters + 1, counters + 1 + images
+    skipped = row_blocks if has_sums else 0
+    balance = num_iters * per_round + by_rows
+    if ticket < balance:
+        index = ticket // per_round
+        place = ticket % per_round
+        if place < by_rows:
+            image = (place // row_blocks).to(tl.int64)
+            wait_until(columns_done + image, index * column_blocks)
+            _balance_rows(
+                affinity, own, rows, columns, partial, place % row_blocks, image, tokens,
+                row_blocks, index, num_iters, block_rows, group, whole,
+            )  # fmt: skip
+            count_up(rows_done + image)
+        else:
+            place -= by_rows
+            image = (place // column_blocks).to(tl.int64)
+            wait_until(rows_done + image, (index + 1) * row_blocks - skipped)
+            _balance_columns(
+                own, rows, columns, partial, gives, receives, place % column_blocks, image,
+                tokens, row_blocks, sum_blocks, index == 0, has_sums, block_columns,
+            )  # fmt: skip
+            count_up(columns_done + image)
+    else:
+        ticket -= balance
+        step = ticket // (per_round * map_blocks)
+        place = ticket % (per_round * map_blocks)
+        rows_before = (num_iters + 1 + step * map_blocks) * row_blocks - skipped
+        # The start, the two places between in turn, and at last the result.
+        size = images.to(tl.int64) * num_maps * tokens
+        source = start if step == 0 else between + ((step - 1) % 2) * size
+        if place < by_rows * map_blocks:
+            chunk = place // by_rows
+            place = place % by_rows
+            image = (place // row_blocks).to(tl.int64)
+            wait_until(rows_done + image, rows_before)
+            wait_until(columns_done + image, (num_iters + step * map_blocks) * column_blocks)
+            _step_rows(
+                affinity, own, rows, columns, source, pulled, pushed, place % row_blocks, chunk,
+                image, tokens, num_maps, row_blocks, block_rows, block_columns, block_maps,
+            )  # fmt: skip
+            count_up(rows_done + image)
+        else:
+            place -= by_rows * map_blocks
+            chunk = place // (images * column_blocks)
+            place = place % (images * column_blocks)
+            image = (place // column_blocks).to(tl.int64)
+            wait_until(rows_done + image, rows_before + map_blocks * row_blocks)
+            target = stepped if step == num_steps - 1 else between + (step % 2) * size
+            _step_columns(
+                own, rows, columns, source, start, pulled, pushed, target, place % column_blocks,
+                chunk, image, tokens, num_maps, row_blocks, alpha, block_columns, block_maps,
+            )  # fmt: skip
+            count_up(columns_done + image)
+
+
+@triton.jit
+def _balance_rows(
     affinity,
     own,
     rows,
     columns,
     partial,
+    block,
+    image,
     tokens,
-    is_first: tl.constexpr,
-    is_last: tl.constexpr,
+    row_blocks,
+    round_index,
+    num_iters,
     block_rows: tl.constexpr,
-    block_columns: tl.constexpr,
+    group: tl.constexpr,
+    whole: tl.constexpr,
 ):
     """Row factors from column factors, and what the rows then give to each column.
 
-    Grid (row blocks, B). ``rows`` (B, N) is written; ``partial`` (B, row blocks, N) too unless
-    this is the last round. In the first launch there are no factors yet: ``rows`` holds the plain
-    sums, and ``own`` and ``columns`` are not read.
+    In the first phase there are no factors yet: ``rows`` holds the plain sums. A row is in
+    registers as a whole, so that it is read once.
     """
-    block, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    row = block * block_rows + tl.arange(0, block_rows)
-    column = tl.arange(0, block_columns)
+    column = tl.arange(0, whole)
     vector = image * tokens
-    place = vector * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
-    total = tl.zeros((block_rows,), tl.float32)
-    for first in range(0, tokens, block_columns):
-        inside = (row[:, None] < tokens) & (first + column[None, :] < tokens)
-        value = tl.load(affinity + place + first, mask=inside, other=0).to(tl.float32)
-        if not is_first:
-            factor = columns + vector + first + column
-            value *= tl.load(factor, mask=first + column < tokens, other=0)[None, :]
-        total += tl.sum(value, axis=1)
-    if is_first:
-        result = total
-        scale = tl.full((block_rows,), 1, tl.float32)
-    else:
-        extra = tl.load(own + vector + row, mask=row < tokens, other=0)
-        extra *= tl.load(columns + vector + row, mask=row < tokens, other=0)
-        result = _inverse(total + extra)
-        scale = result
-    tl.store(rows + vector + row, result, mask=row < tokens)
-    if not is_last:
-        out = partial + (image * tl.num_programs(0) + block) * tokens + column
-        for first in range(0, tokens, block_columns):
-            inside = (row[:, None] < tokens) & (first + column[None, :] < tokens)
-            value = tl.load(affinity + place + first, mask=inside, other=0).to(tl.float32)
-            given = tl.sum(value * scale[:, None], axis=0)
-            tl.store(out + first, given, mask=first + column < tokens)
+    known = tl.where(round_index == 0, 0, tokens)  # how many factors there are
+    factor = tl.load(columns + vector + column, mask=column < known, other=1)
+    given = tl.zeros((group, whole), tl.float32)
+    for first in range(0, block_rows, group):
+        row = block * block_rows + first + tl.arange(0, group)
+        inside = (row[:, None] < tokens) & (column[None, :] < tokens)
+        place = vector * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
+        value = tl.load(affinity + place, mask=inside, other=0).to(tl.float32)
+        total = tl.sum(value * factor[None, :], axis=1)
+        extra = tl.load(own + vector + row, mask=row < known, other=0)
+        extra *= tl.load(columns + vector + row, mask=row < known, other=0)
+        inverse = _inverse(total + extra)
+        tl.store(rows + vector + row, tl.where(round_index == 0, total, inverse), mask=row < tokens)
+        given += value * tl.where(round_index == 0, 1.0, inverse)[:, None]
+    if round_index < num_iters:
+        out = partial + (image * row_blocks + block) * tokens + column
+        tl.store(out, tl.sum(given, axis=0), mask=column < tokens)
 
 
 @triton.jit
-def balance_columns(
-    own, rows, columns, partial, tokens, row_blocks, is_first: tl.constexpr, block: tl.constexpr
-):
-    """Column factors from the parts of the row blocks. Grid (N / block, B).
+def _add_parts(part, count, tokens, mask, block: tl.constexpr):
+    """Sum of ``count`` vectors that lie ``tokens`` apart."""
+    total = tl.zeros((block,), tl.float32)
+    for _ in range(count):
+        total += tl.load(part, mask=mask, other=0)
+        part += tokens
+    return total
 
-    The first launch finds the tokens without neighbours and writes ``own`` (B, N).
-    """
-    column = tl.program_id(0) * block + tl.arange(0, block)
+
+@triton.jit
+def _balance_columns(
+    own,
+    rows,
+    columns,
+    partial,
+    gives,
+    receives,
+    block,
+    image,
+    tokens,
+    row_blocks,
+    sum_blocks,
+    is_first,
+    has_sums: tl.constexpr,
+    block_columns: tl.constexpr,
+):
+    """Column factors. The first phase finds the tokens without neighbours and writes ``own``."""
+    column = block * block_columns + tl.arange(0, block_columns)
     inside = column < tokens
-    image = tl.program_id(1).to(tl.int64)
     vector = image * tokens + column
     part = partial + image * row_blocks * tokens + column
-    total = tl.zeros((block,), tl.float32)
-    for _ in range(row_blocks):
-        total += tl.load(part, mask=inside, other=0)
-        part += tokens
-    row_factor = tl.load(rows + vector, mask=inside, other=1)
     if is_first:
-        gives = row_factor  # the sums, this once
-        remaining = gives + total
-        dead = (gives == 0) | (total == 0)
+        if has_sums:
+            place = image * sum_blocks * tokens + column
+            gave = _add_parts(gives + place, sum_blocks, tokens, inside, block_columns)
+            total = _add_parts(receives + place, sum_blocks, tokens, inside, block_columns)
+        else:
+            gave = tl.load(rows + vector, mask=inside, other=1)  # the sums, this once
+            total = _add_parts(part, row_blocks, tokens, inside, block_columns)
+        remaining = gave + total
+        dead = (gave == 0) | (total == 0)
         extra = tl.where(dead, tl.where(remaining > 0, remaining, 1), 0)
         tl.store(own + vector, extra, mask=inside)
-        total += extra
+        tl.store(columns + vector, _inverse(total + extra), mask=inside)
     else:
-        total += tl.load(own + vector, mask=inside, other=0) * row_factor
-    tl.store(columns + vector, _inverse(total), mask=inside)
+        total = _add_parts(part, row_blocks, tokens, inside, block_columns)
+        extra = tl.load(own + vector, mask=inside, other=0)
+        extra *= tl.load(rows + vector, mask=inside, other=1)
+        tl.store(columns + vector, _inverse(total + extra), mask=inside)
 
 
 @triton.jit
-def step_rows(
+def _step_rows(
     affinity,
     own,
     rows,
@@ -172,23 +297,32 @@ def step_rows(
     maps,
     pulled,
     pushed,
+    block,
+    chunk,
+    image,
     tokens,
     num_maps,
+    row_blocks,
     block_rows: tl.constexpr,
     block_columns: tl.constexpr,
     block_maps: tl.constexpr,
 ):
     """A block of rows of the affinity times the maps, and what it hands to each column.
 
-    Grid (row blocks, K / block_maps, B). ``pulled`` (B, K, N), ``pushed`` (B, row blocks, K, N).
+    ``pulled`` (B, K, N), ``pushed`` (B, row blocks, K, N).
     """
-    block, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
     row = block * block_rows + tl.arange(0, block_rows)
     column = tl.arange(0, block_columns)
-    index = tl.program_id(1) * block_maps + tl.arange(0, block_maps)
+    index = chunk * block_maps + tl.arange(0, block_maps)
     vector = image * tokens
     place = vector * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
     start = maps + image * num_maps * tokens + index.to(tl.int64)[:, None] * tokens  # (maps, 1)
+    mask = (index[:, None] < num_maps) & (row[None, :] < tokens)
+    held = tl.load(start + row[None, :], mask=mask, other=0)  # (maps, rows)
+    row_factor = tl.load(rows + vector + row, mask=row < tokens, other=0)
+    handed = held * row_factor[None, :]
+    part = (image * row_blocks + block) * num_maps + index.to(tl.int64)[:, None]
+    out = pushed + part * tokens + column[None, :]
     total = tl.zeros((block_maps, block_rows), tl.float32)
     for first in range(0, tokens, block_columns):
         here = first + column < tokens
@@ -198,26 +332,17 @@ def step_rows(
         there = (index[:, None] < num_maps) & here[None, :]
         scaled = tl.load(start + first + column[None, :], mask=there, other=0) * factor[None, :]
         total = tl.dot(scaled, tl.trans(value), total, input_precision="tf32x3")
-    mask = (index[:, None] < num_maps) & (row[None, :] < tokens)
-    scaled = tl.load(start + row[None, :], mask=mask, other=0)  # (maps, rows)
-    row_factor = tl.load(rows + vector + row, mask=row < tokens, other=0)
+        given = tl.dot(handed, value, input_precision="tf32x3")
+        tl.store(out + first, given, mask=there)
     extra = tl.load(own + vector + row, mask=row < tokens, other=0)
-    extra *= tl.load(columns + vector + row, mask=row < tokens, other=0)
+    own_factor = tl.load(columns + vector + row, mask=row < tokens, other=0)
+    total += (extra * own_factor)[None, :] * held
     out = pulled + image * num_maps * tokens + index.to(tl.int64)[:, None] * tokens + row[None, :]
-    tl.store(out, row_factor[None, :] * (total + extra[None, :] * scaled), mask=mask)
-    scaled *= row_factor[None, :]
-    part = (image * tl.num_programs(0) + block) * num_maps + index.to(tl.int64)[:, None]
-    out = pushed + part * tokens + column[None, :]
-    for first in range(0, tokens, block_columns):
-        here = first + column < tokens
-        inside = (row[:, None] < tokens) & here[None, :]
-        value = tl.load(affinity + place + first, mask=inside, other=0).to(tl.float32)
-        given = tl.dot(scaled, value, input_precision="tf32x3")
-        tl.store(out + first, given, mask=(index[:, None] < num_maps) & here[None, :])
+    tl.store(out, row_factor[None, :] * total, mask=mask)
 
 
 @triton.jit
-def step_columns(
+def _step_columns(
     own,
     rows,
     columns,
@@ -226,27 +351,33 @@ def step_columns(
     pulled,
     pushed,
     stepped,
+    block,
+    chunk,
+    image,
     tokens,
+    num_maps,
     row_blocks,
     alpha,
-    block: tl.constexpr,
+    block_columns: tl.constexpr,
+    block_maps: tl.constexpr,
 ):
-    """The mean of pull and push, with restart. Grid (N / block, K, B); maps (B, K, N)."""
-    column = tl.program_id(0) * block + tl.arange(0, block)
-    inside = column < tokens
-    index, image = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    num_maps = tl.num_programs(1)
-    vector = image * tokens + column
-    place = (image * num_maps + index) * tokens + column
-    part = pushed + (image * row_blocks * num_maps + index) * tokens + column
-    total = tl.zeros((block,), tl.float32)
+    """The mean of pull and push, with restart."""
+    column = block * block_columns + tl.arange(0, block_columns)
+    index = chunk * block_maps + tl.arange(0, block_maps)
+    here = column < tokens
+    inside = (index[:, None] < num_maps) & here[None, :]
+    within = index.to(tl.int64)[:, None] * tokens + column[None, :]
+    place = image * num_maps * tokens + within
+    part = pushed + image * row_blocks * num_maps * tokens + within
+    total = tl.zeros((block_maps, block_columns), tl.float32)
     for _ in range(row_blocks):
         total += tl.load(part, mask=inside, other=0)
-        part += num_maps.to(tl.int64) * tokens
-    extra = tl.load(own + vector, mask=inside, other=0)
-    extra *= tl.load(rows + vector, mask=inside, other=0)
-    total += extra * tl.load(maps + place, mask=inside, other=0)
-    total *= tl.load(columns + vector, mask=inside, other=0)
+        part += num_maps * tokens
+    vector = image * tokens + column
+    extra = tl.load(own + vector, mask=here, other=0)
+    extra *= tl.load(rows + vector, mask=here, other=0)
+    total += extra[None, :] * tl.load(maps + place, mask=inside, other=0)
+    total *= tl.load(columns + vector, mask=here, other=0)[None, :]
     value = (total + tl.load(pulled + place, mask=inside, other=0)) / 2
     value = alpha * value + (1 - alpha) * tl.load(initial + place, mask=inside, other=0)
     tl.store(stepped + place, value, mask=inside)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
@@ -13,19 +13,25 @@ from torch.nn import functional as F
 from adcam.ops._backends import available_backends, choose_backend, triton_not_supported_reasons
 from adcam.ops._checks import at_least_float32, check_float, without_autocast
 from adcam.ops._recompute import recompute_backward, records_gradient
-from adcam.ops.token_attention import blocked, reference
+from adcam.ops.token_attention import blocked, fused, reference
 from adcam.ops.token_attention.layers import check_layers, resolve_layers
 
 __all__ = [
+    "accumulate_blocks",
     "accumulate_token_attention",
     "attend",
     "attend_and_accumulate",
+    "attend_with_normalizers",
     "available_backends",
     "check_layers",
     "cls_attention",
+    "has_kernels",
     "resolve_layers",
     "token_attention",
 ]
+
+Block = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Queries, keys and, where they are known, normalisers of a block of the network."""
 
 
 def token_attention(
@@ -221,6 +227,88 @@ def attend_and_accumulate(
     return output, accumulate_token_attention(total, q, k, backend=chosen, **options)
 
 
+def has_kernels(q: torch.Tensor) -> bool:
+    """Whether Triton kernels can run on queries such as these."""
+    return not _not_supported_reasons(q, q)["triton"]
+
+
+def attend_with_normalizers(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The output of a block's attention, and the normaliser of each row that it was made with.
+
+    The kernel is the one that ``scaled_dot_product_attention`` takes, so the output is that
+    function's to the last bit, and the normalisers cost nothing.
+
+    Args:
+        q: (B, heads, tokens, d) queries.
+        k: Keys, as ``q``.
+        v: Values, as ``q``.
+        scale: Positive factor of ``q @ k.T``.
+
+    Returns:
+        ``output`` (B, heads, tokens, d), dtype of ``v``, and ``log Σ_j exp(scale * q_i k_j)``,
+        (B, heads, tokens) float32, or ``None`` where torch takes a kernel that keeps it. Not
+        differentiable.
+
+    Raises:
+        ValueError: As in :func:`attend_and_accumulate`.
+    """
+    _check(q, k, scale, num_prefix_tokens=0)
+    _check_values(q, v)
+    with without_autocast(q):
+        return fused.attend(q, k, v, scale=scale)
+
+
+def accumulate_blocks(
+    total: torch.Tensor | None,
+    blocks: Sequence[Block],
+    *,
+    scale: float,
+    num_prefix_tokens: int = 1,
+    weight: float = 1.0,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Add ``weight`` times the ``patch2patch`` of several blocks to a running sum, in one pass.
+
+    Triton reads and writes the sum once for every four blocks, where one call of
+    :func:`accumulate_token_attention` a block does so for each.
+
+    Args:
+        total: As in :func:`accumulate_token_attention`.
+        blocks: At least one. Queries and keys (B, heads, P + N, d), and the normalisers that
+            :func:`attend_with_normalizers` returned, or ``None``.
+        scale: The factor on the products of queries and keys, above 0.
+        num_prefix_tokens: P.
+        weight: The factor on each block's mean, > 0.
+        backend: What computes; see :func:`token_attention`.
+
+    Returns:
+        (B, N, N), float64 for float64 inputs, else float32. Not differentiable by Triton.
+
+    Raises:
+        ValueError: As in :func:`accumulate_token_attention`, or if there is no block or ``weight``
+            is not above 0.
+        RuntimeError: As in :func:`token_attention`.
+    """
+    if not blocks or not weight > 0:
+        raise ValueError(f"blocks must not be empty and weight > 0, got {len(blocks)}, {weight}")
+    for q, k, _ in blocks:
+        _check(q, k, scale, num_prefix_tokens)
+    q = blocks[0][0]
+    if total is not None:
+        _check_total(total, q, num_prefix_tokens)
+    options: dict[str, Any] = {"scale": scale, "num_prefix_tokens": num_prefix_tokens}
+    if choose_backend("token_attention", backend, _not_supported_reasons(q, q)) == "triton":
+        from adcam.ops.token_attention import triton_kernels
+
+        return triton_kernels.accumulate_blocks(total, blocks, weight=weight, **options)
+    for q, k, _ in blocks:
+        mean = weight * accumulate_token_attention(None, q, k, backend=backend, **options)
+        total = mean if total is None else total + mean
+    return cast("torch.Tensor", total)
+
+
 def cls_attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -228,6 +316,7 @@ def cls_attention(
     scale: float,
     num_prefix_tokens: int = 1,
     cls_index: int = 0,
+    normalizers: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The ``cls2patch`` of :func:`token_attention` alone, without the N x N work.
 
@@ -237,6 +326,8 @@ def cls_attention(
         scale: The factor on the products of queries and keys, above 0.
         num_prefix_tokens: P >= 1.
         cls_index: Position of the class token among the prefix tokens.
+        normalizers: What :func:`attend_with_normalizers` returned. With it, and where Triton can
+            run, one kernel reads the keys as they are; it has no gradient.
 
     Returns:
         (B, N) in [0, 1], at least float32; each row sums to less than 1.
@@ -246,9 +337,14 @@ def cls_attention(
     """
     _check(q, k, scale, num_prefix_tokens)
     _check_cls_index(cls_index, num_prefix_tokens)
+    options: dict[str, Any] = {"scale": scale, "num_prefix_tokens": num_prefix_tokens}
+    if normalizers is not None and has_kernels(q):
+        from adcam.ops.token_attention import triton_kernels
+
+        return triton_kernels.cls_attention(q, k, normalizers, cls_index=cls_index, **options)
     with without_autocast(q):
         return reference.cls_attention(
-            at_least_float32(q), at_least_float32(k), scale, num_prefix_tokens, cls_index
+            at_least_float32(q), at_least_float32(k), cls_index=cls_index, **options
         )
 
 

@@ -1,32 +1,28 @@
-"""Mean-over-heads attention in Triton, in two passes over tiles of the scores; no backward.
+"""Mean-over-heads attention in Triton: tiles of the scores, no attention of a head stored.
 
-The first finds the normaliser of each row of each head, as FlashAttention does (Dao et al., arXiv
-2205.14135). With it known, the second sums the heads of a tile of the (N, N) result in registers
-and touches memory once: no attention of a single head is ever stored.
+With the normaliser of each row of each head known, :func:`add_mean` sums the heads of a tile of the
+(N, N) result in registers, for up to four blocks of the network in one launch, and touches memory
+once. The normalisers come from the fused attention that ran anyway (fused.py); where it hands out
+none, :func:`row_normalizers` finds them as FlashAttention does (Dao et al., arXiv 2205.14135).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-# Tuning times kernels on a GPU. The interpreter has none, and wants small blocks, so that a small
-# input has several.
-if os.environ.get("TRITON_INTERPRET") == "1":
-    CONFIGS = [triton.Config({"block_rows": 16, "block_columns": 32})]
-else:
-    CONFIGS = [
-        triton.Config({"block_rows": 64, "block_columns": 64}, num_warps=4, num_stages=3),
-        triton.Config({"block_rows": 64, "block_columns": 128}, num_warps=4, num_stages=3),
-        triton.Config({"block_rows": 128, "block_columns": 64}, num_warps=4, num_stages=3),
-        triton.Config({"block_rows": 128, "block_columns": 64}, num_warps=8, num_stages=3),
-        triton.Config({"block_rows": 128, "block_columns": 128}, num_warps=8, num_stages=2),
-        triton.Config({"block_rows": 128, "block_columns": 128}, num_warps=8, num_stages=3),
-    ]
+from adcam.ops import _launch
+
+MOST_BLOCKS = 4
+"""How many blocks of a network one launch takes."""
+
+_CLASS_KEYS = 64
 
 
 def accumulate(
@@ -39,57 +35,130 @@ def accumulate(
 ) -> torch.Tensor:
     """Add the mean over heads to ``total`` (B, N, N) in place; ``None`` starts at zero.
 
-    Beside ``total`` it holds one number for each row of each head. Products of float32 are made
-    without tensor cores, so that they are as exact as the reference's.
+    Beside ``total`` it holds one number for each row of each head. Products of float32 are made of
+    three of TF32, so that they are as exact as the reference's.
     """
-    batch, heads, tokens, head_dim = q.shape
+    normalizers = compute_normalizers(q, k, scale=scale)
+    return accumulate_blocks(
+        total, [(q, k, normalizers)], scale=scale, num_prefix_tokens=num_prefix_tokens
+    )
+
+
+def compute_normalizers(q: torch.Tensor, k: torch.Tensor, *, scale: float) -> torch.Tensor:
+    """log Σ_j exp(scale · q_i k_j) of each row of each head, (B, heads, tokens) float32."""
+    batch, heads, tokens, _ = q.shape
+    normalizers = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
+    if normalizers.numel():
+        tile = _find_tile(q)
+        grid = (batch * heads * triton.cdiv(tokens, tile.sizes["block_rows"]),)
+        _launch.launch(
+            row_normalizers, grid, q, k, normalizers, *q.stride(), *k.stride(),
+            scale * math.log2(math.e), tokens, heads, *_dims(q), **_options(tile),
+        )  # fmt: skip
+    return normalizers
+
+
+def accumulate_blocks(
+    total: torch.Tensor | None,
+    blocks: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]],
+    *,
+    scale: float,
+    num_prefix_tokens: int,
+    weight: float = 1.0,
+) -> torch.Tensor:
+    """Add ``weight`` times the mean over heads of several blocks to ``total`` (B, N, N) in place.
+
+    Args:
+        total: The sum so far, or ``None`` to start at zero.
+        blocks: Queries and keys (B, heads, P + N, d) of each, and their normalisers (B, heads,
+            P + N) or ``None`` to find them. Those of equal layout share launches.
+        scale: The factor on the products of queries and keys.
+        num_prefix_tokens: P.
+        weight: The factor on the mean, > 0.
+    """
+    q = blocks[0][0]
+    batch, patches = q.shape[0], q.shape[2] - num_prefix_tokens
+    from_zero = total is None
+    if total is None:
+        total = torch.empty(batch, patches, patches, dtype=torch.float32, device=q.device)
+    if total.numel() == 0:
+        return total
+    tile = _find_tile(q)
+    tiles = math.prod(triton.cdiv(patches, tile.sizes[side]) for side in tile.sizes)
+    for group in _group_by_layout(blocks, scale, num_prefix_tokens):
+        # Places that are not read hold the first block again.
+        pointers = [x for block in group + group[:1] * (MOST_BLOCKS - len(group)) for x in block]
+        queries, keys, normalizers = group[0]
+        _launch.launch(
+            add_mean, (batch * tiles,), *pointers, total,
+            *queries.stride(), *keys.stride(), *normalizers.stride(), *total.stride(),
+            scale * math.log2(math.e), math.log2(weight / queries.shape[1]), patches,
+            queries.shape[1], len(group), *_dims(queries), from_zero, **_options(tile),
+        )  # fmt: skip
+        from_zero = False
+    return total
+
+
+def _group_by_layout(
+    blocks: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]],
+    scale: float,
+    num_prefix_tokens: int,
+) -> Iterator[list[list[torch.Tensor]]]:
+    """The patches of each block, up to four blocks that one launch can take."""
+    patches = []
+    for q, k, known in blocks:
+        normalizers = compute_normalizers(q, k, scale=scale) if known is None else known
+        patches.append([x[:, :, num_prefix_tokens:] for x in (q, k, normalizers)])
+
+    def layout(block: list[torch.Tensor]) -> Any:
+        return [(x.shape, x.stride(), x.dtype) for x in block]
+
+    for _, alike in itertools.groupby(patches, key=layout):
+        run = list(alike)
+        for start in range(0, len(run), MOST_BLOCKS):
+            yield run[start : start + MOST_BLOCKS]
+
+
+def cls_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    normalizers: torch.Tensor,
+    *,
+    scale: float,
+    num_prefix_tokens: int,
+    cls_index: int,
+) -> torch.Tensor:
+    """The class token's row (B, N), mean over heads, from the normalisers (B, heads, P + N)."""
+    batch, heads, tokens, _ = q.shape
     patches = tokens - num_prefix_tokens
-    result = total
-    if result is None:
-        result = torch.empty(batch, patches, patches, dtype=torch.float32, device=q.device)
-    if result.numel() == 0:
-        return result
-    normalizers = torch.empty(batch, heads, patches, dtype=torch.float32, device=q.device)
-    patch_queries = q[:, :, num_prefix_tokens:]
-    common = {
-        "scale": scale * math.log2(math.e),  # the kernels count in powers of 2
-        "patches": patches,
-        "heads": heads,
-        "head_dim": head_dim,
-        # A product needs sides of at least 16, and blocks powers of 2.
-        "padded_dim": max(triton.next_power_of_2(head_dim), 16),
-        "enable_fp_fusion": True,  # the default; Triton 3.9 warns where it is left unsaid
-    }
-
-    def row_grid(config: dict[str, int]) -> tuple[int]:
-        return (batch * heads * triton.cdiv(patches, config["block_rows"]),)
-
-    def tile_grid(config: dict[str, int]) -> tuple[int]:
-        row_blocks = triton.cdiv(patches, config["block_rows"])
-        return (batch * row_blocks * triton.cdiv(patches, config["block_columns"]),)
-
-    with torch.cuda.device_of(q):  # Triton launches on the current device
-        _row_normalizers[row_grid](
-            patch_queries, k, normalizers, *patch_queries.stride(), *k.stride(), tokens, **common
-        )
-        patch_keys = k[:, :, num_prefix_tokens:]
-        _add_mean[tile_grid](
-            patch_queries,
-            patch_keys,
-            normalizers,
-            result,
-            *patch_queries.stride(),
-            *patch_keys.stride(),
-            *result.stride(),
-            **common,
-            from_zero=total is None,
-        )
-    return result
+    rows = torch.empty(batch, patches, dtype=torch.float32, device=q.device)
+    if rows.numel():
+        query, normalizer = q[:, :, cls_index], normalizers[:, :, cls_index]
+        keys = k[:, :, num_prefix_tokens:]
+        _launch.launch(
+            class_rows, (triton.cdiv(patches, _CLASS_KEYS), batch), query, keys, normalizer, rows,
+            *query.stride(), *keys.stride(), *normalizer.stride(),
+            scale * math.log2(math.e), -math.log2(heads), patches, heads, *_dims(q), _CLASS_KEYS,
+        )  # fmt: skip
+    return rows
 
 
-@triton.autotune(CONFIGS, key=["head_dim"])
+def _find_tile(q: torch.Tensor) -> _launch.Tile:
+    kind = "float32" if q.dtype == torch.float32 or q.shape[-1] > 128 else "float16"
+    return _launch.find_tile(f"token_attention, {kind}", q.device)
+
+
+def _dims(q: torch.Tensor) -> tuple[int, int]:
+    """Width of a head, and as a side of a product: at least 16 and a power of 2."""
+    return q.shape[-1], max(triton.next_power_of_2(q.shape[-1]), 16)
+
+
+def _options(tile: _launch.Tile) -> dict[str, Any]:
+    return {**tile.sizes, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
+
+
 @triton.jit
-def _row_normalizers(
+def row_normalizers(
     q,
     k,
     normalizers,
@@ -101,25 +170,24 @@ def _row_normalizers(
     k_head,
     k_token,
     k_channel,
-    tokens,
     scale,
-    patches,
+    tokens,
     heads,
     head_dim: tl.constexpr,
     padded_dim: tl.constexpr,
     block_rows: tl.constexpr,
     block_columns: tl.constexpr,
 ):
-    """log2(heads * sum of exp) of each patch's row, (B, heads, N); one program a block of rows.
+    """log of the sum of exp of each row, (B, heads, tokens); one program a block of rows.
 
-    Neighbouring programs read the keys of the same head.
+    Neighbouring programs read the keys of the same head. ``scale`` is for powers of 2.
     """
-    row_blocks = tl.cdiv(patches, block_rows)
+    row_blocks = tl.cdiv(tokens, block_rows)
     pair = (tl.program_id(0) // row_blocks).to(tl.int64)  # batch * heads + head
     rows = (tl.program_id(0) % row_blocks) * block_rows + tl.arange(0, block_rows)
     head_q = q + pair // heads * q_batch + pair % heads * q_head
     head_k = k + pair // heads * k_batch + pair % heads * k_head
-    queries = _load_tokens(head_q, rows, patches, q_token, q_channel, head_dim, padded_dim)
+    queries = _load_tokens(head_q, rows, tokens, q_token, q_channel, head_dim, padded_dim)
     largest = tl.full((block_rows,), float("-inf"), tl.float32)
     mass = tl.zeros((block_rows,), tl.float32)
     for start in range(0, tokens, block_columns):
@@ -131,17 +199,24 @@ def _row_normalizers(
         mass = mass * tl.exp2(largest - new_largest)
         mass += tl.sum(tl.exp2(scores - new_largest[:, None]), axis=1)
         largest = new_largest
-    # With the number of heads in the normaliser, the sum over heads is their mean.
-    tl.store(normalizers + pair * patches + rows, largest + tl.log2(mass * heads), rows < patches)
+    value = (largest + tl.log2(mass)) * 0.6931471805599453  # ln 2
+    tl.store(normalizers + pair * tokens + rows, value, rows < tokens)
 
 
-# Tuning runs the kernel on the caller's tensors: what it added has to be taken back.
-@triton.autotune(CONFIGS, key=["head_dim"], restore_value=["total"])
 @triton.jit
-def _add_mean(
-    q,
-    k,
-    normalizers,
+def add_mean(
+    q0,
+    k0,
+    n0,
+    q1,
+    k1,
+    n1,
+    q2,
+    k2,
+    n2,
+    q3,
+    k3,
+    n3,
     total,
     q_batch,
     q_head,
@@ -151,38 +226,58 @@ def _add_mean(
     k_head,
     k_token,
     k_channel,
+    n_batch,
+    n_head,
+    n_token,
     total_batch,
     total_row,
     total_column,
     scale,
+    shift,
     patches,
     heads,
+    num_blocks: tl.constexpr,
     head_dim: tl.constexpr,
     padded_dim: tl.constexpr,
     from_zero: tl.constexpr,
     block_rows: tl.constexpr,
     block_columns: tl.constexpr,
 ):
-    """Add the mean over heads to (B, N, N), or write it over what is there; one program a tile."""
+    """Add the mean over heads of up to four blocks to (B, N, N), or write it; one program a tile.
+
+    ``scale`` and ``shift``, the logarithm of the weight of a head, are for powers of 2.
+    """
     row_blocks = tl.cdiv(patches, block_rows)
     column_blocks = tl.cdiv(patches, block_columns)
     tile = tl.program_id(0) % (row_blocks * column_blocks)
     image = (tl.program_id(0) // (row_blocks * column_blocks)).to(tl.int64)
     rows = tile // column_blocks * block_rows + tl.arange(0, block_rows)
     columns = tile % column_blocks * block_columns + tl.arange(0, block_columns)
-    head_q = q + image * q_batch
-    head_k = k + image * k_batch
-    head_normalizers = normalizers + image * heads * patches
+    here_q, here_k, here_n = image * q_batch, image * k_batch, image * n_batch
     mean = tl.zeros((block_rows, block_columns), tl.float32)
-    for _ in range(heads):
-        queries = _load_tokens(head_q, rows, patches, q_token, q_channel, head_dim, padded_dim)
-        keys = _load_tokens(head_k, columns, patches, k_token, k_channel, head_dim, padded_dim)
-        scores = tl.dot(queries, tl.trans(keys), input_precision="tf32x3") * scale
-        normalizer = tl.load(head_normalizers + rows, rows < patches, other=0)
-        mean += tl.exp2(scores - normalizer[:, None])
-        head_q += q_head
-        head_k += k_head
-        head_normalizers += patches
+    mean = _add_heads(
+        mean, q0 + here_q, k0 + here_k, n0 + here_n, rows, columns, q_head, q_token, q_channel,
+        k_head, k_token, k_channel, n_head, n_token, scale, shift, patches, heads, head_dim,
+        padded_dim,
+    )  # fmt: skip
+    if num_blocks > 1:
+        mean = _add_heads(
+            mean, q1 + here_q, k1 + here_k, n1 + here_n, rows, columns, q_head, q_token, q_channel,
+            k_head, k_token, k_channel, n_head, n_token, scale, shift, patches, heads, head_dim,
+        padded_dim,
+        )  # fmt: skip
+    if num_blocks > 2:
+        mean = _add_heads(
+            mean, q2 + here_q, k2 + here_k, n2 + here_n, rows, columns, q_head, q_token, q_channel,
+            k_head, k_token, k_channel, n_head, n_token, scale, shift, patches, heads, head_dim,
+        padded_dim,
+        )  # fmt: skip
+    if num_blocks > 3:
+        mean = _add_heads(
+            mean, q3 + here_q, k3 + here_k, n3 + here_n, rows, columns, q_head, q_token, q_channel,
+            k_head, k_token, k_channel, n_head, n_token, scale, shift, patches, heads, head_dim,
+        padded_dim,
+        )  # fmt: skip
     inside = (rows < patches)[:, None] & (columns < patches)[None, :]
     places = (
         total
@@ -193,6 +288,85 @@ def _add_mean(
     if not from_zero:
         mean += tl.load(places, inside)
     tl.store(places, mean, inside)
+
+
+@triton.jit
+def _add_heads(
+    mean,
+    q,
+    k,
+    normalizers,
+    rows,
+    columns,
+    q_head,
+    q_token,
+    q_channel,
+    k_head,
+    k_token,
+    k_channel,
+    n_head,
+    n_token,
+    scale,
+    shift,
+    patches,
+    heads,
+    head_dim: tl.constexpr,
+    padded_dim: tl.constexpr,
+):
+    """Add a tile of every head of one block."""
+    for _ in range(heads):
+        queries = _load_tokens(q, rows, patches, q_token, q_channel, head_dim, padded_dim)
+        keys = _load_tokens(k, columns, patches, k_token, k_channel, head_dim, padded_dim)
+        scores = tl.dot(queries, tl.trans(keys), input_precision="tf32x3") * scale
+        normalizer = tl.load(normalizers + rows * n_token, rows < patches, other=0)
+        normalizer = normalizer * 1.4426950408889634 - shift  # log2(e)
+        mean += tl.exp2(scores - normalizer[:, None])
+        q += q_head
+        k += k_head
+        normalizers += n_head
+    return mean
+
+
+@triton.jit
+def class_rows(
+    q,
+    k,
+    normalizers,
+    out,
+    q_batch,
+    q_head,
+    q_channel,
+    k_batch,
+    k_head,
+    k_token,
+    k_channel,
+    n_batch,
+    n_head,
+    scale,
+    shift,
+    patches,
+    heads,
+    head_dim: tl.constexpr,
+    padded_dim: tl.constexpr,
+    block: tl.constexpr,
+):
+    """One query's attention to the patches, mean over heads, (B, N). Grid (N / block, B)."""
+    columns = tl.program_id(0) * block + tl.arange(0, block)
+    image = tl.program_id(1).to(tl.int64)
+    channels = tl.arange(0, padded_dim)
+    head_q = q + image * q_batch + channels * q_channel
+    head_k = k + image * k_batch
+    head_n = normalizers + image * n_batch
+    mean = tl.zeros((block,), tl.float32)
+    for _ in range(heads):
+        query = tl.load(head_q, channels < head_dim, other=0).to(tl.float32)
+        keys = _load_tokens(head_k, columns, patches, k_token, k_channel, head_dim, padded_dim)
+        scores = tl.sum(keys.to(tl.float32) * query[None, :], axis=1) * scale
+        mean += tl.exp2(scores - (tl.load(head_n) * 1.4426950408889634 - shift))
+        head_q += q_head
+        head_k += k_head
+        head_n += n_head
+    tl.store(out + image * patches + columns, mean, columns < patches)
 
 
 @triton.jit

@@ -1,0 +1,124 @@
+"""The one place from which Triton kernels are launched, and the tiles they work in.
+
+Nothing is tuned while a user waits: the tiles of known GPUs are shipped, others take the first of
+each list, which fits every GPU that the kernels run on. ``tools/benchmark/tune.py`` times all of
+them on the GPU at hand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton's interpreter runs the kernels, on the CPU, for tests."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a kernel divides its work.
+
+    Attributes:
+        sizes: Sides of its blocks, by the names of the kernel's arguments.
+        num_warps: Warps of a program.
+        num_stages: Loads that are under way at a time.
+    """
+
+    sizes: Mapping[str, int]
+    num_warps: int
+    num_stages: int
+
+
+def _product(block: int, block_k: int, num_warps: int, num_stages: int) -> Tile:
+    return Tile({"block": block, "block_k": block_k}, num_warps, num_stages)
+
+
+def _scores(rows: int, columns: int, num_warps: int, num_stages: int) -> Tile:
+    return Tile({"block_rows": rows, "block_columns": columns}, num_warps, num_stages)
+
+
+TILES: dict[str, tuple[Tile, ...]] = {
+    "common_neighbor, float16": (
+        _product(64, 64, 4, 3),
+        _product(128, 32, 8, 4),
+        _product(128, 64, 8, 3),
+        _product(128, 64, 8, 4),
+        _product(128, 128, 8, 2),
+    ),
+    # Tiles of 128 want 8 warps, and in float32 they spill registers on sm_80.
+    "common_neighbor, float32": (
+        _product(64, 32, 8, 3),
+        _product(64, 32, 4, 3),
+        _product(128, 32, 8, 3),
+    ),
+    "token_attention, float16": (
+        _scores(64, 64, 4, 2),
+        _scores(64, 128, 4, 3),
+        _scores(128, 64, 4, 3),
+        _scores(128, 64, 8, 3),
+        _scores(128, 128, 8, 2),
+        _scores(128, 128, 8, 3),
+    ),
+    "token_attention, float32": (_scores(64, 32, 4, 2), _scores(64, 64, 4, 2)),
+}
+"""All tiles of a kernel, the one for unknown GPUs first: it needs less than 99 KiB of shared
+memory, what the smallest GPU of sm_86 and later has."""
+
+SHIPPED: dict[tuple[int, int], dict[str, int]] = {
+    (8, 0): {"common_neighbor, float16": 1, "token_attention, float16": 3},
+    (9, 0): {"common_neighbor, float16": 3, "token_attention, float16": 5},
+}
+"""From compute capability (8.0: A100; 9.0: H100 and H200) to the place of a tile in its list.
+Chosen by their counts (README.md of the operations); no GPU was at hand to time them."""
+
+_forced: dict[str, Tile] = {}
+
+
+def find_tile(name: str, device: torch.device) -> Tile:
+    """The tile of a kernel on a device.
+
+    Args:
+        name: A key of :data:`TILES`.
+        device: Where the kernel will run.
+    """
+    if name in _forced:
+        return _forced[name]
+    if INTERPRETED:  # small, so that a small input has several
+        return Tile({**dict.fromkeys(TILES[name][0].sizes, 16)}, 4, 1)
+    known = device.type == "cuda" and SHIPPED.get(torch.cuda.get_device_capability(device))
+    return TILES[name][known.get(name, 0) if known else 0]
+
+
+@contextmanager
+def force_tile(name: str, tile: Tile) -> Iterator[None]:
+    """Use a tile in place of the shipped one.
+
+    Args:
+        name: A key of :data:`TILES`.
+        tile: Any tile of its kind.
+    """
+    _forced[name] = tile
+    try:
+        yield
+    finally:
+        del _forced[name]
+
+
+def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
+    """Launch a kernel on the device of its first tensor.
+
+    Args:
+        kernel: What ``triton.jit`` made.
+        grid: Its number of programs along each axis.
+        *args: Its arguments in order, tensors and numbers, as many as it takes.
+        **options: Further arguments by name, ``num_warps`` and ``num_stages``.
+    """
+    first = next(value for value in args if isinstance(value, torch.Tensor))
+    with torch.cuda.device_of(first):  # Triton launches on the current device
+        # The default is said: Triton 3.9 warns where it is not.
+        kernel[tuple(grid)](*args, enable_fp_fusion=True, **options)
