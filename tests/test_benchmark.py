@@ -31,8 +31,9 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     import measure
     import rivals
     import run
+    import tune
 
-    return {"cases": cases, "measure": measure, "rivals": rivals, "run": run}
+    return {"cases": cases, "measure": measure, "rivals": rivals, "run": run, "tune": tune}
 
 
 def test_every_case_names_tests_that_exist(tool: dict[str, ModuleType]) -> None:
@@ -45,6 +46,7 @@ def test_every_case_names_tests_that_exist(tool: dict[str, ModuleType]) -> None:
 # A size at which each case takes a moment.
 SMALL = {
     **dict.fromkeys(("token_attention", "attend", "common_neighbor", "diffusion", "refine"), 9),
+    "two_hop_walk": 9,
     **{
         "dense_crf": 2,
         "dense_crf_batch": 2,
@@ -86,8 +88,46 @@ def test_every_case_can_be_built_and_run(
         scenes = [tool["cases"]._make_scene(2)]
         with pytest.raises(ValueError, match="image 0: not what the reference computes"):
             check(*zip(*scenes, strict=True), lambda: [scenes[0][0]])
+    for label, variant in variants.items():
+        if name in ("refine", "two_hop_walk") and variant.score and "compile" not in label:
+            assert 99.9 < variant.score() <= 100
     if "torch eager" in results:
         torch.testing.assert_close(results["adcam"], results["torch eager"], rtol=1e-4, atol=1e-5)
+
+
+def test_tuning_says_where_there_is_no_gpu(
+    tool: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tool["tune"], "triton_not_supported_reasons", lambda: ["no GPU here"])
+    assert tool["tune"].main([]) == 2
+    assert capsys.readouterr().err == "nothing to time: no GPU here\n"
+
+
+def test_tuning_prints_what_to_ship(
+    tool: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune = tool["tune"]
+    monkeypatch.setattr(tune, "triton_not_supported_reasons", lambda: [])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    used: list[Any] = []
+
+    def work_of(name: str, tokens: int, batch: int, device: str) -> Any:
+        return lambda: used.append((name, tune._launch.find_tile(name, torch.device("cpu"))))
+
+    def measure(variants: dict[str, Any], **options: Any) -> dict[str, Any]:
+        for variant in variants.values():
+            variant.run()
+        # The second tile is the fastest.
+        return {name: tool["measure"].Timing([2.0 - (name == "1")], [0.0]) for name in variants}
+
+    monkeypatch.setattr(tune, "work_of", work_of)
+    monkeypatch.setattr(tune, "measure", measure)
+    assert tune.main([]) == 0
+    tiles = tune._launch.TILES
+    for name, listed in tiles.items():
+        assert [tile for key, tile in used if key == name] == [*listed] * len(tune.SIZES)
+    assert capsys.readouterr().out.endswith(f"    (9, 0): {dict.fromkeys(tiles, 1)},\n")
 
 
 def test_variants_take_turns_and_each_round_begins_with_another(

@@ -46,13 +46,14 @@ class ClassMapMethod(Section):
             (B, K, h, w).
 
         Raises:
-            AdcamError: If ``class_ids`` has another shape or holds an id outside 0..C-1.
+            AdcamError: If ``class_ids`` has another shape or holds an id outside 0..C-1. Ids on a
+                GPU are not looked at, which would wait for the device: check them before.
         """
         batch, classes, height, width = maps.cam.shape
         if class_ids.ndim != 2 or class_ids.shape[0] != batch:
             raise AdcamError(f"class_ids must be ({batch}, K), got {tuple(class_ids.shape)}")
-        if class_ids.numel() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < classes:
-            raise AdcamError(f"class_ids must lie in 0..{classes - 1}, got {class_ids.tolist()}")
+        if not class_ids.is_cuda:
+            check_class_ids(class_ids, classes)
         index = class_ids[:, :, None, None].expand(-1, -1, height, width)
         cam = torch.gather(maps.cam, 1, index)  # (B, K, h, w)
         if self.negatives == "keep":
@@ -142,6 +143,20 @@ def check_layer_option(layers: str | tuple[int, ...], name: str) -> None:
         check_layers(layers, name)
     except ValueError as error:
         raise AdcamError(str(error)) from error
+
+
+def check_class_ids(class_ids: Tensor, num_classes: int) -> None:
+    """Refuse ids that are no classes.
+
+    Args:
+        class_ids: int64 ids of any shape.
+        num_classes: C.
+
+    Raises:
+        AdcamError: If one is outside 0..C-1.
+    """
+    if class_ids.numel() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < num_classes:
+        raise AdcamError(f"class_ids must lie in 0..{num_classes - 1}, got {class_ids.tolist()}")
 
 
 def subtract_rivals(cam: Tensor, class_ids: Tensor, *, weight: float) -> Tensor:

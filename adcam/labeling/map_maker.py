@@ -13,6 +13,7 @@ from timm.layers import Mlp
 from torch import Tensor
 
 from adcam.cams import Method
+from adcam.cams.activation import check_class_ids
 from adcam.cams.fuse import fuse_maps, sharpen_by_color
 from adcam.errors import AdcamError
 from adcam.labeling.executor import one_thread
@@ -225,9 +226,10 @@ class MapMaker:
             return [_no_maps(hw) for hw in hws]
         # A batch has one number of classes: images with fewer compute their last again, not kept.
         padded = torch.tensor([_repeat_last(ids, most) for ids in present])  # (images, K)
+        check_class_ids(padded, passes.token_maps[0].cam.shape[1])
         num_views = 2 if self.views.flip else 1
         with self._pinned(), torch.inference_mode():
-            ids = padded.to(self.device).repeat_interleave(num_views, dim=0)
+            ids = padded.to(self.device, non_blocking=True).repeat_interleave(num_views, dim=0)
             grids = [chosen(maps, ids).unflatten(0, (-1, num_views)) for maps in passes.token_maps]
             color_steps = count_color_steps(chosen)
             fused = [

@@ -36,7 +36,7 @@ def check(attn: torch.Tensor, *, similarity: str = "resource_allocation", power:
     want = common_neighbor(attn.float(), backend="reference", **options)
     for exact in (True, False):
         with nan_poisoned():
-            got = common_neighbor(attn, exact=exact, backend="triton", **options)
+            got = common_neighbor(attn, backend="triton_exact" if exact else "triton", **options)
         assert got.dtype == torch.float32
         torch.testing.assert_close(got, want, rtol=0, atol=EXACT if exact else HALF_PRODUCT)
         # Entries are of order 1/N: the tolerance above must not hide an answer that is all zero.
@@ -76,8 +76,10 @@ def test_interpreted_edges() -> None:
     check(make_attn(2, 3, 17).mT)  # not contiguous
     check(make_attn(3, 19)[:, :1].expand(3, 19, 19))  # equal rows: similarity 1
     scale = torch.tensor([1e-30, 1e30, 1, 1e-20, 1e20, 1, 1e-10, 1e10, 1])[:, None]
-    got = common_neighbor(make_attn(9) * scale, exact=True, backend="triton")
-    torch.testing.assert_close(got, common_neighbor(make_attn(9), exact=True), rtol=0, atol=EXACT)
+    got = common_neighbor(make_attn(9) * scale, backend="triton_exact")
+    torch.testing.assert_close(
+        got, common_neighbor(make_attn(9), backend="triton_exact"), rtol=0, atol=EXACT
+    )
     assert common_neighbor(torch.ones(0, 5, 5), backend="triton").shape == (0, 5, 5)
 
 
@@ -86,10 +88,8 @@ def test_interpreted_gradient() -> None:
     attn = make_attn(2, 11).requires_grad_()
     weights = torch.rand(2, 11, 11, generator=torch.Generator().manual_seed(1))
     grads = [
-        torch.autograd.grad(
-            (common_neighbor(attn, exact=True, backend=backend) * weights).sum(), attn
-        )[0]
-        for backend in ("triton", "reference")
+        torch.autograd.grad((common_neighbor(attn, backend=backend) * weights).sum(), attn)[0]
+        for backend in ("triton_exact", "reference")
     ]
     assert grads[1].abs().max() > 0.1
     torch.testing.assert_close(*grads, rtol=0, atol=3e-6)
@@ -180,13 +180,14 @@ def test_the_safe_tile_fits_every_gpu() -> None:
 @interpreted
 def test_interpreted_illegal_values_give_nan() -> None:
     """Nobody waits for a check, so that a mistake must show: in its image, and only there."""
+    from adcam.ops.common_neighbor import triton_kernels
+
     for value in (-0.1, float("nan"), float("inf")):
         attn = make_attn(3, 21)
         attn[1, 4, 7] = value
-        got = common_neighbor(attn, check_values=False, backend="triton")
-        assert got[1].isnan().all() and not got[[0, 2]].isnan().any()
-        with pytest.raises(ValueError, match="attn must be finite and >= 0"):
-            common_neighbor(attn, check_values=True, backend="triton")
+        for half_product in (True, False):
+            got = triton_kernels.refine(attn, "resource_allocation", 2.0, half_product=half_product)
+            assert got[1].isnan().all() and not got[[0, 2]].isnan().any()
 
 
 @pytest.mark.gpu
@@ -203,7 +204,7 @@ def test_gpu_edges(gpu: torch.device) -> None:
     attn = make_attn(65).to(gpu).requires_grad_()
     fast, slow = (
         torch.autograd.grad(common_neighbor(attn, backend=name).square().sum(), attn)[0]
-        for name in ("triton", "reference")
+        for name in ("triton_exact", "reference")
     )
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-5)
 

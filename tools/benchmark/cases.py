@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,19 @@ from adcam.labeling.labeler import PseudoLabeler
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import save_classifier
 from adcam.models.token_cam import TokenCAM
-from adcam.ops import common_neighbor, dense_crf, diffusion, token_attention
+from adcam.ops import (
+    common_neighbor,
+    dense_crf,
+    diffusion,
+    refinement,
+    token_attention,
+    two_hop_walk,
+)
 from adcam.ops.common_neighbor import reference as common_neighbor_reference
 from adcam.ops.diffusion import reference as diffusion_reference
+from adcam.ops.refinement import RefineOptions
 from adcam.ops.token_attention import reference as token_attention_reference
+from adcam.ops.two_hop_walk import reference as two_hop_reference
 from adcam.settings import TestViews
 
 SCALES = (224, 336, 448)
@@ -111,7 +121,7 @@ def _with_rivals(
         "adcam": ours,
         "torch eager": partial(reference, *arguments),
         "torch.compile": partial(compiled, *arguments),
-        **{name.replace("_", " "): run for name, run in others.items()},
+        **{n.replace("__", ", ").replace("_", " "): run for n, run in others.items()},
     }
     return {name: Variant(torch.inference_mode()(run)) for name, run in variants.items()}
 
@@ -194,12 +204,63 @@ def _build_diffusion(tokens: int, setting: Setting) -> dict[str, Variant]:
 def _build_refine(tokens: int, setting: Setting) -> dict[str, Variant]:
     maps = setting.rand(setting.batch, NUM_CLASSES, tokens)
     attn = _attention_like(setting, tokens)
-    return _with_rivals(
-        lambda: diffusion.diffuse(maps, common_neighbor.common_neighbor(attn)),
+    half = attn.half()
+    grid_hw = _grid_of(tokens)
+    apart = RefineOptions(artifact_ratio=0.65)
+    exact = RefineOptions(exact=True)
+    variants = _with_rivals(
+        lambda: refinement.refine_maps(maps, attn, grid_hw),
         _refine,
         (maps, attn),
+        adcam__exact=lambda: refinement.refine_maps(maps, attn, grid_hw, exact),
+        adcam__attention_in_float16=lambda: refinement.refine_maps(maps, half, grid_hw),
+        adcam__operation_by_operation=lambda: diffusion.diffuse(
+            maps, common_neighbor.common_neighbor(attn)
+        ),
+        adcam__artefacts_out=lambda: refinement.refine_maps(maps, attn, grid_hw, apart),
+        gemm_roofline=_gemm(setting, tokens),
+        gemm_in_float16=lambda: half @ half.mT,
+    )
+    want = _refine(maps[:1].double(), attn[:1].double())
+    return {
+        name: variant
+        if "gemm" in name or "artefacts" in name
+        else replace(variant, score=_agreement(variant.run, want))
+        for name, variant in variants.items()
+    }
+
+
+def _build_two_hop_walk(tokens: int, setting: Setting) -> dict[str, Variant]:
+    maps = setting.rand(setting.batch, NUM_CLASSES, tokens)
+    attn = _attention_like(setting, tokens)
+    variants = _with_rivals(
+        lambda: two_hop_walk.two_hop_walk(maps, attn),
+        two_hop_reference.walk,
+        (maps, attn, 1),
         gemm_roofline=_gemm(setting, tokens),
     )
+    want = two_hop_reference.walk(maps[:1].double(), attn[:1].double(), 1)
+    return {
+        name: variant if "gemm" in name else replace(variant, score=_agreement(variant.run, want))
+        for name, variant in variants.items()
+    }
+
+
+def _grid_of(tokens: int) -> tuple[int, int]:
+    """The grid nearest to a square."""
+    height = next(side for side in range(math.isqrt(tokens), 0, -1) if tokens % side == 0)
+    return height, tokens // height
+
+
+def _agreement(run: Callable[[], Tensor], want: Tensor) -> Callable[[], float]:
+    """How well the first image agrees with a result in float64: 100 less the largest error, both in
+    percent of the largest value."""
+
+    def score() -> float:
+        error = (run()[:1].double() - want).abs().max() / want.abs().max()
+        return 100 - 100 * float(error)
+
+    return score
 
 
 def _build_dense_crf(labels: int, setting: Setting) -> dict[str, Variant]:
@@ -503,10 +564,16 @@ CASES: dict[str, Case] = {
         _build_diffusion,
     ),
     "refine": Case(
-        "common_neighbor and diffusion, AD-CAM's whole refinement; size: patches N",
-        (196, 784, 2304),
-        _REFINE_TESTS,
+        "AD-CAM's whole refinement; size: patches N; score: agreement with float64 in percent",
+        (196, 784, 1024, 2304),
+        (*_REFINE_TESTS, "tests/ops/test_refinement.py"),
         _build_refine,
+    ),
+    "two_hop_walk": Case(
+        "one step of AD-CAM's quick form; size: patches N; score: as refine",
+        (784, 2304),
+        ("tests/ops/test_two_hop_walk.py",),
+        _build_two_hop_walk,
     ),
     "dense_crf": Case(
         f"CRF of a {CRF_HW[1]}x{CRF_HW[0]} image, 10 updates; size: labels",

@@ -28,8 +28,6 @@ def common_neighbor(
     *,
     similarity: str = "resource_allocation",
     power: float = 2.0,
-    exact: bool = False,
-    check_values: bool | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Weaken attention between tokens whose own attentions differ.
@@ -49,12 +47,9 @@ def common_neighbor(
             token i attends to. Rows need not sum to 1. Differentiable.
         similarity: One of :data:`SIMILARITIES`; ``"none"`` gives ``R = A``.
         power: >= 0. Larger cuts dissimilar pairs harder; 0 gives ``R = A``.
-        exact: Whether Triton multiplies in the precision of float32. Otherwise its operands are
-            float16 with sums in float32: errors of 1e-4 in S, a third of the time.
-        check_values: Whether the values of ``attn`` are checked, which on a GPU waits for the
-            device. ``None`` checks them elsewhere alone; there Triton returns NaN for such an
-            image.
-        backend: ``"triton"`` (GPU; ``"resource_allocation"`` and ``"cosine"``, not float64),
+        backend: ``"triton"`` (GPU; ``"resource_allocation"`` and ``"cosine"``, not float64; its
+            product has float16 operands with sums in float32: errors of 1e-4 in S),
+            ``"triton_exact"`` (the same in the precision of float32, three times the products),
             ``"torch"`` (half of the
             product, block by block, on the CPU; not ``"overlap"`` and ``"none"``),
             ``"reference"``, or ``"auto"`` for the first of them that can run. The backward is the
@@ -65,13 +60,14 @@ def common_neighbor(
 
     Raises:
         ValueError: If ``attn`` is not square, not floating point, or holds a negative, infinite or
-            NaN value and is checked; if ``similarity`` or ``backend`` is unknown; if ``power`` is
-            negative or not finite.
+            NaN value; if ``similarity`` or ``backend`` is unknown; if ``power`` is negative or not
+            finite. Values on a GPU are not looked at, which would wait for the device: Triton
+            returns NaN for an image with such a value.
         RuntimeError: If the backend asked for cannot run here; the message holds the reason.
     """
     if not (math.isfinite(power) and power >= 0):
         raise ValueError(f"power must be finite and >= 0, got {power}")
-    _check(attn, similarity, check_values)
+    _check(attn, similarity, None)
     chosen = choose_backend("common_neighbor", backend, _not_supported_reasons(attn, similarity))
     slow = partial(_refine_by_reference, similarity=similarity, power=power)
     with without_autocast(attn):
@@ -83,7 +79,10 @@ def common_neighbor(
         from adcam.ops.common_neighbor import triton_kernels
 
         fast = partial(
-            triton_kernels.refine, similarity=similarity, power=power, half_product=not exact
+            triton_kernels.refine,
+            similarity=similarity,
+            power=power,
+            half_product=chosen == "triton",
         )
         return recompute_backward(fast, slow, attn)
 
@@ -123,6 +122,11 @@ def neighbor_similarity(
         return reference.similarity_of_rows(rows, similarity)
 
 
+def has_product_kernel(attn: torch.Tensor, similarity: str) -> bool:
+    """Whether Triton can compute the refinement of such an attention."""
+    return not _not_supported_reasons(attn, similarity)["triton"]
+
+
 def _not_supported_reasons(attn: torch.Tensor, similarity: str) -> dict[str, list[str]]:
     triton_reasons = triton_not_supported_reasons(attn)
     if similarity not in ("resource_allocation", "cosine"):
@@ -131,6 +135,7 @@ def _not_supported_reasons(attn: torch.Tensor, similarity: str) -> dict[str, lis
         triton_reasons.append("no kernel for float64")
     return {
         "triton": triton_reasons,
+        "triton_exact": triton_reasons,
         "torch": blocked.not_supported_reasons(attn, similarity),
         "reference": [],
     }

@@ -31,7 +31,6 @@ def diffuse(
     normalize: str = "sinkhorn",
     num_steps: int | None = 2,
     alpha: float | None = None,
-    check_values: bool | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Spread each map over the tokens in proportion to the affinity.
@@ -56,8 +55,6 @@ def diffuse(
             stands for infinitely many and needs ``alpha``.
         alpha: Restart weight in [0, 1] (below 1 for ``num_steps=None``); ``None`` means no
             restart, like 1. Larger lets the map travel further; 0 returns ``maps``.
-        check_values: Whether the values of ``affinity`` are checked, which on a GPU waits for the
-            device. ``None`` checks them on other devices alone.
         backend: ``"triton"`` (GPU; ``normalize="sinkhorn"`` alone, not float64), ``"torch"``
             (any device; ``T`` as the affinity and two scaling vectors, as in Triton),
             ``"reference"`` (``T`` as a matrix, the only one with ``num_steps=None``), or
@@ -68,14 +65,15 @@ def diffuse(
 
     Raises:
         ValueError: If the shapes do not match, a tensor is not floating point, ``affinity`` holds
-            a negative, infinite or NaN value and is checked, an option is outside its legal set,
-            or the closed form does not exist (``alpha`` times the spectral radius of ``T`` is 1 or
-            more). The values of ``maps`` are not checked.
+            a negative, infinite or NaN value, an option is outside its legal set, or the closed
+            form does not exist (``alpha`` times the spectral radius of ``T`` is 1 or more). The
+            values of ``maps`` are not checked, nor those of an ``affinity`` on a GPU, which would
+            wait for the device.
         RuntimeError: If the backend asked for cannot run here; the message holds the reason.
     """
     _check_walk(num_steps, alpha)
     check_float("maps", maps)
-    _check_affinity(affinity, normalize, check_values)
+    _check_affinity(affinity, normalize, None)
     if (
         maps.ndim < 2
         or maps.shape[:-2] != affinity.shape[:-2]

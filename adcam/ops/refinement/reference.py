@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from adcam.ops.artifact_patches import fill_patches, find_artifacts
-from adcam.ops.common_neighbor import common_neighbor
+from adcam.ops.common_neighbor import common_neighbor, has_product_kernel
 from adcam.ops.diffusion import diffuse
 
 
@@ -45,15 +45,15 @@ def refine_maps(
 ) -> torch.Tensor:
     """(..., K, N) -> same; see the package. ``"torch"`` lets each operation choose its backend."""
     single = "reference" if backend == "reference" else "auto"
+    is_exact = options.exact and has_product_kernel(attn, options.similarity)
+    product = "triton_exact" if is_exact and single == "auto" else single
 
     def refine(start: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         affinity = common_neighbor(
             attention,
             similarity=options.similarity,
             power=options.power,
-            exact=options.exact,
-            check_values=False,
-            backend=single,
+            backend=product,
         )
         return diffuse(
             start,
@@ -61,7 +61,6 @@ def refine_maps(
             normalize=options.normalize,
             num_steps=options.num_steps,
             alpha=options.alpha,
-            check_values=False,
             backend=single,
         )
 
