@@ -29,7 +29,7 @@ def make_attn(batch: int, grid_hw: tuple[int, int], strays: int, seed: int = 0) 
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.arange(height * width) // width, torch.arange(height * width) % width
     distance = ((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2).double()
-    noise = 0.5 * torch.randn(batch, *distance.shape, generator=generator, dtype=torch.float64)
+    noise = 0.1 * torch.randn(batch, *distance.shape, generator=generator, dtype=torch.float64)
     logits = -distance / 4 + noise
     for image in logits:
         chosen = torch.randperm(height * width, generator=generator)[:strays]

@@ -238,7 +238,7 @@ def attend_with_normalizers(
     """The output of a block's attention, and the normaliser of each row that it was made with.
 
     The kernel is the one that ``scaled_dot_product_attention`` takes, so the output is that
-    function's to the last bit, and the normalisers cost nothing.
+    function's, and the normalisers cost nothing.
 
     Args:
         q: (B, heads, tokens, d) queries.

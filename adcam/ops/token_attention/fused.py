@@ -14,7 +14,7 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``F.scaled_dot_product_attention(q, k, v, scale=scale)`` without gradient, and normalisers.
 
-    The kernel is the one that torch itself would take, so the output is the same to the last bit.
+    The kernel is the one that torch itself would take.
 
     Args:
         q: Queries (B, heads, tokens, d).
