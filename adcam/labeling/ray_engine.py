@@ -159,6 +159,12 @@ class RayEngine:
         processors = int(resources.get("CPU", 0))
         if processors < 1:
             raise AdcamError("the Ray cluster has no processors to give (num_cpus=0 everywhere?)")
+        needed = sum(resources["num_cpus"] for _, resources in self._plan())
+        if processors < needed:
+            raise AdcamError(
+                f"the pools need {needed:g} processors, one process each at least, and the Ray "
+                f"cluster has {processors}"
+            )
         if self.gpus_per_process and not resources.get("GPU"):
             raise AdcamError("the Ray cluster has no GPU; take --device cpu")
         return min(self.workers or processors, processors)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,8 @@ def test_a_node_dies_and_an_image_kills_its_process(
     out = tmp_path / "out"
     killed, over = threading.Event(), threading.Event()
     head, nodes = cluster
+    if is_split:  # three pools need three processors, also when one is gone
+        head.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
 
     def kill() -> None:
         while count_lines(out / "manifest.jsonl") < 8:
@@ -286,5 +289,10 @@ def test_what_cannot_be_is_said(tmp_path: Path, labeler: PseudoLabeler) -> None:
         RayEngine(workers=0)
     with pytest.raises(AdcamError, match="a share of a GPU"):
         RayEngine(gpus_per_process=-1)
+    small = SimpleNamespace(cluster_resources=lambda: {"CPU": 2})
+    with pytest.raises(AdcamError, match=r"need 3 processors.*cluster has 2"):
+        RayEngine(is_split=True)._count_most(small)
+    with pytest.raises(AdcamError, match="no GPU; take --device cpu"):
+        RayEngine(gpus_per_process=0.5)._count_most(small)
     with pytest.raises(AdcamError, match="in a pool of its own"):
         RayEngine(gpus_per_process=0.5, is_split=False)
