@@ -83,7 +83,10 @@ def read_color_table(path: str | Path) -> ColorTable:
         raise AdcamError(f"{path}: the table of colours names no class")
     if (0, 0, 0) not in name_of:
         colors.setdefault(0, (0, 0, 0))
-    class_set = build_class_set(Path(path).stem, names)
+    try:
+        class_set = build_class_set(Path(path).stem, names)
+    except AdcamError as err:
+        raise AdcamError(f"{path}: {err}") from err
     palette: Palette = [colors.get(value, color) for value, color in enumerate(voc_palette())]
     return ColorTable(replace(class_set, palette=tuple(palette)), colors)
 

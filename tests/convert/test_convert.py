@@ -782,6 +782,7 @@ def test_colour_masks_by_a_table(tmp_path: Path, table: str) -> None:
         ("cat,1,2,300\n", "line 1: colours lie in 0..255"),
         ("cat,1,2,3\ndog,1,2,3\n", "line 2: 'dog' and 'cat' share name or colour"),
         ("name,r,g,b\n", "names no class"),
+        ("c\0t,1,2,3\n", "holds a control character"),
     ],
 )
 def test_bad_tables_of_colours(tmp_path: Path, table: str, message: str) -> None:
