@@ -197,7 +197,8 @@ def _convert_union(value: Any, args: Sequence[Any], where: str, limits: Mapping[
         try:
             return convert(value, kind, where, limits)
         except AdcamError:
-            continue
+            if kind is float and isinstance(value, float) and math.isfinite(value):
+                raise  # of the right type, but out of range
     wanted = " or ".join(describe_type(kind) for kind in kinds)
     raise AdcamError(f"{where} must be {wanted}, got {value!r}")
 

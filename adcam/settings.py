@@ -288,8 +288,9 @@ class MaskSettings(Section):
     """How class maps become masks.
 
     Attributes:
-        rule: Where background ends: ``"constant:0.58"``, ``"power:4"``, ``"otsu"``, …
-            (docs/methods.md). By default the constant that this project chose on its own data.
+        rule: Where background ends: ``"constant:0.58"``, ``"steepest:0.58"``, ``"otsu"``, …
+            (docs/methods.md). By default ``"steepest:0.58"``, chosen on this project's own
+            data.
         chosen_on: What ``rule`` was chosen on, for the record.
         two_threshold: A low and a high background score in place of ``rule``: pixels that the two
             disagree on become 255, "uncertain".
@@ -298,7 +299,10 @@ class MaskSettings(Section):
             (ours, on the GPU of the network), ``"pydensecrf"``, or ``"auto"``: ``"lattice-gpu"``
             where the network runs on a GPU that has kernels for it, else ``"lattice"``.
         label_threshold: The probability from which a class counts as present where no labels are
-            given. A larger value finds fewer classes.
+            given, one for all classes or one a class. A larger value finds fewer classes. By
+            default those that the classifier was calibrated to (``adcam calibrate``), or else 0.5.
+        at_least_one: Whether the likeliest class counts as present where none reaches its
+            threshold: for images that all show a class.
     """
 
     rule: str | None = setting(None)
@@ -306,7 +310,8 @@ class MaskSettings(Section):
     two_threshold: tuple[float, float] | None = setting(None, at_least=0, at_most=1)
     crf: str = setting("none", choices=_crf_names)
     crf_backend: str = setting("auto", choices=CRF_BACKENDS)
-    label_threshold: float = setting(0.5, at_least=0, at_most=1)
+    label_threshold: float | tuple[float, ...] | None = setting(None, at_least=0, at_most=1)
+    at_least_one: bool = setting(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

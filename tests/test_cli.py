@@ -94,7 +94,7 @@ def test_every_command_and_option_of_the_parser_is_documented() -> None:
     text = (ROOT / "docs" / "cli.md").read_text("utf-8")
     subparsers = next(a for a in build_parser()._actions if isinstance(a.choices, dict))
     assert set(subparsers.choices) == {
-        *("demo", "train", "generate", "evaluate", "boxes", "compare"),
+        *("demo", "train", "calibrate", "generate", "evaluate", "boxes", "compare"),
         *("segment", "run", "report", "convert", "info", "status", "merge", "verify"),
     }
     for name in subparsers.choices:
@@ -419,6 +419,7 @@ def test_wrong_labels(
         (f"{GENERATE} --labels predicted --config nothing.py", "no such config"),
         (f"{GENERATE} --labels predicted --ids nothing.txt", "nothing.txt"),
         (f"{GENERATE} --labels predicted --voc-split train", "is no VOC root"),
+        ("evaluate truth", "give the ground truth with --gt GT_DIR or --metadata DIR"),
         ("evaluate nothing --gt truth", "no such folder"),
         ("evaluate photos --gt truth", "there are no .png files in this folder; 3 files are"),
         ("evaluate truth --gt truth --sweep", "there are no .npz files in this folder"),
@@ -442,7 +443,7 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "generate photos --out out --crf maybe", "fly", "evaluate masks"]
+    "command", ["generate", "generate photos --out out --crf maybe", "fly", "evaluate"]
 )
 def test_wrong_usage_exits_with_2(place: Path, command: str) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -482,7 +483,7 @@ def test_another_configuration_is_refused_with_a_diff(
     capsys.readouterr()
     assert run(f"{GENERATE} --labels labels.csv --threshold 0.7 --flip") == 2
     err = capsys.readouterr().err
-    assert 'labeler.rule: "constant:0.58" -> "constant:0.7"' in err
+    assert 'labeler.rule: "steepest:0.58" -> "constant:0.7"' in err
     assert "labeler.views.flip: false -> true" in err and "--overwrite" in err
     assert {p: p.read_bytes() for p in (place / "out").rglob("*.*")} == masks
     assert run(f"{GENERATE} --labels labels.csv --threshold 0.7 --flip --overwrite") == 0

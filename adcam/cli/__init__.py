@@ -17,6 +17,7 @@ from pathlib import Path
 
 from adcam.cli import (
     boxes,
+    calibrate,
     compare,
     convert,
     demo,
@@ -50,6 +51,7 @@ from adcam.version import __version__
 _COMMANDS = (
     demo,
     train,
+    calibrate,
     generate,
     status,
     merge,

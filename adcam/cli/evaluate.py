@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ def add(commands: Any) -> None:
         """\
         Score masks (<id>.png) against true masks of the same names: mean IoU and per class IoU,
         precision and recall. With --sweep, score maps of `generate --save-maps` at every
-        background score; maps of other projects (<id>.npy) too, see --classes and --format. With
+        background score; maps of other projects (<id>.npy) too, see --classes and --format. What
+        the rules for a threshold lose that see no masks stands beside it; without --gt, --sweep
+        prints their thresholds alone. With
         --metadata, score maps in wsolevaluation's format (<id>.npy) by its
         MaxBoxAccV2, or with --mask-root by its PxAP.""",
         """\
         adcam evaluate out --gt VOC2012/SegmentationClass --ids train.txt --json out.json
         adcam evaluate out --gt VOC2012/SegmentationClass --ids train.txt --sweep
+        adcam evaluate out --sweep
         adcam evaluate test_maps --metadata metadata/CUB/test \\
             --choose-maps val_maps --choose-metadata metadata/CUB/val
         """,
@@ -34,7 +37,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "pred_dir", type=Path, metavar="PRED_DIR", help="masks, or with --sweep maps"
     )
-    ground_truth = parser.add_mutually_exclusive_group(required=True)
+    ground_truth = parser.add_mutually_exclusive_group()
     ground_truth.add_argument("--gt", type=Path, metavar="GT_DIR", help="true masks")
     ground_truth.add_argument(
         "--metadata",
@@ -114,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.metadata is not None:
         return _run_localization(args)
+    if args.gt is None:
+        return _suggest(args)
     common: dict[str, Any] = {
         "ids": None if args.ids is None else read_id_list(args.ids),
         "average": args.average,
@@ -149,6 +154,46 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _suggest(args: argparse.Namespace) -> int:
+    """Print the thresholds of maps without ground truth."""
+    from adcam.data.open_images import read_id_list
+    from adcam.data.sources import parse_classes
+    from adcam.evaluation.masks_on_disk import suggest_thresholds
+    from adcam.files import write_json
+
+    if not args.sweep:
+        raise AdcamError(
+            "give the ground truth with --gt GT_DIR or --metadata DIR, or have thresholds "
+            "suggested from stored maps alone with --sweep"
+        )
+    result = suggest_thresholds(
+        args.pred_dir,
+        ids=None if args.ids is None else read_id_list(args.ids),
+        class_set=parse_classes(args.classes),
+        cam_format=args.cam_format,
+        progress=True,
+    )
+    _print_rules(result["rules"])
+    log(f"{result['num_images']} maps; use one with `adcam generate --threshold`")
+    if args.json:
+        write_json(args.json, result)
+    return EXIT_OK
+
+
+def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
+    scored = bool(rules) and "miou" in rules[0]
+    rows = [
+        (
+            rule["rule"],
+            f"{rule['threshold']:.2f}",
+            *((f"{rule['miou']:.2f}", f"{rule['loss']:.2f}") if scored else ()),
+        )
+        for rule in rules
+    ]
+    columns = ("rule", "threshold", *(("mIoU", "loss against the best") if scored else ()))
+    print_table(columns, rows, "Thresholds without ground truth")
+
+
 def _run_localization(args: argparse.Namespace) -> int:
     from adcam.evaluation.boxes_on_disk import evaluate_boxes, evaluate_pixels
     from adcam.files import write_json
@@ -179,6 +224,7 @@ def _print_curve(result: Mapping[str, Any]) -> None:
     shown = [point for point in points if point[0] == best or round(point[0] * 100) % 5 == 0]
     rows = [(f"{t:.2f}", f"{miou:.2f}", "best" if t == best else "") for t, miou in shown]
     print_table(("threshold", "mIoU", ""), rows, "Threshold curve")
+    _print_rules(result["rules"])
     print_scores(result["best"], f"Scores in percent at {best:.2f}")
 
 

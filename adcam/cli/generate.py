@@ -122,7 +122,8 @@ def _add_mask_arguments(mask: argparse._ArgumentGroup) -> None:
         "--threshold",
         "--bg",
         metavar="RULE",
-        help="where background ends: a score in [0, 1] (larger: more background), power:A or otsu",
+        help="where background ends: a score in [0, 1] (larger: more background), "
+        "power:A, otsu or steepest:T",
     )
     rules.add_argument(
         "--two-threshold",

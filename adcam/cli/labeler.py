@@ -16,12 +16,21 @@ if TYPE_CHECKING:
     from adcam.data.dataset import ImageDataset
     from adcam.labeling.labeler import PseudoLabeler
     from adcam.labeling.run import RunResult
+    from adcam.settings import TestViews
 
 _SHOWN = 10
 
 
 def add_labeler_arguments(parser: argparse.ArgumentParser) -> None:
     """Add IMAGES, and options of the classifier, the labels and the class maps."""
+    add_images_argument(parser)
+    _add_classifier(parser)
+    _add_labels(parser)
+    _add_maps(parser)
+
+
+def add_images_argument(parser: argparse.ArgumentParser) -> None:
+    """Add IMAGES."""
     parser.add_argument(
         "images",
         type=path_or_url,
@@ -29,9 +38,6 @@ def add_labeler_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder, a VOC root, a .txt list of image paths, or one image; also .tar archives "
         "and .parquet files (one, a folder, a list, or 'data/*.tar' in quotes), and URLs (s3://…)",
     )
-    _add_classifier(parser)
-    _add_labels(parser)
-    _add_maps(parser)
 
 
 def path_or_url(text: str) -> Path | str:
@@ -71,7 +77,14 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
         "--label-threshold",
         type=float,
         metavar="P",
-        help="a class is predicted from this probability on (default: 0.5)",
+        help="one probability from which every class is predicted (default: a threshold a class, "
+        "which the checkpoint holds since `adcam train` or `adcam calibrate`, or else 0.5)",
+    )
+    which.add_argument(
+        "--at-least-one",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="the likeliest class is predicted where none reaches its threshold",
     )
     which.add_argument("--ids", type=Path, metavar="LIST", help="only these ids, one a line")
     which.add_argument("--voc-split", metavar="SPLIT", help="list of a VOC root, e.g. train")
@@ -87,6 +100,11 @@ def _add_maps(parser: argparse.ArgumentParser) -> None:
     maps.add_argument(
         "--method-options", nargs="+", metavar="KEY=VALUE", help="e.g. power=3 num_steps=1"
     )
+    add_view_arguments(maps)
+
+
+def add_view_arguments(maps: argparse._ActionsContainer) -> None:
+    """Add scales, mirroring and the aspect ratio; :func:`read_views` reads them."""
     maps.add_argument(
         "--scales", type=int, nargs="+", metavar="PX", help="input sides in pixels (default: 448)"
     )
@@ -187,8 +205,9 @@ def report_run(args: argparse.Namespace, result: RunResult, what: str, manifest:
         more = f", … ({len(result.no_class) - _SHOWN} more)" if result.no_class[_SHOWN:] else ""
         log(
             f"In {len(result.no_class)} images the classifier found no class, so that their {what} "
-            f"is empty: {shown}{more}\nLower --label-threshold, or name the classes with --labels "
-            f"FILE.csv. {manifest} says what each came to."
+            f"is empty: {shown}{more}\nLower --label-threshold, or name the classes "
+            "with --labels FILE.csv; --at-least-one takes the likeliest. "
+            f"{manifest} says what each came to."
         )
     if result.ok + len(result.failed):
         log(result.format_times())
@@ -207,12 +226,10 @@ def check_classifier(args: argparse.Namespace) -> None:
 
 def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
     """Build the labeler of a command's options, which go over the ``options`` given here."""
-    from dataclasses import replace
-
     from adcam.labeling.labeler import PseudoLabeler
     from adcam.settings import TestViews
 
-    for name in ("method", "label_threshold"):
+    for name in ("method", "label_threshold", "at_least_one"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     if args.method is not None:
@@ -220,14 +237,7 @@ def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
         options["method_options"] = {}
     if args.method_options is not None:
         options["method_options"] = parse_pairs("--method-options", args.method_options)
-    views = options.get("views", TestViews())
-    if args.scales is not None:
-        views = replace(views, scales=tuple(args.scales))
-    if args.flip is not None:
-        views = replace(views, flip=args.flip)
-    if args.keep_ratio is not None:
-        views = replace(views, keep_ratio=args.keep_ratio)
-    options["views"] = views
+    options["views"] = read_views(args, options.get("views", TestViews()))
     if args.checkpoint is not None:
         return PseudoLabeler.from_checkpoint(args.checkpoint, device=choose_device(args), **options)
     return PseudoLabeler.from_imagenet(
@@ -239,13 +249,26 @@ def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
     )
 
 
+def read_views(args: argparse.Namespace, views: TestViews) -> TestViews:
+    """Return the views with those that the arguments name in their place."""
+    from dataclasses import replace
+
+    if args.scales is not None:
+        views = replace(views, scales=tuple(args.scales))
+    if args.flip is not None:
+        views = replace(views, flip=args.flip)
+    if args.keep_ratio is not None:
+        views = replace(views, keep_ratio=args.keep_ratio)
+    return views
+
+
 def open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> ImageDataset:
     """Open IMAGES with their labels, as a data set."""
     from adcam.data.open_images import open_images as load_images
     from adcam.data.open_images import read_id_list
 
     labels = args.labels or "auto"
-    everything = args.labels is None and args.model is not None
+    everything = args.labels is None and getattr(args, "model", None) is not None
     images = load_images(
         args.images,
         labeler.class_set,

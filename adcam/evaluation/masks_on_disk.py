@@ -15,6 +15,7 @@ from adcam.data.png import map_values, read_mask
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
 from adcam.evaluation.masks import MaskCounts, MaskScore
+from adcam.evaluation.unsupervised import UnsupervisedRules
 from adcam.files import find_files, match_id, read_json
 from adcam.labeling.maps_file import StoredMaps, load_maps
 from adcam.labeling.output_folder import CONFIG_NAME, MAPS_DIR, masks_folder
@@ -191,19 +192,15 @@ def evaluate_maps(
 
     Returns:
         ``thresholds``, ``miou`` at each, ``best_threshold``, ``best`` (as
-        :func:`evaluate_masks` returns it), ``num_images``, ``missing_predictions``, ``policy``.
+        :func:`evaluate_masks` returns it), ``num_images``, ``missing_predictions``, ``policy``, and
+        ``rules``: for each rule that sees no ground truth its ``rule``, its ``threshold`` (in the
+        mean, where each image has its own), its ``miou`` and its ``loss`` against the best
+        threshold, which saw the masks.
 
     Raises:
         AdcamError: As :func:`evaluate_masks`, or maps differ in their classes.
     """
-    folder = Path(maps_dir)
-    folder = folder / MAPS_DIR if (folder / MAPS_DIR).is_dir() else folder
-    is_ours = next(folder.rglob("*.npy"), None) is None
-    if is_ours and folder.is_dir() and next(folder.rglob("*.npz"), None) is None:
-        raise AdcamError(
-            f"{folder}: there are no .npz files in this folder; --sweep scores the maps that "
-            "`adcam generate --save-maps` stores"
-        )
+    folder, is_ours = _find_maps(maps_dir)
     other_classes = class_set or voc_class_set()
     pairs, missing = _pair(folder, Path(gt_dir), ".npz" if is_ours else ".npy", ids, allow_missing)
     gt_masks = _Masks(gt_dir, "--values", values)
@@ -220,6 +217,57 @@ def evaluate_maps(
     return {**sweep.compute(), "missing_predictions": missing}
 
 
+def suggest_thresholds(
+    maps_dir: str | Path,
+    *,
+    ids: Sequence[str] | None = None,
+    class_set: ClassSet | None = None,
+    cam_format: str = "auto",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Suggest background thresholds from stored maps alone, without ground truth.
+
+    Args:
+        maps_dir: As for :func:`evaluate_maps`.
+        ids: The images to look at; ``None`` takes all.
+        class_set: As for :func:`evaluate_maps`.
+        cam_format: As for :func:`evaluate_maps`.
+        progress: Whether to show progress on standard error.
+
+    Returns:
+        ``rules``, of each its ``rule`` and its ``threshold`` (in the mean, where each image has its
+        own), and ``num_images``. JSON-serialisable.
+
+    Raises:
+        AdcamError: There are no maps or none of an id, or a file cannot be read.
+    """
+    folder, is_ours = _find_maps(maps_dir)
+    other_classes, rules = class_set or voc_class_set(), UnsupervisedRules()
+    files = find_files(folder, ".npz" if is_ours else ".npy")
+    if ids is not None:
+        wanted = [match_id(name, files) for name in ids]
+        if unknown := [img_id for img_id in wanted if img_id not in files]:
+            raise AdcamError(f"{folder} has no maps of {_some(unknown)}")
+        files = {img_id: files[img_id] for img_id in wanted}
+    for _, path in _track(files, "sweep", progress):
+        stored = load_maps(path) if is_ours else _load_other_maps(path, other_classes, cam_format)
+        rules.update(stored.upsample().score_maps)
+    return {"rules": rules.suggest(), "num_images": len(files)}
+
+
+def _find_maps(maps_dir: str | Path) -> tuple[Path, bool]:
+    """Return the folder of the maps, and whether they are ours."""
+    folder = Path(maps_dir)
+    folder = folder / MAPS_DIR if (folder / MAPS_DIR).is_dir() else folder
+    is_ours = next(folder.rglob("*.npy"), None) is None
+    if is_ours and folder.is_dir() and next(folder.rglob("*.npz"), None) is None:
+        raise AdcamError(
+            f"{folder}: there are no .npz files in this folder; --sweep scores the maps that "
+            "`adcam generate --save-maps` stores"
+        )
+    return folder, is_ours
+
+
 class _Sweep:
     """The threshold curve of stored maps, whose classes the first file says."""
 
@@ -231,6 +279,7 @@ class _Sweep:
         self._average = average
         self._names: dict[int, str] = {}
         self._curve: ThresholdCurve | None = None
+        self._rules = UnsupervisedRules()
 
     def update(self, path: Path, stored: StoredMaps, gt: np.ndarray) -> None:
         """Count the maps of one image."""
@@ -250,6 +299,8 @@ class _Sweep:
             )
         maps = stored.upsample()
         self._curve.update(maps.score_maps, maps.class_ids, gt)
+        self._rules.update(maps.score_maps)
+        self._rules.count(maps, stored.mask_values, gt, self._average)
 
     def compute(self) -> dict[str, Any]:
         """Compute the curve, and the scores at its best threshold."""
@@ -264,6 +315,7 @@ class _Sweep:
             "best": name_classes(result.best, {0: "background", **self._names}),
             "num_images": result.best.num_images,
             "policy": dict(result.policy),
+            "rules": self._rules.score(result),
         }
 
 

@@ -95,7 +95,7 @@ def find_boxes(
     if not run_options.shard.is_whole:
         raise AdcamError("boxes are written as one file: their images cannot be divided")
     run = Run("boxes", images, labeler, run_options)
-    job = BoxJob(options, labeler.class_set, labeler.options.label_threshold)
+    job = BoxJob(options, labeler.class_set, labeler.label_thresholds)
     run.check(job)
     config = {
         "adcam": __version__,
@@ -124,12 +124,12 @@ class BoxJob:
     Attributes:
         options: How maps become boxes.
         class_set: The classes; they need no mask values.
-        label_threshold: The probability from which a class counts as found.
+        label_thresholds: The probability from which each class counts as found.
     """
 
     options: BoxOptions
     class_set: ClassSet
-    label_threshold: float
+    label_thresholds: tuple[float, ...]
 
     @property
     def step(self) -> str:
@@ -174,7 +174,7 @@ class BoxJob:
         ids = list(result.class_ids)
         return {
             "status": "ok",
-            **describe_classes(image, self.class_set.classes, self.label_threshold),
+            **describe_classes(image, self.class_set.classes, self.label_thresholds),
             "ori_hw": list(image.ori_hw),
             "file_name": name,
             "boxes": [[i, *box] for i, box in zip(ids, result.boxes.tolist(), strict=True)],

@@ -70,7 +70,7 @@ def generate(
     if maps_dtype is not None and maps_dtype not in MAPS_DTYPES:
         raise AdcamError(f"maps_dtype must be None or one of {MAPS_DTYPES}, got {maps_dtype!r}")
     run = Run("generate", images, labeler, RunOptions(**run_options))
-    least = labeler.options.label_threshold
+    least = labeler.label_thresholds
     fine = count_color_steps(labeler.map_maker.methods[0]) > 0
     job = (PackedMaskJob if isinstance(out, PackedOutput) else MaskJob)(
         Path(out.path if isinstance(out, PackedOutput) else out),
@@ -117,7 +117,7 @@ class MaskJob:
         mask_maker: Turns maps into a mask.
         class_set: Names, mask values and colours of the classes.
         maps_dtype: As for :func:`generate`.
-        label_threshold: The probability from which a class counts as found.
+        label_thresholds: The probability from which each class counts as found.
         maps_stride: As for :func:`adcam.labeling.maps_file.encode_maps`.
     """
 
@@ -125,7 +125,7 @@ class MaskJob:
     mask_maker: MaskMaker
     class_set: ClassSet
     maps_dtype: str | None
-    label_threshold: float
+    label_thresholds: tuple[float, ...]
     maps_stride: int = STRIDES[0]
 
     @property
@@ -179,7 +179,7 @@ class MaskJob:
                 dtype=self.maps_dtype,
                 stride=self.maps_stride,
             )
-        described = describe_classes(image, self.class_set.classes, self.label_threshold)
+        described = describe_classes(image, self.class_set.classes, self.label_thresholds)
         return contents, {
             "status": "ok",
             **described,

@@ -22,7 +22,7 @@ from adcam.errors import AdcamError
 from adcam.files import to_plain
 from adcam.labeling.map_maker import MapMaker, Network, plan_batches, resolve_device
 from adcam.labeling.mask_maker import MaskMaker, resize_maps
-from adcam.masks.background import BackgroundRule, parse_rule
+from adcam.masks.background import DEFAULT_RULE, BackgroundRule, parse_rule
 from adcam.masks.crf import CRF_BACKENDS, CRF_PARAMS
 from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
@@ -53,8 +53,8 @@ Labels: TypeAlias = Sequence[str] | None
 _BATCH_SIZE = 8  # images, on a GPU
 _WINDOW = 4  # batches
 
-DEFAULT_RULE = BackgroundRule("constant", 0.58, "voc-animals train, ad_cam at 448")
-"""Background rule where none is given, with the split, method and scale it was chosen on."""
+DEFAULT_LABEL_THRESHOLD = 0.5
+"""The probability from which a class counts as present where nobody chose another."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,10 @@ class LabelerOptions:
         compile: Whether to compile the network's MLPs with ``torch.compile``, in every process that
             runs it: seconds to half a minute before the first image, and the last bits change.
         label_threshold: The probability from which a class counts as present where no labels are
-            given. Larger finds fewer.
+            given, one for all classes or one a class. Larger finds fewer. ``None`` takes those that
+            the classifier file holds, or else 0.5.
+        at_least_one: Whether the likeliest class counts as present where none reaches its threshold
+            and no labels are given: for images that all show a class.
         max_pixels: Larger images are labelled at this many pixels, and their masks enlarged
             (nearest). The token grid is far coarser, so that only a CRF would see the difference;
             time and memory stay bounded whatever the camera.
@@ -96,7 +99,8 @@ class LabelerOptions:
     crf_backend: str = "auto"
     dtype: str = "float32"
     compile: bool = False
-    label_threshold: float = 0.5
+    label_threshold: float | tuple[float, ...] | None = None
+    at_least_one: bool = False
     max_pixels: int = 1 << 22
 
     def __post_init__(self) -> None:
@@ -135,6 +139,7 @@ def options_from_settings(cam: CamSettings, mask: MaskSettings) -> dict[str, Any
         "dtype": cam.dtype,
         "compile": cam.compile,
         "label_threshold": mask.label_threshold,
+        "at_least_one": mask.at_least_one,
         "max_pixels": cam.max_pixels,
     }
     if mask.rule is not None:
@@ -248,6 +253,11 @@ class PseudoLabeler:
             options["rule"] = parse_rule(options["rule"])
         self.options = LabelerOptions(**options)
         self.class_set = class_set
+        if len(self.label_thresholds) != len(class_set.classes):
+            raise AdcamError(
+                f"label_threshold must be one number, or one for each of the "
+                f"{len(class_set.classes)} classes, got {len(self.label_thresholds)}"
+            )
         self.weights_hash = hash_network(network)
         self.network = network
         self.map_maker = MapMaker(
@@ -334,6 +344,8 @@ class PseudoLabeler:
             AdcamError: The file is missing or no classifier, or an option is not legal.
         """
         loaded = load_classifier(path)
+        if options.get("label_threshold") is None and loaded.label_thresholds is not None:
+            options["label_threshold"] = loaded.label_thresholds.values
         return cls(loaded.network, loaded.class_set, device=device, **options)
 
     @classmethod
@@ -452,16 +464,29 @@ class PseudoLabeler:
         return tuple(sorted({classes.index(name) for name in names}))
 
     def predict_class_ids(self, scores: np.ndarray) -> tuple[int, ...]:
-        """Return the ids of the classes whose score is at least ``label_threshold``.
+        """Return the ids of the classes whose score is at least their threshold.
+
+        Where none is, and there must be one, it is that whose odds come nearest to those of its
+        threshold.
 
         Args:
             scores: The probability of every class, (C,).
         """
-        return tuple(np.flatnonzero(scores >= self.options.label_threshold).tolist())
+        return find_present(scores, self.label_thresholds, at_least_one=self.options.at_least_one)
+
+    @property
+    def label_thresholds(self) -> tuple[float, ...]:
+        """The probability from which each class counts as present."""
+        given = self.options.label_threshold
+        if given is None:
+            given = DEFAULT_LABEL_THRESHOLD
+        if isinstance(given, int | float):
+            return (given,) * len(self.class_set.classes)
+        return tuple(given)
 
     def describe_maps(self) -> dict[str, Any]:
         """Describe everything that changes class maps, as JSON reads it back."""
-        options = self.options
+        options, thresholds = self.options, self.label_thresholds
         return to_plain(
             {
                 "network": type(self.network).__name__,
@@ -476,7 +501,8 @@ class PseudoLabeler:
                 "views": asdict(options.views),
                 "method": options.method,
                 "method_options": vars(self.map_maker.methods[0]),
-                "label_threshold": options.label_threshold,
+                "at_least_one": options.at_least_one,
+                "label_threshold": thresholds[0] if len(set(thresholds)) == 1 else thresholds,
                 "max_pixels": options.max_pixels,
             }
         )
@@ -493,6 +519,25 @@ class PseudoLabeler:
             "crf": _describe_crf(options.crf) if has_crf else "none",
             "crf_backend": self.mask_maker.crf_backend if has_crf else None,
         }
+
+
+def find_present(
+    scores: np.ndarray, thresholds: Sequence[float], *, at_least_one: bool = False
+) -> tuple[int, ...]:
+    """Return the ids of the classes that an image shows by its classifier's scores.
+
+    Args:
+        scores: The probability of every class, (C,).
+        thresholds: The probability from which each class counts as present, (C,).
+        at_least_one: Whether the class whose odds are the highest multiple of those of its
+            threshold is present where none reaches its threshold.
+    """
+    needed = np.asarray(thresholds)
+    present = np.flatnonzero(scores >= needed)
+    if not len(present) and at_least_one:
+        odds = [p / np.maximum(1 - p, 1e-12) for p in (scores, needed)]
+        present = (odds[0] / np.maximum(odds[1], 1e-12)).argmax(keepdims=True)
+    return tuple(present.tolist())
 
 
 def _describe_crf(name: str) -> dict[str, Any]:

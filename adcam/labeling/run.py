@@ -499,13 +499,15 @@ def describe_image(image: Record | Task, root: str) -> str:
     return text if packed is None or not packed.name else f"{text}#{packed.name}"
 
 
-def describe_classes(image: Mapped, names: Sequence[str], least: float) -> dict[str, Any]:
+def describe_classes(
+    image: Mapped, names: Sequence[str], thresholds: Sequence[float]
+) -> dict[str, Any]:
     """Describe the classes of an image for its manifest entry.
 
     Args:
         image: The image with the maps of its classes.
         names: The names of all classes.
-        least: The probability from which a class counts as found.
+        thresholds: The probability from which each class counts as found.
 
     Returns:
         ``classes`` and ``labels``, and where the classifier found no class a ``note`` that says so.
@@ -516,10 +518,13 @@ def describe_classes(image: Mapped, names: Sequence[str], least: float) -> dict[
         "labels": "predicted" if predicted else "given",
     }
     if predicted and not image.maps.class_ids:
-        best = int(image.scores.argmax())
+        if len(set(thresholds)) == 1:
+            needed, best = f"at least {thresholds[0]:g}; the highest", int(image.scores.argmax())
+        else:
+            best = int((image.scores / np.maximum(thresholds, 1e-9)).argmax())
+            needed = f"at least its threshold; the nearest ({thresholds[best]:.3f})"
         described["note"] = (
-            f"no class has a probability of at least {least:g}; the highest is {names[best]} "
-            f"with {image.scores[best]:.3f}"
+            f"no class has a probability of {needed} is {names[best]} with {image.scores[best]:.3f}"
         )
     return described
 

@@ -5,6 +5,8 @@ Rules, for the highest class score m of a pixel:
 - ``constant``: background score t everywhere (``eval_cam.py`` of IRN, jiwoon-ahn/irn).
 - ``power``: background score ``(1 - m) ** alpha`` (``infer_cls.py`` of PSA, jiwoon-ahn/psa).
 - ``otsu``: a constant per image, Otsu's threshold (IEEE Trans. SMC 9(1), 1979) on the map of m.
+- ``steepest``: a constant per image, the level near t at which the map of m is steepest
+  (:mod:`adcam.masks.steepest`, ours).
 
 A pixel is foreground where m is above the background score; background wins at equality. Class
 indices become mask values here and nowhere else.
@@ -19,12 +21,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from adcam.errors import AdcamError
+from adcam.masks.steepest import find_steepest_level
 from adcam.structures import ClassMaps, PseudoMask
 
-RULES = ("constant", "power", "otsu")
+RULES = ("constant", "power", "otsu", "steepest")
 """The names of the background rules."""
 
-RULE_FORMS = "a number in [0, 1], 'constant:<number in [0, 1]>', 'power:<number above 0>' or 'otsu'"
+RULE_FORMS = (
+    "a number in [0, 1], 'constant:<number in [0, 1]>', 'power:<number above 0>', 'otsu' or "
+    "'steepest:<number in [0, 1]>'"
+)
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,11 @@ class BackgroundRule:
     """A rule that decides which pixels are background.
 
     Attributes:
-        rule: ``"constant"``, ``"power"`` or ``"otsu"``.
+        rule: ``"constant"``, ``"power"``, ``"otsu"`` or ``"steepest"``.
         value: The background score t in [0, 1] of ``constant`` (larger: more background); the
-            exponent alpha > 0 of ``power`` (larger: less background); ``None`` for ``otsu``.
+            exponent alpha > 0 of ``power`` (larger: less background); ``None`` for ``otsu``; for
+            ``steepest`` the level in [0, 1] that is expected for an image of one class (larger:
+            more background).
         chosen_on: The split the value was chosen on; ``"given"`` when the user gave it.
 
     Raises:
@@ -56,7 +64,7 @@ def parse_rule(text: str, *, chosen_on: str = "given") -> BackgroundRule:
     """Read a rule as it is written on the command line.
 
     Args:
-        text: ``"0.35"`` or ``"constant:0.35"``, ``"power:4"``, ``"otsu"``.
+        text: ``"0.35"`` or ``"constant:0.35"``, ``"power:4"``, ``"otsu"``, ``"steepest:0.58"``.
         chosen_on: The split the value was chosen on.
 
     Raises:
@@ -83,7 +91,7 @@ def compute_bg_score(
 
     Args:
         score_maps: (K, H, W) float in [0, 1]; K may be 0.
-        rule: ``"constant"``, ``"power"`` or ``"otsu"``.
+        rule: One of :data:`RULES`.
         threshold: The value of the rule, ``None`` for ``otsu``; see :class:`BackgroundRule`.
 
     Returns:
@@ -100,7 +108,7 @@ def compute_bg_score(
 
 
 def find_threshold(score_maps: np.ndarray, *, rule: str, threshold: float | None = None) -> float:
-    """Return the value that decides this image: Otsu's threshold for ``otsu``, else ``threshold``.
+    """Return the value that decides this image: for ``constant`` and ``power`` that of the rule.
 
     Otsu's threshold is the value, of 256 between the map's lowest and highest, that splits the
     pixels into two groups with the largest variance between them. A constant map has no two
@@ -108,13 +116,17 @@ def find_threshold(score_maps: np.ndarray, *, rule: str, threshold: float | None
 
     Args:
         score_maps: (K, H, W) float in [0, 1]; K may be 0.
-        rule: ``"constant"``, ``"power"`` or ``"otsu"``.
+        rule: One of :data:`RULES`.
         threshold: The value of the rule, ``None`` for ``otsu``; see :class:`BackgroundRule`.
 
     Raises:
         AdcamError: If the rule is unknown, its value is out of range, or maps are not finite.
     """
     _check_rule(rule, threshold)
+    if rule == "steepest":
+        return find_steepest_level(
+            _peak(score_maps), expected=float(threshold or 0), num_classes=len(score_maps)
+        )
     if threshold is not None:
         return float(threshold)
     return _find_otsu_threshold(_peak(score_maps))
@@ -176,7 +188,7 @@ def compute_mask(
     Args:
         maps: The present classes and their score maps. With no class the mask is all background.
         mask_values: Mask value of each foreground class, in classifier order.
-        rule: ``"constant"``, ``"power"`` or ``"otsu"``.
+        rule: One of :data:`RULES`.
         threshold: The value of the rule, ``None`` for ``otsu``; it is compared with the scores in
             float32.
         chosen_on: Recorded in the result: the split the threshold was chosen on.
@@ -261,7 +273,11 @@ def _check_rule(rule: str, value: float | None) -> None:
             raise AdcamError(f"otsu finds its own threshold on each image, got {value}")
     elif value is None:
         raise AdcamError(f"rule {rule!r} needs a threshold")
-    elif rule == "constant" and not 0 <= value <= 1:
-        raise AdcamError(f"the threshold of 'constant' must lie in [0, 1], got {value}")
+    elif rule in ("constant", "steepest") and not 0 <= value <= 1:
+        raise AdcamError(f"the threshold of {rule!r} must lie in [0, 1], got {value}")
     elif rule == "power" and not (value > 0 and math.isfinite(value)):
         raise AdcamError(f"the exponent of 'power' must be a finite number above 0, got {value}")
+
+
+DEFAULT_RULE = BackgroundRule("steepest", 0.58, "voc-animals train, ad_cam at 448")
+"""Background rule where none is given, with the split, method and scale it was chosen on."""

@@ -29,6 +29,29 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
+class LabelThresholds:
+    """The probability from which each class counts as present in an image without labels.
+
+    Attributes:
+        values: One probability a class, in the order of the classes. A larger value finds the class
+            in fewer images.
+        chosen_on: The split or folder whose image-level labels they were chosen on.
+        num_images: The number of its images.
+
+    Raises:
+        AdcamError: A value is no probability.
+    """
+
+    values: tuple[float, ...]
+    chosen_on: str
+    num_images: int
+
+    def __post_init__(self) -> None:
+        if wrong := [value for value in self.values if not 0 <= value <= 1]:
+            raise AdcamError(f"label thresholds must lie in [0, 1], got {wrong[0]}")
+
+
+@dataclass(frozen=True)
 class ClassifierFile:
     """The content of a classifier file.
 
@@ -36,11 +59,13 @@ class ClassifierFile:
         network: The network, float32, in eval mode, on the CPU.
         class_set: The classes of the network.
         info: The origin of the network: scores, split names, hash of the configuration.
+        label_thresholds: When each class counts as present; ``None`` where nobody calibrated it.
     """
 
     network: TokenCAM | NonlocalCAM
     class_set: ClassSet
     info: Mapping[str, Any] = field(default_factory=dict)
+    label_thresholds: LabelThresholds | None = None
 
 
 def save_classifier(
@@ -74,6 +99,29 @@ def save_classifier(
         "info": dict(info),
     }
     write_bytes(path, save(tensors, metadata={"adcam": json.dumps(header, sort_keys=True)}))
+
+
+def save_label_thresholds(
+    path: str | Path, thresholds: LabelThresholds, out: str | Path | None = None
+) -> None:
+    """Write label thresholds into a classifier file, atomically; its tensors keep their bytes.
+
+    Args:
+        path: A classifier that :func:`load_classifier` reads.
+        thresholds: The thresholds, one a class; those that the file holds are replaced.
+        out: The file to write; by default ``path`` itself.
+
+    Raises:
+        AdcamError: The number of thresholds is not that of the classes.
+    """
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["adcam"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if len(thresholds.values) != (num := len(header["class_set"]["classes"])):
+        raise AdcamError(f"{path} has {num} classes, got {len(thresholds.values)} thresholds")
+    header["label_thresholds"] = asdict(thresholds)
+    text = json.dumps(header, sort_keys=True)
+    write_bytes(out or path, save(tensors, metadata={"adcam": text}))
 
 
 def load_classifier(path: str | Path) -> ClassifierFile:
@@ -127,10 +175,24 @@ def load_classifier(path: str | Path) -> ClassifierFile:
             {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
         )
         info = header["info"]
+        thresholds = _read_label_thresholds(header.get("label_thresholds"), class_set)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise AdcamError(f"{path}: this classifier cannot be used: {error}") from error
     check_finite(tensors, path)
-    return ClassifierFile(network.eval(), class_set, info)
+    return ClassifierFile(network.eval(), class_set, info, thresholds)
+
+
+def _read_label_thresholds(
+    description: Mapping[str, Any] | None, class_set: ClassSet
+) -> LabelThresholds | None:
+    if description is None:
+        return None
+    found = LabelThresholds(**{**description, "values": tuple(description["values"])})
+    if len(found.values) != class_set.num_fg_classes:
+        raise ValueError(
+            f"{len(found.values)} label thresholds for {class_set.num_fg_classes} classes"
+        )
+    return found
 
 
 def _read_class_set(description: Mapping[str, Any]) -> ClassSet:

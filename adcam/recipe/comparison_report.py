@@ -163,6 +163,7 @@ def scores_table(results: ComparisonResults, command: str) -> Table:
             Column(f"mIoU {choose_split}", hint="where the threshold was chosen"),
             Column(f"mIoU {split}", best="max", bar_max=100.0),
             Column("best on split", hint="with the threshold chosen on the reported split"),
+            Column("loss", hint="what the chosen threshold loses against the best on the split"),
         ],
         rows=[
             [
@@ -173,6 +174,7 @@ def scores_table(results: ComparisonResults, command: str) -> Table:
                 method.chosen_miou,
                 method.miou,
                 method.best_miou,
+                None if method.best_miou is None else method.best_miou - method.miou,
             ]
             for method in results.methods
         ],

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from adcam.data.augment import EvalDataset, TrainDataset, class_counts
+from adcam.data.dataset import ImageDataset
 from adcam.data.sources import build_dataset
 from adcam.files import hash_values
+from adcam.labeling.calibrate import calibrate_file
+from adcam.labeling.labeler import PseudoLabeler
 from adcam.metrics.classification import MultiLabelAP
 from adcam.models.classifier import Classifier
 from adcam.models.classifier_file import load_classifier, save_classifier
@@ -124,7 +127,8 @@ def train_classifier(
         Path of the classifier: of the epoch with the best score on ``data.val`` (mAP, for one
         class an image Top-1 accuracy), or with ``train.choose="last"`` of the last one. Its
         ``chosen_on`` names that split, ``"oracle"`` where it is also ``data.test``, or is
-        ``None``.
+        ``None``. Where an image may show several classes, the file also holds label thresholds
+        that were chosen on the labels of ``data.val`` (:mod:`adcam.labeling.calibrate`).
 
     Raises:
         AdcamError: Data, labels or weights are wrong; nothing is written before the checks. Or
@@ -162,7 +166,22 @@ def train_classifier(
     runner.train()
     if not export.has_run:
         runner.val()  # resumed after the last epoch, which may have ended before its validation
-    return work_dir / CLASSIFIER_NAME
+    path = work_dir / CLASSIFIER_NAME
+    if not is_single and is_main_process():
+        _calibrate(path, settings, images.val)
+    barrier()
+    return path
+
+
+def _calibrate(path: Path, settings: Settings, images: ImageDataset) -> None:
+    """Choose the label thresholds on images that the network did not learn from.
+
+    At the scales that it will label images at: its probabilities there differ from those at the
+    size of its training.
+    """
+    views, dtype = settings.cam.views, settings.cam.dtype
+    labeler = PseudoLabeler.from_checkpoint(path, method="cam", views=views, dtype=dtype)
+    calibrate_file(path, images, labeler)
 
 
 def import_ts_cam(settings: Settings, checkpoint: str | Path, path: str | Path) -> None:

@@ -4,5 +4,5 @@ _base_ = [
     "../_base_/model/deit-base.py",
     "../_base_/schedule/classifier_60e.py",
     "../_base_/cam/ad_cam.py",
-    "../_base_/mask/constant.py",
+    "../_base_/mask/steepest.py",
 ]

@@ -4,7 +4,7 @@ _base_ = [
     "../_base_/model/deit-tiny.py",
     "../_base_/schedule/classifier_10e.py",
     "../_base_/cam/ad_cam.py",
-    "../_base_/mask/constant.py",
+    "../_base_/mask/steepest.py",
 ]
 one = dict(scales=[448])
 many = dict(scales=[448, 560])

@@ -17,8 +17,15 @@ from adcam.data.score_maps import read_score_map
 from adcam.data.sources import build_classes
 from adcam.errors import AdcamError
 from adcam.evaluation import masks_on_disk
-from adcam.evaluation.masks_on_disk import THRESHOLDS, evaluate_maps, evaluate_masks
+from adcam.evaluation.masks_on_disk import (
+    THRESHOLDS,
+    evaluate_maps,
+    evaluate_masks,
+    suggest_thresholds,
+)
+from adcam.evaluation.unsupervised import OF_SET
 from adcam.labeling.maps_file import encode_maps, load_maps
+from adcam.masks.background import compute_mask
 from adcam.metrics.miou import MeanIoU
 from adcam.structures import ClassMaps
 
@@ -156,6 +163,34 @@ def test_the_sweep_is_thresholding_at_every_score(stored: tuple[Path, Path]) -> 
     assert set(curve["best"]["iou_per_class"]) == {"background", "cat", "dog"}
     assert curve["num_images"] == 3
     json.dumps(curve, allow_nan=False)
+
+
+def test_rules_without_ground_truth_and_what_they_lose(stored: tuple[Path, Path]) -> None:
+    curve = evaluate_maps(stored[0].parent, stored[1])
+    rules = {row["rule"]: row for row in curve["rules"]}
+    assert list(rules) == ["constant:0.58", "steepest:0.58", "otsu", OF_SET]
+    assert rules["constant:0.58"]["miou"] == pytest.approx(curve["miou"][58])
+    of_set = round(rules[OF_SET]["threshold"] * 100)
+    assert rules[OF_SET]["miou"] == pytest.approx(curve["miou"][of_set])
+    assert all(
+        row["loss"] == pytest.approx(curve["best_miou"] - row["miou"]) for row in rules.values()
+    )
+    metric = MeanIoU(13)
+    for path in stored[0].glob("*.npz"):
+        maps = load_maps(path).upsample()
+        mask = compute_mask(maps, mask_values=CLASSES.mask_values, rule="otsu").mask
+        metric.update(mask, read_mask(stored[1] / f"{path.stem}.png"))
+    assert rules["otsu"]["miou"] == pytest.approx(metric.compute().miou)
+    # Without masks, the same thresholds.
+    alone = suggest_thresholds(stored[0])
+    assert alone["num_images"] == 3
+    assert alone["rules"] == [
+        {"rule": row["rule"], "threshold": row["threshold"]} for row in curve["rules"]
+    ]
+    empty = suggest_thresholds(stored[0], ids=["c"])
+    assert empty == {"rules": [], "num_images": 1}, "an image without classes says nothing"
+    with pytest.raises(AdcamError, match="no maps of d"):
+        suggest_thresholds(stored[0], ids=["a", "d"])
 
 
 def test_maps_of_other_classes_or_sizes_are_refused(stored: tuple[Path, Path]) -> None:

@@ -111,7 +111,8 @@ def test_masks_maps_manifest_and_config(
         assert entry["ori_hw"] == list(mask.shape)
         assert entry["image"] == f"../photos/{img_id}.png"
         assert entry["labels"] == "given" and entry["status"] == "ok"
-        assert (entry["rule"], entry["threshold"]) == (DEFAULT_RULE.rule, DEFAULT_RULE.value)
+        assert entry["rule"] == DEFAULT_RULE.rule
+        assert entry["threshold"] == label.pseudo_mask.threshold
         assert entry["chosen_on"] == labeler.options.rule.chosen_on
         assert entry["weights"] == labeler.weights_hash
     config = json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))

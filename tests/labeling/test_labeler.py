@@ -29,7 +29,7 @@ from adcam.labeling.labeler import (
 )
 from adcam.labeling.map_maker import MapMaker, Passes
 from adcam.labeling.mask_maker import DeviceMaps, MaskMaker, resize_maps
-from adcam.masks.background import BackgroundRule, parse_rule
+from adcam.masks.background import BackgroundRule, find_threshold, parse_rule
 from adcam.models.classifier_file import load_classifier
 from adcam.options import from_section
 from adcam.settings import CamSettings, MaskSettings, TestViews
@@ -48,6 +48,10 @@ def load(path: Path, **options: object) -> PseudoLabeler:
     return PseudoLabeler.from_checkpoint(path, device="cpu", **{"views": SMALL, **options})
 
 
+def find_level(score_maps: np.ndarray) -> float:
+    return find_threshold(score_maps, rule=DEFAULT_RULE.rule, threshold=DEFAULT_RULE.value)
+
+
 def test_given_labels_make_their_maps_and_mask(tiny_checkpoint: Path, img: np.ndarray) -> None:
     label = load(tiny_checkpoint)(img, labels=["horse", "cat"])
     assert list(label.maps) == ["cat", "horse"]
@@ -57,9 +61,9 @@ def test_given_labels_make_their_maps_and_mask(tiny_checkpoint: Path, img: np.nd
     assert all(0 < score < 1 for score in label.scores.values())
     # VOC's mask values, decided by the threshold alone.
     stacked = np.stack(list(label.maps.values()))
-    expected = np.where(
-        stacked.max(0) > np.float32(DEFAULT_RULE.value), np.array([8, 13])[stacked.argmax(0)], 0
-    )
+    level = find_level(stacked)
+    expected = np.where(stacked.max(0) > np.float32(level), np.array([8, 13])[stacked.argmax(0)], 0)
+    assert label.pseudo_mask.threshold == level
     np.testing.assert_array_equal(label.mask, expected)
     assert len(np.unique(label.mask)) > 1
     assert label.pseudo_mask.chosen_on == DEFAULT_RULE.chosen_on
@@ -251,7 +255,8 @@ def test_a_large_image_is_labelled_small_and_its_mask_enlarged(
     assert label.img.shape == (22, 35, 3)
     assert label.class_maps.score_maps.shape == (1, 22, 35)
     assert label.maps["dog"].shape == label.mask.shape == (44, 70)
-    small = np.where(label.class_maps.score_maps[0] > np.float32(DEFAULT_RULE.value), 12, 0)
+    level = find_level(label.class_maps.score_maps)
+    small = np.where(label.class_maps.score_maps[0] > np.float32(level), 12, 0)
     np.testing.assert_array_equal(label.mask, small.repeat(2, axis=0).repeat(2, axis=1))
 
 

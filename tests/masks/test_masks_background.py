@@ -56,7 +56,9 @@ ILLEGAL_TEXTS = """
 
 @pytest.mark.parametrize("text", ["", *ILLEGAL_TEXTS.split()])
 def test_other_texts_are_refused_with_the_legal_forms(text):
-    with pytest.raises(ValueError, match=r"a number in .*'otsu', got") as caught:
+    with pytest.raises(
+        ValueError, match=r"a number in .*'steepest:<number in \[0, 1\]>', got"
+    ) as caught:
         parse_rule(text)
     assert repr(text) in str(caught.value)
 

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from adcam.data.augment import EvalDataset
 from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
+from adcam.labeling.labeler import hash_network
 from adcam.models.classifier import Classifier
 from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.settings import Settings
@@ -175,10 +176,13 @@ def test_a_better_earlier_classifier_outlives_a_resume(
             loaded.class_set,
             {**loaded.info, "val_map": val_map},
         )
-        before = path.read_bytes()
+        before = load_classifier(path)
         (work_dir / "last_checkpoint").write_text("epoch_1.pth")  # one epoch is to be trained
         train_classifier(mini_settings, work_dir, resume=True)
-        assert (path.read_bytes() == before) == kept
+        after = load_classifier(path)
+        assert (hash_network(after.network) == hash_network(before.network)) == kept
+        assert (after.info == before.info) == kept
+        assert after.label_thresholds is not None and after.label_thresholds.chosen_on == "val"
     assert load_classifier(path).info["epoch"] == 2
 
 

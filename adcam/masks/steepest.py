@@ -1,0 +1,102 @@
+"""The level at which a map is steepest: a background threshold without ground truth.
+
+The outline of the mask at a level t runs between pixels of which one is above t and the other is
+not. How far the map jumps there, in the mean over the outline, says how sharply the map itself
+separates the two sides: on the slope at the border of an object the jumps are large, within the
+object and within the background they are small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+LEVELS = np.arange(20, 91) / 100
+"""The levels that are tried: maps are scaled to [0, 1], so lower and higher ones are noise."""
+
+PULL = 0.2
+"""How much of the steepest jump a level must gain to be 0.1 away from the one expected."""
+
+PER_CLASS = 0.06
+"""How much higher the level is expected for each further class of an image.
+
+The highest of several maps is higher than one map everywhere, in the background too.
+"""
+
+_SIDE = 128  # pixels: maps vary more slowly than that, and noise of single pixels is left out
+_MIN_LENGTH = 4  # pairs of pixels: a shorter outline says nothing
+_WIDTH = 2  # levels: the standard deviation that curves are smoothed by
+
+
+def compute_jumps(peak: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum the jumps of a map along its outline at every level.
+
+    Args:
+        peak: The highest score of each pixel, (H, W) in [0, 1]; larger maps are sampled to about
+            128 pixels a side.
+
+    Returns:
+        The sum of the jumps and the length of the outline in pairs of neighbouring pixels, each
+        (T,) float64, at :data:`LEVELS`. Their ratio is the mean jump.
+    """
+    step = max(1, round(max(peak.shape) / _SIDE))
+    small = peak[step // 2 :: step, step // 2 :: step]
+    num = len(LEVELS)
+    jumps, length = np.zeros(num + 1), np.zeros(num + 1)
+    for a, b in ((small[:, 1:], small[:, :-1]), (small[1:], small[:-1])):
+        low, high = np.minimum(a, b).ravel(), np.maximum(a, b).ravel()
+        # A pair is part of the outline at the levels t with low <= t < high.
+        first, end = (np.searchsorted(LEVELS, side) for side in (low, high))
+        jump = (high - low).astype(np.float64)
+        for total, weight in ((jumps, jump), (length, np.ones_like(jump))):
+            total += np.bincount(first, weight, num + 1) - np.bincount(end, weight, num + 1)
+    return jumps.cumsum()[:num], length.cumsum()[:num]
+
+
+def find_steepest_level(peak: np.ndarray, *, expected: float, num_classes: int) -> float:
+    """Return the level near ``expected`` at which the map is steepest.
+
+    It is the t with the largest J(t) / max J − ``PULL`` ((t − t₀) / 0.1)², where J is the mean jump
+    over the outline and t₀ is ``expected`` + ``PER_CLASS`` (``num_classes`` − 1).
+
+    Args:
+        peak: The highest score of each pixel, (H, W) in [0, 1].
+        expected: The level expected for an image of one class, in [0, 1].
+        num_classes: The number of classes of the image.
+
+    Returns:
+        A level in [0.2, 0.9]. A constant map has no outline: the level nearest to the expected one.
+    """
+    steepness = _smooth(_mean_jump(*compute_jumps(peak)))
+    steepness /= max(float(steepness.max()), 1e-12)
+    center = expected + PER_CLASS * max(num_classes - 1, 0)
+    return float(LEVELS[(steepness - PULL * ((LEVELS - center) / 0.1) ** 2).argmax()])
+
+
+def find_steepest_of_set(images: Iterable[tuple[np.ndarray, np.ndarray]]) -> float | None:
+    """Return the level at which the maps of a set of images are steepest in the mean.
+
+    Nothing is expected of it, so that it needs many images: a hundred or more.
+
+    Args:
+        images: What :func:`compute_jumps` returned for each.
+
+    Returns:
+        A level in [0.2, 0.9]; ``None`` where no map has an outline.
+    """
+    total = np.zeros(len(LEVELS))
+    for jumps, length in images:
+        total += _mean_jump(jumps, length)
+    return float(LEVELS[_smooth(total).argmax()]) if total.any() else None
+
+
+def _mean_jump(jumps: np.ndarray, length: np.ndarray) -> np.ndarray:
+    mean: np.ndarray = np.where(length >= _MIN_LENGTH, jumps / np.maximum(length, 1), 0)
+    return mean
+
+
+def _smooth(curve: np.ndarray) -> np.ndarray:
+    reach = 3 * _WIDTH
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / _WIDTH) ** 2)
+    return np.convolve(np.pad(curve, reach, mode="edge"), kernel, mode="valid")
