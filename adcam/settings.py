@@ -320,6 +320,45 @@ class MaskSettings(Section):
 
 
 @dataclass(frozen=True)
+class RefineSettings(Section):
+    """How a classifier is refined on the class maps that it made.
+
+    Attributes:
+        thresholds: A low and a high background score. Pixels whose highest score is at most the low
+            one are learnt as background, those above the high one as their class; those between
+            the two are left out. Further apart, fewer pixels are learnt, and fewer are wrong.
+        scale: The side in pixels of the images that the classifier sees, as one of ``cam.scales``.
+        max_images: The most images that are learnt from; of more, evenly spread ones are taken.
+            Each takes a megabyte on disk while the head is trained (DeiT-Tiny, 448 pixels).
+        epochs: How many times all images are seen.
+        batch_size: How many images make one step, in each process.
+        lr: The learning rate of AdamW; it rises in the first epoch and falls to 0 like a cosine.
+        dtype: The precision of the classifier: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        seed: The seed of everything random; the same seed gives the same result.
+        rule: Where background ends in the refined maps, as in ``mask.rule``.
+        chosen_on: What ``rule`` was chosen on, for the record.
+        log_interval: How many steps lie between two lines of the log.
+    """
+
+    thresholds: tuple[float, float] = setting((0.5, 0.65), at_least=0, at_most=1)
+    scale: int = setting(448, at_least=1)
+    max_images: int = setting(4000, at_least=1)
+    epochs: int = setting(6, at_least=1)
+    batch_size: int = setting(8, at_least=1)
+    lr: float = setting(2e-3, above=0)
+    dtype: str = setting("float32", choices=DTYPES)
+    seed: int = setting(0, at_least=0)
+    rule: str = setting("constant:0.46")
+    chosen_on: str = setting("voc-animals train, refined at 448")
+    log_interval: int = setting(10, at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.thresholds[0] > self.thresholds[1]:
+            raise AdcamError(f"thresholds must be (low, high), got {self.thresholds}")
+
+
+@dataclass(frozen=True)
 class MethodSpec(Section):
     """One method to compare, or one folder of maps.
 
@@ -479,6 +518,8 @@ class RecipeSettings(Section):
         evaluate: The lists of images whose masks are scored.
         test: The list of images that the network is scored on.
         classifier: A classifier that is trained already; by default the recipe trains one.
+        refine: Whether the classifier learns from the class maps of ``learn_from``, as the section
+            ``refine`` says, before masks are made.
         network: The network that learns from the masks; by default the recipe ends with the masks.
     """
 
@@ -486,6 +527,7 @@ class RecipeSettings(Section):
     evaluate: tuple[str, ...] = setting()
     test: str | None = setting(None)
     classifier: str | None = setting(None)
+    refine: bool = setting(False)
     network: RecipeNetworkSettings | None = None
 
     def __post_init__(self) -> None:
@@ -806,6 +848,7 @@ class Settings(ConfigSettings):
     inca: Entry[InCA | None] = Entry(_build_inca, kinds=_inca_kinds, default=lambda: None)
     cam = _section(CamSettings, CamSettings)
     mask = _section(MaskSettings, MaskSettings)
+    refine = _section(RefineSettings, RefineSettings)
     compare = _section(CompareSettings)
     recipe = _section(RecipeSettings)
     demo = _section(DemoSettings)

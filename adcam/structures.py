@@ -135,6 +135,8 @@ class TokenMaps:
             those blocks of the patch-to-patch attention, prefix rows and columns dropped. Always
             empty for convolutional networks, whose ``depth`` is 0.
         model: What errors call the network.
+        pixel_logits: (B, C + 1, h, w) float, background first: what a refined classifier says of
+            each patch (:mod:`adcam.models.refined_cam`). ``None`` for other networks.
     """
 
     logits: torch.Tensor
@@ -144,6 +146,7 @@ class TokenMaps:
     attn_cls2patch: torch.Tensor | None = None
     attn_patch2patch: Mapping[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
     model: str = "this model"
+    pixel_logits: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

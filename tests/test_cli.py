@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from adcam.cli import build_parser, info, main
-from adcam.cli.generate import CRF_BACKENDS, CRF_NAMES
+from adcam.cli.labeler import CRF_BACKENDS, CRF_NAMES
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.errors import AdcamError
 from adcam.masks import crf as crf_module
@@ -94,7 +94,7 @@ def test_every_command_and_option_of_the_parser_is_documented() -> None:
     text = (ROOT / "docs" / "cli.md").read_text("utf-8")
     subparsers = next(a for a in build_parser()._actions if isinstance(a.choices, dict))
     assert set(subparsers.choices) == {
-        *("demo", "train", "calibrate", "generate", "evaluate", "boxes", "compare"),
+        *("demo", "train", "calibrate", "generate", "refine", "evaluate", "boxes", "compare"),
         *("segment", "run", "report", "convert", "info", "status", "merge", "verify"),
     }
     for name in subparsers.choices:

@@ -199,7 +199,10 @@ ANIMALS = ROOT / "configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py"
         ("data.train={'a':1}", r"'data\.train'.* cannot be merged"),
         ("data.root=None", r"data\.root must be text, got None"),
         ("data.expected_counts=[1]", r"data\.expected_counts must be"),
-        ("model.kind=vit", r"model\.kind must be 'token_cam' or 'nonlocal_cam', got 'vit'"),
+        (
+            "model.kind=vit",
+            r"model\.kind must be 'token_cam', 'nonlocal_cam' or 'refined_cam', got 'vit'",
+        ),
         ("model.attention=None", "model: there is no key 'attention'"),
         ("optim_wrapper.optimzer.lr=1", "optim_wrapper has no 'optimzer'; .*'optimizer'"),
         ("optim_wrapper=3", "optim_wrapper must be"),

@@ -13,6 +13,7 @@ from torch import Tensor
 from adcam.cams.ad_cam import ADCAM
 from adcam.cams.cam import CAM
 from adcam.cams.forms import CLIPESForm, MCTformerForm, TransCAMForm
+from adcam.cams.refined import Refined
 from adcam.cams.ts_cam import TSCAM
 from adcam.errors import AdcamError
 from adcam.options import from_section, suggest
@@ -26,6 +27,7 @@ __all__ = [
     "CLIPESForm",
     "MCTformerForm",
     "Method",
+    "Refined",
     "TransCAMForm",
     "build_method",
     "register_method",
@@ -55,6 +57,7 @@ _METHODS: dict[str, type[Method]] = {
     "mctformer_form": MCTformerForm,
     "clip_es_form": CLIPESForm,
     "ad_cam": ADCAM,
+    "refined": Refined,
 }
 METHODS: Mapping[str, type[Method]] = MappingProxyType(_METHODS)
 """The class of each method by its name; :func:`register_method` adds to it."""

@@ -25,6 +25,7 @@ from adcam.cli import (
     generate,
     info,
     merge,
+    refine,
     report,
     run,
     segment,
@@ -56,6 +57,7 @@ _COMMANDS = (
     status,
     merge,
     verify,
+    refine,
     evaluate,
     boxes,
     compare,
@@ -69,6 +71,7 @@ _COMMANDS = (
 # Arguments that name something to read, whatever the command, and what it is.
 _INPUTS = {
     "images": "image, list or folder",
+    "maps": "folder",
     "source": "file or folder",
     "voc": "folder",
     "pred_dir": "folder",

@@ -10,12 +10,14 @@ from adcam.cli.arguments import add_cfg_options, add_command, parse_pairs
 from adcam.cli.console import log, show
 from adcam.cli.labeler import (
     add_labeler_arguments,
+    add_mask_arguments,
     add_run_arguments,
     build_labeler,
     check_classifier,
     find_workers,
     open_images,
     path_or_url,
+    read_mask_options,
     report_run,
 )
 from adcam.errors import AdcamError
@@ -23,9 +25,6 @@ from adcam.errors import AdcamError
 if TYPE_CHECKING:
     from adcam.labeling.packed_folder import PackedOutput
     from adcam.labeling.ray_engine import RayEngine
-
-CRF_NAMES = ("none", "toco", "irn", "psa", "clip_es", "weaktr")
-CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
 
 
 def add(commands: Any) -> None:
@@ -54,7 +53,7 @@ def add(commands: Any) -> None:
     )
     add_labeler_arguments(parser)
 
-    _add_mask_arguments(parser.add_argument_group("mask"))
+    add_mask_arguments(parser.add_argument_group("mask"))
     work = parser.add_argument_group("run")
     work.add_argument(
         "--config", type=Path, help="a config whose sections `cam` and `mask` give the defaults"
@@ -113,42 +112,6 @@ def _add_engine_arguments(engine: argparse._ArgumentGroup) -> None:
     )
     engine.add_argument(
         "--images-per-file", type=int, metavar="N", help="images in a packed file (default: 1000)"
-    )
-
-
-def _add_mask_arguments(mask: argparse._ArgumentGroup) -> None:
-    rules = mask.add_mutually_exclusive_group()
-    rules.add_argument(
-        "--threshold",
-        "--bg",
-        metavar="RULE",
-        help="where background ends: a score in [0, 1] (larger: more background), "
-        "power:A, otsu or steepest:T",
-    )
-    rules.add_argument(
-        "--two-threshold",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="pixels that two background scores disagree on become 255, e.g. 0.2 0.5",
-    )
-    mask.add_argument(
-        "--crf",
-        nargs="?",
-        const="toco",
-        choices=(*CRF_NAMES, *CRF_BACKENDS),
-        metavar="NAME",
-        help="sharpen edges with a dense CRF of these parameters: toco (also --crf alone), irn, "
-        "psa, clip_es or weaktr; or none (default). The name of a backend means toco on it",
-    )
-    mask.add_argument(
-        "--crf-backend",
-        choices=CRF_BACKENDS,
-        help="what computes the CRF: ours, on the CPU or the GPU, or the C++ package (default: the "
-        "GPU, if the network runs there and Triton works)",
-    )
-    mask.add_argument(
-        "--crf-params", choices=CRF_NAMES[1:], metavar="NAME", help="the same as --crf NAME"
     )
 
 
@@ -251,33 +214,4 @@ def _read_options(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("dtype", "compile"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
-    if args.threshold is not None:
-        options["rule"] = args.threshold
-        options["two_threshold"] = None
-    if args.two_threshold is not None:
-        options["two_threshold"] = tuple(args.two_threshold)
-    return options | read_crf_options(args, options.get("crf", "none"))
-
-
-def read_crf_options(args: argparse.Namespace, default: str) -> dict[str, str]:
-    """Read ``--crf``, ``--crf-backend`` and ``--crf-params`` as options of a labeler.
-
-    Args:
-        args: The arguments. ``--crf`` names a parameter set or, as in earlier versions, a backend.
-        default: The parameter set of the config.
-
-    Raises:
-        AdcamError: They contradict one another.
-    """
-    crf, backend, params = args.crf, args.crf_backend, args.crf_params
-    if crf in CRF_BACKENDS:
-        if backend not in (None, crf):
-            raise AdcamError(f"--crf {crf} and --crf-backend {backend} name two backends")
-        crf, backend = params or ("toco" if default == "none" else default), crf
-    elif params is not None:
-        if crf not in (None, "none", params):
-            raise AdcamError(f"--crf {crf} and --crf-params {params} name two parameter sets")
-        # Without a CRF, its parameters alone ask for none.
-        crf = params if (crf or default) != "none" else crf
-    options = {"crf": crf, "crf_backend": backend}
-    return {name: value for name, value in options.items() if value is not None}
+    return options | read_mask_options(args, options.get("crf", "none"))

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from adcam.labeling.run import RunResult
     from adcam.settings import TestViews
 
+CRF_NAMES = ("none", "toco", "irn", "psa", "clip_es", "weaktr")
+CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
+
 _SHOWN = 10
 
 
@@ -153,6 +156,85 @@ def add_run_arguments(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--json", type=Path, metavar="FILE", help="write counts, seconds and shares of time there"
     )
+
+
+def add_mask_arguments(mask: argparse._ArgumentGroup) -> None:
+    """Add what turns maps into masks: background rule and CRF."""
+    rules = mask.add_mutually_exclusive_group()
+    rules.add_argument(
+        "--threshold",
+        "--bg",
+        metavar="RULE",
+        help="where background ends: a score in [0, 1] (larger: more background), "
+        "power:A, otsu or steepest:T",
+    )
+    rules.add_argument(
+        "--two-threshold",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="pixels that two background scores disagree on become 255, e.g. 0.2 0.5",
+    )
+    mask.add_argument(
+        "--crf",
+        nargs="?",
+        const="toco",
+        choices=(*CRF_NAMES, *CRF_BACKENDS),
+        metavar="NAME",
+        help="sharpen edges with a dense CRF of these parameters: toco (also --crf alone), irn, "
+        "psa, clip_es or weaktr; or none (default). The name of a backend means toco on it",
+    )
+    mask.add_argument(
+        "--crf-backend",
+        choices=CRF_BACKENDS,
+        help="what computes the CRF: ours, on the CPU or the GPU, or the C++ package (default: the "
+        "GPU, if the network runs there and Triton works)",
+    )
+    mask.add_argument(
+        "--crf-params", choices=CRF_NAMES[1:], metavar="NAME", help="the same as --crf NAME"
+    )
+
+
+def read_mask_options(args: argparse.Namespace, default_crf: str) -> dict[str, Any]:
+    """Read what :func:`add_mask_arguments` added as options of a labeler.
+
+    Args:
+        args: The arguments.
+        default_crf: The parameter set of the config.
+
+    Raises:
+        AdcamError: The options of the CRF contradict one another.
+    """
+    options: dict[str, Any] = {}
+    if args.threshold is not None:
+        options |= {"rule": args.threshold, "two_threshold": None}
+    if args.two_threshold is not None:
+        options["two_threshold"] = tuple(args.two_threshold)
+    return options | read_crf_options(args, default_crf)
+
+
+def read_crf_options(args: argparse.Namespace, default: str) -> dict[str, str]:
+    """Read ``--crf``, ``--crf-backend`` and ``--crf-params`` as options of a labeler.
+
+    Args:
+        args: The arguments. ``--crf`` names a parameter set or, as in earlier versions, a backend.
+        default: The parameter set of the config.
+
+    Raises:
+        AdcamError: They contradict one another.
+    """
+    crf, backend, params = args.crf, args.crf_backend, args.crf_params
+    if crf in CRF_BACKENDS:
+        if backend not in (None, crf):
+            raise AdcamError(f"--crf {crf} and --crf-backend {backend} name two backends")
+        crf, backend = params or ("toco" if default == "none" else default), crf
+    elif params is not None:
+        if crf not in (None, "none", params):
+            raise AdcamError(f"--crf {crf} and --crf-params {params} name two parameter sets")
+        # Without a CRF, its parameters alone ask for none.
+        crf = params if (crf or default) != "none" else crf
+    options = {"crf": crf, "crf_backend": backend}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def find_workers(args: argparse.Namespace, labeler: PseudoLabeler) -> int:

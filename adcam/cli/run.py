@@ -24,7 +24,8 @@ def add(commands: Any) -> None:
         run,
         "train, make masks, train a network on them, report",
         """\
-        The whole recipe of a config: train the classifier, make pseudo masks, score them, train a
+        The whole recipe of a config: train the classifier, refine it on its own class maps if
+        recipe.refine is set (stages maps and refine), make pseudo masks, score them, train a
         segmentation network on them, test it, and write WORK_DIR/report/report.html. Each stage
         records what it was made from and what it made, so that the same command again does what
         is missing or no longer true, and nothing else.""",
@@ -36,7 +37,7 @@ def add(commands: Any) -> None:
         """,
     )
     add_config_arguments(parser)
-    names = ("train", "generate", "evaluate", "segment", "test", "report")
+    names = ("train", "maps", "refine", "generate", "evaluate", "segment", "test", "report")
     add_stage_arguments(parser, names)
 
 

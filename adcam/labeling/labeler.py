@@ -28,7 +28,7 @@ from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
 from adcam.options import from_section
 from adcam.report.figures import overlay_mask, side_by_side
-from adcam.settings import CamSettings, MaskSettings, TestViews
+from adcam.settings import CamSettings, MaskSettings, Settings, TestViews
 from adcam.structures import ClassMaps, ClassSet, PseudoMask
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "convert_image",
     "hash_network",
     "options_from_settings",
+    "refined_options",
     "resolve_device",
 ]
 
@@ -145,6 +146,21 @@ def options_from_settings(cam: CamSettings, mask: MaskSettings) -> dict[str, Any
     if mask.rule is not None:
         options["rule"] = parse_rule(mask.rule, chosen_on=mask.chosen_on)
     return options
+
+
+def refined_options(settings: Settings) -> dict[str, Any]:
+    """Return the options of a labeler that labels with a refined classifier.
+
+    Args:
+        settings: Their section ``cam`` gives views and precision, ``refine`` the background rule,
+            ``mask`` everything else about masks.
+
+    Raises:
+        AdcamError: The background rule is not legal.
+    """
+    options = options_from_settings(settings.cam, settings.mask)
+    rule = parse_rule(settings.refine.rule, chosen_on=settings.refine.chosen_on)
+    return options | {"method": "refined", "method_options": {}, "rule": rule}
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,12 +60,15 @@ class ClassifierFile:
         class_set: The classes of the network.
         info: The origin of the network: scores, split names, hash of the configuration.
         label_thresholds: When each class counts as present; ``None`` where nobody calibrated it.
+        network_options: The arguments of :func:`adcam.models.networks.build_network` that the
+            network was built with.
     """
 
     network: TokenCAM | NonlocalCAM
     class_set: ClassSet
     info: Mapping[str, Any] = field(default_factory=dict)
     label_thresholds: LabelThresholds | None = None
+    network_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_classifier(
@@ -179,7 +182,7 @@ def load_classifier(path: str | Path) -> ClassifierFile:
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise AdcamError(f"{path}: this classifier cannot be used: {error}") from error
     check_finite(tensors, path)
-    return ClassifierFile(network.eval(), class_set, info, thresholds)
+    return ClassifierFile(network.eval(), class_set, info, thresholds, options)
 
 
 def _read_label_thresholds(

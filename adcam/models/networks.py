@@ -12,6 +12,7 @@ from torch import nn
 
 from adcam.errors import AdcamError
 from adcam.models.nonlocal_cam import NonlocalCAM
+from adcam.models.refined_cam import RefinedCAM
 from adcam.models.token_cam import TokenCAM
 from adcam.options import check_choice, check_options
 
@@ -113,3 +114,4 @@ def check_network_options(kind: str, options: Mapping[str, Any]) -> dict[str, An
 
 register_network("token_cam", TokenCAM)
 register_network("nonlocal_cam", NonlocalCAM)
+register_network("refined_cam", RefinedCAM)

@@ -180,10 +180,10 @@ class TokenCAM(nn.Module):
             attn = scale_attention(rows.unflatten(2, grid_hw))
             patches = tokens[:, num_prefix:]
             plain = F.layer_norm(patches.float(), patches.shape[2:])
-            depth_outputs.append(DepthOutput(_to_grid(plain, grid_hw), attn))
+            depth_outputs.append(DepthOutput(to_grid(plain, grid_hw), attn))
             if dropout is None or blocks[len(depth_outputs) - 1] not in dropping:
                 return None
-            kept = dropout(_to_grid(patches, grid_hw), attn).flatten(2).transpose(1, 2)
+            kept = dropout(to_grid(patches, grid_hw), attn).flatten(2).transpose(1, 2)
             return torch.cat([tokens[:, :num_prefix], kept], dim=1)
 
         blocks = resolve_layers(layers, self.depth)
@@ -206,11 +206,11 @@ class TokenCAM(nn.Module):
         grid_hw = compute_grid_hw(inputs, self.patch_size)
         tokens = self.backbone.forward_features(inputs)  # (B, P + N, D)
         patches = tokens[:, self.backbone.num_prefix_tokens :]  # (B, N, D)
-        return self.head(_to_grid(patches, grid_hw)), tokens[:, 0]
+        return self.head(to_grid(patches, grid_hw)), tokens[:, 0]
 
 
-def _to_grid(patches: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """(B, N, D) -> (B, D, h, w)."""
+def to_grid(patches: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """Return patch tokens (B, N, D) as a grid (B, D, h, w)."""
     return patches.transpose(1, 2).unflatten(2, grid_hw)
 
 

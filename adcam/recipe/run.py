@@ -1,18 +1,19 @@
-"""``adcam run``: classifier, pseudo masks, a network that learns from them, numbers, report."""
+"""``adcam run``: classifier, class maps and what is learnt from them, masks, a network, report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from adcam.data.dataset import ImageDataset, Record
 from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
+from adcam.files import hash_file, to_plain
 from adcam.installation import why_not_importable
 from adcam.labeling.generate import default_workers, generate
-from adcam.labeling.labeler import PseudoLabeler, options_from_settings
+from adcam.labeling.labeler import PseudoLabeler, options_from_settings, refined_options
 from adcam.labeling.output_folder import CONFIG_NAME, MANIFEST_NAME, MAPS_DIR, MASK_DIR
 from adcam.recipe.classifiers import Source, describe_classifier, find_classifier, make_classifier
 from adcam.recipe.inputs import describe_images, hash_files_in, hash_masks
@@ -23,6 +24,7 @@ from adcam.report.render import write_report
 from adcam.settings import SegmentationSettings, Settings, load_settings
 from adcam.training.classifier import CLASSIFIER_NAME
 from adcam.training.prediction import test_segmenter
+from adcam.training.refiner import REFINED_NAME, UNREAD, train_refiner
 from adcam.training.segmenter import train_segmenter
 from adcam.training.segmenter_file import SEGMENTER_NAME, check_heads
 
@@ -50,8 +52,15 @@ class MaskRecipe(Recipe):
 
     @property
     def stages(self) -> Sequence[Stage[MaskRecipe]]:
-        """Training, masks and their scores, network and its scores, report."""
-        return STAGES if self.network is not None else WITHOUT_NETWORK
+        """Training, maps and refinement, masks and scores, network and scores, report."""
+        left_out = {*(() if self.settings.recipe.refine else OF_REFINEMENT)}
+        if self.network is None:
+            left_out.update(OF_NETWORK)
+        return [
+            replace(stage, needs=tuple(name for name in stage.needs if name not in left_out))
+            for stage in STAGES
+            if stage.name not in left_out
+        ]
 
     def describe(self) -> dict[str, Any]:
         """The settings of classifier and network."""
@@ -198,19 +207,57 @@ def read_results(recipe: MaskRecipe) -> RecipeResults:
     )
 
 
-def _describe_generate(recipe: MaskRecipe) -> dict[str, Any]:
+def _describe_maps(recipe: MaskRecipe) -> dict[str, Any]:
     return {
         "classifier": recipe.outputs("train")["classifier"],
         "labeler": _build_labeler(recipe).describe(),
+        "images": describe_images(_images_of(recipe, recipe.learn_from)),
+    }
+
+
+def _run_maps(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
+    images = _images_of(recipe, recipe.learn_from)
+    return _label(images, _build_labeler(recipe), folder, with_maps=True)
+
+
+def _describe_refine(recipe: MaskRecipe) -> dict[str, Any]:
+    values = asdict(recipe.settings.refine)
+    return {
+        "classifier": recipe.outputs("train")["classifier"],
+        "maps": recipe.outputs("maps")["files"],
+        "config": to_plain({name: values[name] for name in values if name not in UNREAD}),
+    }
+
+
+def _run_refine(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
+    classifier = find_classifier(recipe.source, recipe.folder("train"))
+    path = train_refiner(
+        recipe.settings.refine, classifier, recipe.folder("maps"), folder, resume=True
+    )
+    return {"classifier": hash_file(path)}
+
+
+def _describe_generate(recipe: MaskRecipe) -> dict[str, Any]:
+    refined = recipe.settings.recipe.refine
+    return {
+        "classifier": recipe.outputs("refine" if refined else "train")["classifier"],
+        "labeler": _build_labeler(recipe, refined=refined).describe(),
         "maps": recipe.needs_maps,
         "images": describe_images(_masked_images(recipe)),
     }
 
 
 def _run_generate(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
-    labeler, images = _build_labeler(recipe), _masked_images(recipe)
+    labeler = _build_labeler(recipe, refined=recipe.settings.recipe.refine)
+    return _label(_masked_images(recipe), labeler, folder, with_maps=recipe.needs_maps)
+
+
+def _label(
+    images: ImageDataset, labeler: PseudoLabeler, folder: Path, *, with_maps: bool
+) -> dict[str, Any]:
+    """Make the masks of a stage; every image must get one."""
     workers = default_workers(labeler)
-    maps_dtype = "uint8" if recipe.needs_maps else None
+    maps_dtype = "uint8" if with_maps else None
     result = generate(images, labeler, folder, maps_dtype=maps_dtype, workers=workers)
     if result.failed:
         first = result.failed[0]
@@ -287,9 +334,26 @@ STAGES: tuple[Stage[MaskRecipe], ...] = (
         run=lambda recipe, folder: make_classifier(recipe.source, folder),
     ),
     Stage(
+        "maps",
+        "make class maps to learn from",
+        needs=("train",),
+        describe=_describe_maps,
+        files=lambda recipe: [CONFIG_NAME, MASK_DIR, MAPS_DIR],
+        run=_run_maps,
+        repairs=(MASK_DIR, MAPS_DIR),
+    ),
+    Stage(
+        "refine",
+        "learn from the class maps",
+        needs=("train", "maps"),
+        describe=_describe_refine,
+        files=lambda recipe: [REFINED_NAME],
+        run=_run_refine,
+    ),
+    Stage(
         "generate",
         "make pseudo masks",
-        needs=("train",),
+        needs=("train", "refine"),
         describe=_describe_generate,
         files=lambda recipe: [CONFIG_NAME, MASK_DIR, *([MAPS_DIR] if recipe.needs_maps else [])],
         run=_run_generate,
@@ -326,8 +390,11 @@ STAGES: tuple[Stage[MaskRecipe], ...] = (
 )
 """The stages of ``adcam run`` in the order in which they run."""
 
-WITHOUT_NETWORK = tuple(stage for stage in STAGES if stage.obstacle is not _why_no_network)
-"""Those of a recipe that ends with the masks."""
+OF_REFINEMENT = ("maps", "refine")
+"""The stages of a recipe that refines its classifier (``recipe.refine``)."""
+
+OF_NETWORK = ("segment", "test")
+"""The stages of a recipe that trains a network."""
 
 
 def _network(recipe: MaskRecipe) -> SegmentationSettings:
@@ -336,15 +403,23 @@ def _network(recipe: MaskRecipe) -> SegmentationSettings:
     return recipe.network
 
 
-def _build_labeler(recipe: MaskRecipe) -> PseudoLabeler:
+def _build_labeler(recipe: MaskRecipe, *, refined: bool = False) -> PseudoLabeler:
+    if refined:
+        path = recipe.folder("refine") / REFINED_NAME
+        return PseudoLabeler.from_checkpoint(path, **refined_options(recipe.settings))
     path = find_classifier(recipe.source, recipe.folder("train"))
     return PseudoLabeler.from_checkpoint(path, **recipe.labeler_options)
 
 
 def _masked_images(recipe: MaskRecipe) -> ImageDataset:
-    """Every image that gets a mask, once, though several lists may hold it."""
+    """Every image that gets a mask."""
+    return _images_of(recipe, [*recipe.learn_from, *recipe.evaluate])
+
+
+def _images_of(recipe: MaskRecipe, lists: Sequence[str]) -> ImageDataset:
+    """The images of several lists, each once, though several may hold it."""
     records: dict[str, Record] = {}
-    splits = list(dict.fromkeys([*recipe.learn_from, *recipe.evaluate]))
+    splits = list(dict.fromkeys(lists))
     for split in splits:
         for record in recipe.images(split).records:
             other = records.setdefault(record.img_id, record)

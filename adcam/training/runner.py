@@ -46,13 +46,13 @@ class TrainingParts:
         model: The network with its losses; :func:`adcam.training.repeatable.wrap_model` wraps it.
         train_set: The training images, drawn by ``sampler``.
         sampler: The order of the training images.
-        val_set: The validation images.
-        metric: The score of the validation images.
         batch_size: How many training images make one step, in each process.
-        val_batch_size: How many validation images go through the network at once.
         collate: How images become a batch: ``"default_collate"`` or ``"pseudo_collate"``.
         by_epoch: Whether the training is counted in epochs; otherwise in steps.
         length: How many epochs or steps are trained.
+        val_set: The validation images; ``None`` where nothing is validated.
+        metric: The score of the validation images.
+        val_batch_size: How many validation images go through the network at once.
         val_interval: How many epochs or steps lie between two validations.
         checkpoint_interval: How many epochs or steps lie between two checkpoints.
         hooks: What else happens during the training.
@@ -63,14 +63,14 @@ class TrainingParts:
     model: nn.Module
     train_set: Dataset[Any]
     sampler: Sampler[Any]
-    val_set: Dataset[Any]
-    metric: BaseMetric
     batch_size: int
-    val_batch_size: int
     collate: str
     by_epoch: bool
     length: int
-    val_interval: int
+    val_set: Dataset[Any] | None = None
+    metric: BaseMetric | None = None
+    val_batch_size: int = 1
+    val_interval: int = 1
     checkpoint_interval: int = 1
     hooks: Sequence[Hook] = ()
     scope: str = "mmengine"
@@ -112,16 +112,7 @@ def build_runner(
             drop_last=parts.by_epoch,
             **workers,
         ),
-        val_dataloader=dict(
-            batch_size=parts.val_batch_size,
-            dataset=parts.val_set,
-            sampler={"type": "DefaultSampler", "shuffle": False},
-            collate_fn={"type": parts.collate},
-            **workers,
-        ),
-        val_evaluator=[parts.metric],
         train_cfg={**loop, "val_interval": parts.val_interval},
-        val_cfg={},
         optim_wrapper=_read_optim_wrapper(settings),
         param_scheduler=fit_schedulers(
             settings.param_scheduler, parts.length, by_epoch=parts.by_epoch
@@ -141,7 +132,22 @@ def build_runner(
         cfg=Config({"adcam": settings.to_dict()}),
         experiment_name=f"{parts.name}_{next(RUNS)}",
         **optional,
+        **_describe_validation(parts, workers),
     )
+
+
+def _describe_validation(parts: TrainingParts, workers: dict[str, Any]) -> dict[str, Any]:
+    """What the Runner validates on, and how it scores; nothing without validation images."""
+    if parts.val_set is None:
+        return {}
+    loader = dict(
+        batch_size=parts.val_batch_size,
+        dataset=parts.val_set,
+        sampler={"type": "DefaultSampler", "shuffle": False},
+        collate_fn={"type": parts.collate},
+        **workers,
+    )
+    return {"val_dataloader": loader, "val_evaluator": [parts.metric], "val_cfg": {}}
 
 
 def merge_default_hooks(

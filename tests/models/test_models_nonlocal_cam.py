@@ -221,7 +221,7 @@ def test_adl_takes_the_channel_mean_as_it_is() -> None:
         torch.testing.assert_close(attn, mean / mean.amax(dim=(2, 3), keepdim=True))
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"refined"}))
 def test_only_cam_works_and_the_others_name_the_network(name: str) -> None:
     network = make(attention=None)
     method = build_method(name)

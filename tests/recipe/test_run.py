@@ -22,7 +22,7 @@ from adcam.data.voc import VOC_CLASSES
 from adcam.errors import AdcamError
 from adcam.labeling.labeler import LabelerOptions, options_from_settings
 from adcam.recipe import run as recipe_module
-from adcam.recipe.run import STAGES, load_recipe, open_recipe
+from adcam.recipe.run import OF_REFINEMENT, STAGES, load_recipe, open_recipe
 from adcam.recipe.stages import remake_report, run_stages
 from adcam.settings import Settings, load_settings
 from adcam.training.segmenter import load_segmentation_settings
@@ -34,7 +34,7 @@ pytest.importorskip("mmseg")
 # Warnings raised inside mmengine, mmseg and tensorboard are theirs.
 pytestmark = pytest.mark.filterwarnings("default")
 
-ALL = [item.name for item in STAGES]
+ALL = [item.name for item in STAGES if item.name not in OF_REFINEMENT]
 TRAIN = ("2007_000032", "2007_000039", "2007_000063")
 AUG = (*TRAIN, "2008_000008", "2011_003276")
 VAL = ("2007_000033", "2007_000042")
@@ -238,6 +238,38 @@ def test_a_changed_config_is_noticed(
     assert said in told
     assert f"· {names[0]}: " in told
     assert run(cfg, place / "work")[0] == []
+
+
+def test_a_recipe_with_a_refined_classifier(place: Path, cfg: Config) -> None:
+    """Switched on in a finished folder, it adds two stages; off again, they play no part."""
+    work = place / "work"
+    before = stage(work, "generate")["outputs"]["files"]
+    cfg.recipe.refine, cfg.recipe.network = True, None
+    cfg.refine = {"scale": 32, "epochs": 1, "batch_size": 2, "rule": "constant:0.3"}
+    ran, _ = run(cfg, work)
+    assert ran == ["maps", "refine", "generate", "evaluate", "report"]
+    made = {path.stem for path in (work / "maps" / "maps").glob("*.npz")}
+    assert made == set(AUG)  # what is learnt from, and nothing else
+    config = json.loads((work / "generate" / "config.json").read_text())["labeler"]
+    assert (config["method"], config["rule"]) == ("refined", "constant:0.3")
+    refined = stage(work, "refine")["outputs"]["classifier"]
+    assert stage(work, "generate")["inputs"]["classifier"] == refined
+    assert run(cfg, work)[0] == []
+    assert remake_report(load_recipe(work)).is_file()
+
+    cfg.refine.rule = "constant:0.4"
+    assert run(cfg, work)[0][0] == "generate"
+    cfg.refine.seed = 1
+    ran, _ = run(cfg, work, skip=["refine"])
+    assert not {"refine", "generate"} & set(ran)
+    ran, said = run(cfg, work)
+    assert ran[:2] == ["refine", "generate"] and "config.seed: 0 -> 1" in said
+    (work / "refine" / "refined.safetensors").unlink()
+    assert "generate" not in run(cfg, work)[0]  # the same bytes again
+
+    cfg.recipe.refine = False
+    assert run(cfg, work)[0][:2] == ["generate", "evaluate"]
+    assert stage(work, "generate")["outputs"]["files"] == before
 
 
 def test_changed_files_are_noticed(place: Path, cfg: Config) -> None:

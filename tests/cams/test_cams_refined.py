@@ -1,0 +1,79 @@
+"""The method of refined classifiers: probabilities among background and the image's classes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from adcam.cams import build_method
+from adcam.errors import AdcamError
+from adcam.structures import TokenMaps
+
+
+def make_maps(logits: Tensor | None) -> TokenMaps:
+    batch, outputs, height, width = (1, 4, 2, 3) if logits is None else logits.shape
+    cam = torch.zeros(batch, outputs - 1, height, width)
+    return TokenMaps(cam.mean(dim=(2, 3)), cam, (height, width), 1, pixel_logits=logits)
+
+
+def ids(*rows: tuple[int, ...]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), -1)
+
+
+def test_a_case_by_hand() -> None:
+    """Background 1, classes 3, 6 and 100, of which the image shows the first two."""
+    logits = torch.tensor([1.0, 3.0, 6.0, 100.0]).log().view(1, 4, 1, 1)
+    got = build_method("refined")(make_maps(logits), ids((0, 1)))
+    torch.testing.assert_close(got.flatten(), torch.tensor([0.3, 0.6]))
+    alone = build_method("refined")(make_maps(logits), ids((2,)))
+    assert alone.item() == pytest.approx(100 / 101)
+
+
+def test_a_class_named_twice_counts_once() -> None:
+    logits = torch.randn(2, 4, 2, 3, generator=torch.Generator().manual_seed(0))
+    method = build_method("refined")
+    got = method(make_maps(logits), ids((2, 2, 0), (1, 1, 1)))
+    torch.testing.assert_close(got[:1, 1:], method(make_maps(logits[:1]), ids((2, 0))))
+    torch.testing.assert_close(got[1:, :1], method(make_maps(logits[1:]), ids((1,))))
+    assert torch.equal(got[1, 0], got[1, 2])
+
+
+def test_absent_classes_change_nothing_and_the_rest_is_background() -> None:
+    logits = torch.randn(1, 4, 2, 3, generator=torch.Generator().manual_seed(1))
+    changed = logits.clone()
+    changed[:, 2] += 50  # class 1
+    method = build_method("refined")
+    got = method(make_maps(logits), ids((0, 2)))
+    assert torch.equal(got, method(make_maps(changed), ids((0, 2))))
+    assert ((got > 0) & (got < 1)).all() and (got.sum(dim=1) < 1).all()
+    shifted = make_maps(logits + math.pi)
+    torch.testing.assert_close(method(shifted, ids((0, 2))), got)
+
+
+def test_no_class_is_no_map() -> None:
+    got = build_method("refined")(make_maps(torch.zeros(2, 4, 2, 3)), ids((), ()))
+    assert got.shape == (2, 0, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("class_ids", "message"),
+    [
+        (ids((3,)), r"must lie in 0\.\.2, got \[\[3\]\]"),
+        (ids((-1,)), r"must lie in 0\.\.2"),
+        (ids((0,), (1,)), r"class_ids must be \(1, K\)"),
+    ],
+)
+def test_classes_that_are_refused(class_ids: Any, message: str) -> None:
+    with pytest.raises(AdcamError, match=message):
+        build_method("refined")(make_maps(torch.zeros(1, 4, 2, 3)), class_ids)
+
+
+def test_other_networks_are_told_what_to_do() -> None:
+    maps = replace(make_maps(None), model="resnet18")
+    with pytest.raises(AdcamError, match=r"refined classifier, and resnet18 is none; `adcam refin"):
+        build_method("refined")(maps, ids((0,)))
