@@ -48,6 +48,8 @@ CORE = [
     "Pillow>=11.0",
     "safetensors>=0.5",
     "rich>=13.9",
+    # Configs of plain values (--safe-config) may be YAML; timm depends on it anyway.
+    "PyYAML>=6.0",
 ]
 # Training, comparisons and their reports, the whole recipe, the demo and its photographs; and
 # configs, which mmengine reads.

@@ -40,6 +40,7 @@ DISTRIBUTIONS = {
     "skimage": "scikit-image",
     "triton": "torch",
     "typing_extensions": "torch",
+    "yaml": "pyyaml",
 }
 
 

@@ -403,7 +403,13 @@ def _build_generate(num_images: int, setting: Setting) -> dict[str, Variant]:
     def labeler(dtype: str) -> PseudoLabeler:
         views = TestViews(SCALES, flip=True)
         return PseudoLabeler.from_checkpoint(
-            checkpoint, device=setting.device, views=views, dtype=dtype, crf="toco"
+            checkpoint,
+            device=setting.device,
+            views=views,
+            dtype=dtype,
+            crf="toco",
+            method_options=rivals.PLAIN,
+            rule="constant:0.58",
         )
 
     def ours(dtype: str, workers: int | None, out: Path) -> Variant:

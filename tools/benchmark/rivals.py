@@ -55,6 +55,10 @@ def all_attention(blocks: Sequence[nn.Module]) -> Any:
             handle.remove()
 
 
+PLAIN = {"artifact_ratio": 0.0, "color_steps": 0}
+"""Options of AD-CAM as attention and diffusion alone, the steps that the peers' recipe has too."""
+
+
 def extract_attention(network: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Class maps (B, C, h, w) and all attention (L, B, heads, 1 + N, 1 + N)."""
     with torch.inference_mode(), all_attention(network.backbone.blocks) as kept:
@@ -75,7 +79,7 @@ def peers_recipe(
     """Make the mask of one image as published code does: float32, one view of one scale at a time.
 
     All attention is kept in memory, and pydensecrf runs on the background and the present classes.
-    The formulas are AD-CAM's with its defaults, so that the masks can be compared.
+    The formulas are those of :data:`PLAIN`, so that the masks can be compared.
 
     Args:
         network: The classifier, a :class:`adcam.models.token_cam.TokenCAM`.
@@ -106,7 +110,7 @@ def peers_recipe(
 
 def _ad_cam(network: Any, inputs: Tensor, class_ids: Sequence[int]) -> Tensor:
     """(K, h, w) maps of one image."""
-    method = ADCAM()
+    method = ADCAM(**PLAIN)  # type: ignore[arg-type]
     cam, attn = extract_attention(network, inputs)
     attn = attn[:, 0].mean(dim=1)  # (L, 1 + N, 1 + N)
     cam = cam[0, list(class_ids)]
