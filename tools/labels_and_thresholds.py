@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,8 @@ class RuleScores:
         self.rules = {"otsu": None, f"steepest:{T0}": T0}
         self.mious = {rule: MeanIoU(num_classes) for rule in (*self.rules, "image")}
         self.levels: dict[str, list[float]] = defaultdict(list)
-        self.histogram, self.jumps = np.zeros(BINS), []
+        self.histogram = np.zeros(BINS)
+        self.jumps: list[Any] = []
 
     def _new_curve(self) -> ThresholdCurve:
         return ThresholdCurve(self.num_classes, LEVELS, mask_values=self.values)
@@ -116,14 +118,14 @@ class RuleScores:
             "two Gaussians of all images": find_crossing(self.histogram),
             "steepest of all images": find_steepest_of_set(self.jumps) or T0,
         }
-        rows = [
-            [name, f"{t:.2f}", curve.miou[int(np.abs(LEVELS - t).argmin())]]
+        rows: list[tuple[str, str, float]] = [
+            (name, f"{t:.2f}", curve.miou[int(np.abs(LEVELS - t).argmin())])
             for name, t in of_set.items()
         ]
         names = {"otsu": "otsu of each image", "image": "best of each image (oracle)"}
         for rule, miou in self.mious.items():
             mean = f"{np.mean(self.levels[rule]):.2f}"
-            rows.append([names.get(rule, f"{rule} of each image"), mean, miou.compute().miou])
+            rows.append((names.get(rule, f"{rule} of each image"), mean, miou.compute().miou))
         return [[name, t, f"{miou:.2f}", f"{best - miou:.2f}"] for name, t, miou in rows]
 
 
@@ -154,7 +156,11 @@ def measure(
     path: Path, train: ImageDataset, val: ImageDataset, stride: int
 ) -> tuple[dict[str, LabelScores], RuleScores]:
     """Measure one classifier."""
-    options = {"device": "cpu", "dtype": "bfloat16", "label_threshold": DEFAULT_LABEL_THRESHOLD}
+    options: dict[str, Any] = {
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "label_threshold": DEFAULT_LABEL_THRESHOLD,
+    }
     scores = PseudoLabeler.from_checkpoint(path, method="cam", **options)
     records = [record.img_id for record in train.records][::stride]
     thresholds = calibrate(train.subset(records), scores, progress=False).thresholds.values
@@ -206,11 +212,10 @@ def main() -> None:
         label_lines += [[name, row, *s.row(val.class_set.classes)] for row, s in labels.items()]
         rule_lines += [[name, *row] for row in rules.rows()]
         print(name, flush=True)
-    columns = ("classifier", "labels", "label_f1", "label_jaccard", "classes_lost")
-    columns += ("images_without_class", "cow_f1", "miou")
-    write_csv(args.out / "predicted_labels_val.csv", columns, label_lines)
-    columns = ("classifier", "rule", "threshold", "miou", "loss_to_oracle")
-    write_csv(args.out / "thresholds_val.csv", columns, rule_lines)
+    scores = ("label_f1", "label_jaccard", "classes_lost", "images_without_class", "cow_f1", "miou")
+    write_csv(args.out / "predicted_labels_val.csv", ("classifier", "labels", *scores), label_lines)
+    rule_columns = ("classifier", "rule", "threshold", "miou", "loss_to_oracle")
+    write_csv(args.out / "thresholds_val.csv", rule_columns, rule_lines)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from adcam.settings import TestViews
 WARM_UP = 0.3
 """Share of the images that are not counted: by then all processes have started."""
 
-OPTIONS = {"backbone": "vit_tiny_patch16_224", "img_size": 224}
+OPTIONS: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "img_size": 224}
 
 
 def prepare(root: Path, images: int) -> None:
@@ -72,11 +73,11 @@ class Clock:
         self._append = OutputFolder.append
 
     def __enter__(self) -> Clock:
-        def append(folder: OutputFolder, entry: Any) -> None:
+        def append(folder: OutputFolder, entry: Mapping[str, Any]) -> None:
             self._append(folder, entry)
             self.times.append(time.perf_counter())
 
-        OutputFolder.append = append  # type: ignore[method-assign]
+        OutputFolder.append = append  # type: ignore[method-assign,assignment]
         return self
 
     def __exit__(self, *exc_info: object) -> None:
