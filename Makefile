@@ -62,6 +62,8 @@ $(EXTRAS): $(INSTALLED)
 	  echo "mmsegmentation did not install: no network is trained, its tests are skipped."
 	@$(PIP) install -c constraints.txt -e '.[coco]' || \
 	  echo "pycocotools did not install: tests that draw COCO's masks are skipped."
+	@$(PIP) install -c constraints.txt -e '.[ray]' || \
+	  echo "Ray did not install: tests of clusters and of packed files are skipped."
 	@touch $@
 
 install: $(INSTALLED)
