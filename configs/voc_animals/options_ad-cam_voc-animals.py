@@ -14,6 +14,7 @@ compare = dict(
     report_on="val",
     choose_stride=4,
     report_stride=2,
+    reference="AD-CAM, both",
     dtype="bfloat16",
     rows=[
         dict(name="no common neighbours", method="ad_cam", options=dict(**plain, **neither), views=one),
