@@ -79,6 +79,7 @@ def save_classifier(
     info: Mapping[str, Any],
     *,
     dtype: torch.dtype = torch.float32,
+    label_thresholds: LabelThresholds | None = None,
 ) -> None:
     """Write a classifier, atomically.
 
@@ -90,6 +91,7 @@ def save_classifier(
         class_set: The classes of the network.
         info: JSON-serialisable provenance.
         dtype: The type of the stored floating-point tensors; ``float16`` halves the file.
+        label_thresholds: When each class counts as present, where that is known.
     """
     tensors = {
         name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
@@ -101,6 +103,8 @@ def save_classifier(
         "class_set": asdict(class_set),
         "info": dict(info),
     }
+    if label_thresholds is not None:
+        header["label_thresholds"] = asdict(label_thresholds)
     write_bytes(path, save(tensors, metadata={"adcam": json.dumps(header, sort_keys=True)}))
 
 

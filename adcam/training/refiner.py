@@ -27,12 +27,7 @@ from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.maps_file import load_maps
 from adcam.labeling.output_folder import read_output_folder, result_files
 from adcam.masks.confident import compute_confident_mask
-from adcam.models.classifier_file import (
-    ClassifierFile,
-    load_classifier,
-    save_classifier,
-    save_label_thresholds,
-)
+from adcam.models.classifier_file import ClassifierFile, load_classifier, save_classifier
 from adcam.models.networks import build_network
 from adcam.models.refined_cam import RefinedCAM
 from adcam.models.token_cam import TokenCAM
@@ -257,9 +252,14 @@ def train_refiner(
             features = store_features(network, images, maps, work_dir / _FEATURES, settings)
             _train_head(network, features, settings, work_dir, resumes=resumes)
             info = {**loaded.info, "refined": description}
-            save_classifier(path, network, options, loaded.class_set, info)
-            if loaded.label_thresholds is not None:
-                save_label_thresholds(path, loaded.label_thresholds)
+            save_classifier(
+                path,
+                network,
+                options,
+                loaded.class_set,
+                info,
+                label_thresholds=loaded.label_thresholds,
+            )
         shutil.rmtree(work_dir / _FEATURES, ignore_errors=True)
         return path
     finally:

@@ -13,7 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from adcam.errors import AdcamError
-from adcam.models.classifier_file import FORMAT, load_classifier, save_classifier
+from adcam.models.classifier_file import (
+    FORMAT,
+    LabelThresholds,
+    load_classifier,
+    save_classifier,
+)
 from adcam.models.networks import build_network
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM
@@ -51,6 +56,14 @@ def rewrite_header(path: Path, change: dict[str, Any]) -> None:
         header = json.loads(file.metadata()["adcam"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     save_file(tensors, path, metadata={"adcam": json.dumps({**header, **change})})
+
+
+def test_label_thresholds_are_written_with_the_classifier(tmp_path: Path) -> None:
+    thresholds = LabelThresholds((0.25, 0.75), chosen_on="train", num_images=7)
+    write(tmp_path / "c.safetensors", label_thresholds=thresholds)
+    assert load_classifier(tmp_path / "c.safetensors").label_thresholds == thresholds
+    write(tmp_path / "none.safetensors")
+    assert load_classifier(tmp_path / "none.safetensors").label_thresholds is None
 
 
 def test_round_trip(tmp_path: Path) -> None:
