@@ -29,7 +29,7 @@ class Tile:
         num_stages: Loads that are under way at a time.
     """
 
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, Any]
     num_warps: int
     num_stages: int
 
@@ -109,16 +109,20 @@ def force_tile(name: str, tile: Tile) -> Iterator[None]:
         del _forced[name]
 
 
-def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
+def launch(
+    kernel: Any, grid: Sequence[int], *args: Any, is_exact: bool = False, **options: Any
+) -> None:
     """Launch a kernel on the device of its first tensor.
 
     Args:
         kernel: What ``triton.jit`` made.
         grid: Its number of programs along each axis.
         *args: Its arguments in order, tensors and numbers, as many as it takes.
+        is_exact: Whether every product is rounded, as the reference does, instead of being fused
+            with the sum behind it.
         **options: Further arguments by name, ``num_warps`` and ``num_stages``.
     """
     first = next(value for value in args if isinstance(value, torch.Tensor))
     with torch.cuda.device_of(first):  # Triton launches on the current device
         # The default is said: Triton 3.9 warns where it is not.
-        kernel[tuple(grid)](*args, enable_fp_fusion=True, **options)
+        kernel[tuple(grid)](*args, enable_fp_fusion=not is_exact, **options)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import triton
 from torch import Tensor
 
+from adcam.ops._launch import launch as _launch
 from adcam.ops.dense_crf import triton_kernels as kernels
 from adcam.ops.dense_crf.placement import GaussianKernel, place_kernels
 
@@ -109,8 +109,7 @@ class MeanField:
             raise ValueError(f"{len(pixels)} pixels are too many to number at once")
         self._num_pixels = len(pixels)
         self._device = pixels.device
-        with torch.cuda.device_of(pixels):  # Triton launches on the current device
-            self._lattice = _build(pixels, self._hw, placed) if placed else None
+        self._lattice = _build(pixels, self._hw, placed) if placed else None
 
     def infer(self, unaries: Sequence[Tensor], *, num_iters: int) -> list[Tensor]:
         """Run mean field.
@@ -125,9 +124,8 @@ class MeanField:
         num_labels = max(len(unary) for unary in unaries)
         if num_labels == 1:
             return [torch.ones_like(unary) for unary in unaries]
-        with torch.cuda.device_of(unaries[0]):
-            evidence = self._stack(unaries, num_labels - 1)
-            marginals = _infer(self._lattice, evidence, num_labels, num_iters)
+        evidence = self._stack(unaries, num_labels - 1)
+        marginals = _infer(self._lattice, evidence, num_labels, num_iters)
         split = marginals.split([height * width for height, width in self._hw], dim=1)
         return [
             part[: len(unary)].view(unary.shape) for part, unary in zip(split, unaries, strict=True)
@@ -318,11 +316,6 @@ def _infer(lattice: _Lattice | None, evidence: Tensor, num_labels: int, num_iter
             is_last=is_last,
         )
     return marginals
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, is_exact: bool = False) -> None:
-    """Launch a kernel; ``is_exact`` rounds every product, as the reference does."""
-    kernel[grid](*args, enable_fp_fusion=not is_exact)
 
 
 def _splat_and_blur(lattice: _Lattice, values: Tensor, table: Tensor) -> None:
