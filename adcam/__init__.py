@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from adcam.convert import register_converter
     from adcam.data.sources import register_data_source
     from adcam.labeling.labeler import PseudoLabel, PseudoLabeler
+    from adcam.labeling.refine import refine
+    from adcam.models.attention_recorder import record_attention
     from adcam.models.networks import register_network
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "PseudoLabel",
     "PseudoLabeler",
     "__version__",
+    "record_attention",
+    "refine",
     "register_converter",
     "register_data_source",
     "register_method",
@@ -31,6 +35,8 @@ __all__ = [
 _HOMES = {
     "PseudoLabel": "adcam.labeling.labeler",
     "PseudoLabeler": "adcam.labeling.labeler",
+    "record_attention": "adcam.models.attention_recorder",
+    "refine": "adcam.labeling.refine",
     "register_converter": "adcam.convert",
     "register_data_source": "adcam.data.sources",
     "register_method": "adcam.cams",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from adcam.options import from_section
 from adcam.report.figures import overlay_mask, side_by_side
 from adcam.settings import CamSettings, MaskSettings, Settings, TestViews
 from adcam.structures import ClassMaps, ClassSet, PseudoMask
+
+if TYPE_CHECKING:
+    from adcam.models.any_vit import AnyViT, Classes
 
 __all__ = [
     "DEFAULT_RULE",
@@ -390,6 +393,48 @@ class PseudoLabeler:
         from adcam.models.imagenet_vit import ImageNetViT
 
         network = ImageNetViT(model_name, classes=classes, weights=weights)
+        return cls(network, build_classes(network.classes), device=device, **options)
+
+    @classmethod
+    def from_timm(
+        cls,
+        model: torch.nn.Module | str,
+        classes: Classes = None,
+        *,
+        weights: str | Path | None = "timm",
+        multi_label: bool = False,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> PseudoLabeler:
+        """Use any ViT of timm with its own head, trained by anybody on anything.
+
+        Args:
+            model: The network, which is frozen and from then on takes images of any size; or a name
+                of ``timm.list_models()``.
+            classes: The name of each output, in their order; or from the names of some classes to
+                their output or outputs; of ImageNet's outputs also names as for
+                :meth:`from_imagenet`.
+            weights: For a name: ``"timm"``, a path, or ``None`` for random.
+            multi_label: Whether each output is a yes or no of its own (trained with a sigmoid).
+            device: As for the class.
+            **options: Attributes of :class:`LabelerOptions`.
+
+        Raises:
+            AdcamError: The network is no ViT whose attention can be read, a class is not among its
+                outputs, or an option is not legal.
+        """
+        from adcam.models.any_vit import AnyViT, read_timm
+
+        interface = replace(read_timm(model, weights), multi_label=multi_label)
+        return cls._from_any(AnyViT(interface, classes=classes), device, options)
+
+    @classmethod
+    def _from_any(
+        cls, network: AnyViT, device: str | torch.device | None, options: dict[str, Any]
+    ) -> PseudoLabeler:
+        """A labeler of a foreign network, which may take images of one size alone."""
+        if network.fixed_hw is not None:
+            options.setdefault("views", TestViews((network.fixed_hw[0],), keep_ratio=False))
         return cls(network, build_classes(network.classes), device=device, **options)
 
     @overload

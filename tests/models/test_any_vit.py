@@ -1,0 +1,135 @@
+"""Networks that others built: outputs, class maps and attention as of the networks of our own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from adcam import AdcamError, PseudoLabeler
+from adcam.models.any_vit import AnyViT, find_outputs, read_timm
+from adcam.models.imagenet_vit import ImageNetViT
+from adcam.settings import TestViews
+
+TINY = {"embed_dim": 24, "depth": 3, "num_heads": 2}
+
+
+def make_vit(name: str = "vit_tiny_patch16_224", num_classes: int = 3, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    return timm.create_model(
+        name, **{"img_size": 32, "num_classes": num_classes, **TINY, **changes}
+    )
+
+
+def test_it_says_what_the_imagenet_vit_says() -> None:
+    own = ImageNetViT(
+        "vit_tiny_patch16_224", classes=["dog", "tabby"], weights=None, img_size=32,
+        model_kwargs=TINY,
+    )  # fmt: skip
+    vit = make_vit(num_classes=1000)
+    vit.load_state_dict(own.vit.state_dict())
+    network = AnyViT(read_timm(vit), classes=["dog", "tabby"])
+    assert (network.readers, network.reads_patches) == ((0,), False)
+    inputs = torch.randn(2, 3, 48, 32)  # another size than it was built for
+    expected = own.token_maps(inputs, layer_sets=[(1, 2)])
+    got = network.token_maps(inputs, layer_sets=[(1, 2)])
+    torch.testing.assert_close(got.logits, expected.logits)
+    torch.testing.assert_close(network(inputs), expected.logits)
+    torch.testing.assert_close(got.attn_cls2patch, expected.attn_cls2patch)
+    torch.testing.assert_close(got.attn_patch2patch, expected.attn_patch2patch)
+    for ours, theirs in zip(got.cam.flatten(0, 1), expected.cam.flatten(0, 1), strict=True):
+        torch.testing.assert_close(ours / ours.max(), theirs / theirs.max())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "num_prefix", "readers", "reads_patches"),
+    [
+        ("deit_tiny_distilled_patch16_224", {}, 2, (0, 1), False),
+        ("vit_tiny_patch16_224", {"reg_tokens": 4}, 5, (0,), False),
+        ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": False}, 0, (), True),
+        ("vit_tiny_patch16_224", {"global_pool": "map", "class_token": False}, 0, (), True),
+        ("eva02_tiny_patch14_224", {"img_size": 28}, 1, (), True),
+    ],
+)
+def test_heads_that_read_other_tokens(
+    name: str,
+    changes: dict[str, Any],
+    num_prefix: int,
+    readers: tuple[int, ...],
+    reads_patches: bool,
+) -> None:
+    labeler = PseudoLabeler.from_timm(
+        make_vit(name, **changes),
+        ["cat", "dog", "horse"],
+        views=TestViews((changes.get("img_size", 64),), keep_ratio=False),
+        device="cpu",
+    )
+    network: Any = labeler.network
+    assert network.num_prefix_tokens == num_prefix
+    assert (network.readers, network.reads_patches) == (readers, reads_patches)
+    label = labeler(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8), ["dog"])
+    assert label.mask.shape == (40, 60)
+    assert label.maps["dog"].max() == 1 and label.maps["dog"].std() > 0
+    assert sum(label.scores.values()) == pytest.approx(1, abs=1e-5)  # a softmax
+
+
+def test_outputs_with_a_sigmoid_of_their_own() -> None:
+    vit = make_vit()
+    labeler = PseudoLabeler.from_timm(
+        vit, {"pet": [0, 1], "horse": 2}, multi_label=True, views=TestViews((32,)), device="cpu"
+    )
+    img = np.zeros((32, 32, 3), np.uint8)
+    (inputs,) = labeler.map_maker.make_inputs(img)
+    with torch.no_grad():
+        outputs = vit(inputs[None])[0].sigmoid()
+    scores = labeler(img).scores
+    assert scores["horse"] == pytest.approx(float(outputs[2]), abs=1e-6)
+    assert scores["pet"] == pytest.approx(float(outputs[:2].max()), abs=1e-6)
+
+
+def test_networks_of_one_size_get_it() -> None:
+    vit = make_vit("beit_base_patch16_224", img_size=32)
+    labeler = PseudoLabeler.from_timm(vit, ["a", "b", "c"], device="cpu")
+    assert labeler.options.views == TestViews((32,), keep_ratio=False)
+    assert labeler(np.zeros((20, 30, 3), np.uint8), ["a"]).mask.shape == (20, 30)
+    with pytest.raises(AdcamError, match="32×32 pixels alone"):
+        labeler.network.token_maps(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (None, "name the classes of the 3 outputs"),
+        (["a", "b"], "'a'"),
+        (["a", "a", "b"], "outputs of its own"),
+        ({"a": 0, "b": 0}, "outputs of its own"),
+        ({"a": 7}, "0..2, got 7"),
+        ({"a": [0, 1, 2]}, "always present"),
+        ("abc", "list of names"),
+    ],
+)
+def test_classes_that_are_no_outputs(classes: Any, message: str) -> None:
+    with pytest.raises(AdcamError, match=message):
+        find_outputs(classes, 3)
+
+
+def test_classes_by_the_labels_of_a_network() -> None:
+    labels = ("tench, Tinca tinca", "tabby, tabby cat", "sports car")
+    assert find_outputs(["Tabby cat", "tench"], 3, labels) == {"Tabby cat": (1,), "tench": (0,)}
+    assert list(find_outputs(None, 3, labels)) == list(labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet18", {}, "patch_embed"),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1, 1, 1)}, "49"),
+        ("vit_tiny_patch16_224", {"img_size": 32, **TINY, "num_classes": 0}, "24"),
+    ],
+)
+def test_networks_that_cannot_be_used(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(AdcamError, match=message):
+        AnyViT(read_timm(timm.create_model(name, **options)), classes=["a", "b"])
