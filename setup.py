@@ -106,7 +106,7 @@ setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["adcam", "adcam.*"]),
-    package_data={"adcam": ["py.typed", "report/*.j2", "assets/*"]},
+    package_data={"adcam": ["py.typed", "report/*.j2", "report/page/*", "assets/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     python_requires=">=3.10,<3.14",
     install_requires=CORE,

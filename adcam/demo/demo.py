@@ -22,7 +22,7 @@ from adcam.recipe.network_report import build_network_section
 from adcam.recipe.pictures import PICTURES_DIR, load_pictures, save_pictures
 from adcam.recipe.run import MaskRecipe, open_recipe, read_results
 from adcam.recipe.stages import Recipe, Stage, read_recipe, report_stage, run_stages
-from adcam.report.figures import picture_row
+from adcam.report.figures import display_palette, picture_row
 from adcam.report.model import PictureGrid, PictureRow, Section, Text
 from adcam.settings import Settings, load_settings
 
@@ -208,7 +208,7 @@ def label_photos(weights: str) -> list[PictureRow]:
             label = labeler(img, labels=[shown])
             score_maps[name] = label.maps[shown]
             masks = {"AD-CAM + CRF": label.mask}
-        palette = labeler.class_set.palette
+        palette = display_palette(labeler.class_set)
         row = picture_row(
             picture, img, score_maps=score_maps, palette=palette, labels=[shown], masks=masks
         )

@@ -50,7 +50,7 @@ class MethodComparison:
         masks: The scores of the last method's masks: of all that were written, else of the
             reported images.
         pictures: The reported images, reduced, with the maps of all methods without a CRF and the
-            masks of the last method.
+            masks of all methods.
         times: Where the time went, on the choosing split under ``"choose"`` and on the reporting
             split under ``"report"``.
     """
@@ -106,7 +106,11 @@ def compare_methods(
     if report_stride > 1 and masks_dir is not None:
         evaluators.append(masks)
     pictures = Pictures(
-        plain, [last], report_set.class_set, num_images=len(report_set), stride=report_stride
+        plain,
+        list(choices.values()),
+        report_set.class_set,
+        num_images=len(report_set),
+        stride=report_stride,
     )
     if keep_pictures:
         evaluators.append(pictures)

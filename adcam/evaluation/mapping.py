@@ -78,9 +78,12 @@ class MethodMaps(ClassMaps):
     Attributes:
         top_predictions: The classes with the highest scores, best first. A class that only the
             network knows has an id from the number of the data set's classes on.
+        confidence: The probability of the least likely of the labelled classes, in [0, 1]; ``None``
+            without labels, and for stored maps.
     """
 
     top_predictions: tuple[int, ...] = ()
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,8 @@ class ImageMapper:
                         method=method,
                         map_hw=self._targets.map_hw,
                     )
-                    made[id(method)] = _rename_classes(maps, data_ids, top)
+                    confidence = float(scores[given].min()) if given else None
+                    made[id(method)] = _rename_classes(maps, data_ids, top, confidence)
         return {name: made[id(self._methods[name])] for name in names}
 
     def _read_stored(self, folder: str, sample: Sample) -> MethodMaps:
@@ -251,13 +255,15 @@ class ImageMapper:
         return MethodMaps(sample.class_ids or (), read_score_map(path)[None])
 
 
-def _rename_classes(maps: ClassMaps, data_ids: Mapping[int, int], top: Sequence[int]) -> MethodMaps:
+def _rename_classes(
+    maps: ClassMaps, data_ids: Mapping[int, int], top: Sequence[int], confidence: float | None
+) -> MethodMaps:
     """Return maps with the data set's class ids, ascending, in place of the network's."""
     ids = [data_ids[i] for i in maps.class_ids]
     score_maps = maps.score_maps
     if ids != sorted(ids):
         score_maps = score_maps[np.argsort(ids)]
-    return MethodMaps(tuple(sorted(ids)), score_maps, tuple(data_ids[i] for i in top))
+    return MethodMaps(tuple(sorted(ids)), score_maps, tuple(data_ids[i] for i in top), confidence)
 
 
 def match_classes(

@@ -50,12 +50,15 @@ class SmallImage:
         class_ids: The labelled classes of the image.
         boxes: The true boxes, float (n, 4), as shares of the width and height; ``None`` where
             there are none.
+        confidence: The probability that the network of the last mask, or else of the last map,
+            gives the least likely of these classes; ``None`` where it is not known.
     """
 
     index: int
     img_id: str
     class_ids: tuple[int, ...]
     boxes: np.ndarray | None
+    confidence: float | None
     _img: bytes
     _gt: _Packed | None
     _maps: Mapping[str, _Packed]
@@ -145,12 +148,14 @@ class Pictures:
         boxes = None
         if sample.boxes is not None:
             boxes = sample.boxes / np.array([sample.ori_hw[1], sample.ori_hw[0]] * 2)
+        last = [*self._names, *masks][-1]
         self._images.append(
             SmallImage(
                 image.index,
                 sample.img_id,
                 sample.class_ids or (),
                 boxes,
+                image.maps[last].confidence,
                 encode_jpeg(sample.img, max_side=IMAGE_SIDE, quality=92),
                 None if sample.mask is None else _reduce_mask(sample.mask, hw),
                 {name: self._reduce_maps(image, name, map_hw) for name in self._names},

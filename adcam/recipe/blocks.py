@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from adcam.recipe.stages import Values
+from adcam.report.figures import display_palette
 from adcam.report.model import (
     RGB,
     Block,
@@ -84,9 +85,9 @@ def confusion_matrix(class_set: ClassSet, counts: np.ndarray, description: str) 
 
 
 def legend(class_set: ClassSet) -> list[tuple[str, RGB]]:
-    """Name and colour of background and every class."""
-    values = (0, *class_set.mask_values)
-    return [(class_set.name_of_value(value), class_set.palette[value]) for value in values]
+    """Name and colour of every class in the pictures of a report."""
+    palette = display_palette(class_set)
+    return [(class_set.name_of_value(value), palette[value]) for value in class_set.mask_values]
 
 
 def pick_spread(items: Sequence[T], each: int = 3) -> list[T]:

@@ -27,11 +27,13 @@ from adcam.recipe.comparison_report import (
     build_comparison_report,
     draw_comparison,
 )
+from adcam.recipe.explorer import load_explorer, save_explorer
 from adcam.recipe.inputs import describe_images, hash_files_in
 from adcam.recipe.network_report import as_text
 from adcam.recipe.pictures import PICTURES_DIR, load_pictures, save_pictures
 from adcam.recipe.scores import BoxScores, MethodScores, describe_scores, load_scores, none_for_nan
 from adcam.recipe.stages import Recipe, Stage, Values, find_stale, report_stage
+from adcam.report.explorer import EXPLORER_DIR
 from adcam.report.model import Section
 from adcam.report.render import write_report
 from adcam.settings import NetworkEntry, Settings, load_settings
@@ -202,6 +204,7 @@ def read_results(comparison: Comparison, whole: Recipe) -> ComparisonResults:
         stages=stages,
         subtitle=f"{images.class_set.name}: {len(images)} images of {images.split}; "
         f"{settings.model.backbone}, classifier mAP {trained['val_map']:.1f}",
+        explorer=load_explorer(folder, images.split),
         seeds={"classifier": [*settings.compare.seeds, settings.train.seed][0]},
         configs={"comparison": as_text(settings.to_dict())},
         stale=find_stale(whole),
@@ -261,7 +264,7 @@ def _compare_files(comparison: Comparison) -> list[str]:
         return [*files, *kept, *([] if comparison.table_only else [PICTURES_DIR])]
     if comparison.table_only:
         return files
-    return [*files, CONFIG_NAME, MASK_DIR, SCORES_NAME, PICTURES_DIR]
+    return [*files, CONFIG_NAME, MASK_DIR, SCORES_NAME, PICTURES_DIR, EXPLORER_DIR]
 
 
 def _run_compare(comparison: Comparison, folder: Path) -> dict[str, Any]:
@@ -284,6 +287,7 @@ def _run_compare(comparison: Comparison, folder: Path) -> dict[str, Any]:
         write_json(folder / SCORES_NAME, describe_scores(images, found.masks))
         shown = pick_spread(load_scores(folder / SCORES_NAME).ranking)
         save_pictures(folder, draw_comparison(found, images, shown))
+        save_explorer(folder, found, images.class_set)
     return {"images": len(images), "times": _describe_times(found.times)}
 
 

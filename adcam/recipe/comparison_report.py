@@ -20,7 +20,7 @@ from adcam.recipe.blocks import (
 )
 from adcam.recipe.scores import MethodScores, Scores
 from adcam.recipe.stages import Values
-from adcam.report.figures import picture_row
+from adcam.report.figures import display_palette, picture_row
 from adcam.report.model import (
     Block,
     Column,
@@ -49,6 +49,7 @@ class ComparisonResults:
         choose_split: The split that thresholds were chosen on.
         stages: The ``stage.json`` of each finished stage, by name.
         subtitle: Data and model in one line.
+        explorer: The section in which all images are looked through; ``None`` if there is none.
         seeds: The seed of each training.
         configs: The settings as text, by what they are of.
         stale: Stages that are not up to date, with the reason.
@@ -62,6 +63,7 @@ class ComparisonResults:
     choose_split: str
     stages: Mapping[str, Values]
     subtitle: str = ""
+    explorer: Section | None = None
     seeds: Mapping[str, int] = field(default_factory=dict)
     configs: Mapping[str, str] = field(default_factory=dict)
     stale: Mapping[str, str] = field(default_factory=dict)
@@ -78,17 +80,17 @@ def draw_comparison(
         img_ids: The images to draw.
     """
     kept = {picture.img_id: picture for picture in found.pictures}
-    classes = images.class_set.classes
+    classes, last = images.class_set.classes, found.results[-1].spec.name
     return [
         picture_row(
             picture.img_id,
             picture.img,
             score_maps={name: picture.score_map(name) for name in picture.maps},
-            palette=images.class_set.palette,
+            palette=display_palette(images.class_set),
             labels=[classes[i] for i in picture.class_ids],
             gt=picture.gt,
-            masks=picture.masks,
-            values=dict.fromkeys(picture.masks, found.masks.mious[picture.img_id]),
+            masks={last: picture.masks[last]},
+            values={last: found.masks.mious[picture.img_id]},
         )
         for picture in (kept[img_id] for img_id in img_ids if img_id in kept)
     ]
@@ -120,7 +122,7 @@ def build_comparison_report(
         leads = rows[:: max(len(rows) // 4, 1)][:4]
         text = "Score maps by method, and the masks."
         lead.append(PictureGrid(leads, text, legend(class_set), max_side=320))
-    sections = []
+    sections = [] if results.explorer is None else [results.explorer]
     if swept := [method for method in methods if method.curve]:
         curves = threshold_curves(swept, results.masks.split)
         sections.append(Section("Over the whole range of thresholds", [curves]))

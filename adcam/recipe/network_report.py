@@ -25,7 +25,7 @@ from adcam.recipe.blocks import (
 )
 from adcam.recipe.scores import Scores
 from adcam.recipe.stages import Values
-from adcam.report.figures import picture_row
+from adcam.report.figures import display_palette, picture_row
 from adcam.report.model import (
     Block,
     Cell,
@@ -294,7 +294,7 @@ def _grid(
         "network": (results.network_masks, results.network_masks_dir),
     }
     scored = {name: (scores, d) for name, (scores, d) in sources.items() if scores is not None}
-    rows, shown = [], np.zeros(256, dtype=bool)
+    rows, shown, palette = [], np.zeros(256, dtype=bool), display_palette(class_set)
     for img_id in img_ids:
         sample = images[images.index_of(img_id)]
         masks = {name: read_mask(f / f"{img_id}.png") for name, (_, f) in scored.items()}
@@ -307,7 +307,7 @@ def _grid(
             img_id,
             sample.img,
             score_maps={},
-            palette=class_set.palette,
+            palette=palette,
             labels=labels,
             gt=sample.mask,
             masks=masks,
@@ -318,7 +318,7 @@ def _grid(
         rows,
         text,
         [
-            (class_set.name_of_value(value), class_set.palette[value])
+            (class_set.name_of_value(value), palette[value])
             for value in class_set.mask_values
             if shown[value]
         ],

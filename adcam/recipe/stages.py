@@ -27,6 +27,7 @@ from adcam.installation import describe_machine, read_versions
 from adcam.labeling.locks import FolderLock
 from adcam.labeling.output_folder import diff_configs
 from adcam.recipe.inputs import hash_once
+from adcam.report.explorer import EXPLORER_DIR
 from adcam.version import __version__
 
 RECIPE_NAME = "recipe.json"
@@ -212,8 +213,12 @@ def report_stage(make: Callable[[R], Path], needs: Sequence[str]) -> Stage[R]:
         make(recipe)
         return {}
 
-    files = ("report.html", "report.md", "report.json", "pictures")
-    return Stage(REPORT, "write the report", tuple(needs), describe, lambda recipe: files, run)
+    def files(recipe: R) -> list[str]:
+        always = ["report.html", "report.md", "report.json", "pictures"]
+        has_explorer = (recipe.folder(REPORT) / EXPLORER_DIR).is_dir()
+        return [*always, *([EXPLORER_DIR] if has_explorer else [])]
+
+    return Stage(REPORT, "write the report", tuple(needs), describe, files, run)
 
 
 def remake_report(recipe: Recipe) -> Path:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from adcam.report.model import RGB, Picture, PictureRow
-from adcam.structures import IGNORE_INDEX
+from adcam.structures import IGNORE_INDEX, ClassSet
 
 
 @functools.lru_cache(maxsize=1)
@@ -29,6 +30,63 @@ def heat_colors() -> np.ndarray:
 
     rgba = matplotlib.colormaps["inferno"](np.arange(256), bytes=True)
     return np.ascontiguousarray(rgba[:, :3])
+
+
+def display_palette(class_set: ClassSet) -> list[RGB]:
+    """Colours for the classes in pictures and legends, seen on white and on black alike.
+
+    Palettes of mask files, such as VOC's, hold dark colours that vanish on a dark page and pairs
+    that differ in lightness alone. Here neighbours differ in hue by the golden angle, and each
+    colour has a contrast of at least 3 against white and against :data:`DARK`. They are set in
+    OKLCH (Ottosson, "A perceptual color space for image processing", 2020).
+
+    Args:
+        class_set: The classes.
+
+    Returns:
+        The colour of every mask value, 256 entries: black for background, white for 255.
+    """
+    palette: list[RGB] = [(128, 128, 128)] * 256
+    palette[0], palette[IGNORE_INDEX] = (0, 0, 0), (255, 255, 255)
+    for number, value in enumerate(class_set.mask_values):
+        hue = math.radians(25 + 137.508 * number)
+        palette[value] = _from_oklch((0.62, 0.65, 0.55)[number % 3], hue)
+    return palette
+
+
+DARK = (20, 23, 26)
+"""The colour of a dark page."""
+
+
+def _from_oklch(lightness: float, hue: float) -> RGB:
+    """The most vivid sRGB colour of a lightness and hue, with a chroma of at most 0.19."""
+    for chroma in np.arange(0.19, 0.0, -0.01):
+        a, b = chroma * math.cos(hue), chroma * math.sin(hue)
+        cones = (
+            np.array(
+                [
+                    lightness + 0.3963377774 * a + 0.2158037573 * b,
+                    lightness - 0.1055613458 * a - 0.0638541728 * b,
+                    lightness - 0.0894841775 * a - 1.2914855480 * b,
+                ]
+            )
+            ** 3
+        )
+        linear = _CONES_TO_LINEAR @ cones
+        if linear.min() >= 0 and linear.max() <= 1:
+            break
+    curved = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    red, green, blue = np.rint(255 * curved).astype(int).tolist()
+    return red, green, blue
+
+
+_CONES_TO_LINEAR = np.array(
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
 
 
 def overlay_heat(img: np.ndarray, score_map: np.ndarray, *, strength: float = 0.75) -> np.ndarray:

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -470,6 +471,23 @@ class PictureGrid:
         return [picture.column for picture in self.rows[0].pictures] if self.rows else []
 
 
+@dataclass(frozen=True, eq=False)
+class Explorer:
+    """All images with their maps and masks, to look through in the page.
+
+    The page alone shows a note in its place: its data are files, which are put beside the page.
+
+    Attributes:
+        folder: The folder that :class:`adcam.report.explorer.ExplorerWriter` filled.
+        index: The content of its ``index.json``.
+        caption: What the images are, and how they were chosen.
+    """
+
+    folder: Path
+    index: Mapping[str, Any]
+    caption: str = ""
+
+
 @dataclass(frozen=True)
 class Timing:
     """The time that one step took.
@@ -537,6 +555,7 @@ Block = (
     | Histograms
     | Shares
     | PictureGrid
+    | Explorer
     | TimeTable
     | KeyValues
 )
@@ -617,6 +636,9 @@ def _to_plain(value: Any) -> Any:
             "alt": value.alt,
             "hw": [height, width],
         }
+    if isinstance(value, Explorer):
+        index = {key: entry for key, entry in value.index.items() if key != "heat"}
+        return {"kind": "explorer", "caption": value.caption, **_to_plain(index)}
     if dataclasses.is_dataclass(value):
         plain = {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"kind": _kind_of(value), **plain} if isinstance(value, Block) else plain

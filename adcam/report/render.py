@@ -3,7 +3,7 @@
 Every kind of block has one function here, registered by its type, that formats its text, encodes
 its pictures or draws its diagram; both templates only lay out what it returns. The page is one
 file: a content security policy forbids any request, and only the page's own script, named by its
-hash, may run.
+hash, may run. With an explorer it may also load the scripts and pictures beside it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from adcam.files import write_bytes, write_json, write_text
 from adcam.report.diagrams import draw
+from adcam.report.explorer import EXPLORER_DIR
 from adcam.report.figures import data_uri, encode_jpeg, fit_hw, heat_colors
 from adcam.report.model import (
     Block,
@@ -29,6 +30,7 @@ from adcam.report.model import (
     Confusion,
     Curves,
     Differences,
+    Explorer,
     Histograms,
     KeyValues,
     PerClass,
@@ -48,6 +50,10 @@ if TYPE_CHECKING:
 
 _TEMPLATES = Path(__file__).parent
 
+_SCRIPTS = ("viewer.js",)
+_EXPLORER_SCRIPTS = ("codec.js", "rules.js", "panels.js", "explorer.js")
+"""The scripts of a page in the order in which they run; the second ones only with an explorer."""
+
 _NARROW = 8  # classes of a confusion matrix that takes half the width of the page
 
 Context = dict[str, Any]
@@ -60,15 +66,16 @@ AddFile = Callable[[str, bytes], str]
 def write_report(report: Report, out_dir: str | os.PathLike[str]) -> Path:
     """Write ``report.json``, ``report.md``, ``pictures/`` and ``report.html`` into ``out_dir``.
 
-    The same report gives the same bytes. Each file is replaced as a whole. Pictures that an earlier
-    report left in ``pictures/`` stay there, even if this one has none of that name.
+    An :class:`adcam.report.model.Explorer` also has its files in ``explorer/``. The same report
+    gives the same bytes. Each file is replaced as a whole. Pictures that an earlier report left in
+    ``pictures/`` stay there, even if this one has none of that name.
 
     Args:
         report: The report to write.
         out_dir: The folder to write into. It is created if it does not exist.
 
     Returns:
-        The path of ``report.html``, which needs none of the other files.
+        The path of ``report.html``. It needs none of the other files but the explorer's.
 
     Raises:
         OSError: If ``out_dir`` cannot be written to.
@@ -78,11 +85,36 @@ def write_report(report: Report, out_dir: str | os.PathLike[str]) -> Path:
     context, files = _report_context(report)
     for name, content in files.items():
         write_bytes(out_dir / name, content)
+    for explorer in _find_explorers(report):
+        _copy_explorer(explorer, out_dir / EXPLORER_DIR)
     write_json(out_dir / "report.json", report.to_dict())
     write_text(out_dir / "report.md", _render_markdown(context))
     html_path = out_dir / "report.html"
     write_text(html_path, _render_html(context))
     return html_path
+
+
+def _find_explorers(report: Report) -> list[Explorer]:
+    """The explorers of a report: one at most, since they share a folder.
+
+    Raises:
+        ValueError: There are several.
+    """
+    places = [report.lead, *(section.blocks for section in report.sections)]
+    found = [block for blocks in places for block in blocks if isinstance(block, Explorer)]
+    if len(found) > 1:
+        raise ValueError(f"a report has one explorer at most, got {len(found)}")
+    return found
+
+
+def _copy_explorer(explorer: Explorer, out_dir: Path) -> None:
+    """Copy the files of all images, one at a time; those that are there already stay."""
+    if explorer.folder.resolve() == out_dir.resolve():
+        return
+    for number in range(len(explorer.index["images"])):
+        for suffix in (".js", ".jpg"):
+            name = f"{number}{suffix}"
+            write_bytes(out_dir / name, (explorer.folder / name).read_bytes())
 
 
 def standalone_svg(svg: str) -> str:
@@ -116,7 +148,9 @@ def _render_html(context: Context) -> str:
     from markupsafe import Markup
 
     environment = _environment()
-    script = environment.get_template("viewer.js.j2").render()
+    names = [*_SCRIPTS, *(_EXPLORER_SCRIPTS if context["has_explorer"] else ())]
+    parts = [(_TEMPLATES / "page" / name).read_text("utf-8") for name in names]
+    script = '"use strict";\n' + "".join(parts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     template = environment.get_template("report.html.j2")
     return template.render(report=context, script=Markup(script), script_hash=digest)
@@ -130,7 +164,7 @@ def _render_markdown(context: Context) -> str:
 def _report_context(report: Report) -> tuple[Context, dict[str, bytes]]:
     """What the templates see, and the files beside the page by their relative paths."""
     files: dict[str, bytes] = {}
-    used = {"top", "viewer", "provenance"}
+    used = {"top", "viewer", "provenance", "explorer", "explorer-index"}
     sections = []
     for number, section in enumerate(report.sections, 1):
         anchor = slug(section.title, fallback="section")
@@ -152,6 +186,7 @@ def _report_context(report: Report) -> tuple[Context, dict[str, bytes]]:
         "lead": _block_contexts(report.lead, "00-lead", files),
         "sections": sections,
         "provenance": _block_contexts(report.provenance, "99-provenance", files),
+        "has_explorer": bool(_find_explorers(report)),
     }
     return context, files
 
@@ -369,6 +404,11 @@ def _picture_row(row: PictureRow, stem: str, grid: PictureGrid, add_file: AddFil
             }
         )
     return {"img_id": row.img_id, "labels": list(row.labels), "cells": cells}
+
+
+@_context.register
+def _explorer(block: Explorer, add_file: AddFile) -> Context:
+    return {"layout": "explorer", "index": dict(block.index), "caption": block.caption}
 
 
 @_context.register

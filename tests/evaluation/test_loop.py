@@ -205,13 +205,16 @@ def test_the_spread_of_images_is_that_of_their_masks(
     for result in found.results:
         assert len(result.image_mious) == len(splits[1])
     for picture, sample in zip(found.pictures, splits[1], strict=True):
-        (mask,) = picture.masks.values()
         assert picture.gt is not None and sample.mask is not None
         # Pictures are as large as these small images, so that their masks are the whole masks.
         assert np.array_equal(picture.gt, sample.mask)
-        metric = MeanIoU(splits[1].class_set.num_classes)
-        metric.update(mask, sample.mask)
-        assert metric.compute().miou == found.masks.mious[picture.img_id]
+        assert list(picture.masks) == [spec.name for spec in SPECS]
+        for result in found.results:
+            metric = MeanIoU(splits[1].class_set.num_classes)
+            metric.update(picture.masks[result.spec.name], sample.mask)
+            assert metric.compute().miou == result.image_mious[picture.img_id]
+        assert found.results[-1].image_mious == found.masks.mious
+        assert picture.confidence is not None and 0 <= picture.confidence <= 1
         assert list(picture.maps) == [spec.name for spec in SPECS[:-1]]
         assert picture.score_map("AD-CAM").shape == picture.img.shape[:2] == sample.ori_hw
 

@@ -1,4 +1,4 @@
-"use strict";
+// Pictures enlarge when they are clicked; arrow keys go from one to the next.
 (() => {
   const viewer = document.getElementById("viewer");
   const image = viewer.querySelector("img");

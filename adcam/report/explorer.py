@@ -1,0 +1,261 @@
+"""What the explorer of a report shows: images with their maps and masks, one script file each.
+
+A page that is opened from a disk may load scripts and pictures beside it, but no other data. So
+every image is a script ``<number>.js`` that hands its arrays to the page, and a small picture
+``<number>.jpg`` for the list of all images; the page loads both when they are needed. What the page
+must know of all images at once is ``index.json``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adcam.files import open_json, write_bytes, write_json
+from adcam.report.figures import display_palette, encode_jpeg, heat_colors, overlay_mask
+from adcam.structures import IGNORE_INDEX, ClassSet
+
+EXPLORER_DIR = "explorer"
+"""The name of the folder of an explorer, beside the page and in the folder of a stage."""
+
+INDEX_NAME = "index.json"
+
+THUMBNAIL_SIDE = 160
+"""The longer side in pixels of the pictures in the list of all images."""
+
+_MOST_CONFUSIONS = 8  # of an image: smaller ones are not looked for
+
+
+@dataclass(frozen=True)
+class ExploredMethod:
+    """A method, or something else that made masks, as one panel of the explorer.
+
+    Attributes:
+        name: Its name.
+        miou: Its mean IoU over all images in percent, as the tables of the report give it; ``None``
+            without ground truth.
+        rule: The background rule of its stored masks, such as ``"constant:0.42"``; ``""`` where a
+            mask follows no rule.
+        crf: Whether its masks went through a dense CRF, and so do not follow the sliders.
+    """
+
+    name: str
+    miou: float | None = None
+    rule: str = ""
+    crf: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ExploredImage:
+    """An image with what all methods made of it, small.
+
+    Attributes:
+        img_id: The id of the image.
+        rgb: The image, uint8 (h, w, 3).
+        class_values: The mask values of the K classes that the maps are of.
+        truth: The ground truth, uint8 (h, w); ``None`` where there is none.
+        maps: The maps by method, uint8 (K, h', w') with h' <= h; 255 stands for a score of 1.
+        masks: The masks by method, uint8 (h, w).
+        mious: The mean IoU of this image in percent by method, at the image's full size.
+        confidence: The classifier's probability of the image's least likely class, in [0, 1];
+            ``None`` where it is not known.
+    """
+
+    img_id: str
+    rgb: np.ndarray
+    class_values: Sequence[int]
+    truth: np.ndarray | None = None
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    mious: Mapping[str, float] = field(default_factory=dict)
+    confidence: float | None = None
+
+
+class ExplorerWriter:
+    """Writes the files of an explorer, image by image; memory does not grow with their arrays.
+
+    Args:
+        folder: The folder to write into.
+        methods: The panels, in their order; the last is the main one, whose masks the list of all
+            images shows.
+        class_set: Names and values of the classes.
+    """
+
+    def __init__(
+        self, folder: Path, methods: Sequence[ExploredMethod], class_set: ClassSet
+    ) -> None:
+        self._folder = folder
+        self._methods = tuple(methods)
+        self._class_set = class_set
+        self._palette = display_palette(class_set)
+        self._entries: list[dict[str, Any]] = []
+
+    def add(self, image: ExploredImage) -> None:
+        """Write the files of one image.
+
+        Raises:
+            ValueError: A mask or the ground truth has another size than the image.
+            OSError: The folder cannot be written to.
+        """
+        write_image(self._folder, len(self._entries), image, self._methods, self._palette)
+        self._entries.append(describe_image(image, self._methods))
+
+    def finish(self) -> None:
+        """Write the index, which makes the folder an explorer.
+
+        Raises:
+            OSError: The folder cannot be written to.
+        """
+        write_json(
+            self._folder / INDEX_NAME, build_index(self._entries, self._methods, self._class_set)
+        )
+
+
+def write_image(
+    folder: Path,
+    number: int,
+    image: ExploredImage,
+    methods: Sequence[ExploredMethod],
+    palette: Sequence[tuple[int, int, int]],
+) -> None:
+    """Write the two files of an image.
+
+    Args:
+        folder: The folder of the explorer.
+        number: The place of the image in the index, from 0.
+        image: The image.
+        methods: The panels, in their order.
+        palette: The colour of every mask value, 256 entries.
+
+    Raises:
+        ValueError: A mask or the ground truth has another size than the image.
+        OSError: The folder cannot be written to.
+    """
+    hw = image.rgb.shape[:2]
+    arrays = [image.truth, *image.masks.values()]
+    if wrong := [array.shape for array in arrays if array is not None and array.shape != hw]:
+        raise ValueError(f"masks of {image.img_id!r} must be of its size {hw}, got {wrong}")
+    map_hw = next((maps.shape[1:] for maps in image.maps.values()), hw)
+    values = {
+        "hw": list(hw),
+        "photo": base64.b64encode(encode_jpeg(image.rgb, max_side=max(hw), quality=90)).decode(),
+        "truth": None if image.truth is None else pack_array(image.truth),
+        "map_hw": list(map_hw),
+        "values": list(image.class_values),
+        "maps": [_pack_optional(image.maps.get(method.name)) for method in methods],
+        "masks": [_pack_optional(image.masks.get(method.name)) for method in methods],
+    }
+    script = f"adcam.receive({number}, {json.dumps(values, separators=(',', ':'))});\n"
+    main = image.masks.get(methods[-1].name) if methods else None
+    shown = image.rgb if main is None else overlay_mask(image.rgb, main, palette, opacity=0.45)
+    write_bytes(folder / f"{number}.jpg", encode_jpeg(shown, max_side=THUMBNAIL_SIDE, quality=80))
+    write_bytes(folder / f"{number}.js", script.encode("ascii"))
+
+
+def describe_image(image: ExploredImage, methods: Sequence[ExploredMethod]) -> dict[str, Any]:
+    """Describe an image for the index.
+
+    Args:
+        image: The image.
+        methods: The panels, in their order.
+
+    Returns:
+        JSON values: ``id``; ``classes``, the mask values of its labels; ``iou`` by panel; ``size``,
+        the share of the pixels in percent that are no background in the ground truth, or without
+        one in the last mask; ``confidence``; and ``confusions``, up to eight of (true value,
+        predicted value, pixels) of the last mask, the largest first.
+    """
+    main = image.masks.get(methods[-1].name) if methods else None
+    measured = main if image.truth is None else image.truth
+    size = None
+    if measured is not None:
+        scored = measured[measured != IGNORE_INDEX]
+        size = round(100 * float((scored != 0).mean()), 2) if scored.size else 0.0
+    return {
+        "id": image.img_id,
+        "classes": list(image.class_values),
+        "iou": [_round(image.mious.get(method.name)) for method in methods],
+        "size": size,
+        "confidence": None if image.confidence is None else round(float(image.confidence), 4),
+        "confusions": find_confusions(image.truth, main),
+    }
+
+
+def build_index(
+    entries: Sequence[Mapping[str, Any]], methods: Sequence[ExploredMethod], class_set: ClassSet
+) -> dict[str, Any]:
+    """Build the content of ``index.json``: classes, panels and all images, as JSON values.
+
+    Args:
+        entries: What :func:`describe_image` said of each image, in the order of their numbers.
+        methods: The panels, in their order.
+        class_set: Names and values of the classes.
+    """
+    palette = display_palette(class_set)
+    return {
+        "classes": [
+            {
+                "value": value,
+                "name": class_set.name_of_value(value),
+                "color": list(palette[value]),
+            }
+            for value in (0, *class_set.mask_values)
+        ],
+        "methods": [{**vars(method), "miou": _round(method.miou)} for method in methods],
+        "heat": base64.b64encode(heat_colors().tobytes()).decode(),
+        "images": list(entries),
+    }
+
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """Read what :class:`ExplorerWriter` left in a folder; ``None`` if there is no index.
+
+    Raises:
+        AdcamError: The file is damaged.
+    """
+    if not (folder / INDEX_NAME).is_file():
+        return None
+    with open_json(folder / INDEX_NAME, "not the index of an explorer") as index:
+        if not all(isinstance(index[key], list) for key in ("classes", "methods", "images")):
+            raise TypeError("classes, methods and images must be lists")
+        return dict(index)
+
+
+def find_confusions(truth: np.ndarray | None, mask: np.ndarray | None) -> list[list[int]]:
+    """The largest confusions of a mask: [true value, predicted value, pixels], largest first.
+
+    Args:
+        truth: The ground truth, uint8 (h, w), or ``None``.
+        mask: The mask, uint8 (h, w), or ``None``.
+
+    Returns:
+        At most eight; none where one of the two is missing.
+    """
+    if truth is None or mask is None:
+        return []
+    wrong = (truth != mask) & (truth != IGNORE_INDEX) & (mask != IGNORE_INDEX)
+    pairs = truth[wrong].astype(np.int64) * 256 + mask[wrong]
+    found, counts = np.unique(pairs, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:_MOST_CONFUSIONS]
+    return [[int(found[i]) // 256, int(found[i]) % 256, int(counts[i])] for i in order]
+
+
+def pack_array(array: np.ndarray) -> str:
+    """Compress the bytes of an uint8 array without loss (zlib) and write them as base64."""
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 6)).decode()
+
+
+def _pack_optional(array: np.ndarray | None) -> str | None:
+    return None if array is None else pack_array(array)
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else round(float(value), 2)
