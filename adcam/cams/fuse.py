@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -53,6 +54,53 @@ FINE = 4
 """How many times finer than the patches the grid is on which maps spread along colours."""
 
 
+def fuse_batch(
+    grids: Sequence[Tensor],
+    pixels: Sequence[Tensor],
+    hws: Sequence[tuple[int, int]],
+    *,
+    color_steps: int = 0,
+) -> list[Tensor]:
+    """Fuse the maps of several images as :func:`fuse_maps` does, spread along colours if asked for.
+
+    With colours, maps are fused on a finer grid and spread along the colours there
+    (:mod:`adcam.ops.color_diffusion`) before they are resized. Images in a row of equal sizes are
+    resized together.
+
+    Args:
+        grids: Maps (B, V, K, h, w), one tensor a scale, V and K as for :func:`fuse_maps`.
+        pixels: Each image, RGB uint8 (H, W, 3), on the device of ``grids``.
+        hws: Height and width of the maps of each image.
+        color_steps: Number of steps along the colours, >= 0; more smooth more.
+
+    Returns:
+        (K, H, W) float32 in [0, 1] of each image.
+    """
+    batch, _, classes = grids[0].shape[:3]
+    flat = [grid.transpose(0, 1).flatten(1, 2) for grid in grids]  # (V, B·K, h, w)
+    if not color_steps:
+        parts = [
+            fuse_maps([grid[:, part.start * classes : part.stop * classes] for grid in flat], hw)
+            for hw, part in _runs(hws)
+        ]
+        return [maps for part in parts for maps in part.unflatten(0, (-1, classes))]
+    height, width = max((grid.shape[-2:] for grid in grids), key=math.prod)
+    fine_hw = (FINE * height, FINE * width)
+    maps = fuse_maps(flat, fine_hw).unflatten(0, (batch, classes))
+    small = [
+        F.interpolate(
+            torch.stack([*pixels[part]]).movedim(-1, 1).float(), size=fine_hw, mode="area"
+        )
+        for _, part in _runs([(img.shape[0], img.shape[1]) for img in pixels])
+    ]
+    spread = diffuse_by_color(maps, torch.cat(small), num_steps=color_steps)
+    parts = [
+        min_max(F.interpolate(spread[part], size=hw, mode="bilinear", align_corners=False))
+        for hw, part in _runs(hws)
+    ]
+    return [maps for part in parts for maps in part]
+
+
 def sharpen_by_color(
     grids: Sequence[Tensor], img: np.ndarray, ori_hw: tuple[int, int], *, num_steps: int
 ) -> Tensor:
@@ -67,11 +115,15 @@ def sharpen_by_color(
     Returns:
         (K, H, W) float32 in [0, 1].
     """
-    height, width = max((grid.shape[-2:] for grid in grids), key=math.prod)
-    fine_hw = (FINE * height, FINE * width)
-    maps = fuse_maps(grids, fine_hw)
-    pixels = torch.from_numpy(img).to(maps.device).permute(2, 0, 1)[None].float()
-    small = F.interpolate(pixels, size=fine_hw, mode="area")[0]
-    spread = diffuse_by_color(maps, small, num_steps=num_steps)
-    resized = F.interpolate(spread[None], size=ori_hw, mode="bilinear", align_corners=False)
-    return min_max(resized[0])
+    pixels = torch.from_numpy(img).to(grids[0].device)
+    return fuse_batch([grid[None] for grid in grids], [pixels], [ori_hw], color_steps=num_steps)[0]
+
+
+def _runs(hws: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], slice]]:
+    """Return the stretches of equal sizes, each with its place."""
+    runs, start = [], 0
+    for hw, group in itertools.groupby(hws):
+        stop = start + len(list(group))
+        runs.append((hw, slice(start, stop)))
+        start = stop
+    return runs

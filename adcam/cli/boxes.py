@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             log_json=args.log_json,
             metrics_file=args.metrics_file,
+            profile=args.profile,
             log=log,
         ),
         overwrite=args.overwrite,

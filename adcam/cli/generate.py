@@ -139,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
         shard=shard,
         log_json=args.log_json,
         metrics_file=args.metrics_file,
+        profile=args.profile,
         engine=engine,
         log=log,
     )

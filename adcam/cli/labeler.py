@@ -139,7 +139,7 @@ def add_run_arguments(group: argparse._ActionsContainer) -> None:
         "--batch-size",
         type=int,
         metavar="N",
-        help="most images of one size that the network sees at once (default: 1, on a GPU 8)",
+        help="most images of one size that the network sees at once (default: 1, on a GPU 32)",
     )
     group.add_argument(
         "--log-json",
@@ -152,6 +152,13 @@ def add_run_arguments(group: argparse._ActionsContainer) -> None:
         type=Path,
         metavar="FILE",
         help="keep the numbers so far in FILE, for Prometheus; one file for each shard",
+    )
+    group.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="write a trace of all threads and the GPU to FILE (.json or .json.gz), for "
+        "https://ui.perfetto.dev: some hundred images are enough",
     )
     group.add_argument(
         "--json", type=Path, metavar="FILE", help="write counts, seconds and shares of time there"

@@ -155,13 +155,20 @@ def fit_pixels(img: np.ndarray, max_pixels: int) -> np.ndarray:
         img: The image, RGB uint8 (H, W, 3).
         max_pixels: The largest number of pixels; no side becomes less than one.
     """
-    height, width = img.shape[:2]
-    if height * width <= max_pixels:
+    height, width = fit_hw((img.shape[0], img.shape[1]), max_pixels)
+    if (height, width) == img.shape[:2]:
         return img
-    scale = math.sqrt(max_pixels / (height * width))
-    size_wh = (max(int(width * scale), 1), max(int(height * scale), 1))
-    small = Image.fromarray(img).resize(size_wh, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    small = Image.fromarray(img).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return np.array(small)
+
+
+def fit_hw(hw: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    """Height and width that :func:`fit_pixels` gives an image of this height and width."""
+    height, width = hw
+    if height * width <= max_pixels:
+        return hw
+    scale = math.sqrt(max_pixels / (height * width))
+    return max(int(height * scale), 1), max(int(width * scale), 1)
 
 
 @contextmanager

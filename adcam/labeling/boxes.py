@@ -141,6 +141,11 @@ class BoxJob:
         """Boxes are computed on the CPU."""
         return "cpu"
 
+    @property
+    def needs_maps(self) -> bool:
+        """Boxes are made of the maps."""
+        return True
+
     def find_files(self, task: Task) -> Mapping[str, Path]:
         """Find where the score map of an image belongs."""
         if (folder := self.options.score_map_dir) is None:

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -98,6 +99,8 @@ class WorkerPool(Generic[T, R]):
             and a function that gives an item to a new process.
         max_bytes: The memory that a worker may ask for; more is a ``MemoryError`` there. ``None``
             for as much as there is.
+        meanwhile: What does the work in a thread of this process until a worker is up, so that
+            nothing waits for processes to start; then all of them start at once. ``None`` waits.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class WorkerPool(Generic[T, R]):
         *,
         on_crash: Callable[[T, WorkerCrash, Callable[[T], R]], R],
         max_bytes: int | None = None,
+        meanwhile: Callable[[T], R] | None = None,
     ) -> None:
         # Plain pickle: multiprocessing's own would move tensors to shared memory, which is small
         # in containers.
@@ -116,6 +120,11 @@ class WorkerPool(Generic[T, R]):
         self._own = threading.local()
         self._workers: list[_Worker] = []
         self._is_closed = False
+        self._meanwhile = meanwhile
+        self._started: SimpleQueue[_Worker] = SimpleQueue()
+        if meanwhile is not None:
+            for _ in range(num_workers):
+                self._started.put(self._start())
 
     def submit(self, item: T) -> Future[R]:
         """Start the work on an item."""
@@ -136,10 +145,9 @@ class WorkerPool(Generic[T, R]):
     def _call(self, item: T, tries: int = _TRIES) -> R:
         worker: _Worker | None = getattr(self._own, "worker", None)
         if worker is None:
-            worker = self._own.worker = _Worker(self._function)
-            self._workers.append(worker)
-            if self._is_closed:  # it was started while the others were ended
-                worker.process.kill()
+            worker = self._own.worker = self._take()
+        if self._meanwhile is not None and not worker.is_ready():
+            return self._meanwhile(item)
         try:
             result: R = worker.call(item)
         except WorkerCrash as crash:
@@ -152,6 +160,19 @@ class WorkerPool(Generic[T, R]):
             return self._on_crash(item, crash, self._call)
         return result
 
+    def _take(self) -> _Worker:
+        """Take a process that was started ahead, or start one."""
+        with suppress(Empty):
+            return self._started.get_nowait()
+        return self._start()
+
+    def _start(self) -> _Worker:
+        worker = _Worker(self._function)
+        self._workers.append(worker)
+        if self._is_closed:  # it was started while the others were ended
+            worker.process.kill()
+        return worker
+
 
 class _Worker:
     """A process and the caller's end of its pipe."""
@@ -163,16 +184,33 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
-        # Sent with the first item: it waits for the process to be up, and must be stoppable then.
+        # Sent when the process is up: what is too long for the pipe would wait for that.
         self._unsent: bytes | None = function
+        self._is_ready = False
+
+    def is_ready(self) -> bool:
+        """Tell whether the process waits for items, without waiting for it."""
+        with suppress(EOFError, ConnectionError):  # died: `call` says so
+            while not self._is_ready and self._connection.poll():
+                self._prepare()
+            return self._is_ready
+        return True
+
+    def _prepare(self) -> None:
+        """Wait for the process to say that it is up, then that it has its function."""
+        self._connection.recv()
+        if self._unsent is None:
+            self._is_ready = True
+        else:
+            self._connection.send_bytes(self._unsent)
+            self._unsent = None
 
     def call(self, item: Any) -> Any:
         """Let the process work on an item and wait for what it says."""
         kills = count_memory_kills()
         try:
-            if self._unsent is not None:
-                self._connection.send_bytes(self._unsent)
-                self._unsent = None
+            while not self._is_ready:
+                self._prepare()
             self._connection.send_bytes(pickle.dumps(item))
             result, error = self._connection.recv()
         except (EOFError, ConnectionError) as died:
@@ -200,9 +238,11 @@ def _serve(connection: Connection) -> None:
     threading.Thread(target=_end_with_caller, daemon=True).start()
     limit_threads(1)
     with suppress(EOFError, ConnectionError):  # the caller is done, or dead
+        connection.send(None)  # up
         call: Callable[[Any], Any]
         call, max_bytes = connection.recv()
         limit_memory(max_bytes)
+        connection.send(None)  # ready
         while True:
             item = connection.recv()
             try:

@@ -14,7 +14,7 @@ from adcam.files import check_img_id, write_bytes
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.map_maker import count_color_steps
 from adcam.labeling.maps_file import MAPS_DTYPES, STRIDES, encode_maps
-from adcam.labeling.mask_maker import MaskMaker
+from adcam.labeling.mask_maker import MaskMaker, resize_mask
 from adcam.labeling.output_folder import (
     MAPS,
     MASK,
@@ -135,8 +135,13 @@ class MaskJob:
 
     @property
     def device(self) -> str:
-        """Where the CRF computes."""
-        return self.mask_maker.crf_device
+        """Where masks are made."""
+        return self.mask_maker.device
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether the maps are written, so that they must leave the device."""
+        return self.maps_dtype is not None
 
     def find_files(self, task: Task) -> Mapping[str, Path]:
         """Find where the mask and the maps of an image belong."""
@@ -170,7 +175,8 @@ class MaskJob:
         Returns:
             The contents of the files by the manifest keys that hold their hashes, and the entry.
         """
-        contents = {MASK: encode_mask(result.mask, self.class_set.palette, image.task.img_id)}
+        mask = resize_mask(result.mask, image.ori_hw)
+        contents = {MASK: encode_mask(mask, self.class_set.palette, image.task.img_id)}
         if self.maps_dtype is not None:
             contents[MAPS] = encode_maps(
                 image.maps,

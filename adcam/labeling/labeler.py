@@ -329,13 +329,15 @@ class PseudoLabeler:
             self.network.to(self.device)
 
     def _find_crf_device(self) -> str:
-        """Return where the CRF computes.
+        """Return where masks are made: where the network runs, unless the CRF is on the CPU.
 
         Raises:
             AdcamError: The backend cannot run here.
         """
         backend = self._find_crf_backend()
-        if self.options.crf == "none" or backend == "lattice":
+        if self.options.crf == "none":
+            return str(self.device) if self.device.type == "cuda" else "cpu"
+        if backend == "lattice":
             return "cpu"
         if backend == "lattice-gpu":
             if self.device.type == "cpu":

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -14,11 +14,17 @@ from torch import Tensor
 
 from adcam.cams import Method
 from adcam.cams.activation import check_class_ids
-from adcam.cams.fuse import fuse_maps, sharpen_by_color
+from adcam.cams.fuse import fuse_batch
 from adcam.errors import AdcamError
 from adcam.labeling.executor import one_thread
 from adcam.labeling.mask_maker import DeviceMaps
-from adcam.models.preprocess import compute_input_hw, to_inputs
+from adcam.models.preprocess import (
+    channel_stats,
+    compute_input_hw,
+    normalize_pixels,
+    resize_img,
+    to_inputs,
+)
 from adcam.settings import TestViews
 from adcam.structures import ClassMaps, TokenMaps
 
@@ -69,8 +75,48 @@ class Passes:
 
         They are the sigmoid of the logits averaged over scales and views.
         """
+        return self.compute_probabilities().cpu().numpy()
+
+    def compute_probabilities(self) -> Tensor:
+        """As :meth:`compute_scores`, on the device of the network, which is not waited for."""
         logits = [maps.logits.unflatten(0, (self.num_images, -1)) for maps in self.token_maps]
-        return torch.cat(logits, dim=1).float().mean(dim=1).sigmoid().cpu().numpy()
+        return torch.cat(logits, dim=1).float().mean(dim=1).sigmoid()
+
+
+Forward: TypeAlias = Callable[..., tuple[TokenMaps, ...]]
+"""From the images at each scale to what the network says about them."""
+
+
+@dataclass(frozen=True)
+class Resizer:
+    """Resizes images for a network, without the network: for processes that only decode.
+
+    Attributes:
+        views: The scales.
+        patch_size: Height and width of the network's patches in pixels.
+    """
+
+    views: TestViews
+    patch_size: tuple[int, int]
+
+    def find_sizes(self, hw: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Return height and width at every scale of an image of this height and width.
+
+        Raises:
+            AdcamError: A scale is smaller than a patch.
+        """
+        return tuple(
+            compute_input_hw(hw, scale, self.patch_size, keep_ratio=self.views.keep_ratio)
+            for scale in self.views.scales
+        )
+
+    def __call__(self, img: np.ndarray) -> tuple[Tensor, ...]:
+        """Resize an image, RGB uint8 (H, W, 3): one uint8 (3, h, w) tensor a scale.
+
+        Raises:
+            AdcamError: As :meth:`find_sizes`.
+        """
+        return tuple(resize_img(img, hw) for hw in self.find_sizes((img.shape[0], img.shape[1])))
 
 
 class MapMaker:
@@ -132,6 +178,7 @@ class MapMaker:
             sorted({layers for m in self.methods for layers in find_layer_sets(m, network)})
         )
         self._compile = compile
+        self._stats: tuple[Tensor, Tensor] | None = None
         if isinstance(network, torch.nn.Module):
             network.to(self.device).eval()
 
@@ -145,12 +192,13 @@ class MapMaker:
             AdcamError: A scale is smaller than a patch.
         """
         mean, std = self.network.pixel_stats
-        views, ori_hw = self.views, (img.shape[0], img.shape[1])
-        sizes = (
-            compute_input_hw(ori_hw, scale, self.network.patch_size, keep_ratio=views.keep_ratio)
-            for scale in views.scales
-        )
+        sizes = self.resizer.find_sizes((img.shape[0], img.shape[1]))
         return tuple(to_inputs(img, input_hw, mean=mean, std=std) for input_hw in sizes)
+
+    @property
+    def resizer(self) -> Resizer:
+        """What makes inputs of pixels, for :meth:`run_inputs` to normalise where it runs."""
+        return Resizer(self.views, self.network.patch_size)
 
     def run(self, imgs: Sequence[np.ndarray]) -> Passes:
         """Run the network on images of equal input sizes, such as a single one.
@@ -167,15 +215,36 @@ class MapMaker:
         """Run the network on a batch of what :meth:`make_inputs` returned.
 
         Args:
-            inputs: The tensors of each image, of equal sizes at each scale.
+            inputs: The tensors of each image, of equal sizes at each scale; also pixels, uint8,
+                as :class:`Resizer` makes them.
 
         Raises:
             AdcamError: The sizes differ.
         """
         if len({tuple(tensor.shape for tensor in of_image) for of_image in inputs}) != 1:
             raise AdcamError("the images of a batch must have equal input sizes at every scale")
+        return self.run_batch([torch.stack(x).to(self.device) for x in zip(*inputs, strict=True)])
+
+    def run_batch(self, batches: Sequence[Tensor], *, run: Forward | None = None) -> Passes:
+        """Run the network on images that are on its device already.
+
+        Args:
+            batches: The images at each scale, (B, 3, h, w): float32 normalised, or uint8 pixels.
+            run: What runs :meth:`forward`, such as a cache of graphs; by default it is called.
+        """
         if self._compile:
             compile_mlps(self.network)  # not earlier: a compiled module cannot be pickled
+        token_maps = (run or self.forward)(*batches)
+        return Passes(token_maps, len(batches[0]))
+
+    def forward(self, *batches: Tensor) -> tuple[TokenMaps, ...]:
+        """Normalise what are pixels, mirror, and run the network at every scale.
+
+        On a GPU nothing here waits for the device.
+
+        Args:
+            *batches: As for :meth:`run_batch`.
+        """
         token_maps = []
         is_half = self.dtype != torch.float32
         with (
@@ -183,12 +252,19 @@ class MapMaker:
             torch.inference_mode(),
             torch.autocast(self.device.type, dtype=self.dtype, enabled=is_half),
         ):
-            for of_scale in zip(*inputs, strict=True):
-                batch = torch.stack(of_scale).to(self.device)
+            for batch in batches:
+                if batch.dtype == torch.uint8:
+                    batch = normalize_pixels(batch, *self._pixel_stats())
                 if self.views.flip:
                     batch = torch.stack([batch, batch.flip(-1)], dim=1).flatten(0, 1)
                 token_maps.append(self.network.token_maps(batch, layer_sets=self.layer_sets))
-        return Passes(tuple(token_maps), len(inputs))
+        return tuple(token_maps)
+
+    def _pixel_stats(self) -> tuple[Tensor, Tensor]:
+        """Channel means and deviations on the device, sent there once."""
+        if self._stats is None or self._stats[0].device.type != self.device.type:
+            self._stats = channel_stats(self.network.pixel_stats, self.device)
+        return self._stats
 
     def compute_maps(
         self,
@@ -218,30 +294,57 @@ class MapMaker:
         Raises:
             AdcamError: A class id is out of range.
         """
-        chosen = self.methods[0] if method is None else method
         hws = [map_hw or (img.shape[0], img.shape[1]) for img in imgs]
+        chosen = self.methods[0] if method is None else method
+        pixels = [torch.from_numpy(img) for img in imgs] if count_color_steps(chosen) else []
         present = [tuple(sorted(set(ids))) for ids in class_ids]
-        most = max(map(len, present))
+        fused = self.compute_on_device(
+            passes, present, [x.to(self.device) for x in pixels], hws, method=chosen
+        )
+        on_host = to_host(fused)
+        return [
+            DeviceMaps(ids, array, maps) if keep_on_device and ids else ClassMaps(ids, array)
+            for ids, array, maps in zip(present, on_host, fused, strict=True)
+        ]
+
+    def compute_on_device(
+        self,
+        passes: Passes,
+        class_ids: Sequence[tuple[int, ...]],
+        pixels: Sequence[Tensor],
+        hws: Sequence[tuple[int, int]],
+        *,
+        method: Method | None = None,
+    ) -> list[Tensor]:
+        """As :meth:`compute_maps`, where the network runs, which is not waited for.
+
+        Args:
+            passes: The result of :meth:`run_batch`.
+            class_ids: The present classes of each image, ascending and without repetition.
+            pixels: The images, RGB uint8 (H, W, 3), on the device; not read by methods that do not
+                follow colours.
+            hws: Height and width of the maps of each image.
+            method: One of ``methods``; by default the first.
+
+        Returns:
+            (K, H, W) float32 in [0, 1] of each image.
+
+        Raises:
+            AdcamError: A class id is out of range.
+        """
+        chosen = self.methods[0] if method is None else method
+        most = max(map(len, class_ids))
         if most == 0:
-            return [_no_maps(hw) for hw in hws]
+            return [torch.zeros(0, *hw, device=self.device) for hw in hws]
         # A batch has one number of classes: images with fewer compute their last again, not kept.
-        padded = torch.tensor([_repeat_last(ids, most) for ids in present])  # (images, K)
+        padded = torch.tensor([_repeat_last(ids, most) for ids in class_ids])  # (images, K)
         check_class_ids(padded, passes.token_maps[0].cam.shape[1])
         num_views = 2 if self.views.flip else 1
         with self._pinned(), torch.inference_mode():
             ids = padded.to(self.device, non_blocking=True).repeat_interleave(num_views, dim=0)
             grids = [chosen(maps, ids).unflatten(0, (-1, num_views)) for maps in passes.token_maps]
-            color_steps = count_color_steps(chosen)
-            fused = [
-                _fuse([grid[i] for grid in grids], present[i], img, hw, color_steps)
-                for i, (img, hw) in enumerate(zip(imgs, hws, strict=True))
-            ]
-            return [
-                DeviceMaps(ids_, maps.cpu().numpy(), maps)
-                if keep_on_device and ids_
-                else ClassMaps(ids_, maps.cpu().numpy())
-                for ids_, maps in zip(present, fused, strict=True)
-            ]
+            fused = fuse_batch(grids, pixels, hws, color_steps=count_color_steps(chosen))
+            return [maps[: len(ids)] for maps, ids in zip(fused, class_ids, strict=True)]
 
     @contextmanager
     def _pinned(self) -> Iterator[None]:
@@ -250,6 +353,14 @@ class MapMaker:
                 yield
         else:
             yield
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """Copy tensors of a device to the host; it is waited for once, however many there are."""
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if any(tensor.is_cuda for tensor in tensors):
+        torch.cuda.current_stream(tensors[0].device).synchronize()
+    return [copy.numpy() for copy in copies]
 
 
 def plan_batches(inputs: Sequence[Sequence[Tensor]], batch_size: int) -> Iterator[list[int]]:
@@ -317,26 +428,6 @@ def count_color_steps(method: Method) -> int:
     """Return how many steps a method's maps spread along colours: 0 without such an option."""
     steps: int = getattr(method, "color_steps", 0)
     return steps
-
-
-def _no_maps(hw: tuple[int, int]) -> ClassMaps:
-    return ClassMaps((), np.zeros((0, *hw), dtype=np.float32))
-
-
-def _fuse(
-    grids: Sequence[Tensor],
-    class_ids: tuple[int, ...],
-    img: np.ndarray,
-    hw: tuple[int, int],
-    color_steps: int,
-) -> Tensor:
-    """Fuse the maps (views, K, h, w) of each scale of one image, without those that pad it."""
-    if not class_ids:
-        return torch.zeros(0, *hw)
-    grids = [grid[:, : len(class_ids)] for grid in grids]
-    if color_steps:
-        return sharpen_by_color(grids, img, hw, num_steps=color_steps)
-    return fuse_maps(grids, hw)
 
 
 def _repeat_last(ids: tuple[int, ...], length: int) -> tuple[int, ...]:

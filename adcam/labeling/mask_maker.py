@@ -5,6 +5,8 @@ Apart from :mod:`adcam.labeling.labeler` so that a process which only makes mask
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from adcam.errors import AdcamError
 from adcam.masks.background import (
     BackgroundRule,
     compute_bg_score,
@@ -23,6 +26,7 @@ from adcam.masks.background import (
 )
 from adcam.masks.confident import compute_confident_mask
 from adcam.masks.crf import build_refinement, refine_batch
+from adcam.masks.steepest import find_steepest_levels
 from adcam.structures import ClassMaps, PseudoMask
 
 
@@ -51,7 +55,7 @@ class MaskMaker:
         crf: ``"none"``, or the parameter set of a CRF (:data:`adcam.masks.crf.CRF_PARAMS`).
         crf_backend: What computes the CRF, a key of :data:`adcam.masks.crf.CRF_BACKENDS`.
         mask_values: The mask value of each class, in classifier order.
-        crf_device: Where the CRF computes.
+        crf_device: Where masks are made, with the CRF if there is one.
     """
 
     rule: BackgroundRule
@@ -60,6 +64,12 @@ class MaskMaker:
     crf_backend: str
     mask_values: tuple[int, ...]
     crf_device: str = "cpu"
+
+    @property
+    def device(self) -> str:
+        """Where :meth:`label_on_device` makes masks; ``"cpu"`` where they are made one by one."""
+        is_mps = self.crf_device.startswith("mps")  # it lacks float64
+        return "cpu" if self.two_threshold is not None or is_mps else self.crf_device
 
     def __call__(self, maps: ClassMaps, img: np.ndarray, ori_hw: tuple[int, int]) -> PseudoMask:
         """Make the mask of an image.
@@ -96,7 +106,7 @@ class MaskMaker:
                 chosen_on=self.rule.chosen_on,
                 prob=prob,
             )
-        return replace(mask, mask=_resize_mask(mask.mask, ori_hw))
+        return replace(mask, mask=resize_mask(mask.mask, ori_hw))
 
     def make_batch(
         self,
@@ -112,49 +122,110 @@ class MaskMaker:
             ori_hws: Height and width of the masks.
         """
         each = list(zip(maps, imgs, ori_hws, strict=True))
-        if self.crf == "none" or self.crf_device == "cpu" or self.two_threshold is not None:
-            return [self(*of_image) for of_image in each]
-        left = [i for i, of_image in enumerate(maps) if of_image.class_ids]
-        probs = [self._stack_on_device(maps[i]) for i in left]
-        refined = refine_batch(probs, [imgs[i] for i in left], crf=self.crf)
-        winners = [prob.argmax(dim=0).to(torch.uint8) for prob in refined]
-        del probs, refined
-        found = dict(zip(left, (winner.cpu().numpy() for winner in winners), strict=True))
-        return [
-            self._decide(of_image, found[i], ori_hw) if i in found else self(of_image, img, ori_hw)
-            for i, (of_image, img, ori_hw) in enumerate(each)
-        ]
-
-    def _stack_on_device(self, maps: ClassMaps) -> Tensor:
-        """``stack_probabilities`` of the rule's background score, where the CRF computes."""
-        if isinstance(maps, DeviceMaps):
-            scores = maps.on_device
-        else:
-            scores = torch.from_numpy(np.ascontiguousarray(maps.score_maps, dtype=np.float32))
-            scores = scores.to(self.crf_device, non_blocking=True)
-        peak = scores.amax(dim=0)
-        rule, threshold = self.rule.rule, self.rule.value
-        if rule == "power":
-            bg_score = (1 - peak).clamp(0, 1) ** float(threshold or 0)
-        else:
-            value = find_threshold(maps.score_maps, rule=rule, threshold=threshold)
-            bg_score = torch.full_like(peak, value)
-        bg_score = torch.where((bg_score == 0) & (peak == 0), 1, bg_score)
-        stacked = torch.cat([bg_score[None], scores])
-        return stacked / stacked.sum(dim=0)
-
-    def _decide(
-        self, maps: ClassMaps, winner: np.ndarray | None, ori_hw: tuple[int, int]
-    ) -> PseudoMask:
-        mask = compute_mask(
-            maps,
-            mask_values=self.mask_values,
-            rule=self.rule.rule,
-            threshold=self.rule.value,
-            chosen_on=self.rule.chosen_on,
-            winner=winner,
+        left = [i for i, of_image in enumerate(maps) if self._is_for_device(of_image)]
+        masks, thresholds = self.label_on_device(
+            [self._to_device(maps[i]) for i in left],
+            [maps[i].class_ids for i in left],
+            [torch.from_numpy(np.array(imgs[i], order="C")).to(self.device) for i in left],
         )
-        return replace(mask, mask=_resize_mask(mask.mask, ori_hw))
+        values = thresholds.tolist()
+        found = {
+            i: self.describe(mask.cpu().numpy(), value, ori_hws[i])
+            for i, mask, value in zip(left, masks, values, strict=True)
+        }
+        return [found[i] if i in found else self(*of_image) for i, of_image in enumerate(each)]
+
+    def _is_for_device(self, maps: ClassMaps) -> bool:
+        """Tell whether the mask of an image is made on the device: not what needs no CRF there."""
+        is_there = self.crf != "none" or isinstance(maps, DeviceMaps)
+        return self.device != "cpu" and bool(maps.class_ids) and is_there
+
+    def _to_device(self, maps: ClassMaps) -> Tensor:
+        if isinstance(maps, DeviceMaps):
+            return maps.on_device
+        scores = np.ascontiguousarray(maps.score_maps, dtype=np.float32)
+        return torch.from_numpy(scores).to(self.device, non_blocking=True)
+
+    def label_on_device(
+        self,
+        maps: Sequence[Tensor],
+        class_ids: Sequence[tuple[int, ...]],
+        imgs: Sequence[Tensor],
+    ) -> tuple[list[Tensor], Tensor]:
+        """Label the pixels of several images where their maps are, their CRFs at once.
+
+        Without a CRF nothing waits for the device, unless the rule is ``"otsu"``.
+
+        Args:
+            maps: The maps of each image, (K, H, W) float32 in [0, 1], K >= 1. Those of equal shapes
+                in a row are labelled together.
+            class_ids: The K classes of each image, ascending.
+            imgs: The images, RGB uint8 (H, W, 3), on the same device.
+
+        Returns:
+            The mask of each image, uint8 (H, W) of mask values, at the size of its maps; and what
+            the rule's threshold is for it, (images,) float64, NaN where its maps are not finite.
+
+        Raises:
+            RuntimeError: The CRF cannot compute there.
+        """
+        if not maps:
+            return [], torch.zeros(0)
+        most = max(map(len, class_ids)) + 1
+        rows = [[0, *(self.mask_values[i] for i in ids)] for ids in class_ids]
+        padded = torch.tensor([row + [0] * (most - len(row)) for row in rows], dtype=torch.uint8)
+        tables = padded.to(maps[0].device, non_blocking=True)  # (images, K + 1)
+        probs: list[Tensor] = []
+        winners: list[Tensor] = []
+        thresholds: list[Tensor] = []
+        for _, group in itertools.groupby(maps, key=lambda x: x.shape):
+            scores = torch.stack(list(group))  # (G, K, H, W)
+            peak = scores.amax(dim=1)
+            threshold = self._find_thresholds(peak, scores.shape[1])
+            thresholds.append(threshold.where(peak.isfinite().all(dim=2).all(dim=1), torch.nan))
+            if self.rule.rule == "power":
+                bg_score = (1 - peak).clamp(0, 1) ** float(self.rule.value or 0)
+            else:
+                bg_score = threshold.float()[:, None, None].expand_as(peak)
+            if self.crf == "none":
+                winners += torch.where(peak > bg_score, scores.argmax(dim=1) + 1, 0)
+                continue
+            bg_score = torch.where((bg_score == 0) & (peak == 0), 1, bg_score)
+            stacked = torch.cat([bg_score[:, None], scores], dim=1)
+            probs += stacked / stacked.sum(dim=1, keepdim=True)
+        if self.crf != "none":
+            refined = refine_batch(probs, imgs, crf=self.crf)
+            winners = [prob.argmax(dim=0) for prob in refined]
+        masks = [table.take(winner) for table, winner in zip(tables, winners, strict=True)]
+        return masks, torch.cat(thresholds)
+
+    def _find_thresholds(self, peaks: Tensor, num_classes: int) -> Tensor:
+        """As ``find_threshold``, of images with the highest scores ``peaks`` (G, H, W): (G,)."""
+        rule, value = self.rule.rule, self.rule.value
+        if rule == "steepest":
+            return find_steepest_levels(peaks, expected=value or 0, num_classes=num_classes)
+        if rule == "otsu":  # its histogram is made on the host
+            found = [find_threshold(peak[None], rule=rule) for peak in peaks.cpu().numpy()]
+            return torch.tensor(found, dtype=torch.float64).to(peaks.device)
+        return torch.full((len(peaks),), value or 0, dtype=torch.float64, device=peaks.device)
+
+    def describe(
+        self, mask: np.ndarray, threshold: float, ori_hw: tuple[int, int] | None = None
+    ) -> PseudoMask:
+        """Return a mask of :meth:`label_on_device` with the rule that it was made by.
+
+        Args:
+            mask: The mask, uint8 (h, w).
+            threshold: What the rule's threshold is for it.
+            ori_hw: Height and width of the result; by default those of ``mask``.
+
+        Raises:
+            AdcamError: The threshold says that the maps were not finite.
+        """
+        if math.isnan(threshold):
+            raise AdcamError("score_maps hold NaN or infinite values; scores must lie in [0, 1]")
+        resized = mask if ori_hw is None else resize_mask(mask, ori_hw)
+        return PseudoMask(resized, self.rule.rule, threshold, self.rule.chosen_on)
 
 
 def resize_maps(score_maps: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:
@@ -168,7 +239,7 @@ def resize_maps(score_maps: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:
     return resized[0].numpy()
 
 
-def _resize_mask(mask: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+def resize_mask(mask: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
     """Resize a mask, nearest value."""
     if mask.shape == hw:
         return mask

@@ -11,9 +11,10 @@ import itertools
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,10 @@ import numpy as np
 import torch
 
 from adcam.data.dataset import ImageDataset, Record
+from adcam.data.images import fit_hw, read_image_hw
 from adcam.errors import AdcamError
 from adcam.files import hash_bytes, hash_values
+from adcam.labeling.device_steps import DeviceSteps
 from adcam.labeling.executor import (
     WorkerCrash,
     WorkerPool,
@@ -35,24 +38,22 @@ from adcam.labeling.executor import (
 )
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.manifest import Entry
+from adcam.labeling.map_maker import Resizer
 from adcam.labeling.observe import Observer
 from adcam.labeling.output_folder import relative_path
 from adcam.labeling.shards import WHOLE, Shard
 from adcam.labeling.steps import (
-    Decoded,
     Failed,
     Finished,
     Job,
     Made,
     Mapped,
     Task,
-    can_be_read,
-    decode,
+    decode_with,
     finish,
-    infer_window,
     label_window,
-    make_window,
 )
+from adcam.labeling.trace import record_trace
 from adcam.limits import machine_memory, read_limits
 from adcam.progress import track
 from adcam.remote_files import is_url
@@ -65,8 +66,13 @@ MAX_WORKERS = 16
 INLINE_LIMIT = 16
 """Up to this many images are labelled in this process: starting others takes longer."""
 
+BATCH_SIZE = 32
+"""Images in a batch on a GPU: the first size at which an H100 is busy with DeiT-Tiny."""
+
 _READERS = 4
 _WINDOW = 4  # batches
+_WIDE_WINDOW = 32  # batches, of which only the sizes of the images are known
+_DEVICE_WORKERS = 8  # that decode and write for one GPU: 200 images a second keep two busy
 _SHOWN = 5
 
 
@@ -91,6 +97,8 @@ class RunResult:
         seconds: Seconds of each step, summed over threads and processes; and ``total``, by the
             clock on the wall.
         parallelism: Number of threads or processes that each step was spread over.
+        first_after: Seconds after which the first image was done.
+        images_per_second: Images done in a second from then on; 0 with less than two.
     """
 
     ok: int
@@ -99,6 +107,8 @@ class RunResult:
     no_class: tuple[str, ...]
     seconds: Mapping[str, float]
     parallelism: Mapping[str, int]
+    first_after: float = 0.0
+    images_per_second: float = 0.0
 
     @property
     def shares(self) -> dict[str, float]:
@@ -116,7 +126,13 @@ class RunResult:
             lines.append(
                 f"{step:<8}{self.seconds[step]:>10.1f}{self.parallelism[step]:>5}{share:>10.0%}"
             )
-        return "\n".join([*lines, f"{'total':<8}{self.seconds['total']:>10.1f}"])
+        lines.append(f"{'total':<8}{self.seconds['total']:>10.1f}")
+        if self.images_per_second:
+            lines.append(
+                f"first image after {self.first_after:.1f} s, then "
+                f"{self.images_per_second:.3g} images/s"
+            )
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts, failures by image id, and times, JSON-serialisable."""
@@ -128,6 +144,8 @@ class RunResult:
             "seconds": dict(self.seconds),
             "parallelism": dict(self.parallelism),
             "shares": self.shares,
+            "first_after": self.first_after,
+            "images_per_second": self.images_per_second,
         }
 
 
@@ -196,17 +214,19 @@ class RunOptions:
             finds.
         workers: Number of processes beside this one, each with one thread; with 0 this process
             labels one image after the other. With the network on the CPU, each process takes whole
-            images; with a GPU, this process decodes and runs the network, and the others make and
-            write the masks. More need more memory.
+            images; with a GPU, this process runs the network and makes the masks, and the others
+            decode and write. More need more memory.
         batch_size: Most images of equal input sizes that the network sees at once; ``None`` for 1
-            on the CPU, where more gains nothing, else 8. Larger keeps a GPU busier and takes more
-            of its memory.
+            on the CPU, where more gains nothing, else :data:`BATCH_SIZE`. Larger keeps a GPU busier
+            and takes more of its memory; what does not fit is halved.
         shard: The part of the images to label. Every process is given the same images and another
             shard; they may work in one folder at the same time, on any machine that sees it.
             :func:`adcam.labeling.merge.merge_shards` joins what they have made.
         log_json: A file to which a line of JSON is added for the start, every image and the end.
         metrics_file: A file that holds the numbers so far in Prometheus' text format
             (:mod:`adcam.labeling.observe`).
+        profile: A file for a trace of the run (:mod:`adcam.labeling.trace`); a run that is recorded
+            is slower.
         progress: Whether to show progress on standard error.
         log: Called with a line of text now and then.
         engine: What computes the steps in place of this process and its workers, such as
@@ -219,6 +239,7 @@ class RunOptions:
     shard: Shard = WHOLE
     log_json: Path | None = None
     metrics_file: Path | None = None
+    profile: Path | None = None
     progress: bool = True
     log: Callable[[str], None] | None = None
     engine: Engine | None = None
@@ -257,7 +278,7 @@ class Run:
         self.options = options
         self._is_suspicious = False
         self._on_cpu = labeler.device.type == "cpu"
-        self.batch_size = options.batch_size or (1 if self._on_cpu else 8)
+        self.batch_size = options.batch_size or (1 if self._on_cpu else BATCH_SIZE)
         self._class_ids = given_class_ids(images, labeler) if options.labels == "given" else None
 
     def describe_labels(self) -> dict[str, Any]:
@@ -301,7 +322,8 @@ class Run:
         hashes = {"config": hash_values(config), "weights": self.labeler.weights_hash}
         root = "/" if is_url(folder.path) else os.path.realpath(folder.path)
         progress = _Progress()
-        window = _window_size(self.batch_size)
+        # A GPU searches its part of the images for equal sizes, however they are divided.
+        window = _window_size(self.batch_size) if self._on_cpu else self.batch_size
         mine = folder.start([record.img_id for record in self.images.records], window=window)
         tasks = [self._plan(i, folder, job, root, progress) for i in mine]
         num_left = len(tasks) - progress.skipped
@@ -314,10 +336,16 @@ class Run:
             workers = max(workers, 1)  # if an image did it, it costs a worker this time
         observer = self._observe(hashes, num_left, progress.skipped)
         seconds = dict.fromkeys(("decode", "network", "refine", job.step, "write"), 0.0)
-        with observer, closing(self._finish_all(tasks, job, workers)) as finished:
+        first = 0.0
+        with (
+            observer,
+            record_trace(self.options.profile, self.options.log),
+            closing(self._finish_all(tasks, job, workers)) as finished,
+        ):
             # Whatever ends this loop ends the workers.
             shown = self.options.progress
             for item in track(finished, self.name, num_left) if shown else finished:
+                first = first or time.perf_counter() - start
                 progress.add(item.task.img_id, item.entry)
                 for step, spent in item.seconds.items():
                     seconds[step] += spent
@@ -330,6 +358,7 @@ class Run:
                 }
                 folder.append(entry)
                 observer.image(entry, item.seconds)
+            end = time.perf_counter() - start
         folder.finish(task.img_id for task in tasks)
         index_of = self.images.index_of
         return RunResult(
@@ -339,6 +368,8 @@ class Run:
             tuple(sorted(progress.no_class, key=index_of)),
             {**seconds, "total": time.perf_counter() - start},
             self._describe_parallelism(seconds, job, workers),
+            first,
+            (num_left - 1) / max(end - first, 1e-9) if num_left > 1 else 0.0,
         )
 
     def _observe(self, hashes: Mapping[str, Any], left: int, skipped: int) -> Observer:
@@ -374,8 +405,9 @@ class Run:
         windows = _plan_windows(tasks, self.batch_size)
         if (engine := self.options.engine) is not None:
             return engine.label(windows, self.labeler, job, batch_size=self.batch_size)
-        run = self._run_whole if self._runs_whole(workers) else self._run_split
-        return run(windows, job, workers)
+        if self._runs_whole(workers):
+            return self._run_whole(windows, job, workers)
+        return self._run_split(tasks, job, workers)
 
     def _run_whole(
         self, windows: Iterable[Sequence[Task]], job: Job, workers: int
@@ -392,45 +424,39 @@ class Run:
                 yield from window
 
     def _run_split(
-        self, windows: Iterable[Sequence[Task]], job: Job, workers: int
+        self, tasks: Sequence[Task], job: Job, workers: int
     ) -> Generator[Finished, None, None]:
-        """Decode in threads, run network and method in this process, do the rest in ``workers``.
+        """Run network and method in this process; decode, and do the rest, in ``workers``.
 
         A GPU is fed by one process, also by the CRF if it is to compute there. What computes on the
         CPU here stays out of the workers' way.
         """
-
-        def read(numbered: tuple[int, Task]) -> Future[tuple[int, Decoded | Failed]]:
-            window, task = numbered
-            return readers.submit(lambda: (window, self._decode(task, probe)))
-
+        maker = self.labeler.map_maker
+        max_pixels = self.labeler.options.max_pixels
+        work = partial(work_on, job=job, resize=maker.resizer, max_pixels=max_pixels)
         with (
             one_thread(),
             WorkerPool(
-                can_be_read, 1, on_crash=lambda *crash: False, max_bytes=worker_memory()
-            ) as probe,
-            ThreadPoolExecutor(_READERS) as readers,
-            WorkerPool(
-                partial(finish, job=job), workers, on_crash=record_crash, max_bytes=worker_memory()
+                work,
+                workers,
+                on_crash=record_crash,
+                max_bytes=worker_memory(),
+                # After a run that was killed, every image is read in a process that may die.
+                meanwhile=None if self._is_suspicious else work,
             ) as pool,
         ):
-            numbered = ((n, task) for n, window in enumerate(windows) for task in window)
-            decoded = run_ahead(read, numbered, max_ahead=2 * _WINDOW * self.batch_size)
-            mapped = (
-                infer_window([x for _, x in window], self.labeler, batch_size=self.batch_size)
-                for _, window in itertools.groupby(decoded, key=lambda pair: pair[0])
+            groups = plan_groups(
+                tasks,
+                partial(find_input_sizes, resizer=maker.resizer, max_pixels=max_pixels),
+                batch_size=self.batch_size,
+                read_ahead=not self._is_suspicious,
             )
-            windows_left: Iterator[Sequence[Mapped | Made | Failed]] = mapped
-            if job.device != "cpu":
-                windows_left = (make_window(window, job) for window in mapped)
-            left = (image for window in windows_left for image in window)
-            yield from run_ahead(pool.submit, left, max_ahead=2 * workers)
-
-    def _decode(self, task: Task, probe: WorkerPool[Path, bool]) -> Decoded | Failed:
-        """Decode an image here; after a run that was killed, in a process that may die first."""
-        if self._is_suspicious and not probe.submit(task.img_path).result():
-            return Failed(task, "reading it cost two processes", {})
-        return decode(task, self.labeler)
+            ahead = 2 * self.batch_size + workers
+            decoded = _in_groups(pool.submit, groups, max_ahead=ahead)
+            steps = DeviceSteps(self.labeler, job, batch_size=self.batch_size)
+            with closing(steps.run(decoded)) as labelled:
+                left = (image for batch in labelled for image in batch)
+                yield from run_ahead(pool.submit, left, max_ahead=ahead)
 
     def _runs_whole(self, workers: int) -> bool:
         """Tell whether one process does every step of an image."""
@@ -441,7 +467,7 @@ class Run:
             return dict.fromkeys(steps, engine.count_processes())
         parallelism = dict.fromkeys(steps, max(workers, 1))
         if not self._runs_whole(workers):
-            parallelism |= {"decode": _READERS, "network": 1, "refine": 1}
+            parallelism |= {"network": 1, "refine": 1}
             if job.device != "cpu":
                 parallelism[job.step] = 1
         return parallelism
@@ -472,13 +498,15 @@ def default_workers(labeler: PseudoLabeler, *, neighbours: int = 1) -> int:
         labeler: The labeler, whose device decides.
         neighbours: Processes that share the machine, this one included.
 
-    These are its processors, less one that feeds a GPU. On 2 processors without a GPU, whole
+    These are its processors, less one that feeds a GPU, of which few are needed where masks are
+    made on the GPU too. On 2 processors without a GPU, whole
     images in 2 processes took the least time of what was tried (docs/performance.md); with one
     processor there is nothing to gain.
     """
     processors = max(num_processors() // neighbours, 1)
     if labeler.device.type != "cpu":
-        return min(processors - 1, MAX_WORKERS)
+        on_device = labeler.mask_maker.device != "cpu"
+        return min(processors - 1, _DEVICE_WORKERS if on_device else MAX_WORKERS)
     return min(processors, MAX_WORKERS) if processors > 1 else 0
 
 
@@ -564,6 +592,86 @@ def _plan_windows(tasks: Iterable[Task], batch_size: int) -> Iterator[tuple[Task
             yield window
 
 
+def plan_groups(
+    tasks: Iterable[Task],
+    find_sizes: Callable[[Task], Any],
+    *,
+    batch_size: int,
+    read_ahead: bool = True,
+) -> Iterator[tuple[Task, ...]]:
+    """Yield the images of each batch: those of equal input sizes among many, unread.
+
+    Args:
+        tasks: All images, those that are done included, which only complete their batch.
+        find_sizes: The function that finds the input sizes of an image, ``None`` where they are not
+            known; those come in larger groups, to be searched when they are read.
+        batch_size: Most images in a batch.
+        read_ahead: Whether sizes are looked for at all.
+    """
+    left = iter(tasks)
+    with ThreadPoolExecutor(_READERS) as readers:
+        while window := tuple(itertools.islice(left, _WIDE_WINDOW * batch_size)):
+            if all(task.is_done for task in window):
+                continue
+            sizes = readers.map(find_sizes, window) if read_ahead else [None] * len(window)
+            groups: dict[Any, list[Task]] = {}
+            for task, of_image in zip(window, sizes, strict=True):
+                groups.setdefault(of_image, []).append(task)
+            for of_image, group in groups.items():
+                size = _window_size(batch_size) if of_image is None else batch_size
+                for start in range(0, len(group), size):
+                    batch = tuple(group[start : start + size])
+                    if not all(task.is_done for task in batch):
+                        yield batch
+
+
+def find_input_sizes(
+    task: Task, *, resizer: Resizer, max_pixels: int
+) -> tuple[tuple[int, int], ...] | None:
+    """Find the sizes at which the network will see an image, by the head of its file.
+
+    Returns:
+        Height and width at every scale; ``None`` where there is no such file of its own.
+    """
+    if task.problem or task.packed is not None:
+        return None
+    with suppress(ValueError, OSError, MemoryError, RuntimeError):  # reading it will say why
+        return resizer.find_sizes(fit_hw(read_image_hw(task.img_path), max_pixels))
+    return None
+
+
+def _in_groups(
+    submit: Callable[[Task], Future[Any]], groups: Iterable[Sequence[Task]], *, max_ahead: int
+) -> Iterator[list[Any]]:
+    """Yield the results of each group of images, in order."""
+    sizes: deque[int] = deque()
+
+    def note(group: Sequence[Task]) -> Sequence[Task]:
+        sizes.append(len(group))
+        return group
+
+    done = run_ahead(submit, (x for group in groups for x in note(group)), max_ahead=max_ahead)
+    for first in done:
+        yield [first, *itertools.islice(done, sizes.popleft() - 1)]
+
+
+def work_on(
+    item: Task | Mapped | Made | Failed,
+    *,
+    job: Job,
+    resize: Resizer,
+    max_pixels: int,
+) -> Any:
+    """Do what processes do beside a GPU: decode an image, or finish one.
+
+    Returns:
+        A :class:`Decoded` with pixels for inputs or a :class:`Failed`; or a :class:`Finished`.
+    """
+    if isinstance(item, Task):
+        return decode_with(item, max_pixels=max_pixels, make_inputs=resize)
+    return finish(item, job)
+
+
 def _window_size(batch_size: int) -> int:
     return 1 if batch_size == 1 else _WINDOW * batch_size
 
@@ -578,9 +686,13 @@ def isolate_crash(
     return [item for task in wanted for item in retry((task,))]
 
 
-def record_crash(image: Mapped | Made | Failed, crash: WorkerCrash, retry: object) -> Finished:
+def record_crash(
+    item: Task | Mapped | Made | Failed, crash: WorkerCrash, retry: object
+) -> Failed | Finished:
     """Record that the process which had an image was killed."""
-    return _crashed(image.task, crash)
+    if isinstance(item, Task):
+        return Failed(item, _explain(crash), {})
+    return _crashed(item.task, crash)
 
 
 def worker_memory() -> int | None:
@@ -593,5 +705,9 @@ def worker_memory() -> int | None:
 
 
 def _crashed(task: Task, crash: WorkerCrash) -> Finished:
+    return Finished(task, {"status": "failed", "error": _explain(crash)}, {})
+
+
+def _explain(crash: WorkerCrash) -> str:
     advice = "" if "memory" in str(crash) else "; if memory was short, try fewer --workers"
-    return Finished(task, {"status": "failed", "error": f"{crash}{advice}"}, {})
+    return f"{crash}{advice}"

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 Seconds: TypeAlias = Mapping[str, float]
 
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
-_NO_IMG = np.zeros((0, 0, 3), dtype=np.uint8)
+NO_IMG = np.zeros((0, 0, 3), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,25 @@ class Decoded:
     ori_hw: tuple[int, int]
     inputs: tuple[torch.Tensor, ...]
     seconds: Seconds
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Arrays in place of tensors, which take ten times as long to pickle."""
+        # Pixels lie as they do in an image, their three values side by side.
+        arrays = [x.movedim(0, -1) if x.dtype == torch.uint8 else x for x in self.inputs]
+        sent = [array.contiguous().numpy() for array in arrays]
+        return _rebuild_decoded, (self.task, self.img, self.ori_hw, sent, self.seconds)
+
+
+def _rebuild_decoded(
+    task: Task,
+    img: np.ndarray,
+    ori_hw: tuple[int, int],
+    arrays: Sequence[np.ndarray],
+    seconds: Seconds,
+) -> Decoded:
+    tensors = [torch.from_numpy(array) for array in arrays]
+    inputs = tuple(x.movedim(-1, 0) if x.dtype == torch.uint8 else x for x in tensors)
+    return Decoded(task, img, ori_hw, inputs, seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +142,11 @@ class Job(Protocol):
         """Where that step computes: ``"cpu"``, or the device of the network."""
         ...
 
+    @property
+    def needs_maps(self) -> bool:
+        """Whether :meth:`write` reads the maps, so that they must leave the device."""
+        ...
+
     def find_files(self, task: Task) -> Mapping[str, Path]:
         """Find the files of an image's result, by the manifest key that holds their hash.
 
@@ -159,27 +182,32 @@ class Job(Protocol):
 
 
 def decode(task: Task, labeler: PseudoLabeler) -> Decoded | Failed:
-    """Read an image, bound its size, resize it for the network."""
+    """Read an image, bound its size, resize and normalise it for the network."""
+    return decode_with(
+        task, max_pixels=labeler.options.max_pixels, make_inputs=labeler.map_maker.make_inputs
+    )
+
+
+def decode_with(
+    task: Task,
+    *,
+    max_pixels: int,
+    make_inputs: Callable[[np.ndarray], tuple[torch.Tensor, ...]],
+) -> Decoded | Failed:
+    """Read an image, bound its size, and make of it what the network sees."""
     if task.problem:
         return Failed(task, task.problem, {})
     start = time.perf_counter()
     try:
         img = read_image(task.img_path) if task.packed is None else task.packed.load()
-        small = fit_pixels(img, labeler.options.max_pixels)
-        inputs = labeler.map_maker.make_inputs(small)
+        small = fit_pixels(img, max_pixels)
+        inputs = make_inputs(small)
     except OSError as error:  # whatever the reason, the next image may be readable
         return Failed(task, one_line(error), {"decode": time.perf_counter() - start})
     except (ValueError, MemoryError, RuntimeError) as error:
         return _fail(task, error, {"decode": time.perf_counter() - start})
     seconds = {"decode": time.perf_counter() - start}
     return Decoded(task, small, (img.shape[0], img.shape[1]), inputs, seconds)
-
-
-def can_be_read(img_path: Path) -> bool:
-    """Read an image and forget it, in a process that may die of it; a damaged one is no matter."""
-    with suppress(ValueError, OSError, MemoryError, RuntimeError):
-        read_image(img_path)
-    return True
 
 
 def infer_window(
@@ -208,7 +236,7 @@ def infer_window(
 def infer_batch(batch: Sequence[Decoded], labeler: PseudoLabeler) -> list[Mapped | Failed]:
     """Run network and method on images of equal input sizes.
 
-    What fails for a batch, for lack of memory say, is tried again with each image alone.
+    What fails for a batch, for lack of memory say, is tried again with each half of it.
     """
     start = time.perf_counter()
     maker = labeler.map_maker
@@ -220,11 +248,12 @@ def infer_batch(batch: Sequence[Decoded], labeler: PseudoLabeler) -> list[Mapped
             labeler.predict_class_ids(probs) if (ids := image.task.class_ids) is None else ids
             for image, probs in zip(batch, scores, strict=True)
         ]
-        imgs, stays = [image.img for image in batch], labeler.mask_maker.crf_device != "cpu"
+        imgs, stays = [image.img for image in batch], labeler.mask_maker.device != "cpu"
         maps = maker.compute_maps(passes, class_ids, imgs, keep_on_device=stays)
     except (ValueError, MemoryError, RuntimeError) as error:
         if len(batch) > 1 and is_of_image(error):
-            return [result for image in batch for result in infer_batch([image], labeler)]
+            half = len(batch) // 2
+            return [*infer_batch(batch[:half], labeler), *infer_batch(batch[half:], labeler)]
         seconds = {**batch[0].seconds, "network": time.perf_counter() - start}
         return [_fail(batch[0].task, error, seconds)]
     spent = {
@@ -247,7 +276,7 @@ def make(image: Mapped | Failed, job: Job) -> Made | Failed:
     except (ValueError, MemoryError, RuntimeError) as error:
         return _fail(image.task, error, {**image.seconds, job.step: time.perf_counter() - start})
     seconds = {**image.seconds, job.step: time.perf_counter() - start}
-    return Made(replace(image, img=_NO_IMG), result, seconds)
+    return Made(replace(image, img=NO_IMG), result, seconds)
 
 
 def make_window(images: Sequence[Mapped | Failed], job: Job) -> list[Made | Failed]:
@@ -269,7 +298,7 @@ def make_window(images: Sequence[Mapped | Failed], job: Job) -> list[Made | Fail
     return [
         image
         if isinstance(image, Failed)
-        else Made(replace(image, img=_NO_IMG), next(results), {**image.seconds, **spent})
+        else Made(replace(image, img=NO_IMG), next(results), {**image.seconds, **spent})
         for image in images
     ]
 

@@ -102,7 +102,10 @@ def build_refinement(
 
 
 def refine_batch(
-    probs: Sequence[torch.Tensor], imgs: Sequence[NDArray[np.uint8]], *, crf: str | CRFParams
+    probs: Sequence[torch.Tensor],
+    imgs: Sequence[NDArray[np.uint8] | torch.Tensor],
+    *,
+    crf: str | CRFParams,
 ) -> list[torch.Tensor]:
     """Refine soft maps of several images on the device that they are on, as many at once as fit.
 
@@ -121,7 +124,10 @@ def refine_batch(
     chosen = get_crf_params(crf)
     return dense_crf_batch(
         probs,
-        [torch.from_numpy(np.array(img, order="C")) for img in imgs],
+        [
+            img if isinstance(img, torch.Tensor) else torch.from_numpy(np.array(img, order="C"))
+            for img in imgs
+        ],
         gaussian=chosen.gaussian,
         bilateral=chosen.bilateral,
         num_iters=chosen.num_iters,

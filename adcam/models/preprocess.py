@@ -52,7 +52,7 @@ def to_inputs(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Tensor:
-    """Resize (bicubic, antialiased) and normalise one image.
+    """Resize and normalise one image: :func:`resize_img`, then :func:`normalize_pixels`.
 
     Args:
         img: RGB uint8 (H, W, 3).
@@ -66,12 +66,49 @@ def to_inputs(
     Raises:
         AdcamError: If the image is not uint8 (H, W, 3).
     """
+    return normalize_pixels(resize_img(img, input_hw), *channel_stats((mean, std)))
+
+
+def resize_img(img: np.ndarray, input_hw: tuple[int, int]) -> Tensor:
+    """Resize one image, bicubic and antialiased.
+
+    Args:
+        img: RGB uint8 (H, W, 3).
+        input_hw: Height and width of the result.
+
+    Returns:
+        uint8 (3, H, W).
+
+    Raises:
+        AdcamError: If the image is not uint8 (H, W, 3).
+    """
     if img.dtype != np.uint8 or img.ndim != 3 or img.shape[2] != 3:
         raise AdcamError(f"img must be uint8 (H, W, 3), got {img.dtype} {img.shape}")
     tensor = torch.from_numpy(np.array(img, order="C")).permute(2, 0, 1)
-    if tuple(tensor.shape[1:]) != tuple(input_hw):
-        tensor = F.resize(
-            tensor, list(input_hw), interpolation=F.InterpolationMode.BICUBIC, antialias=True
-        )
-    tensor = tensor.float().div_(255)
-    return F.normalize(tensor, list(mean), list(std))
+    if tuple(tensor.shape[1:]) == tuple(input_hw):
+        return tensor
+    return F.resize(
+        tensor, list(input_hw), interpolation=F.InterpolationMode.BICUBIC, antialias=True
+    )
+
+
+def normalize_pixels(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Scale pixels to [0, 1] and normalise them, on the device that they are on.
+
+    Args:
+        pixels: RGB uint8 (..., 3, H, W).
+        mean: Channel means of RGB in [0, 1], (3, 1, 1) float32 on the same device.
+        std: Channel standard deviations, as ``mean``.
+
+    Returns:
+        float32 (..., 3, H, W).
+    """
+    return pixels.float().div_(255).sub_(mean).div_(std)
+
+
+def channel_stats(
+    stats: tuple[tuple[float, ...], tuple[float, ...]], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Return channel means and deviations as :func:`normalize_pixels` takes them."""
+    mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in stats)
+    return mean.to(device), std.to(device)

@@ -62,6 +62,9 @@ class TokenCAM(nn.Module):
             weights cannot be had or do not fit.
     """
 
+    has_fixed_course = True
+    """A pass does the same whatever its inputs hold, so that a GPU can replay it as a graph."""
+
     def __init__(
         self,
         backbone: str,

@@ -336,7 +336,7 @@ def test_the_crf_follows_the_network_to_a_gpu_with_kernels(
     assert labeler.describe()["crf_backend"] == labeler.mask_maker.crf_backend == "lattice"
 
 
-@pytest.mark.parametrize("rule", ["0.4", "power:3", "otsu"])
+@pytest.mark.parametrize("rule", ["0.4", "power:3", "otsu", "steepest:0.58"])
 def test_masks_of_a_batch_are_those_of_its_images(rule: str) -> None:
     """On the device that the CRF computes on, here a CPU by a name that is not recognised."""
     rng = np.random.default_rng(0)

@@ -45,10 +45,12 @@ def color_weights(
     scaled = (neighbors - img.unsqueeze(-4)) / (contrast * sigma).clamp_min(tiny)
     scaled = torch.where(sigma > 0, scaled, 0)
     by_color = scaled.square().mean(dim=-3).neg().softmax(dim=-3)
-    steps = torch.tensor(offsets, dtype=img.dtype, device=img.device)
+    steps = torch.tensor(offsets, dtype=img.dtype)
     distance = torch.linalg.vector_norm(steps, dim=-1)
     scale = contrast * distance.std().clamp_min(tiny)
+    # On the CPU and sent without waiting, for a GPU that has work in its queue.
     by_distance = (distance / scale).square().neg().softmax(dim=0)
+    by_distance = by_distance.to(img.device, non_blocking=True)
     return (by_color + distance_weight * by_distance[:, None, None]) / (1 + distance_weight)
 
 

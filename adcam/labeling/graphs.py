@@ -1,0 +1,110 @@
+"""What a GPU is told again and again, told once: CUDA graphs of a function, by input shapes.
+
+A network in batches of a few images spends more time telling the GPU what to do, operation by
+operation, than the GPU needs to do it. A graph is the whole list, started by one call.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Replay: TypeAlias = Callable[..., Any]
+"""From tensors of one set of shapes to what the function returns of them."""
+
+Key: TypeAlias = tuple[tuple[torch.Size, torch.dtype], ...]
+
+
+class GraphCache:
+    """A function of tensors that is captured for shapes that come back, and called for others.
+
+    What a call returns holds until the next one: graphs share their memory.
+
+    Args:
+        function: The function. It must not wait for the device, and must do the same whatever the
+            values of the tensors.
+        capture: What makes a graph of the function and tensors of the shapes at hand.
+        first: How often shapes are seen before they are captured, which takes about as long as two
+            calls. A larger number captures less that does not come back.
+        most: The number of graphs that are kept, those used last. More take more memory.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        capture: Callable[..., Replay] | None = None,
+        first: int = 2,
+        most: int = 16,
+    ) -> None:
+        self._function = function
+        self._capture = capture or CudaCapture()
+        self._first = first
+        self._most = most
+        self._seen: Counter[Key] = Counter()
+        self._graphs: OrderedDict[Key, Replay] = OrderedDict()
+        self._is_off = False
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        """Call the function, or replay its graph for tensors of these shapes."""
+        key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+        self._seen[key] += 1
+        if self._is_off or (self._seen[key] <= self._first and key not in self._graphs):
+            return self._function(*tensors)
+        if key not in self._graphs:
+            try:
+                self._graphs[key] = self._capture(self._function, *tensors)
+            except RuntimeError as error:
+                self._is_off = True
+                self._graphs.clear()
+                warnings.warn(
+                    f"CUDA graphs are off, which only costs time: {str(error).splitlines()[0]}",
+                    stacklevel=2,
+                )
+                return self._function(*tensors)
+            if len(self._graphs) > self._most:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        return self._graphs[key](*tensors)
+
+
+class CudaCapture:
+    """Captures CUDA graphs that share one pool of memory, other threads going on meanwhile."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> Replay:
+        """Capture ``function(*tensors)`` and return what computes it of other tensors.
+
+        Raises:
+            RuntimeError: It does something that a graph cannot hold.
+        """
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        static = [tensor.clone() for tensor in tensors]
+        graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream(tensors[0].device)
+        stream = torch.cuda.Stream(tensors[0].device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            # Not torch.cuda.graph: it waits for the device and empties the cache of its memory.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                result = function(*static)
+            finally:
+                graph.capture_end()
+        current.wait_stream(stream)
+
+        def replay(*tensors: Tensor) -> Any:
+            for kept, tensor in zip(static, tensors, strict=True):
+                kept.copy_(tensor)
+            graph.replay()
+            return result
+
+        return replay

@@ -1,0 +1,382 @@
+"""The steps on a GPU: planned, in lanes, replayed; all but the GPU itself also without one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adcam.data.folder import load_folder
+from adcam.data.png import read_mask
+from adcam.labeling import run as run_module
+from adcam.labeling.device_steps import DeviceSteps, Lane
+from adcam.labeling.generate import MaskJob, generate
+from adcam.labeling.graphs import GraphCache
+from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.map_maker import MapMaker
+from adcam.labeling.run import Run, find_input_sizes, plan_groups
+from adcam.labeling.steps import (
+    Decoded,
+    Failed,
+    Made,
+    Mapped,
+    Task,
+    decode,
+    decode_with,
+    infer_window,
+    make,
+)
+from adcam.labeling.trace import measure_union, record_trace
+from adcam.masks.steepest import find_steepest_level, find_steepest_levels
+from adcam.settings import TestViews
+
+SIZES = [(40, 64), (64, 40), (40, 64), (41, 64), (40, 64), (64, 40), (40, 64)]
+
+
+def make_photos(folder: Path, sizes: Sequence[tuple[int, int]] = SIZES) -> list[Task]:
+    folder.mkdir()
+    tasks = []
+    for i, (height, width) in enumerate(sizes):
+        coarse = np.random.default_rng(i).integers(0, 255, (4, 6, 3), dtype=np.uint8)
+        path = folder / f"{i:02d}.png"
+        img = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        img.save(path)
+        tasks.append(Task(i, path.stem, path, (0, 2) if i % 2 else (1,)))
+    return tasks
+
+
+def load(path: Path, device: str = "cpu", **options: Any) -> PseudoLabeler:
+    views = TestViews((48, 64), flip=True)
+    return PseudoLabeler.from_checkpoint(path, device=device, views=views, **options)
+
+
+def read(tasks: Sequence[Task], labeler: PseudoLabeler) -> list[Decoded | Failed]:
+    resizer, most = labeler.map_maker.resizer, labeler.options.max_pixels
+    return [decode_with(task, max_pixels=most, make_inputs=resizer) for task in tasks]
+
+
+def mask_job(labeler: PseudoLabeler, out: Path, maps_dtype: str | None = None) -> MaskJob:
+    thresholds = labeler.label_thresholds
+    return MaskJob(out, labeler.mask_maker, labeler.class_set, maps_dtype, thresholds)
+
+
+def test_pixels_sent_to_another_process_become_the_inputs_of_this_one(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    labeler = load(tiny_checkpoint)
+    tasks = make_photos(tmp_path / "photos", SIZES[:1])
+    (normalised,), (pixels,) = [decode(tasks[0], labeler)], read(tasks, labeler)
+    for image in (normalised, pixels):
+        sent = pickle.loads(pickle.dumps(image))
+        assert isinstance(image, Decoded) and isinstance(sent, Decoded)
+        for x, y in zip(image.inputs, sent.inputs, strict=True):
+            assert torch.equal(x, y) and x.dtype == y.dtype
+    assert isinstance(pixels, Decoded) and isinstance(normalised, Decoded)
+    assert {x.dtype for x in pixels.inputs} == {torch.uint8}
+    maker = labeler.map_maker
+    one, other = maker.run_inputs([normalised.inputs]), maker.run_inputs([pixels.inputs])
+    for a, b in zip(one.token_maps, other.token_maps, strict=True):
+        assert torch.equal(a.cam, b.cam)
+
+
+def test_batches_are_planned_of_images_of_one_size_unread(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = make_photos(tmp_path / "photos")
+    labeler = load(tiny_checkpoint)
+    find = partial(find_input_sizes, resizer=labeler.map_maker.resizer, max_pixels=1 << 22)
+    groups = [[task.index for task in group] for group in plan_groups(tasks, find, batch_size=2)]
+    assert groups == [[0, 2], [3, 4], [6], [1, 5]]
+    inputs = {image.task.index: image.inputs for image in read(tasks, labeler)}  # type: ignore
+    for group in groups:
+        assert len({tuple(x.shape for x in inputs[i]) for i in group}) == 1
+    # Batches of a resumed run are those of the first; what is done completely is left out.
+    done = [replace(task, is_done=task.index not in (2, 5)) for task in tasks]
+    again = [[task.index for task in group] for group in plan_groups(done, find, batch_size=2)]
+    assert again == [[0, 2], [1, 5]]
+    # Unknown sizes: larger groups, in which equal ones are looked for when they are read.
+    tasks[1] = replace(tasks[1], img_path=tmp_path / "missing.png")
+    groups = [[task.index for task in group] for group in plan_groups(tasks, find, batch_size=2)]
+    assert [1] in groups
+    blind = plan_groups(tasks, find, batch_size=1, read_ahead=False)
+    assert [[task.index for task in group] for group in blind] == [[i] for i in range(7)]
+    monkeypatch.setattr(run_module, "_WIDE_WINDOW", 2)
+    windows = [[task.index for task in group] for group in plan_groups(tasks, find, batch_size=2)]
+    assert {index for group in windows[:3] for index in group} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("crf", "options"),
+    [
+        ("none", {"rule": "0.4"}),
+        ("none", {}),
+        ("toco", {"rule": "power:3"}),
+        ("none", {"two_threshold": (0.3, 0.6)}),
+    ],
+)
+def test_lanes_give_what_the_steps_give_one_image_at_a_time(
+    tiny_checkpoint: Path, tmp_path: Path, crf: str, options: dict[str, Any]
+) -> None:
+    labeler = load(tiny_checkpoint, crf=crf, **options)
+    tasks = make_photos(tmp_path / "photos")
+    tasks[4] = replace(tasks[4], is_done=True)
+    tasks.append(Task(7, "none", tmp_path / "photos" / "00.png", ()))
+    tasks.append(Task(8, "missing", tmp_path / "missing.png", (0,)))
+    decoded = read(tasks, labeler)
+    job = mask_job(labeler, tmp_path, "uint8")
+    mapped = infer_window(decoded, labeler, batch_size=1)
+    expected = {image.task.index: make(image, job) for image in mapped}
+    # A name of the CPU by which masks are made in a batch, as on a GPU.
+    labeler.mask_maker = replace(labeler.mask_maker, crf_device="cpu:0")
+    job = mask_job(labeler, tmp_path, "uint8")
+    steps = DeviceSteps(labeler, job, batch_size=2)
+    found = [image for batch in steps.run([decoded[:5], decoded[5:]]) for image in batch]
+    assert sorted(image.task.index for image in found) == [0, 1, 2, 3, 5, 6, 7, 8]
+    for image in found:
+        other = expected[image.task.index]
+        if isinstance(image, Failed):
+            assert isinstance(other, Failed) and "no such file" in image.error
+            continue
+        if isinstance(image, Mapped):  # two thresholds are a matter of the CPU
+            assert options.keys() == {"two_threshold"}
+            image = make(image, job)
+        assert isinstance(image, Made) and isinstance(other, Made)
+        np.testing.assert_array_equal(image.result.mask, other.result.mask)
+        assert replace(image.result, mask=other.result.mask) == other.result
+        np.testing.assert_array_equal(image.image.scores, other.image.scores)
+        np.testing.assert_array_equal(image.image.maps.score_maps, other.image.maps.score_maps)
+        assert set(image.seconds) == set(other.seconds) == {"decode", "network", "refine", "crf"}
+
+
+def test_maps_that_nobody_reads_stay_on_the_device(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    labeler = load(tiny_checkpoint)
+    labeler.mask_maker = replace(labeler.mask_maker, crf_device="cpu:0")
+    decoded = read(make_photos(tmp_path / "photos"), labeler)
+    for maps_dtype, size in ((None, 0), ("uint8", 40)):
+        job = mask_job(labeler, tmp_path, maps_dtype)
+        steps = DeviceSteps(labeler, job, batch_size=4)
+        (image, *_), *_ = steps.run([decoded])
+        assert isinstance(image, Made) and image.image.maps.score_maps.shape[1] == size
+        assert image.image.img.size == 0 and image.image.maps.class_ids == (1,)
+
+
+def test_what_fails_as_a_batch_goes_by_halves_and_nonsense_is_refused(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labeler = load(tiny_checkpoint)
+    labeler.mask_maker = replace(labeler.mask_maker, crf_device="cpu:0")
+    job = mask_job(labeler, tmp_path)
+    decoded = read(make_photos(tmp_path / "photos"), labeler)
+    forward, sizes = MapMaker.forward, []
+
+    def little_memory(self: MapMaker, *batches: torch.Tensor) -> Any:
+        sizes.append(len(batches[0]))
+        if len(batches[0]) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return forward(self, *batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MapMaker, "forward", little_memory)
+        steps = DeviceSteps(labeler, job, batch_size=4)
+        found = [image for batch in steps.run([decoded]) for image in batch]
+    assert len(found) == 7 and all(isinstance(image, Made) for image in found)
+    assert {2, 4} <= set(sizes)
+    compute = MapMaker.compute_on_device
+
+    def spoil(self: MapMaker, *arguments: Any, **options: Any) -> list[torch.Tensor]:
+        maps = compute(self, *arguments, **options)
+        return [maps[0] * torch.nan, *maps[1:]]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MapMaker, "compute_on_device", spoil)
+        steps = DeviceSteps(labeler, job, batch_size=4)
+        (first, *others), *_ = steps.run([decoded])
+    assert isinstance(first, Failed) and "NaN or infinite" in first.error
+    assert all(isinstance(image, Made) for image in others)
+
+    def mistake(self: MapMaker, *batches: torch.Tensor) -> Any:
+        raise RuntimeError("expected scalar type Float but found Half")
+
+    monkeypatch.setattr(MapMaker, "forward", mistake)
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        list(DeviceSteps(labeler, job, batch_size=4).run([decoded]))
+
+
+def test_lanes_do_one_thing_at_a_time_each_and_all_at_once() -> None:
+    lanes = [Lane(torch.device("cpu"), str(i)) for i in range(2)]
+    meet = threading.Barrier(2, timeout=10)
+    futures = [lane.submit(lambda item: (meet.wait(), item)[1], i) for i, lane in enumerate(lanes)]
+    assert [future.result() for future in futures] == [0, 1]
+    assert lanes[0].mark() is None
+    for lane in lanes:
+        lane.close()
+
+
+def test_shapes_that_come_back_are_captured_once_and_the_oldest_let_go() -> None:
+    captured: list[int] = []
+
+    def capture(function: Any, x: torch.Tensor) -> Any:
+        captured.append(len(x))
+        return lambda y: function(y) + 100
+
+    cache = GraphCache(lambda x: x.sum(), capture=capture, first=2, most=2)
+    results = [int(cache(torch.ones(n))) for n in (3, 3, 3, 3, 5, 5, 5, 7, 7, 7, 5, 3)]
+    assert results == [3, 3, 103, 103, 5, 5, 105, 7, 7, 107, 105, 103]
+    assert captured == [3, 5, 7, 3]
+
+    def refuse(function: Any, x: torch.Tensor) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    cache = GraphCache(lambda x: x.sum(), capture=refuse, first=0)
+    with pytest.warns(UserWarning, match="graphs are off.*not permitted when stream is capturing$"):
+        assert int(cache(torch.ones(3))) == 3
+    assert int(cache(torch.ones(3))) == 3  # without another try
+
+
+def test_steepest_levels_of_many_maps_are_those_of_each() -> None:
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.random((6, 1, 5, 7), dtype=np.float32)) ** 2
+    peaks = torch.nn.functional.interpolate(coarse, (190, 250), mode="bicubic")[:, 0].clamp(0, 1)
+    peaks[5] = 0.3  # constant
+    for num_classes in (1, 3):
+        found = find_steepest_levels(peaks, expected=0.58, num_classes=num_classes)
+        each = [
+            find_steepest_level(peak, expected=0.58, num_classes=num_classes)
+            for peak in peaks.numpy()
+        ]
+        assert found.dtype == torch.float64 and found.tolist() == each
+    assert len(set(each)) > 2
+
+
+def test_a_trace_shows_the_lanes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert measure_union([(5, 7), (0, 2), (1, 4), (6, 6)]) == 6
+    labeler = load(tiny_checkpoint)
+    decoded = read(make_photos(tmp_path / "photos", SIZES[:2]), labeler)
+    said: list[str] = []
+    with record_trace(tmp_path / "trace.json.gz", said.append):
+        list(DeviceSteps(labeler, mask_job(labeler, tmp_path), batch_size=2).run([decoded]))
+    trace = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert {"upload", "network", "masks", "aten::softmax"} & names >= {"network", "masks"}
+    assert said == [
+        f"The trace {tmp_path / 'trace.json.gz'} can be looked at with https://ui.perfetto.dev"
+    ]
+    with record_trace(None):
+        pass
+
+
+def test_rates_are_those_of_the_run(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_photos(tmp_path / "photos")
+    monkeypatch.setattr(run_module, "INLINE_LIMIT", 0)
+    monkeypatch.setattr(Run, "_runs_whole", lambda self, workers: False)
+    labeler = load(tiny_checkpoint)
+    result = generate(
+        load_folder(tmp_path / "photos"),
+        labeler,
+        tmp_path / "out",
+        labels="predicted",
+        workers=2,
+        batch_size=2,
+        progress=False,
+        profile=tmp_path / "trace.json",
+    )
+    assert result.ok == 7 and 0 < result.first_after < result.seconds["total"]
+    assert result.images_per_second > 0 and "images/s" in result.format_times()
+    assert (tmp_path / "trace.json").stat().st_size > 1000
+
+
+@pytest.fixture(scope="module")
+def gpu_labeler(tiny_checkpoint: Path) -> PseudoLabeler:
+    return load(tiny_checkpoint, "cuda", crf="toco")
+
+
+@pytest.mark.gpu
+def test_a_graph_gives_what_the_calls_give(gpu_labeler: PseudoLabeler) -> None:
+    maker = gpu_labeler.map_maker
+    cache = GraphCache(maker.forward, first=1)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for seed in range(4):
+            torch.manual_seed(seed)
+            sizes = [(48, 64), (64, 96)]
+            batches = [
+                torch.randint(0, 256, (3, 3, *hw), dtype=torch.uint8, device="cuda") for hw in sizes
+            ]
+            expected = [x.cam.clone() for x in maker.forward(*batches)]
+            rows = [
+                next(iter(x.attn_patch2patch.values())).clone() for x in maker.forward(*batches)
+            ]
+            for a, b, row in zip(cache(*batches), expected, rows, strict=True):
+                torch.testing.assert_close(a.cam, b, rtol=0, atol=1e-5)
+                mine = next(iter(a.attn_patch2patch.values()))
+                torch.testing.assert_close(mine, row, rtol=0, atol=1e-5)
+    assert len(cache._graphs) == 1 and not cache._is_off
+
+
+@pytest.mark.gpu
+def test_network_and_masks_do_not_wait_for_a_gpu(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    labeler = load(tiny_checkpoint, "cuda")
+    job = mask_job(labeler, tmp_path)
+    assert job.device == "cuda"
+    steps = DeviceSteps(labeler, job, batch_size=4)
+    decoded = read(make_photos(tmp_path / "photos", SIZES[:1] * 4), labeler)
+    for _ in range(3):  # kernels compiled, the graph captured
+        list(steps.run([decoded]))
+    lanes = [Lane(labeler.device, str(i)) for i in range(3)]
+    item: Any = decoded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for lane, step in zip(lanes, (steps._upload, steps._infer, steps._label), strict=True):
+            item = lane.submit(partial(steps._do, step, lane), item).result()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        for lane in lanes:
+            lane.close()
+    assert len(steps.collect(item)) == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("labels", ["given", "predicted"])
+def test_masks_of_a_gpu_are_those_of_its_plain_steps(
+    gpu_labeler: PseudoLabeler, tmp_path: Path, labels: str
+) -> None:
+    """Many images through lanes, graphs and processes; each alone, by the plain steps."""
+    sizes = [(40, 64), (64, 40), (44, 60)] * 12
+    tasks = make_photos(tmp_path / "photos", sizes)
+    rows = "".join(f"{task.img_id},{'cat' if task.index % 2 else 'dog horse'}\n" for task in tasks)
+    (tmp_path / "labels.csv").write_text("image_id,labels\n" + rows)
+    images = load_folder(
+        tmp_path / "photos", labels=tmp_path / "labels.csv", classes=gpu_labeler.class_set
+    )
+    result = generate(
+        images,
+        gpu_labeler,
+        tmp_path / "out",
+        labels=labels,
+        workers=2,
+        batch_size=4,
+        progress=False,
+    )
+    assert result.ok == len(sizes)
+    names = gpu_labeler.class_set.classes
+    equal = []
+    for record in images.records:
+        given = [names[i] for i in record.class_ids or ()] if labels == "given" else None
+        label = gpu_labeler(record.img_path, labels=given)
+        mask = read_mask(tmp_path / "out" / "masks" / f"{record.img_id}.png")
+        equal.append(float((mask == label.mask).mean()))
+    assert np.mean(equal) > 0.995 and min(equal) > 0.95
