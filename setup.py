@@ -80,6 +80,19 @@ EXTRAS = {
     "coco": ["pycocotools>=2.0.8"],
     # Runs over several machines; images and masks in Parquet files, tar archives and behind URLs.
     "ray": ["ray[data]>=2.60", "pyarrow>=17.0", "fsspec>=2024.6"],
+    # CLIP as a classifier, image classifiers of Hugging Face.
+    "clip": ["open_clip_torch>=3.0", "transformers>=5.0"],
+    # Other people's packages that tests exchange maps, networks and masks with, and notebooks.
+    "peers": [
+        "open_clip_torch>=3.0",
+        "transformers>=5.0",
+        "grad-cam>=1.5.5",
+        "torchcam>=0.4.0",
+        "datasets>=4.0",
+        "nbclient>=0.10",
+        "nbformat>=5.10",
+        "ipykernel>=6.29",
+    ],
     "dev": [
         *TRAIN,
         "pytest>=8.3",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from adcam.convert import register_converter
     from adcam.data.sources import register_data_source
     from adcam.labeling.labeler import PseudoLabel, PseudoLabeler
-    from adcam.labeling.refine import refine
+    from adcam.labeling.refine import refine, tokens_to_grid
     from adcam.models.attention_recorder import record_attention
     from adcam.models.networks import register_network
 
@@ -28,6 +28,7 @@ __all__ = [
     "register_data_source",
     "register_method",
     "register_network",
+    "tokens_to_grid",
 ]
 
 # Where each name is defined. It is imported when it is first used, so that `import adcam` stays
@@ -41,6 +42,7 @@ _HOMES = {
     "register_data_source": "adcam.data.sources",
     "register_method": "adcam.cams",
     "register_network": "adcam.models.networks",
+    "tokens_to_grid": "adcam.labeling.refine",
 }
 
 

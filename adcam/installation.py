@@ -37,6 +37,7 @@ EXTRAS = {
     "pycocotools": "coco",
     "pydensecrf": "crf",
     **dict.fromkeys(("ray", "pyarrow", "fsspec"), "ray"),
+    **dict.fromkeys(("transformers", "open_clip"), "clip"),
 }
 """Modules that the core does without, and the extra of setup.py that brings each."""
 

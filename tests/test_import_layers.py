@@ -219,6 +219,8 @@ PLACES = {
     "ray": ("labeling/ray_engine.py",),
     "pyarrow": ("parquet.py",),
     "fsspec": ("remote_files.py",),
+    "transformers": ("models/transformers_vit.py",),
+    "open_clip": ("models/clip_text.py",),
 }
 
 

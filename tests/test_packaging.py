@@ -36,6 +36,7 @@ DISTRIBUTIONS = {
     "mmcv": "onedl-mmcv",
     "mmengine": "onedl-mmengine",
     "mmseg": "onedl-mmsegmentation",
+    "open_clip": "open-clip-torch",
     "pydensecrf": "pydensecrf2",
     "skimage": "scikit-image",
     "triton": "torch",
@@ -126,7 +127,7 @@ def test_users_are_told_the_extra_that_brings_a_module(setup_arguments: dict[str
 
 
 def test_every_extra_is_used(setup_arguments: dict[str, Any]) -> None:
-    used = {*installation.EXTRAS.values(), "dev"}
+    used = {*installation.EXTRAS.values(), "dev", "peers"}  # the last two: for tests
     assert set(setup_arguments["extras_require"]) == used
 
 

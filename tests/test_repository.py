@@ -240,7 +240,15 @@ def test_functions_are_short() -> None:
 
 # Methods that a library calls by their names.
 CALLED_FROM_OUTSIDE = {
-    *("emit", "persistent_load", "_repr_png_", "after_val_epoch", "before_train_iter"),
+    *(
+        "emit",
+        "persistent_load",
+        "_repr_png_",
+        "_repr_html_",
+        "_repr_html_",
+        "after_val_epoch",
+        "before_train_iter",
+    ),
     *("before_train", "before_train_epoch", "after_train_iter", "after_train_epoch"),
     *("after_train", "before_save_checkpoint", "load_checkpoint"),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,7 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from adcam.cams import build_method
+from adcam.cams import METHODS, build_method
+from adcam.cams.activation import DiffusionMethod
 from adcam.data.images import ImageError, convert_to_rgb, fit_pixels, read_image
 from adcam.data.png import write_mask
 from adcam.data.sources import build_classes
@@ -40,6 +43,7 @@ __all__ = [
     "LabelerOptions",
     "PseudoLabel",
     "PseudoLabeler",
+    "PseudoLabels",
     "convert_image",
     "hash_network",
     "options_from_settings",
@@ -225,6 +229,46 @@ class PseudoLabel:
         buffer = io.BytesIO()
         self.show().save(buffer, format="PNG")
         return buffer.getvalue()
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self._repr_png_()).decode("ascii")
+        shown = ", ".join(f"{name} {self.scores[name]:.2f}" for name in self.maps) or "no class"
+        shares = count_shares(self)
+        rows = "".join(
+            f'<tr><td><span style="color:rgb{color}">■</span> {html.escape(name)}</td>'
+            f"<td>{self.scores[name]:.3f}</td><td>{share:.1%}</td></tr>"
+            for name, (color, share) in shares.items()
+        )
+        return (
+            f'<figure style="margin:0"><img alt="{html.escape(shown)}" style="max-width:100%" '
+            f'src="data:image/png;base64,{picture}"><figcaption><table><thead><tr><th>class</th>'
+            f"<th>score</th><th>of the mask</th></tr></thead><tbody>{rows}</tbody></table>"
+            "</figcaption></figure>"
+        )
+
+
+class PseudoLabels(list[PseudoLabel]):
+    """The labels of several images, in their order; a notebook displays them as a gallery."""
+
+    def _repr_html_(self) -> str:
+        cells = "".join(f'<div style="width:24em">{label._repr_html_()}</div>' for label in self)
+        return f'<div style="display:flex;flex-wrap:wrap;gap:1em">{cells}</div>'
+
+
+def count_shares(label: PseudoLabel) -> dict[str, tuple[tuple[int, int, int], float]]:
+    """Return the colour of each present class of a label, and its share of the mask's pixels.
+
+    Args:
+        label: The label of an image.
+    """
+    classes = label.class_set
+    return {
+        name: (
+            classes.palette[classes.value_of[name]],
+            float((label.mask == classes.value_of[name]).mean()),
+        )
+        for name in label.maps
+    }
 
 
 class PseudoLabeler:
@@ -431,6 +475,90 @@ class PseudoLabeler:
         return cls._from_any(AnyViT(interface, classes=classes), device, options)
 
     @classmethod
+    def from_transformers(
+        cls,
+        model: torch.nn.Module | str | Path,
+        classes: Classes = None,
+        *,
+        image_processor: Any = None,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> PseudoLabeler:
+        """Use any image classifier of Hugging Face's transformers that is a vision transformer.
+
+        Args:
+            model: A ``...ForImageClassification``, which is frozen, or the folder of one; nothing
+                is fetched.
+            classes: Some of the model's own labels (``config.id2label``), or as for
+                :meth:`from_timm`; ``None`` for all labels.
+            image_processor: Of a model object, what ``AutoImageProcessor.from_pretrained`` returns.
+            device: As for the class.
+            **options: Attributes of :class:`LabelerOptions`.
+
+        Raises:
+            AdcamError: transformers or a part of the folder is missing, the attention cannot be
+                read, a class is not among the outputs, or an option is not legal.
+        """
+        from adcam.models.any_vit import AnyViT
+        from adcam.models.transformers_vit import read_transformers
+
+        interface = read_transformers(model, image_processor)
+        return cls._from_any(AnyViT(interface, classes=classes), device, options)
+
+    @classmethod
+    def from_clip(
+        cls,
+        model: torch.nn.Module | str | Path,
+        classes: Sequence[str],
+        *,
+        weights: str | Path | None = None,
+        tokenizer: Any = None,
+        image_processor: Any = None,
+        backgrounds: Sequence[str] | None = None,
+        prompt: str | None = None,
+        device: str | torch.device | None = None,
+        **options: Any,
+    ) -> PseudoLabeler:
+        """Use CLIP: any class that text can name, with the start of CLIP-ES; nothing is trained.
+
+        As in CLIP-ES, the start is not multiplied by the class token's attention; give
+        ``method_options={"init": "coupled"}`` to do so.
+
+        Args:
+            model: The folder of a CLIP of transformers, or its ``CLIPModel``; or a name of
+                ``open_clip.list_models()``, or a model of open_clip.
+            classes: Texts, which are the names of the classes, or ``"person=person|people"``.
+            weights: For a name of open_clip: the file of its weights, ``None`` for random.
+            tokenizer: Of a model object, its tokenizer.
+            image_processor: Of a ``CLIPModel``, its image processor.
+            backgrounds: Texts that compete with the classes; ``None`` for those of CLIP-ES.
+            prompt: The sentence around each text, with ``{}`` in its place; ``None`` for CLIP-ES's.
+            device: As for the class.
+            **options: Attributes of :class:`LabelerOptions`.
+
+        Raises:
+            AdcamError: A package, file or tokenizer is missing, the model is no CLIP with a ViT, a
+                text is given twice, or an option is not legal.
+        """
+        from adcam.models import clip_text, transformers_vit
+
+        is_name = isinstance(model, str) and not Path(model).is_dir()
+        if isinstance(model, Path) or (not is_name and not hasattr(model, "encode_image")):
+            clip = transformers_vit.read_transformers_clip(model, tokenizer, image_processor)
+        else:
+            clip = clip_text.read_open_clip(model, weights, tokenizer)
+        network = clip_text.CLIPText(
+            clip,
+            classes,
+            backgrounds=clip_text.BACKGROUNDS if backgrounds is None else backgrounds,
+            prompt=prompt or clip_text.PROMPT,
+        )
+        is_diffusion = issubclass(METHODS[options.get("method", "ad_cam")], DiffusionMethod)
+        if is_diffusion and "method_options" not in options:
+            options["method_options"] = {"init": "cam"}
+        return cls._from_any(network, device, options)
+
+    @classmethod
     def _from_any(
         cls, network: AnyViT, device: str | torch.device | None, options: dict[str, Any]
     ) -> PseudoLabeler:
@@ -447,11 +575,11 @@ class PseudoLabeler:
         self,
         image: list[Any] | tuple[ImageLike, ...],
         labels: Sequence[Labels] | None = None,
-    ) -> list[PseudoLabel]: ...
+    ) -> PseudoLabels: ...
 
     def __call__(
         self, image: ImageLike | list[Any] | tuple[ImageLike, ...], labels: Any = None
-    ) -> PseudoLabel | list[PseudoLabel]:
+    ) -> PseudoLabel | PseudoLabels:
         """Label one image, or a list of images.
 
         Images of a list that the network sees at equal sizes share a batch on a GPU.
@@ -465,7 +593,8 @@ class PseudoLabeler:
                 with the labels of each.
 
         Returns:
-            Maps, mask and scores; with no class the mask is all background. A list for a list.
+            Maps, mask and scores; with no class the mask is all background. A list for a list,
+            which a notebook shows as a gallery.
 
         Raises:
             ImageError: The image cannot be read.
@@ -480,13 +609,13 @@ class PseudoLabeler:
                 f"{labels!r:.80}"
             )
         size = self._batch_size
-        return [
+        return PseudoLabels(
             label
             for start in range(0, len(image), _WINDOW * size)
             for label in self._label(
                 image[start : start + _WINDOW * size], each[start : start + _WINDOW * size], size
             )
-        ]
+        )
 
     def _label(
         self, images: Sequence[ImageLike], labels: Sequence[Labels], batch_size: int = 1
@@ -655,7 +784,7 @@ def convert_image(image: ImageLike) -> np.ndarray:
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)  # as a file of 16 bits is read
     if channels == 3:
-        return image
+        return np.require(image, requirements="W")  # torch warns of views of what is read only
     if channels == 1:
         return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     return convert_to_rgb(Image.fromarray(image), "the array")

@@ -47,7 +47,9 @@ def refine(
         cam: One map (h, w), the maps (K, h, w) of the K classes that one image shows, or those of a
             batch (B, K, h, w); torch or NumPy, any scale, larger for more evidence. On the grid of
             patches, or larger, such as at image size, and then averaged within each patch. With
-            ``grid_hw`` also flat, (..., h * w). A list is stacked.
+            ``grid_hw`` also flat, (..., h * w). What pytorch-grad-cam returns for one image is such
+            a map (1, H, W), what torch-cam returns for one layer a list of one (1, h, w); a list of
+            maps (h, w) is stacked.
         attention: The attention after softmax, with or without its prefix tokens (class token,
             registers) before the patches: averaged, (T, T); per head, (heads, T, T); or a list or
             tuple with one of those, or (B, heads, T, T), a block, as Hugging Face's
@@ -87,7 +89,7 @@ def refine(
 prefix tokens, but the grid is 4×4 = 16 patches; num_prefix_tokens=1 would fit
     """
     is_array = not _holds_tensor(cam)
-    maps = _to_tensor(cam, "cam")
+    maps = _read_maps(cam)
     blocks = _read_blocks(attention, _count_batch(maps, grid_hw))
     dtype = torch.promote_types(maps.dtype, blocks[0].dtype)
     maps, blocks = maps.to(dtype), [block.to(dtype) for block in blocks]
@@ -145,6 +147,59 @@ def _finish_image(
     )
     found = ClassMaps(tuple(range(len(maps))), maps.cpu().numpy())
     return torch.from_numpy(maker(found, img, hw).mask)
+
+
+def tokens_to_grid(
+    tokens: Tensor, *, num_prefix_tokens: int | None = None, grid_hw: tuple[int, int] | None = None
+) -> Tensor:
+    """Drop prefix tokens and put patches on their grid: ``reshape_transform`` of pytorch-grad-cam.
+
+    Args:
+        tokens: (B, T, D), as the blocks of a ViT return them.
+        num_prefix_tokens: The number of tokens before the patches; ``None`` takes the fewest that
+            leave a square.
+        grid_hw: Height and width of the grid; ``None`` for a square.
+
+    Returns:
+        (B, D, h, w).
+
+    Raises:
+        AdcamError: The patches are not as many as the grid has cells.
+
+    Example:
+        >>> tokens_to_grid(torch.zeros(2, 201, 8)).shape  # a class token and four registers
+        torch.Size([2, 8, 14, 14])
+    """
+    count = tokens.shape[1]
+    if num_prefix_tokens is None:
+        sides = range(min(_MOST_PREFIX + 1, count))
+        squares = [i for i in sides if math.isqrt(count - i) ** 2 == count - i]
+        wanted = squares[0] if squares else 0
+        num_prefix_tokens = wanted if grid_hw is None else count - grid_hw[0] * grid_hw[1]
+    patches = count - num_prefix_tokens
+    side = math.isqrt(max(patches, 0))
+    height, width = grid_hw or (side, side)
+    if num_prefix_tokens < 0 or height * width != patches or not patches:
+        raise AdcamError(
+            f"{count} tokens, {num_prefix_tokens} of them before the patches, are no grid of "
+            f"{height}×{width}; give num_prefix_tokens and grid_hw"
+        )
+    return tokens[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, (height, width))
+
+
+def _read_maps(cam: Any) -> Tensor:
+    if not isinstance(cam, list | tuple):
+        return _to_tensor(cam, "cam")
+    parts = [_to_tensor(part, "cam") for part in cam]
+    shapes = {tuple(part.shape) for part in parts}
+    if len(parts) == 1 and parts[0].ndim > 2:
+        return parts[0]
+    if len(shapes) != 1 or parts[0].ndim != 2:
+        raise AdcamError(
+            f"a list of maps must hold one map (h, w) a class, of one size, got {sorted(shapes)}; "
+            "maps of several layers of torch-cam are fused first, by its fuse_cams"
+        )
+    return torch.stack(parts)
 
 
 def _build_method(options: dict[str, Any], prefix: int) -> ADCAM:
@@ -325,8 +380,6 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def _to_tensor(value: Any, name: str) -> Tensor:
-    if isinstance(value, list | tuple):
-        return torch.stack([_to_tensor(part, name) for part in value])
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.array(value, order="C"))
     if not isinstance(value, Tensor):

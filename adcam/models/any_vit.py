@@ -149,16 +149,14 @@ class AnyViT(nn.Module):
         """
         grid_hw = self._check_size(inputs)
         with torch.inference_mode(False), torch.enable_grad():
-            recorder = GradientRecorder(self._explained)
-            with recorder:
-                outputs = self._interface.run(inputs.detach().clone()).float()
-            self._check_blocks(recorder.blocks, math.prod(grid_hw))
-            cams = [self._class_map(outputs, recorder.weights, c) for c in self.class_groups]
+            # A tensor made in inference mode cannot be recorded, a copy can.
+            outputs, cams, blocks = self._explain(inputs.detach().clone())
+        self._check_blocks(blocks, math.prod(grid_hw))
         first = self.num_prefix_tokens
-        rows = [self._read(block)[..., first:].mean(dim=1) for block in recorder.blocks]
-        patches = [block[:, first:, first:] for block in recorder.blocks]
+        rows = [self._read(block)[..., first:].mean(dim=1) for block in blocks]
+        patches = [block[:, first:, first:] for block in blocks]
         return TokenMaps(
-            logits=self._find_logits(outputs.detach()),
+            logits=self._find_logits(outputs),
             cam=torch.stack(cams, dim=1).unflatten(2, grid_hw),
             grid_hw=grid_hw,
             depth=self.depth,
@@ -169,6 +167,13 @@ class AnyViT(nn.Module):
             },
             model=self.name,
         )
+
+    def _explain(self, inputs: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Outputs, class maps (B, N), and the attention of each block."""
+        with GradientRecorder(self._explained) as recorder:
+            outputs = self._interface.run(inputs).float()
+        cams = [self._class_map(outputs, recorder.weights, c) for c in self.class_groups]
+        return outputs.detach(), cams, recorder.blocks
 
     def _class_map(
         self, outputs: Tensor, weights: Sequence[Tensor], indices: tuple[int, ...]
@@ -230,8 +235,7 @@ class AnyViT(nn.Module):
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(1, 3, *self._interface.input_hw, generator=generator)
         with torch.inference_mode(False), torch.enable_grad():
-            recorder = GradientRecorder(frozenset({self.depth - 1}))
-            with recorder:
+            with GradientRecorder(frozenset({self.depth - 1})) as recorder:
                 outputs = self._interface.run(noise.to(_find_device(self.model)))
             (gradient,) = torch.autograd.grad(
                 outputs.float().logsumexp(dim=1).sum(), recorder.weights

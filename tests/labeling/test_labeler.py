@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import io
 from collections.abc import Callable
@@ -433,6 +434,22 @@ def test_save_and_show(tiny_checkpoint: Path, img: np.ndarray, tmp_path: Path) -
     )
     with Image.open(io.BytesIO(label._repr_png_())) as png:
         assert png.format == "PNG" and png.size == (144, 44)
+
+
+def test_a_notebook_shows_pictures_scores_and_shares(
+    tiny_checkpoint: Path, img: np.ndarray
+) -> None:
+    labels = load(tiny_checkpoint)([img, img], [["cat"], []])
+    assert isinstance(labels, list) and len(labels) == 2
+    shown, empty = (label._repr_html_() for label in labels)
+    picture = base64.b64decode(shown.partition("base64,")[2].partition('"')[0])
+    with Image.open(io.BytesIO(picture)) as png:
+        assert png.size == (144, 44)
+    share = float((labels[0].mask == 8).mean())
+    red, green, blue = labels[0].class_set.palette[8]
+    assert f"rgb({red}, {green}, {blue})" in shown and f"{share:.1%}" in shown
+    assert "dog" not in shown and "no class" in empty
+    assert labels._repr_html_().count("<img ") == 2
 
 
 def test_options_from_settings() -> None:

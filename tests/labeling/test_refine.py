@@ -88,6 +88,12 @@ def test_arrays_give_arrays_and_half_precision_is_read(cam: Tensor, layers: list
     torch.testing.assert_close(half, expected, atol=0.05, rtol=0)
 
 
+def test_an_image_may_be_read_only(cam: Tensor, layers: list[Tensor]) -> None:
+    img = np.zeros((8, 8, 3), np.uint8)
+    img.flags.writeable = False
+    assert adcam.refine(cam, layers, image=img).shape == (2, 8, 8)
+
+
 def test_a_batch_is_its_images(cam: Tensor, layers: list[Tensor]) -> None:
     other = [block.flip(-1).flip(-2) for block in layers]
     batch = [torch.cat(pair) for pair in zip(layers, other, strict=True)]

@@ -1,0 +1,103 @@
+"""Image classifiers of Hugging Face, small and random: the folder, the object, every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import adcam
+from adcam import AdcamError, PseudoLabeler
+
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed (extra `clip`)"
+)
+
+SMALL = {
+    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
+    "image_size": 32, "patch_size": 16, "id2label": {0: "cat", 1: "dog", 2: "red fox"},
+}  # fmt: skip
+IMG = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+
+
+def make_model(family: str, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**{**SMALL, **changes})
+    return getattr(transformers, f"{family}ForImageClassification")(config).eval()
+
+
+def make_processor() -> Any:
+    return transformers.ViTImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3)
+
+
+@pytest.mark.parametrize(
+    ("family", "num_prefix", "readers", "reads_patches"),
+    [
+        ("ViT", 1, (0,), False),
+        ("DeiT", 2, (0,), False),
+        ("Dinov2", 1, (0,), True),
+        ("Dinov2WithRegisters", 5, (0,), True),
+    ],
+)
+def test_families(
+    family: str, num_prefix: int, readers: tuple[int, ...], reads_patches: bool
+) -> None:
+    model = make_model(family)
+    labeler = PseudoLabeler.from_transformers(
+        model, ["red fox", "cat"], image_processor=make_processor(), device="cpu"
+    )
+    network: Any = labeler.network
+    assert (network.num_prefix_tokens, network.readers) == (num_prefix, readers)
+    assert network.reads_patches == reads_patches
+    assert network.pixel_stats == ((0.5,) * 3, (0.25,) * 3)
+    label = labeler(IMG, ["red fox"])
+    assert label.mask.shape == (40, 60) and label.maps["red fox"].std() > 0
+    (inputs,) = labeler.map_maker.make_inputs(IMG)
+    with torch.no_grad():
+        if family == "Dinov2" or family == "Dinov2WithRegisters":
+            logits = model(inputs[None]).logits
+        else:
+            logits = model(inputs[None], interpolate_pos_encoding=True).logits
+    shares = logits[0].softmax(dim=0)
+    assert label.scores["red fox"] == pytest.approx(float(shares[2]), abs=1e-5)
+    assert label.scores["cat"] == pytest.approx(float(shares[0]), abs=1e-5)
+
+
+def test_a_folder_is_read_without_the_hub(tmp_path: Path) -> None:
+    make_model("ViT").save_pretrained(tmp_path / "vit")
+    make_processor().save_pretrained(tmp_path / "vit")
+    labeler = PseudoLabeler.from_transformers(str(tmp_path / "vit"), device="cpu")
+    assert labeler.class_set.classes == ("cat", "dog", "red fox")
+    own = PseudoLabeler.from_transformers(
+        make_model("ViT"), image_processor=make_processor(), device="cpu"
+    )
+    np.testing.assert_allclose(labeler(IMG).probabilities, own(IMG).probabilities, atol=1e-6)
+    with pytest.raises(AdcamError, match=r"config\.json"):
+        PseudoLabeler.from_transformers("google/vit-base-patch16-224")
+    with pytest.raises(AdcamError, match="image_processor"):
+        PseudoLabeler.from_transformers(make_model("ViT"))
+
+
+def test_sigmoid_and_attention_of_its_own_are_understood() -> None:
+    model = make_model("ViT", problem_type="multi_label_classification")
+    labeler = PseudoLabeler.from_transformers(model, image_processor=make_processor(), device="cpu")
+    (inputs,) = labeler.map_maker.make_inputs(IMG)
+    with torch.no_grad():
+        chances = model(inputs[None], interpolate_pos_encoding=True).logits[0].sigmoid()
+    np.testing.assert_allclose(labeler(IMG).probabilities, chances.numpy(), atol=1e-5)
+
+
+def test_output_attentions_and_recorded_attention_agree() -> None:
+    model = make_model("Dinov2WithRegisters", attn_implementation="eager")
+    inputs = torch.randn(1, 3, 32, 32)
+    with torch.no_grad(), adcam.record_attention() as attention:
+        outputs = model(inputs, output_attentions=True)
+    assert len(outputs.attentions) == len(attention) == 3
+    cam = torch.rand(2, 2, 2)
+    from_tuple = adcam.refine(cam, outputs.attentions, num_prefix_tokens=5)
+    torch.testing.assert_close(from_tuple, adcam.refine(cam, attention))
+    with pytest.raises(AdcamError, match="num_prefix_tokens=5 would fit"):
+        adcam.refine(cam, outputs.attentions, num_prefix_tokens=1)
