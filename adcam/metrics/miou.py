@@ -180,6 +180,10 @@ class ThresholdCurveResult:
         best_threshold: Where ``miou`` is highest; of several, the lowest threshold.
         best: Full scores at ``best_threshold``.
         policy: Every choice that changes the numbers.
+        precision: At each threshold, the share in percent of the pixels predicted as some class
+            that are of that class; NaN where none is predicted.
+        recall: At each threshold, the share in percent of the pixels of all classes that are
+            predicted as theirs; NaN where there are none.
     """
 
     thresholds: tuple[float, ...]
@@ -187,6 +191,8 @@ class ThresholdCurveResult:
     best_threshold: float
     best: MeanIoUResult
     policy: dict[str, Any]
+    precision: tuple[float, ...] = ()
+    recall: tuple[float, ...] = ()
 
     @property
     def best_miou(self) -> float:
@@ -360,6 +366,8 @@ class ThresholdCurve:
                 confusions[best], float(mious[best]), self._num_images, self._policy
             ),
             policy=dict(self._policy),
+            precision=_share_of_classes(confusions, axis=1),
+            recall=_share_of_classes(confusions, axis=2),
         )
 
     def compute_at(self, threshold: float) -> MeanIoUResult:
@@ -380,6 +388,19 @@ class ThresholdCurve:
             "thresholds": self._thresholds,
             "mask_values": self._mask_values,
         }
+
+
+def _share_of_classes(confusions: np.ndarray, *, axis: int) -> tuple[float, ...]:
+    """Correct pixels of all classes but background, in percent of a sum along ``axis``.
+
+    Of ``confusions`` (T, n, n + 1), axis 1 gives precision and axis 2 recall, each (T,).
+    """
+    correct = confusions[:, :, :-1].diagonal(axis1=1, axis2=2)[:, 1:].sum(axis=1)
+    whole = confusions.sum(axis=axis)[:, 1 : confusions.shape[1]].sum(axis=1)
+    return tuple(
+        100 * int(part) / int(all_) if all_ else math.nan
+        for part, all_ in zip(correct, whole, strict=True)
+    )
 
 
 def compute_confusion(

@@ -124,8 +124,11 @@ def build_comparison_report(
         lead.append(PictureGrid(leads, text, legend(class_set), max_side=320))
     sections = [] if results.explorer is None else [results.explorer]
     if swept := [method for method in methods if method.curve]:
-        curves = threshold_curves(swept, results.masks.split)
-        sections.append(Section("Over the whole range of thresholds", [curves]))
+        split = results.masks.split
+        curves: list[Block] = [threshold_curves(swept, split)]
+        if all(method.precision for method in swept):
+            curves.append(precision_recall(swept, split))
+        sections.append(Section("Over the whole range of thresholds", curves))
     if rows:
         text = "The best, the middle and the worst images by mIoU of their mask."
         sections.append(Section("Best, median, worst", [PictureGrid(rows, text)]))
@@ -200,6 +203,29 @@ def threshold_curves(methods: Sequence[MethodScores], split: str) -> Curves:
         f"mIoU on {split}, %",
         "Dots: the threshold chosen on the other split.",
         emphasis=next((item.name for item in series if item.name.startswith("AD-CAM")), ""),
+    )
+
+
+def precision_recall(methods: Sequence[MethodScores], split: str) -> Curves:
+    """Precision over recall of all classes together, each point a threshold."""
+    series = []
+    for method in methods:
+        at = (
+            method.thresholds.index(method.threshold)
+            if method.threshold in method.thresholds
+            else None
+        )
+        mark = None if at is None else (method.recall[at], method.precision[at])
+        series.append(Series(method.name, method.recall, method.precision, mark))
+    return Curves(
+        series,
+        f"recall on {split}, %",
+        f"precision on {split}, %",
+        "Pixels of all classes but background, at every threshold. Dots: the threshold chosen on "
+        "the other split.",
+        emphasis=next((item.name for item in series if item.name.startswith("AD-CAM")), ""),
+        x_range=(0.0, 100.0),
+        y_range=(0.0, 100.0),
     )
 
 

@@ -1,11 +1,22 @@
-"""The explorer of a comparison: written by the stage that has the maps, shown by the report."""
+"""The explorer of a report: written by a stage that has the maps, or from masks on disk."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from adcam.data.dataset import ImageDataset
+from adcam.data.png import read_mask
 from adcam.evaluation.compare import MethodComparison
-from adcam.evaluation.pictures import SmallImage
+from adcam.evaluation.pictures import IMAGE_SIDE, MAP_SIDE, MAX_IMAGES, SmallImage
+from adcam.labeling.maps_file import load_maps
+from adcam.labeling.mask_maker import resize_maps
+from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR
+from adcam.recipe.scores import Scores
 from adcam.report.explorer import (
     EXPLORER_DIR,
     ExploredImage,
@@ -13,8 +24,9 @@ from adcam.report.explorer import (
     ExplorerWriter,
     read_index,
 )
+from adcam.report.figures import fit_hw
 from adcam.report.model import Explorer, Section
-from adcam.structures import ClassSet
+from adcam.structures import ClassSet, Sample
 
 TITLE = "Explore the images"
 
@@ -60,6 +72,81 @@ def _explore(picture: SmallImage, class_set: ClassSet, mious: dict[str, float]) 
         mious,
         picture.confidence,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class MaskFolder:
+    """Masks on disk, and the maps beside them if there are any, as one panel of an explorer.
+
+    Attributes:
+        method: What the panel says of them.
+        folder: The folder that holds ``masks/<id>.png`` and perhaps ``maps/<id>.npz``.
+        scores: What the masks scored; ``None`` without ground truth.
+    """
+
+    method: ExploredMethod
+    folder: Path
+    scores: Scores | None = None
+
+
+def write_explorer(
+    folder: Path, images: ImageDataset, makers: Sequence[MaskFolder], *, limit: int = MAX_IMAGES
+) -> Section | None:
+    """Write an explorer of masks that are on disk, image by image.
+
+    Args:
+        folder: The folder that gets the folder ``explorer``.
+        images: The images; those of which no maker has a mask are left out.
+        makers: Whose masks are shown, in the order of the panels.
+        limit: The number of images that are shown at most, evenly spread.
+
+    Returns:
+        The section of a report that shows it; ``None`` without any image.
+
+    Raises:
+        AdcamError: An image, a mask or maps cannot be read.
+    """
+    class_set, out = images.class_set, folder / EXPLORER_DIR
+    writer = ExplorerWriter(out, [maker.method for maker in makers], class_set)
+    for sample in images[:: -(-len(images) // limit) or 1]:
+        if any((maker.folder / MASK_DIR / f"{sample.img_id}.png").is_file() for maker in makers):
+            writer.add(_explore_files(sample, makers, class_set))
+    writer.finish()
+    return load_explorer(folder, images.split)
+
+
+def _explore_files(
+    sample: Sample, makers: Sequence[MaskFolder], class_set: ClassSet
+) -> ExploredImage:
+    hw = fit_hw(sample.ori_hw, IMAGE_SIDE)
+    values = [class_set.mask_values[i] for i in sorted(sample.class_ids or ())]
+    maps, masks, mious = {}, {}, {}
+    for maker in makers:
+        name, path = maker.method.name, maker.folder / MASK_DIR / f"{sample.img_id}.png"
+        if path.is_file():
+            masks[name] = _shrink(read_mask(path), hw)
+        path = maker.folder / MAPS_DIR / f"{sample.img_id}.npz"
+        if path.is_file() and (found := _read_maps(path, values)) is not None:
+            maps[name] = found
+        if maker.scores is not None and sample.img_id in maker.scores.per_image:
+            mious[name] = maker.scores.per_image[sample.img_id]
+    truth = None if sample.mask is None else _shrink(sample.mask, hw)
+    rgb = np.asarray(Image.fromarray(sample.img).resize((hw[1], hw[0]), Image.Resampling.LANCZOS))
+    return ExploredImage(sample.img_id, rgb, values, truth, maps, masks, mious)
+
+
+def _read_maps(path: Path, values: Sequence[int]) -> np.ndarray | None:
+    """The 8-bit maps of an image, small; ``None`` where they are of other classes."""
+    stored = load_maps(path)
+    maps = stored.class_maps
+    if [stored.mask_values[i] for i in maps.class_ids] != list(values):
+        return None
+    small = resize_maps(maps.score_maps, fit_hw(maps.score_maps.shape[1:], MAP_SIDE))
+    return np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8)
+
+
+def _shrink(mask: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(mask).resize((hw[1], hw[0]), Image.Resampling.NEAREST))
 
 
 def load_explorer(folder: Path, split: str) -> Section | None:

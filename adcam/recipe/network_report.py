@@ -98,13 +98,16 @@ class RecipeResults:
         return rows if self.network_masks is None else [*rows, ("network", self.network_masks)]
 
 
-def build_recipe_report(results: RecipeResults, *, title: str, command: str) -> Report:
+def build_recipe_report(
+    results: RecipeResults, *, title: str, command: str, explorer: Section | None = None
+) -> Report:
     """The report of a whole recipe; without a network, that of its pseudo masks.
 
     Args:
         results: What the stages left.
         title: The title of the page.
         command: The command line that makes everything again.
+        explorer: The section in which all images are looked through, if there is one.
     """
     finding, cautions = describe_network(results)
     lead: list[Block] = [*stale_caution(results.stale), *cautions, scores_table(results, command)]
@@ -118,7 +121,11 @@ def build_recipe_report(results: RecipeResults, *, title: str, command: str) -> 
         summary=[finding],
         headlines=_headlines(results),
         lead=lead,
-        sections=[*_sections(results), time_section(results.stages)],
+        sections=[
+            *([explorer] if explorer else []),
+            *_sections(results),
+            time_section(results.stages),
+        ],
         provenance=_provenance(results, command),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from adcam.evaluation.spread import MethodSpread
 from adcam.recipe import box_report, comparison_report
@@ -80,6 +80,7 @@ def build_repeated_report(results: RepeatedResults, *, title: str, command: str)
             *_first_pictures(results),
         ],
         sections=[
+            *_explorer(results),
             Section("Differences", [*difference_bars(results), *_by_class(results)]),
             *(
                 Section(f"Classifier {name}", _blocks_of(member, results.split), folded=True)
@@ -157,6 +158,15 @@ def _by_class(results: RepeatedResults) -> list[Block]:
         return []
     iou = {row.spec.name: [row.measures[name].mean for name in names] for row in results.rows}
     return [PerClass(names, iou, caption="Mean over the classifiers.")]
+
+
+def _explorer(results: RepeatedResults) -> list[Section]:
+    """The images with the maps and masks of the first classifier."""
+    name, member = next(iter(results.members.items()))
+    if isinstance(member, BoxResults) or member.explorer is None:
+        return []
+    title = f"{member.explorer.title} (classifier {name})"
+    return [replace(member.explorer, title=title)]
 
 
 def _blocks_of(member: ComparisonResults | BoxResults, split: str) -> list[Block]:

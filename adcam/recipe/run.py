@@ -10,16 +10,18 @@ from typing import Any, ClassVar
 from adcam.data.dataset import ImageDataset, Record
 from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
-from adcam.files import hash_file, to_plain
+from adcam.files import hash_file, open_json, to_plain
 from adcam.installation import why_not_importable
 from adcam.labeling.generate import default_workers, generate
 from adcam.labeling.labeler import PseudoLabeler, options_from_settings, refined_options
 from adcam.labeling.output_folder import CONFIG_NAME, MANIFEST_NAME, MAPS_DIR, MASK_DIR
 from adcam.recipe.classifiers import Source, describe_classifier, find_classifier, make_classifier
+from adcam.recipe.explorer import MaskFolder, write_explorer
 from adcam.recipe.inputs import describe_images, hash_files_in, hash_masks
 from adcam.recipe.network_report import RecipeResults, build_recipe_report
 from adcam.recipe.scores import load_scores, read_losses, write_scores
 from adcam.recipe.stages import Recipe, Stage, find_stale, read_recipe, report_stage
+from adcam.report.explorer import ExploredMethod
 from adcam.report.render import write_report
 from adcam.settings import SegmentationSettings, Settings, load_settings
 from adcam.training.classifier import CLASSIFIER_NAME
@@ -79,11 +81,6 @@ class MaskRecipe(Recipe):
     def evaluate(self) -> tuple[str, ...]:
         """The lists whose masks are scored."""
         return self.settings.recipe.evaluate
-
-    @property
-    def needs_maps(self) -> bool:
-        """Whether the network weighs pixels by the soft maps."""
-        return self.network is not None and self.network.train.confidence
 
     def images(self, split: str) -> ImageDataset:
         """A list of the recipe's data."""
@@ -177,8 +174,28 @@ def make_report(recipe: MaskRecipe) -> Path:
     Raises:
         AdcamError: No masks have been scored yet.
     """
-    report = build_recipe_report(read_results(recipe), title=recipe.title, command=recipe.command)
-    return write_report(report, recipe.folder("report"))
+    results, folder = read_results(recipe), recipe.folder("report")
+    explorer = write_explorer(folder, results.shown, _mask_folders(recipe, results))
+    report = build_recipe_report(
+        results, title=recipe.title, command=recipe.command, explorer=explorer
+    )
+    return write_report(report, folder)
+
+
+def _mask_folders(recipe: MaskRecipe, results: RecipeResults) -> list[MaskFolder]:
+    """The masks that the report shows image by image: pseudo masks, then the network's."""
+    found, split = [], results.shown.split
+    if (scores := results.pseudo_masks.get(split)) is not None:
+        with open_json(
+            recipe.folder("generate") / CONFIG_NAME, "not how masks were made"
+        ) as config:
+            rule, crf = config["labeler"]["rule"], config["labeler"]["crf"] != "none"
+        method = ExploredMethod("pseudo mask", scores.miou, rule, crf=crf)
+        found.append(MaskFolder(method, recipe.folder("generate"), scores))
+    if (scores := results.network_masks) is not None:
+        method = ExploredMethod("network", scores.miou)
+        found.append(MaskFolder(method, recipe.folder("test"), scores))
+    return found
 
 
 def read_results(recipe: MaskRecipe) -> RecipeResults:
@@ -217,7 +234,7 @@ def _describe_maps(recipe: MaskRecipe) -> dict[str, Any]:
 
 def _run_maps(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
     images = _images_of(recipe, recipe.learn_from)
-    return _label(images, _build_labeler(recipe), folder, with_maps=True)
+    return _label(images, _build_labeler(recipe), folder)
 
 
 def _describe_refine(recipe: MaskRecipe) -> dict[str, Any]:
@@ -242,23 +259,19 @@ def _describe_generate(recipe: MaskRecipe) -> dict[str, Any]:
     return {
         "classifier": recipe.outputs("refine" if refined else "train")["classifier"],
         "labeler": _build_labeler(recipe, refined=refined).describe(),
-        "maps": recipe.needs_maps,
         "images": describe_images(_masked_images(recipe)),
     }
 
 
 def _run_generate(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
     labeler = _build_labeler(recipe, refined=recipe.settings.recipe.refine)
-    return _label(_masked_images(recipe), labeler, folder, with_maps=recipe.needs_maps)
+    return _label(_masked_images(recipe), labeler, folder)
 
 
-def _label(
-    images: ImageDataset, labeler: PseudoLabeler, folder: Path, *, with_maps: bool
-) -> dict[str, Any]:
-    """Make the masks of a stage; every image must get one."""
+def _label(images: ImageDataset, labeler: PseudoLabeler, folder: Path) -> dict[str, Any]:
+    """Make the masks and maps of a stage; every image must get one."""
     workers = default_workers(labeler)
-    maps_dtype = "uint8" if with_maps else None
-    result = generate(images, labeler, folder, maps_dtype=maps_dtype, workers=workers)
+    result = generate(images, labeler, folder, maps_dtype="uint8", workers=workers)
     if result.failed:
         first = result.failed[0]
         raise AdcamError(
@@ -355,7 +368,7 @@ STAGES: tuple[Stage[MaskRecipe], ...] = (
         "make pseudo masks",
         needs=("train", "refine"),
         describe=_describe_generate,
-        files=lambda recipe: [CONFIG_NAME, MASK_DIR, *([MAPS_DIR] if recipe.needs_maps else [])],
+        files=lambda recipe: [CONFIG_NAME, MASK_DIR, MAPS_DIR],
         run=_run_generate,
         repairs=(MASK_DIR, MAPS_DIR),
     ),

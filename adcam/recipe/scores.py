@@ -68,6 +68,9 @@ class MethodScores:
         thresholds: All thresholds of the sweep on the reported split; empty with a CRF.
         curve: The mIoU in percent at each of ``thresholds``.
         best_miou: The best of ``curve``, an oracle's choice; ``None`` with a CRF.
+        precision: The precision of all classes but background in percent at each of
+            ``thresholds``; NaN where nothing is predicted. Empty in scores of old.
+        recall: Their recall in percent at each of ``thresholds``.
     """
 
     name: str
@@ -81,6 +84,8 @@ class MethodScores:
     thresholds: tuple[float, ...] = ()
     curve: tuple[float, ...] = ()
     best_miou: float | None = None
+    precision: tuple[float, ...] = ()
+    recall: tuple[float, ...] = ()
 
     @classmethod
     def from_result(cls, result: MethodResult) -> MethodScores:
@@ -98,6 +103,8 @@ class MethodScores:
             thresholds=() if curve is None else curve.thresholds,
             curve=() if curve is None else curve.miou,
             best_miou=None if curve is None else curve.best_miou,
+            precision=() if curve is None else curve.precision,
+            recall=() if curve is None else curve.recall,
         )
 
     @classmethod
@@ -114,7 +121,10 @@ class MethodScores:
                 "scales": tuple(values["scales"]),
                 "iou_per_class": tuple(map(_number, values["iou_per_class"])),
                 "thresholds": tuple(values["thresholds"]),
-                "curve": tuple(map(_number, values["curve"])),
+                **{
+                    key: tuple(map(_number, values[key]))
+                    for key in ("curve", "precision", "recall")
+                },
                 **{key: _number(values[key]) for key in ("chosen_miou", "miou")},
             }
         )

@@ -83,6 +83,12 @@ def curves_svg(curves: Curves) -> str:
         drawing.circle(style, across.at(x), up.at(y), 4.5, f"{series.name}: {value}")
         if series.name == curves.emphasis:
             drawing.text("value", across.at(x), up.at(y) - 11, value, "middle")
+    # The page's script follows the pointer here, and reads the ends of the axes.
+    ends = {
+        "data_x": f"{across.low!r} {across.high!r}",
+        "data_y": f"{up.low!r} {up.high!r}",
+    }
+    drawing.rect("sense", left, top, right - left, bottom - top, **ends)
     return drawing.svg(bottom + 48, curves.caption or f"{curves.y_label} over {curves.x_label}")
 
 
@@ -186,7 +192,17 @@ def confusion_svg(confusion: Confusion) -> str:
             )
             x = margin + cell * j
             opacity = f"{math.sqrt(share):.3f}"
-            drawing.rect("cell", x + 0.5, low + 0.5, cell - 1, cell - 1, tip, fill_opacity=opacity)
+            drawing.rect(
+                "cell",
+                x + 0.5,
+                low + 0.5,
+                cell - 1,
+                cell - 1,
+                tip,
+                fill_opacity=opacity,
+                data_truth=escape(confusion.names[i]),
+                data_predicted=escape(confusion.names[j]),
+            )
             if printed and share >= 0.005:
                 number = "share over" if share > 0.3 else "share"
                 drawing.text(number, x + cell / 2, middle, f"{100 * share:.0f}", "middle")

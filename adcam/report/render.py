@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 
 _TEMPLATES = Path(__file__).parent
 
-_SCRIPTS = ("viewer.js",)
-_EXPLORER_SCRIPTS = ("codec.js", "rules.js", "panels.js", "explorer.js")
+_SCRIPTS = ("viewer.js", "curves.js")
+_EXPLORER_SCRIPTS = ("codec.js", "rules.js", "panels.js", "explorer.js", "confusion.js")
 """The scripts of a page in the order in which they run; the second ones only with an explorer."""
 
 _NARROW = 8  # classes of a confusion matrix that takes half the width of the page
@@ -211,7 +212,20 @@ def _context(block: object, add_file: AddFile) -> Context:
     raise TypeError(f"a report cannot show a {type(block).__name__}")
 
 
-@_context.register(Curves)
+@_context.register
+def _curves(block: Curves, add_file: AddFile) -> Context:
+    """A diagram whose values the page reads out where the pointer is."""
+    series = [
+        {"name": s.name, "x": _plain_numbers(s.x), "y": _plain_numbers(s.y)} for s in block.series
+    ]
+    sense = {"x": block.x_label, "y": block.y_label, "series": series}
+    return {**_diagram(block, add_file), "sense": json.dumps(sense, separators=(",", ":"))}
+
+
+def _plain_numbers(values: Sequence[float]) -> list[float | None]:
+    return [round(float(value), 4) if math.isfinite(value) else None for value in values]
+
+
 @_context.register(Scatter)
 @_context.register(Differences)
 @_context.register(Histograms)
@@ -233,6 +247,7 @@ def _diagram(
         "caption": block.caption,
         "table": None if table is None else _table_context(table),
         "note": note,
+        "sense": "",
     }
 
 

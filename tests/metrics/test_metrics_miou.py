@@ -338,6 +338,17 @@ def test_best_threshold_is_the_highest_point_of_the_whole_range():
     assert result.iou_per_class == pytest.approx((500 / 7, 100 / 3))
 
 
+def test_precision_and_recall_are_of_all_classes_together():
+    scores = np.array([[[0.9, 0.5, 0.3, 0.1, 0.7, 0.9]], [[0.2, 0.8, 0.1, 0.0, 0.1, 0.0]]])
+    gt = np.array([[1, 2, 1, 0, 2, 255]])
+    curve = ThresholdCurve(3, [0.2, 0.75, 0.95], mask_values=[1, 2])
+    curve.update(scores, [0, 1], gt)
+    result = curve.compute()
+    # Above 0.2 the four pixels of both classes are predicted, one of them as the wrong class.
+    assert result.precision == pytest.approx((75, 100, math.nan), nan_ok=True)
+    assert result.recall == (75, 50, 0)
+
+
 def test_of_equal_points_the_lowest_threshold_is_best():
     curve = ThresholdCurve(2, [0.2, 0.4, 0.6], mask_values=[1])
     curve.update(np.array([[[0.9, 0.3]]]), [0], np.array([[1, 0]]))

@@ -115,7 +115,9 @@ def test_several_files_give_mean_and_spread_and_each_table_as_alone(
     assert text.count('<details class="folded">') == 3
     assert "Classifier two" in text and " ± " in text
     report = json.loads((work / "report" / "report.json").read_text())
-    assert [section["folded"] for section in report["sections"]] == [False, *3 * [True], False]
+    folded = [section["folded"] for section in report["sections"]]
+    assert folded == [False, False, *3 * [True], False]
+    assert report["sections"][0]["title"] == "Explore the images (classifier one)"
     page.unlink()
     assert main(["report", str(work)]) == 0
     assert page.read_text("utf-8") == text

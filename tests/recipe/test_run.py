@@ -224,7 +224,7 @@ def test_the_report_is_made_again_from_the_files(place: Path) -> None:
         ("recipe.network.options", {"train.max_iters": 3}, ALL[3:], "train.max_iters: 2 -> 3"),
         (
             *("recipe.network.options", {"train.confidence": True}),
-            *(["generate", "segment", "test", "report"], "maps: false -> true"),
+            *(ALL[3:], "train.confidence"),
         ),
         ("recipe.evaluate", ["train"], ["generate", "evaluate", "report"], "truth.val.images"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from adcam.report.explorer import (
     read_index,
 )
 from adcam.report.figures import DARK, display_palette
-from adcam.report.model import Explorer, Report, Section, Text
+from adcam.report.model import Confusion, Curves, Explorer, Report, Section, Series
 from adcam.report.render import write_report
 from adcam.structures import IGNORE_INDEX, ClassMaps
 
@@ -111,8 +112,15 @@ def report_path(tmp_path_factory: pytest.TempPathFactory, images: list[ExploredI
     writer.finish()
     index = read_index(folder)
     assert index is not None
-    blocks = [Explorer(folder, index, "Nine images.")]
-    report = Report("A report", sections=[Section("Explore", blocks), Section("B", [Text(["b"])])])
+    thresholds = [round(0.1 * i, 1) for i in range(11)]
+    lines = [Series("CAM", thresholds, [10.0 * i for i in range(11)], (0.3, 30.0))]
+    lines.append(Series("AD-CAM", thresholds, [math.nan, *[50.0 - i for i in range(10)]]))
+    names = ["background", "cat", "dog", "horse", "sheep"]
+    counts = [[9 if i == j else (i + j) % 3 for j in range(5)] for i in range(5)]
+    blocks = [Curves(lines, "threshold", "mIoU, %"), Confusion(names, counts)]
+    explorer = Explorer(folder, index, "Nine images.")
+    sections = [Section("Explore", [explorer]), Section("Diagrams", blocks)]
+    report = Report("A report", sections=sections)
     return write_report(report, tmp_path_factory.mktemp("report #1"))
 
 
@@ -146,11 +154,13 @@ def move(watched: Watched, name: str, value: float) -> None:
 
 def choose_image(watched: Watched, number: int) -> None:
     watched.page.locator(f"#image-{number}").click()
-    watched.page.wait_for_function(
-        "number => adcam.explorer.state().current === number"
-        " && document.querySelector('[data-part=detail]').getAttribute('aria-busy') === 'false'",
-        arg=number,
-    )
+    settle(watched)
+    assert watched.page.evaluate("() => adcam.explorer.state().current") == number
+
+
+def settle(watched: Watched) -> None:
+    """Wait until the chosen image is there."""
+    part(watched, "detail").and_(watched.page.locator('[aria-busy="false"]')).wait_for()
 
 
 def read_panels(watched: Watched) -> dict[str, dict[str, Any]]:
@@ -332,16 +342,18 @@ def test_everything_can_be_reached_by_keyboard(watched: Watched) -> None:
     assert page.evaluate("() => adcam.explorer.state().current") == NUM_IMAGES - 2
     active = part(watched, "sheet").get_attribute("aria-activedescendant")
     assert page.locator(f"#{active}").get_attribute("aria-selected") == "true"
+    settle(watched)
     part(watched, "threshold").focus()
     before = page.evaluate("() => document.activeElement.value")
     page.keyboard.press("ArrowRight")
     assert float(page.evaluate("() => document.activeElement.value")) > float(before)
-    page.locator(".frame").last.focus()
+    page.locator("#explorer .frame").last.focus()
     page.keyboard.press("ArrowLeft")
     assert "AD-CAM" in (part(watched, "readout").text_content() or "")
     # Every control is in the order of the tab key, and has a name for screen readers.
     names = page.evaluate(
         "() => [...document.querySelectorAll('#explorer :is(select, input, button)')]"
+        ".filter(e => !e.hidden)"
         ".map(e => e.labels?.[0]?.textContent || e.ariaLabel || e.textContent)"
     )
     assert all(names) and len(names) >= 11
@@ -349,7 +361,7 @@ def test_everything_can_be_reached_by_keyboard(watched: Watched) -> None:
 
 def test_a_pixel_names_class_and_score(watched: Watched, images: list[ExploredImage]) -> None:
     choose_image(watched, 4)
-    box = watched.page.locator(".frame").first.bounding_box()
+    box = watched.page.locator("#explorer .frame").first.bounding_box()
     height, width = images[4].rgb.shape[:2]
     x, y = 60, 70
     watched.page.mouse.move(
@@ -358,6 +370,47 @@ def test_a_pixel_names_class_and_score(watched: Watched, images: list[ExploredIm
     texts = watched.page.locator(".panel .at").all_text_contents()
     score = upscale_maps(images[4].maps["CAM"], (height, width))[0, y, x] / 255
     assert texts[1] == "cat" and texts[2] == f"cat (cat {score:.2f})", texts
+
+
+def test_curves_read_out_their_values(watched: Watched) -> None:
+    figure = watched.page.locator("figure[data-sense]")
+    box = figure.locator(".sense").bounding_box()
+    figure.scroll_into_view_if_needed()
+    box = figure.locator(".sense").bounding_box()
+    watched.page.mouse.move(box["x"] + 0.41 * box["width"], box["y"] + 9)
+    reading = figure.locator(".reading")
+    assert reading.text_content() == "threshold 0.4: AD-CAM 47, CAM 40"
+    watched.page.mouse.move(0, 0)
+    assert reading.text_content() == ""
+    figure.locator("svg").focus()
+    watched.page.keyboard.press("Home")
+    assert reading.text_content() == "threshold 0: CAM 0"
+    watched.page.keyboard.press("ArrowRight")
+    assert reading.text_content() == "threshold 0.1: AD-CAM 50, CAM 10"
+
+
+def test_a_cell_of_the_confusion_matrix_shows_its_images(
+    watched: Watched, images: list[ExploredImage]
+) -> None:
+    def confused(image: ExploredImage, pair: tuple[int, int]) -> bool:
+        found = find_confusions(image.truth, image.masks["AD-CAM + CRF"])
+        return any((truth, predicted) == pair for truth, predicted, _ in found)
+
+    cell = watched.page.locator('.cell[data-truth="background"][data-predicted="cat"]')
+    cell.focus()
+    watched.page.keyboard.press("Enter")
+    expected = {image.img_id for image in images if confused(image, (0, 1))}
+    assert set(ids_in_list(watched)) == expected and 0 < len(expected) < NUM_IMAGES
+    chip = part(watched, "confusion")
+    assert chip.text_content() == "background taken for cat ✕"
+    chip.click()
+    assert len(ids_in_list(watched)) == NUM_IMAGES and chip.is_hidden()
+    # From cell to cell by arrow keys, and to the images of a class from the diagonal.
+    cell.focus()
+    watched.page.keyboard.press("ArrowDown")
+    watched.page.keyboard.press(" ")
+    assert chip.text_content() == "cat ✕"
+    assert set(ids_in_list(watched)) == {i.img_id for i in images if 1 in i.class_values}
 
 
 def test_hostile_names_stay_text(watched: Watched) -> None:

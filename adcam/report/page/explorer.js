@@ -78,6 +78,7 @@
 
   let wantedConfusion = null;  // [true value, predicted value] after a click on the matrix
   const confusedPixels = (image) => {
+    if (wantedConfusion[0] === wantedConfusion[1]) return image.classes.includes(wantedConfusion[0]) ? 1 : 0;
     const found = image.confusions.find(([truth, predicted]) =>
       truth === wantedConfusion[0] && predicted === wantedConfusion[1]);
     return found ? found[2] : 0;
@@ -247,7 +248,8 @@
     }
     const value = Number(threshold.value);
     const found = findThreshold(rule.value, value, made.peak, image.hw, made.maps.length);
-    const note = rule.value === "steepest" ? `steepest at ${found.toFixed(2)}` : `above ${found.toFixed(2)}`;
+    const level = rule.value === "steepest" ? `steepest at ${found.toFixed(2)}` : `above ${found.toFixed(2)}`;
+    const note = method.crf ? `before CRF, ${level}` : level;
     return { mask: makeMask(made.peak, made.winner, image.classes, found), note, live: true, threshold: found };
   };
 
@@ -413,5 +415,25 @@
   part("body").hidden = false;
   list();
 
-  adcam.explorer = { load, toCsv, showConfusion: (pair) => { wantedConfusion = pair; list(); }, state: () => ({ current, image, panels, shown }) };
+  // After a click on the confusion matrix; a cell of its diagonal shows the images of the class.
+  const chosenConfusion = part("confusion");
+  const showConfusion = (truth, predicted) => {
+    const valueOf = (name) => index.classes.find((entry) => entry.name === name)?.value;
+    wantedConfusion = [valueOf(truth), valueOf(predicted)];
+    chosenConfusion.textContent = truth === predicted ? `${truth} ✕` : `${truth} taken for ${predicted} ✕`;
+    chosenConfusion.setAttribute("aria-label", `${chosenConfusion.textContent.slice(0, -2)}; show all images again`);
+    chosenConfusion.hidden = false;
+    list();
+    if (shown.length) select(shown[0]);
+    root.scrollIntoView();
+    sheet.focus({ preventScroll: true });
+  };
+  chosenConfusion.addEventListener("click", () => {
+    wantedConfusion = null;
+    chosenConfusion.hidden = true;
+    list();
+    sheet.focus({ preventScroll: true });
+  });
+
+  adcam.explorer = { showConfusion, state: () => ({ current, image, panels, shown }) };
 })();
