@@ -80,7 +80,9 @@ class ClassMapMethod(Section):
                 f"{type(self).__name__} needs a class token, and {maps.model} has none; "
                 "use 'cam', or 'ad_cam' with init='cam'"
             )
-        rows = maps.attn_cls2patch[:, list(resolve_layers(layers, maps.depth))]  # (B, l, N)
+        chosen = resolve_layers(layers, maps.depth)
+        # Not indexed by the list: torch would copy it to the device, and wait.
+        rows = torch.stack([maps.attn_cls2patch[:, layer] for layer in chosen], dim=1)  # (B, l, N)
         return rows.mean(dim=1).unflatten(1, maps.grid_hw).unsqueeze(1)
 
 

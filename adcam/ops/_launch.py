@@ -42,6 +42,18 @@ def _scores(rows: int, columns: int, num_warps: int, num_stages: int) -> Tile:
     return Tile({"block_rows": rows, "block_columns": columns}, num_warps, num_stages)
 
 
+def _rows(block_rows: int, group: int, per_thread: int) -> Tile:
+    return Tile({"block_rows": block_rows, "group": group, "per_thread": per_thread}, 0, 1)
+
+
+_ROW_TILES = (
+    *(_rows(32, 4, 8), _rows(32, 2, 8), _rows(16, 4, 8), _rows(16, 2, 8)),
+    *(_rows(32, 2, 16), _rows(64, 4, 8), _rows(32, 1, 16), _rows(16, 8, 4)),
+)
+"""Programs that hold whole rows: so many one after the other, ``group`` at a time. A thread has
+``per_thread`` neighbouring numbers of each row of a group, so what is added up along the columns
+stays within it; the number of warps follows from the length of a row."""
+
 TILES: dict[str, tuple[Tile, ...]] = {
     "common_neighbor, float16": (
         _product(64, 64, 4, 3),
@@ -65,13 +77,17 @@ TILES: dict[str, tuple[Tile, ...]] = {
         _scores(128, 128, 8, 3),
     ),
     "token_attention, float32": (_scores(64, 32, 4, 2), _scores(64, 64, 4, 2)),
+    "prepare, short rows": _ROW_TILES,
+    "prepare, long rows": _ROW_TILES,
+    "walk, short rows": _ROW_TILES,
+    "walk, long rows": _ROW_TILES,
 }
 """All tiles of a kernel, the one for unknown GPUs first: it needs less than 99 KiB of shared
 memory, what the smallest GPU of sm_86 and later has."""
 
 SHIPPED: dict[tuple[int, int], dict[str, int]] = {
     (8, 0): {"common_neighbor, float16": 1, "token_attention, float16": 3},
-    (9, 0): {"common_neighbor, float16": 3, "token_attention, float16": 5},
+    (9, 0): {"common_neighbor, float16": 3, "token_attention, float16": 1},
 }
 """From compute capability (8.0: A100; 9.0: H100 and H200) to the place of a tile in its list.
 Chosen by their counts (README.md of the operations); no GPU was at hand to time them."""
@@ -89,7 +105,7 @@ def find_tile(name: str, device: torch.device) -> Tile:
     if name in _forced:
         return _forced[name]
     if INTERPRETED:  # small, so that a small input has several
-        return Tile({**dict.fromkeys(TILES[name][0].sizes, 16)}, 4, 1)
+        return Tile({side: min(size, 16) for side, size in TILES[name][0].sizes.items()}, 4, 1)
     known = device.type == "cuda" and SHIPPED.get(torch.cuda.get_device_capability(device))
     return TILES[name][known.get(name, 0) if known else 0]
 
@@ -107,6 +123,40 @@ def force_tile(name: str, tile: Tile) -> Iterator[None]:
         yield
     finally:
         del _forced[name]
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """How a kernel that holds whole rows divides an (N, N) matrix.
+
+    Attributes:
+        block_rows: Rows of a program.
+        group: Rows that it holds at a time.
+        columns: N or more, a power of 2.
+        num_warps: Warps of a program.
+    """
+
+    block_rows: int
+    group: int
+    columns: int
+    num_warps: int
+
+
+def find_row_tile(kernel: str, tokens: int, device: torch.device) -> RowTile:
+    """The tile of a kernel that holds whole rows.
+
+    Args:
+        kernel: ``"prepare"`` or ``"walk"``.
+        tokens: N.
+        device: Where the kernel will run.
+    """
+    columns = max(16, 1 << (tokens - 1).bit_length())
+    tile = find_tile(f"{kernel}, {'short' if columns <= 1024 else 'long'} rows", device)
+    sizes = tile.sizes
+    # Beyond 4,096 columns, fewer rows at a time keep their numbers in registers.
+    group = max(1, min(sizes["group"], sizes["group"] * 4096 // columns))
+    num_warps = min(16, max(1, columns // (32 * sizes["per_thread"])))
+    return RowTile(sizes["block_rows"], group, columns, num_warps)
 
 
 def launch(

@@ -9,6 +9,7 @@ to the fastest tile of each kernel over all sizes, as a place in its list.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from adcam.ops import _launch
 from adcam.ops._backends import triton_not_supported_reasons
 
 SIZES = ((784, 16), (1024, 16), (2304, 16), (2304, 1))
-"""Patches and images."""
+"""Patches, in a square, and images."""
 
 
 def work_of(name: str, tokens: int, batch: int, device: str) -> Callable[[], Any]:
@@ -36,6 +37,16 @@ def work_of(name: str, tokens: int, batch: int, device: str) -> Callable[[], Any
     """
     operation, _, kind = name.partition(", ")
     generator = torch.Generator().manual_seed(0)
+    if operation in ("prepare", "walk"):
+        from adcam.ops import refinement
+
+        attn = (8 * torch.rand(batch, tokens, tokens, generator=generator)).softmax(dim=-1)
+        maps = torch.rand(batch, 3, tokens, generator=generator)
+        side = math.isqrt(tokens)
+        options = refinement.RefineOptions(artifact_ratio=0.65)
+        return partial(
+            refinement.refine_maps, maps.to(device), attn.to(device), (side, side), options
+        )
     if operation == "common_neighbor":
         from adcam.ops.common_neighbor import triton_kernels as kernels
 
@@ -76,6 +87,8 @@ def time_tiles(name: str, device: str, repeats: int) -> Iterator[tuple[int, int,
             return work()
 
     for tokens, batch in SIZES:
+        if "rows" in name and ("short" in name) != (tokens <= 1024):
+            continue
         work = work_of(name, tokens, batch, device)
         variants = {
             str(index): Variant(partial(forced, tile, work))

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from adcam.ops._backends import choose_backend, triton_not_supported_reasons
 from adcam.ops._checks import at_least_float32, check_float, without_autocast
+from adcam.ops._recompute import records_gradient
 from adcam.ops.color_diffusion import reference
 
 __all__ = ["DILATIONS", "diffuse_by_color"]
@@ -24,6 +26,7 @@ def diffuse_by_color(
     dilations: Sequence[int] = DILATIONS,
     contrast: float = 0.3,
     distance_weight: float = 0.01,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Replace each value, again and again, by the mean of neighbours of like colour.
 
@@ -47,6 +50,8 @@ def diffuse_by_color(
             jump over thin parts.
         contrast: > 0. Larger lets values cross stronger edges.
         distance_weight: >= 0. Larger smooths more, whatever the colours.
+        backend: ``"triton"`` (GPU, no float64, no gradient), ``"reference"`` (any device) or
+            ``"auto"`` for the first of them that can run.
 
     Returns:
         (..., K, H, W), at least float32. Values stay between the smallest and the largest of each
@@ -55,6 +60,7 @@ def diffuse_by_color(
     Raises:
         ValueError: If the sizes do not match, a tensor is not floating point, or an option is
             outside its legal set.
+        RuntimeError: If the backend asked for cannot run here; the message holds the reason.
 
     Example:
         >>> img = torch.zeros(3, 4, 6); img[:, :, 3:] = 1  # a vertical edge
@@ -78,12 +84,17 @@ def diffuse_by_color(
             f"img must have shape {(*maps.shape[:-3], 3, *maps.shape[-2:])} for maps of shape "
             f"{tuple(maps.shape)}, got {tuple(img.shape)}"
         )
+    reasons = triton_not_supported_reasons(maps, img)
+    if torch.float64 in (maps.dtype, img.dtype):
+        reasons.append("no kernel for float64")
+    if records_gradient(maps, img):
+        reasons.append("it has no gradient")
+    chosen = choose_backend("color_diffusion", backend, {"triton": reasons, "reference": []})
+    options = (num_steps, tuple(dilations), contrast, distance_weight)
     with without_autocast(maps):
-        return reference.diffuse_by_color(
-            at_least_float32(maps),
-            at_least_float32(img),
-            num_steps,
-            tuple(dilations),
-            contrast,
-            distance_weight,
-        )
+        start, colors = at_least_float32(maps), at_least_float32(img)
+        if chosen == "triton":
+            from adcam.ops.color_diffusion import triton_kernels
+
+            return triton_kernels.diffuse_by_color(start, colors, *options)
+        return reference.diffuse_by_color(start, colors, *options)

@@ -1,4 +1,4 @@
-"""Diffusion along colour in plain torch, on any device: the specification and the only backend."""
+"""Diffusion along colour in plain torch, on any device: the specification."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ def diffuse_by_color(
     distance_weight: float,
 ) -> torch.Tensor:
     """``num_steps`` steps of W. (..., K, H, W) -> same. See the package's docstring."""
-    offsets = [
-        (dilation * down, dilation * right)
-        for dilation in dilations
-        for down in (-1, 0, 1)
-        for right in (-1, 0, 1)
-        if (down, right) != (0, 0)
-    ]
+    offsets = find_offsets(dilations)
     weights = color_weights(img, offsets, contrast, distance_weight).unsqueeze(-4)
     for _ in range(num_steps if maps.numel() else 0):
         spread = torch.zeros_like(maps)
@@ -29,6 +23,17 @@ def diffuse_by_color(
             spread.addcmul_(weights[..., number, :, :], neighbor)
         maps = spread
     return maps
+
+
+def find_offsets(dilations: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Rows and columns from a pixel to its neighbours, eight at each distance."""
+    return [
+        (dilation * down, dilation * right)
+        for dilation in dilations
+        for down in (-1, 0, 1)
+        for right in (-1, 0, 1)
+        if (down, right) != (0, 0)
+    ]
 
 
 def color_weights(
@@ -39,19 +44,26 @@ def color_weights(
 ) -> torch.Tensor:
     """Weights W of each pixel's O neighbours, sum 1. (..., 3, H, W) -> (..., O, H, W)."""
     neighbors = torch.stack(_shifted(img, offsets), dim=-4)  # (..., O, 3, H, W)
-    tiny = torch.finfo(img.dtype).tiny
     sigma = neighbors.std(dim=-4, keepdim=True)
     # Where all neighbours have one colour, the pixel has it too or is equally far from all.
-    scaled = (neighbors - img.unsqueeze(-4)) / (contrast * sigma).clamp_min(tiny)
+    scaled = (neighbors - img.unsqueeze(-4)) / (contrast * sigma).clamp_min(
+        torch.finfo(img.dtype).tiny
+    )
     scaled = torch.where(sigma > 0, scaled, 0)
     by_color = scaled.square().mean(dim=-3).neg().softmax(dim=-3)
-    steps = torch.tensor(offsets, dtype=img.dtype)
-    distance = torch.linalg.vector_norm(steps, dim=-1)
-    scale = contrast * distance.std().clamp_min(tiny)
     # On the CPU and sent without waiting, for a GPU that has work in its queue.
-    by_distance = (distance / scale).square().neg().softmax(dim=0)
-    by_distance = by_distance.to(img.device, non_blocking=True)
+    by_distance = weigh_distances(offsets, contrast, img.dtype).to(img.device, non_blocking=True)
     return (by_color + distance_weight * by_distance[:, None, None]) / (1 + distance_weight)
+
+
+def weigh_distances(
+    offsets: list[tuple[int, int]], contrast: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """How much each of O neighbours counts for its distance alone, sum 1. (O), on the CPU."""
+    steps = torch.tensor(offsets, dtype=dtype)
+    distance = torch.linalg.vector_norm(steps, dim=-1)
+    scale = contrast * distance.std().clamp_min(torch.finfo(dtype).tiny)
+    return (distance / scale).square().neg().softmax(dim=0)
 
 
 def _shifted(images: torch.Tensor, offsets: list[tuple[int, int]]) -> list[torch.Tensor]:

@@ -32,7 +32,7 @@ SCALE = 4096.0
 """Vectors and the affinity in float16 are multiplied by it: they lie in [0, 1], and what is larger
 than 1.5e-8 keeps all of its 11 bits."""
 
-_ROWS, _PATCHES = 16, 64
+_PATCHES, _PARTS = 64, 32
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ def _prepare(
 ) -> _Vectors:
     tokens, images = attn.shape[-1], _count_images(attn)
     attn = attn.detach().contiguous()
-    columns = max(triton.next_power_of_2(tokens), 16)
-    row_blocks = triton.cdiv(tokens, _ROWS)
+    tile = _launch.find_row_tile("prepare", tokens, attn.device)
+    row_blocks = triton.cdiv(tokens, tile.block_rows)
     patch_blocks = triton.cdiv(tokens, _PATCHES)
     features = attn.new_empty(
         (images, tokens, tokens), dtype=torch.float16 if half_product else torch.float32
@@ -168,8 +168,8 @@ def _prepare(
         prepare, (items * images,), attn, features, *numbers.unbind(), partial, found, median,
         known.values, known.median, counters, tokens, images, *(grid_hw or (1, 1)), known.ratio,
         SCALE if half_product else 1.0, similarity == "resource_allocation", grid_hw is not None,
-        without is not None, _ROWS, max(1, min(_ROWS, 8192 // columns)), columns, _PATCHES,
-        num_warps=8 if columns > 256 else 4, num_stages=1,
+        without is not None, tile.block_rows, tile.group, tile.columns, _PATCHES, _PARTS,
+        num_warps=tile.num_warps, num_stages=1,
     )  # fmt: skip
     _, lengths, column_scale = numbers.unbind()
     agreement = (found[4], median) if grid_hw else None
@@ -221,6 +221,21 @@ def count_up(counter):
 
 
 @triton.jit
+def add_parts(part, count, tokens, mask, block: tl.constexpr, parts: tl.constexpr):
+    """Sum of ``count`` vectors that lie ``tokens`` apart, many of them on their way at a time.
+
+    ``part`` (block) points into the first.
+    """
+    index = tl.arange(0, parts)
+    total = tl.zeros((parts, block), tl.float32)
+    for first in range(0, count, parts):
+        here = (first + index < count)[:, None] & mask[None, :]
+        place = part[None, :] + (first + index).to(tl.int64)[:, None] * tokens
+        total += tl.load(place, mask=here, other=0)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
 def prepare(
     attn,
     features,
@@ -246,6 +261,7 @@ def prepare(
     group: tl.constexpr,
     columns: tl.constexpr,
     patches: tl.constexpr,
+    parts: tl.constexpr,
 ):
     """The vectors (B, N, N) of an attention, and how much neighbours in the image agree.
 
@@ -271,7 +287,7 @@ def prepare(
         wait_until(done + image * 6, row_blocks)
         _scale_columns(
             partial, column_scale, place % patch_blocks, image, tokens, row_blocks, is_weighted,
-            patches,
+            patches, parts,
         )  # fmt: skip
         count_up(done + image * 6 + 1)
     elif ticket < 2 * by_rows + by_patches:
@@ -319,11 +335,17 @@ def _keep(value, known_values, known_median, row, column, image, tokens, ratio):
 
 
 @triton.jit
-def _load_rows(attn, row, column, image, tokens):
-    """Whole rows of the attention as float32; what no attention can be is NaN."""
-    inside = (row[:, None] < tokens) & (column[None, :] < tokens)
+def load_rows(matrix, row, end, column, image, tokens):
+    """Whole rows before ``end`` of an image's (N, N), as they are stored."""
+    inside = (row < end)[:, None] & (column < tokens)[None, :]
     place = image * tokens * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
-    value = tl.load(attn + place, mask=inside, other=0).to(tl.float32)
+    return tl.load(matrix + place, mask=inside, other=0)
+
+
+@triton.jit
+def _check(value):
+    """Attention as float32; what no attention can be is NaN."""
+    value = value.to(tl.float32)
     return tl.where((value >= 0) & (value < float("inf")), value, float("nan"))
 
 
@@ -345,23 +367,27 @@ def _sum_rows(
 ):
     """What scales a block of rows to sum 1, and what they then add to each column.
 
-    A row is in registers as a whole, so that it is read once. Added up as a tile and summed behind
-    the loop: Triton 3.6 cannot compile a loop that accumulates tl.sum.
+    A row is in registers as a whole, so that it is read once, and the next are on their way
+    meanwhile.
     """
     column = tl.arange(0, columns)
-    given = tl.zeros((group, columns), tl.float32)
-    for first in range(0, rows, group):
-        row = block * rows + first + tl.arange(0, group)
-        value = _load_rows(attn, row, column, image, tokens)
+    given = tl.zeros((columns,), tl.float32)
+    row = block * rows + tl.arange(0, group)
+    end = tl.minimum((block + 1) * rows, tokens)
+    coming = load_rows(attn, row, end, column, image, tokens)
+    for _ in range(0, rows, group):
+        value = _check(coming)
+        coming = load_rows(attn, row + group, end, column, image, tokens)
         if leave_out:
             value = _keep(value, known_values, known_median, row, column, image, tokens, ratio)
         total = tl.sum(value, axis=1)
         # Below float32's smallest normal number the inverse would be infinite.
         scale = 1 / tl.where(total > 0, tl.maximum(total, 1.1754943508222875e-38), 1)
-        tl.store(row_scale + image * tokens + row, scale, mask=row < tokens)
-        given += value * scale[:, None]
+        tl.store(row_scale + image * tokens + row, scale, mask=row < end)
+        given += tl.sum(value * scale[:, None], axis=0)
+        row += group
     out = partial + (image * tl.cdiv(tokens, rows) + block) * tokens + column
-    tl.store(out, tl.sum(given, axis=0), mask=column < tokens)
+    tl.store(out, given, mask=column < tokens)
 
 
 @triton.jit
@@ -374,14 +400,12 @@ def _scale_columns(
     row_blocks,
     is_weighted: tl.constexpr,
     patches: tl.constexpr,
+    parts: tl.constexpr,
 ):
     """D^(-1/2) of a block of columns, or 1."""
     column = block * patches + tl.arange(0, patches)
     part = partial + image * row_blocks * tokens + column
-    total = tl.zeros((patches,), tl.float32)
-    for _ in range(row_blocks):
-        total += tl.load(part, mask=column < tokens, other=0)
-        part += tokens
+    total = add_parts(part, row_blocks, tokens, column < tokens, patches, parts)
     total = tl.where(total == 0, 1.0, total)  # not `total > 0`: NaN stays
     if not is_weighted:
         total = total * 0 + 1
@@ -410,19 +434,23 @@ def _write_features(
     """Rows of A, their columns scaled, themselves scaled to length ``scale``."""
     column = tl.arange(0, columns)
     weight = tl.load(column_scale + image * tokens + column, mask=column < tokens, other=0)
-    for first in range(0, rows, group):
-        row = block * rows + first + tl.arange(0, group)
-        value = _load_rows(attn, row, column, image, tokens)
+    row = block * rows + tl.arange(0, group)
+    end = tl.minimum((block + 1) * rows, tokens)
+    coming = load_rows(attn, row, end, column, image, tokens)
+    for _ in range(0, rows, group):
+        value = _check(coming)
+        coming = load_rows(attn, row + group, end, column, image, tokens)
         if leave_out:
             value = _keep(value, known_values, known_median, row, column, image, tokens, ratio)
-        value *= tl.load(row_scale + image * tokens + row, mask=row < tokens, other=0)[:, None]
+        value *= tl.load(row_scale + image * tokens + row, mask=row < end, other=0)[:, None]
         value *= weight[None, :]
         norm = tl.sqrt(tl.sum(value * value, axis=1))
         value *= (scale / tl.where(norm == 0, 1.0, norm))[:, None]
-        inside = (row[:, None] < tokens) & (column[None, :] < tokens)
+        inside = (row < end)[:, None] & (column < tokens)[None, :]
         place = image * tokens * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
         tl.store(features + place, value, mask=inside)
-        tl.store(lengths + image * tokens + row, norm / scale, mask=row < tokens)
+        tl.store(lengths + image * tokens + row, norm / scale, mask=row < end)
+        row += group
 
 
 @triton.jit

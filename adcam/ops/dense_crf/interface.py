@@ -255,11 +255,10 @@ def dense_crf_batch(
     for prob, img in zip(probs, imgs, strict=True):
         _check_img(img)
         _check_prob_shape(prob, tuple(img.shape[:2]))
-    _check_prob_values(probs)
     module = import_module(f"adcam.ops.dense_crf.{_MODULES[backend]}")
     refined: dict[int, Any] = {}
     for part in _plan_slices([tuple(prob.shape) for prob in probs]):
-        unaries = [_compute_unary_tensor(probs[index]) for index in part]
+        unaries = _compute_unaries([_as_tensor(probs[index]) for index in part])
         tensors = [_as_tensor(imgs[index]).to(unaries[0].device) for index in part]
         marginals = module.MeanField(tensors, **kernels).infer(unaries, num_iters=num_iters)
         refined.update(zip(part, marginals, strict=True))
@@ -289,6 +288,17 @@ def _plan_slices(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
 
 def _device_of(array: NDArray[Any] | torch.Tensor) -> torch.device:
     return array.device if isinstance(array, torch.Tensor) else torch.device("cpu")
+
+
+def _compute_unaries(probs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """The unaries of images of as many labels, views of one tensor: few launches for many images.
+
+    It waits for the device once, to look at the values.
+    """
+    stacked = torch.cat([prob.flatten(1) for prob in probs], dim=1)  # (C, all pixels)
+    _check_prob_values([stacked])
+    split = _compute_unary_tensor(stacked).split([prob[0].numel() for prob in probs], dim=1)
+    return [part.view(prob.shape) for part, prob in zip(split, probs, strict=True)]
 
 
 def _compute_unary_tensor(prob: NDArray[Any] | torch.Tensor) -> torch.Tensor:

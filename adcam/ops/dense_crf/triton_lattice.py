@@ -10,6 +10,7 @@ single program, one for each axis of the blur, and one for slice and softmax.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -143,8 +144,8 @@ class MeanField:
         shape = (self._num_pixels, groups * width)
         evidence = torch.full(shape, _NEVER, dtype=torch.float32, device=self._device)
         first = 0
-        for unary in unaries:
-            values = unary.flatten(1)  # (C, H·W)
+        for _, alike in itertools.groupby(unaries, key=len):  # one launch for as many labels
+            values = torch.cat([unary.flatten(1) for unary in alike], dim=1)  # (C, pixels)
             stop = first + values.shape[1]
             torch.sub(values[:1].T, values[1:].T, out=evidence[first:stop, : len(values) - 1])
             first = stop

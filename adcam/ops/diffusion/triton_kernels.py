@@ -1,16 +1,16 @@
 """Sinkhorn and the steps of the diffusion in Triton, in one launch.
 
 The transition is the affinity and two vectors, as in scaling.py. A block of rows of the affinity is
-read once for each scaling of the rows and once a step; what it gives to each column is left to be
-added up in a fixed order, so that two runs agree to the last bit.
+read once for each scaling of the rows but the last, and once a step; what it gives to each column
+is left to be added up in a fixed order, so that two runs agree to the last bit.
 
 As in common_neighbor/triton_kernels.py, a program draws a ticket that names its phase and place,
 and waits until the phase before is done for its image. Phases of rows and of columns take turns:
 
-    columns: sums and factors of the columns      rows: factors of the rows, what they give
-    (num_iters times; rows once more in front if the sums of the affinity are not known)
+    rows: their factors, and what they give       columns: their sums and factors
+    (num_iters times; not the first rows if the sums of the affinity are known)
     rows: pull, and parts of the push             columns: their sum, the restart
-    (num_steps times)
+    (num_steps times; the last factors of the rows come out of the first of them)
 
 Tensors are contiguous: affinity (B, N, N), vectors (B, N), maps (B, K, N). Every address is
 computed in 64 bits.
@@ -23,9 +23,14 @@ import triton
 import triton.language as tl
 
 from adcam.ops import _launch
-from adcam.ops.common_neighbor.triton_kernels import count_up, wait_until
+from adcam.ops.common_neighbor.triton_kernels import (
+    add_parts,
+    count_up,
+    load_rows,
+    wait_until,
+)
 
-_ROWS, _COLUMNS, _MAPS = 32, 64, 16
+_COLUMNS, _PARTS, _MAPS = 64, 32, 4
 
 
 def count_counters(images: int) -> int:
@@ -67,7 +72,9 @@ def diffuse(
     images = affinity.numel() // tokens**2
     if counters is None:
         counters = affinity.new_zeros(count_counters(images), dtype=torch.int32)
-    row_blocks, map_blocks = triton.cdiv(tokens, _ROWS), triton.cdiv(num_maps, _MAPS)
+    tile = _launch.find_row_tile("walk", tokens, affinity.device)
+    chunk = min(num_maps, _MAPS)
+    row_blocks, chunks = triton.cdiv(tokens, tile.block_rows), triton.cdiv(num_maps, chunk)
     column_blocks = triton.cdiv(tokens, _COLUMNS)
     vectors = start.new_empty((3, images, tokens))
     partial = start.new_empty((images, row_blocks, tokens))
@@ -77,18 +84,17 @@ def diffuse(
     between = start.new_empty((2, images, num_maps, tokens))
     stepped = torch.empty_like(start)
     gives, receives = sums if sums is not None else (partial, partial)
-    columns = max(triton.next_power_of_2(tokens), _COLUMNS)
     items = images * (
         num_iters * (row_blocks + column_blocks)
-        + row_blocks * (sums is None)
-        + num_steps * map_blocks * (row_blocks + column_blocks)
+        - row_blocks * (sums is not None)
+        + num_steps * (chunks * row_blocks + num_maps * column_blocks)
     )
     _launch.launch(
         walk, (items,), affinity, start, stepped, *vectors.unbind(), partial, gives, receives,
         pulled, pushed, between, counters, tokens, images, num_maps, gives.shape[1], num_iters,
-        num_steps, 1.0 if alpha is None else float(alpha), sums is not None, _ROWS,
-        max(1, min(_ROWS, 8192 // columns)), columns, _COLUMNS, _MAPS,
-        num_warps=8 if columns > 256 else 4, num_stages=4,
+        num_steps, 1.0 if alpha is None else float(alpha), sums is not None, chunk,
+        tile.block_rows, tile.group, tile.columns, _COLUMNS, _PARTS, num_warps=tile.num_warps,
+        num_stages=1,
     )  # fmt: skip
     return stepped
 
@@ -122,25 +128,25 @@ def walk(
     num_steps,
     alpha,
     has_sums: tl.constexpr,
+    chunk: tl.constexpr,
     block_rows: tl.constexpr,
     group: tl.constexpr,
     whole: tl.constexpr,
     block_columns: tl.constexpr,
-    block_maps: tl.constexpr,
+    parts: tl.constexpr,
 ):
     """Scale and step. ``counters`` holds the ticket, then for each image how many items of rows and
-    of columns are done."""
+    of columns are done. ``chunk``, 1 to 4, is how many maps an item of rows moves at once."""
     row_blocks = tl.cdiv(tokens, block_rows)
     column_blocks = tl.cdiv(tokens, block_columns)
-    map_blocks = tl.cdiv(num_maps, block_maps)
+    chunks = tl.cdiv(num_maps, chunk)
     by_rows = images * row_blocks
     per_round = by_rows + images * column_blocks
     # Without its first phase, the numbers of the others stay the same.
     ticket = tl.atomic_add(counters, 1) + (by_rows if has_sums else 0)
     rows_done, columns_done = counters + 1, counters + 1 + images
     skipped = row_blocks if has_sums else 0
-    balance = num_iters * per_round + by_rows
-    if ticket < balance:
+    if ticket < num_iters * per_round:
         index = ticket // per_round
         place = ticket % per_round
         if place < by_rows:
@@ -148,7 +154,7 @@ def walk(
             wait_until(columns_done + image, index * column_blocks)
             _balance_rows(
                 affinity, own, rows, columns, partial, place % row_blocks, image, tokens,
-                row_blocks, index, num_iters, block_rows, group, whole,
+                row_blocks, index, block_rows, group, whole,
             )  # fmt: skip
             count_up(rows_done + image)
         else:
@@ -157,38 +163,40 @@ def walk(
             wait_until(rows_done + image, (index + 1) * row_blocks - skipped)
             _balance_columns(
                 own, rows, columns, partial, gives, receives, place % column_blocks, image,
-                tokens, row_blocks, sum_blocks, index == 0, has_sums, block_columns,
+                tokens, row_blocks, sum_blocks, index == 0, has_sums, block_columns, parts,
             )  # fmt: skip
             count_up(columns_done + image)
     else:
-        ticket -= balance
-        step = ticket // (per_round * map_blocks)
-        place = ticket % (per_round * map_blocks)
-        rows_before = (num_iters + 1 + step * map_blocks) * row_blocks - skipped
+        ticket -= num_iters * per_round
+        per_step = by_rows * chunks + images * column_blocks * num_maps
+        step = ticket // per_step
+        place = ticket % per_step
+        rows_before = (num_iters + step * chunks) * row_blocks - skipped
         # The start, the two places between in turn, and at last the result.
         size = images.to(tl.int64) * num_maps * tokens
         source = start if step == 0 else between + ((step - 1) % 2) * size
-        if place < by_rows * map_blocks:
-            chunk = place // by_rows
+        if place < by_rows * chunks:
+            first_map = place // by_rows * chunk
             place = place % by_rows
             image = (place // row_blocks).to(tl.int64)
-            wait_until(rows_done + image, rows_before)
-            wait_until(columns_done + image, (num_iters + step * map_blocks) * column_blocks)
+            columns_before = (num_iters + step * num_maps) * column_blocks
+            wait_until(columns_done + image, columns_before)
             _step_rows(
-                affinity, own, rows, columns, source, pulled, pushed, place % row_blocks, chunk,
-                image, tokens, num_maps, row_blocks, block_rows, block_columns, block_maps,
+                affinity, own, rows, columns, source, pulled, pushed, place % row_blocks,
+                first_map, image, tokens, num_maps, row_blocks, step == 0, chunk, block_rows,
+                group, whole,
             )  # fmt: skip
             count_up(rows_done + image)
         else:
-            place -= by_rows * map_blocks
-            chunk = place // (images * column_blocks)
+            place -= by_rows * chunks
+            index = place // (images * column_blocks)
             place = place % (images * column_blocks)
             image = (place // column_blocks).to(tl.int64)
-            wait_until(rows_done + image, rows_before + map_blocks * row_blocks)
+            wait_until(rows_done + image, rows_before + chunks * row_blocks)
             target = stepped if step == num_steps - 1 else between + (step % 2) * size
             _step_columns(
                 own, rows, columns, source, start, pulled, pushed, target, place % column_blocks,
-                chunk, image, tokens, num_maps, row_blocks, alpha, block_columns, block_maps,
+                index, image, tokens, num_maps, row_blocks, alpha, block_columns, parts,
             )  # fmt: skip
             count_up(columns_done + image)
 
@@ -205,7 +213,6 @@ def _balance_rows(
     tokens,
     row_blocks,
     round_index,
-    num_iters,
     block_rows: tl.constexpr,
     group: tl.constexpr,
     whole: tl.constexpr,
@@ -213,37 +220,28 @@ def _balance_rows(
     """Row factors from column factors, and what the rows then give to each column.
 
     In the first phase there are no factors yet: ``rows`` holds the plain sums. A row is in
-    registers as a whole, so that it is read once.
+    registers as a whole, so that it is read once, and the next is on its way meanwhile.
     """
     column = tl.arange(0, whole)
     vector = image * tokens
     known = tl.where(round_index == 0, 0, tokens)  # how many factors there are
     factor = tl.load(columns + vector + column, mask=column < known, other=1)
-    given = tl.zeros((group, whole), tl.float32)
-    for first in range(0, block_rows, group):
-        row = block * block_rows + first + tl.arange(0, group)
-        inside = (row[:, None] < tokens) & (column[None, :] < tokens)
-        place = vector * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
-        value = tl.load(affinity + place, mask=inside, other=0).to(tl.float32)
+    given = tl.zeros((whole,), tl.float32)
+    row = block * block_rows + tl.arange(0, group)
+    end = tl.minimum((block + 1) * block_rows, tokens)
+    coming = load_rows(affinity, row, end, column, image, tokens)
+    for _ in range(0, block_rows, group):
+        value = coming.to(tl.float32)
+        coming = load_rows(affinity, row + group, end, column, image, tokens)
         total = tl.sum(value * factor[None, :], axis=1)
         extra = tl.load(own + vector + row, mask=row < known, other=0)
         extra *= tl.load(columns + vector + row, mask=row < known, other=0)
         inverse = _inverse(total + extra)
-        tl.store(rows + vector + row, tl.where(round_index == 0, total, inverse), mask=row < tokens)
-        given += value * tl.where(round_index == 0, 1.0, inverse)[:, None]
-    if round_index < num_iters:
-        out = partial + (image * row_blocks + block) * tokens + column
-        tl.store(out, tl.sum(given, axis=0), mask=column < tokens)
-
-
-@triton.jit
-def _add_parts(part, count, tokens, mask, block: tl.constexpr):
-    """Sum of ``count`` vectors that lie ``tokens`` apart."""
-    total = tl.zeros((block,), tl.float32)
-    for _ in range(count):
-        total += tl.load(part, mask=mask, other=0)
-        part += tokens
-    return total
+        tl.store(rows + vector + row, tl.where(round_index == 0, total, inverse), mask=row < end)
+        given += tl.sum(value * tl.where(round_index == 0, 1.0, inverse)[:, None], axis=0)
+        row += group
+    out = partial + (image * row_blocks + block) * tokens + column
+    tl.store(out, given, mask=column < tokens)
 
 
 @triton.jit
@@ -262,6 +260,7 @@ def _balance_columns(
     is_first,
     has_sums: tl.constexpr,
     block_columns: tl.constexpr,
+    parts: tl.constexpr,
 ):
     """Column factors. The first phase finds the tokens without neighbours and writes ``own``."""
     column = block * block_columns + tl.arange(0, block_columns)
@@ -271,18 +270,18 @@ def _balance_columns(
     if is_first:
         if has_sums:
             place = image * sum_blocks * tokens + column
-            gave = _add_parts(gives + place, sum_blocks, tokens, inside, block_columns)
-            total = _add_parts(receives + place, sum_blocks, tokens, inside, block_columns)
+            gave = add_parts(gives + place, sum_blocks, tokens, inside, block_columns, parts)
+            total = add_parts(receives + place, sum_blocks, tokens, inside, block_columns, parts)
         else:
             gave = tl.load(rows + vector, mask=inside, other=1)  # the sums, this once
-            total = _add_parts(part, row_blocks, tokens, inside, block_columns)
+            total = add_parts(part, row_blocks, tokens, inside, block_columns, parts)
         remaining = gave + total
         dead = (gave == 0) | (total == 0)
         extra = tl.where(dead, tl.where(remaining > 0, remaining, 1), 0)
         tl.store(own + vector, extra, mask=inside)
         tl.store(columns + vector, _inverse(total + extra), mask=inside)
     else:
-        total = _add_parts(part, row_blocks, tokens, inside, block_columns)
+        total = add_parts(part, row_blocks, tokens, inside, block_columns, parts)
         extra = tl.load(own + vector, mask=inside, other=0)
         extra *= tl.load(rows + vector, mask=inside, other=1)
         tl.store(columns + vector, _inverse(total + extra), mask=inside)
@@ -298,47 +297,104 @@ def _step_rows(
     pulled,
     pushed,
     block,
-    chunk,
+    first_map,
     image,
     tokens,
     num_maps,
     row_blocks,
+    is_first,
+    chunk: tl.constexpr,
     block_rows: tl.constexpr,
-    block_columns: tl.constexpr,
-    block_maps: tl.constexpr,
+    group: tl.constexpr,
+    whole: tl.constexpr,
 ):
-    """A block of rows of the affinity times the maps, and what it hands to each column.
+    """A block of rows times up to four maps, and what the rows hand to each column.
 
+    The first step also finds the last factors of the rows: their whole sums are at hand here.
     ``pulled`` (B, K, N), ``pushed`` (B, row blocks, K, N).
     """
-    row = block * block_rows + tl.arange(0, block_rows)
-    column = tl.arange(0, block_columns)
-    index = chunk * block_maps + tl.arange(0, block_maps)
+    column = tl.arange(0, whole)
     vector = image * tokens
-    place = vector * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
-    start = maps + image * num_maps * tokens + index.to(tl.int64)[:, None] * tokens  # (maps, 1)
-    mask = (index[:, None] < num_maps) & (row[None, :] < tokens)
-    held = tl.load(start + row[None, :], mask=mask, other=0)  # (maps, rows)
-    row_factor = tl.load(rows + vector + row, mask=row < tokens, other=0)
-    handed = held * row_factor[None, :]
-    part = (image * row_blocks + block) * num_maps + index.to(tl.int64)[:, None]
-    out = pushed + part * tokens + column[None, :]
-    total = tl.zeros((block_maps, block_rows), tl.float32)
-    for first in range(0, tokens, block_columns):
-        here = first + column < tokens
-        inside = (row[:, None] < tokens) & here[None, :]
-        value = tl.load(affinity + place + first, mask=inside, other=0).to(tl.float32)
-        factor = tl.load(columns + vector + first + column, mask=here, other=0)
-        there = (index[:, None] < num_maps) & here[None, :]
-        scaled = tl.load(start + first + column[None, :], mask=there, other=0) * factor[None, :]
-        total = tl.dot(scaled, tl.trans(value), total, input_precision="tf32x3")
-        given = tl.dot(handed, value, input_precision="tf32x3")
-        tl.store(out + first, given, mask=there)
-    extra = tl.load(own + vector + row, mask=row < tokens, other=0)
-    own_factor = tl.load(columns + vector + row, mask=row < tokens, other=0)
-    total += (extra * own_factor)[None, :] * held
-    out = pulled + image * num_maps * tokens + index.to(tl.int64)[:, None] * tokens + row[None, :]
-    tl.store(out, row_factor[None, :] * total, mask=mask)
+    factor = tl.load(columns + vector + column, mask=column < tokens, other=0)
+    left = num_maps - first_map  # maps from here on
+    start = maps + (image * num_maps + first_map) * tokens
+    pull = pulled + (image * num_maps + first_map) * tokens
+    scaled0 = factor * _load_map(start, 0, left, column, tokens)
+    scaled1, scaled2, scaled3 = scaled0, scaled0, scaled0
+    given0 = tl.zeros((whole,), tl.float32)
+    given1, given2, given3 = given0, given0, given0
+    if chunk > 1:
+        scaled1 = factor * _load_map(start, 1, left, column, tokens)
+    if chunk > 2:
+        scaled2 = factor * _load_map(start, 2, left, column, tokens)
+    if chunk > 3:
+        scaled3 = factor * _load_map(start, 3, left, column, tokens)
+    row = block * block_rows + tl.arange(0, group)
+    end = tl.minimum((block + 1) * block_rows, tokens)
+    coming = load_rows(affinity, row, end, column, image, tokens)
+    for _ in range(0, block_rows, group):
+        value = coming.to(tl.float32)
+        coming = load_rows(affinity, row + group, end, column, image, tokens)
+        own_factor = tl.load(own + vector + row, mask=row < end, other=0)
+        own_factor *= tl.load(columns + vector + row, mask=row < end, other=0)
+        if is_first:
+            row_factor = _inverse(tl.sum(value * factor[None, :], axis=1) + own_factor)
+            tl.store(rows + vector + row, row_factor, mask=row < end)
+        else:
+            row_factor = tl.load(rows + vector + row, mask=row < end, other=0)
+        given0 += _move(
+            value, scaled0, start, pull, 0, left, row, end, row_factor, own_factor, tokens
+        )  # fmt: skip
+        if chunk > 1:
+            given1 += _move(
+                value, scaled1, start, pull, 1, left, row, end, row_factor, own_factor, tokens
+            )  # fmt: skip
+        if chunk > 2:
+            given2 += _move(
+                value, scaled2, start, pull, 2, left, row, end, row_factor, own_factor, tokens
+            )  # fmt: skip
+        if chunk > 3:
+            given3 += _move(
+                value, scaled3, start, pull, 3, left, row, end, row_factor, own_factor, tokens
+            )  # fmt: skip
+        row += group
+    push = pushed + ((image * row_blocks + block) * num_maps + first_map) * tokens + column
+    tl.store(push, given0, mask=column < tokens)
+    if chunk > 1:
+        tl.store(push + tokens, given1, mask=column < tl.where(left > 1, tokens, 0))
+    if chunk > 2:
+        tl.store(push + 2 * tokens, given2, mask=column < tl.where(left > 2, tokens, 0))
+    if chunk > 3:
+        tl.store(push + 3 * tokens, given3, mask=column < tl.where(left > 3, tokens, 0))
+
+
+@triton.jit
+def _load_map(start, index: tl.constexpr, left, patch, tokens):
+    """One of the maps from ``start`` on, 0 where it is no map."""
+    end = tl.where(left > index, tokens, 0)
+    return tl.load(start + index * tokens + patch, mask=patch < end, other=0)
+
+
+@triton.jit
+def _move(
+    value,
+    scaled,
+    start,
+    pull,
+    index: tl.constexpr,
+    left,
+    row,
+    end,
+    row_factor,
+    own_factor,
+    tokens,
+):
+    """Write what some rows take from a map, and return what they hand to each column."""
+    here = row < tl.where(left > index, end, 0)
+    held = tl.load(start + index * tokens + row, mask=here, other=0)
+    taken = tl.sum(value * scaled[None, :], axis=1) + own_factor * held
+    tl.store(pull + index * tokens + row, row_factor * taken, mask=here)
+    return tl.sum(value * (held * row_factor)[:, None], axis=0)
 
 
 @triton.jit
@@ -352,32 +408,26 @@ def _step_columns(
     pushed,
     stepped,
     block,
-    chunk,
+    index,
     image,
     tokens,
     num_maps,
     row_blocks,
     alpha,
     block_columns: tl.constexpr,
-    block_maps: tl.constexpr,
+    parts: tl.constexpr,
 ):
-    """The mean of pull and push, with restart."""
+    """The mean of pull and push of one map, with restart."""
     column = block * block_columns + tl.arange(0, block_columns)
-    index = chunk * block_maps + tl.arange(0, block_maps)
-    here = column < tokens
-    inside = (index[:, None] < num_maps) & here[None, :]
-    within = index.to(tl.int64)[:, None] * tokens + column[None, :]
-    place = image * num_maps * tokens + within
-    part = pushed + image * row_blocks * num_maps * tokens + within
-    total = tl.zeros((block_maps, block_columns), tl.float32)
-    for _ in range(row_blocks):
-        total += tl.load(part, mask=inside, other=0)
-        part += num_maps * tokens
+    inside = column < tokens
+    place = (image * num_maps + index) * tokens + column
+    part = pushed + (image * row_blocks * num_maps + index) * tokens + column
+    total = add_parts(part, row_blocks, num_maps * tokens, inside, block_columns, parts)
     vector = image * tokens + column
-    extra = tl.load(own + vector, mask=here, other=0)
-    extra *= tl.load(rows + vector, mask=here, other=0)
-    total += extra[None, :] * tl.load(maps + place, mask=inside, other=0)
-    total *= tl.load(columns + vector, mask=here, other=0)[None, :]
+    extra = tl.load(own + vector, mask=inside, other=0)
+    extra *= tl.load(rows + vector, mask=inside, other=0)
+    total += extra * tl.load(maps + place, mask=inside, other=0)
+    total *= tl.load(columns + vector, mask=inside, other=0)
     value = (total + tl.load(pulled + place, mask=inside, other=0)) / 2
     value = alpha * value + (1 - alpha) * tl.load(initial + place, mask=inside, other=0)
     tl.store(stepped + place, value, mask=inside)

@@ -345,7 +345,7 @@ def class_rows(
     scale,
     shift,
     patches,
-    heads,
+    heads: tl.constexpr,
     head_dim: tl.constexpr,
     padded_dim: tl.constexpr,
     block: tl.constexpr,
@@ -358,7 +358,7 @@ def class_rows(
     head_k = k + image * k_batch
     head_n = normalizers + image * n_batch
     mean = tl.zeros((block,), tl.float32)
-    for _ in range(heads):
+    for _ in tl.static_range(heads):  # unrolled, so that the loads of several heads are under way
         query = tl.load(head_q, channels < head_dim, other=0).to(tl.float32)
         keys = _load_tokens(head_k, columns, patches, k_token, k_channel, head_dim, padded_dim)
         scores = tl.sum(keys.to(tl.float32) * query[None, :], axis=1) * scale

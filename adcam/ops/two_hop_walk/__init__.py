@@ -6,7 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from adcam.ops._backends import choose_backend, summarize_reasons
+from adcam.ops._backends import (
+    available_backends,
+    choose_backend,
+    triton_not_supported_reasons,
+)
 from adcam.ops._checks import (
     at_least_float32,
     check_float,
@@ -14,14 +18,10 @@ from adcam.ops._checks import (
     check_square,
     without_autocast,
 )
+from adcam.ops._recompute import records_gradient
 from adcam.ops.two_hop_walk import reference, streamed, thin
 
 __all__ = ["available_backends", "two_hop_transition", "two_hop_walk", "two_hop_walk_of_tokens"]
-
-
-def available_backends() -> dict[str, str | None]:
-    """The backends and why one cannot run here: each runs on every device of torch."""
-    return summarize_reasons({"torch": [], "reference": []})
 
 
 def two_hop_walk(
@@ -49,8 +49,8 @@ def two_hop_walk(
         num_steps: >= 0. More steps spread wider and flatten the map; 0 returns ``maps``.
         check_values: Whether the values of ``attn`` are checked, which on a GPU waits for the
             device. ``None`` checks them on other devices alone.
-        backend: ``"torch"`` (two thin products a step), ``"reference"`` (P as a matrix) or
-            ``"auto"`` for ``"torch"``.
+        backend: ``"triton"`` (GPU, not float64, no gradient), ``"torch"`` (two thin products a
+            step), ``"reference"`` (P as a matrix) or ``"auto"`` for the first of them that can run.
 
     Returns:
         (..., K, N) in the wider dtype of the two, at least float32. The sum of a map and constant
@@ -69,7 +69,18 @@ def two_hop_walk(
             "maps must have shape (..., K, N) for an attention of shape (..., N, N), "
             f"got {tuple(maps.shape)} and {tuple(attn.shape)}"
         )
-    chosen = choose_backend("two_hop_walk", backend, {"torch": [], "reference": []})
+    reasons = triton_not_supported_reasons(maps, attn)
+    if torch.float64 in (maps.dtype, attn.dtype):
+        reasons.append("no kernel for float64")
+    if records_gradient(maps, attn):
+        reasons.append("it has no gradient")
+    chosen = choose_backend(
+        "two_hop_walk", backend, {"triton": reasons, "torch": [], "reference": []}
+    )
+    if chosen == "triton":
+        from adcam.ops.two_hop_walk import triton_kernels
+
+        return triton_kernels.walk(maps, attn, num_steps)
     walk = reference.walk if chosen == "reference" else thin.walk
     dtype = torch.promote_types(at_least_float32(maps).dtype, at_least_float32(attn).dtype)
     with without_autocast(attn):
