@@ -184,7 +184,11 @@ def compile_launch(launch: Launch, capability: int) -> Any:
         if isinstance(value, torch.Tensor):
             kind = POINTERS[value.dtype]
             signature[parameter.name] = kind if value.data_ptr() % 16 == 0 else f"{kind}:1"
-        elif parameter.is_constexpr or value is None or (value == 1 and isinstance(value, int)):
+        elif parameter.is_constexpr or value is None:
+            constants[parameter.name] = value
+        elif parameter.do_not_specialize and isinstance(value, int):
+            signature[parameter.name] = "i32"
+        elif value == 1 and isinstance(value, int):
             constants[parameter.name] = value
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"

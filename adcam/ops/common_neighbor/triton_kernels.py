@@ -235,7 +235,7 @@ def add_parts(part, count, tokens, mask, block: tl.constexpr, parts: tl.constexp
     return tl.sum(total, axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def prepare(
     attn,
     features,

@@ -105,7 +105,7 @@ def _inverse(total):
     return 1 / tl.maximum(total, 1.1754943508222875e-38)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def walk(
     affinity,
     start,

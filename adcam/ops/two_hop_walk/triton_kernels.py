@@ -59,7 +59,7 @@ def walk(maps: torch.Tensor, attn: torch.Tensor, num_steps: int) -> torch.Tensor
     return stepped
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def walk_two_hops(
     attn,
     start,
