@@ -50,6 +50,9 @@ def orderly_end(name: str) -> Iterator[None]:
         ended.set()
         signal.set_wakeup_fd(former_descriptor)
         signal.signal(signal.SIGTERM, former_handler)
+        # Not only closed: a process that was forked meanwhile, such as a data loader's, holds it
+        # too, and the thread would wait for as long as that lives.
+        sender.shutdown(socket.SHUT_WR)
         sender.close()
         watch.join()
         receiver.close()
