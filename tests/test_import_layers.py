@@ -125,13 +125,14 @@ BASE = (
 WORKFLOW = {
     "labeling": (*BASE, "ops", *STAGES),
     "convert": (*BASE, "ops", *STAGES, "labeling"),
+    "project": (*BASE, "data"),
     "training": (*BASE, "ops", *STAGES, "labeling"),
     "evaluation": (*BASE, "ops", *STAGES, "labeling"),
     "recipe": (*BASE, "ops", *STAGES, "labeling", "training", "evaluation"),
     "demo": (*BASE, "ops", *STAGES, "labeling", "training", "evaluation", "recipe"),
     "cli": (
         *(*BASE, "ops", *STAGES, "labeling", "convert", "training", "evaluation", "recipe"),
-        "demo",
+        *("demo", "project"),
     ),
 }
 ROOMS = {
@@ -157,7 +158,7 @@ ROOMS = {
     ),
     "data": (
         *("errors", "limits", "version", "options", "structures", "files", "remote_files"),
-        *("parquet", "settings", "ops"),
+        *("parquet", "plain_config", "settings", "ops"),
     ),
     **WORKFLOW,
 }
@@ -187,8 +188,11 @@ def test_every_module_is_in_a_room() -> None:
     assert names - {"__init__", "__main__", "__pycache__", "assets", "py.typed"} == set(ROOMS)
 
 
-def test_commands_share_three_modules_and_load_nothing_to_be_listed() -> None:
-    shared = [f"adcam.cli.{name}" for name in ("arguments", "console", "labeler", "signals")] + [
+SHARED_BY_COMMANDS = ("arguments", "console", "labeler", "project", "signals")
+
+
+def test_commands_share_five_modules_and_load_nothing_to_be_listed() -> None:
+    shared = [f"adcam.cli.{name}" for name in SHARED_BY_COMMANDS] + [
         "adcam.errors",
         "adcam.progress",
     ]

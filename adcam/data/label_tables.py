@@ -16,7 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adcam.data.coco_json import read_coco_json
+from adcam.data.annotation_labels import (
+    Annotated,
+    is_label_studio,
+    read_annotation_folder,
+    read_cvat,
+    read_label_studio,
+)
+from adcam.data.coco_json import IGNORE_CATEGORY, read_coco_json
 from adcam.data.spreadsheet import read_xlsx
 from adcam.errors import AdcamError
 from adcam.files import check_characters, decode_text, img_id_of, is_image_path, read_json
@@ -61,19 +68,28 @@ class LabelRows(NamedTuple):
     Attributes:
         rows: One row an image, in the order of the file.
         understood: How the table was read, in words; empty where it is plain ``image_id,labels``.
+        classes: The classes that the table itself lists, in its order, also those that no image
+            shows: its columns, or COCO's categories. Empty where it lists none.
     """
 
     rows: list[LabelRow]
     understood: str
+    classes: tuple[str, ...] = ()
 
 
 def read_label_table(path: Path) -> LabelRows:
-    """Read a label file of any kind (:func:`adcam.data.labels.read_labels`).
+    """Read a label file, or a folder of annotations, of any kind.
+
+    :func:`adcam.data.labels.read_labels` has the kinds.
 
     Raises:
         AdcamError: The file cannot be read, or what it says is ambiguous.
         FileNotFoundError: There is no such file.
     """
+    if path.is_dir():
+        return _read_annotated(read_annotation_folder(path))
+    if path.suffix.lower() == ".xml":
+        return _read_annotated(read_cvat(path))
     if path.suffix.lower() == ".json":
         return _read_json(path)
     if path.suffix.lower() == ".xlsx":
@@ -191,8 +207,9 @@ def _read_flags(path: Path, grid: Grid, image: int, kind: str) -> LabelRows:
             raise AdcamError(f"{where}: image id {img_id!r} is given twice")
         names = tuple(header[i] for i in classes if cells[i].strip().lower() in _YES)
         found[img_id] = LabelRow(where, img_id, names, "names")
-    note = f"one column a class: {', '.join(header[i] for i in classes)}"
-    return LabelRows(list(found.values()), "; ".join(filter(None, (kind, note))))
+    names = tuple(header[i] for i in classes)
+    note = f"one column a class: {', '.join(names)}"
+    return LabelRows(list(found.values()), "; ".join(filter(None, (kind, note))), names)
 
 
 def _read_id(path: Path, line: int, text: str) -> str:
@@ -243,6 +260,8 @@ def _read_json(path: Path) -> LabelRows:
     content = read_json(path, kind=object, what="a label file", unique_keys=True)
     if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
         return _read_coco(path)
+    if is_label_studio(content):
+        return _read_annotated(read_label_studio(path, content))
     pairs: list[tuple[Any, Any]]
     if isinstance(content, dict):
         pairs, note = list(content.items()), "JSON with labels by image"
@@ -259,6 +278,20 @@ def _read_json(path: Path) -> LabelRows:
             raise AdcamError(f"{where}: image id {img_id!r} is given twice")
         found[img_id] = LabelRow(where, img_id, _read_names(where, value), "names")
     return LabelRows(list(found.values()), note)
+
+
+def _read_annotated(found: Annotated) -> LabelRows:
+    rows = [
+        LabelRow(
+            f"{found.where[img_id]}, image {img_id!r}",
+            img_id,
+            tuple(unicodedata.normalize("NFC", name) for name in names),
+            "names",
+        )
+        for img_id, names in found.names.items()
+    ]
+    classes = tuple(unicodedata.normalize("NFC", name) for name in found.classes)
+    return LabelRows(rows, found.understood, classes)
 
 
 def _find_pair(path: Path, item: dict[str, Any]) -> tuple[Any, Any]:
@@ -292,9 +325,15 @@ def _read_names(where: str, value: Any) -> tuple[str, ...]:
 
 def _read_coco(path: Path) -> LabelRows:
     file = read_coco_json(path)
+    ignored = (IGNORE_CATEGORY["id"], IGNORE_CATEGORY["name"])
+    categories = {i: name for i, name in file.categories.items() if (i, name) != ignored}
     rows = []
     for image in file.images:
         ids = {a["category_id"] for a in image.annotations}
-        names = tuple(file.categories[i] for i in sorted(ids) if i in file.categories)
+        names = tuple(categories[i] for i in sorted(ids) if i in categories)
         rows.append(LabelRow(f"{path}, image {image.img_id!r}", image.img_id, names, "names"))
-    return LabelRows(rows, "COCO's json: an image shows the categories of its annotations")
+    understood = "COCO's json: an image shows the categories of its annotations"
+    used = {name for row in rows for name in row.labels}
+    # Some tools list a category 0 above all others, which no annotation has.
+    listed = [name for number, name in sorted(categories.items()) if number or name in used]
+    return LabelRows(rows, understood, tuple(dict.fromkeys(listed)))

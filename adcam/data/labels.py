@@ -20,7 +20,8 @@ class LabelTable(Mapping[str, tuple[str, ...]]):
     """Class names by image id, in the order of the file; iterates and indexes like a dict.
 
     Attributes:
-        classes: The legal class names: those given, or else those found, sorted.
+        classes: The legal class names: those given, or those that the file lists in its order
+            (columns, categories), or else those found, sorted.
         class_ids: The positions in ``classes`` by image id, from 0 and ascending.
         understood: How the file was read, in words; empty for the documented form.
     """
@@ -59,14 +60,18 @@ def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> Label
     Read are also: cells separated by semicolons or tabs; other names of the two columns
     (``filename,label``) among further columns; no header, if the first column holds image files;
     one column a class with 0 and 1; one row an object, with columns of boxes; JSON (labels by
-    image, a list of entries, COCO's json); and the first sheet of an Excel workbook. Empty rows and
-    empty cells at the end are skipped. Text is UTF-8, or UTF-16 with a byte-order mark. An image is
-    named by its path relative to the image folder, with or without its suffix; no label means "none
-    of the classes". Names that differ from a class in upper and lower case alone are that class.
+    image, a list of entries, COCO's json, Label Studio's); the first sheet of an Excel workbook;
+    "CVAT for images" (``.xml``); and a folder of VOC's XML or YOLO's text files
+    (:mod:`adcam.data.annotation_labels`). Empty rows and empty cells at the end are skipped. Text
+    is UTF-8, or UTF-16 with a byte-order mark. An image is named by its path relative to the image
+    folder, with or without its suffix; no label means "none of the classes". Names that differ from
+    a class in upper and lower case alone are that class.
 
     Args:
-        path: The file; ``.json`` and ``.xlsx`` are recognised by their suffix.
-        classes: The legal class names, in classifier order; ``None`` takes those found, sorted.
+        path: The file, or a folder of annotations; ``.json``, ``.xlsx`` and ``.xml`` are
+            recognised by their suffix.
+        classes: The legal class names, in classifier order; ``None`` takes those that the
+            file lists, in its order (its columns, COCO's categories), or else those found, sorted.
 
     Returns:
         Names by image id (:func:`adcam.files.img_id_of`), with ``.classes`` and ``.class_ids``;
@@ -80,7 +85,7 @@ def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> Label
     """
     path = Path(path)
     legal = None if classes is None else tuple(unicodedata.normalize("NFC", c) for c in classes)
-    rows, understood = read_label_table(path)
+    rows, understood, listed = read_label_table(path)
     separator = _find_separator(rows, legal, is_documented=not understood)
     split = [(row, _split_labels(row, legal or (), separator)) for row in rows]
     found = [label for _, labels in split for label in labels]
@@ -98,7 +103,7 @@ def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> Label
     used = sorted({label for labels in names.values() for label in labels})
     for name in used:
         check_class_name(name, str(path))
-    return LabelTable(names, used if legal is None else legal, understood)
+    return LabelTable(names, (listed or used) if legal is None else legal, understood)
 
 
 def read_folder_labels(img_ids: Iterable[str], classes: Sequence[str] | None = None) -> LabelTable:

@@ -18,7 +18,7 @@ from adcam.structures import ClassSet
 
 logger = logging.getLogger(__name__)
 
-LABEL_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".xlsx")
+LABEL_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".xlsx", ".xml")
 """Kinds of files that labels are read from (:func:`adcam.data.labels.read_labels`)."""
 
 LABEL_FILES = ("labels.csv", "labels.tsv", "labels.json", "labels.xlsx")
@@ -199,9 +199,11 @@ def _find_labels(folder: Path) -> str | Path | None:
 def _check_labels(labels: str | Path | None) -> str | Path | None:
     if labels in (None, "folders") or Path(labels).suffix.lower() in LABEL_SUFFIXES:
         return labels
+    if Path(labels).is_dir():  # VOC's XML or YOLO's text files
+        return labels
     raise AdcamError(
-        f"labels of these images must be a {', '.join(LABEL_SUFFIXES)} file, or 'folders' for one "
-        f"sub-folder a class, got {str(labels)!r}"
+        f"labels of these images must be a {', '.join(LABEL_SUFFIXES)} file, a folder of VOC's or "
+        f"YOLO's annotations, or 'folders' for one sub-folder a class, got {str(labels)!r}"
     )
 
 

@@ -94,7 +94,7 @@ def find_class_set(data: Mapping[str, Any] | DataSettings) -> ClassSet:
     keys = from_section(DataSettings, data, "data")
     if keys.source == "coco14":
         return coco_class_set()
-    own_name = _root_of(keys).resolve().name
+    own_name = _images_of(keys).resolve().name
     return build_classes(keys.classes or "voc", name=own_name, voc_values=keys.source != "folder")
 
 
@@ -169,6 +169,10 @@ def _root_of(data: DataSettings) -> Path:
     return Path(data.root).expanduser()
 
 
+def _images_of(data: DataSettings) -> Path:
+    return _root_of(data) if data.images is None else Path(data.images).expanduser()
+
+
 def _build_voc(data: DataSettings, split: str, labels: bool) -> ImageDataset:
     return load_voc(
         _root_of(data),
@@ -198,7 +202,7 @@ def _build_folder(data: DataSettings, split: str, labels: bool) -> ImageDataset:
             "as labels.csv, or in the names of its sub-folders (labels='folders')"
         )
     return load_folder(
-        root,
+        _images_of(data),
         labels=_find_labels(data) if labels else None,
         classes=find_class_set(data),
         mask_dir=None if data.mask_dir is None else root / data.mask_dir,
@@ -232,7 +236,7 @@ def _find_labels(data: DataSettings) -> str | Path:
     if data.labels in ("xml", "mask", "folders"):
         return data.labels
     path = _root_of(data) / data.labels
-    if not path.is_file():
+    if not path.exists():
         raise AdcamError(f"data.labels: there is no file {path}")
     return path
 

@@ -1,0 +1,248 @@
+"""Image-level labels out of annotations: an image shows the classes of the objects in it.
+
+Read are a folder of VOC's XML files, a folder of YOLO's text files, "CVAT for images" and the JSON
+of Label Studio. Boxes and outlines are not looked at, only what they are called.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import urllib.parse
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from adcam.data.xml_text import read_xml
+from adcam.errors import AdcamError
+from adcam.files import check_characters, find_files, img_id_of, read_text
+from adcam.plain_config import read_plain_config
+
+logger = logging.getLogger(__name__)
+
+CLASS_LISTS = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "names.txt")
+"""Files that say what the numbers in YOLO's text files mean, beside these or above them."""
+
+_SHOWN = 3
+
+
+class Annotated(NamedTuple):
+    """What annotations say of images.
+
+    Attributes:
+        names: The names of an image's objects by its id; empty for an image without any.
+        classes: The classes that the annotations list, in their order; empty where they list none.
+        understood: How they were read, in words.
+        where: The file of each image, for messages.
+    """
+
+    names: dict[str, tuple[str, ...]]
+    classes: tuple[str, ...]
+    understood: str
+    where: Mapping[str, Path]
+
+
+def read_annotation_folder(folder: Path) -> Annotated:
+    """Read a folder of annotations with a file an image: VOC's XML, or YOLO's text.
+
+    An image's id is the path of its file below the folder, without suffix.
+
+    Raises:
+        AdcamError: There is neither kind, or no file of it can be read.
+    """
+    kinds = {path.suffix.lower() for path in folder.rglob("*") if path.is_file()}
+    if ".xml" in kinds:
+        return _read_voc_folder(folder)
+    if ".txt" in kinds:
+        return _read_yolo_folder(folder)
+    raise AdcamError(
+        f"{folder}: there are no annotations in this folder; .xml files as VOC's or .txt files as "
+        "YOLO's are read, one for each image"
+    )
+
+
+def _read_voc_folder(folder: Path) -> Annotated:
+    from adcam.data.voc import read_object_names
+
+    files = find_files(folder, ".xml")
+    names: dict[str, tuple[str, ...]] = {}
+    errors: list[str] = []
+    for img_id, path in files.items():
+        try:
+            names[img_id] = _unique(read_object_names(path))
+        except AdcamError as error:
+            errors.append(str(error))
+    if not names:
+        raise AdcamError(f"{folder}: no annotation can be read: {errors[0]}")
+    if errors:
+        shown = "; ".join(errors[:_SHOWN]) + ("; …" if errors[_SHOWN:] else "")
+        logger.warning("%d annotations in %s cannot be read: %s", len(errors), folder, shown)
+    return Annotated(names, (), "VOC's XML: an image shows the classes of its objects", files)
+
+
+def _read_yolo_folder(folder: Path) -> Annotated:
+    files = find_files(folder, ".txt")
+    listed = {folder / name for name in CLASS_LISTS}
+    files = {img_id: path for img_id, path in files.items() if path not in listed}
+    source = _find_class_list(folder)
+    classes = _read_class_list(source)
+    names = {
+        img_id: _unique(classes[i] for i in _read_numbers(path, len(classes), source))
+        for img_id, path in files.items()
+    }
+    return Annotated(names, classes, f"YOLO's text files, classes as in {source}", files)
+
+
+def _find_class_list(folder: Path) -> Path:
+    for place in (folder, *folder.resolve().parents[:2]):
+        for name in CLASS_LISTS:
+            if (place / name).is_file():
+                return place / name
+    raise AdcamError(
+        f"{folder}: what the numbers in YOLO's text files mean is not said; put data.yaml or "
+        "classes.txt (a class a line) into this folder"
+    )
+
+
+def _read_class_list(path: Path) -> tuple[str, ...]:
+    """The names in the order of their numbers: of data.yaml, or one a line."""
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        lines = [line.strip() for line in read_text(path, "a list of classes").splitlines()]
+        names: Any = lines[: len(lines) - next((i for i, n in enumerate(lines[::-1]) if n), 0)]
+    else:
+        names = read_plain_config(path).get("names")
+        if isinstance(names, dict) and set(names) == set(range(len(names))):
+            names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
+        raise AdcamError(f"{path}: expected the names of the classes, numbered from 0 without gaps")
+    if len(set(names)) < len(names):
+        raise AdcamError(f"{path}: a class is named twice")
+    return tuple(names)
+
+
+def _read_numbers(path: Path, count: int, source: Path) -> Iterator[int]:
+    """The class of every line; what follows it, a box or an outline, is not looked at."""
+    for number, line in enumerate(read_text(path, "YOLO's text").splitlines(), start=1):
+        if not (cells := line.split()):
+            continue
+        if not cells[0].isdecimal() or int(cells[0]) >= count:
+            raise AdcamError(
+                f"{path}, line {number}: a line begins with the number of a class, 0 to "
+                f"{count - 1} by {source}, got {cells[0]!r}"
+            )
+        yield int(cells[0])
+
+
+def read_cvat(path: Path) -> Annotated:
+    """Read an export of CVAT, "CVAT for images 1.1": one XML file of all images.
+
+    Source: "CVAT for image" in CVAT's manual, XML annotation format.
+
+    Raises:
+        AdcamError: It is another XML file, or one of videos.
+    """
+    root = read_xml(path)
+    if root.tag != "annotations":
+        raise AdcamError(
+            f"{path}: not an export of CVAT (its outermost element is <{root.tag}>); of VOC's XML, "
+            "name the folder"
+        )
+    if root.find("track") is not None:
+        raise AdcamError(f"{path}: annotations of a video; export as 'CVAT for images 1.1'")
+    names: dict[str, tuple[str, ...]] = {}
+    for image in root.iter("image"):
+        img_id = _check_new(path, image.get("name"), names)
+        names[img_id] = _unique(item.get("label") or "" for item in image)
+    if not names:
+        raise AdcamError(f"{path}: there are no images in it; export as 'CVAT for images 1.1'")
+    classes = _unique(_list_cvat_labels(root))
+    return Annotated(names, classes, "CVAT for images", dict.fromkeys(names, path))
+
+
+def _list_cvat_labels(root: ET.Element) -> Iterator[str]:
+    """The labels of the task or project; parts of a skeleton, which have a parent, are left out."""
+    for label in root.iterfind("meta//labels/label"):
+        if label.find("parent") is None:
+            yield label.findtext("name") or ""
+
+
+def is_label_studio(content: Any) -> bool:
+    """Tell whether the content of a JSON file is an export of Label Studio, with all its keys."""
+    return (
+        isinstance(content, list)
+        and bool(content)
+        and all(
+            isinstance(task, dict)
+            and isinstance(task.get("data"), dict)
+            and isinstance(task.get("annotations", task.get("completions")), list)
+            for task in content
+        )
+    )
+
+
+def read_label_studio(path: Path, tasks: Sequence[Mapping[str, Any]]) -> Annotated:
+    """Read the tasks of Label Studio's JSON.
+
+    Choices, boxes, outlines and brushes count alike. A task that nobody annotated says nothing of
+    its image; one that was annotated without a result shows none of the classes. Of a file that
+    was uploaded, the prefix that Label Studio gives it is left out.
+
+    Source: "Label Studio JSON format" in Label Studio's documentation.
+
+    Args:
+        path: The file, for messages.
+        tasks: Its content (:func:`is_label_studio`).
+
+    Raises:
+        AdcamError: A task names no image.
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    for number, task in enumerate(tasks, start=1):
+        where = f"{path}, task {task.get('id', number)}"
+        given = task.get("annotations", task.get("completions"))
+        done = [a for a in given or () if isinstance(a, dict) and not a.get("was_cancelled")]
+        if not done:
+            continue
+        img_id = _check_new(Path(where), _find_image(where, task["data"]), names)
+        results = (result for annotation in done for result in annotation.get("result") or ())
+        names[img_id] = _unique(_list_results(results))
+    if not names:
+        raise AdcamError(f"{path}: none of its {len(tasks)} tasks is annotated")
+    return Annotated(names, (), "Label Studio's JSON", dict.fromkeys(names, path))
+
+
+def _find_image(where: str, data: Mapping[str, Any]) -> str:
+    texts = {key: value for key, value in data.items() if isinstance(value, str) and value}
+    usual = [texts[key] for key in ("image", "img", "url", "photo") if key in texts]
+    if not usual and len(texts) != 1:
+        raise AdcamError(f"{where}: which value of `data` is the image? got {sorted(data)}")
+    url = urllib.parse.urlsplit((usual or list(texts.values()))[0])
+    local = urllib.parse.parse_qs(url.query).get("d")
+    name = local[0] if local else urllib.parse.unquote(url.path)
+    return re.sub(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)", r"\1", name).lstrip("/")
+
+
+def _list_results(results: Iterable[Any]) -> Iterator[str]:
+    """The names in regions and choices; a taxonomy's last word is the name."""
+    for result in results:
+        value = result.get("value") if isinstance(result, dict) else None
+        found = value.get(result.get("type")) if isinstance(value, dict) else None
+        for item in found if isinstance(found, list) else ():
+            name = item[-1] if isinstance(item, list) and item else item
+            if isinstance(name, str):
+                yield name
+
+
+def _check_new(path: Path, name: str | None, names: Mapping[str, object]) -> str:
+    if not name or not name.strip():
+        raise AdcamError(f"{path}: an image has no name")
+    img_id = check_characters(img_id_of(name))
+    if img_id in names:
+        raise AdcamError(f"{path}: image id {img_id!r} is given twice")
+    return img_id
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    stripped = (name.strip() for name in names)
+    return tuple(dict.fromkeys(name for name in stripped if name))
