@@ -50,6 +50,8 @@ CORE = [
     "rich>=13.9",
     # Configs of plain values (--safe-config) may be YAML; timm depends on it anyway.
     "PyYAML>=6.0",
+    # Configs that `adcam init` writes; from Python 3.11 on it is part of Python.
+    "tomli>=2.0; python_version < '3.11'",
 ]
 # Training, comparisons and their reports, the whole recipe, the demo and its photographs; and
 # configs, which mmengine reads.

@@ -2,13 +2,14 @@
 
 An ordinary config is a Python program. One from a stranger can be read here instead, if it is kept
 as plain values: ``_base_`` is refused, YAML knows no tags and no aliases, and nothing is looked up
-in the environment.
+in the environment. TOML is always read here; ``adcam init`` writes it.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,11 @@ def are_configs_safe() -> bool:
     return os.environ.get(VARIABLE, "") not in ("", "0")
 
 
+def is_toml(path: Path) -> bool:
+    """Tell whether a config is TOML, which is never a program; ``adcam init`` writes such."""
+    return path.suffix.lower() == ".toml"
+
+
 def read_plain_config(path: Path) -> dict[str, Any]:
     """Read a config that is no program.
 
@@ -74,15 +80,31 @@ def read_plain_config(path: Path) -> dict[str, Any]:
     return values
 
 
+def anchor_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The values of a TOML config, ``data.root`` and ``data.images`` beginning at its folder.
+
+    So a project can be used from anywhere, and moved together with its photographs.
+
+    Args:
+        values: What the file says; it is not changed.
+        folder: The folder of the file, which is ``data.root`` where the file names none.
+    """
+    data = values.get("data")
+    if not isinstance(data, dict):
+        return values
+    paths = {key: data[key] for key in ("root", "images") if isinstance(data.get(key), str)}
+    paths.setdefault("root", "")
+    placed = {key: str(folder / Path(path).expanduser()) for key, path in paths.items()}
+    return {**values, "data": {**data, **placed}}
+
+
 def _parse_json(text: str, where: str) -> Any:
     return parse_json(text, where, kind=object, what=_WHAT, unique_keys=True)
 
 
 def _parse_toml(text: str, where: str) -> Any:
-    try:
-        tomllib = importlib.import_module("tomllib")
-    except ModuleNotFoundError as error:
-        raise AdcamError(f"{where}: reading TOML needs Python 3.11; JSON says the same") from error
+    # The library of Python 3.11 is tomli under another name; setup.py brings that to 3.10.
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         return tomllib.loads(text)
     except ValueError as error:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 from adcam.errors import AdcamError
 from adcam.installation import find_config
 from adcam.options import Section, check_choice, convert, from_section, setting, suggest
-from adcam.plain_config import are_configs_safe, read_plain_config
+from adcam.plain_config import anchor_paths, are_configs_safe, is_toml, read_plain_config
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -86,6 +86,8 @@ class DataSettings(Section):
         train: The lists of images that are learnt from.
         val: The list of images that is validated on.
         test: The list of images that results are reported on.
+        images: The folder of the images of ``source="folder"``, where ``root`` holds no more than
+            lists and labels; by default ``root`` itself.
         metadata: The folder of the lists for ``source="wsol"``, below ``root`` or absolute.
         mask_dir: The folder of the true masks below ``root``; by default the source's own.
         expected_counts: How many images each list must have. By default the official numbers of
@@ -101,6 +103,7 @@ class DataSettings(Section):
     train: tuple[str, ...] = setting(())
     val: str | None = setting(None)
     test: str | None = setting(None)
+    images: str | None = setting(None)
     metadata: str | None = setting(None)
     mask_dir: str | None = setting(None)
     expected_counts: Mapping[str, int] | None = setting(None)
@@ -891,7 +894,7 @@ def load_settings(
     *,
     kind: type[S] = Settings,  # type: ignore[assignment]
 ) -> S:
-    """Read an mmengine Python config, change it, and check it.
+    """Read an mmengine Python config or a TOML file of plain values, change it, and check it.
 
     Args:
         path: A file of your own, or the name of a config of this project (see
@@ -909,7 +912,9 @@ def load_settings(
         settings.train.seed
     """
     path = find_config(path)
-    values = read_plain_config(path) if are_configs_safe() else _execute(path)
+    is_plain = are_configs_safe() or is_toml(path)
+    values = read_plain_config(path) if is_plain else _execute(path)
+    values = anchor_paths(values, path.parent) if is_toml(path) else values
     try:
         settings = kind(values, str(path))
         return settings.with_changes(overrides) if overrides else settings

@@ -95,7 +95,7 @@ def test_every_command_and_option_of_the_parser_is_documented() -> None:
     subparsers = next(a for a in build_parser()._actions if isinstance(a.choices, dict))
     assert set(subparsers.choices) == {
         *("demo", "train", "calibrate", "generate", "refine", "evaluate", "boxes", "compare"),
-        *("segment", "run", "report", "convert", "info", "status", "merge", "verify"),
+        *("segment", "run", "report", "convert", "info", "status", "merge", "verify", "init"),
     }
     for name in subparsers.choices:
         assert f"`adcam {name}" in text, name
@@ -425,7 +425,7 @@ def test_wrong_labels(
         ("evaluate truth --gt truth --sweep", "there are no .npz files in this folder"),
         ("evaluate truth --gt truth --sweep", "`adcam generate --save-maps` stores"),
         ("train nothing.py", "no such config"),
-        ("train truth", "this is a folder, and a config is a .py file"),
+        ("run truth", "this is a folder, and a config is a .py file"),
         ("generate photos --out out --checkpoint truth", "this is a folder, name the file in it"),
         ("report truth", "recipe.json: not the record of `adcam run`"),
         ("train my.py --cfg-options epochs", "--cfg-options takes key=value"),
@@ -443,7 +443,7 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "generate photos --out out --crf maybe", "fly", "evaluate"]
+    "command", ["boxes", "generate photos --out out --crf maybe", "fly", "evaluate"]
 )
 def test_wrong_usage_exits_with_2(place: Path, command: str) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -24,6 +24,7 @@ from adcam.cli import (
     evaluate,
     generate,
     info,
+    init,
     merge,
     refine,
     report,
@@ -51,6 +52,7 @@ from adcam.version import __version__
 # In the order of `adcam --help`.
 _COMMANDS = (
     demo,
+    init,
     train,
     calibrate,
     generate,
@@ -116,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             use_limits(read_limit_options(args.limits)),
             use_safe_configs(getattr(args, "safe_config", False)),
         ):
+            if complete := getattr(args, "complete", None):
+                complete(args)
             _check_inputs(args)
             code: int = args.run(args)
     except (AdcamError, OSError) as error:

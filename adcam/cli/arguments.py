@@ -66,13 +66,23 @@ def add_command(
     return parser
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add CONFIG, ``--work-dir`` and ``--cfg-options``."""
+def add_config_arguments(
+    parser: argparse.ArgumentParser, *, nargs: str | None = None, also: str = ""
+) -> None:
+    """Add CONFIG, ``--work-dir`` and ``--cfg-options``.
+
+    Args:
+        parser: The parser of the command.
+        nargs: ``"?"`` where CONFIG may be left out.
+        also: What CONFIG may be besides.
+    """
     parser.add_argument(
         "config",
+        nargs=nargs,
         type=Path,
         metavar="CONFIG",
-        help="a Python config, or by name one of this project: voc12/adcam_deit-tiny_60e_voc12",
+        help="a config, or the name of one that comes with adcam, such as voc12/adcam_deit-tiny "
+        f"(adcam configs lists them){also}",
     )
     add_work_dir(parser)
     add_cfg_options(parser)

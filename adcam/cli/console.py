@@ -36,6 +36,11 @@ def log(text: str) -> None:
     print(printable(text, multiline=True), file=sys.stderr, flush=True)
 
 
+def say_next(command: str) -> None:
+    """Say on standard error which command comes next."""
+    log(f"next: {command}")
+
+
 class _WarningHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         log(self.format(record))

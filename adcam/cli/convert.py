@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from adcam.cli.arguments import CAM_FORMAT, add_command
 from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures, print_table, show
 from adcam.cli.labeler import path_or_url
+from adcam.cli.project import find_project
+from adcam.errors import AdcamError
 
 if TYPE_CHECKING:
     from adcam.convert import Converted
@@ -145,8 +147,11 @@ def add(commands: Any) -> None:
         """\
         Convert data sets, labels, masks and class maps; `adcam convert WHAT --help` has the options
         and docs/datasets.md the steps for each data set. Counts, classes and a hash are printed.
+        In a folder that `adcam init` set up, WHAT may be left out: the project's masks become
+        coco.json, one annotation an object part, as outlines.
         Interrupted? The same command resumes where it stopped.""",
         """\
+        adcam convert
         adcam convert sbd benchmark_RELEASE VOC2012
         adcam convert coco coco/annotations/instances_train2014.json --out coco
         adcam convert irn-labels cls_labels.npy --out labels.csv
@@ -155,7 +160,8 @@ def add(commands: Any) -> None:
         adcam convert cams irn/result/cam --out out --threshold 0.15 --crf --images photos
         """,
     )
-    converters = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    parser.set_defaults(complete=complete, project=None)
+    converters = parser.add_subparsers(dest="what", metavar="WHAT")
     for what, (source, summary, names) in _CONVERTERS.items():
         converter = converters.add_parser(what, help=summary, description=summary)
         kind = path_or_url if what == "unpack" else Path
@@ -184,12 +190,25 @@ def _find_added() -> list[str]:
     return [] if module is None else [name for name in module.CONVERTERS if name not in _CONVERTERS]
 
 
+def complete(args: argparse.Namespace) -> None:
+    """Without WHAT, turn the masks of the project in this folder into COCO's json."""
+    if args.what is not None:
+        return
+    args.project = project = find_project(args, "WHAT")
+    if not project.out.is_dir():
+        raise AdcamError(f"{project.out}: there are no masks yet; first: adcam generate")
+    args.what, args.source, args.out = "masks-to-coco", project.out, project.coco
+    args.objects, args.polygons, args.overwrite, args.json = "component", True, True, None
+    args.images = Path(project.read_data().images or project.folder)
+
+
 def run(args: argparse.Namespace) -> int:
     from adcam.convert import CONVERTERS
     from adcam.data.sources import parse_classes
     from adcam.files import write_json
 
     given = {"command", "run", "debug", "limits", "what", "source", "json", "classes"}
+    given |= {"complete", "project"}
     options = {name: value for name, value in vars(args).items() if name not in given}
     if "classes" in args:
         options["class_set"] = None if args.classes is None else parse_classes(args.classes)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adcam.cli.arguments import add_cfg_options, add_command, parse_pairs
-from adcam.cli.console import log, show
+from adcam.cli.console import log, say_next, show
 from adcam.cli.labeler import (
     add_labeler_arguments,
     add_mask_arguments,
@@ -20,6 +20,7 @@ from adcam.cli.labeler import (
     read_mask_options,
     report_run,
 )
+from adcam.cli.project import find_project, is_project_here, require_classifier, say_next_in
 from adcam.errors import AdcamError
 
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ def add(commands: Any) -> None:
         """\
         Make a mask for every image: OUT/masks/<id>.png, 8-bit, pixel = class value,
         255 = uncertain. OUT/config.json says how they were made, OUT/manifest.jsonl what became
-        of each image.
+        of each image. In a folder that `adcam init` set up, IMAGES, classifier, labels, config and
+        OUT are the project's unless you name others.
         Interrupted? The same command resumes where it stopped.""",
         """\
+        adcam generate
         adcam generate photos/ --checkpoint classifier.safetensors --out out --labels labels.csv
         adcam generate photos/ --checkpoint classifier.safetensors --out out --labels predicted
         adcam generate VOC2012 --voc-split train --checkpoint classifier.safetensors --out out \\
@@ -49,9 +52,10 @@ def add(commands: Any) -> None:
         """,
     )
     parser.add_argument(
-        "--out", type=path_or_url, required=True, metavar="DIR", help="output folder"
+        "--out", type=path_or_url, metavar="DIR", help="output folder; needed outside a project"
     )
-    add_labeler_arguments(parser)
+    add_labeler_arguments(parser, nargs="?")
+    parser.set_defaults(complete=complete, project=None)
 
     add_mask_arguments(parser.add_argument_group("mask"))
     work = parser.add_argument_group("run")
@@ -115,6 +119,27 @@ def _add_engine_arguments(engine: argparse._ArgumentGroup) -> None:
     )
 
 
+def complete(args: argparse.Namespace) -> None:
+    """Take from the project in this folder what the command does not say."""
+    if args.images is not None and (args.checkpoint or args.model) and args.out is not None:
+        return
+    missing = "IMAGES" if args.images is None else "--out" if args.out is None else "--checkpoint"
+    if args.images is not None and args.out is not None and not is_project_here():
+        return  # which says what is missing: a checkpoint or a model
+    args.project = project = find_project(args, missing)
+    if args.checkpoint is None and args.model is None:
+        require_classifier(project)
+        args.checkpoint = project.classifier
+        args.config = args.config or project.config
+    if args.out is None:
+        args.out = project.out
+    if args.images is None:
+        data = project.read_data()
+        args.images = Path(data.images or data.root)
+        if args.labels is None and args.ids is None:
+            args.labels, args.ids = str(Path(data.root, data.labels)), project.labelled
+
+
 def run(args: argparse.Namespace) -> int:
     check_classifier(args)
     from adcam.labeling.generate import generate
@@ -153,6 +178,10 @@ def run(args: argparse.Namespace) -> int:
     if not shard.is_whole:
         log(f"When all {shard.count} shards are done: adcam merge {args.out}")
     show(args.out / "masks")
+    if args.project is not None:
+        say_next_in(args.project, "adcam report, and adcam convert for COCO's json")
+    elif shard.is_whole:
+        say_next(f"adcam report {args.out}")
     return code
 
 

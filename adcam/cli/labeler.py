@@ -24,18 +24,24 @@ CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
 _SHOWN = 10
 
 
-def add_labeler_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add IMAGES, and options of the classifier, the labels and the class maps."""
-    add_images_argument(parser)
+def add_labeler_arguments(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
+    """Add IMAGES, and options of the classifier, the labels and the class maps.
+
+    Args:
+        parser: The parser of the command.
+        nargs: ``"?"`` where IMAGES may be left out.
+    """
+    add_images_argument(parser, nargs=nargs)
     _add_classifier(parser)
     _add_labels(parser)
     _add_maps(parser)
 
 
-def add_images_argument(parser: argparse.ArgumentParser) -> None:
+def add_images_argument(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
     """Add IMAGES."""
     parser.add_argument(
         "images",
+        nargs=nargs,
         type=path_or_url,
         metavar="IMAGES",
         help="a folder, a VOC root, a .txt list of image paths, or one image; also .tar archives "

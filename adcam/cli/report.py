@@ -9,6 +9,8 @@ from typing import Any
 
 from adcam.cli.arguments import add_command
 from adcam.cli.console import EXIT_OK
+from adcam.cli.project import find_project
+from adcam.errors import AdcamError
 
 
 def add(commands: Any) -> None:
@@ -19,20 +21,30 @@ def add(commands: Any) -> None:
         "write the report of `run`, `compare` or `demo` again",
         """\
         Write WORK_DIR/report/report.html again from the files that the stages of `adcam run`,
-        `adcam compare` or `adcam demo` left. No network runs.""",
-        "adcam report work\n",
+        `adcam compare` or `adcam demo` left. No network runs. In a folder that `adcam init` set
+        up, WORK_DIR is the folder of its masks unless you name another.""",
+        "adcam report\nadcam report work\n",
     )
     parser.add_argument(
         "work_dir",
+        nargs="?",
         type=Path,
         metavar="WORK_DIR",
         help="the folder of `adcam run`, `adcam compare` or `adcam demo`",
     )
+    parser.set_defaults(complete=complete)
+
+
+def complete(args: argparse.Namespace) -> None:
+    """Without WORK_DIR, take the masks of the project in this folder."""
+    if args.work_dir is None:
+        args.work_dir = find_project(args, "WORK_DIR").out
+        if not args.work_dir.is_dir():
+            raise AdcamError(f"{args.work_dir}: there are no masks yet; first: adcam generate")
 
 
 def run(args: argparse.Namespace) -> int:
     from adcam.demo import demo
-    from adcam.errors import AdcamError
     from adcam.recipe import repeated
     from adcam.recipe import run as masks
     from adcam.recipe.stages import Recipe, read_recipe, remake_report

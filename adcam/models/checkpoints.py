@@ -47,6 +47,10 @@ _OTHER_FILES = (
 )
 
 
+# Weights that come with adcam.
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
+
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read tensors by name from a file of safetensors or torch, whatever its suffix.
 
@@ -55,7 +59,8 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     ``model.``. Objects other than tensors (options, optimizers) are skipped and never built.
 
     Args:
-        path: The file.
+        path: The file; or the name of one that comes with adcam, such as
+            ``"shapes_vit.safetensors"``.
 
     Returns:
         Tensors by name, on the CPU, in the dtype of the file.
@@ -65,6 +70,8 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
             message names the keys that it has.
     """
     path = Path(path)
+    if not path.is_file() and path.name == str(path) and (_ASSETS / path).is_file():
+        path = _ASSETS / path
     if not path.is_file():
         raise AdcamError(f"{path}: no such weights file")
     try:

@@ -1,0 +1,166 @@
+"""A project on the command line: set up from photographs, and what commands take from it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adcam.cli.console import log, print_table, say_next
+from adcam.errors import AdcamError
+
+if TYPE_CHECKING:
+    from adcam.project.config_text import Start
+    from adcam.project.project import Project
+
+
+def add_label_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add labels, classes, the share of validation, the seed and the network to start from."""
+    parser.add_argument(
+        "--labels",
+        metavar="FILE|FOLDER|folders",
+        help="which image shows what (default: looked for beside the photographs)",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="A,B,...",
+        help="the classes in the order of their numbers, 1 to K (default: as the labels list them, "
+        "or by the alphabet)",
+    )
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        metavar="P",
+        help="the share of photographs that training is checked on (default: 0.2)",
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="of the lists and of training (default: 0)"
+    )
+    parser.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="the network to start from: a plain ViT of timm (default: deit_tiny_patch16_224), or "
+        "shapes_vit, the small one of the demo, which needs no download",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="its weights (default: ADCAM_WEIGHTS, or timm downloads them)",
+    )
+
+
+def refuse_label_arguments(args: argparse.Namespace) -> None:
+    """Refuse options of photographs where there is a config, which says the same.
+
+    Raises:
+        AdcamError: One is given.
+    """
+    for name in ("labels", "classes", "val_share", "seed", "backbone", "weights"):
+        if getattr(args, name) is not None:
+            raise AdcamError(
+                f"--{name.replace('_', '-')} goes with a folder of photographs; a config says it "
+                "itself, and --cfg-options changes that"
+            )
+
+
+def say_next_in(project: Project, command: str) -> None:
+    """Say which command comes next in a project, and where to call it."""
+    is_here = project.folder.resolve() == Path.cwd()
+    say_next(command if is_here else f"cd {shlex.quote(str(project.folder))} && {command}")
+
+
+def find_project(args: argparse.Namespace, purpose: str) -> Project:
+    """The project in this folder.
+
+    Args:
+        args: The command's arguments.
+        purpose: What is missing on the command line where there is no project, e.g. ``"IMAGES"``.
+
+    Raises:
+        AdcamError: There is none.
+    """
+    from adcam.project.project import CONFIG_NAME, open_project
+
+    project = open_project(Path())
+    if project is None:
+        raise AdcamError(
+            f"{purpose} is missing, and this folder is no project (it has no {CONFIG_NAME}). Set "
+            f"one up: adcam init --images photos/; see adcam {args.command} --help for the rest"
+        )
+    return project
+
+
+def is_project_here() -> bool:
+    """Tell whether this folder is a project."""
+    from adcam.project.project import open_project
+
+    return open_project(Path()) is not None
+
+
+def require_classifier(project: Project) -> None:
+    """Refuse a project that nothing was trained in.
+
+    Raises:
+        AdcamError: It has no classifier.
+    """
+    if not project.classifier.is_file():
+        raise AdcamError(f"{project.classifier}: there is no classifier yet; first: adcam train")
+
+
+def set_up(
+    args: argparse.Namespace, images: Path, folder: Path, *, overwrite: bool = False
+) -> Project:
+    """Look at photographs and labels, say what they hold, and write a project.
+
+    Args:
+        args: The options of :func:`add_label_arguments`.
+        images: The folder of the photographs.
+        folder: The folder of the project.
+        overwrite: Whether the files of another project may be replaced.
+    """
+    from adcam.project.create import create_project, describe_table
+    from adcam.project.find_labels import find_labels, find_photographs
+    from adcam.project.project import LISTS, Project, refuse_existing
+    from adcam.project.survey import look_at_images, look_at_labels
+
+    share = 0.2 if args.val_share is None else args.val_share
+    if not 0 < share < 1:
+        raise AdcamError(f"--val-share must lie between 0 and 1, got {share}")
+    start = _read_start(args)
+    project = Project(folder)
+    if not overwrite:
+        refuse_existing(project)
+    own = [project.work_dir, project.out, project.folder / LISTS]
+    photographs = look_at_images(find_photographs(images), leave_out=own)
+    labels = args.labels or find_labels(photographs.folder, photographs.paths.keys())
+    classes = None if args.classes is None else [n.strip() for n in args.classes.split(",")]
+    survey = look_at_labels(photographs, labels, classes)
+    project, parts = create_project(
+        folder, survey, start=start, val_share=share, seed=args.seed or 0, overwrite=overwrite
+    )
+    read_as = f", read as {survey.understood}" if survey.understood else ""
+    log(f"labels: {labels}{read_as}")
+    header, rows = describe_table(survey, parts)
+    print_table(header, rows, f"{photographs.folder}: {len(photographs.paths)} photographs")
+    for sentence in survey.describe():
+        log(f"note: {sentence}")
+    log(
+        f"{project.config}: the config; {LISTS}/: labels, {len(parts['train'])} "
+        f"photographs to learn from, {len(parts['val'])} to check on"
+    )
+    return project
+
+
+def _read_start(args: argparse.Namespace) -> Start:
+    """The network to start from: `--backbone` and `--weights`."""
+    import os
+
+    from adcam.project.config_text import Start
+
+    weights = args.weights or os.environ.get("ADCAM_WEIGHTS") or "timm"
+    if weights != "timm":
+        if not Path(weights).is_file():
+            raise AdcamError(f"--weights {weights}: there is no such file")
+        weights = str(Path(weights).resolve())
+    return Start(args.backbone or Start().backbone, weights)

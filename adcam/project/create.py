@@ -1,0 +1,94 @@
+"""A project is written: its config, its lists, its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adcam.data.labels import write_labels_csv
+from adcam.data.stratify import split_stratified
+from adcam.errors import AdcamError
+from adcam.files import spell_img_id, write_text
+from adcam.project.config_text import Start, format_config
+from adcam.project.project import LISTS, Project, refuse_existing
+from adcam.project.survey import Survey
+
+
+def create_project(
+    folder: str | Path,
+    survey: Survey,
+    *,
+    start: Start,
+    val_share: float = 0.2,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> tuple[Project, dict[str, list[str]]]:
+    """Write the config, the labels and the lists of a project.
+
+    Args:
+        folder: The folder; it is made if it is not there.
+        survey: The photographs and their labels.
+        start: The network that training starts from.
+        val_share: The share of photographs that are validated on, in (0, 1).
+        seed: The seed of the lists and of training.
+        overwrite: Whether the files of another project may be replaced.
+
+    Returns:
+        The project, and the image ids of ``train`` and ``val``.
+
+    Raises:
+        AdcamError: A project is there already, or ``val_share`` is out of range.
+        OSError: A file cannot be written.
+    """
+    if not 0 < val_share < 1:
+        raise AdcamError(f"--val-share must lie between 0 and 1, got {val_share}")
+    project = Project(Path(folder))
+    if not overwrite:
+        refuse_existing(project)
+    learnable = {img_id: survey.labels[img_id] for img_id in survey.learnable}
+    train, val = split_stratified(learnable, val_share, seed)
+    lists = project.folder / LISTS
+    write_labels_csv(lists / "labels.csv", survey.labels, survey.classes)
+    for name, img_ids in (("train", train), ("val", val), ("labelled", list(survey.labels))):
+        write_text(lists / f"{name}.txt", "".join(f"{spell_img_id(i)}\n" for i in img_ids))
+    images = _place(survey.photographs.folder, project.folder)
+    text = format_config(images, survey.counts, start, num_train=len(train), seed=seed)
+    write_text(project.config, text)
+    return project, {"train": train, "val": val}
+
+
+def _place(images: Path, folder: Path) -> str:
+    """The folder of the images as the config names it.
+
+    It is relative where both lie in one folder, so that they can be moved together.
+    """
+    images, folder = images.resolve(), folder.resolve()
+    if images.is_relative_to(folder):
+        return images.relative_to(folder).as_posix()
+    if images.is_relative_to(folder.parent):
+        return f"../{images.relative_to(folder.parent).as_posix()}"
+    return images.as_posix()
+
+
+def describe_table(
+    survey: Survey, parts: dict[str, list[str]]
+) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    """The classes with their numbers in masks, and how many photographs show each.
+
+    Args:
+        survey: The photographs and their labels.
+        parts: The image ids of ``train`` and ``val``.
+
+    Returns:
+        The header and the rows of a table.
+    """
+    columns = [survey.learnable, *parts.values()]
+    rows = [
+        (name, str(number), *(str(sum(name in survey.labels[i] for i in c)) for c in columns))
+        for number, name in enumerate(survey.classes, start=1)
+    ]
+    nothing = [sum(not survey.labels[i] for i in column) for column in columns]
+    if any(nothing):
+        rows.append(("none of them", "", *map(str, nothing)))
+    rows.append(("all", "", *(str(len(column)) for column in columns)))
+    return ("class", "number in masks", "photographs", *parts), rows
