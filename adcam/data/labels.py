@@ -27,7 +27,7 @@ class LabelTable(Mapping[str, tuple[str, ...]]):
     """
 
     def __init__(
-        self, names: Mapping[str, tuple[str, ...]], classes: Sequence[str], understood: str = ""
+        self, names: Mapping[str, tuple[str, ...]], classes: Iterable[str], understood: str = ""
     ) -> None:
         """Keep ``names``, each of which must be one of ``classes``."""
         self._names = dict(names)
@@ -90,6 +90,8 @@ def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> Label
     split = [(row, _split_labels(row, legal or (), separator)) for row in rows]
     found = [label for _, labels in split for label in labels]
     spelling = _find_spelling(found if legal is None else legal)
+    if legal is None:
+        spelling |= {name.casefold(): name for name in reversed(listed)}
     names: dict[str, tuple[str, ...]] = {}
     for row, labels in split:
         if unknown := [label for label in labels if label.casefold() not in spelling]:
@@ -98,12 +100,15 @@ def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> Label
                 f"{row.where}: unknown class {unknown[0]!r}; legal are {', '.join(legal or ())}"
                 f"{hint}"
             )
-        spelt = (n if n in (legal or ()) else spelling[n.casefold()] for n in labels)
+        spelt = (n if n in (legal or listed) else spelling[n.casefold()] for n in labels)
         names[row.img_id] = tuple(dict.fromkeys(spelt))
     used = sorted({label for labels in names.values() for label in labels})
     for name in used:
         check_class_name(name, str(path))
-    return LabelTable(names, (listed or used) if legal is None else legal, understood)
+    # What a file lists may lack a class that it uses.
+    return LabelTable(
+        names, dict.fromkeys((*listed, *used)) if legal is None else legal, understood
+    )
 
 
 def read_folder_labels(img_ids: Iterable[str], classes: Sequence[str] | None = None) -> LabelTable:

@@ -74,7 +74,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         open_images(tmp_path / "nothing", CLASSES)
     with pytest.raises(ValueError, match="is no VOC root"):
         open_images(tmp_path, CLASSES, voc_split="train")
-    with pytest.raises(ValueError, match=r"must be a \.csv, .* file, or 'folders' .*, got 'xml'"):
+    with pytest.raises(
+        ValueError, match=r"must be a \.csv, .* file, .* or 'folders' .*, got 'xml'"
+    ):
         open_images(photo, CLASSES, labels="xml")
 
 

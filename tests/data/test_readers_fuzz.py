@@ -109,6 +109,27 @@ def read_metadata(path: Path) -> None:
         assert "localization.txt" in str(error)
 
 
+def read_yolo_folder(path: Path) -> None:
+    """Of a folder of its own, so that nothing else lies beside it."""
+    (path.parent / "classes.txt").write_text("cat\ndog\n")
+    try:
+        read_labels(path.parent)
+    except AdcamError as error:
+        assert "x.txt" in str(error) or str(path.parent) in str(error)
+    (path.parent / "classes.txt").unlink()
+
+
+def read_class_list(path: Path) -> None:
+    folder = path.parent / "yolo"
+    folder.mkdir(exist_ok=True)
+    (folder / "a.txt").write_text("0 0.1 0.1 0.2 0.2\n")
+    path.replace(folder / "data.yaml")
+    try:
+        read_labels(folder)
+    except AdcamError as error:
+        assert "data.yaml" in str(error) or "a.txt" in str(error)
+
+
 CLASSES = build_class_set("x", ["cat", "dog"])
 MAPS = ClassMaps((0, 1), np.full((2, 3, 4), 0.5, np.float32))
 IRN = {"keys": np.array([0, 3]), "high_res": np.full((2, 3, 4), 0.5, np.float32)}
@@ -133,6 +154,20 @@ READERS: dict[str, tuple[Callable[[Path], object], str, bytes]] = {
         b"0 0.1 0.1 0.9 0.1 0.5 0.9\n1 0 0 1 0 1 1\n",
     ),
     "voc xml": (read_object_names, "x.xml", annotation("cat", "dog").encode()),
+    "cvat": (
+        read_labels,
+        "x.xml",
+        b"<annotations><meta><task><labels><label><name>a</name></label></labels></task></meta>"
+        b'<image name="a.jpg"><box label="cat"/></image><image name="b"/></annotations>',
+    ),
+    "label studio": (
+        read_labels,
+        "x.json",
+        b'[{"id": 1, "data": {"image": "/data/upload/1/0a1b2c3d-a.jpg"}, "annotations": [{"result":'
+        b' [{"type": "choices", "value": {"choices": ["cat"]}}]}]}]',
+    ),
+    "yolo labels": (read_yolo_folder, "x.txt", b"0 0.1 0.1 0.2 0.2\n1 0.5 0.5 0.1 0.1\n"),
+    "data.yaml": (read_class_list, "x.yaml", b"path: .\nnames:\n  0: cat\n  1: dog\n"),
     "colors": (read_color_table, "x.csv", b"name,r,g,b\ncat,1,2,3\ndog,#040506\n"),
     "ids": (read_id_list, "x.txt", b"a\nsub/b.jpg\n"),
     "voc list": (read_voc_list, "x.txt", b"a\nJPEGImages/b.jpg SegmentationClass/b.png\nc -1\n"),
