@@ -22,6 +22,7 @@ from adcam.recipe.network_report import build_network_section
 from adcam.recipe.pictures import PICTURES_DIR, load_pictures, save_pictures
 from adcam.recipe.run import MaskRecipe, open_recipe, read_results
 from adcam.recipe.stages import Recipe, Stage, read_recipe, report_stage, run_stages
+from adcam.report.explorer import EXPLORER_DIR
 from adcam.report.figures import display_palette, picture_row
 from adcam.report.model import PictureGrid, PictureRow, Section, Text
 from adcam.settings import Settings, load_settings
@@ -45,6 +46,10 @@ PHOTO_METHODS = (
     ("CLIP-ES form", "clip_es_form"),
     ("AD-CAM", "ad_cam"),
 )
+
+
+_SHOWN_ONLY = (f"{PICTURES_DIR}/", f"{EXPLORER_DIR}/")
+"""What the comparison leaves for the report alone."""
 
 
 @dataclass(frozen=True)
@@ -236,10 +241,10 @@ def _run_data(demo: Demo, folder: Path) -> dict[str, Any]:
 def _describe_network(demo: Demo) -> dict[str, Any]:
     if (hint := _network_hint()) is not None:
         return {"hint": hint}
-    section = demo.settings.to_dict()["recipe"]
+    section, compared = demo.settings.to_dict()["recipe"], demo.outputs("compare")["files"]
     return {
         "classifier": demo.outputs("train")["classifiers"][""]["classifier"],
-        "compare": demo.outputs("compare")["files"],
+        "compare": {name: digest for name, digest in compared.items() if name not in _SHOWN_ONLY},
         "data": demo.outputs("data")["files"],
         "recipe": hash_files_in(section),
     }

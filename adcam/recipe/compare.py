@@ -12,6 +12,7 @@ import torch
 from adcam.data.dataset import ImageDataset
 from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
+from adcam.evaluation.attention import find_attentive, read_attention
 from adcam.evaluation.compare import compare_methods, format_csv
 from adcam.evaluation.compare_boxes import compare_boxes, format_box_csv
 from adcam.evaluation.loop import EvaluationTimes, LoopOptions, default_workers
@@ -270,12 +271,13 @@ def _compare_files(comparison: Comparison) -> list[str]:
 def _run_compare(comparison: Comparison, folder: Path) -> dict[str, Any]:
     compare, table_only = comparison.settings.compare, comparison.table_only
     images = comparison.report_set() if table_only else comparison.masked_set()
+    classifiers, options = comparison.load_classifiers(), _loop_options(comparison)
     found = compare_methods(
-        comparison.load_classifiers(),
+        classifiers,
         compare.rows,
         comparison.choose_set(),
         images,
-        options=_loop_options(comparison),
+        options=options,
         report_stride=1 if table_only else compare.report_stride,
         masks_dir=None if table_only else folder,
         keep_pictures=not table_only,
@@ -287,7 +289,12 @@ def _run_compare(comparison: Comparison, folder: Path) -> dict[str, Any]:
         write_json(folder / SCORES_NAME, describe_scores(images, found.masks))
         shown = pick_spread(load_scores(folder / SCORES_NAME).ranking)
         save_pictures(folder, draw_comparison(found, images, shown))
-        save_explorer(folder, found, images.class_set)
+        patches = {}
+        if (spec := find_attentive(compare.rows)) is not None:
+            for img_id in shown:
+                img, classifier = images[images.index_of(img_id)].img, classifiers[spec.network]
+                patches[img_id] = read_attention(classifier, spec, img, options=options)
+        save_explorer(folder, found, images.class_set, patches)
     return {"images": len(images), "times": _describe_times(found.times)}
 
 

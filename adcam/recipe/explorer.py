@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from adcam.report.explorer import (
     ExploredImage,
     ExploredMethod,
     ExplorerWriter,
+    PatchAttention,
     read_index,
 )
 from adcam.report.figures import fit_hw
@@ -37,13 +38,19 @@ HOW_EXACT = (
 )
 
 
-def save_explorer(folder: Path, found: MethodComparison, class_set: ClassSet) -> None:
+def save_explorer(
+    folder: Path,
+    found: MethodComparison,
+    class_set: ClassSet,
+    attention: Mapping[str, PatchAttention] | None = None,
+) -> None:
     """Write ``folder/explorer`` with all images that a comparison kept.
 
     Args:
         folder: The folder of the stage.
         found: A comparison that kept its pictures.
         class_set: The classes of the images.
+        attention: What the patches of some images attend to, by image id.
     """
     methods = [
         ExploredMethod(
@@ -57,7 +64,8 @@ def save_explorer(folder: Path, found: MethodComparison, class_set: ClassSet) ->
     writer = ExplorerWriter(folder / EXPLORER_DIR, methods, class_set)
     for picture in found.pictures:
         mious = {r.spec.name: r.image_mious[picture.img_id] for r in found.results}
-        writer.add(_explore(picture, class_set, mious))
+        patches = (attention or {}).get(picture.img_id)
+        writer.add(replace(_explore(picture, class_set, mious), attention=patches))
     writer.finish()
 
 

@@ -12,7 +12,7 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,22 @@ class ExploredMethod:
 
 
 @dataclass(frozen=True, eq=False)
+class PatchAttention:
+    """What the patches of an image attend to.
+
+    Attributes:
+        grid_hw: The grid of the N = h w patches, row by row.
+        attention: The attention of each patch (row) to each other, uint8 (N, N), in 255ths of the
+            largest value of its row.
+        affinity: The same after refinement by common neighbours.
+    """
+
+    grid_hw: tuple[int, int]
+    attention: np.ndarray
+    affinity: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class ExploredImage:
     """An image with what all methods made of it, small.
 
@@ -67,6 +83,7 @@ class ExploredImage:
         mious: The mean IoU of this image in percent by method, at the image's full size.
         confidence: The classifier's probability of the image's least likely class, in [0, 1];
             ``None`` where it is not known.
+        attention: What its patches attend to; ``None`` for most images, since it is large.
     """
 
     img_id: str
@@ -77,6 +94,7 @@ class ExploredImage:
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     mious: Mapping[str, float] = field(default_factory=dict)
     confidence: float | None = None
+    attention: PatchAttention | None = None
 
 
 class ExplorerWriter:
@@ -126,7 +144,7 @@ def write_image(
     methods: Sequence[ExploredMethod],
     palette: Sequence[tuple[int, int, int]],
 ) -> None:
-    """Write the two files of an image.
+    """Write the two files of an image, and the third with its attention.
 
     Args:
         folder: The folder of the explorer.
@@ -153,11 +171,17 @@ def write_image(
         "maps": [_pack_optional(image.maps.get(method.name)) for method in methods],
         "masks": [_pack_optional(image.masks.get(method.name)) for method in methods],
     }
-    script = f"adcam.receive({number}, {json.dumps(values, separators=(',', ':'))});\n"
+    if image.attention is not None:
+        patches = {
+            "grid_hw": list(image.attention.grid_hw),
+            "attention": pack_array(image.attention.attention),
+            "affinity": pack_array(image.attention.affinity),
+        }
+        write_bytes(folder / f"{number}-attention.js", _script(f"{number}-attention", patches))
     main = image.masks.get(methods[-1].name) if methods else None
     shown = image.rgb if main is None else overlay_mask(image.rgb, main, palette, opacity=0.45)
     write_bytes(folder / f"{number}.jpg", encode_jpeg(shown, max_side=THUMBNAIL_SIDE, quality=80))
-    write_bytes(folder / f"{number}.js", script.encode("ascii"))
+    write_bytes(folder / f"{number}.js", _script(str(number), values))
 
 
 def describe_image(image: ExploredImage, methods: Sequence[ExploredMethod]) -> dict[str, Any]:
@@ -170,8 +194,9 @@ def describe_image(image: ExploredImage, methods: Sequence[ExploredMethod]) -> d
     Returns:
         JSON values: ``id``; ``classes``, the mask values of its labels; ``iou`` by panel; ``size``,
         the share of the pixels in percent that are no background in the ground truth, or without
-        one in the last mask; ``confidence``; and ``confusions``, up to eight of (true value,
-        predicted value, pixels) of the last mask, the largest first.
+        one in the last mask; ``confidence``; ``attention``, whether it is stored; and
+        ``confusions``, up to eight of (true value, predicted value, pixels) of the last mask, the
+        largest first.
     """
     main = image.masks.get(methods[-1].name) if methods else None
     measured = main if image.truth is None else image.truth
@@ -185,6 +210,7 @@ def describe_image(image: ExploredImage, methods: Sequence[ExploredMethod]) -> d
         "iou": [_round(image.mious.get(method.name)) for method in methods],
         "size": size,
         "confidence": None if image.confidence is None else round(float(image.confidence), 4),
+        "attention": image.attention is not None,
         "confusions": find_confusions(image.truth, main),
     }
 
@@ -246,6 +272,24 @@ def find_confusions(truth: np.ndarray | None, mask: np.ndarray | None) -> list[l
     found, counts = np.unique(pairs, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:_MOST_CONFUSIONS]
     return [[int(found[i]) // 256, int(found[i]) % 256, int(counts[i])] for i in order]
+
+
+def list_files(index: Mapping[str, Any]) -> Iterator[str]:
+    """Name the files of an explorer that its page loads.
+
+    Args:
+        index: What :func:`read_index` returned.
+    """
+    for number, image in enumerate(index["images"]):
+        yield from (f"{number}.js", f"{number}.jpg")
+        if image["attention"]:
+            yield f"{number}-attention.js"
+
+
+def _script(name: str, values: Mapping[str, Any]) -> bytes:
+    """A script that hands values to the page."""
+    text = json.dumps(values, separators=(",", ":"))
+    return f"adcam.receive({json.dumps(name)}, {text});\n".encode("ascii")
 
 
 def pack_array(array: np.ndarray) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 
 from adcam.files import write_bytes, write_json, write_text
 from adcam.report.diagrams import draw
-from adcam.report.explorer import EXPLORER_DIR
+from adcam.report.explorer import EXPLORER_DIR, list_files
 from adcam.report.figures import data_uri, encode_jpeg, fit_hw, heat_colors
 from adcam.report.model import (
     Block,
@@ -52,7 +52,14 @@ if TYPE_CHECKING:
 _TEMPLATES = Path(__file__).parent
 
 _SCRIPTS = ("viewer.js", "curves.js")
-_EXPLORER_SCRIPTS = ("codec.js", "rules.js", "panels.js", "explorer.js", "confusion.js")
+_EXPLORER_SCRIPTS = (
+    "codec.js",
+    "rules.js",
+    "panels.js",
+    "explorer.js",
+    "attention.js",
+    "confusion.js",
+)
 """The scripts of a page in the order in which they run; the second ones only with an explorer."""
 
 _NARROW = 8  # classes of a confusion matrix that takes half the width of the page
@@ -109,13 +116,11 @@ def _find_explorers(report: Report) -> list[Explorer]:
 
 
 def _copy_explorer(explorer: Explorer, out_dir: Path) -> None:
-    """Copy the files of all images, one at a time; those that are there already stay."""
+    """Copy the files of all images, one at a time, if they are not there already."""
     if explorer.folder.resolve() == out_dir.resolve():
         return
-    for number in range(len(explorer.index["images"])):
-        for suffix in (".js", ".jpg"):
-            name = f"{number}{suffix}"
-            write_bytes(out_dir / name, (explorer.folder / name).read_bytes())
+    for name in list_files(explorer.index):
+        write_bytes(out_dir / name, (explorer.folder / name).read_bytes())
 
 
 def standalone_svg(svg: str) -> str:

@@ -24,6 +24,7 @@ from adcam.report.explorer import (
     ExploredImage,
     ExploredMethod,
     ExplorerWriter,
+    PatchAttention,
     find_confusions,
     read_index,
 )
@@ -86,6 +87,7 @@ def make_image(number: int) -> ExploredImage:
     for method in METHODS:
         masks[method.name] = np.zeros(hw, np.uint8)
         masks[method.name][50:110, 40:130] = 1 + number % 4
+    patches = rng.integers(0, 256, (2, 30, 30), dtype=np.uint8)
     return ExploredImage(
         HOSTILE if number == 5 else f"folder/image {number}",
         rng.integers(0, 256, (*hw, 3), dtype=np.uint8),
@@ -95,6 +97,7 @@ def make_image(number: int) -> ExploredImage:
         masks,
         {method.name: 10.0 * number + i for i, method in enumerate(METHODS)},
         0.1 * number,
+        PatchAttention((5, 6), *patches) if number == 2 else None,
     )
 
 
@@ -411,6 +414,31 @@ def test_a_cell_of_the_confusion_matrix_shows_its_images(
     watched.page.keyboard.press(" ")
     assert chip.text_content() == "cat ✕"
     assert set(ids_in_list(watched)) == {i.img_id for i in images if 1 in i.class_values}
+
+
+def test_a_patch_shows_what_it_attends_to(watched: Watched, images: list[ExploredImage]) -> None:
+    assert part(watched, "attention").is_hidden()
+    part(watched, "attentive").check()
+    assert ids_in_list(watched) == ["folder/image 2"]
+    patches = images[2].attention
+    assert patches is not None
+    part(watched, "attention").wait_for(state="visible")
+    frame = part(watched, "attention-panels").locator(".frame").first
+    box = frame.bounding_box()
+    frame.click(position={"x": box["width"] * 4.5 / 6, "y": box["height"] * 1.5 / 5})
+
+    def rows() -> dict[str, list[int]]:
+        panels = watched.page.evaluate("() => adcam.attention.state().panels")
+        return {panel["name"]: panel["row"] for panel in panels}
+
+    assert rows() == {
+        "attention": patches.attention[6 + 4].tolist(),
+        "affinity by common neighbours": patches.affinity[6 + 4].tolist(),
+    }
+    frame.focus()
+    watched.page.keyboard.press("ArrowDown")
+    assert rows()["attention"] == patches.attention[12 + 4].tolist()
+    assert "row 3, column 5" in (part(watched, "readout").text_content() or "")
 
 
 def test_hostile_names_stay_text(watched: Watched) -> None:

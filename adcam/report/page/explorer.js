@@ -21,13 +21,13 @@
   // ---- Files of the images: each is a script that calls adcam.receive.
   const BASE = "explorer/", MOST_KEPT = 12;
   const waiting = new Map(), kept = new Map();
-  adcam.receive = (number, values) => waiting.get(number)?.resolve(values);
+  adcam.receive = (name, values) => waiting.get(name)?.resolve(values);
 
-  const loadScript = (number) => new Promise((resolve, reject) => {
-    const script = make("script", { src: `${BASE}${number}.js` });
-    script.addEventListener("error", () => reject(new Error(`${BASE}${number}.js is not there`)));
+  const loadScript = (name) => new Promise((resolve, reject) => {
+    const script = make("script", { src: `${BASE}${name}.js` });
+    script.addEventListener("error", () => reject(new Error(`${BASE}${name}.js is not there`)));
     script.addEventListener("load", () => script.remove());
-    waiting.set(number, { resolve });
+    waiting.set(name, { resolve });
     document.head.append(script);
   });
 
@@ -48,7 +48,7 @@
 
   const load = (number) => {
     if (!kept.has(number)) {
-      kept.set(number, loadScript(number).then(decode));
+      kept.set(number, loadScript(String(number)).then(decode));
       if (kept.size > MOST_KEPT) kept.delete(kept.keys().next().value);
     }
     return kept.get(number);
@@ -57,7 +57,7 @@
   // ---- The list: filtered, sorted, and walked through with the arrow keys.
   const sheet = part("sheet"), count = part("count");
   const filterClass = part("class"), search = part("search"), sort = part("sort");
-  const order = part("order");
+  const order = part("order"), attentive = part("attentive");
   let shown = [], current = -1;
 
   const sortValue = (image) => {
@@ -86,6 +86,7 @@
 
   const isWanted = (image) =>
     (filterClass.value === "" || image.classes.includes(Number(filterClass.value)))
+    && (!attentive.checked || image.attention)
     && image.id.toLowerCase().includes(search.value.trim().toLowerCase())
     && (wantedConfusion === null || confusedPixels(image) > 0);
 
@@ -188,11 +189,13 @@
       fillMapClasses();
       buildPanels();
       update();
+      adcam.attention.show(index.images[number].attention ? `${number}-attention` : null, image);
     } catch (error) {
       kept.delete(number);
       if (number !== current) return;
       image = null;
       grid.replaceChildren();
+      adcam.attention.show(null);
       part("missing").hidden = false;
       part("missing").textContent = `${error.message}: keep the folder “explorer” beside this page.`;
     } finally {
@@ -373,7 +376,7 @@
   });
 
   // ---- Controls.
-  for (const control of [filterClass, search, sort]) control.addEventListener("input", list);
+  for (const control of [filterClass, search, sort, attentive]) control.addEventListener("input", list);
   const showOrder = () => {
     order.textContent = order.dataset.descending === "true" ? "highest first" : "lowest first";
   };
@@ -411,9 +414,7 @@
   if (index.methods.every((method) => method.crf || !method.rule)) part("sliders").classList.add("masks-only");
   const usual = index.methods.findLast((method) => !method.crf && /^(constant|steepest):/.test(method.rule));
   if (usual) threshold.value = usual.rule.split(":")[1];
-  showOrder();
-  part("body").hidden = false;
-  list();
+  part("with-attention").hidden = !index.images.some((entry) => entry.attention);
 
   // After a click on the confusion matrix; a cell of its diagonal shows the images of the class.
   const chosenConfusion = part("confusion");
@@ -435,5 +436,11 @@
     sheet.focus({ preventScroll: true });
   });
 
-  adcam.explorer = { showConfusion, state: () => ({ current, image, panels, shown }) };
+  adcam.explorer = { part, make, heat, loadScript, showConfusion, state: () => ({ current, image, panels, shown }),
+    start: () => {
+      showOrder();
+      part("body").hidden = false;
+      list();
+    },
+  };
 })();
