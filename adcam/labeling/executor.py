@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ from queue import Empty, SimpleQueue
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
 resource: ModuleType | None
@@ -34,6 +36,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _TRIES = 2
+_LARGE = 1 << 16  # bytes of an array that is sent by itself
 _MEMORY_EVENTS = (
     Path("/sys/fs/cgroup/memory.events"),
     Path("/sys/fs/cgroup/memory/memory.oom_control"),
@@ -181,6 +184,7 @@ class _Worker:
         # Forking after torch ran can deadlock.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
+        self._channel = _Channel(self._connection)
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
@@ -211,8 +215,8 @@ class _Worker:
         try:
             while not self._is_ready:
                 self._prepare()
-            self._connection.send_bytes(pickle.dumps(item))
-            result, error = self._connection.recv()
+            self._channel.send(item)
+            result, error = self._channel.receive()
         except (EOFError, ConnectionError) as died:
             self.close()
             code = self.process.exitcode
@@ -226,8 +230,62 @@ class _Worker:
         return result
 
     def close(self) -> None:
-        self._connection.close()
+        self._channel.close()
         self.process.join()
+
+
+class _Channel:
+    """Sends and receives through one end of a pipe; large arrays go past pickle, uncopied.
+
+    Where a pipe is a pair of sockets, one call receives such an array straight into its memory,
+    while other threads of Python go on.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        has_sockets = hasattr(socket, "AF_UNIX") and hasattr(socket, "MSG_WAITALL")
+        self._socket = socket.socket(fileno=os.dup(connection.fileno())) if has_sockets else None
+
+    def send(self, item: Any) -> None:
+        """Send an object.
+
+        Raises:
+            ConnectionError: The other end is gone.
+        """
+        arrays: list[memoryview] = []
+
+        def keep(buffer: pickle.PickleBuffer) -> bool:
+            """Tell pickle whether to take a buffer itself."""
+            raw = buffer.raw()
+            if self._socket is None or raw.nbytes < _LARGE or raw.readonly:
+                return True
+            arrays.append(raw)
+            return False
+
+        data = pickle.dumps(item, protocol=5, buffer_callback=keep)
+        self._connection.send((data, [array.nbytes for array in arrays]))
+        for array in arrays:
+            assert self._socket is not None
+            self._socket.sendall(array)
+
+    def receive(self) -> Any:
+        """Wait for an object.
+
+        Raises:
+            EOFError: The other end is gone.
+        """
+        data, sizes = self._connection.recv()
+        arrays = [np.empty(size, dtype=np.uint8) for size in sizes]
+        for array in arrays:
+            assert self._socket is not None
+            if self._socket.recv_into(array, array.nbytes, socket.MSG_WAITALL) < array.nbytes:
+                raise EOFError
+        return pickle.loads(data, buffers=arrays)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._connection.close()
 
 
 def _serve(connection: Connection) -> None:
@@ -243,13 +301,14 @@ def _serve(connection: Connection) -> None:
         call, max_bytes = connection.recv()
         limit_memory(max_bytes)
         connection.send(None)  # ready
+        channel = _Channel(connection)
         while True:
-            item = connection.recv()
+            item = channel.receive()
             try:
                 answer: tuple[Any, Exception | None] = (call(item), None)
             except _SENT_BACK as error:
                 answer = (None, error)
-            connection.send(answer)
+            channel.send(answer)
 
 
 def _end_with_caller() -> None:

@@ -78,6 +78,7 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> Replay:
         """Capture ``function(*tensors)`` and return what computes it of other tensors.
@@ -87,10 +88,13 @@ class CudaCapture:
         """
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
+            # One for all: a stream keeps work space that its graphs go on using.
+            self._stream = torch.cuda.Stream(tensors[0].device)
         static = [tensor.clone() for tensor in tensors]
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(tensors[0].device)
-        stream = torch.cuda.Stream(tensors[0].device)
+        stream = self._stream
+        assert stream is not None
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             # Not torch.cuda.graph: it waits for the device and empties the cache of its memory.

@@ -103,7 +103,8 @@ def find_steepest_levels(peaks: Tensor, *, expected: float, num_classes: int) ->
         for total, weight in zip(sums, (jump, torch.ones_like(jump)), strict=True):
             total.scatter_add_(1, first, weight).scatter_add_(1, end, -weight)
     jumps, length = sums.cumsum(dim=-1)[..., :num]
-    mean = torch.where(length >= _MIN_LENGTH, jumps / _UNIT / length.clamp_min(1), 0)
+    mean = jumps.double() / _UNIT / length.clamp_min(1)
+    mean = torch.where(length >= _MIN_LENGTH, mean, 0)
     reach, kernel = 3 * _WIDTH, torch.from_numpy(_kernel()).to(peaks.device, non_blocking=True)
     padded = torch.cat([mean[:, :1].expand(-1, reach), mean, mean[:, -1:].expand(-1, reach)], dim=1)
     steepness = (padded.unfold(1, len(kernel), 1) * kernel).sum(dim=-1)

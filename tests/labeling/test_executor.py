@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 
@@ -140,3 +141,23 @@ def test_one_thread_for_a_while() -> None:
     finally:
         torch.set_num_threads(before)
     assert 1 <= num_processors() <= (os.cpu_count() or 1)
+
+
+def grow(number: int) -> tuple[int, np.ndarray, bytes]:
+    return os.getpid(), np.full(1 << (10 + number % 8), number, dtype=np.float32), b"x" * 100_000
+
+
+def test_until_processes_are_up_their_threads_do_the_work() -> None:
+    with WorkerPool(grow, 2, on_crash=lambda *crash: crash, meanwhile=grow) as pool:  # type: ignore[arg-type,return-value]
+        first = pool.submit(0).result()
+        assert first[0] == os.getpid()
+        deadline, own = time.monotonic() + 60, True
+        while own and time.monotonic() < deadline:
+            results = list(run_ahead(pool.submit, range(16), max_ahead=4))
+            own = any(pid == os.getpid() for pid, _, _ in results)
+            for number, (_, array, text) in enumerate(results):
+                assert len(array) == 1 << (10 + number % 8) and (array == number).all()
+                array[0] = 1  # as an array of one's own
+                assert text == b"x" * 100_000
+            time.sleep(0.1)
+        assert not own
