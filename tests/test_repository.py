@@ -143,6 +143,8 @@ def test_safe_forms_pass(line: str) -> None:
 
 
 EXCEPTIONS = (
+    # What a process and its workers send one another, as multiprocessing itself does; no file.
+    "adcam/labeling/executor.py: pickle.loads",
     # What the processes of a run on Ray send one another, which Ray itself pickles; no file.
     "adcam/labeling/ray_engine.py: pickle.loads",
     # torch reads its own containers, but with our unpickler, which builds tensors and nothing else.

@@ -14,6 +14,7 @@ from adcam.cli.labeler import (
     add_run_arguments,
     build_labeler,
     check_classifier,
+    early_start,
     find_workers,
     open_images,
     path_or_url,
@@ -142,6 +143,13 @@ def complete(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_classifier(args)
+    if args.engine != "local":
+        return _run(args)
+    with early_start(args, ["adcam.labeling.mask_job"]):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from adcam.labeling.generate import generate
     from adcam.labeling.output_folder import manifest_path
     from adcam.labeling.shards import WHOLE, parse_shard

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,7 @@ CRF_NAMES = ("none", "toco", "irn", "psa", "clip_es", "weaktr")
 CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
 
 _SHOWN = 10
+_FEW = 16  # as adcam.labeling.run.INLINE_LIMIT
 
 
 def add_labeler_arguments(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
@@ -259,6 +263,51 @@ def find_workers(args: argparse.Namespace, labeler: PseudoLabeler) -> int:
         return args.workers
     is_placed = getattr(args, "shard", None) == "auto"
     return default_workers(labeler, neighbours=find_neighbours(os.environ)[1] if is_placed else 1)
+
+
+@contextmanager
+def early_start(args: argparse.Namespace, modules: Sequence[str]) -> Iterator[None]:
+    """Let processes for a GPU start, and the GPU wake up, while this one loads what it needs.
+
+    Args:
+        args: The command's arguments.
+        modules: What each process loads.
+    """
+    from adcam.labeling.executor import count_workers, spare_workers
+
+    driver = any(Path(path).exists() for path in ("/dev/nvidiactl", "/proc/driver/nvidia"))
+    device = args.device or ("cuda" if driver else "cpu")
+    is_small = isinstance(args.images, Path) and _holds_few(args.images)
+    if not device.startswith("cuda") or is_small or getattr(args, "shard", None) == "auto":
+        yield
+        return
+    workers = args.workers
+    if workers is None:
+        workers = count_workers(has_gpu=True, on_device=True)
+    with spare_workers(workers, modules):
+        threading.Thread(target=_wake, args=(device,), daemon=True).start()
+        yield
+
+
+def _holds_few(images: Path) -> bool:
+    """Tell whether images are so few that they are labelled in this process."""
+    from itertools import islice
+
+    if images.is_file():
+        return images.suffix.lower() not in (".txt", ".tar", ".parquet")
+    if not images.is_dir():
+        return False
+    first = list(islice(images.iterdir(), _FEW + 1))
+    return len(first) <= _FEW and not any(path.is_dir() for path in first)
+
+
+def _wake(device: str) -> None:
+    """Let the driver and the library of products load, which takes about a second."""
+    import torch
+
+    with suppress(RuntimeError, AssertionError):  # the command itself says what is wrong
+        square = torch.ones(16, 16, device=device)
+        torch.mm(square, square)
 
 
 def choose_device(args: argparse.Namespace) -> str | None:

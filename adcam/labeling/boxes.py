@@ -18,8 +18,8 @@ from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.manifest import Entry
 from adcam.labeling.mask_maker import resize_maps
 from adcam.labeling.output_folder import OutputFolder, refuse_links
-from adcam.labeling.run import Run, RunOptions, RunResult, describe_classes
-from adcam.labeling.steps import Mapped, Task
+from adcam.labeling.run import Run, RunOptions, RunResult
+from adcam.labeling.steps import Mapped, Task, describe_classes
 from adcam.structures import Boxes, ClassMaps, ClassSet
 from adcam.version import __version__
 

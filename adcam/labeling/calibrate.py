@@ -12,8 +12,8 @@ import numpy as np
 from adcam.data.dataset import ImageDataset
 from adcam.data.images import ImageError, fit_pixels
 from adcam.errors import AdcamError
+from adcam.labeling.inputs import plan_batches
 from adcam.labeling.labeler import DEFAULT_LABEL_THRESHOLD, PseudoLabeler
-from adcam.labeling.map_maker import plan_batches
 from adcam.labeling.run import given_class_ids
 from adcam.metrics.classification import MultiLabelAP, MultiLabelResult
 from adcam.metrics.label_thresholds import choose_label_thresholds

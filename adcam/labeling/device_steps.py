@@ -24,7 +24,8 @@ from torch import Tensor
 from adcam.errors import AdcamError
 from adcam.labeling.executor import run_ahead
 from adcam.labeling.graphs import GraphCache
-from adcam.labeling.map_maker import Forward, plan_batches
+from adcam.labeling.inputs import plan_batches
+from adcam.labeling.map_maker import Forward
 from adcam.labeling.steps import (
     NO_IMG,
     Decoded,

@@ -1,5 +1,7 @@
 """Work in steps: results in order, a bounded number of items under way, processes that may die.
 
+Importing this loads no torch, so that a command can start processes first and load it meanwhile.
+
 :func:`run_ahead` joins two steps with a bounded queue: it pulls items from the step before and
 hands them to threads or to a :class:`WorkerPool`, so that both run at once and memory does not
 grow. Nothing here knows what an image is.
@@ -14,9 +16,10 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -24,7 +27,6 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 
 resource: ModuleType | None
 try:
@@ -170,7 +172,11 @@ class WorkerPool(Generic[T, R]):
         return self._start()
 
     def _start(self) -> _Worker:
-        worker = _Worker(self._function)
+        try:
+            worker = _spare.pop()
+            worker.give(self._function)
+        except IndexError:
+            worker = _Worker(self._function)
         self._workers.append(worker)
         if self._is_closed:  # it was started while the others were ended
             worker.process.kill()
@@ -180,17 +186,21 @@ class WorkerPool(Generic[T, R]):
 class _Worker:
     """A process and the caller's end of its pipe."""
 
-    def __init__(self, function: bytes) -> None:
+    def __init__(self, function: bytes | None, modules: Sequence[str] = ()) -> None:
         # Forking after torch ran can deadlock.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._channel = _Channel(self._connection)
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, modules), daemon=True)
         self.process.start()
         theirs.close()
         # Sent when the process is up: what is too long for the pipe would wait for that.
-        self._unsent: bytes | None = function
+        self._unsent = function
         self._is_ready = False
+
+    def give(self, function: bytes) -> None:
+        """Give a process that was started without a function the one to call."""
+        self._unsent = function
 
     def is_ready(self) -> bool:
         """Tell whether the process waits for items, without waiting for it."""
@@ -278,7 +288,7 @@ class _Channel:
         arrays = [np.empty(size, dtype=np.uint8) for size in sizes]
         for array in arrays:
             assert self._socket is not None
-            if self._socket.recv_into(array, array.nbytes, socket.MSG_WAITALL) < array.nbytes:
+            if self._socket.recv_into(array.data, array.nbytes, socket.MSG_WAITALL) < array.nbytes:
                 raise EOFError
         return pickle.loads(data, buffers=arrays)
 
@@ -288,13 +298,37 @@ class _Channel:
         self._connection.close()
 
 
-def _serve(connection: Connection) -> None:
+_spare: list[_Worker] = []
+"""Processes that were started ahead, for the pools to come."""
+
+
+@contextmanager
+def spare_workers(number: int, modules: Sequence[str]) -> Iterator[None]:
+    """Start processes that the pools of the block take, while it is still loading what it needs.
+
+    Args:
+        number: The number of processes.
+        modules: What each loads first.
+    """
+    _spare.extend(_Worker(None, modules) for _ in range(number))
+    try:
+        yield
+    finally:
+        while _spare:
+            worker = _spare.pop()
+            worker.process.kill()
+            worker.close()
+
+
+def _serve(connection: Connection, modules: Sequence[str]) -> None:
     """Answer items, after the function that answers them, until the caller closes its end."""
     # Whoever ends a run sends these to all of its processes; the caller decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_caller, daemon=True).start()
     limit_threads(1)
+    for module in modules:
+        import_module(module)
     with suppress(EOFError, ConnectionError):  # the caller is done, or dead
         connection.send(None)  # up
         call: Callable[[Any], Any]
@@ -352,6 +386,8 @@ def limit_threads(num_threads: int) -> None:
 
     More threads than processors cost more than they give: those that wait spin.
     """
+    import torch
+
     torch.set_num_threads(num_threads)
     # Read by libraries that are not loaded yet (numba, OpenBLAS).
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -361,12 +397,37 @@ def limit_threads(num_threads: int) -> None:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Let torch compute with one thread in this process, and afterwards as before."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+MAX_WORKERS = 16
+"""Most processes that are started unasked: each holds torch and, on a CPU, the network."""
+
+DEVICE_WORKERS = 8
+"""Most of them that decode and write for a GPU: 200 images a second keep two busy."""
+
+
+def count_workers(*, has_gpu: bool, on_device: bool, neighbours: int = 1) -> int:
+    """Return the processes that make best use of this machine; 0 where there is nothing to gain.
+
+    These are its processors, less one that feeds a GPU.
+
+    Args:
+        has_gpu: Whether the network runs on a GPU.
+        on_device: Whether masks are made there too, which leaves little to do.
+        neighbours: Processes that share the machine, this one included.
+    """
+    processors = max(num_processors() // neighbours, 1)
+    if has_gpu:
+        return min(processors - 1, DEVICE_WORKERS if on_device else MAX_WORKERS)
+    return min(processors, MAX_WORKERS) if processors > 1 else 0
 
 
 def num_processors() -> int:

@@ -23,7 +23,8 @@ from adcam.data.png import write_mask
 from adcam.data.sources import build_classes
 from adcam.errors import AdcamError
 from adcam.files import to_plain
-from adcam.labeling.map_maker import MapMaker, Network, plan_batches, resolve_device
+from adcam.labeling.inputs import plan_batches
+from adcam.labeling.map_maker import MapMaker, Network, resolve_device
 from adcam.labeling.mask_maker import MaskMaker, resize_maps
 from adcam.masks.background import DEFAULT_RULE, BackgroundRule, parse_rule
 from adcam.masks.crf import CRF_BACKENDS, CRF_PARAMS

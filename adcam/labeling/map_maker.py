@@ -17,14 +17,9 @@ from adcam.cams.activation import check_class_ids
 from adcam.cams.fuse import fuse_batch
 from adcam.errors import AdcamError
 from adcam.labeling.executor import one_thread
+from adcam.labeling.inputs import Resizer
 from adcam.labeling.mask_maker import DeviceMaps
-from adcam.models.preprocess import (
-    channel_stats,
-    compute_input_hw,
-    normalize_pixels,
-    resize_img,
-    to_inputs,
-)
+from adcam.models.preprocess import channel_stats, normalize_pixels, to_inputs
 from adcam.settings import TestViews
 from adcam.structures import ClassMaps, TokenMaps
 
@@ -85,38 +80,6 @@ class Passes:
 
 Forward: TypeAlias = Callable[..., tuple[TokenMaps, ...]]
 """From the images at each scale to what the network says about them."""
-
-
-@dataclass(frozen=True)
-class Resizer:
-    """Resizes images for a network, without the network: for processes that only decode.
-
-    Attributes:
-        views: The scales.
-        patch_size: Height and width of the network's patches in pixels.
-    """
-
-    views: TestViews
-    patch_size: tuple[int, int]
-
-    def find_sizes(self, hw: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-        """Return height and width at every scale of an image of this height and width.
-
-        Raises:
-            AdcamError: A scale is smaller than a patch.
-        """
-        return tuple(
-            compute_input_hw(hw, scale, self.patch_size, keep_ratio=self.views.keep_ratio)
-            for scale in self.views.scales
-        )
-
-    def __call__(self, img: np.ndarray) -> tuple[Tensor, ...]:
-        """Resize an image, RGB uint8 (H, W, 3): one uint8 (3, h, w) tensor a scale.
-
-        Raises:
-            AdcamError: As :meth:`find_sizes`.
-        """
-        return tuple(resize_img(img, hw) for hw in self.find_sizes((img.shape[0], img.shape[1])))
 
 
 class MapMaker:
@@ -361,21 +324,6 @@ def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     if any(tensor.is_cuda for tensor in tensors):
         torch.cuda.current_stream(tensors[0].device).synchronize()
     return [copy.numpy() for copy in copies]
-
-
-def plan_batches(inputs: Sequence[Sequence[Tensor]], batch_size: int) -> Iterator[list[int]]:
-    """Yield the indices of images that go through the network together, of equal input sizes.
-
-    Args:
-        inputs: The tensors of each image, one a scale.
-        batch_size: Most images in a batch.
-    """
-    groups: dict[tuple[torch.Size, ...], list[int]] = {}
-    for i, of_image in enumerate(inputs):
-        groups.setdefault(tuple(x.shape for x in of_image), []).append(i)
-    for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -31,14 +31,14 @@ from adcam.labeling.device_steps import DeviceSteps
 from adcam.labeling.executor import (
     WorkerCrash,
     WorkerPool,
-    num_processors,
+    count_workers,
     one_thread,
     run_ahead,
     submit_inline,
 )
+from adcam.labeling.inputs import Resizer
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.manifest import Entry
-from adcam.labeling.map_maker import Resizer
 from adcam.labeling.observe import Observer
 from adcam.labeling.output_folder import relative_path
 from adcam.labeling.shards import WHOLE, Shard
@@ -49,9 +49,8 @@ from adcam.labeling.steps import (
     Made,
     Mapped,
     Task,
-    decode_with,
-    finish,
     label_window,
+    work_on,
 )
 from adcam.labeling.trace import record_trace
 from adcam.limits import machine_memory, read_limits
@@ -59,9 +58,6 @@ from adcam.progress import track
 from adcam.remote_files import is_url
 
 LABEL_CHOICES = ("given", "predicted")
-
-MAX_WORKERS = 16
-"""Most processes that are started unasked: each holds torch and, on a CPU, the network."""
 
 INLINE_LIMIT = 16
 """Up to this many images are labelled in this process: starting others takes longer."""
@@ -72,7 +68,6 @@ BATCH_SIZE = 32
 _READERS = 4
 _WINDOW = 4  # batches
 _WIDE_WINDOW = 32  # batches, of which only the sizes of the images are known
-_DEVICE_WORKERS = 8  # that decode and write for one GPU: 200 images a second keep two busy
 _SHOWN = 5
 
 
@@ -498,16 +493,12 @@ def default_workers(labeler: PseudoLabeler, *, neighbours: int = 1) -> int:
         labeler: The labeler, whose device decides.
         neighbours: Processes that share the machine, this one included.
 
-    These are its processors, less one that feeds a GPU, of which few are needed where masks are
-    made on the GPU too. On 2 processors without a GPU, whole
-    images in 2 processes took the least time of what was tried (docs/performance.md); with one
-    processor there is nothing to gain.
+    On 2 processors without a GPU, whole images in 2 processes took the least time of what was
+    tried (docs/performance.md).
     """
-    processors = max(num_processors() // neighbours, 1)
-    if labeler.device.type != "cpu":
-        on_device = labeler.mask_maker.device != "cpu"
-        return min(processors - 1, _DEVICE_WORKERS if on_device else MAX_WORKERS)
-    return min(processors, MAX_WORKERS) if processors > 1 else 0
+    on_device = labeler.mask_maker.device != "cpu"
+    has_gpu = labeler.device.type != "cpu"
+    return count_workers(has_gpu=has_gpu, on_device=on_device, neighbours=neighbours)
 
 
 def describe_image(image: Record | Task, root: str) -> str:
@@ -525,36 +516,6 @@ def describe_image(image: Record | Task, root: str) -> str:
     top = "/" if root == "/" and not is_url(file) else ""
     text = str(file) if is_url(file) else f"{top}{relative_path(Path(file), root)}"
     return text if packed is None or not packed.name else f"{text}#{packed.name}"
-
-
-def describe_classes(
-    image: Mapped, names: Sequence[str], thresholds: Sequence[float]
-) -> dict[str, Any]:
-    """Describe the classes of an image for its manifest entry.
-
-    Args:
-        image: The image with the maps of its classes.
-        names: The names of all classes.
-        thresholds: The probability from which each class counts as found.
-
-    Returns:
-        ``classes`` and ``labels``, and where the classifier found no class a ``note`` that says so.
-    """
-    predicted = image.task.class_ids is None
-    described: dict[str, Any] = {
-        "classes": [names[i] for i in image.maps.class_ids],
-        "labels": "predicted" if predicted else "given",
-    }
-    if predicted and not image.maps.class_ids:
-        if len(set(thresholds)) == 1:
-            needed, best = f"at least {thresholds[0]:g}; the highest", int(image.scores.argmax())
-        else:
-            best = int((image.scores / np.maximum(thresholds, 1e-9)).argmax())
-            needed = f"at least its threshold; the nearest ({thresholds[best]:.3f})"
-        described["note"] = (
-            f"no class has a probability of {needed} is {names[best]} with {image.scores[best]:.3f}"
-        )
-    return described
 
 
 def given_class_ids(images: ImageDataset, labeler: PseudoLabeler) -> list[tuple[int, ...]]:
@@ -653,23 +614,6 @@ def _in_groups(
     done = run_ahead(submit, (x for group in groups for x in note(group)), max_ahead=max_ahead)
     for first in done:
         yield [first, *itertools.islice(done, sizes.popleft() - 1)]
-
-
-def work_on(
-    item: Task | Mapped | Made | Failed,
-    *,
-    job: Job,
-    resize: Resizer,
-    max_pixels: int,
-) -> Any:
-    """Do what processes do beside a GPU: decode an image, or finish one.
-
-    Returns:
-        A :class:`Decoded` with pixels for inputs or a :class:`Failed`; or a :class:`Finished`.
-    """
-    if isinstance(item, Task):
-        return decode_with(item, max_pixels=max_pixels, make_inputs=resize)
-    return finish(item, job)
 
 
 def _window_size(batch_size: int) -> int:

@@ -19,7 +19,7 @@ import torch
 
 from adcam.data.images import fit_pixels, read_image
 from adcam.data.packed_images import PackedImage
-from adcam.labeling.map_maker import plan_batches
+from adcam.labeling.inputs import Resizer, plan_batches
 from adcam.structures import ClassMaps
 
 if TYPE_CHECKING:
@@ -321,6 +321,23 @@ def finish(image: Mapped | Made | Failed, job: Job) -> Finished:
     return Finished(image.task, entry, {**image.seconds, "write": time.perf_counter() - start})
 
 
+def work_on(
+    item: Task | Mapped | Made | Failed,
+    *,
+    job: Job,
+    resize: Resizer,
+    max_pixels: int,
+) -> Any:
+    """Do what processes do beside a GPU: decode an image, or finish one.
+
+    Returns:
+        A :class:`Decoded` with pixels for inputs or a :class:`Failed`; or a :class:`Finished`.
+    """
+    if isinstance(item, Task):
+        return decode_with(item, max_pixels=max_pixels, make_inputs=resize)
+    return finish(item, job)
+
+
 def label_window(
     tasks: Sequence[Task], labeler: PseudoLabeler, job: Job, *, batch_size: int
 ) -> list[Finished]:
@@ -331,6 +348,36 @@ def label_window(
     if job.device != "cpu":
         images = make_window(images, job)
     return [finish(image, job) for image in images]
+
+
+def describe_classes(
+    image: Mapped, names: Sequence[str], thresholds: Sequence[float]
+) -> dict[str, Any]:
+    """Describe the classes of an image for its manifest entry.
+
+    Args:
+        image: The image with the maps of its classes.
+        names: The names of all classes.
+        thresholds: The probability from which each class counts as found.
+
+    Returns:
+        ``classes`` and ``labels``, and where the classifier found no class a ``note`` that says so.
+    """
+    predicted = image.task.class_ids is None
+    described: dict[str, Any] = {
+        "classes": [names[i] for i in image.maps.class_ids],
+        "labels": "predicted" if predicted else "given",
+    }
+    if predicted and not image.maps.class_ids:
+        if len(set(thresholds)) == 1:
+            needed, best = f"at least {thresholds[0]:g}; the highest", int(image.scores.argmax())
+        else:
+            best = int((image.scores / np.maximum(thresholds, 1e-9)).argmax())
+            needed = f"at least its threshold; the nearest ({thresholds[best]:.3f})"
+        described["note"] = (
+            f"no class has a probability of {needed} is {names[best]} with {image.scores[best]:.3f}"
+        )
+    return described
 
 
 def is_of_image(error: BaseException) -> bool:

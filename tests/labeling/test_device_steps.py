@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,10 +23,11 @@ from adcam.data.folder import load_folder
 from adcam.data.png import read_mask
 from adcam.labeling import run as run_module
 from adcam.labeling.device_steps import DeviceSteps, Lane
-from adcam.labeling.generate import MaskJob, generate
+from adcam.labeling.generate import generate
 from adcam.labeling.graphs import GraphCache
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.map_maker import MapMaker
+from adcam.labeling.mask_job import MaskJob
 from adcam.labeling.run import Run, find_input_sizes, plan_groups
 from adcam.labeling.steps import (
     Decoded,
@@ -39,6 +42,7 @@ from adcam.labeling.steps import (
 )
 from adcam.labeling.trace import measure_union, record_trace
 from adcam.masks.steepest import find_steepest_level, find_steepest_levels
+from adcam.models.preprocess import resize_img
 from adcam.settings import TestViews
 
 SIZES = [(40, 64), (64, 40), (40, 64), (41, 64), (40, 64), (64, 40), (40, 64)]
@@ -274,6 +278,23 @@ def test_a_trace_shows_the_lanes(tiny_checkpoint: Path, tmp_path: Path) -> None:
     ]
     with record_trace(None):
         pass
+
+
+def test_pixels_are_resized_as_torchvision_does() -> None:
+    from torchvision.transforms.v2 import functional as F
+
+    img = np.random.default_rng(0).integers(0, 256, (75, 100, 3), dtype=np.uint8)
+    for hw in ((48, 64), (96, 128), (75, 64)):
+        pixels = torch.from_numpy(img).permute(2, 0, 1)
+        cubic = F.InterpolationMode.BICUBIC
+        expected = F.resize(pixels, list(hw), interpolation=cubic, antialias=True)
+        assert torch.equal(resize_img(img, hw), expected)
+
+
+def test_a_process_that_decodes_and_writes_loads_no_network() -> None:
+    code = "import sys, adcam.labeling.mask_job; print({'timm', 'torchvision'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 def test_rates_are_those_of_the_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -19,6 +20,7 @@ from adcam.labeling.executor import (
     num_processors,
     one_thread,
     run_ahead,
+    spare_workers,
     submit_inline,
 )
 
@@ -161,3 +163,16 @@ def test_until_processes_are_up_their_threads_do_the_work() -> None:
                 assert text == b"x" * 100_000
             time.sleep(0.1)
         assert not own
+
+
+def test_processes_that_were_started_ahead_are_taken_and_the_others_ended() -> None:
+    before = set(multiprocessing.active_children())
+    with spare_workers(2, ["adcam.errors"]):
+        early = {child.pid for child in multiprocessing.active_children()} - {
+            child.pid for child in before
+        }
+        assert len(early) == 2
+        with WorkerPool(work, 1, on_crash=lambda *crash: crash) as pool:  # type: ignore[arg-type,return-value]
+            assert pool.submit(3).result() == (9, *pool.submit(0).result()[1:])
+            assert pool.submit(0).result()[1] in early
+    assert set(multiprocessing.active_children()) == before

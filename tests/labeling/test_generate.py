@@ -23,6 +23,7 @@ from adcam.cli import main
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.folder import load_folder
 from adcam.data.png import read_mask
+from adcam.labeling import executor
 from adcam.labeling import mask_maker as mask_maker_module
 from adcam.labeling import run as run_module
 from adcam.labeling.generate import default_workers, generate
@@ -708,6 +709,6 @@ def test_workers_by_default(
     workers: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run_module, "num_processors", lambda: processors)
+    monkeypatch.setattr(executor, "num_processors", lambda: processors)
     monkeypatch.setattr(labeler.map_maker, "device", torch.device(device))
     assert default_workers(labeler) == workers
