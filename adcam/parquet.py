@@ -18,6 +18,7 @@ TYPES = {
     "text": lambda pa: pa.string(),
     "texts": lambda pa: pa.list_(pa.string()),
     "bytes": lambda pa: pa.large_binary(),
+    "image": lambda pa: pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
     "number": lambda pa: pa.float64(),
     "integer": lambda pa: pa.int64(),
     "integers": lambda pa: pa.list_(pa.int64()),

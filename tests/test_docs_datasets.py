@@ -55,6 +55,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_commands_work(place: Path) -> None:
     pytest.importorskip("pycocotools")
+    pytest.importorskip("pyarrow")
     commands = re.findall(r"^\$ adcam ((?:.*\\\n)*.+)$", TEXT, flags=re.MULTILINE)
     for command in commands:
         assert main(shlex.split(command)) == 0, command

@@ -64,6 +64,49 @@ _CONVERTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "text files of Ultralytics -> masks",
         ("--out", "--classes", "--images"),
     ),
+    "masks-to-mmseg": (
+        "MASKS",
+        "masks -> folders and a data set's config for mmsegmentation, values 0 to K",
+        ("--out", "--classes", "--known-images", "--yolo-split", "--values"),
+    ),
+    "masks-to-hf": (
+        "MASKS",
+        "masks and images -> Parquet files that Hugging Face's datasets opens",
+        ("--out", "--classes", "--known-images", "--yolo-split", "--values"),
+    ),
+    "hf-to-masks": (
+        "DATASET",
+        "Parquet files of Hugging Face's datasets -> masks",
+        ("--out", "--classes", "--mask-column", "--values"),
+    ),
+    "masks-to-label-studio": (
+        "MASKS",
+        "masks -> tasks of Label Studio with pre-annotations",
+        (
+            *("--out", "--classes", "--known-images", "--image-suffix"),
+            *("--url-prefix", "--values"),
+        ),
+    ),
+    "label-studio-to-masks": (
+        "JSON",
+        "an export of Label Studio, brushes and polygons -> masks",
+        ("--out", "--classes"),
+    ),
+    "masks-to-cvat": (
+        "MASKS",
+        "masks -> CVAT for images 1.1, to upload as annotations",
+        ("--out", "--classes", "--known-images", "--image-suffix", "--values"),
+    ),
+    "cvat-to-masks": (
+        "XML",
+        "CVAT for images 1.1, masks and polygons -> masks",
+        ("--out", "--classes"),
+    ),
+    "maps-to-cams": (
+        "MAPS",
+        "our maps -> .npy files of IRN, PSA, CLIP-ES, PuzzleCAM or wsolevaluation",
+        ("--out", "--export-format", "--image-suffix"),
+    ),
     "unpack": (
         "PACKED",
         "masks and maps that were packed into Parquet files or tar archives -> an output folder",
@@ -134,6 +177,22 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--image-suffix": {"default": ".jpg", "metavar": "SUFFIX", "help": "default: %(default)s"},
     "--images": {"type": Path, "required": True, "metavar": "DIR", "help": "for the images' sizes"},
     "--format": CAM_FORMAT,
+    "--export-format": {
+        "dest": "cam_format",
+        "flag": "--format",
+        "choices": ("irn", "psa", "clip_es", "puzzlecam", "wsol"),
+        "default": "irn",
+        "help": "whose files (default: %(default)s)",
+    },
+    "--mask-column": {
+        "metavar": "NAME",
+        "help": "column of the masks (default: mask, label, annotation or labels)",
+    },
+    "--url-prefix": {
+        "default": "/data/local-files/?d=",
+        "metavar": "URL",
+        "help": "what stands before the path of an image (default: %(default)s)",
+    },
     "--threshold": {"metavar": "RULE", "help": "make masks: a background score, power:A or otsu"},
 }
 

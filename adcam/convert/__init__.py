@@ -11,6 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from adcam.convert.annotation_tools import (
+    convert_cvat_to_masks,
+    convert_label_studio_to_masks,
+    convert_masks_to_cvat,
+    convert_masks_to_label_studio,
+)
 from adcam.convert.cams import convert_cams
 from adcam.convert.data_sets import convert_coco, convert_sbd
 from adcam.convert.exchange import (
@@ -19,6 +25,7 @@ from adcam.convert.exchange import (
     convert_masks_to_yolo,
     convert_yolo_to_masks,
 )
+from adcam.convert.export_cams import convert_maps_to_cams
 from adcam.convert.labels import (
     convert_irn_labels,
     convert_label_table,
@@ -28,6 +35,11 @@ from adcam.convert.labels import (
 from adcam.convert.packed import convert_unpack
 from adcam.convert.recode import convert_recode_masks
 from adcam.convert.summary import Converted
+from adcam.convert.training_sets import (
+    convert_hf_to_masks,
+    convert_masks_to_hf,
+    convert_masks_to_mmseg,
+)
 from adcam.errors import AdcamError
 
 Converter: TypeAlias = Callable[..., Converted]
@@ -46,6 +58,14 @@ CONVERTERS: dict[str, Converter] = {
     "coco-to-masks": convert_coco_to_masks,
     "masks-to-yolo": convert_masks_to_yolo,
     "yolo-to-masks": convert_yolo_to_masks,
+    "masks-to-mmseg": convert_masks_to_mmseg,
+    "masks-to-hf": convert_masks_to_hf,
+    "hf-to-masks": convert_hf_to_masks,
+    "masks-to-label-studio": convert_masks_to_label_studio,
+    "label-studio-to-masks": convert_label_studio_to_masks,
+    "masks-to-cvat": convert_masks_to_cvat,
+    "cvat-to-masks": convert_cvat_to_masks,
+    "maps-to-cams": convert_maps_to_cams,
     "unpack": convert_unpack,
     "cams": convert_cams,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from adcam.convert.mask_source import MaskSource, find_masks
 from adcam.convert.per_image import (
@@ -325,6 +326,21 @@ def _format_data_yaml(root: Path, class_set: ClassSet) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def _read_data_yaml(labels: Path) -> ClassSet | None:
+    """The classes of the ``data.yaml`` above a folder of labels, ``None`` where there is none."""
+    folders = labels.resolve().parents[:2]
+    path = next((f / "data.yaml" for f in folders if (f / "data.yaml").is_file()), None)
+    if path is None:
+        return None
+    try:
+        names = yaml.safe_load(read_text(path, "a data.yaml of Ultralytics"))["names"]
+        if isinstance(names, dict):
+            names = [names[number] for number in range(len(names))]
+        return build_class_set(path.parent.name, tuple(map(str, names)))
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise AdcamError(f"{path}: its names are no list of classes from 0 ({error})") from error
+
+
 def convert_yolo_to_masks(
     labels: str | Path,
     out: str | Path,
@@ -339,7 +355,8 @@ def convert_yolo_to_masks(
     Args:
         labels: Folder of ``<id>.txt``.
         out: Folder for ``<id>.png``.
-        class_set: The classes, numbered from 0 in the text files; ``None`` for VOC's.
+        class_set: The classes, numbered from 0 in the text files; ``None`` takes the ``names`` of
+            ``data.yaml`` in a folder above, else VOC's.
         images: Folder of the images, whose sizes are needed.
         overwrite: Whether masks that are there are made again.
         progress: Whether progress is shown on standard error.
@@ -349,7 +366,7 @@ def convert_yolo_to_masks(
         OSError: A mask cannot be written.
     """
     text_of, path_of = find_files(labels, ".txt"), find_images(images)
-    classes = class_set or voc_class_set()
+    classes = class_set or _read_data_yaml(Path(labels)) or voc_class_set()
     if stray := [img_id for img_id in text_of if img_id not in path_of]:
         raise AdcamError(f"{images}: {len(stray)} text files have no image, such as {stray[0]!r}")
 

@@ -39,10 +39,15 @@ def write_score_map(folder: str | Path, image_id: str, score_map: np.ndarray) ->
         OSError: The file cannot be written.
     """
     path = Path(folder) / f"{check_relative(Path(folder), image_id)}.npy"
-    buffer = io.BytesIO()
-    np.save(buffer, _check(path, np.asarray(score_map)).astype(np.float64), allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, encode_score_map(_check(path, np.asarray(score_map))))
     return path
+
+
+def encode_score_map(score_map: np.ndarray) -> bytes:
+    """Encode a map (H, W) in [0, 1] as float64, the content of a file."""
+    buffer = io.BytesIO()
+    np.save(buffer, score_map.astype(np.float64), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def find_score_map(folder: str | Path, image_id: str) -> Path:

@@ -1,0 +1,172 @@
+"""CVAT's XML for images, version 1.1: masks as run lengths in their box, and polygons.
+
+A ``mask`` has ``left``, ``top``, ``width``, ``height`` and ``rle``: lengths of runs along the rows
+of the box, background first ("CVAT for images" in https://docs.cvat.ai).
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adcam.data.polygons import fill_polygon
+from adcam.data.text_tables import check_relative
+from adcam.data.xml_text import read_xml
+from adcam.errors import AdcamError
+from adcam.files import img_id_of
+from adcam.limits import read_limits
+from adcam.structures import ClassSet
+
+
+@dataclass(frozen=True)
+class CvatImage:
+    """One image of a file.
+
+    Attributes:
+        img_id: The image id, ``name`` without suffix.
+        hw: Height and width in pixels.
+        regions: The class and the pixels of each region, bool (H, W); what has a larger
+            ``z_order`` comes first.
+    """
+
+    img_id: str
+    hw: tuple[int, int]
+    regions: tuple[tuple[str, np.ndarray], ...]
+
+
+@dataclass(frozen=True)
+class CvatFile:
+    """What a file holds.
+
+    Attributes:
+        labels: The labels that its task defines, in their order.
+        images: The images, sorted by id.
+    """
+
+    labels: tuple[str, ...]
+    images: tuple[CvatImage, ...]
+
+
+def encode_image(
+    number: int, name: str, mask: np.ndarray, value_of: Mapping[str, int]
+) -> ET.Element:
+    """Make the element of an image, one mask for each class of it; 255 is left out.
+
+    Args:
+        number: The number of the image in the file.
+        name: Its file name below the folder of the images.
+        mask: The mask, uint8 (H, W).
+        value_of: The mask value of each class by name.
+    """
+    height, width = mask.shape
+    image = ET.Element("image", id=str(number), name=name, width=str(width), height=str(height))
+    for label, value in value_of.items():
+        region = mask == value
+        if not region.any():
+            continue
+        rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
+        box = region[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        ET.SubElement(
+            image,
+            "mask",
+            label=label,
+            source="auto",
+            occluded="0",
+            rle=", ".join(map(str, encode_runs(box))),
+            left=str(columns[0]),
+            top=str(rows[0]),
+            width=str(box.shape[1]),
+            height=str(box.shape[0]),
+            z_order="0",
+        )
+    return image
+
+
+def encode_file(images: list[ET.Element], class_set: ClassSet) -> bytes:
+    """Join the elements of images and the labels with their colours to the content of a file."""
+    root = ET.Element("annotations")
+    ET.SubElement(root, "version").text = "1.1"
+    labels = ET.SubElement(ET.SubElement(ET.SubElement(root, "meta"), "task"), "labels")
+    for name, value in class_set.value_of.items():
+        label = ET.SubElement(labels, "label")
+        ET.SubElement(label, "name").text = name
+        ET.SubElement(label, "color").text = "#{:02x}{:02x}{:02x}".format(*class_set.palette[value])
+        ET.SubElement(label, "type").text = "mask"
+        ET.SubElement(label, "attributes")
+    root.extend(images)
+    ET.indent(root)
+    return ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+
+
+def encode_runs(box: np.ndarray) -> list[int]:
+    """Lengths of the runs of a box, bool (h, w), along its rows, background first.
+
+    Example:
+        >>> encode_runs(np.array([[True, False], [False, True]]))
+        [0, 1, 2, 1]
+    """
+    flat = box.ravel()
+    changes = np.flatnonzero(np.diff(flat, prepend=False))
+    return np.diff([0, *changes, flat.size]).tolist()
+
+
+def read_cvat(path: str | Path) -> CvatFile:
+    """Read an export "CVAT for images 1.1"; masks and polygons count, other shapes do not.
+
+    Raises:
+        AdcamError: The file is no such XML, a shape is damaged, or two images have one name.
+    """
+    root = read_xml(path)
+    if root.tag != "annotations":
+        raise AdcamError(f"{path}: no annotations of CVAT for images, but {root.tag!r}")
+    labels = [(label.findtext("name") or "").strip() for label in root.iter("label")]
+    images: dict[str, CvatImage] = {}
+    for element in root.findall("image"):
+        try:
+            image = _read_image(element, Path(path))
+        except (KeyError, ValueError, TypeError) as error:
+            name = element.get("name")
+            raise AdcamError(f"{path}: image {name!r} is damaged: {error}") from error
+        if image.img_id in images:
+            raise AdcamError(f"{path}: two images are named {image.img_id!r}")
+        images[image.img_id] = image
+    return CvatFile(
+        tuple(dict.fromkeys(name for name in labels if name)),
+        tuple(images[img_id] for img_id in sorted(images)),
+    )
+
+
+def _read_image(element: ET.Element, path: Path) -> CvatImage:
+    name = check_relative(path, element.attrib["name"].replace("\\", "/"))
+    hw = (int(element.attrib["height"]), int(element.attrib["width"]))
+    if not 0 < hw[0] * hw[1] <= (most := read_limits().image_pixels):
+        raise AdcamError(f"{hw[0]}×{hw[1]} pixels; the limit is {most:,}")
+    # What lies above comes first; of equals, what was drawn later lies above.
+    shapes = [shape for shape in reversed(list(element)) if shape.tag in ("mask", "polygon")]
+    shapes.sort(key=lambda shape: -int(shape.get("z_order", "0")))
+    regions = [(shape.attrib["label"], _read_shape(shape, hw)) for shape in shapes]
+    return CvatImage(img_id_of(name), hw, tuple(regions))
+
+
+def _read_shape(shape: ET.Element, hw: tuple[int, int]) -> np.ndarray:
+    if shape.tag == "polygon":
+        pairs = [pair.split(",") for pair in shape.attrib["points"].split(";")]
+        points = np.array(pairs, dtype=np.float64)
+        if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+            raise AdcamError("a polygon is a list of x,y;x,y;…")
+        return fill_polygon(points.clip(0, (hw[1], hw[0])), hw)
+    left, top, width, height = (
+        int(shape.attrib[name]) for name in ("left", "top", "width", "height")
+    )
+    runs = [int(run) for run in shape.attrib["rle"].split(",")]
+    inside = 0 <= left <= left + width <= hw[1] and 0 <= top <= top + height <= hw[0]
+    if not inside or min(runs) < 0 or sum(runs) != width * height:
+        raise AdcamError(f"a mask of {sum(runs)} pixels in a box {left}, {top}, {width}×{height}")
+    region = np.zeros(hw, dtype=bool)
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    region[top : top + height, left : left + width] = flat.reshape(height, width)
+    return region
