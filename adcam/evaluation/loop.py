@@ -3,8 +3,9 @@
 The loop knows no task. It reads each image once, lets each network see each set of views of it
 once, and hands the maps of all methods to evaluators, which count what they are interested in
 (the idea of ``inference_on_dataset`` in detectron2's ``evaluation/evaluator.py``). The results are
-equal to the bit for any number of worker processes: every image is computed by itself with one
-thread, and what was counted is merged in the order of the images.
+equal to the bit for any number of worker processes: on a CPU every image is computed by itself with
+one thread, on a GPU in the same batches always, and what was counted is merged in the order of the
+images.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ import torch
 
 from adcam.data.dataset import ImageDataset
 from adcam.errors import AdcamError
-from adcam.evaluation.mapping import Classifier, ImageMapper, MappedImage, MapTargets, timed
+from adcam.evaluation.mapping import (
+    Classifier,
+    ImageMapper,
+    MappedImage,
+    MapTargets,
+    Wanted,
+    timed,
+)
 from adcam.labeling.executor import (
     WorkerCrash,
     WorkerPool,
@@ -47,7 +55,11 @@ MAX_WORKERS = 16
 
 T = TypeVar("T")
 
+BATCH_SIZE = 32
+"""Most images in a batch on a GPU."""
+
 _READERS = 4
+_STRETCH = 64  # images in a row that are searched for equal sizes on a GPU
 _WINDOW = 4  # images that a worker takes at once
 
 
@@ -205,6 +217,17 @@ class _Job:
         index, sample, seconds = read
         return self.mapper(index, sample, _wanted(self.evaluators, index), seconds), seconds
 
+    def map_batch(
+        self, images: Sequence[tuple[int, Sample, Counter[str]]], *, batch_size: int
+    ) -> list[tuple[MappedImage, Counter[str]]]:
+        """Make the maps of several images, those of equal input sizes together."""
+        wanted = [
+            Wanted(index, sample, _wanted(self.evaluators, index), seconds)
+            for index, sample, seconds in images
+        ]
+        mapped = self.mapper.map_batch(wanted, batch_size=batch_size)
+        return [(image, one.seconds) for image, one in zip(mapped, wanted, strict=True)]
+
     def map_and_count(self, indices: Sequence[int]) -> _Counted:
         """Read, map and count images, one after the other."""
         return _count((self.map(self.read(index)) for index in indices), self.evaluators)
@@ -248,13 +271,24 @@ def _run_whole(job: _Job, indices: Sequence[int], workers: int) -> Generator[_Co
 
 
 def _run_split(job: _Job, indices: Sequence[int], workers: int) -> Generator[_Counted, None, None]:
-    """Read in threads, run the networks in this process, and count in the workers."""
+    """Read in threads, run the networks in one of this process, and count in the workers.
+
+    On a GPU, images of equal input sizes in a stretch of the data share its passes: results depend
+    on the data, not on how the work is spread.
+    """
     count = partial(_count, evaluators=job.evaluators)
-    with ThreadPoolExecutor(_READERS) as readers:
+    size, stretch = (1, 1) if job.mapper.device.type == "cpu" else (BATCH_SIZE, _STRETCH)
+    with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(1) as lane:
         read = run_ahead(
-            lambda index: readers.submit(job.read, index), indices, max_ahead=4 * _READERS
+            lambda index: readers.submit(job.read, index), indices, max_ahead=stretch + 4 * _READERS
         )
-        windows = ([job.map(one)] for one in read)
+        stretches = iter(lambda: list(itertools.islice(read, stretch)), [])
+        mapped = run_ahead(
+            lambda images: lane.submit(job.map_batch, images, batch_size=size),
+            stretches,
+            max_ahead=2,
+        )
+        windows = ([one] for batch in mapped for one in batch)
         yield from _run(count, windows, workers, lambda mapped: mapped[0].sample.img_id)
 
 

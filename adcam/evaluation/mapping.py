@@ -16,6 +16,7 @@ import torch
 from adcam.cams import Method
 from adcam.data.score_maps import find_score_map, read_score_map
 from adcam.errors import AdcamError
+from adcam.labeling.inputs import plan_batches
 from adcam.labeling.map_maker import MapMaker, Network
 from adcam.masks.background import compute_bg_score, compute_mask, stack_probabilities
 from adcam.masks.crf import build_refinement
@@ -149,8 +150,34 @@ class MappedImage:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """An image whose maps are wanted.
+
+    Attributes:
+        index: The position of the image in its data set.
+        sample: The image.
+        wanted: The names of the methods.
+        seconds: Time by step, which is added to.
+    """
+
+    index: int
+    sample: Sample
+    wanted: Collection[str]
+    seconds: Counter[str]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the methods, as a set."""
+        return frozenset(self.wanted)
+
+
 class ImageMapper:
-    """Makes the maps of all methods of an image; a worker process gets it once."""
+    """Makes the maps of all methods of an image; a worker process gets it once.
+
+    Attributes:
+        device: The device that the networks run on.
+    """
 
     def __init__(
         self,
@@ -176,6 +203,7 @@ class ImageMapper:
             AdcamError: A network is not there, does not know a class of the data, or lacks blocks
                 that a method reads.
         """
+        self.device = device
         self._targets = targets
         self._stored = {spec.name: spec.score_maps for spec in specs if spec.score_maps}
         # Equal methods, with and without a CRF say, share one object and so their maps.
@@ -211,43 +239,81 @@ class ImageMapper:
             wanted: The names of the methods.
             seconds: Time by step, which is added to.
         """
-        found = {
-            name: self._read_stored(folder, sample)
-            for name, folder in self._stored.items()
-            if name in wanted
-        }
+        return self.map_batch([Wanted(index, sample, wanted, seconds)])[0]
+
+    def map_batch(self, images: Sequence[Wanted], *, batch_size: int = 1) -> list[MappedImage]:
+        """Make the maps of several images; those of equal input sizes share a pass of a network.
+
+        Args:
+            images: The images with what is wanted of each.
+            batch_size: Most images in a pass. The last bits of a result depend on how many share
+                it.
+        """
+        found = [
+            {
+                name: self._read_stored(folder, image.sample)
+                for name, folder in self._stored.items()
+                if name in image.names
+            }
+            for image in images
+        ]
         for data_ids, names, maker in self._groups:
-            if chosen := [name for name in names if name in wanted]:
-                found |= self._make(maker, data_ids, sample, chosen, seconds)
-        return MappedImage(index, sample, found)
+            asked = [i for i, image in enumerate(images) if not image.names.isdisjoint(names)]
+            inputs = [maker.resizer(images[i].sample.img) for i in asked]
+            for places in plan_batches(inputs, batch_size):
+                batch = [images[asked[place]] for place in places]
+                made = self._make(
+                    maker, data_ids, names, batch, [inputs[place] for place in places]
+                )
+                for place, of_image in zip(places, made, strict=True):
+                    found[asked[place]] |= of_image
+        return [
+            MappedImage(image.index, image.sample, maps)
+            for image, maps in zip(images, found, strict=True)
+        ]
 
     def _make(
         self,
         maker: MapMaker,
         data_ids: Mapping[int, int],
-        sample: Sample,
         names: Sequence[str],
-        seconds: Counter[str],
-    ) -> dict[str, MethodMaps]:
-        with timed(seconds, "network"):
-            passes = maker.run([sample.img])
-            scores = passes.compute_scores()[0]
-        top = np.argsort(-scores, kind="stable").tolist()[: self._targets.top_k]
-        given = [i for i, data_id in data_ids.items() if data_id in (sample.class_ids or ())]
-        made: dict[int, MethodMaps] = {}
-        with timed(seconds, "methods"):
-            for method in (self._methods[name] for name in names):
-                if id(method) not in made:
-                    (maps,) = maker.compute_maps(
-                        passes,
-                        [[*given, *top]],
-                        [sample.img],
-                        method=method,
-                        map_hw=self._targets.map_hw,
-                    )
-                    confidence = float(scores[given].min()) if given else None
-                    made[id(method)] = _rename_classes(maps, data_ids, top, confidence)
-        return {name: made[id(self._methods[name])] for name in names}
+        batch: Sequence[Wanted],
+        inputs: Sequence[Sequence[torch.Tensor]],
+    ) -> list[dict[str, MethodMaps]]:
+        """The maps of images of equal input sizes by the methods that each asks one network for."""
+        start = time.perf_counter()
+        passes = maker.run_inputs(inputs)
+        scores = passes.compute_scores()
+        between = time.perf_counter()
+        tops = np.argsort(-scores, axis=1, kind="stable")[:, : self._targets.top_k].tolist()
+        given = [
+            [i for i, data_id in data_ids.items() if data_id in (image.sample.class_ids or ())]
+            for image in batch
+        ]
+        made: dict[int, list[MethodMaps]] = {}
+        for name in names:
+            method = self._methods[name]
+            if id(method) in made or not any(name in image.names for image in batch):
+                continue
+            maps = maker.compute_maps(
+                passes,
+                [[*ids, *top] for ids, top in zip(given, tops, strict=True)],
+                [image.sample.img for image in batch],
+                method=method,
+                map_hw=self._targets.map_hw,
+            )
+            made[id(method)] = [
+                _rename_classes(of_image, data_ids, top, float(probs[ids].min()) if ids else None)
+                for of_image, top, probs, ids in zip(maps, tops, scores, given, strict=True)
+            ]
+        for image in batch:
+            image.seconds["network"] += (between - start) / len(batch)  # type: ignore[assignment]
+            spent = (time.perf_counter() - between) / len(batch)
+            image.seconds["methods"] += spent  # type: ignore[assignment]
+        return [
+            {name: made[id(self._methods[name])][place] for name in names if name in image.names}
+            for place, image in enumerate(batch)
+        ]
 
     def _read_stored(self, folder: str, sample: Sample) -> MethodMaps:
         image_id = path_below_root(sample, self._targets.image_root)

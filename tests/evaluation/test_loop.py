@@ -21,7 +21,7 @@ from adcam.data.sources import build_dataset
 from adcam.evaluation import loop
 from adcam.evaluation.compare import MethodComparison, compare_methods, format_csv
 from adcam.evaluation.loop import LoopOptions, evaluate
-from adcam.evaluation.mapping import MappedImage, MaskChoice
+from adcam.evaluation.mapping import ImageMapper, MappedImage, MapTargets, MaskChoice, Wanted
 from adcam.evaluation.mask_folder import build_labeler
 from adcam.evaluation.pictures import Pictures
 from adcam.labeling.generate import generate
@@ -332,3 +332,36 @@ def test_a_network_may_order_its_classes_otherwise(
         for network in (classifier, other)
     ]
     assert format_csv(results[0], known) == format_csv(results[1], known)
+
+
+def test_images_of_one_size_share_the_passes_of_a_gpu(
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same mapper, image by image and in batches; what is asked of each may differ."""
+    images, sizes = splits[1], []
+    # Not AD-CAM: random weights attend to everything alike, and its maps would be of rounding.
+    specs = [*SPECS[:2], MethodSpec("two scales", "ts_cam", views=TWO)]
+    cpu = torch.device("cpu")
+    mapper = ImageMapper(
+        specs, {"": classifier}, images.class_set, MapTargets(), device=cpu, dtype=torch.float32
+    )
+    token_maps = TokenCAM.token_maps
+
+    def count(self: TokenCAM, inputs: torch.Tensor, **options: Any) -> Any:
+        sizes.append(len(inputs))
+        return token_maps(self, inputs, **options)
+
+    monkeypatch.setattr(TokenCAM, "token_maps", count)
+    names = [[spec.name for spec in specs], ["CAM"], ["two scales"]]
+    asked = [Wanted(i, images[i], names[i % 3], Counter()) for i in range(len(images))]
+    together = mapper.map_batch(asked, batch_size=4)
+    assert sizes[:2] == [4, 2] and max(sizes[2:]) == 8  # mirrored
+    for image, one in zip(together, asked, strict=True):
+        alone = mapper(one.index, one.sample, one.wanted, Counter())
+        assert image.index == alone.index and image.maps.keys() == alone.maps.keys()
+        assert set(one.seconds) == {"network", "methods"}
+        for name, maps in image.maps.items():
+            assert maps.class_ids == alone.maps[name].class_ids
+            np.testing.assert_allclose(maps.score_maps, alone.maps[name].score_maps, atol=1e-5)
