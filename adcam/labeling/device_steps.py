@@ -30,8 +30,8 @@ from adcam.labeling.steps import (
     NO_IMG,
     Decoded,
     Failed,
-    Job,
     Made,
+    Making,
     Mapped,
     infer_window,
     is_of_image,
@@ -157,7 +157,7 @@ class DeviceSteps:
         batch_size: Most images in a batch.
     """
 
-    def __init__(self, labeler: PseudoLabeler, job: Job, *, batch_size: int) -> None:
+    def __init__(self, labeler: PseudoLabeler, job: Making, *, batch_size: int) -> None:
         self._labeler = labeler
         self._job = job
         self._batch_size = batch_size

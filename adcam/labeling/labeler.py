@@ -6,7 +6,9 @@ import base64
 import hashlib
 import html
 import io
+import itertools
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +25,11 @@ from adcam.data.png import write_mask
 from adcam.data.sources import build_classes
 from adcam.errors import AdcamError
 from adcam.files import to_plain
-from adcam.labeling.inputs import plan_batches
+from adcam.labeling.device_steps import DeviceSteps
+from adcam.labeling.executor import one_thread, run_ahead
 from adcam.labeling.map_maker import MapMaker, Network, resolve_device
-from adcam.labeling.mask_maker import MaskMaker, resize_maps
+from adcam.labeling.mask_maker import MaskMaker, resize_maps, resize_mask
+from adcam.labeling.steps import Decoded, Failed, Made, MaskMaking, Task, make
 from adcam.masks.background import DEFAULT_RULE, BackgroundRule, parse_rule
 from adcam.masks.crf import CRF_BACKENDS, CRF_PARAMS
 from adcam.models.classifier_file import load_classifier
@@ -59,8 +63,9 @@ ImageLike: TypeAlias = str | Path | np.ndarray | Image.Image
 Labels: TypeAlias = Sequence[str] | None
 """Names of the classes in an image; ``None`` where they are not known."""
 
-_BATCH_SIZE = 8  # images, on a GPU
-_WINDOW = 4  # batches
+_BATCH_SIZE = 32  # images, on a GPU
+_READERS = 4
+_STRETCH = 128  # images of a list that are searched for equal sizes
 
 DEFAULT_LABEL_THRESHOLD = 0.5
 """The probability from which a class counts as present where nobody chose another."""
@@ -342,8 +347,9 @@ class PseudoLabeler:
         )
 
     @property
-    def _batch_size(self) -> int:
-        return 1 if self.device.type == "cpu" else _BATCH_SIZE
+    def _has_lanes(self) -> bool:
+        """Whether images of a list go through the lanes of a GPU."""
+        return self.device.type != "cpu"
 
     @property
     def device(self) -> torch.device:
@@ -602,47 +608,67 @@ class PseudoLabeler:
             AdcamError: A label is no class, or the array is no image.
         """
         if not isinstance(image, list | tuple):
-            return self._label([image], [labels])[0]
+            return self._label(image, labels)
         each = [None] * len(image) if labels is None else labels
         if isinstance(each, str) or len(each) != len(image):
             raise AdcamError(
                 f"a list of {len(image)} images needs a list with the labels of each, got "
                 f"{labels!r:.80}"
             )
-        size = self._batch_size
-        return PseudoLabels(
-            label
-            for start in range(0, len(image), _WINDOW * size)
-            for label in self._label(
-                image[start : start + _WINDOW * size], each[start : start + _WINDOW * size], size
-            )
-        )
+        if self._has_lanes:
+            return PseudoLabels(self._label_in_lanes(image, each))
+        return PseudoLabels(self._label(*one) for one in zip(image, each, strict=True))
 
-    def _label(
-        self, images: Sequence[ImageLike], labels: Sequence[Labels], batch_size: int = 1
+    def _label(self, image: ImageLike, labels: Labels) -> PseudoLabel:
+        """Label an image by itself."""
+        given = None if labels is None else self.find_class_ids(labels)
+        img = convert_image(image)
+        small = fit_pixels(img, self.options.max_pixels)
+        passes = self.map_maker.run([small])
+        (scores,) = passes.compute_scores()
+        class_ids = self.predict_class_ids(scores) if given is None else given
+        (maps,) = self.map_maker.compute_maps(passes, [class_ids], [small])
+        mask = self.mask_maker(maps, small, (img.shape[0], img.shape[1]))
+        return PseudoLabel(small, self.class_set, maps, mask, scores)
+
+    def _label_in_lanes(
+        self, images: Sequence[ImageLike], labels: Sequence[Labels]
     ) -> list[PseudoLabel]:
-        """Label a few images, those of equal input sizes together."""
+        """Label images on a GPU as ``adcam generate`` does, those of equal input sizes together."""
         given = [None if names is None else self.find_class_ids(names) for names in labels]
-        imgs = [convert_image(image) for image in images]
-        small = [fit_pixels(img, self.options.max_pixels) for img in imgs]
-        inputs = [self.map_maker.make_inputs(img) for img in small]
+        shown: dict[int, np.ndarray] = {}
+        resizer = self.map_maker.resizer
+
+        def read(index: int) -> Decoded:
+            img = convert_image(images[index])
+            small = shown[index] = fit_pixels(img, self.options.max_pixels)
+            task = Task(index, f"image {index}", Path(), given[index])
+            return Decoded(task, small, (img.shape[0], img.shape[1]), resizer(small), {})
+
+        making = MaskMaking(self.mask_maker)
         results: dict[int, PseudoLabel] = {}
-        for batch in plan_batches(inputs, batch_size):
-            passes = self.map_maker.run_inputs([inputs[i] for i in batch])
-            scores = passes.compute_scores()
-            class_ids = [
-                self.predict_class_ids(probs) if (ids := given[i]) is None else ids
-                for i, probs in zip(batch, scores, strict=True)
-            ]
-            batch_maps = self.map_maker.compute_maps(passes, class_ids, [small[i] for i in batch])
-            masks = self.mask_maker.make_batch(
-                batch_maps,
-                [small[i] for i in batch],
-                [(imgs[i].shape[0], imgs[i].shape[1]) for i in batch],
+        with one_thread(), ThreadPoolExecutor(_READERS) as readers:
+            read_ahead = run_ahead(
+                lambda i: readers.submit(read, i), range(len(images)), max_ahead=_STRETCH
             )
-            for i, maps, mask, probs in zip(batch, batch_maps, masks, scores, strict=True):
-                results[i] = PseudoLabel(small[i], self.class_set, maps, mask, probs)
-        return [results[i] for i in range(len(images))]
+            stretches = iter(lambda: list(itertools.islice(read_ahead, _STRETCH)), [])
+            for batch in DeviceSteps(self, making, batch_size=_BATCH_SIZE).run(stretches):
+                for image in batch:
+                    made = image if isinstance(image, Made) else make(image, making)
+                    if isinstance(made, Failed):
+                        raise AdcamError(f"{made.task.img_id}: {made.error}")
+                    index, found = made.task.index, made.image
+                    # A copy: the memory that a GPU writes to is scarce.
+                    maps = ClassMaps(found.maps.class_ids, found.maps.score_maps.copy())
+                    mask = resize_mask(made.result.mask, found.ori_hw).copy()
+                    results[index] = PseudoLabel(
+                        shown[index],
+                        self.class_set,
+                        maps,
+                        replace(made.result, mask=mask),
+                        found.scores.copy(),
+                    )
+        return [results[index] for index in range(len(images))]
 
     def find_class_ids(self, labels: Sequence[str]) -> tuple[int, ...]:
         """Return the ascending ids of class names.

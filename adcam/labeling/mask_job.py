@@ -21,7 +21,7 @@ from adcam.labeling.output_folder import (
     require_folder,
     result_files,
 )
-from adcam.labeling.steps import Mapped, Task, describe_classes
+from adcam.labeling.steps import Mapped, MaskMaking, Task, describe_classes
 from adcam.structures import ClassSet, PseudoMask
 
 
@@ -64,17 +64,17 @@ class MaskJob:
         """Find where the mask and the maps of an image belong."""
         return result_files(self.folder, task.img_id)
 
+    @property
+    def _making(self) -> MaskMaking:
+        return MaskMaking(self.mask_maker, self.needs_maps)
+
     def make(self, image: Mapped) -> PseudoMask:
         """Make the mask of an image."""
-        return self.mask_maker(image.maps, image.img, image.ori_hw)
+        return self._making.make(image)
 
     def make_batch(self, images: Sequence[Mapped]) -> list[PseudoMask]:
-        """Make the masks of several images, their CRFs together on a GPU."""
-        return self.mask_maker.make_batch(
-            [image.maps for image in images],
-            [image.img for image in images],
-            [image.ori_hw for image in images],
-        )
+        """Make the masks of several images, together on a GPU."""
+        return self._making.make_batch(images)
 
     def write(self, image: Mapped, result: PseudoMask) -> dict[str, Any]:
         """Write mask and maps, and return the entry of the manifest."""

@@ -20,10 +20,11 @@ import torch
 from adcam.data.images import fit_pixels, read_image
 from adcam.data.packed_images import PackedImage
 from adcam.labeling.inputs import Resizer, plan_batches
-from adcam.structures import ClassMaps
+from adcam.structures import ClassMaps, PseudoMask
 
 if TYPE_CHECKING:
     from adcam.labeling.labeler import PseudoLabeler
+    from adcam.labeling.mask_maker import MaskMaker
 
 Seconds: TypeAlias = Mapping[str, float]
 
@@ -129,8 +130,8 @@ class Finished:
     seconds: Seconds
 
 
-class Job(Protocol):
-    """What becomes of an image once its class maps are there; it goes to other processes."""
+class Making(Protocol):
+    """What becomes of the class maps of an image."""
 
     @property
     def step(self) -> str:
@@ -139,20 +140,12 @@ class Job(Protocol):
 
     @property
     def device(self) -> str:
-        """Where that step computes: ``"cpu"``, or the device of the network."""
+        """Where that step computes: ``"cpu"``, or the device of the network, for masks."""
         ...
 
     @property
     def needs_maps(self) -> bool:
-        """Whether :meth:`write` reads the maps, so that they must leave the device."""
-        ...
-
-    def find_files(self, task: Task) -> Mapping[str, Path]:
-        """Find the files of an image's result, by the manifest key that holds their hash.
-
-        Raises:
-            AdcamError: The image cannot have such files; the message says why.
-        """
+        """Whether somebody reads the maps afterwards, so that they must leave the device."""
         ...
 
     def make(self, image: Mapped) -> Any:
@@ -171,6 +164,18 @@ class Job(Protocol):
         """
         ...
 
+
+class Job(Making, Protocol):
+    """What becomes of an image once its class maps are there; it goes to other processes."""
+
+    def find_files(self, task: Task) -> Mapping[str, Path]:
+        """Find the files of an image's result, by the manifest key that holds their hash.
+
+        Raises:
+            AdcamError: The image cannot have such files; the message says why.
+        """
+        ...
+
     def write(self, image: Mapped, result: Any) -> dict[str, Any]:
         """Write the files of an image and return its manifest entry.
 
@@ -179,6 +184,41 @@ class Job(Protocol):
             OSError: A file cannot be written.
         """
         ...
+
+
+@dataclass(frozen=True)
+class MaskMaking:
+    """Class maps become masks, which somebody keeps with them.
+
+    Attributes:
+        mask_maker: Turns maps into a mask.
+        needs_maps: As for :class:`Making`.
+    """
+
+    mask_maker: MaskMaker
+    needs_maps: bool = True
+
+    @property
+    def step(self) -> str:
+        """Everything from maps to mask, with or without a CRF."""
+        return "crf"
+
+    @property
+    def device(self) -> str:
+        """Where masks are made."""
+        return self.mask_maker.device
+
+    def make(self, image: Mapped) -> PseudoMask:
+        """Make the mask of an image."""
+        return self.mask_maker(image.maps, image.img, image.ori_hw)
+
+    def make_batch(self, images: Sequence[Mapped]) -> list[PseudoMask]:
+        """Make the masks of several images, together on a GPU."""
+        return self.mask_maker.make_batch(
+            [image.maps for image in images],
+            [image.img for image in images],
+            [image.ori_hw for image in images],
+        )
 
 
 def decode(task: Task, labeler: PseudoLabeler) -> Decoded | Failed:
@@ -266,7 +306,7 @@ def infer_batch(batch: Sequence[Decoded], labeler: PseudoLabeler) -> list[Mapped
     ]
 
 
-def make(image: Mapped | Failed, job: Job) -> Made | Failed:
+def make(image: Mapped | Failed, job: Making) -> Made | Failed:
     """Do the job's own step: background rule and CRF, or boxes."""
     if isinstance(image, Failed):
         return image
@@ -279,7 +319,7 @@ def make(image: Mapped | Failed, job: Job) -> Made | Failed:
     return Made(replace(image, img=NO_IMG), result, seconds)
 
 
-def make_window(images: Sequence[Mapped | Failed], job: Job) -> list[Made | Failed]:
+def make_window(images: Sequence[Mapped | Failed], job: Making) -> list[Made | Failed]:
     """Do the job's own step on a few images, together unless it computes on the CPU.
 
     What fails for all of them, for lack of memory say, is tried again with each image alone.

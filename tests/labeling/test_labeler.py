@@ -28,7 +28,7 @@ from adcam.labeling.labeler import (
     hash_network,
     options_from_settings,
 )
-from adcam.labeling.map_maker import MapMaker, Passes
+from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.mask_maker import DeviceMaps, MaskMaker, resize_maps
 from adcam.masks.background import BackgroundRule, find_threshold, parse_rule
 from adcam.models.classifier_file import load_classifier
@@ -170,7 +170,7 @@ def test_a_damaged_pillow_image_is_an_image_error(tmp_path: Path, img: np.ndarra
 
 
 def test_a_list_gives_what_each_image_gives(
-    tiny_checkpoint: Path, img: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, img: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Maps of attention that random weights make are all but constant: rounding decides there.
     labeler = load(tiny_checkpoint, method="cam")
@@ -178,15 +178,15 @@ def test_a_list_gives_what_each_image_gives(
     labels = [["cat"], [], None, "dog"]
     expected = [labeler(one, names) for one, names in zip(imgs, labels, strict=True)]
     sizes: list[int] = []
-    run_inputs = MapMaker.run_inputs
+    forward = MapMaker.forward
 
-    def count(self: MapMaker, inputs: Any) -> Passes:
-        sizes.append(len(inputs))
-        return run_inputs(self, inputs)
+    def count(self: MapMaker, *batches: torch.Tensor) -> Any:
+        sizes.append(len(batches[0]))
+        return forward(self, *batches)
 
-    monkeypatch.setattr(MapMaker, "run_inputs", count)
-    for size in (1, 2):  # as on a CPU, and as on a GPU
-        monkeypatch.setattr(PseudoLabeler, "_batch_size", property(lambda self, n=size: n))
+    monkeypatch.setattr(MapMaker, "forward", count)
+    for has_lanes in (False, True):  # as on a CPU, and as on a GPU
+        monkeypatch.setattr(PseudoLabeler, "_has_lanes", has_lanes)
         results = labeler(imgs, labels)
         for result, one in zip(results, expected, strict=True):
             assert list(result.maps) == list(one.maps)
@@ -194,9 +194,12 @@ def test_a_list_gives_what_each_image_gives(
                 result.class_maps.score_maps, one.class_maps.score_maps, atol=1e-5
             )
             assert (result.mask == one.mask).mean() > 0.99
-            if size == 1:
+            if not has_lanes:
                 np.testing.assert_array_equal(result.mask, one.mask)
-    assert sizes == [1] * 4 + [2, 1, 1]
+    assert sizes == [1] * 4 + [3, 1]
+    spoiled = [imgs[0], tmp_path / "missing.jpg"]
+    with pytest.raises(ImageError, match="missing"):
+        labeler(spoiled)
     assert labeler([]) == [] and len(labeler((img,))) == 1
     for wrong in (["cat"], "cat"):
         with pytest.raises(AdcamError, match="4 images needs a list with the labels of each"):
