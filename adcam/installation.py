@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import itertools
 import os
 import platform
+import re
 import sys
 import warnings
 from importlib import metadata
@@ -65,22 +67,23 @@ def find_config(name: str | Path) -> Path:
 
     Args:
         name: A path as the user wrote it. Where no such file exists, it is looked up among the
-            configs of this project; the folder ``configs/`` in front and ``.py`` at the end may be
-            left out.
+            configs of this project; the folder ``configs/`` in front, ``.py`` at the end, and
+            before it length and data set (``_60e_voc12``) may be left out.
 
     Raises:
         AdcamError: Neither exists; the message names configs of similar names.
 
     Example:
-        >>> find_config("voc12/adcam_deit-small_60e_voc12").name
+        >>> find_config("voc12/adcam_deit-small").name
         'adcam_deit-small_60e_voc12.py'
     """
     if Path(name).is_file():
         return Path(name)
     asked = Path(name).as_posix().removeprefix("configs/").removesuffix(".py")
-    shipped = _shipped_configs()
-    if asked in shipped:
-        return shipped[asked]
+    shipped = list_configs()
+    short = {shorten_config_name(key): path for key, path in shipped.items()}
+    if asked in shipped or asked in short:
+        return shipped[asked] if asked in shipped else short[asked]
     message = f"{name}: no such config"
     if Path(name).is_dir():
         message += "; this is a folder, and a config is a .py file"
@@ -90,10 +93,40 @@ def find_config(name: str | Path) -> Path:
     ]
     if close:
         message += f"; did you mean {' or '.join(close)}?"
-    raise AdcamError(message)
+    raise AdcamError(f"{message} `adcam configs` lists all" if close else f"{message}; {_LISTED}")
 
 
-def _shipped_configs() -> dict[str, Path]:
+_LISTED = "name a file, or one that `adcam configs` lists; `adcam init` writes one for you"
+
+
+def shorten_config_name(name: str) -> str:
+    """The name of a config without the length of its training and its data set.
+
+    Example:
+        >>> shorten_config_name("voc12/adcam_deit-small_60e_voc12")
+        'voc12/adcam_deit-small'
+    """
+    return re.sub(r"_\d+[ek]_[\w-]+$", "", name)
+
+
+def read_summary(config: Path) -> str:
+    """The first sentence of the comment that a config begins with, ``""`` if there is none."""
+    lines = config.read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    text = " ".join(line.lstrip("# ") for line in comment)
+    return re.split(r"\.(?:\s|$)|; |(?<!`): ", text, maxsplit=1)[0]
+
+
+def find_config_command(name: str, config: Path) -> str:
+    """The command that a config of this project is made for, such as ``"compare"``."""
+    if name.startswith("seg/"):
+        return "segment train"
+    text = config.read_text(encoding="utf-8")
+    found = (key for key in ("recipe", "compare") if re.search(rf"(?m)^{key} = ", text))
+    return {"recipe": "run", "compare": "compare"}.get(next(found, ""), "train")
+
+
+def list_configs() -> dict[str, Path]:
     """Paths of this project's configs by name, such as ``voc12/adcam_deit-tiny_60e_voc12``."""
     folder = next((folder for folder in _CONFIG_FOLDERS if folder.is_dir()), None)
     if folder is None:
@@ -101,7 +134,8 @@ def _shipped_configs() -> dict[str, Path]:
     return {
         path.relative_to(folder).with_suffix("").as_posix(): path
         for path in sorted(folder.rglob("*.py"))
-        if "_base_" not in path.parts
+        # The last is read by tools/pretrain_shapes.py alone.
+        if "_base_" not in path.parts and path.name != "pretrain_vit.py"
     }
 
 

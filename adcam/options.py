@@ -6,7 +6,9 @@ Sections of configs, the options of methods, of InCA and of networks are all che
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -274,6 +276,27 @@ def describe_type(hint: Any) -> str:
     if origin is not None and issubclass(origin, Mapping):
         return "keys and values"
     return _WORDS.get(hint, "a section")
+
+
+def read_meanings(kind: type) -> dict[str, str]:
+    """What each field of a dataclass means: the entries under *Attributes*, each on one line.
+
+    Args:
+        kind: The class; those that it inherits from are read too.
+
+    Example:
+        >>> from adcam.settings import TrainSettings
+        >>> read_meanings(TrainSettings)["epochs"]
+        'How many times all training images are seen.'
+    """
+    found = {}
+    for base in reversed(kind.__mro__):
+        text = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+        for entry in re.split(r"\n(?=    \w)", "\n" + text.partition("\n\n")[0]):
+            name, colon, meaning = entry.strip().partition(":")
+            if colon and name.isidentifier():
+                found[name] = " ".join(meaning.split())
+    return found
 
 
 _WORDS: dict[Any, str] = {

@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any, get_type_hints
 
 from adcam.cams import METHODS
-from adcam.options import describe_range, describe_type, read_choices
+from adcam.options import describe_range, describe_type, read_choices, read_meanings
 from adcam.settings import (
     ConfigSettings,
     DataSettings,
@@ -87,7 +87,7 @@ def find_default(kind: Any, name: str) -> Any:
 
 def describe_class(name: str, kind: Any, *, level: int = 3) -> list[str]:
     """A table of the keys of a section."""
-    meanings = read_attributes(kind)
+    meanings = {key: to_markdown(text) for key, text in read_meanings(kind).items()}
     hints = get_type_hints(kind)
     summary = (inspect.getdoc(kind) or "").partition("\n\n")[0].replace("\n", " ")
     rows = [
@@ -98,19 +98,6 @@ def describe_class(name: str, kind: Any, *, level: int = 3) -> list[str]:
     ]
     table = "| key | type and range | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
     return [f"{'#' * level} {name}\n\n{to_markdown(summary)}\n\n{table}\n"]
-
-
-def read_attributes(kind: Any) -> dict[str, str]:
-    """The entries under *Attributes* of a docstring by name, each on one line."""
-    inherited = {}
-    for base in reversed(kind.__mro__):
-        text = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
-        text = text.partition("\n\n")[0]
-        for entry in re.split(r"\n(?=    \w)", "\n" + text):
-            name, colon, meaning = entry.strip().partition(":")
-            if colon and name.isidentifier():
-                inherited[name] = to_markdown(" ".join(meaning.split()))
-    return inherited
 
 
 def to_markdown(text: str) -> str:

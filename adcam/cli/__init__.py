@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from adcam.cli import (
     boxes,
     calibrate,
     compare,
+    config,
+    configs,
     convert,
     demo,
     evaluate,
@@ -67,6 +70,8 @@ _COMMANDS = (
     segment,
     run,
     report,
+    configs,
+    config,
     info,
 )
 
@@ -122,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 complete(args)
             _check_inputs(args)
             code: int = args.run(args)
+    except BrokenPipeError:  # `adcam configs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
     except (AdcamError, OSError) as error:
         if args.debug:
             raise
