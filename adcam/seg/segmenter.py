@@ -103,7 +103,6 @@ class Segmenter(EncoderDecoder):
             for img, target in zip(data["img"], data["target"], strict=True)
         ]
 
-    @torch.no_grad()
     def compute_probabilities(self, img: np.ndarray, views: SegViews | None = None) -> np.ndarray:
         """Compute the class probabilities of an image.
 
@@ -114,10 +113,26 @@ class Segmenter(EncoderDecoder):
         Returns:
             float32 (C, H, W), background first, summing to 1 over the first axis.
         """
+        return self.compute_on_device([img], views)[0].cpu().numpy()
+
+    @torch.no_grad()
+    def compute_on_device(
+        self, imgs: Sequence[np.ndarray], views: SegViews | None = None
+    ) -> Tensor:
+        """As :meth:`compute_probabilities`, of images of one size, where the network is.
+
+        Args:
+            imgs: RGB uint8 (H, W, 3) each.
+            views: The views to test, by default those the network was built with.
+
+        Returns:
+            float32 (images, C, H, W).
+        """
         views = views or self._views
-        ori_hw = (img.shape[0], img.shape[1])
-        pixels = torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1)))[None]
-        pixels = self._normalise(pixels.to(self.data_preprocessor.mean.device).float())
+        ori_hw = (imgs[0].shape[0], imgs[0].shape[1])
+        stacked = np.stack([img.transpose(2, 0, 1) for img in imgs])
+        pixels = torch.from_numpy(stacked).to(self.data_preprocessor.mean.device)
+        pixels = self._normalise(pixels.float())
         total = pixels.new_zeros(())
         for hw in views.sizes(ori_hw):
             inputs = F.interpolate(pixels, hw, mode="bilinear", align_corners=False, antialias=True)
@@ -125,11 +140,11 @@ class Segmenter(EncoderDecoder):
             for mirrored in (False, True) if views.flip else (False,):
                 view = inputs.flip(3) if mirrored else inputs
                 with self._autocast(view):
-                    logits = self.inference(view, [dict(meta)])
+                    logits = self.inference(view, [dict(meta) for _ in imgs])
                 logits = logits.flip(3) if mirrored else logits
                 logits = F.interpolate(logits.float(), ori_hw, mode="bilinear", align_corners=False)
                 total = total + logits.softmax(dim=1)
-        return (total / total.sum(dim=1, keepdim=True))[0].cpu().numpy()
+        return total / total.sum(dim=1, keepdim=True)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """What ``SegDataPreProcessor`` does, for pixels that are RGB already."""

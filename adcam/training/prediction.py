@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,12 @@ from adcam.data.sources import build_dataset, find_class_set
 from adcam.errors import AdcamError
 from adcam.files import hash_file, hash_values, write_json
 from adcam.installation import why_not_importable
+from adcam.labeling.executor import run_ahead
+from adcam.labeling.map_maker import to_host
 from adcam.labeling.output_folder import MASK_DIR, OutputFolder, describe_files, relative_path
-from adcam.masks.crf import refine
+from adcam.masks.crf import refine, refine_batch
 from adcam.metrics.miou import MeanIoU, name_classes
+from adcam.ops.dense_crf import available_backends
 from adcam.progress import track
 from adcam.settings import SegmentationSettings
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
@@ -33,6 +39,9 @@ from adcam.training.segmenter_file import (
 from adcam.version import __version__
 
 _LIKELY = 0.05
+_BATCH_SIZE = 8  # images of one size on a GPU
+_STRETCH = 32  # images in a row that are searched for equal sizes there
+_THREADS = 4  # that read, and that write
 
 
 def test_segmenter(
@@ -182,6 +191,9 @@ class Predictor:
         load_segmenter(self._segmenter, checkpoint, class_set)
         self._segmenter.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._values = value_of_index(class_set)
+        # Without kernels, the CRF is faster on the CPU.
+        has_crf, reason = self._test.crf != "none", available_backends()["triton"]
+        self._is_on_device = torch.cuda.is_available() and not (has_crf and reason)
         values = settings.to_dict()
         self.description = {
             "adcam": __version__,
@@ -202,11 +214,8 @@ class Predictor:
             AdcamError: Its labels are to be kept to, and it has none.
         """
         prob = self._segmenter.compute_probabilities(sample.img)
-        indices = np.arange(len(prob))
-        if self._test.labels == "given":
-            if sample.class_ids is None:
-                raise AdcamError(f"image {sample.img_id!r} has no labels to keep to")
-            indices = np.array([0, *(i + 1 for i in sample.class_ids)])
+        indices = self._find_indices(sample, len(prob))
+        if len(indices) < len(prob):
             prob = prob[indices] / prob[indices].sum(axis=0)
         if (crf := self._test.crf) != "none":
             # The time of a CRF grows with its labels, and one that no pixel believes in never wins.
@@ -217,6 +226,57 @@ class Predictor:
         mask = self._values[indices[prob.argmax(axis=0)]]
         mask[prob.max(axis=0) < self._test.min_prob] = IGNORE_INDEX
         return mask
+
+    @property
+    def stretch(self) -> int:
+        """The number of samples that :meth:`predict` is best given at once."""
+        return _STRETCH if self._is_on_device else 1
+
+    def predict(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """Mask values of several samples; on a GPU, those of one size together.
+
+        Args:
+            samples: The samples.
+
+        Raises:
+            AdcamError: As when called.
+        """
+        if not self._is_on_device:
+            return [self(sample) for sample in samples]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, sample in enumerate(samples):
+            groups.setdefault(sample.ori_hw, []).append(index)
+        masks: dict[int, torch.Tensor] = {}
+        for group in groups.values():
+            for start in range(0, len(group), _BATCH_SIZE):
+                batch = group[start : start + _BATCH_SIZE]
+                probs = self._segmenter.compute_on_device([samples[i].img for i in batch])
+                for index, prob in zip(batch, probs, strict=True):
+                    masks[index] = self._decide_on_device(prob, samples[index])
+        return to_host([masks[index] for index in range(len(samples))])
+
+    def _find_indices(self, sample: Sample, num_labels: int) -> np.ndarray:
+        """The labels that a sample may have: all, or background and those that are given."""
+        if self._test.labels != "given":
+            return np.arange(num_labels)
+        if sample.class_ids is None:
+            raise AdcamError(f"image {sample.img_id!r} has no labels to keep to")
+        return np.array([0, *(i + 1 for i in sample.class_ids)])
+
+    def _decide_on_device(self, prob: torch.Tensor, sample: Sample) -> torch.Tensor:
+        """As when called, from probabilities (C, H, W) that stay where they are."""
+        indices = self._find_indices(sample, len(prob))
+        if len(indices) < len(prob):
+            prob = prob[torch.from_numpy(indices).to(prob.device)]
+            prob = prob / prob.sum(dim=0)
+        if (crf := self._test.crf) != "none":
+            likely = np.flatnonzero((prob.flatten(1).amax(dim=1) >= _LIKELY).cpu().numpy())
+            prob, indices = prob[torch.from_numpy(likely).to(prob.device)], indices[likely]
+            if len(prob) > 1:
+                (prob,) = refine_batch([prob / prob.sum(dim=0)], [sample.img], crf=crf)
+        values = torch.from_numpy(self._values[indices]).to(prob.device)
+        best, winner = prob.max(dim=0)
+        return values.take(winner).masked_fill_(best < self._test.min_prob, IGNORE_INDEX)
 
 
 def write_masks(
@@ -231,25 +291,89 @@ def write_masks(
         failed: Errors of images that cannot be read, filled by image id; without it, such an image
             ends the run.
     """
-    root = os.path.realpath(out)
-    with OutputFolder(out, predictor.description) as folder:
-        for index, record in enumerate(images.records):
-            path = folder.mask_path(record.img_id)
-            if folder.is_done(record.img_id, {}):
-                yield read_mask(path)
-                continue
-            entry = {"id": record.img_id, "image": relative_path(record.img_path, root)}
-            try:
-                sample = Sample(record.img_id, images.load_image(index), record.class_ids)
-            except ImageError as error:
+    root, records = os.path.realpath(out), images.records
+    steps, size = _Steps(images, predictor), predictor.stretch
+    ahead = size + _THREADS
+    with (
+        OutputFolder(out, predictor.description) as folder,
+        ThreadPoolExecutor(_THREADS) as readers,
+        ThreadPoolExecutor(1) as lane,
+        ThreadPoolExecutor(_THREADS) as writers,
+    ):
+        planned = (
+            _Item(i, folder.mask_path(record.img_id), folder.is_done(record.img_id, {}))
+            for i, record in enumerate(records)
+        )
+        read = run_ahead(lambda x: readers.submit(steps.read, x), planned, max_ahead=ahead)
+        stretches = iter(lambda: list(itertools.islice(read, size)), [])
+        predicted = run_ahead(lambda x: lane.submit(steps.predict, x), stretches, max_ahead=2)
+        left = (item for stretch in predicted for item in stretch)
+        for item in run_ahead(lambda x: writers.submit(steps.write, x), left, max_ahead=ahead):
+            record = records[item.index]
+            if item.error is not None:
                 if failed is None:
-                    raise
-                failed[record.img_id] = str(error)
-                folder.append({**entry, "status": "failed", "error": str(error)})
-                yield None
-                continue
-            mask = predictor(sample)
-            write_mask(path, mask, images.class_set.palette)
-            folder.append({**entry, "status": "ok", **describe_files({"mask": path})})
-            yield mask
-        folder.finish(record.img_id for record in images.records)
+                    raise item.error
+                failed[record.img_id] = str(item.error)
+            if not item.is_done:
+                entry = {"id": record.img_id, "image": relative_path(record.img_path, root)}
+                folder.append({**entry, **item.describe()})
+            yield item.mask
+        folder.finish(record.img_id for record in records)
+
+
+@dataclass(frozen=True, eq=False)
+class _Item:
+    """An image on its way to a mask in a file.
+
+    Attributes:
+        index: The position of the image.
+        path: The file of its mask.
+        is_done: Whether an earlier run has made it.
+        sample: The image, once it is read.
+        mask: The mask, once it is there.
+        error: Why the image could not be read.
+    """
+
+    index: int
+    path: Path
+    is_done: bool
+    sample: Sample | None = None
+    mask: np.ndarray | None = None
+    error: ImageError | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Say in the manifest what became of the image."""
+        if self.error is not None:
+            return {"status": "failed", "error": str(self.error)}
+        return {"status": "ok", **describe_files({"mask": self.path})}
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Read, predict, write: each may be at work while the others are."""
+
+    images: ImageDataset
+    predictor: Predictor
+
+    def read(self, item: _Item) -> _Item:
+        """Read an image, or the mask of an earlier run."""
+        if item.is_done:
+            return replace(item, mask=read_mask(item.path))
+        record = self.images.records[item.index]
+        try:
+            img = self.images.load_image(item.index)
+        except ImageError as error:
+            return replace(item, error=error)
+        return replace(item, sample=Sample(record.img_id, img, record.class_ids))
+
+    def predict(self, items: Sequence[_Item]) -> list[_Item]:
+        """Predict the masks of what was read."""
+        read = {item.index: item.sample for item in items if item.sample is not None}
+        masks = dict(zip(read, self.predictor.predict([*read.values()]), strict=True))
+        return [replace(x, mask=masks.get(x.index, x.mask), sample=None) for x in items]
+
+    def write(self, item: _Item) -> _Item:
+        """Write a mask that is new."""
+        if not item.is_done and item.mask is not None:
+            write_mask(item.path, item.mask, self.images.class_set.palette)
+        return item

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,31 @@ def test_restricted_to_labels_only_they_are_predicted(
     for record in images.records:
         values = set(np.unique(read_mask(tmp_path / "out" / "masks" / f"{record.img_id}.png")))
         assert values <= {0, *(i + 1 for i in record.class_ids or ())}
+
+
+@pytest.mark.parametrize("crf", ["none", "toco"])
+def test_images_of_one_size_are_predicted_together_where_the_network_is(
+    finished: Path, settings: SegmentationSettings, crf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: probabilities stay on the device, here a CPU that passes for one."""
+    test = {"labels": "given", "crf": crf, "min_prob": 0.4}
+    settings = settings.with_changes({"test": test})
+    images = build_dataset(settings.data, "val")
+    samples = [images[i] for i in range(4)]
+    samples[1] = replace(samples[1], img=samples[1].img[:30].copy())
+    network = finished / "segmenter.safetensors"
+    predictor = prediction.Predictor(settings, network, images.class_set)
+    expected = predictor.predict(samples)
+    assert predictor.stretch == 1
+    monkeypatch.setattr(predictor, "_is_on_device", True)
+    assert predictor.stretch > 1
+    for mask, other in zip(predictor.predict(samples), expected, strict=True):
+        assert mask.dtype == np.uint8 and mask.shape == other.shape
+        assert (mask == other).mean() > 0.99
+    values = np.concatenate([mask.ravel() for mask in expected])
+    assert (255 in values) == (crf == "none")
+    with pytest.raises(AdcamError, match="no labels to keep to"):
+        predictor.predict([replace(samples[0], class_ids=None)])
 
 
 def test_predict_any_folder_without_a_config_and_resume(
