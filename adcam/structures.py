@@ -135,6 +135,8 @@ class TokenMaps:
             those blocks of the patch-to-patch attention, prefix rows and columns dropped. Always
             empty for convolutional networks, whose ``depth`` is 0.
         model: What errors call the network.
+        attn_classes2patch: (B, L, C, N), the same rows for each class, of a network that has a
+            class token for each (:mod:`adcam.models.mctformer`); ``None`` for others.
         pixel_logits: (B, C + 1, h, w) float, background first: what a refined classifier says of
             each patch (:mod:`adcam.models.refined_cam`). ``None`` for other networks.
     """
@@ -147,6 +149,7 @@ class TokenMaps:
     attn_patch2patch: Mapping[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
     model: str = "this model"
     pixel_logits: torch.Tensor | None = None
+    attn_classes2patch: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

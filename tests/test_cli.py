@@ -96,7 +96,7 @@ def test_every_command_and_option_of_the_parser_is_documented() -> None:
     assert set(subparsers.choices) == {
         *("demo", "train", "calibrate", "generate", "refine", "evaluate", "boxes", "compare"),
         *("segment", "run", "report", "convert", "info", "status", "merge", "verify", "init"),
-        *("configs", "config"),
+        *("configs", "config", "import"),
     }
     for name in subparsers.choices:
         assert f"`adcam {name}" in text, name

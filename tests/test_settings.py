@@ -201,7 +201,8 @@ ANIMALS = ROOT / "configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py"
         ("data.expected_counts=[1]", r"data\.expected_counts must be"),
         (
             "model.kind=vit",
-            r"model\.kind must be 'token_cam', 'nonlocal_cam' or 'refined_cam', got 'vit'",
+            r"model\.kind must be 'token_cam', 'nonlocal_cam', 'refined_cam' or 'mctformer', "
+            "got 'vit'",
         ),
         ("model.attention=None", "model: there is no key 'attention'"),
         ("optim_wrapper.optimzer.lr=1", "optim_wrapper has no 'optimzer'; .*'optimizer'"),

@@ -62,15 +62,19 @@ class ClassMapMethod(Section):
         cam = cam - cam.amin(dim=(-2, -1), keepdim=True) if shifted else cam.relu()
         return subtract_rivals(cam, class_ids, weight=self.rival_weight)
 
-    def read_class_token(self, maps: TokenMaps, layers: str | tuple[int, ...] = "all") -> Tensor:
+    def read_class_token(
+        self, maps: TokenMaps, class_ids: Tensor, layers: str | tuple[int, ...] = "all"
+    ) -> Tensor:
         """Return the attention of the class token to the patches, averaged over heads and blocks.
 
         Args:
             maps: Token maps of B images.
+            class_ids: int64 (B, K), which choose among the tokens of a network that has one a
+                class.
             layers: Blocks that are averaged. Late ones look at the class, early ones everywhere.
 
         Returns:
-            (B, 1, h, w), non-negative.
+            (B, 1, h, w), or (B, K, h, w) of a network with a token for each class; non-negative.
 
         Raises:
             AdcamError: If the model has no class token.
@@ -81,6 +85,11 @@ class ClassMapMethod(Section):
                 "use 'cam', or 'ad_cam' with init='cam'"
             )
         chosen = resolve_layers(layers, maps.depth)
+        if maps.attn_classes2patch is not None:
+            parts = [maps.attn_classes2patch[:, layer] for layer in chosen]  # (B, C, N) each
+            mean = torch.stack(parts, dim=1).mean(dim=1)
+            index = class_ids[:, :, None].expand(-1, -1, mean.shape[2])
+            return torch.gather(mean, 1, index).unflatten(2, maps.grid_hw)
         # Not indexed by the list: torch would copy it to the device, and wait.
         rows = torch.stack([maps.attn_cls2patch[:, layer] for layer in chosen], dim=1)  # (B, l, N)
         return rows.mean(dim=1).unflatten(1, maps.grid_hw).unsqueeze(1)
@@ -123,7 +132,11 @@ class DiffusionMethod(ClassMapMethod):
             AdcamError: For a coupled start without a class token.
         """
         cam = self.select_cam(maps, class_ids)
-        return cam if self.init == "cam" else cam * self.read_class_token(maps, self.cls_layers)
+        return (
+            cam
+            if self.init == "cam"
+            else cam * self.read_class_token(maps, class_ids, self.cls_layers)
+        )
 
     def patch_attention(self, maps: TokenMaps) -> Tensor:
         """Return the patch-to-patch attention averaged over ``layers``, (B, N, N).

@@ -32,4 +32,6 @@ class TSCAM(ClassMapMethod):
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) maps for class ids (B, K)."""
         # The paper sums over the blocks, the map is their mean.
-        return self.select_cam(maps, class_ids) * self.read_class_token(maps) * maps.depth
+        return (
+            self.select_cam(maps, class_ids) * self.read_class_token(maps, class_ids) * maps.depth
+        )

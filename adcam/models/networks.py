@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from adcam.errors import AdcamError
+from adcam.models.mctformer import MCTformer
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.refined_cam import RefinedCAM
 from adcam.models.token_cam import TokenCAM
@@ -115,3 +116,4 @@ def check_network_options(kind: str, options: Mapping[str, Any]) -> dict[str, An
 register_network("token_cam", TokenCAM)
 register_network("nonlocal_cam", NonlocalCAM)
 register_network("refined_cam", RefinedCAM)
+register_network("mctformer", MCTformer)

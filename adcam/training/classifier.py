@@ -19,7 +19,6 @@ from torch.utils.data import ConcatDataset
 
 from adcam.data.augment import EvalDataset, TrainDataset, class_counts
 from adcam.data.dataset import ImageDataset
-from adcam.data.sources import build_dataset
 from adcam.files import hash_values
 from adcam.labeling.calibrate import calibrate_file
 from adcam.labeling.labeler import PseudoLabeler
@@ -27,7 +26,6 @@ from adcam.metrics.classification import MultiLabelAP
 from adcam.models.classifier import Classifier
 from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.models.networks import build_network
-from adcam.models.weights import load_ts_cam_weights
 from adcam.settings import Settings
 from adcam.structures import ClassSet
 from adcam.training.checkpoints import find_checkpoint, refuse_another_training, write_description
@@ -182,26 +180,6 @@ def _calibrate(path: Path, settings: Settings, images: ImageDataset) -> None:
     views, dtype = settings.cam.views, settings.cam.dtype
     labeler = PseudoLabeler.from_checkpoint(path, method="cam", views=views, dtype=dtype)
     calibrate_file(path, images, labeler)
-
-
-def import_ts_cam(settings: Settings, checkpoint: str | Path, path: str | Path) -> None:
-    """Turn a checkpoint of TS-CAM's own code into a classifier file.
-
-    Args:
-        settings: The config whose ``model`` it is, and whose ``data`` name its classes.
-        checkpoint: As for :func:`adcam.models.weights.load_ts_cam_weights`.
-        path: The classifier to write. It says that its epoch was chosen on the test, "oracle": the
-            authors keep the one that is best there.
-
-    Raises:
-        AdcamError: If the config, the data or the checkpoint is wrong.
-    """
-    class_set = build_dataset(settings.data, str(settings.data.val)).class_set
-    options = _read_network_options(settings)
-    network = build_network(num_fg_classes=class_set.num_fg_classes, **options)
-    load_ts_cam_weights(network, checkpoint)
-    info = {"imported_from": Path(checkpoint).name, "chosen_on": "oracle"}
-    save_classifier(path, network, options, class_set, info)
 
 
 def _read_network_options(settings: Settings) -> dict[str, Any]:

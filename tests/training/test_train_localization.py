@@ -19,10 +19,9 @@ from adcam.errors import AdcamError
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.models.classifier import Classifier
 from adcam.models.classifier_file import load_classifier
-from adcam.models.networks import build_network
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.settings import NonlocalCamSettings, Settings, TokenCamSettings, load_settings
-from adcam.training.classifier import import_ts_cam, train_classifier
+from adcam.training.classifier import train_classifier
 
 # Warnings raised inside mmengine and tensorboard are theirs.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -277,27 +276,6 @@ def test_mistakes_are_told_before_anything_is_written(
             load("configs/cub/inca_resnet50_50e_cub.py", **overrides), tmp_path / "run"
         )
     assert not (tmp_path / "run").exists()
-
-
-def test_a_checkpoint_of_ts_cams_own_code_becomes_a_classifier(
-    tmp_path: Path, load: Callable[..., Settings]
-) -> None:
-    settings = load("configs/cub/ts-cam_deit-tiny_60e_cub.py")
-    torch.manual_seed(1)
-    source = build_network(
-        num_fg_classes=2, backbone="deit_tiny_patch16_224", img_size=32, backbone_kwargs=SMALL_VIT
-    )
-    state = {
-        f"module.{name.removeprefix('backbone.')}": value
-        for name, value in source.state_dict().items()
-    }
-    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "model_best.pth")
-    import_ts_cam(settings, tmp_path / "model_best.pth", tmp_path / "classifier.safetensors")
-    loaded = load_classifier(tmp_path / "classifier.safetensors")
-    assert loaded.class_set.classes == ("001.Bird", "002.Bird")
-    assert loaded.info == {"imported_from": "model_best.pth", "chosen_on": "oracle"}
-    inputs = torch.randn(1, 3, 32, 48)
-    assert torch.equal(loaded.network(inputs), source.eval()(inputs))
 
 
 def test_splits_of_different_classes_are_refused(
