@@ -81,16 +81,26 @@ TILES: dict[str, tuple[Tile, ...]] = {
     "prepare, long rows": _ROW_TILES,
     "walk, short rows": _ROW_TILES,
     "walk, long rows": _ROW_TILES,
+    "two_hop_walk, short rows": _ROW_TILES,
+    "two_hop_walk, long rows": (_ROW_TILES[1], _ROW_TILES[0], *_ROW_TILES[2:]),
 }
 """All tiles of a kernel, the one for unknown GPUs first: it needs less than 99 KiB of shared
 memory, what the smallest GPU of sm_86 and later has."""
 
 SHIPPED: dict[tuple[int, int], dict[str, int]] = {
     (8, 0): {"common_neighbor, float16": 1, "token_attention, float16": 3},
-    (9, 0): {"common_neighbor, float16": 3, "token_attention, float16": 1},
+    (9, 0): {
+        "common_neighbor, float16": 3,
+        "token_attention, float16": 1,
+        "prepare, short rows": 2,
+        "prepare, long rows": 4,
+        "walk, short rows": 4,
+        "walk, long rows": 4,
+    },
 }
 """From compute capability (8.0: A100; 9.0: H100 and H200) to the place of a tile in its list.
-Chosen by their counts (README.md of the operations); no GPU was at hand to time them."""
+Those of 9.0 were timed on an H100; those of 8.0 are chosen by their counts (README.md of the
+operations)."""
 
 _forced: dict[str, Tile] = {}
 
@@ -142,15 +152,26 @@ class RowTile:
     num_warps: int
 
 
+def pad_row(tokens: int) -> int:
+    """A power of 2 that is N or more.
+
+    Short rows are all alike, since each length makes kernels of its own, which are compiled.
+
+    Args:
+        tokens: N.
+    """
+    return max(16 if INTERPRETED else 512, 1 << (tokens - 1).bit_length())
+
+
 def find_row_tile(kernel: str, tokens: int, device: torch.device) -> RowTile:
     """The tile of a kernel that holds whole rows.
 
     Args:
-        kernel: ``"prepare"`` or ``"walk"``.
+        kernel: ``"prepare"``, ``"walk"`` or ``"two_hop_walk"``.
         tokens: N.
         device: Where the kernel will run.
     """
-    columns = max(16, 1 << (tokens - 1).bit_length())
+    columns = pad_row(tokens)
     tile = find_tile(f"{kernel}, {'short' if columns <= 1024 else 'long'} rows", device)
     sizes = tile.sizes
     # Beyond 4,096 columns, fewer rows at a time keep their numbers in registers.

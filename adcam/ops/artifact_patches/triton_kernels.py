@@ -25,12 +25,12 @@ def fill(maps: torch.Tensor, agreement: Agreement, grid_hw: tuple[int, int]) -> 
         _launch.launch(
             fill_map, (num_maps, images), maps, filled, known, agreement.values,
             agreement.median, tokens, *grid_hw, agreement.ratio,
-            max(triton.next_power_of_2(tokens), 16), num_warps=4, num_stages=1,
+            _launch.pad_row(tokens), num_warps=4, num_stages=1,
         )  # fmt: skip
     return filled
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "height", "width"])
 def fill_map(
     maps,
     filled,

@@ -67,7 +67,7 @@ def _neighbors(
     return torch.tensor(offsets, dtype=torch.int32, device=device), nearness.to(device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])
 def weigh_colors(
     img,
     offsets,
@@ -114,7 +114,7 @@ def weigh_colors(
     tl.store(weights + place, value, mask=is_one)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_maps", "height", "width"])
 def step_by_color(
     maps,
     weights,

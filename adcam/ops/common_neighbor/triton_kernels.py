@@ -235,7 +235,7 @@ def add_parts(part, count, tokens, mask, block: tl.constexpr, parts: tl.constexp
     return tl.sum(total, axis=0)
 
 
-@triton.jit(do_not_specialize=["images"])
+@triton.jit(do_not_specialize=["images", "height", "width"])
 def prepare(
     attn,
     features,

@@ -257,7 +257,8 @@ def dense_crf_batch(
         _check_prob_shape(prob, tuple(img.shape[:2]))
     module = import_module(f"adcam.ops.dense_crf.{_MODULES[backend]}")
     refined: dict[int, Any] = {}
-    for part in _plan_slices([tuple(prob.shape) for prob in probs]):
+    most_bytes = _find_slice_bytes(_device_of(probs[0]))
+    for part in _plan_slices([tuple(prob.shape) for prob in probs], most_bytes):
         unaries = _compute_unaries([_as_tensor(probs[index]) for index in part])
         tensors = [_as_tensor(imgs[index]).to(unaries[0].device) for index in part]
         marginals = module.MeanField(tensors, **kernels).infer(unaries, num_iters=num_iters)
@@ -266,7 +267,14 @@ def dense_crf_batch(
     return [refined[i] if is_tensor else refined[i].numpy() for i in range(len(probs))]
 
 
-def _plan_slices(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+def _find_slice_bytes(device: torch.device) -> int:
+    """What a slice may take: a larger one is computed in fewer launches."""
+    if device.type != "cuda":
+        return _SLICE_BYTES
+    return max(_SLICE_BYTES, torch.cuda.get_device_properties(device).total_memory // 24)
+
+
+def _plan_slices(shapes: Sequence[tuple[int, ...]], most_bytes: int) -> Iterator[list[int]]:
     """Yield the images that are computed together, all of as many labels.
 
     They are as many as memory is meant for, at least one. Were numbers of labels mixed, the largest
@@ -278,7 +286,7 @@ def _plan_slices(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
         num_labels, height, width = shapes[index]
         num_pixels += height * width
         # Sorting the keys takes 9 corners x 40 bytes, the labels six arrays (README).
-        is_full = num_pixels * (400 + 24 * num_labels) > _SLICE_BYTES
+        is_full = num_pixels * (400 + 24 * num_labels) > most_bytes
         if part and (is_full or shapes[part[0]][0] != num_labels):
             yield part
             part, num_pixels = [], height * width

@@ -73,7 +73,7 @@ def diffuse(
     if counters is None:
         counters = affinity.new_zeros(count_counters(images), dtype=torch.int32)
     tile = _launch.find_row_tile("walk", tokens, affinity.device)
-    chunk = min(num_maps, _MAPS)
+    chunk = min(triton.next_power_of_2(num_maps), _MAPS)
     row_blocks, chunks = triton.cdiv(tokens, tile.block_rows), triton.cdiv(num_maps, chunk)
     column_blocks = triton.cdiv(tokens, _COLUMNS)
     vectors = start.new_empty((3, images, tokens))
@@ -105,7 +105,10 @@ def _inverse(total):
     return 1 / tl.maximum(total, 1.1754943508222875e-38)
 
 
-@triton.jit(do_not_specialize=["images"])
+# What is not in an address makes no kernel of its own: each takes seconds to compile.
+@triton.jit(
+    do_not_specialize=["images", "num_maps", "sum_blocks", "num_iters", "num_steps"],
+)
 def walk(
     affinity,
     start,

@@ -157,7 +157,7 @@ def _options(tile: _launch.Tile) -> dict[str, Any]:
     return {**tile.sizes, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "heads"])
 def row_normalizers(
     q,
     k,
@@ -203,7 +203,7 @@ def row_normalizers(
     tl.store(normalizers + pair * tokens + rows, value, rows < tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_batch", "n_head", "patches", "heads"])
 def add_mean(
     q0,
     k0,
@@ -327,7 +327,7 @@ def _add_heads(
     return mean
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_batch", "n_head", "patches"])
 def class_rows(
     q,
     k,

@@ -38,8 +38,8 @@ def walk(maps: torch.Tensor, attn: torch.Tensor, num_steps: int) -> torch.Tensor
         return start
     attn = attn.detach().contiguous()
     images = attn.numel() // tokens**2
-    tile = _launch.find_row_tile("walk", tokens, attn.device)
-    chunk = min(num_maps, _MAPS)
+    tile = _launch.find_row_tile("two_hop_walk", tokens, attn.device)
+    chunk = min(triton.next_power_of_2(num_maps), _MAPS)
     row_blocks, chunks = triton.cdiv(tokens, tile.block_rows), triton.cdiv(num_maps, chunk)
     column_blocks = triton.cdiv(tokens, _COLUMNS)
     counters = attn.new_zeros(1 + 2 * images, dtype=torch.int32)
@@ -59,7 +59,7 @@ def walk(maps: torch.Tensor, attn: torch.Tensor, num_steps: int) -> torch.Tensor
     return stepped
 
 
-@triton.jit(do_not_specialize=["images"])
+@triton.jit(do_not_specialize=["images", "num_maps", "num_steps"])
 def walk_two_hops(
     attn,
     start,
