@@ -50,6 +50,9 @@ CORE = [
     "rich>=13.9",
     # Configs of plain values (--safe-config) may be YAML; timm depends on it anyway.
     "PyYAML>=6.0",
+    # Reports are pages; torch depends on both anyway.
+    "Jinja2>=3.1",
+    "MarkupSafe>=2.1",
     # Configs that `adcam init` writes; from Python 3.11 on it is part of Python.
     "tomli>=2.0; python_version < '3.11'",
 ]
@@ -60,8 +63,6 @@ TRAIN = [
     # mmengine imports cv2 but does not declare it. The headless build needs no display libraries.
     "opencv-python-headless>=4.10.0.84",
     "tensorboard>=2.18",
-    "Jinja2>=3.1",
-    "MarkupSafe>=2.1",
     "matplotlib>=3.9",
     "scikit-image>=0.25",
 ]

@@ -34,7 +34,7 @@ _DISTRIBUTIONS = {
 
 EXTRAS = {
     **dict.fromkeys(("mmengine", "cv2", "tensorboard"), "train"),
-    **dict.fromkeys(("jinja2", "markupsafe", "matplotlib", "skimage"), "train"),
+    **dict.fromkeys(("matplotlib", "skimage"), "train"),
     **dict.fromkeys(("mmseg", "mmcv"), "seg"),
     "pycocotools": "coco",
     "pydensecrf": "crf",
@@ -49,7 +49,7 @@ _OPS = ("refinement", "common_neighbor", "diffusion", "token_attention", "level_
 # What each optional feature imports.
 _FEATURES = {
     "training and configs (mmengine)": "mmengine",
-    "reports (Jinja2, matplotlib)": "jinja2",
+    "diagrams of reports (matplotlib)": "matplotlib",
     "segmentation networks (mmsegmentation)": "mmseg.models",
     "masks of COCO (pycocotools)": "pycocotools",
 }

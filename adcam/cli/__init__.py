@@ -118,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help(sys.stderr)
         return EXIT_ERROR
+    if "words" in args:
+        args.words = list(sys.argv[1:] if argv is None else argv)
     show_warnings()
     try:
         with (

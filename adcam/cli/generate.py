@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from adcam.errors import AdcamError
 if TYPE_CHECKING:
     from adcam.labeling.packed_folder import PackedOutput
     from adcam.labeling.ray_engine import RayEngine
+    from adcam.labeling.run import RunResult
 
 
 def add(commands: Any) -> None:
@@ -78,14 +80,27 @@ def add(commands: Any) -> None:
         help="label only the I-th of N parts of the images, the first is 0/N; any number of them "
         "at once, also on several machines that share OUT. auto: by torchrun or SLURM",
     )
+    parser.set_defaults(words=None)  # main() puts all words of the command here, for the report
     _add_engine_arguments(parser.add_argument_group("several machines"))
-    work.add_argument("--save-maps", action="store_true", help="also write OUT/maps/<id>.npz")
-    work.add_argument("--maps-dtype", choices=("uint8", "float16"), default="uint8")
+    _add_output_arguments(work)
     work.add_argument(
         "--overwrite",
         action="store_true",
         help="start over; removes what OUT/manifest.jsonl lists, nothing else",
     )
+
+
+def _add_output_arguments(work: argparse._ArgumentGroup) -> None:
+    """Add what is written beside the masks."""
+    work.add_argument(
+        "--report-images",
+        type=int,
+        metavar="N",
+        help="images that OUT/report/report.html shows, evenly spread (default: 100); 0 writes no "
+        "report",
+    )
+    work.add_argument("--save-maps", action="store_true", help="also write OUT/maps/<id>.npz")
+    work.add_argument("--maps-dtype", choices=("uint8", "float16"), default="uint8")
 
 
 def _add_engine_arguments(engine: argparse._ArgumentGroup) -> None:
@@ -156,6 +171,7 @@ def _run(args: argparse.Namespace) -> int:
 
     shard = WHOLE if args.shard is None else parse_shard(args.shard)
     out = _read_output(args)
+    num_shown = _read_num_shown(args)
     engine = _read_engine(args)
     labeler = build_labeler(args, **_read_options(args))
     if engine is not None and engine.gpus_per_process:
@@ -167,6 +183,7 @@ def _run(args: argparse.Namespace) -> int:
         labels="predicted" if args.labels == "predicted" else "given",
         maps_dtype=args.maps_dtype if args.save_maps else None,
         overwrite=args.overwrite,
+        num_shown=num_shown,
         workers=find_workers(args, labeler),
         batch_size=args.batch_size,
         shard=shard,
@@ -186,11 +203,25 @@ def _run(args: argparse.Namespace) -> int:
     if not shard.is_whole:
         log(f"When all {shard.count} shards are done: adcam merge {args.out}")
     show(args.out / "masks")
+    if num_shown and shard.is_whole:
+        _write_report(args, result, num_shown)
     if args.project is not None:
-        say_next_in(args.project, "adcam report, and adcam convert for COCO's json")
+        say_next_in(args.project, "adcam convert for COCO's json")
     elif shard.is_whole:
-        say_next(f"adcam report {args.out}")
+        say_next("look at the report, then adcam convert for other formats")
     return code
+
+
+def _write_report(args: argparse.Namespace, result: RunResult, num_shown: int) -> None:
+    from adcam.recipe.generation_report import write_generation_report
+
+    page = write_generation_report(
+        args.out,
+        command=shlex.join(["adcam", *args.words]) if args.words else "",
+        seconds=result.seconds,
+        num_shown=num_shown,
+    )
+    log(f"report: {page}")
 
 
 def _read_output(args: argparse.Namespace) -> Path | PackedOutput:
@@ -208,6 +239,17 @@ def _read_output(args: argparse.Namespace) -> Path | PackedOutput:
 
     size = IMAGES_PER_FILE if args.images_per_file is None else args.images_per_file
     return PackedOutput(str(args.out), args.output_format, size)
+
+
+def _read_num_shown(args: argparse.Namespace) -> int:
+    """Read ``--report-images``: packed results and shards have no report of their own."""
+    if args.report_images is None:
+        return 100 if args.output_format == "files" else 0
+    if args.report_images < 0:
+        raise AdcamError(f"--report-images must be at least 0, got {args.report_images}")
+    if args.report_images and args.output_format != "files":
+        raise AdcamError("--report-images goes with results in files, not --output-format")
+    return int(args.report_images)
 
 
 def _read_engine(args: argparse.Namespace) -> RayEngine | None:

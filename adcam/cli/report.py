@@ -18,10 +18,11 @@ def add(commands: Any) -> None:
         commands,
         "report",
         run,
-        "write the report of `run`, `compare` or `demo` again",
+        "write the report of `run`, `compare`, `demo` or `generate` again",
         """\
         Write WORK_DIR/report/report.html again from the files that the stages of `adcam run`,
-        `adcam compare` or `adcam demo` left. No network runs. In a folder that `adcam init` set
+        `adcam compare` or `adcam demo` left, or from the masks of `adcam generate`. No network
+        runs. In a folder that `adcam init` set
         up, WORK_DIR is the folder of its masks unless you name another.""",
         "adcam report\nadcam report work\n",
     )
@@ -30,7 +31,7 @@ def add(commands: Any) -> None:
         nargs="?",
         type=Path,
         metavar="WORK_DIR",
-        help="the folder of `adcam run`, `adcam compare` or `adcam demo`",
+        help="the folder of `adcam run`, `adcam compare` or `adcam demo`, or --out of `generate`",
     )
     parser.set_defaults(complete=complete)
 
@@ -44,6 +45,14 @@ def complete(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from adcam.labeling.output_folder import MANIFEST_NAME
+    from adcam.recipe.stages import RECIPE_NAME
+
+    if not (args.work_dir / RECIPE_NAME).is_file() and (args.work_dir / MANIFEST_NAME).is_file():
+        from adcam.recipe.generation_report import write_generation_report
+
+        print(f"report: {write_generation_report(args.work_dir)}")
+        return EXIT_OK
     from adcam.demo import demo
     from adcam.recipe import repeated
     from adcam.recipe import run as masks

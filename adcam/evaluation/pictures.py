@@ -12,14 +12,9 @@ from PIL import Image
 
 from adcam.evaluation.mapping import MappedImage, MaskChoice
 from adcam.labeling.mask_maker import resize_maps
+from adcam.report.explorer import IMAGE_SIDE, MAP_SIDE, shrink_mask
 from adcam.report.figures import encode_jpeg, fit_hw
 from adcam.structures import ClassSet
-
-IMAGE_SIDE = 320
-"""The longer side of the images and masks that are kept, in pixels."""
-
-MAP_SIDE = 160
-"""The longer side of the maps that are kept, in pixels: they come from far coarser token grids."""
 
 MAX_IMAGES = 2000
 """The number of images that are kept at most, evenly spread; each takes about 50 kB."""
@@ -142,7 +137,7 @@ class Pictures:
     def process(self, image: MappedImage) -> None:
         """Keep one image."""
         sample = image.sample
-        hw, map_hw = fit_hw(sample.ori_hw, IMAGE_SIDE), fit_hw(sample.ori_hw, MAP_SIDE)
+        map_hw = fit_hw(sample.ori_hw, MAP_SIDE)
         mask_values = self._class_set.mask_values
         masks = {choice.name: image.make_mask(choice, mask_values).mask for choice in self._choices}
         boxes = None
@@ -157,9 +152,9 @@ class Pictures:
                 boxes,
                 image.maps[last].confidence,
                 encode_jpeg(sample.img, max_side=IMAGE_SIDE, quality=92),
-                None if sample.mask is None else _reduce_mask(sample.mask, hw),
+                None if sample.mask is None else _Packed.pack(shrink_mask(sample.mask)),
                 {name: self._reduce_maps(image, name, map_hw) for name in self._names},
-                {name: _reduce_mask(mask, hw) for name, mask in masks.items()},
+                {name: _Packed.pack(shrink_mask(mask)) for name, mask in masks.items()},
             )
         )
 
@@ -176,8 +171,3 @@ class Pictures:
         labelled = [i for i, c in enumerate(maps.class_ids) if c in (image.sample.class_ids or ())]
         small = resize_maps(maps.score_maps[labelled], hw)
         return _Packed.pack(np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8))
-
-
-def _reduce_mask(mask: np.ndarray, hw: tuple[int, int]) -> _Packed:
-    small = Image.fromarray(mask).resize((hw[1], hw[0]), Image.Resampling.NEAREST)
-    return _Packed.pack(np.asarray(small))

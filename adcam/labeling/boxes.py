@@ -141,8 +141,7 @@ class BoxJob:
         """Boxes are computed on the CPU."""
         return "cpu"
 
-    @property
-    def needs_maps(self) -> bool:
+    def needs_maps(self, task: Task) -> bool:
         """Boxes are made of the maps."""
         return True
 

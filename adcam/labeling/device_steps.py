@@ -272,7 +272,8 @@ class DeviceSteps:
                 )
                 flat = torch.cat([mask.flatten() for mask in made]) if made else thresholds
                 masks = _to_host(flat), _to_host(thresholds)
-            keeps = masks is None or self._job.needs_maps
+            tasks = [image.task for image in batch.source.images]
+            keeps = masks is None or any(map(self._job.needs_maps, tasks))
             maps = tuple(_to_host(x) for x in batch.maps) if keeps else ()
             mark = lane.mark()
         return _Returning(batch, masks, maps, mark, time.perf_counter() - start)

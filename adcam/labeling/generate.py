@@ -14,6 +14,7 @@ from adcam.labeling.mask_job import MaskJob, PackedMaskJob
 from adcam.labeling.output_folder import OutputFolder
 from adcam.labeling.packed_folder import PackedFolder, PackedOutput
 from adcam.labeling.run import Run, RunOptions, RunResult, default_workers
+from adcam.labeling.shown import forget_shown
 from adcam.version import __version__
 
 __all__ = ["MaskJob", "default_workers", "describe_run", "generate"]
@@ -26,6 +27,7 @@ def generate(
     *,
     maps_dtype: str | None = None,
     overwrite: bool = False,
+    num_shown: int = 0,
     **run_options: Any,
 ) -> RunResult:
     """Write ``masks/<id>.png`` of every image, with manifest and configuration beside them.
@@ -42,6 +44,9 @@ def generate(
         maps_dtype: ``"uint8"`` or ``"float16"`` also writes ``maps/<id>.npz`` with values of this
             type (:mod:`adcam.labeling.maps_file`); ``None`` writes no maps.
         overwrite: Whether to start over; what the folder's manifest lists is removed.
+        num_shown: The number of images, evenly spread, of which ``report/shown`` keeps small maps
+            and probabilities for a report (:mod:`adcam.recipe.generation_report`). Packed results
+            keep none.
         run_options: How to go about it: the fields of :class:`adcam.labeling.run.RunOptions`, such
             as ``labels``, ``workers`` and ``shard``. A script that uses workers needs
             ``if __name__ == "__main__":`` around the call.
@@ -66,6 +71,7 @@ def generate(
         maps_dtype,
         least,
         maps_stride=STRIDES[fine],
+        shown_every=-(-len(images) // num_shown) if num_shown else 0,
     )
     run.check(job)
     config = describe_run(run, maps_dtype)
@@ -73,6 +79,8 @@ def generate(
     if isinstance(out, PackedOutput):
         return run.into(PackedFolder(out, config, **how), job, config)
     with OutputFolder(out, config, **how) as folder:
+        if overwrite:
+            forget_shown(folder.path)
         return run.into(folder, job, config)
 
 

@@ -21,6 +21,7 @@ from adcam.labeling.output_folder import (
     require_folder,
     result_files,
 )
+from adcam.labeling.shown import keep_shown
 from adcam.labeling.steps import Mapped, MaskMaking, Task, describe_classes
 from adcam.structures import ClassSet, PseudoMask
 
@@ -36,6 +37,8 @@ class MaskJob:
         maps_dtype: As for :func:`generate`.
         label_thresholds: The probability from which each class counts as found.
         maps_stride: As for :func:`adcam.labeling.maps_file.encode_maps`.
+        shown_every: Every n-th image is kept for the report (:mod:`adcam.labeling.shown`); 0 keeps
+            none.
     """
 
     folder: Path
@@ -44,6 +47,7 @@ class MaskJob:
     maps_dtype: str | None
     label_thresholds: tuple[float, ...]
     maps_stride: int = STRIDES[0]
+    shown_every: int = 0
 
     @property
     def step(self) -> str:
@@ -55,10 +59,13 @@ class MaskJob:
         """Where masks are made."""
         return self.mask_maker.device
 
-    @property
-    def needs_maps(self) -> bool:
-        """Whether the maps are written, so that they must leave the device."""
-        return self.maps_dtype is not None
+    def needs_maps(self, task: Task) -> bool:
+        """Tell whether an image's maps are written, so that they must leave the device."""
+        return self.maps_dtype is not None or self.is_shown(task)
+
+    def is_shown(self, task: Task) -> bool:
+        """Tell whether an image is kept for the report."""
+        return self.shown_every > 0 and task.index % self.shown_every == 0
 
     def find_files(self, task: Task) -> Mapping[str, Path]:
         """Find where the mask and the maps of an image belong."""
@@ -66,7 +73,7 @@ class MaskJob:
 
     @property
     def _making(self) -> MaskMaking:
-        return MaskMaking(self.mask_maker, self.needs_maps)
+        return MaskMaking(self.mask_maker)
 
     def make(self, image: Mapped) -> PseudoMask:
         """Make the mask of an image."""
@@ -84,6 +91,8 @@ class MaskJob:
         for name, content in contents.items():
             # On the disk before the manifest says so.
             write_bytes(files[name], content, durable=True)
+        if self.is_shown(image.task):
+            keep_shown(self.folder, image, self.class_set, stride=self.maps_stride)
         return entry
 
     def encode(self, image: Mapped, result: PseudoMask) -> tuple[dict[str, bytes], dict[str, Any]]:

@@ -143,9 +143,8 @@ class Making(Protocol):
         """Where that step computes: ``"cpu"``, or the device of the network, for masks."""
         ...
 
-    @property
-    def needs_maps(self) -> bool:
-        """Whether somebody reads the maps afterwards, so that they must leave the device."""
+    def needs_maps(self, task: Task) -> bool:
+        """Tell whether somebody reads an image's maps later, so that they must leave the device."""
         ...
 
     def make(self, image: Mapped) -> Any:
@@ -192,11 +191,13 @@ class MaskMaking:
 
     Attributes:
         mask_maker: Turns maps into a mask.
-        needs_maps: As for :class:`Making`.
     """
 
     mask_maker: MaskMaker
-    needs_maps: bool = True
+
+    def needs_maps(self, task: Task) -> bool:
+        """The maps are kept beside the masks."""
+        return True
 
     @property
     def step(self) -> str:

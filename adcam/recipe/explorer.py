@@ -6,16 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from adcam.data.dataset import ImageDataset
 from adcam.data.png import read_mask
 from adcam.evaluation.compare import MethodComparison
-from adcam.evaluation.pictures import IMAGE_SIDE, MAP_SIDE, MAX_IMAGES, SmallImage
-from adcam.labeling.maps_file import load_maps
-from adcam.labeling.mask_maker import resize_maps
+from adcam.evaluation.pictures import MAX_IMAGES, SmallImage
 from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR
+from adcam.labeling.shown import read_small_maps
 from adcam.recipe.scores import Scores
 from adcam.report.explorer import (
     EXPLORER_DIR,
@@ -24,8 +20,9 @@ from adcam.report.explorer import (
     ExplorerWriter,
     PatchAttention,
     read_index,
+    shrink_image,
+    shrink_mask,
 )
-from adcam.report.figures import fit_hw
 from adcam.report.model import Explorer, Section
 from adcam.structures import ClassSet, Sample
 
@@ -126,35 +123,19 @@ def write_explorer(
 def _explore_files(
     sample: Sample, makers: Sequence[MaskFolder], class_set: ClassSet
 ) -> ExploredImage:
-    hw = fit_hw(sample.ori_hw, IMAGE_SIDE)
     values = [class_set.mask_values[i] for i in sorted(sample.class_ids or ())]
     maps, masks, mious = {}, {}, {}
     for maker in makers:
         name, path = maker.method.name, maker.folder / MASK_DIR / f"{sample.img_id}.png"
         if path.is_file():
-            masks[name] = _shrink(read_mask(path), hw)
+            masks[name] = shrink_mask(read_mask(path))
         path = maker.folder / MAPS_DIR / f"{sample.img_id}.npz"
-        if path.is_file() and (found := _read_maps(path, values)) is not None:
+        if path.is_file() and (found := read_small_maps(path, values)) is not None:
             maps[name] = found
         if maker.scores is not None and sample.img_id in maker.scores.per_image:
             mious[name] = maker.scores.per_image[sample.img_id]
-    truth = None if sample.mask is None else _shrink(sample.mask, hw)
-    rgb = np.asarray(Image.fromarray(sample.img).resize((hw[1], hw[0]), Image.Resampling.LANCZOS))
-    return ExploredImage(sample.img_id, rgb, values, truth, maps, masks, mious)
-
-
-def _read_maps(path: Path, values: Sequence[int]) -> np.ndarray | None:
-    """The 8-bit maps of an image, small; ``None`` where they are of other classes."""
-    stored = load_maps(path)
-    maps = stored.class_maps
-    if [stored.mask_values[i] for i in maps.class_ids] != list(values):
-        return None
-    small = resize_maps(maps.score_maps, fit_hw(maps.score_maps.shape[1:], MAP_SIDE))
-    return np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8)
-
-
-def _shrink(mask: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(mask).resize((hw[1], hw[0]), Image.Resampling.NEAREST))
+    truth = None if sample.mask is None else shrink_mask(sample.mask)
+    return ExploredImage(sample.img_id, shrink_image(sample.img), values, truth, maps, masks, mious)
 
 
 def load_explorer(folder: Path, split: str) -> Section | None:

@@ -12,21 +12,34 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from adcam.files import open_json, write_bytes, write_json
-from adcam.report.figures import display_palette, encode_jpeg, heat_colors, overlay_mask
+from adcam.report.figures import (
+    display_palette,
+    encode_jpeg,
+    fit_hw,
+    heat_colors,
+    overlay_mask,
+)
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 EXPLORER_DIR = "explorer"
 """The name of the folder of an explorer, beside the page and in the folder of a stage."""
 
 INDEX_NAME = "index.json"
+
+IMAGE_SIDE = 320
+"""The longer side of the images and masks of an explorer, in pixels."""
+
+MAP_SIDE = 160
+"""The longer side of its maps, in pixels: they come from far coarser token grids."""
 
 THUMBNAIL_SIDE = 160
 """The longer side in pixels of the pictures in the list of all images."""
@@ -115,9 +128,10 @@ class ExplorerWriter:
         self._class_set = class_set
         self._palette = display_palette(class_set)
         self._entries: list[dict[str, Any]] = []
+        self._with_maps: set[str] = set()
 
     def add(self, image: ExploredImage) -> None:
-        """Write the files of one image.
+        """Write the files of one image; the first gets the number 0.
 
         Raises:
             ValueError: A mask or the ground truth has another size than the image.
@@ -125,6 +139,7 @@ class ExplorerWriter:
         """
         write_image(self._folder, len(self._entries), image, self._methods, self._palette)
         self._entries.append(describe_image(image, self._methods))
+        self._with_maps.update(image.maps)
 
     def finish(self) -> None:
         """Write the index, which makes the folder an explorer.
@@ -132,9 +147,21 @@ class ExplorerWriter:
         Raises:
             OSError: The folder cannot be written to.
         """
-        write_json(
-            self._folder / INDEX_NAME, build_index(self._entries, self._methods, self._class_set)
-        )
+        index = build_index(self._entries, self._methods, self._class_set, self._with_maps)
+        write_json(self._folder / INDEX_NAME, index)
+
+
+def shrink_image(img: np.ndarray) -> np.ndarray:
+    """Reduce an image, uint8 (H, W, 3), to :data:`IMAGE_SIDE` pixels on a side at most."""
+    height, width = fit_hw((img.shape[0], img.shape[1]), IMAGE_SIDE)
+    small = Image.fromarray(img).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2)
+    return np.asarray(small)
+
+
+def shrink_mask(mask: np.ndarray) -> np.ndarray:
+    """Reduce a mask, uint8 (H, W), likewise; each pixel takes the value at its middle."""
+    height, width = fit_hw((mask.shape[0], mask.shape[1]), IMAGE_SIDE)
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 
 def write_image(
@@ -216,7 +243,10 @@ def describe_image(image: ExploredImage, methods: Sequence[ExploredMethod]) -> d
 
 
 def build_index(
-    entries: Sequence[Mapping[str, Any]], methods: Sequence[ExploredMethod], class_set: ClassSet
+    entries: Sequence[Mapping[str, Any]],
+    methods: Sequence[ExploredMethod],
+    class_set: ClassSet,
+    with_maps: Collection[str],
 ) -> dict[str, Any]:
     """Build the content of ``index.json``: classes, panels and all images, as JSON values.
 
@@ -224,6 +254,7 @@ def build_index(
         entries: What :func:`describe_image` said of each image, in the order of their numbers.
         methods: The panels, in their order.
         class_set: Names and values of the classes.
+        with_maps: The names of the methods of which some image has maps.
     """
     palette = display_palette(class_set)
     return {
@@ -235,7 +266,10 @@ def build_index(
             }
             for value in (0, *class_set.mask_values)
         ],
-        "methods": [{**vars(method), "miou": _round(method.miou)} for method in methods],
+        "methods": [
+            {**vars(method), "miou": _round(method.miou), "maps": method.name in with_maps}
+            for method in methods
+        ],
         "heat": base64.b64encode(heat_colors().tobytes()).decode(),
         "images": list(entries),
     }

@@ -91,7 +91,7 @@ def read_run(out: Path) -> dict[str, object]:
     tree: dict[str, object] = {
         path.relative_to(out).as_posix(): path.read_bytes()
         for path in out.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.relative_to(out).parts[0] != "report"
     }
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_bytes().splitlines()]
     tree["manifest.jsonl"] = [

@@ -59,8 +59,8 @@ def read_tree(folder: Path) -> dict[str, bytes]:
 
 
 def stable(folder: Path) -> dict[str, object]:
-    """What two runs have in common: all but the seconds in the manifest."""
-    tree = read_tree(folder)
+    """What two runs have in common: all but the seconds in the manifest, and the report."""
+    tree = {n: content for n, content in read_tree(folder).items() if not n.startswith("report/")}
     lines = [json.loads(line) for line in tree["manifest.jsonl"].splitlines()]
     for line in lines:
         assert list(line)[-1] == "seconds" and line.pop("seconds") >= 0

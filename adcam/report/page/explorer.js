@@ -411,8 +411,8 @@
     swatch.style.background = `rgb(${entry.color.join(" ")})`;
     return make("li", {}, [swatch, entry.name]);
   }));
-  if (index.methods.every((method) => method.crf || !method.rule)) part("sliders").classList.add("masks-only");
-  const usual = index.methods.findLast((method) => !method.crf && /^(constant|steepest):/.test(method.rule));
+  if (!index.methods.some((method) => method.maps)) part("sliders").classList.add("masks-only");
+  const usual = index.methods.findLast((method) => method.maps && /^(constant|steepest):/.test(method.rule));
   if (usual) threshold.value = usual.rule.split(":")[1];
   part("with-attention").hidden = !index.images.some((entry) => entry.attention);
 
