@@ -82,7 +82,7 @@ TILES: dict[str, tuple[Tile, ...]] = {
     "walk, short rows": _ROW_TILES,
     "walk, long rows": _ROW_TILES,
     "two_hop_walk, short rows": _ROW_TILES,
-    "two_hop_walk, long rows": (_ROW_TILES[1], _ROW_TILES[0], *_ROW_TILES[2:]),
+    "two_hop_walk, long rows": (_ROW_TILES[4], *_ROW_TILES[:4], *_ROW_TILES[5:]),
 }
 """All tiles of a kernel, the one for unknown GPUs first: it needs less than 99 KiB of shared
 memory, what the smallest GPU of sm_86 and later has."""
