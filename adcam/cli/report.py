@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
         `adcam compare` or `adcam demo` left, or from the masks of `adcam generate`. No network
         runs. In a folder that `adcam init` set
         up, WORK_DIR is the folder of its masks unless you name another.""",
-        "adcam report\nadcam report work\n",
+        "adcam report\nadcam report work\nadcam report work --beside other_work\n",
     )
     parser.add_argument(
         "work_dir",
@@ -32,6 +32,16 @@ def add(commands: Any) -> None:
         type=Path,
         metavar="WORK_DIR",
         help="the folder of `adcam run`, `adcam compare` or `adcam demo`, or --out of `generate`",
+    )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="OTHER",
+        help="also write a page that shows the images of this folder's report and of OTHER's side "
+        "by side",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="its folder (default: WORK_DIR/beside/OTHER)"
     )
     parser.set_defaults(complete=complete)
 
@@ -45,14 +55,25 @@ def complete(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.out is not None and args.beside is None:
+        raise AdcamError("--out goes with --beside OTHER")
+    print(f"report: {_write(args)}")
+    if args.beside is not None:
+        from adcam.recipe.beside import write_beside
+
+        out = args.out or args.work_dir / "beside" / args.beside.resolve().name
+        print(f"side by side: {write_beside(args.work_dir, args.beside, out)}")
+    return EXIT_OK
+
+
+def _write(args: argparse.Namespace) -> Path:
     from adcam.labeling.output_folder import MANIFEST_NAME
     from adcam.recipe.stages import RECIPE_NAME
 
     if not (args.work_dir / RECIPE_NAME).is_file() and (args.work_dir / MANIFEST_NAME).is_file():
         from adcam.recipe.generation_report import write_generation_report
 
-        print(f"report: {write_generation_report(args.work_dir)}")
-        return EXIT_OK
+        return write_generation_report(args.work_dir)
     from adcam.demo import demo
     from adcam.recipe import repeated
     from adcam.recipe import run as masks
@@ -66,5 +87,4 @@ def run(args: argparse.Namespace) -> int:
     kind = read_recipe(args.work_dir)["recipe"]
     if kind not in load:
         raise AdcamError(f"{args.work_dir}: recipe must be one of {', '.join(load)}, got {kind!r}")
-    print(f"report: {remake_report(load[kind](args.work_dir))}")
-    return EXIT_OK
+    return remake_report(load[kind](args.work_dir))

@@ -108,14 +108,20 @@ def pick_spread(items: Sequence[T], each: int = 3) -> list[T]:
 
 
 def time_section(records: Mapping[str, Values], more: Sequence[Block] = ()) -> Section:
-    """How long each stage took, and on which machine.
+    """How long each stage took, how much memory it held, and on which machine.
 
     Args:
         records: The ``stage.json`` of each finished stage, by name.
         more: Blocks about the steps of a stage.
     """
     timings = [
-        Timing(name, record["seconds"], record["outputs"].get("images"))
+        Timing(
+            name,
+            record["seconds"],
+            record["outputs"].get("images"),
+            peak_bytes=record.get("peak_memory", {}).get("host"),
+            gpu_bytes=record.get("peak_memory", {}).get("gpu"),
+        )
         for name, record in records.items()
     ]
     machines = "; ".join(dict.fromkeys(record["machine"] for record in records.values()))
@@ -142,8 +148,10 @@ def provenance(
         for name, record in records.items()
         for file, digest in record["outputs"]["files"].items()
     }
+    commands: dict[str, Cell] = {"everything": command}
+    commands |= {f"{name} again": f"{command} --redo {name}" for name in records}
     return [
-        KeyValues({"everything": command}, "Commands", verbatim=True),
+        KeyValues(commands, "Commands", verbatim=True),
         KeyValues({name: _version(records, name) for name in PACKAGES}, "Versions"),
         KeyValues(seeds, "Seeds"),
         KeyValues(files, "Files (SHA-256, first 16 digits)", verbatim=True),

@@ -27,6 +27,7 @@ from adcam.installation import describe_machine, read_versions
 from adcam.labeling.locks import FolderLock
 from adcam.labeling.output_folder import diff_configs
 from adcam.recipe.inputs import hash_once
+from adcam.recipe.memory import peak_memory
 from adcam.report.explorer import EXPLORER_DIR
 from adcam.version import __version__
 
@@ -407,10 +408,16 @@ def _run_stage(recipe: Recipe, stage: Stage[Any], redo: bool, log: Log) -> bool:
     state = {"stage": stage.name, "state": "running", "inputs": inputs, "outputs": {}}
     write_json(folder / STAGE_NAME, state)
     start = time.perf_counter()
-    values = stage.run(recipe, folder)
+    with peak_memory() as peak:
+        values = stage.run(recipe, folder)
     seconds = round(time.perf_counter() - start, 1)
     outputs = {"files": _record_files(folder, stage.files(recipe)), **values}
-    made = {"seconds": seconds, "machine": describe_machine(), "versions": read_versions()}
+    made = {
+        "seconds": seconds,
+        "peak_memory": vars(peak),
+        "machine": describe_machine(),
+        "versions": read_versions(),
+    }
     write_json(folder / STAGE_NAME, {**state, "state": "done", "outputs": outputs, **made})
     log(f"  {stage.name}: {seconds:.0f} s")
     return True

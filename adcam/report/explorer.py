@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adcam.files import open_json, write_bytes, write_json
+from adcam.files import open_json, parse_json, read_text, write_bytes, write_json
 from adcam.report.figures import (
     display_palette,
     encode_jpeg,
@@ -188,14 +188,12 @@ def write_image(
     arrays = [image.truth, *image.masks.values()]
     if wrong := [array.shape for array in arrays if array is not None and array.shape != hw]:
         raise ValueError(f"masks of {image.img_id!r} must be of its size {hw}, got {wrong}")
-    map_hw = next((maps.shape[1:] for maps in image.maps.values()), hw)
     values = {
         "hw": list(hw),
         "photo": base64.b64encode(encode_jpeg(image.rgb, max_side=max(hw), quality=90)).decode(),
         "truth": None if image.truth is None else pack_array(image.truth),
-        "map_hw": list(map_hw),
         "values": list(image.class_values),
-        "maps": [_pack_optional(image.maps.get(method.name)) for method in methods],
+        "maps": [_pack_maps(image.maps.get(method.name)) for method in methods],
         "masks": [_pack_optional(image.masks.get(method.name)) for method in methods],
     }
     if image.attention is not None:
@@ -204,11 +202,12 @@ def write_image(
             "attention": pack_array(image.attention.attention),
             "affinity": pack_array(image.attention.affinity),
         }
-        write_bytes(folder / f"{number}-attention.js", _script(f"{number}-attention", patches))
+        name = f"{number}-attention"
+        write_bytes(folder / f"{name}.js", encode_script(name, patches))
     main = image.masks.get(methods[-1].name) if methods else None
     shown = image.rgb if main is None else overlay_mask(image.rgb, main, palette, opacity=0.45)
     write_bytes(folder / f"{number}.jpg", encode_jpeg(shown, max_side=THUMBNAIL_SIDE, quality=80))
-    write_bytes(folder / f"{number}.js", _script(str(number), values))
+    write_bytes(folder / f"{number}.js", encode_script(str(number), values))
 
 
 def describe_image(image: ExploredImage, methods: Sequence[ExploredMethod]) -> dict[str, Any]:
@@ -320,15 +319,36 @@ def list_files(index: Mapping[str, Any]) -> Iterator[str]:
             yield f"{number}-attention.js"
 
 
-def _script(name: str, values: Mapping[str, Any]) -> bytes:
-    """A script that hands values to the page."""
+def encode_script(name: str, values: Mapping[str, Any]) -> bytes:
+    """Write a script that hands values to the page.
+
+    Args:
+        name: The name of the script without its suffix.
+        values: JSON values.
+    """
     text = json.dumps(values, separators=(",", ":"))
     return f"adcam.receive({json.dumps(name)}, {text});\n".encode("ascii")
+
+
+def read_script(path: Path) -> dict[str, Any]:
+    """Read the values of a script that :func:`encode_script` wrote; nothing of it is run.
+
+    Raises:
+        AdcamError: The file is missing or damaged.
+    """
+    what = "not a script of an explorer"
+    text = read_text(path, what, limit="json_bytes")
+    values: dict[str, Any] = parse_json(text[text.find("{") : text.rfind("}") + 1], str(path))
+    return values
 
 
 def pack_array(array: np.ndarray) -> str:
     """Compress the bytes of an uint8 array without loss (zlib) and write them as base64."""
     return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 6)).decode()
+
+
+def _pack_maps(maps: np.ndarray | None) -> dict[str, Any] | None:
+    return None if maps is None else {"hw": list(maps.shape[1:]), "data": pack_array(maps)}
 
 
 def _pack_optional(array: np.ndarray | None) -> str | None:

@@ -497,12 +497,17 @@ class Timing:
         seconds: The wall time, at least 0.
         num_items: How many items the step processed; ``None`` where a number says nothing.
         item: What is counted, in the singular.
+        peak_bytes: The most memory that the process held during the step; ``None`` where it was
+            not measured.
+        gpu_bytes: The same on the GPU.
     """
 
     name: str
     seconds: float
     num_items: int | None = None
     item: str = "image"
+    peak_bytes: int | None = None
+    gpu_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not self.seconds >= 0:

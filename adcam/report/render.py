@@ -22,7 +22,7 @@ import numpy as np
 
 from adcam.files import write_bytes, write_json, write_text
 from adcam.report.diagrams import draw
-from adcam.report.explorer import EXPLORER_DIR, list_files
+from adcam.report.explorer import EXPLORER_DIR, INDEX_NAME, list_files
 from adcam.report.figures import data_uri, encode_jpeg, fit_hw, heat_colors
 from adcam.report.model import (
     Block,
@@ -44,7 +44,13 @@ from adcam.report.model import (
     Text,
     TimeTable,
 )
-from adcam.report.text import escape_markdown, format_number, format_seconds, slug
+from adcam.report.text import (
+    escape_markdown,
+    format_bytes,
+    format_number,
+    format_seconds,
+    slug,
+)
 
 if TYPE_CHECKING:
     import jinja2
@@ -119,6 +125,7 @@ def _copy_explorer(explorer: Explorer, out_dir: Path) -> None:
     """Copy the files of all images, one at a time, if they are not there already."""
     if explorer.folder.resolve() == out_dir.resolve():
         return
+    write_json(out_dir / INDEX_NAME, dict(explorer.index))
     for name in list_files(explorer.index):
         write_bytes(out_dir / name, (explorer.folder / name).read_bytes())
 
@@ -299,20 +306,35 @@ def _table(block: Table, add_file: AddFile) -> Context:
 
 @_context.register
 def _times(block: TimeTable, add_file: AddFile) -> Context:
-    rows: list[list[Cell]] = []
-    for timing in block.timings:
-        share = 100 * timing.seconds / block.total if block.total else math.nan
-        row: list[Cell] = [timing.name, format_seconds(timing.seconds), share, "", ""]
-        if timing.num_items is not None:
-            row[3] = format_number(timing.num_items)
-            row[4] = f"{format_seconds(timing.seconds / timing.num_items)} / {timing.item}"
-        rows.append(row)
-    share_column = Column("share, %", bar_max=100.0)
-    columns = [Column("step"), Column("time"), share_column, Column("items"), Column("rate")]
-    if all(timing.num_items is None for timing in block.timings):
-        columns, rows = columns[:3], [row[:3] for row in rows]
-    total = ["total", format_seconds(block.total), "", "", ""][: len(columns)]
-    return _table_context(Table(columns, rows, block.caption), total=total, numeric=range(1, 5))
+    timings = block.timings
+    columns, total = [Column("step"), Column("time")], ["total", format_seconds(block.total)]
+    rows: list[list[Cell]] = [[t.name, format_seconds(t.seconds)] for t in timings]
+
+    def add(column: Column, cells: Sequence[Cell]) -> None:
+        columns.append(column)
+        total.append("")
+        for row, cell in zip(rows, cells, strict=True):
+            row.append(cell)
+
+    whole = block.total or math.nan
+    add(Column("share, %", bar_max=100.0), [100 * t.seconds / whole for t in timings])
+    if any(t.num_items is not None for t in timings):
+        add(Column("items"), ["" if t.num_items is None else t.num_items for t in timings])
+        rates = [
+            f"{format_seconds(t.seconds / t.num_items)} / {t.item}" if t.num_items else ""
+            for t in timings
+        ]
+        add(Column("rate"), rates)
+    hint = "the most that the process held at once, without its worker processes"
+    for name, sizes in (
+        ("memory", [t.peak_bytes for t in timings]),
+        ("GPU memory", [t.gpu_bytes for t in timings]),
+    ):
+        if any(size is not None for size in sizes):
+            add(Column(name, hint=hint), ["" if s is None else format_bytes(s) for s in sizes])
+    return _table_context(
+        Table(columns, rows, block.caption), total=total, numeric=range(1, len(columns))
+    )
 
 
 def _table_context(

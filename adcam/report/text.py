@@ -57,6 +57,15 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def format_bytes(size: int) -> str:
+    """Format an amount of memory in mebibytes or gibibytes.
+
+    >>> [format_bytes(size) for size in (3_500_000, 700 * 2**20, 5 * 2**30)]
+    ['3 MiB', '700 MiB', '5.0 GiB']
+    """
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
 def shorten(text: str, length: int) -> str:
     """Cut ``text`` to ``length`` characters; the last of them is "…" if any was lost."""
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -311,6 +311,8 @@ def test_times_are_a_table_with_their_sum() -> None:
         "| train | 90.0 s | 75.0 | 300 | 0.30 s / image |\n| rest | 30.0 s | 25.0 |  |  |\n"
         "| **total** | **2 min 0 s** |  |  |  |\n\none core\n"
     )
+    held = TimeTable([Timing("train", 1.0, peak_bytes=3 << 30), Timing("rest", 1.0)])
+    assert "| train | 1.00 s | 50.0 | 3.0 GiB |" in markdown_of(Report("Title", lead=[held]))
     page = Page(render_html(Report("Title", lead=[times])))
     assert "2 min 0 s" in page.text_of("td") and "total" in page.text_of("th")
 

@@ -33,13 +33,13 @@
 
   const decode = async (values) => {
     const size = values.hw[0] * values.hw[1];
-    const mapSize = values.map_hw[0] * values.map_hw[1];
     const optional = (text) => (text === null ? null : unpack(text));
-    const methods = await Promise.all(values.maps.map(async (text, m) => {
-      const [stored, mask] = await Promise.all([optional(text), optional(values.masks[m])]);
+    const methods = await Promise.all(values.maps.map(async (packed, m) => {
+      const [stored, mask] = await Promise.all([optional(packed && packed.data), optional(values.masks[m])]);
       if (stored === null) return { maps: null, mask };
+      const mapSize = packed.hw[0] * packed.hw[1];
       const maps = values.values.map((_, k) =>
-        upscale(stored.subarray(k * mapSize, (k + 1) * mapSize), values.map_hw, values.hw));
+        upscale(stored.subarray(k * mapSize, (k + 1) * mapSize), packed.hw, values.hw));
       return { maps, mask, ...findPeak(maps, size) };
     }));
     const photo = `data:image/jpeg;base64,${values.photo}`;
@@ -60,7 +60,14 @@
   const order = part("order"), attentive = part("attentive");
   let shown = [], current = -1;
 
+  // Of two runs side by side: by how much the second is better.
+  const gainOf = (image) => {
+    const [newer, older] = index.gain.map((m) => image.iou[m]);
+    return newer === null || older === null ? null : newer - older;
+  };
+
   const sortValue = (image) => {
+    if (sort.value === "gain") return gainOf(image);
     if (sort.value === "id") return image.id;
     if (sort.value === "size" || sort.value === "confidence") return image[sort.value];
     return image.iou[Number(sort.value)];
@@ -69,6 +76,7 @@
   const describe = (image) => {
     const parts = image.iou[main] === null ? [] : [`IoU ${format(image.iou[main])}`];
     if (sort.value === "size") parts.unshift(`${format(image.size)} % object`);
+    if (sort.value === "gain") parts.unshift(`gain ${format(gainOf(image) ?? NaN)}`);
     if (sort.value === "confidence") parts.unshift(`confidence ${format(image.confidence, 2)}`);
     if (/^\d+$/.test(sort.value) && Number(sort.value) !== main) {
       parts.unshift(`${index.methods[sort.value].name} ${format(image.iou[sort.value])}`);
@@ -401,6 +409,7 @@
   const ranked = index.methods.map((method, m) => [method, m])
     .filter(([, m]) => index.images.some((entry) => entry.iou[m] !== null)).reverse();
   sort.append(
+    ...(index.gain && ranked.length ? [make("option", { value: "gain", textContent: `gain of ${index.methods[index.gain[0]].name}` })] : []),
     ...ranked.map(([method, m]) => make("option", { value: String(m), textContent: `IoU of ${method.name}` })),
     ...(has("size") ? [make("option", { value: "size", textContent: "size of objects" })] : []),
     ...(has("confidence") ? [make("option", { value: "confidence", textContent: "confidence" })] : []),
