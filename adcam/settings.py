@@ -13,14 +13,22 @@ import copy
 import difflib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_type_hints, overload
 
 from adcam.errors import AdcamError
 from adcam.installation import find_config
-from adcam.options import Section, check_choice, convert, from_section, setting, suggest
+from adcam.options import (
+    Section,
+    check_choice,
+    check_options,
+    convert,
+    from_section,
+    setting,
+    suggest,
+)
 from adcam.plain_config import anchor_paths, are_configs_safe, is_toml, read_plain_config
 
 if TYPE_CHECKING:
@@ -771,7 +779,8 @@ class ConfigSettings:
             ):
                 raise AdcamError(f"{name!r} is no setting; did you mean {near[0]!r}?")
         self._built: dict[str, Any] = {}
-        for name in entries.keys() & self._values.keys():
+        # In their order: sections that torch has no part in come first.
+        for name in (name for name in entries if name in self._values):
             self._built[name] = entries[name].build(self._prepare(name), name)
 
     @classmethod
@@ -799,11 +808,12 @@ class ConfigSettings:
         Raises:
             AdcamError: A key is unknown or a value is not legal.
         """
+        for key, value in changes.items():
+            self._check_key(key)
+            self.check_change(key, value)
         from mmengine.config import Config
 
         merged = Config(self.to_dict())
-        for key in changes:
-            self._check_key(key)
         try:
             merged.merge_from_dict(copy.deepcopy(dict(changes)))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -833,6 +843,28 @@ class ConfigSettings:
                 place = ".".join([first, *rest[: number - 1]])
                 raise AdcamError(f"{key}: {place} has no {section!r}{suggest(section, children)}")
             node = children.get(section, {})
+
+    @classmethod
+    def check_change(cls, key: str, value: Any) -> None:
+        """Refuse a value of a plain section without building anything, and so without torch.
+
+        Args:
+            key: A dotted key, e.g. ``"train.epochs"``; others than of plain sections pass.
+            value: The value that it is to have.
+
+        Raises:
+            AdcamError: The section has no such key, or the value is not legal.
+        """
+        name, *rest = key.split(".")
+        entry = cls.entries().get(name)
+        if entry is None or name not in ("data", "train", "demo") or len(rest) != 1:
+            return
+        if isinstance(value, Mapping):  # merged with what the config says
+            return
+        (kind,) = entry.kinds()
+        items = {item.name: item.metadata for item in fields(kind)}
+        hints = get_type_hints(kind)
+        check_options({rest[0]: value}, {key: hints[key] for key in items}, name, items)
 
 
 class Settings(ConfigSettings):
@@ -912,6 +944,11 @@ def load_settings(
         settings.train.seed
     """
     path = find_config(path)
+    try:
+        for key, value in (overrides or {}).items():
+            kind.check_change(key, value)
+    except AdcamError as error:
+        raise AdcamError(f"{path}: {error}") from error
     is_plain = are_configs_safe() or is_toml(path)
     values = read_plain_config(path) if is_plain else _execute(path)
     values = anchor_paths(values, path.parent) if is_toml(path) else values

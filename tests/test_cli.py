@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from adcam.cli import build_parser, info, main
-from adcam.cli.labeler import CRF_BACKENDS, CRF_NAMES
+from adcam.cli.labeler import CRF_BACKENDS, CRF_NAMES, METHOD_NAMES
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.errors import AdcamError
 from adcam.masks import crf as crf_module
@@ -138,6 +138,17 @@ def test_mistakes_are_refused_before_torch_is_imported(place: Path) -> None:
         "compare missing.py",
         "run missing.py",
         "convert masks-to-coco missing --out out.json",
+        "generate photos --checkpoint classifier.safetensors --out out --method adcam",
+        "generate photos --checkpoint classifier.safetensors --out out --scales 0",
+        "train voc12/adcam_deit-small --cfg-options train.epoch=3",
+        "train voc12/adcam_deit-small --cfg-options data.train=3",
+        "evaluate photos --gt truth",
+        "evaluate truth --gt photos",
+        "train",
+        "generate",
+        "configs nothing",
+        "init --images missing",
+        "config show missing",
     ]
     script = (
         "import shlex, sys\nfrom adcam.cli import main\n"
@@ -154,6 +165,33 @@ def test_mistakes_are_refused_before_torch_is_imported(place: Path) -> None:
     assert result.stdout == f"{[2] * len(commands)} []\n", result.stderr
     errors = result.stderr.splitlines()
     assert len(errors) == len(commands) and all(": error: " in line for line in errors)
+
+
+def test_labels_rules_and_sources_are_checked_without_torch(place: Path) -> None:
+    (place / "bad.csv").write_text("image_id,labels\nbeach,zebra\n")
+    commands = [
+        "generate photos --checkpoint classifier.safetensors --out out --labels bad.csv",
+        "generate photos --checkpoint classifier.safetensors --out out --threshold 3",
+        "generate labels.csv --checkpoint classifier.safetensors --out out",
+        "boxes photos --checkpoint classifier.safetensors --labels bad.csv --threshold 0.4 "
+        "--out boxes.csv",
+        "calibrate photos --checkpoint classifier.safetensors --labels bad.csv",
+        "convert masks-to-coco photos --out out.json",
+        "convert label-table missing.csv --out out.csv",
+    ]
+    script = (
+        "import shlex, sys\nfrom adcam.cli import main\n"
+        "codes = [main(shlex.split(line)) for line in sys.stdin.read().splitlines()]\n"
+        "print(codes, sorted({'torch', 'mmengine', 'timm'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        input="\n".join(commands),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.stdout == f"{[2] * len(commands)} []\n", result.stderr
 
 
 def test_the_core_does_without_any_extra(place: Path) -> None:
@@ -297,6 +335,13 @@ def test_crf_options_that_contradict_one_another(
 ) -> None:
     assert run(f"{GENERATE} --labels predicted {options}") == 2
     assert "name two" in capsys.readouterr().err
+
+
+def test_the_command_line_knows_the_methods() -> None:
+    from adcam.cams import METHODS
+
+    assert set(METHOD_NAMES) <= set(METHODS)
+    assert set(METHODS) - set(METHOD_NAMES) <= {"squared"}  # which a docstring adds
 
 
 def test_the_command_line_knows_the_crfs() -> None:

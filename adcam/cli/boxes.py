@@ -15,6 +15,7 @@ from adcam.cli.labeler import (
     check_classifier,
     find_workers,
     open_images,
+    open_images_first,
     report_run,
 )
 
@@ -78,12 +79,13 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_classifier(args)
+    images = open_images_first(args)
     from adcam.labeling.boxes import BoxOptions, find_boxes
     from adcam.labeling.run import RunOptions
 
     labeler = build_labeler(args)
     result = find_boxes(
-        open_images(args, labeler),
+        open_images(args, labeler.class_set) if images is None else images,
         labeler,
         args.out,
         BoxOptions(

@@ -63,6 +63,9 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from adcam.models.file_header import read_class_set
+
+    images = open_images(args, read_class_set(args.checkpoint))
     from adcam.labeling.calibrate import calibrate
     from adcam.labeling.labeler import PseudoLabeler
     from adcam.models.classifier_file import save_label_thresholds
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         views=read_views(args, TestViews()),
         dtype=args.dtype or "float32",
     )
-    found = calibrate(open_images(args, labeler), labeler, batch_size=args.batch_size)
+    found = calibrate(images, labeler, batch_size=args.batch_size)
     _print(found, labeler.class_set.classes)
     out = args.out or args.checkpoint
     save_label_thresholds(args.checkpoint, found.thresholds, out)

@@ -109,6 +109,7 @@ def _add_box_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    require_files(args)
     from adcam.data.open_images import read_id_list
     from adcam.data.png import parse_values
     from adcam.data.sources import parse_classes
@@ -152,6 +153,16 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, result)
     return EXIT_OK
+
+
+def require_files(args: argparse.Namespace) -> None:
+    """Refuse folders without a single mask before anything heavy is imported."""
+    from adcam.files import find_files
+
+    folders = [args.gt, None if args.sweep or args.metadata else args.pred_dir]
+    for folder in folders:
+        if folder is not None and next(folder.rglob("*.[pP][nN][gG]"), None) is None:
+            find_files(folder, ".png")  # which says what there is instead
 
 
 def _suggest(args: argparse.Namespace) -> int:

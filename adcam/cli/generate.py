@@ -18,6 +18,7 @@ from adcam.cli.labeler import (
     early_start,
     find_workers,
     open_images,
+    open_images_first,
     path_or_url,
     read_mask_options,
     report_run,
@@ -165,19 +166,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from adcam.labeling.generate import generate
-    from adcam.labeling.output_folder import manifest_path
     from adcam.labeling.shards import WHOLE, parse_shard
 
     shard = WHOLE if args.shard is None else parse_shard(args.shard)
     out = _read_output(args)
     num_shown = _read_num_shown(args)
+    images = open_images_first(args)
+    from adcam.labeling.generate import generate
+    from adcam.labeling.output_folder import manifest_path
+
     engine = _read_engine(args)
     labeler = build_labeler(args, **_read_options(args))
     if engine is not None and engine.gpus_per_process:
         labeler.assign_device("cuda")
     result = generate(
-        open_images(args, labeler),
+        open_images(args, labeler.class_set) if images is None else images,
         labeler,
         out,
         labels="predicted" if args.labels == "predicted" else "given",

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from adcam.labeling.labeler import PseudoLabeler
     from adcam.labeling.run import RunResult
     from adcam.settings import TestViews
+    from adcam.structures import ClassSet
 
+METHOD_NAMES = (
+    *("cam", "ts_cam", "transcam_form", "mctformer_form", "clip_es_form", "ad_cam", "refined"),
+)
 CRF_NAMES = ("none", "toco", "irn", "psa", "clip_es", "weaktr")
 CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
 
@@ -366,6 +370,25 @@ def check_classifier(args: argparse.Namespace) -> None:
         raise AdcamError('--model needs --classes, e.g. --classes "tabby cat,golden retriever"')
     if args.model is None and (args.classes or args.weights):
         raise AdcamError("--classes and --weights go with --model; a checkpoint has its own")
+    _check_method(args.method)
+    for side in args.scales or ():
+        if side < 1:
+            raise AdcamError(f"--scales are sides in pixels, at least 1, got {side}")
+    if getattr(args, "threshold", None) is not None:
+        from adcam.masks.background import parse_rule
+
+        parse_rule(args.threshold)
+
+
+def _check_method(name: str | None) -> None:
+    """Refuse an unknown method; those that a program added are known once it has loaded ours."""
+    import sys
+
+    if name is None or name in METHOD_NAMES or "adcam.cams" in sys.modules:
+        return
+    from adcam.options import check_choice
+
+    check_choice("--method", name, METHOD_NAMES)
 
 
 def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
@@ -406,7 +429,22 @@ def read_views(args: argparse.Namespace, views: TestViews) -> TestViews:
     return views
 
 
-def open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> ImageDataset:
+def open_images_first(args: argparse.Namespace) -> ImageDataset | None:
+    """Open IMAGES with the classes of ``--checkpoint``, before torch and the network are loaded.
+
+    So a label that is no class, say, is told at once.
+
+    Returns:
+        The images; ``None`` where the classes are those of ``--model``, which it knows alone.
+    """
+    if args.checkpoint is None:
+        return None
+    from adcam.models.file_header import read_class_set
+
+    return open_images(args, read_class_set(args.checkpoint))
+
+
+def open_images(args: argparse.Namespace, class_set: ClassSet) -> ImageDataset:
     """Open IMAGES with their labels, as a data set."""
     from adcam.data.open_images import open_images as load_images
     from adcam.data.open_images import read_id_list
@@ -415,13 +453,13 @@ def open_images(args: argparse.Namespace, labeler: PseudoLabeler) -> ImageDatase
     everything = args.labels is None and getattr(args, "model", None) is not None
     images = load_images(
         args.images,
-        labeler.class_set,
+        class_set,
         labels=None if everything or labels == "predicted" else labels,
         ids=None if args.ids is None else read_id_list(args.ids),
         voc_split=args.voc_split,
         leave_out=[args.out] if isinstance(args.out, Path) else [],
     )
     if everything:
-        all_ids = range(labeler.class_set.num_fg_classes)
+        all_ids = range(class_set.num_fg_classes)
         images = images.with_labels({record.img_id: all_ids for record in images.records})
     return images

@@ -9,7 +9,7 @@ stops nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from adcam.convert.annotation_tools import (
     convert_cvat_to_masks,
@@ -17,7 +17,6 @@ from adcam.convert.annotation_tools import (
     convert_masks_to_cvat,
     convert_masks_to_label_studio,
 )
-from adcam.convert.cams import convert_cams
 from adcam.convert.data_sets import convert_coco, convert_sbd
 from adcam.convert.exchange import (
     convert_coco_to_masks,
@@ -25,7 +24,6 @@ from adcam.convert.exchange import (
     convert_masks_to_yolo,
     convert_yolo_to_masks,
 )
-from adcam.convert.export_cams import convert_maps_to_cams
 from adcam.convert.labels import (
     convert_irn_labels,
     convert_label_table,
@@ -46,6 +44,19 @@ Converter: TypeAlias = Callable[..., Converted]
 """Called with what is converted, then ``out`` and options by name, ``overwrite`` and ``progress``
 among them."""
 
+
+def _convert_cams(*source: Any, **options: Any) -> Converted:
+    from adcam.convert.cams import convert_cams  # which needs torch; the others do not
+
+    return convert_cams(*source, **options)
+
+
+def _convert_maps_to_cams(*source: Any, **options: Any) -> Converted:
+    from adcam.convert.export_cams import convert_maps_to_cams
+
+    return convert_maps_to_cams(*source, **options)
+
+
 CONVERTERS: dict[str, Converter] = {
     "sbd": convert_sbd,
     "coco": convert_coco,
@@ -65,9 +76,9 @@ CONVERTERS: dict[str, Converter] = {
     "label-studio-to-masks": convert_label_studio_to_masks,
     "masks-to-cvat": convert_masks_to_cvat,
     "cvat-to-masks": convert_cvat_to_masks,
-    "maps-to-cams": convert_maps_to_cams,
+    "maps-to-cams": _convert_maps_to_cams,
     "unpack": convert_unpack,
-    "cams": convert_cams,
+    "cams": _convert_cams,
 }
 """The converters by their names on the command line."""
 

@@ -73,6 +73,11 @@ def open_images(
             path, labels=_check_labels(source), classes=class_set, ids=ids, leave_out=leave_out
         )
     is_list = path.suffix.lower() == ".txt"
+    if not is_list and path.suffix.lower() in LABEL_SUFFIXES:
+        raise AdcamError(
+            f"{path} is a table, no image; name the folder of the images, and the table with "
+            f"--labels {path}"
+        )
     images = load_images(_read_list(path) if is_list else path, classes=class_set)
     if (source := None if labels == "auto" else _check_labels(labels)) is not None:
         table = read_labels(source, class_set.classes)

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from adcam.errors import AdcamError
-from adcam.masks.steepest import find_steepest_level
 from adcam.structures import ClassMaps, PseudoMask
 
 RULES = ("constant", "power", "otsu", "steepest")
@@ -124,6 +123,9 @@ def find_threshold(score_maps: np.ndarray, *, rule: str, threshold: float | None
     """
     _check_rule(rule, threshold)
     if rule == "steepest":
+        # Here, so that a rule can be read without torch.
+        from adcam.masks.steepest import find_steepest_level
+
         return find_steepest_level(
             _peak(score_maps), expected=float(threshold or 0), num_classes=len(score_maps)
         )

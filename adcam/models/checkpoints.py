@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adcam.errors import AdcamError
+from adcam.models.file_header import check_file_kind
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +38,6 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 """What DDP, ``torch.compile``, Lightning and wrappers put before each name."""
 
 _MOST_NESTED = 4
-
-_OTHER_FILES = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
-    (b"<", "a web page or XML, not weights; download the file itself"),
-    (b"\x1f\x8b", "compressed with gzip; unpack it first"),
-    (b"\x89HDF", "an HDF5 file (Keras); export its weights from there"),
-    (b"\x93NUMPY", "a NumPy array, not weights by name"),
-)
 
 
 # Weights that come with adcam.
@@ -100,27 +93,6 @@ def say_why(error: BaseException) -> str:
     """What torch says of a file that it refuses, without its advice to load it unprotected."""
     text = str(error) or type(error).__name__
     return "it cannot be read without running code" if "weights_only" in text else text
-
-
-def check_file_kind(path: Path) -> bytes:
-    """Refuse a file that holds no tensors at all, by its first bytes.
-
-    Returns:
-        The first 512 bytes of the file.
-
-    Raises:
-        AdcamError: If the file is empty, a Git LFS pointer, a web page, or packed.
-    """
-    with path.open("rb") as file:
-        start = file.read(512)
-    if not start:
-        raise AdcamError(f"{path}: the file is empty")
-    for magic, what in _OTHER_FILES:
-        if start.lstrip()[: len(magic)] == magic:
-            raise AdcamError(f"{path}: is {what}")
-    if start[257:262] == b"ustar":
-        raise AdcamError(f"{path}: is a tar archive; unpack it and give the file inside")
-    return start
 
 
 def _read(path: Path) -> Any:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 
 from adcam.errors import AdcamError
 from adcam.files import write_bytes
-from adcam.models.checkpoints import check_file_kind
+from adcam.models.file_header import build_described_classes, read_description
 from adcam.models.networks import build_network
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM
@@ -146,31 +146,16 @@ def load_classifier(path: str | Path) -> ClassifierFile:
             NaN or do not fit the network it describes.
     """
     path = Path(path)
-    if not path.is_file():
-        hint = "; this is a folder, name the file in it" if path.is_dir() else ""
-        raise AdcamError(f"{path}: no such checkpoint{hint}")
-    check_file_kind(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("adcam")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise AdcamError(
-            f"{path}: not a readable safetensors file ({error}). `adcam train` writes "
-            "classifier.safetensors beside its .pth checkpoints, which are for resuming only"
-        ) from error
-    if text is None:
-        raise AdcamError(
-            f"{path}: these are bare weights without a head or class names. Train on them "
-            "(model.weights in a config), or use them with --model NAME --weights FILE"
-        )
+    text = read_description(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     try:
         header = json.loads(text)
         if header["format"] > FORMAT:
             raise AdcamError(
                 f"format {header['format']} is newer than this version reads ({FORMAT})"
             )
-        class_set = _read_class_set(header["class_set"])
+        class_set = build_described_classes(header["class_set"])
         options = header["network"]
         if (weights := options.get("weights")) is not None:
             raise AdcamError(
@@ -200,12 +185,3 @@ def _read_label_thresholds(
             f"{len(found.values)} label thresholds for {class_set.num_fg_classes} classes"
         )
     return found
-
-
-def _read_class_set(description: Mapping[str, Any]) -> ClassSet:
-    return ClassSet(
-        name=description["name"],
-        classes=tuple(description["classes"]),
-        mask_values=tuple(description["mask_values"]),
-        palette=tuple((r, g, b) for r, g, b in description["palette"]),
-    )

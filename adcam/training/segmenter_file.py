@@ -16,7 +16,8 @@ from safetensors.torch import save
 from adcam.data.png import voc_palette
 from adcam.errors import AdcamError
 from adcam.files import hash_values, parse_json, write_bytes
-from adcam.models.checkpoints import check_file_kind, load_state_dict
+from adcam.models.checkpoints import load_state_dict
+from adcam.models.file_header import check_file_kind
 from adcam.models.weights import find_weights, load_any_backbone_weights
 from adcam.settings import SegmentationSettings
 from adcam.structures import ClassSet
