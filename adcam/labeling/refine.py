@@ -53,10 +53,10 @@ def refine(
         attention: The attention after softmax, with or without its prefix tokens (class token,
             registers) before the patches: averaged, (T, T); per head, (heads, T, T); or a list or
             tuple with one of those, or (B, heads, T, T), a block, as Hugging Face's
-            ``outputs.attentions`` and ``adcam.record_attention()``. A tensor (layers, heads, T, T)
-            or (layers, B, heads, T, T) counts as such a list. Of several blocks those are averaged
-            that AD-CAM's ``layers`` names, by default the last half. For a batch the first size of
-            each block is B.
+            ``outputs.attentions`` (or ``outputs``) and ``adcam.record_attention()``. A tensor
+            (layers, heads, T, T) or (layers, B, heads, T, T) counts as such a list. Of several
+            blocks those are averaged that AD-CAM's ``layers`` names, by default the last half. For
+            a batch the first size of each block is B.
         num_prefix_tokens: The number of tokens before the patches; ``None`` finds it.
         grid_hw: Height and width of the grid of patches; ``None`` finds it.
         image: The image as the network saw it (after a crop, not before), for colours and the CRF:
@@ -249,6 +249,8 @@ def _is_flat(maps: Tensor, grid_hw: tuple[int, int]) -> bool:
 
 def _read_blocks(attention: Any, batch: int | None) -> list[Tensor]:
     """Every form of attention as one tensor (B, T, T) a block."""
+    if hasattr(attention, "logits") or hasattr(attention, "last_hidden_state"):
+        attention = getattr(attention, "attentions", None) or [None]  # an output of Hugging Face
     if isinstance(attention, list | tuple):
         parts = list(attention)
     else:

@@ -99,5 +99,24 @@ def test_output_attentions_and_recorded_attention_agree() -> None:
     cam = torch.rand(2, 2, 2)
     from_tuple = adcam.refine(cam, outputs.attentions, num_prefix_tokens=5)
     torch.testing.assert_close(from_tuple, adcam.refine(cam, attention))
+    torch.testing.assert_close(from_tuple, adcam.refine(cam, outputs))
+    with pytest.raises(AdcamError, match="attn_implementation='eager'"):
+        adcam.refine(cam, make_model("ViT")(inputs))
     with pytest.raises(AdcamError, match="num_prefix_tokens=5 would fit"):
         adcam.refine(cam, outputs.attentions, num_prefix_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix", "options"),
+    [("CLIPVision", 1, {}), ("SiglipVision", 0, {}), ("DINOv3ViT", 5, {"num_register_tokens": 4})],
+)
+def test_towers_without_a_head_are_recorded(
+    family: str, prefix: int, options: dict[str, Any]
+) -> None:
+    sizes = {key: value for key, value in SMALL.items() if key != "id2label"}
+    config = getattr(transformers, f"{family}Config")(**sizes, **options)
+    model = getattr(transformers, f"{family}Model")(config).eval()
+    with torch.no_grad(), adcam.record_attention() as attention:
+        model(torch.randn(1, 3, 32, 32))
+    assert [tuple(block.shape) for block in attention] == [(1, 4 + prefix, 4 + prefix)] * 3
+    assert adcam.refine(torch.rand(2, 2), attention, num_prefix_tokens=prefix).shape == (2, 2)
