@@ -107,6 +107,8 @@ EXTRAS = {
         "ruff>=0.17.5,<0.18",
         "mypy>=2.4",
         "pre-commit>=4.0",
+        # Drives a headless Chromium, which the system brings, for tests of the report.
+        "playwright>=1.49",
         # A server that speaks S3, for tests, and what reads from it.
         "moto[server,s3]>=5.0",
         "s3fs>=2024.6",

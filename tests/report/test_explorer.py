@@ -468,3 +468,32 @@ def test_a_phone_shows_all_of_it(browser: Any, report_path: Path, scheme: str) -
         assert box["x"] >= 0 and box["x"] + box["width"] <= 400, name
     found.check_quiet()
     found.page.close()
+
+
+def test_a_thousand_images_are_loaded_as_they_are_looked_at(browser: Any, tmp_path: Path) -> None:
+    methods, classes = [ExploredMethod("CAM", 50.0, "constant:0.3")], build_class_set("x", ["cat"])
+    writer = ExplorerWriter(tmp_path / "stage", methods, classes)
+    mask = np.zeros((12, 16), np.uint8)
+    for number in range(1000):
+        rgb = np.full((12, 16, 3), number % 256, np.uint8)
+        maps, mious = {"CAM": np.zeros((1, 3, 4), np.uint8)}, {"CAM": number / 10}
+        writer.add(ExploredImage(str(number), rgb, [1], mask, maps, {"CAM": mask}, mious))
+    writer.finish()
+    index = read_index(tmp_path / "stage")
+    assert index is not None
+    report = Report("Many", sections=[Section("E", [Explorer(tmp_path / "stage", index)])])
+    found = open_page(browser, write_report(report, tmp_path / "report"))
+    found.page.wait_for_selector(".panel canvas")
+    assert len(ids_in_list(found)) == 1000
+    assert len(found.requests) < 300
+    scripts = [url for url in found.requests if url.endswith(".js")]
+    assert [url.rpartition("/")[2] for url in scripts] == ["999.js"]
+    spent = found.page.evaluate(
+        "() => { const search = document.querySelector('[data-part=search]');"
+        " const start = performance.now(); search.value = '99';"
+        " search.dispatchEvent(new Event('input')); return performance.now() - start; }"
+    )
+    assert spent < 1000  # milliseconds, on a busy machine; a tenth of it on a quiet one
+    assert ids_in_list(found) == [str(n) for n in range(999, -1, -1) if "99" in str(n)]
+    found.check_quiet()
+    found.page.close()

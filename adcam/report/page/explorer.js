@@ -70,7 +70,8 @@
     if (sort.value === "gain") return gainOf(image);
     if (sort.value === "id") return image.id;
     if (sort.value === "size" || sort.value === "confidence") return image[sort.value];
-    return image.iou[Number(sort.value)];
+    // Without a class everything is right that is background: such images say little.
+    return image.classes.length ? image.iou[Number(sort.value)] : null;
   };
 
   const describe = (image) => {
