@@ -67,7 +67,12 @@ def _add_classifier(parser: argparse.ArgumentParser) -> None:
         "classifier", "one of your own, or an ImageNet model as it is"
     )
     source.add_argument("--checkpoint", type=Path, metavar="FILE", help="of `adcam train`")
-    source.add_argument("--model", metavar="NAME", help="timm name of an ImageNet ViT")
+    source.add_argument(
+        "--model",
+        metavar="NAME",
+        help="timm name of an ImageNet ViT; clip:NAME of open_clip, clip:FOLDER of Hugging Face, "
+        "whose classes are any texts; transformers:FOLDER, an image classifier of Hugging Face",
+    )
     source.add_argument(
         "--classes",
         metavar="A,B,...",
@@ -407,12 +412,14 @@ def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
     options["views"] = read_views(args, options.get("views", TestViews()))
     if args.checkpoint is not None:
         return PseudoLabeler.from_checkpoint(args.checkpoint, device=choose_device(args), **options)
+    names = [name.strip() for name in args.classes.split(",") if name.strip()]
+    device, (kind, _, model) = choose_device(args), args.model.partition(":")
+    if kind == "clip":
+        return PseudoLabeler.from_clip(model, names, weights=args.weights, device=device, **options)
+    if kind == "transformers":
+        return PseudoLabeler.from_transformers(model, names, device=device, **options)
     return PseudoLabeler.from_imagenet(
-        args.model,
-        [name.strip() for name in args.classes.split(",") if name.strip()],
-        weights=args.weights or "timm",
-        device=choose_device(args),
-        **options,
+        args.model, names, weights=args.weights or "timm", device=device, **options
     )
 
 

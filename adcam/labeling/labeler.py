@@ -561,8 +561,8 @@ class PseudoLabeler:
             prompt=prompt or clip_text.PROMPT,
         )
         is_diffusion = issubclass(METHODS[options.get("method", "ad_cam")], DiffusionMethod)
-        if is_diffusion and "method_options" not in options:
-            options["method_options"] = {"init": "cam"}
+        if is_diffusion:
+            options["method_options"] = {"init": "cam", **options.get("method_options", {})}
         return cls._from_any(network, device, options)
 
     @classmethod
@@ -570,6 +570,8 @@ class PseudoLabeler:
         cls, network: AnyViT, device: str | torch.device | None, options: dict[str, Any]
     ) -> PseudoLabeler:
         """A labeler of a foreign network, which may take images of one size alone."""
+        if options.get("compile"):
+            raise AdcamError("compile=True: class maps from gradients need a network as it is")
         if network.fixed_hw is not None:
             options.setdefault("views", TestViews((network.fixed_hw[0],), keep_ratio=False))
         return cls(network, build_classes(network.classes), device=device, **options)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,8 @@ from torch.nn import functional as F
 from adcam.errors import AdcamError
 from adcam.models.any_vit import AnyViT, ViTInterface
 from adcam.models.attention_recorder import AttentionRecorder
+from adcam.models.checkpoints import load_state_dict
+from adcam.models.weights import fit_weights
 
 PROMPT = "a clean origami {}."
 """The text of a class in CLIP-ES."""
@@ -217,21 +220,10 @@ def read_open_clip(
     if not getattr(visual.transformer, "batch_first", False):
         raise AdcamError("the image tower must take its batch first, as open_clip 2.25 and later")
 
-    def encode_image(inputs: Tensor) -> Tensor:
-        size = visual.patch_size
-        grid_hw = (inputs.shape[-2] // size[0], inputs.shape[-1] // size[1])
-        resized = resize_position(visual.positional_embedding, visual.grid_size, grid_hw)
-        swapped = {"positional_embedding": resized}
-        found = torch.func.functional_call(visual, swapped, (inputs,))
-        return found[0] if isinstance(found, tuple) else found
-
-    def encode_text(texts: list[str]) -> Tensor:
-        return network.encode_text(tokenizer(texts).to(position.device))
-
     return TextImageModel(
         network,
-        encode_image,
-        encode_text,
+        partial(_encode_image, visual),
+        partial(_encode_text, network, tokenizer),
         visual.transformer.resblocks[-1].ln_1,
         float(network.logit_scale.detach().exp()),
         type(network).__name__,
@@ -247,6 +239,19 @@ def read_open_clip(
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 """Channel statistics of OpenAI's CLIP (open_clip/constants.py)."""
+
+
+def _encode_image(visual: Any, inputs: Tensor) -> Tensor:
+    size = visual.patch_size
+    grid_hw = (inputs.shape[-2] // size[0], inputs.shape[-1] // size[1])
+    resized = resize_position(visual.positional_embedding, visual.grid_size, grid_hw)
+    found = torch.func.functional_call(visual, {"positional_embedding": resized}, (inputs,))
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _encode_text(network: Any, tokenizer: Any, texts: list[str]) -> Tensor:
+    device = network.visual.positional_embedding.device
+    return network.encode_text(tokenizer(texts).to(device))
 
 
 def resize_position(position: Tensor, old_hw: tuple[int, int], new_hw: tuple[int, int]) -> Tensor:
@@ -269,14 +274,19 @@ def resize_position(position: Tensor, old_hw: tuple[int, int], new_hw: tuple[int
 
 
 def _load_open_clip(open_clip: ModuleType, name: str, weights: str | Path | None) -> nn.Module:
-    if weights is not None and not (path := Path(weights).expanduser()).is_file():
-        raise AdcamError(f"{path}: no such weights file; nothing is fetched here")
+    """Build a model with random weights or those of a file, of which no code runs."""
+    model: nn.Module = open_clip.create_model(name, pretrained=None, load_weights=False)
+    if weights is None:
+        return model
+    path = Path(weights).expanduser()
     try:
-        return open_clip.create_model(
-            name, pretrained=None if weights is None else str(path), weights_only=True
-        )
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise AdcamError(f"{weights}: no weights of {name} ({error})") from error
+        fit_weights(model, load_state_dict(path), path)
+    except AdcamError as error:
+        raise AdcamError(
+            f"{error}. Files of open_clip are read (.safetensors, .pt, .bin), OpenAI's weights "
+            "among them; OpenAI's own .pt files are programs, and are not run"
+        ) from error
+    return model
 
 
 def import_open_clip() -> ModuleType:

@@ -91,21 +91,10 @@ def read_transformers_clip(
     if tokenizer is None:
         raise AdcamError("give tokenizer=… beside a model object; a folder brings its own")
 
-    def encode_text(texts: list[str]) -> Tensor:
-        words = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        device = next(network.parameters()).device
-        found = network.get_text_features(**{k: v.to(device) for k, v in words.items()})
-        return _read_features(found)
-
-    def encode_image(inputs: Tensor) -> Tensor:
-        return _read_features(
-            network.get_image_features(pixel_values=inputs, interpolate_pos_encoding=True)
-        )
-
     return TextImageModel(
         network,
-        encode_image,
-        encode_text,
+        partial(_encode_image, network),
+        partial(_encode_text, network, tokenizer),
         norm,
         float(scale.detach().exp()),
         str(network.config.model_type),
@@ -123,6 +112,18 @@ def _run_classifier(model: nn.Module, options: dict[str, Any], inputs: Tensor) -
             f"{type(model).__name__} gives no logits; take its form for image classification"
         )
     return logits
+
+
+def _encode_text(network: Any, tokenizer: Any, texts: list[str]) -> Tensor:
+    words = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    device = next(network.parameters()).device
+    found = network.get_text_features(**{name: ids.to(device) for name, ids in words.items()})
+    return _read_features(found)
+
+
+def _encode_image(network: Any, inputs: Tensor) -> Tensor:
+    found = network.get_image_features(pixel_values=inputs, interpolate_pos_encoding=True)
+    return _read_features(found)
 
 
 def _read_features(output: Any) -> Tensor:

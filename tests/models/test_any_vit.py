@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from adcam.models.any_vit import AnyViT, find_outputs, read_timm
 from adcam.models.imagenet_vit import ImageNetViT
 from adcam.settings import TestViews
 
+SMALL = TestViews((64,))
 TINY = {"embed_dim": 24, "depth": 3, "num_heads": 2}
 
 
@@ -88,6 +90,16 @@ def test_outputs_with_a_sigmoid_of_their_own() -> None:
     scores = labeler(img).scores
     assert scores["horse"] == pytest.approx(float(outputs[2]), abs=1e-6)
     assert scores["pet"] == pytest.approx(float(outputs[:2].max()), abs=1e-6)
+
+
+def test_a_labeler_goes_to_other_processes_and_is_not_compiled() -> None:
+    labeler = PseudoLabeler.from_timm(make_vit(), ["a", "b", "c"], views=SMALL, device="cpu")
+    img = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    sent = pickle.loads(pickle.dumps(labeler))
+    np.testing.assert_array_equal(sent(img, ["a"]).mask, labeler(img, ["a"]).mask)
+    assert sent.describe() == labeler.describe()
+    with pytest.raises(AdcamError, match="compile=True"):
+        PseudoLabeler.from_timm(make_vit(), ["a", "b", "c"], compile=True)
 
 
 def test_networks_of_one_size_get_it() -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adcam import AdcamError, PseudoLabeler, tokens_to_grid
+from adcam.cli import main
+from adcam.data.png import read_mask
 from adcam.models.clip_text import BACKGROUNDS, read_texts, resize_position
+from adcam.settings import TestViews
 
 IMG = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
 CLASSES = ["red fox", "person=person with clothes|people"]
@@ -107,6 +114,31 @@ def test_class_maps_are_those_of_pytorch_grad_cam(labeler: PseudoLabeler) -> Non
     np.testing.assert_allclose(scaled.numpy(), theirs, atol=1e-3)
 
 
+def test_any_class_by_text_on_the_command_line(tmp_path: Path) -> None:
+    folder = make_transformers_clip(tmp_path / "clip")
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(IMG).save(tmp_path / "photos/a.png")
+    words = ["generate", str(tmp_path / "photos"), "--model", f"clip:{folder}", "--classes"]
+    options = [
+        "red fox,person=person|people",
+        "--scales",
+        "64",
+        "--workers",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    assert main([*words, *options, "--out", str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out/config.json").read_text())["labeler"]
+    assert config["classes"] == ["red fox", "person"]
+    assert config["method_options"]["init"] == "cam"
+    labeler = PseudoLabeler.from_clip(
+        folder, ["red fox", "person=person|people"], views=TestViews((64,)), device="cpu"
+    )
+    label = labeler(IMG, ["red fox", "person"])
+    np.testing.assert_array_equal(read_mask(tmp_path / "out/masks/a.png"), label.mask)
+
+
 def test_the_native_size_is_what_the_library_says_itself() -> None:
     model, tokenizer = make_open_clip()
     labeler = PseudoLabeler.from_clip(model, ["fox"], tokenizer=tokenizer, device="cpu")
@@ -120,13 +152,39 @@ def test_the_native_size_is_what_the_library_says_itself() -> None:
         torch.testing.assert_close(network.model(inputs), expected)
 
 
-def test_weights_come_from_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_come_from_a_file(tmp_path: Path, suffix: str) -> None:
     open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed (`clip`)")
-    with pytest.raises(AdcamError, match="neither a folder of a CLIP nor a model of open_clip"):
-        PseudoLabeler.from_clip("ViT-B-61", ["fox"])
-    with pytest.raises(AdcamError, match="no such weights file"):
-        PseudoLabeler.from_clip("ViT-B-32", ["fox"], weights=tmp_path / "absent.pt")
-    assert "ViT-B-32" in open_clip.list_models()
+    model, tokenizer = make_open_clip()
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": {
+            **{"layers": 3, "width": 48, "head_width": 24},
+            **{"patch_size": 16, "image_size": 64},
+        },
+        "text_cfg": {"width": 32, "heads": 2, "layers": 2},
+    }
+    (tmp_path / "tiny-clip.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-clip.json")
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pt":
+        torch.save(model.state_dict(), path)
+    else:
+        save_file(model.state_dict(), path)
+    loaded = PseudoLabeler.from_clip("tiny-clip", CLASSES, weights=path, device="cpu")
+    own = PseudoLabeler.from_clip(model, CLASSES, tokenizer=tokenizer, device="cpu")
+    np.testing.assert_allclose(loaded(IMG).probabilities, own(IMG).probabilities, atol=1e-6)
+    sent = pickle.loads(pickle.dumps(loaded))
+    np.testing.assert_array_equal(sent(IMG).probabilities, loaded(IMG).probabilities)
+    (tmp_path / "other.pt").write_bytes(b"<html>not found</html>")
+    for name, weights, message in (
+        ("ViT-B-61", None, "neither a folder of a CLIP nor a model of open_clip"),
+        ("tiny-clip", tmp_path / "absent.pt", "no such weights file"),
+        ("tiny-clip", tmp_path / "other.pt", r"other\.pt"),
+        ("ViT-B-32", path, "weights do not fit CLIP"),
+    ):
+        with pytest.raises(AdcamError, match=message):
+            PseudoLabeler.from_clip(name, ["fox"], weights=weights)
 
 
 def test_positions_are_resampled_in_the_patches_alone() -> None:

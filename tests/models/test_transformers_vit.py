@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import adcam
 from adcam import AdcamError, PseudoLabeler
+from adcam.cli import main
+from adcam.data.png import read_mask
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed (extra `clip`)"
@@ -75,6 +78,13 @@ def test_a_folder_is_read_without_the_hub(tmp_path: Path) -> None:
         make_model("ViT"), image_processor=make_processor(), device="cpu"
     )
     np.testing.assert_allclose(labeler(IMG).probabilities, own(IMG).probabilities, atol=1e-6)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(IMG).save(photos / "a.png")
+    command = ["generate", str(photos), "--model", f"transformers:{tmp_path / 'vit'}", "--classes"]
+    options = ["dog,cat", "--workers", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main([*command, *options]) == 0
+    assert read_mask(tmp_path / "out/masks/a.png").shape == (40, 60)
     with pytest.raises(AdcamError, match=r"config\.json"):
         PseudoLabeler.from_transformers("google/vit-base-patch16-224")
     with pytest.raises(AdcamError, match="image_processor"):
