@@ -68,8 +68,8 @@ class Refined:
 
 
 def count_counters(images: int) -> int:
-    """How many zeros a call of :func:`refine_for_walk` counts with."""
-    return 2 * (1 + 6 * images)
+    """How many zeros a call of :func:`refine_for_walk` counts with, a multiple of 8."""
+    return 2 * _pad(1 + 6 * images)
 
 
 def refine(
@@ -126,9 +126,10 @@ def refine_for_walk(
         vectors = _prepare(attn, similarity, half_product, second, without=agreement)
     block = _find_tile(vectors.features).sizes["block"]
     affinity = torch.empty_like(vectors.features)
-    sums = vectors.lengths.new_empty((2, images, triton.cdiv(tokens, block), tokens))
-    _multiply(vectors, power, affinity, SCALE if half_product else 1.0, sums)
-    return Refined(affinity, sums[0], sums[1], agreement)
+    shape = (images, triton.cdiv(tokens, block), tokens)
+    gives, receives = (vectors.lengths.new_empty(shape) for _ in range(2))
+    _multiply(vectors, power, affinity, SCALE if half_product else 1.0, (gives, receives))
+    return Refined(affinity, gives, receives, agreement)
 
 
 @dataclass(frozen=True)
@@ -158,20 +159,21 @@ def _prepare(
     features = attn.new_empty(
         (images, tokens, tokens), dtype=torch.float16 if half_product else torch.float32
     )
-    numbers = attn.new_empty((3, images, tokens), dtype=torch.float32)
+    row_scale, lengths, column_scale = (
+        attn.new_empty((images, tokens), dtype=torch.float32) for _ in range(3)
+    )
     partial = attn.new_empty((images, row_blocks, tokens), dtype=torch.float32)
     found = attn.new_empty((5, images, tokens) if grid_hw else (1,), dtype=torch.float32)
     median = attn.new_empty(images if grid_hw else 1, dtype=torch.float32)
     known = without or Agreement(found, median, 0.0)
     items = 2 * row_blocks + patch_blocks + (row_blocks + 2 * patch_blocks) * bool(grid_hw)
     _launch.launch(
-        prepare, (items * images,), attn, features, *numbers.unbind(), partial, found, median,
-        known.values, known.median, counters, tokens, images, *(grid_hw or (1, 1)), known.ratio,
+        prepare, (items * images,), attn, features, row_scale, lengths, column_scale, partial,
+        found, median, known.values, known.median, counters, tokens, images, *(grid_hw or (1, 1)), known.ratio,
         SCALE if half_product else 1.0, similarity == "resource_allocation", grid_hw is not None,
         without is not None, tile.block_rows, tile.group, tile.columns, _PATCHES, _PARTS,
         num_warps=tile.num_warps, num_stages=1,
     )  # fmt: skip
-    _, lengths, column_scale = numbers.unbind()
     agreement = (found[4], median) if grid_hw else None
     return _Vectors(features, lengths, column_scale, agreement)
 
@@ -181,13 +183,13 @@ def _multiply(
     power: float,
     refined: torch.Tensor,
     scale: float,
-    sums: torch.Tensor | None,
+    sums: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> None:
     images, tokens, _ = vectors.features.shape
     tile = _find_tile(vectors.features)
     count = triton.cdiv(tokens, tile.sizes["block"])
     half = vectors.features.dtype == torch.float16
-    gives, receives = (vectors.lengths,) * 2 if sums is None else sums.unbind()
+    gives, receives = sums or (vectors.lengths, vectors.lengths)
     _launch.launch(
         gate_product, (count, count, images), vectors.features, vectors.lengths,
         vectors.column_scale, refined, gives, receives, tokens, SCALE if half else 1.0, scale,
@@ -199,6 +201,11 @@ def _multiply(
 def _find_tile(features: torch.Tensor) -> _launch.Tile:
     kind = "float16" if features.dtype == torch.float16 else "float32"
     return _launch.find_tile(f"common_neighbor, {kind}", features.device)
+
+
+def _pad(count: int) -> int:
+    """The next multiple of 4: four int32 are 16 bytes, to which pointers are aligned."""
+    return -(-count // 4) * 4
 
 
 def _count_images(attn: torch.Tensor) -> int:

@@ -76,7 +76,9 @@ def diffuse(
     chunk = min(triton.next_power_of_2(num_maps), _MAPS)
     row_blocks, chunks = triton.cdiv(tokens, tile.block_rows), triton.cdiv(num_maps, chunk)
     column_blocks = triton.cdiv(tokens, _COLUMNS)
-    vectors = start.new_empty((3, images, tokens))
+    # Each by itself: where a part of a larger tensor begins is a multiple of 16 bytes or not, and
+    # kernels are compiled for both.
+    own, rows, columns = (start.new_empty((images, tokens)) for _ in range(3))
     partial = start.new_empty((images, row_blocks, tokens))
     pulled = start.new_empty((images, num_maps, tokens))
     pushed = start.new_empty((images, row_blocks, num_maps, tokens))
@@ -90,7 +92,7 @@ def diffuse(
         + num_steps * (chunks * row_blocks + num_maps * column_blocks)
     )
     _launch.launch(
-        walk, (items,), affinity, start, stepped, *vectors.unbind(), partial, gives, receives,
+        walk, (items,), affinity, start, stepped, own, rows, columns, partial, gives, receives,
         pulled, pushed, between, counters, tokens, images, num_maps, gives.shape[1], num_iters,
         num_steps, 1.0 if alpha is None else float(alpha), sums is not None, chunk,
         tile.block_rows, tile.group, tile.columns, _COLUMNS, _PARTS, num_warps=tile.num_warps,

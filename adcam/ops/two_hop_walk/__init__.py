@@ -24,6 +24,10 @@ from adcam.ops.two_hop_walk import reference, streamed, thin
 __all__ = ["available_backends", "two_hop_transition", "two_hop_walk", "two_hop_walk_of_tokens"]
 
 
+_MOST_IN_A_ROW = 2048
+"""Longer rows of float32 fill the registers of the kernel: cuBLAS is faster (README.md)."""
+
+
 def two_hop_walk(
     maps: torch.Tensor,
     attn: torch.Tensor,
@@ -50,7 +54,7 @@ def two_hop_walk(
         check_values: Whether the values of ``attn`` are checked, which on a GPU waits for the
             device. ``None`` checks them on other devices alone.
         backend: ``"triton"`` (GPU, not float64, no gradient), ``"torch"`` (two thin products a
-            step), ``"reference"`` (P as a matrix) or ``"auto"`` for the first of them that can run.
+            step), ``"reference"`` (P as a matrix) or ``"auto"`` for the fastest that can run.
 
     Returns:
         (..., K, N) in the wider dtype of the two, at least float32. The sum of a map and constant
@@ -74,9 +78,10 @@ def two_hop_walk(
         reasons.append("no kernel for float64")
     if records_gradient(maps, attn):
         reasons.append("it has no gradient")
-    chosen = choose_backend(
-        "two_hop_walk", backend, {"triton": reasons, "torch": [], "reference": []}
-    )
+    backends: dict[str, list[str]] = {"triton": reasons, "torch": [], "reference": []}
+    if attn.dtype == torch.float32 and attn.shape[-1] > _MOST_IN_A_ROW:
+        backends = {"torch": [], **backends}
+    chosen = choose_backend("two_hop_walk", backend, backends)
     if chosen == "triton":
         from adcam.ops.two_hop_walk import triton_kernels
 
