@@ -126,7 +126,7 @@ def test_tuning_prints_what_to_ship(
     assert tune.main([]) == 0
     tiles = tune._launch.TILES
     for name, listed in tiles.items():
-        assert [tile for key, tile in used if key == name] == [*listed] * len(tune.SIZES)
+        assert [tile for key, tile in used if key == name] == [*listed] * len(tune.sizes_of(name))
     assert capsys.readouterr().out.endswith(f"    (9, 0): {dict.fromkeys(tiles, 1)},\n")
 
 

@@ -37,11 +37,13 @@ def work_of(name: str, tokens: int, batch: int, device: str) -> Callable[[], Any
     """
     operation, _, kind = name.partition(", ")
     generator = torch.Generator().manual_seed(0)
-    if operation in ("prepare", "walk"):
-        from adcam.ops import refinement
+    if operation in ("prepare", "walk", "two_hop_walk"):
+        from adcam.ops import refinement, two_hop_walk
 
         attn = (8 * torch.rand(batch, tokens, tokens, generator=generator)).softmax(dim=-1)
         maps = torch.rand(batch, 3, tokens, generator=generator)
+        if operation == "two_hop_walk":
+            return partial(two_hop_walk.two_hop_walk, maps.to(device), attn.to(device))
         side = math.isqrt(tokens)
         options = refinement.RefineOptions(artifact_ratio=0.65)
         return partial(
@@ -73,6 +75,17 @@ def work_of(name: str, tokens: int, batch: int, device: str) -> Callable[[], Any
     )
 
 
+def sizes_of(name: str) -> list[tuple[int, int]]:
+    """Those of ``SIZES`` that take the tile of a name.
+
+    Args:
+        name: A key of :data:`adcam.ops._launch.TILES`.
+    """
+    if "rows" not in name:
+        return [*SIZES]
+    return [(tokens, batch) for tokens, batch in SIZES if ("short" in name) == (tokens <= 1024)]
+
+
 def time_tiles(name: str, device: str, repeats: int) -> Iterator[tuple[int, int, list[float]]]:
     """Yield patches, images and the median seconds of each tile.
 
@@ -86,9 +99,7 @@ def time_tiles(name: str, device: str, repeats: int) -> Iterator[tuple[int, int,
         with _launch.force_tile(name, tile):
             return work()
 
-    for tokens, batch in SIZES:
-        if "rows" in name and ("short" in name) != (tokens <= 1024):
-            continue
+    for tokens, batch in sizes_of(name):
         work = work_of(name, tokens, batch, device)
         variants = {
             str(index): Variant(partial(forced, tile, work))
