@@ -48,6 +48,8 @@ CORE = [
     "Pillow>=11.0",
     "safetensors>=0.5",
     "rich>=13.9",
+    # Completion of commands and options in shells.
+    "shtab>=1.10",
     # Configs of plain values (--safe-config) may be YAML; timm depends on it anyway.
     "PyYAML>=6.0",
     # Reports are pages; torch depends on both anyway.

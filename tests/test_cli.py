@@ -82,12 +82,13 @@ def test_results_inside_the_photographs_are_no_input(place: Path) -> None:
     assert run(GENERATE.replace("--out out", "--out photos --labels predicted")) == 2
 
 
-def test_the_documented_commands_work(place: Path) -> None:
+def test_the_documented_commands_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs" / "cli.md").read_text("utf-8")
     commands = re.findall(r"^\$ adcam ((?:.*\\\n)*.+)$", text, flags=re.MULTILINE)
     assert len(commands) >= 5
     for command in commands:
         assert run(command.replace("\\\n", " ")) == 0, command
+        assert capsys.readouterr().err.splitlines()[-1].startswith("next: "), command
 
 
 def test_every_command_and_option_of_the_parser_is_documented() -> None:
@@ -96,7 +97,7 @@ def test_every_command_and_option_of_the_parser_is_documented() -> None:
     assert set(subparsers.choices) == {
         *("demo", "train", "calibrate", "generate", "refine", "evaluate", "boxes", "compare"),
         *("segment", "run", "report", "convert", "info", "status", "merge", "verify", "init"),
-        *("configs", "config", "import"),
+        *("configs", "config", "import", "completion"),
     }
     for name in subparsers.choices:
         assert f"`adcam {name}" in text, name

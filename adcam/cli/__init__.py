@@ -20,6 +20,7 @@ from adcam.cli import (
     boxes,
     calibrate,
     compare,
+    completion,
     config,
     configs,
     convert,
@@ -74,6 +75,7 @@ _COMMANDS = (
     report,
     configs,
     config,
+    completion,
     info,
 )
 

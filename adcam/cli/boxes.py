@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import log, show
+from adcam.cli.console import log, say_next, show
 from adcam.cli.labeler import (
     add_labeler_arguments,
     add_run_arguments,
@@ -109,4 +109,10 @@ def run(args: argparse.Namespace) -> int:
     log(f"{result.num_boxes} boxes, {len(result.run.failed)} images failed")
     code = report_run(args, result.run, "boxes", Path(f"{args.out}.run/manifest.jsonl"))
     show(args.out)
+    if args.score_maps is not None:
+        say_next(f"adcam evaluate {args.score_maps} --metadata METADATA")
+    elif args.out.suffix.lower() == ".json":
+        say_next("COCO's tools read these boxes")
+    else:
+        say_next("the same command with --out boxes.json writes COCO's json")
     return code

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK, log, print_table, show
+from adcam.cli.console import EXIT_OK, log, print_table, say_next, show
 from adcam.cli.labeler import add_images_argument, add_view_arguments, open_images, read_views
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     save_label_thresholds(args.checkpoint, found.thresholds, out)
     log("F1 is that of the images the thresholds were chosen on; on others it is lower")
     show(out)
+    say_next(f"adcam generate IMAGES --checkpoint {out} --labels predicted --out DIR")
     return EXIT_OK
 
 

@@ -14,7 +14,7 @@ from adcam.cli.arguments import (
     stage_choices,
     work_dir_of,
 )
-from adcam.cli.console import EXIT_OK, print_comparison
+from adcam.cli.console import EXIT_OK, print_comparison, say_next
 
 
 def add(commands: Any) -> None:
@@ -72,4 +72,7 @@ def run(args: argparse.Namespace) -> int:
     page = comparison.folder("report") / "report.html"
     if page.is_file() and not args.table_only:
         print(f"report: {page}")
+        say_next(f"look at the report; adcam report {work_dir} writes it again")
+    else:
+        say_next(f"the same command without --table-only, --skip or --only, for {work_dir}/report")
     return EXIT_OK

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adcam.cli.arguments import CAM_FORMAT, add_command
-from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures, print_table, show
+from adcam.cli.console import (
+    EXIT_OK,
+    EXIT_SOME_FAILED,
+    log,
+    log_failures,
+    print_table,
+    say_next,
+    show,
+)
 from adcam.cli.labeler import path_or_url
 from adcam.cli.project import find_project
 from adcam.errors import AdcamError
@@ -294,3 +302,25 @@ def _print_converted(result: Converted) -> None:
         show(note)
     show(f"sha256 of all results: {result.sha256}")
     show(result.out)
+    say_next(_NEXT.get(result.what, _NEXT[""]).format(out=result.out))
+
+
+# What one does with a result, by the converter.
+_NEXT = {
+    "": "docs/datasets.md says what reads it",
+    **dict.fromkeys(
+        ("voc-labels", "label-table", "mask-labels", "irn-labels"),
+        "adcam init --images IMAGES --labels {out}",
+    ),
+    **dict.fromkeys(("sbd", "coco"), "adcam configs lists what can be trained on it"),
+    **dict.fromkeys(
+        (
+            *("recode-masks", "coco-to-masks", "yolo-to-masks", "hf-to-masks"),
+            *("label-studio-to-masks", "cvat-to-masks"),
+        ),
+        "adcam evaluate MASKS --gt {out} scores masks against these",
+    ),
+    "masks-to-yolo": "yolo segment train data={out}/data.yaml model=yolo11n-seg.pt",
+    "unpack": "adcam verify {out}",
+    "cams": "adcam evaluate {out} --gt TRUTH, of maps with --sweep",
+}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command, add_stage_arguments, stage_choices
-from adcam.cli.console import EXIT_OK, print_comparison
+from adcam.cli.console import EXIT_OK, print_comparison, say_next
 
 
 def add(commands: Any) -> None:
@@ -63,4 +63,5 @@ def run(args: argparse.Namespace) -> int:
         print_comparison(demo.comparison)
     if (page := demo.folder("report") / "report.html").is_file():
         print(f"report: {page}")
+    say_next("look at the report; for photographs of your own: adcam init --images photos/")
     return EXIT_OK

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import CAM_FORMAT, CLASSES, add_command
-from adcam.cli.console import EXIT_OK, log, print_scores, print_table, show
+from adcam.cli.console import EXIT_OK, log, print_scores, print_table, say_next, show
 from adcam.errors import AdcamError
 
 
@@ -152,6 +152,13 @@ def run(args: argparse.Namespace) -> int:
         log(f"{len(missing)} images without a prediction were left out, such as {missing[0]}")
     if args.json:
         write_json(args.json, result)
+    if args.sweep:
+        say_next("adcam generate … --threshold T with the best one; report it on other images")
+    else:
+        say_next(
+            "adcam generate … --save-maps, then adcam evaluate OUT --gt TRUTH --sweep scores every "
+            "threshold"
+        )
     return EXIT_OK
 
 
@@ -185,7 +192,8 @@ def _suggest(args: argparse.Namespace) -> int:
         progress=True,
     )
     _print_rules(result["rules"])
-    log(f"{result['num_images']} maps; use one with `adcam generate --threshold`")
+    log(f"{result['num_images']} maps")
+    say_next("adcam generate … --threshold RULE with one of them")
     if args.json:
         write_json(args.json, result)
     return EXIT_OK
@@ -226,6 +234,7 @@ def _run_localization(args: argparse.Namespace) -> int:
         _print_box_scores(result)
     if args.json:
         write_json(args.json, result)
+    say_next("docs/localization.md says what these numbers can be compared with")
     return EXIT_OK
 
 

@@ -201,17 +201,18 @@ def _run(args: argparse.Namespace) -> int:
     if args.output_format != "files":
         code = report_run(args, result, "mask", f"{args.out}/manifest")
         show(f"{args.out}/data")
+        say_next(f"adcam convert unpack {args.out} --out DIR makes a file an image of it")
         return code
     code = report_run(args, result, "mask", manifest_path(args.out, shard))
-    if not shard.is_whole:
-        log(f"When all {shard.count} shards are done: adcam merge {args.out}")
     show(args.out / "masks")
     if num_shown and shard.is_whole:
         _write_report(args, result, num_shown)
     if args.project is not None:
-        say_next_in(args.project, "adcam convert for COCO's json")
+        say_next_in(args.project, "adcam convert")
     elif shard.is_whole:
         say_next("look at the report, then adcam convert for other formats")
+    else:
+        say_next(f"when all {shard.count} shards are done: adcam merge {args.out}")
     return code
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK, log, show
+from adcam.cli.console import EXIT_OK, log, say_next, show
 
 
 def add(commands: Any) -> None:
@@ -56,6 +56,6 @@ def run(args: argparse.Namespace) -> int:
         f"{found.project}, {found.backbone} at {found.img_size} pixels, {len(names)} classes: "
         f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
     )
-    log(f"next: adcam generate IMAGES --checkpoint {args.out} --out DIR")
     show(args.out)
+    say_next(f"adcam generate IMAGES --checkpoint {args.out} --out DIR")
     return EXIT_OK

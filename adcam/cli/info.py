@@ -6,7 +6,9 @@ import argparse
 from typing import Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK, print_table, show
+from adcam.cli.console import EXIT_OK, print_table, say_next, show
+
+_NEXT = "adcam demo shows everything; adcam init --images photos/ begins with your own"
 
 
 def add(commands: Any) -> None:
@@ -29,12 +31,14 @@ def run(args: argparse.Namespace) -> int:
     info = collect_info()
     if args.json:
         show(json.dumps(info, indent=2))
+        say_next(_NEXT)
         return EXIT_OK
     for title, values in info.items():
         rows = [(name, _state(title, value)) for name, value in values.items()]
         print_table(("", ""), rows, title.replace("_", " "))
     show("The CRF lattice uses numba, or reference where numba cannot run;")
     show("lattice-gpu uses triton, or torch where triton cannot run.")
+    say_next(_NEXT)
     return EXIT_OK
 
 

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures, show
+from adcam.cli.console import (
+    EXIT_OK,
+    EXIT_SOME_FAILED,
+    log,
+    log_failures,
+    say_next,
+    show,
+)
 
 
 def add(commands: Any) -> None:
@@ -33,4 +40,5 @@ def run(args: argparse.Namespace) -> int:
     log(f"{result.ok} images have a mask, {len(result.failed)} have none")
     log_failures(result.failed, rest=f", see {args.folder / 'manifest.jsonl'}")
     show(args.folder / "manifest.jsonl")
+    say_next(f"adcam verify {args.folder}")
     return EXIT_SOME_FAILED if result.failed else EXIT_OK

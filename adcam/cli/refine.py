@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adcam.cli.arguments import add_cfg_options, add_command, parse_pairs
-from adcam.cli.console import log, show
+from adcam.cli.console import log, say_next, show
 from adcam.cli.labeler import (
     add_mask_arguments,
     add_run_arguments,
@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     log(f"{result.ok} masks written, {result.skipped} were there")
     code = report_run(args, result, "mask", args.out / "manifest.jsonl")
     show(args.out / "masks")
+    say_next(f"adcam report {args.out}; adcam generate IMAGES --checkpoint {path} --out DIR")
     return code
 
 

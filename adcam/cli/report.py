@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK
+from adcam.cli.console import EXIT_OK, say_next
 from adcam.cli.project import find_project
 from adcam.errors import AdcamError
 
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
         out = args.out or args.work_dir / "beside" / args.beside.resolve().name
         print(f"side by side: {write_beside(args.work_dir, args.beside, out)}")
+    say_next("open it in a browser; it needs no network")
     return EXIT_OK
 
 

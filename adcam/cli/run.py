@@ -14,7 +14,7 @@ from adcam.cli.arguments import (
     stage_choices,
     work_dir_of,
 )
-from adcam.cli.console import EXIT_OK, show
+from adcam.cli.console import EXIT_OK, say_next, show
 
 
 def add(commands: Any) -> None:
@@ -57,4 +57,7 @@ def run(args: argparse.Namespace) -> int:
     run_stages(recipe, **stage_choices(args))
     if (page := recipe.folder("report") / "report.html").is_file():
         show(f"report: {page}")
+        say_next(f"look at the report; adcam report {work_dir} writes it again")
+    else:
+        say_next("the same command without --skip or --only, for the stages that are missing")
     return EXIT_OK

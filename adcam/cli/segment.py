@@ -22,6 +22,7 @@ from adcam.cli.console import (
     log_failures,
     print_scores,
     print_table,
+    say_next,
     show,
 )
 
@@ -156,6 +157,7 @@ def _run_check(args: argparse.Namespace) -> int:
     from adcam.training import segmenter
 
     _print_check(segmenter.check_segmentation(_load_settings(args)))
+    say_next(f"adcam segment train {args.config}")
     return EXIT_OK
 
 
@@ -169,7 +171,7 @@ def _run_train(args: argparse.Namespace) -> int:
         launcher=args.launcher,
     )
     show(f"network: {path}")
-    log(f"next: adcam segment predict IMAGES --checkpoint {path} --out DIR")
+    say_next(f"adcam segment predict IMAGES --checkpoint {path} --out DIR")
     return EXIT_OK
 
 
@@ -183,6 +185,7 @@ def _run_test(args: argparse.Namespace) -> int:
     )
     print_scores(scores, f"Scores of {scores['split']} in percent")
     show(work_dir / f"test_{scores['split']}.json")
+    say_next(f"adcam segment predict IMAGES --checkpoint {checkpoint} --out DIR")
     return EXIT_OK
 
 
@@ -199,6 +202,7 @@ def _run_predict(args: argparse.Namespace) -> int:
     log_failures(result["failed"])
     log(f"{result['ok']} masks written, {len(result['failed'])} images failed")
     show(result["masks"])
+    say_next(f"adcam evaluate {result['masks']} --gt TRUTH, or adcam convert for other formats")
     return EXIT_SOME_FAILED if result["failed"] else EXIT_OK
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK, print_table, show
+from adcam.cli.console import EXIT_OK, print_table, say_next, show
 
 if TYPE_CHECKING:
     from adcam.labeling.status import RunStatus
@@ -45,6 +45,10 @@ def run(args: argparse.Namespace) -> int:
     if status.rate:
         show(f"{status.rate:.2f} images/s, {format_seconds(status.seconds_left)} left")
     _print_shards(status)
+    if status.failed or status.missing or status.images is None:
+        say_next("the same adcam generate command does what is missing and tries again what failed")
+    else:
+        say_next(f"adcam verify {args.folder}")
     return EXIT_OK
 
 

@@ -13,7 +13,7 @@ from adcam.cli.arguments import (
     load_settings,
     work_dir_of,
 )
-from adcam.cli.console import EXIT_OK, log, say_next, show
+from adcam.cli.console import EXIT_OK, say_next, show
 from adcam.cli.project import (
     add_label_arguments,
     find_project,
@@ -87,11 +87,24 @@ def run(args: argparse.Namespace) -> int:
     work_dir = work_dir_of(args)
     from adcam.training.classifier import train_classifier
 
-    log(f"training {settings.train.epochs} epochs; curves: tensorboard --logdir {work_dir}")
     path = train_classifier(settings, work_dir, resume=args.resume, launcher=args.launcher)
-    show(f"classifier: {path}")
+    show(f"classifier: {path}{_describe(path)}")
     if args.project is not None:
         say_next_in(args.project, "adcam generate")
     else:
         say_next(f"adcam generate IMAGES --checkpoint {path} --out masks")
     return EXIT_OK
+
+
+def _describe(path: Path) -> str:
+    """Which epoch a classifier is of, and what it scored."""
+    import json
+
+    from adcam.models.file_header import read_description
+
+    if not path.is_file():  # of several processes, one writes it
+        return ""
+    info = json.loads(read_description(path))["info"]
+    name = "val_map" if "val_map" in info else "val_top1"
+    measure = {"val_map": "mAP", "val_top1": "Top-1 accuracy"}[name]
+    return f" (epoch {info['epoch']}, {measure} {info[name]:.1f} on {info['val_split']})"

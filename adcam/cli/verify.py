@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures, show
+from adcam.cli.console import (
+    EXIT_OK,
+    EXIT_SOME_FAILED,
+    log,
+    log_failures,
+    say_next,
+    show,
+)
 
 _SHOWN = 20
 
@@ -57,4 +64,8 @@ def run(args: argparse.Namespace) -> int:
     end = "" if found.is_sound or not found.is_intact else "; the run has not ended"
     counts = f"{found.ok} images sound, {found.failed} without a result"
     show(f"{args.folder} is {verdict}: {counts}{end}")
+    if found.is_sound:
+        say_next(f"adcam evaluate {args.folder} --gt TRUTH, or adcam convert for other formats")
+    else:
+        say_next("the same adcam generate command makes what is missing or has changed again")
     return EXIT_OK if found.is_sound else EXIT_SOME_FAILED

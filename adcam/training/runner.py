@@ -99,7 +99,14 @@ def build_runner(
     loop: dict[str, Any] = {"by_epoch": True, "max_epochs": parts.length}
     if not parts.by_epoch:
         loop = {"type": "IterBasedTrainLoop", "max_iters": parts.length}
-    progress = ProgressLines(parts.length, by_epoch=parts.by_epoch, interval=train.log_interval)
+    visualizer = _read_visualizer(settings)
+    has_curves = any("Tensorboard" in str(b.get("type")) for b in visualizer["vis_backends"] or ())
+    progress = ProgressLines(
+        parts.length,
+        by_epoch=parts.by_epoch,
+        interval=train.log_interval,
+        curves=f"tensorboard --logdir {work_dir}" if has_curves else "",
+    )
     optional = {} if settings.env_cfg is None else {"env_cfg": dict(settings.env_cfg)}
     return QuietRunner(
         model=parts.model,
@@ -123,7 +130,7 @@ def build_runner(
             *map(dict, settings.custom_hooks),
         ],
         log_processor={"by_epoch": parts.by_epoch},
-        visualizer=_read_visualizer(settings),
+        visualizer=visualizer,
         load_from=None if checkpoint is None else str(checkpoint),
         resume=checkpoint is not None,
         launcher=launcher,
@@ -222,6 +229,10 @@ def keep_from_terminal(logger: logging.Logger | None = None) -> None:
             handler.setLevel(max(handler.level, logging.ERROR))
 
 
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def _loss_of(outputs: Mapping[str, Any]) -> float:
     return float(torch.as_tensor(outputs["loss"]).detach())
 
@@ -267,18 +278,23 @@ class ProgressLines(Hook):
         length: How many epochs or steps are trained.
         by_epoch: Whether lines count epochs.
         interval: How many steps lie between two lines where lines count steps.
+        curves: What shows the curves, for the first line; ``""`` where nothing does.
     """
 
     priority = "LOWEST"
 
-    def __init__(self, length: int, *, by_epoch: bool, interval: int) -> None:
+    def __init__(self, length: int, *, by_epoch: bool, interval: int, curves: str = "") -> None:
+        self._curves = curves
         self._length = length
         self._by_epoch = by_epoch
         self._interval = interval
         self._head = self._tail = ""
 
     def before_train(self, runner: Runner) -> None:
-        """Start the clocks."""
+        """Start the clocks, and say where the curves are."""
+        if is_main_process():
+            length = f"training {self._length} {'epochs' if self._by_epoch else 'steps'}"
+            _log(f"{length}; curves: {self._curves}" if self._curves else length)
         self._start, self._first = time.monotonic(), runner.iter
         self._start_interval()
 
@@ -338,5 +354,5 @@ class ProgressLines(Hook):
 
     def _flush(self) -> None:
         if self._head and is_main_process():
-            print(self._head + self._tail, file=sys.stderr, flush=True)
+            _log(self._head + self._tail)
         self._head, self._tail, self._shown = "", "", time.monotonic()

@@ -87,6 +87,7 @@ def test_the_terminal_shows_a_line_an_epoch_and_the_log_file_the_rest(
     number = r"\d+\.\d"
     rate = rf"{number} images/s, 0:00:\d\d left"
     lines = [
+        rf"training 2 epochs; curves: tensorboard --logdir {re.escape(str(tmp_path))}",
         rf"epoch 1/2: loss \d\.\d{{4}}, {rate}",
         rf"epoch 2/2: loss \d\.\d{{4}}, mAP {number}, {rate}",
     ]
@@ -127,6 +128,7 @@ def test_steps_are_counted_where_a_training_counts_steps(
     lines.after_train(fake)
     said = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in said] == [
+        "training 4 steps",
         "step 3/4: loss 1.0000",
         "step 4/4: loss 3.0000",
         "validation: mIoU 41.3",
