@@ -133,6 +133,6 @@ def _open(path: str | Path) -> Iterator[Any]:
     try:
         with open_file(path) as file:
             yield pq.ParquetFile(file)
-    except (pa.ArrowException, KeyError) as error:
+    except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AdcamError(f"{path}: cannot be read as a Parquet file ({first})") from error

@@ -314,7 +314,12 @@ def convert_hf_to_masks(
 
     def make(img_id: str) -> np.ndarray:
         path, column, group, row = rows[img_id]
-        return map_values(_decode(read_group(str(path), group, column)[row], column), mapping)
+        cells = read_group(str(path), group, column)
+        if row >= len(cells):
+            raise AdcamError(
+                f"{path}: row group {group} has {len(cells)} rows, row {row} is absent"
+            )
+        return map_values(_decode(cells[row], column), mapping)
 
     settings = {
         "converter": "hf-to-masks",
@@ -338,14 +343,20 @@ def _find_rows(
     info = read_info(path)
     column = _find_mask_column(info, mask_column)
     names: list[Any] = []
-    for name in ("image", column):
-        if not any(names) and "path:" in info.types.get(name, ""):
-            names = read_columns(path, [f"{name}.path"])[f"{name}.path"]
+    for images in ("image", column):
+        if not any(names) and "path:" in info.types.get(images, ""):
+            names = read_columns(path, [f"{images}.path"])[f"{images}.path"]
+    if names and len(names) != sum(info.group_rows):
+        raise AdcamError(f"{path}: it says {sum(info.group_rows)} rows and has {len(names)}")
     number = 0
     for group, count in enumerate(info.group_rows):
         for row in range(count):
             named = names[number] if names else None
-            img_id = check_img_id(img_id_of(str(named))) if named else f"row{first + number:06d}"
+            try:
+                name = check_img_id(img_id_of(str(named))) if named else ""
+            except AdcamError as error:
+                raise AdcamError(f"{path}, row {number}: {error}") from error
+            img_id = name or f"row{first + number:06d}"
             yield img_id, (path, f"{column}.bytes", group, row)
             number += 1
 

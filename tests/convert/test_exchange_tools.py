@@ -261,7 +261,9 @@ def test_mmsegmentation_trains_on_our_folders(masks: Path, tmp_path: Path) -> No
         )
     same(tmp_path / "seg/ann_dir/train", masks)
     pytest.importorskip("mmseg", reason="mmsegmentation is not installed (extra `seg`)")
+    import mmseg.datasets.transforms  # noqa: F401  # their names are registered
     from mmengine.config import Config
+    from mmengine.registry import DefaultScope
     from mmseg.datasets import BaseSegDataset
     from mmseg.datasets.transforms import LoadAnnotations
 
@@ -277,6 +279,13 @@ def test_mmsegmentation_trains_on_our_folders(masks: Path, tmp_path: Path) -> No
         read = LoadAnnotations()(dict(info))["gt_seg_map"]
         img_id = Path(info["seg_map_path"]).relative_to(tmp_path / "seg/ann_dir/val")
         np.testing.assert_array_equal(read, read_mask(masks / img_id))
+    for loader in (config.train_dataloader, config.val_dataloader):  # with its pipeline
+        options = dict(loader.dataset)
+        del options["type"]
+        with DefaultScope.overwrite_default_scope("mmseg"):  # as its default_runtime.py says
+            packed = BaseSegDataset(**options)[0]
+        labels = packed["data_samples"].gt_sem_seg.data
+        assert packed["inputs"].shape[0] == 3 and set(labels.unique().tolist()) <= {0, 1, 2, 3, 255}
 
 
 def test_values_with_gaps_become_0_to_k(tmp_path: Path) -> None:

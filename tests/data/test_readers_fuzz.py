@@ -6,9 +6,11 @@ broken readers before put in. ``ADCAM_FUZZ_EXAMPLES`` raises the number of input
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
+import xml.etree.ElementTree as ET
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +23,14 @@ from hypothesis import strategies as st
 from miniatures import annotation, coco_json
 from PIL import Image
 
+from adcam.convert.training_sets import convert_hf_to_masks
 from adcam.data.coco_json import draw_objects, match_categories, read_coco_json
 from adcam.data.colors import read_color_table
+from adcam.data.cvat import encode_file, encode_image, read_cvat
 from adcam.data.dataset import build_class_set
 from adcam.data.formats import read_cam_file
 from adcam.data.images import read_image
+from adcam.data.label_studio import encode_task, read_tasks
 from adcam.data.labels import read_cls_labels_npy, read_labels
 from adcam.data.open_images import read_id_list
 from adcam.data.png import read_mask
@@ -36,6 +41,7 @@ from adcam.data.wsol import read_wsol_metadata
 from adcam.errors import AdcamError
 from adcam.files import read_json
 from adcam.labeling.maps_file import encode_maps, load_maps
+from adcam.parquet import encode_table
 from adcam.structures import ClassMaps
 
 EXAMPLES = int(os.environ.get("ADCAM_FUZZ_EXAMPLES", "30"))
@@ -130,6 +136,35 @@ def read_class_list(path: Path) -> None:
         assert "data.yaml" in str(error) or "a.txt" in str(error)
 
 
+def cvat_masks() -> bytes:
+    mask = np.array([[0, 1, 1, 2]] * 3, np.uint8)
+    element = encode_image(0, "a.jpg", mask, {"cat": 1, "dog": 2})
+    element.append(ET.Element("polygon", label="cat", points="0,0;3,0;3,2", z_order="1"))
+    return encode_file([element], build_class_set("x", ["cat", "dog"]))
+
+
+def studio_tasks() -> bytes:
+    mask = np.array([[0, 1, 1, 2]] * 3, np.uint8)
+    task = encode_task("/data/local-files/?d=a.jpg", mask, {"cat": 1, "dog": 2})
+    polygon = {
+        "type": "polygonlabels", "original_width": 4, "original_height": 3,
+        "value": {"points": [[0, 0], [50, 0], [50, 99.5]], "polygonlabels": ["cat"]},
+    }  # fmt: skip
+    task["predictions"][0]["result"].append(polygon)
+    return json.dumps([task]).encode()
+
+
+def mask_table() -> bytes:
+    cells = [{"bytes": png(), "path": name} for name in ("a.png", "b.png")]
+    return encode_table({"mask": ("image", cells)}, compression="none")
+
+
+def read_masks_of_table(path: Path) -> None:
+    folder = path.parent / "masks"
+    result = convert_hf_to_masks(path, folder, build_class_set("x", ["c"]), overwrite=True)
+    assert result.num_images + len(result.failed) <= 4
+
+
 CLASSES = build_class_set("x", ["cat", "dog"])
 MAPS = ClassMaps((0, 1), np.full((2, 3, 4), 0.5, np.float32))
 IRN = {"keys": np.array([0, 3]), "high_res": np.full((2, 3, 4), 0.5, np.float32)}
@@ -166,6 +201,8 @@ READERS: dict[str, tuple[Callable[[Path], object], str, bytes]] = {
         b'[{"id": 1, "data": {"image": "/data/upload/1/0a1b2c3d-a.jpg"}, "annotations": [{"result":'
         b' [{"type": "choices", "value": {"choices": ["cat"]}}]}]}]',
     ),
+    "cvat masks": (read_cvat, "x.xml", cvat_masks()),
+    "label studio masks": (read_tasks, "x.json", studio_tasks()),
     "yolo labels": (read_yolo_folder, "x.txt", b"0 0.1 0.1 0.2 0.2\n1 0.5 0.5 0.1 0.1\n"),
     "data.yaml": (read_class_list, "x.yaml", b"path: .\nnames:\n  0: cat\n  1: dog\n"),
     "colors": (read_color_table, "x.csv", b"name,r,g,b\ncat,1,2,3\ndog,#040506\n"),
@@ -173,7 +210,19 @@ READERS: dict[str, tuple[Callable[[Path], object], str, bytes]] = {
     "voc list": (read_voc_list, "x.txt", b"a\nJPEGImages/b.jpg SegmentationClass/b.png\nc -1\n"),
     "boxes": (read_metadata, "x.txt", b"a/b.jpg,1,2,3,4\na/b.jpg,0,0,1,1\n"),
 }
-BINARY = {"labels xlsx", "cls_labels", "irn", "psa", "score map", "maps", "mask", "image"}
+if importlib.util.find_spec("pyarrow"):
+    READERS["mask table"] = (read_masks_of_table, "x.parquet", mask_table())
+BINARY = {
+    "mask table",
+    "labels xlsx",
+    "cls_labels",
+    "irn",
+    "psa",
+    "score map",
+    "maps",
+    "mask",
+    "image",
+}
 
 
 @st.composite
