@@ -121,7 +121,7 @@ class TokenMaps:
     """What a classifier says about a batch of images of one size, on its token grid.
 
     ``N = h * w`` patch tokens in row-major order; C foreground classes; L blocks. A convolutional
-    network has logits and class maps alone.
+    network has logits and class maps, and at most one attention for the whole image.
 
     Attributes:
         logits: (B, C) float, before the sigmoid.
@@ -130,10 +130,11 @@ class TokenMaps:
         depth: Number of blocks L.
         attn_cls2patch: (B, L, N), row of the class token in each block's attention, mean over
             heads, prefix columns dropped (so a row sums to less than 1). ``None`` for models
-            without a class token.
+            without a class token. A convolutional network that reads attention has that of its last
+            depth here, its largest value 1, and L is 1.
         attn_patch2patch: From a tuple of block indices to (B, N, N): mean over heads and over
             those blocks of the patch-to-patch attention, prefix rows and columns dropped. Always
-            empty for convolutional networks, whose ``depth`` is 0.
+            empty for convolutional networks.
         model: What errors call the network.
         attn_classes2patch: (B, L, C, N), the same rows for each class, of a network that has a
             class token for each (:mod:`adcam.models.mctformer`); ``None`` for others.

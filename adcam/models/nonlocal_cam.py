@@ -149,8 +149,8 @@ class NonlocalCAM(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Number of transformer blocks: none."""
-        return 0
+        """Number of attentions that :meth:`token_maps` returns: the last one, if there is any."""
+        return 0 if self.attention is None else 1
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -172,14 +172,18 @@ class NonlocalCAM(nn.Module):
         *,
         layer_sets: Sequence[tuple[int, ...]] = (),
     ) -> TokenMaps:
-        """Return logits and class maps of a batch; such a network has no attention of tokens.
+        """Return logits, class maps and, if the network has any, the attention of the last depth.
+
+        It stands where a transformer has the attention of its class token, so method ``"ts_cam"``
+        multiplies class maps by it. The channel mean shows where the network finds an object at
+        all, the class maps which.
 
         Args:
             inputs: (B, 3, H, W) normalised images; H and W multiples of ``out_stride``.
             layer_sets: Must be empty.
 
         Returns:
-            The maps, float32 whatever the autocast dtype, with neither kind of attention.
+            The maps, float32 whatever the autocast dtype, without attention of patches to patches.
 
         Raises:
             AdcamError: If attention is asked for, or the size does not fit.
@@ -189,12 +193,16 @@ class NonlocalCAM(nn.Module):
                 f"{self.name} is a convolutional network without attention of patches to patches; "
                 f"blocks {sorted(layer_sets)} were asked for. Method 'cam' needs none"
             )
-        cam = self.train_maps(inputs).cam.float()
+        last = None if self.attention is None else (len(self.attentions) - 1,)
+        maps = self.train_maps(inputs, layers=last)
+        cam = maps.cam.float()
+        rows = [output.attn.float().flatten(2) for output in maps.depth_outputs]  # (B, 1, N)
         return TokenMaps(
             logits=cam.mean(dim=(2, 3)),
             cam=cam,
             grid_hw=(cam.shape[2], cam.shape[3]),
             depth=self.depth,
+            attn_cls2patch=rows[0] if rows else None,
             model=self.name,
         )
 

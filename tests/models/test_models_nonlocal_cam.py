@@ -51,7 +51,7 @@ def test_sizes_at_each_depth(backbone: str, out_stride: int, grids: list[tuple[i
     assert maps.grid_hw == (64 // out_stride, 96 // out_stride)
     assert network.patch_size == (out_stride, out_stride)
     assert maps.cam.shape == (1, 3, *maps.grid_hw)
-    assert (maps.depth, maps.attn_cls2patch, dict(maps.attn_patch2patch)) == (0, None, {})
+    assert maps.depth == 1 and dict(maps.attn_patch2patch) == {}
     torch.testing.assert_close(maps.logits, maps.cam.flatten(2).mean(dim=2))
     torch.testing.assert_close(network(inputs), maps.logits)
     depth_outputs = network.train_maps(inputs, layers="all").depth_outputs
@@ -235,6 +235,23 @@ def test_only_cam_works_and_the_others_name_the_network(name: str) -> None:
         find_layer_sets(method, network)
     with pytest.raises(ValueError, match=r"resnet18|without transformer blocks"):
         method(maps, class_ids)
+
+
+def test_the_last_attention_couples_with_the_class_maps() -> None:
+    """Where the channel mean is low, nothing is found, whatever the class maps say."""
+    network = make(attention="channel").eval()
+    inputs, class_ids = random_images(32, 48), torch.tensor([[0, 2], [1, 1]])
+    with torch.no_grad():
+        maps = network.token_maps(inputs)
+        last = network.train_maps(inputs, layers="all").depth_outputs[-1]
+    assert maps.attn_cls2patch is not None
+    torch.testing.assert_close(maps.attn_cls2patch, last.attn.flatten(2))
+    method = build_method("ts_cam")
+    assert find_layer_sets(method, network) == ()
+    cam = build_method("cam")(maps, class_ids)
+    torch.testing.assert_close(method(maps, class_ids), cam * last.attn)
+    with pytest.raises(ValueError, match=r"without attention of patches"):
+        network.token_maps(inputs, layer_sets=find_layer_sets(build_method("ad_cam"), network))
 
 
 def test_attention_cannot_be_asked_for() -> None:

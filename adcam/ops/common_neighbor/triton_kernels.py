@@ -169,8 +169,9 @@ def _prepare(
     items = 2 * row_blocks + patch_blocks + (row_blocks + 2 * patch_blocks) * bool(grid_hw)
     _launch.launch(
         prepare, (items * images,), attn, features, row_scale, lengths, column_scale, partial,
-        found, median, known.values, known.median, counters, tokens, images, *(grid_hw or (1, 1)),
-        known.ratio, SCALE if half_product else 1.0, similarity == "resource_allocation", grid_hw is not None,
+        found, median, known.values, known.median, counters, tokens, images,
+        *(grid_hw or (1, 1)), known.ratio,
+        SCALE if half_product else 1.0, similarity == "resource_allocation", grid_hw is not None,
         without is not None, tile.block_rows, tile.group, tile.columns, _PATCHES, _PARTS,
         num_warps=tile.num_warps, num_stages=1,
     )  # fmt: skip

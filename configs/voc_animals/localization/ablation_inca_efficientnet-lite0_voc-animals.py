@@ -1,9 +1,9 @@
-# InCA's parts with EfficientNet-Lite0 on voc-animals: plain CAM, ADL, each part alone, all together;
-# three seeds each:
+# InCA's parts with EfficientNet-Lite0 on voc-animals: plain CAM, ADL, each part alone, all together,
+# class maps alone and multiplied by the last attention; three seeds each:
 #   adcam compare configs/voc_animals/localization/ablation_inca_efficientnet-lite0_voc-animals.py \
 #       --work-dir W --table-only
 # docs/methods.md reads the table.
-_base_ = ["./inca_efficientnet-lite0_1e_voc-animals.py"]
+_base_ = ["./inca_efficientnet-lite0_2e_voc-animals.py"]
 off = {
     "inca.contrastive": None,
     "inca.consistency_weight": 0.0,
@@ -27,14 +27,20 @@ compare = dict(
     dtype="bfloat16",
     networks={
         f"{name}_{seed}": dict(
-            config=f"./{config}_efficientnet-lite0_1e_voc-animals.py",
+            config=f"./{config}_efficientnet-lite0_2e_voc-animals.py",
             options={**parts.get(name, {}), "train.seed": seed},
         )
         for seed in range(3)
         for name, config in configs.items()
     },
     rows=[
-        dict(name=f"{name}, seed {seed}", network=f"{name}_{seed}", method="cam", views=views)
+        dict(
+            name=f"{name}{suffix}, seed {seed}",
+            network=f"{name}_{seed}",
+            method=method,
+            views=views,
+        )
+        for method, suffix in (("cam", ""), ("ts_cam", " × attention"))
         for name in configs
         for seed in range(3)
     ],

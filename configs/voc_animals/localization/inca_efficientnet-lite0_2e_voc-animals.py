@@ -1,8 +1,7 @@
 # InCA with EfficientNet-Lite0: contrast of features and dropping, both behind the last layer. Options
 # were chosen on a third of train that was held out; docs/methods.md has what was tried, and that it
 # gains nothing over CAM on val.
-_base_ = ["./cam_efficientnet-lite0_1e_voc-animals.py"]
-model = dict(attention="channel")
+_base_ = ["./cam_efficientnet-lite0_2e_voc-animals.py"]
 inca = dict(
     layers=(2,),
     fg_threshold=0.12,

@@ -1,7 +1,6 @@
 # ADL (Choe and Shim, CVPR 2019, arXiv 1908.10028) behind the last layer: behind earlier ones it spoils
 # the batch statistics of so short a training.
-_base_ = ["./cam_efficientnet-lite0_1e_voc-animals.py"]
-model = dict(attention="channel")
+_base_ = ["./cam_efficientnet-lite0_2e_voc-animals.py"]
 inca = dict(
     layers=(2,),
     drop_threshold=0.8,
