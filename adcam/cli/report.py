@@ -22,9 +22,14 @@ def add(commands: Any) -> None:
         """\
         Write WORK_DIR/report/report.html again from the files that the stages of `adcam run`,
         `adcam compare` or `adcam demo` left, or from the masks of `adcam generate`. No network
-        runs. In a folder that `adcam init` set
-        up, WORK_DIR is the folder of its masks unless you name another.""",
-        "adcam report\nadcam report work\nadcam report work --beside other_work\n",
+        runs. In a folder that `adcam init` set up, WORK_DIR is the folder of its masks unless you
+        name another.""",
+        """\
+        adcam report
+        adcam report work
+        adcam report out --gt VOC2012/SegmentationClass
+        adcam report work --beside other_work
+        """,
     )
     parser.add_argument(
         "work_dir",
@@ -32,6 +37,12 @@ def add(commands: Any) -> None:
         type=Path,
         metavar="WORK_DIR",
         help="the folder of `adcam run`, `adcam compare` or `adcam demo`, or --out of `generate`",
+    )
+    parser.add_argument(
+        "--gt",
+        type=Path,
+        metavar="GT_DIR",
+        help="true masks <id>.png: the masks of `generate` are scored and shown beside them",
     )
     parser.add_argument(
         "--beside",
@@ -74,7 +85,9 @@ def _write(args: argparse.Namespace) -> Path:
     if not (args.work_dir / RECIPE_NAME).is_file() and (args.work_dir / MANIFEST_NAME).is_file():
         from adcam.recipe.generation_report import write_generation_report
 
-        return write_generation_report(args.work_dir)
+        return write_generation_report(args.work_dir, gt_dir=args.gt)
+    if args.gt is not None:
+        raise AdcamError(f"--gt is for masks of `adcam generate`; {args.work_dir} holds none")
     from adcam.demo import demo
     from adcam.recipe import repeated
     from adcam.recipe import run as masks

@@ -1,11 +1,11 @@
-"""The report of `adcam generate`: what the masks look like, without any ground truth."""
+"""The report of `adcam generate`: what the masks look like, with ground truth or without."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from PIL import Image
 from adcam.data.images import read_image
 from adcam.data.png import read_mask, voc_palette
 from adcam.errors import AdcamError
-from adcam.files import file_of_id, open_json, read_json, write_bytes
+from adcam.evaluation.masks import MaskCounts, MaskScore
+from adcam.files import file_of_id, open_json, read_json, write_bytes, write_json
 from adcam.labeling.manifest import Entry, read_manifest
 from adcam.labeling.output_folder import CONFIG_NAME, MANIFEST_NAME, MAPS_DIR, MASK_DIR
 from adcam.labeling.shown import REPORT_DIR, SHOWN_DIR, read_small_maps
+from adcam.recipe.blocks import confusion_matrix, per_class
 from adcam.report.explorer import (
     EXPLORER_DIR,
     THUMBNAIL_SIDE,
@@ -54,6 +56,7 @@ NUM_SHOWN = 100
 
 SHEET_NAME = "contact_sheet.jpg"
 
+_MADE_NAME = "run.json"
 _NUM_ROWS = 6  # images with photograph, map and mask that the page shows by itself
 _SHEET_COLUMNS = 8
 _NUM_FAILURES = 20
@@ -87,6 +90,7 @@ def write_generation_report(
     command: str = "",
     seconds: Mapping[str, float] | None = None,
     num_shown: int = NUM_SHOWN,
+    gt_dir: str | Path | None = None,
 ) -> Path:
     """Write ``report/report.html`` and ``report/contact_sheet.jpg`` into an output folder.
 
@@ -96,15 +100,18 @@ def write_generation_report(
 
     Args:
         folder: An output folder of ``adcam generate``.
-        command: The command line that made it.
-        seconds: Seconds of each step, as :class:`adcam.labeling.run.RunResult` has them.
+        command: The command line that made it; ``""`` takes what an earlier report said.
+        seconds: Seconds of each step, as :class:`adcam.labeling.run.RunResult` has them; ``None``
+            likewise.
         num_shown: The number of images to show at most.
+        gt_dir: A folder of ground truth masks ``<id>.png``: every mask that has one is scored.
 
     Returns:
         The path of the page.
 
     Raises:
-        AdcamError: The folder holds no finished run, or a file in it is damaged.
+        AdcamError: The folder holds no finished run, a file in it is damaged, or a ground truth
+            mask is of another size or holds a value that is no class.
         OSError: The folder cannot be written to.
     """
     folder = Path(folder)
@@ -126,7 +133,12 @@ def write_generation_report(
     for _, _, entry in read_manifest(folder / MANIFEST_NAME):
         summary.add(entry)
     out = folder / REPORT_DIR
-    rows = _write_images(folder, out, _choose(folder, summary, num_shown), method, class_set)
+    made = _remember(out, command, seconds)
+    truth = None if gt_dir is None else _score(folder, Path(gt_dir), class_set)
+    if truth is not None:
+        method = replace(method, miou=truth.score.result.miou)
+    entries = _choose(folder, summary, num_shown)
+    rows = _write_images(folder, out, entries, method, class_set, truth)
     index = read_index(out / EXPLORER_DIR)
     blocks: list[Block] = []
     if index is not None and index["images"]:
@@ -138,10 +150,48 @@ def write_generation_report(
             else (f"{num} of {summary.num_masks} images, evenly spread.")
         )
         blocks.append(Explorer(out / EXPLORER_DIR, index, text))
-    report = _build_report(
-        summary, class_set, config, rows, blocks, command=command, seconds=seconds or {}
-    )
+    report = _build_report(summary, class_set, config, rows, blocks, truth=truth, made=made)
     return write_report(report, out)
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """Ground truth masks, and what the masks of a run score on them."""
+
+    gt_dir: Path
+    score: MaskScore
+    images: int
+
+
+def _score(folder: Path, gt_dir: Path, class_set: ClassSet) -> _Truth:
+    """Score every mask of which there is a ground truth."""
+    counts, images = MaskCounts(class_set.num_classes), 0
+    for _, _, entry in read_manifest(folder / MANIFEST_NAME):
+        path = file_of_id(gt_dir, entry["id"], ".png")
+        if entry["status"] != "ok" or not path.is_file():
+            continue
+        mask = read_mask(file_of_id(folder / MASK_DIR, entry["id"], ".png"))
+        try:
+            counts.update(entry["id"], mask, read_mask(path))
+        except ValueError as error:
+            raise AdcamError(f"{path} does not fit the mask of {entry['id']!r}: {error}") from error
+        images += 1
+    if not images:
+        raise AdcamError(f"{gt_dir} holds no <id>.png of any image of {folder}")
+    return _Truth(gt_dir, counts.compute(), images)
+
+
+def _remember(
+    out: Path, command: str, seconds: Mapping[str, float] | None
+) -> tuple[str, Mapping[str, float]]:
+    """Command and seconds of the run, which are kept for the next report."""
+    path = out / _MADE_NAME
+    if command or seconds is not None:
+        write_json(path, {"command": command, "seconds": dict(seconds or {})})
+    elif path.is_file():
+        with open_json(path, "not how masks were made") as found:
+            return str(found["command"]), {k: float(v) for k, v in found["seconds"].items()}
+    return command, seconds or {}
 
 
 def _choose(folder: Path, summary: _Summary, num_shown: int) -> list[Entry]:
@@ -171,18 +221,19 @@ def _write_images(
     entries: Sequence[Entry],
     method: ExploredMethod,
     class_set: ClassSet,
+    truth: _Truth | None,
 ) -> list[PictureRow]:
     """Write the explorer, and return the rows of the images that the page shows by itself."""
     writer = ExplorerWriter(out / EXPLORER_DIR, [method], class_set)
-    palette, rows, number = display_palette(class_set), [], 0
+    palette, rows = display_palette(class_set), []
     every = -(-len(entries) // _NUM_ROWS) or 1
     root = Path(os.path.realpath(folder))
     for position, entry in enumerate(entries):
         image = _read_image(folder, root, entry, method.name, class_set)
         if image is None:
             continue
+        image = image if truth is None else _add_truth(image, method.name, truth)
         writer.add(image)
-        number += 1
         if position % every == 0:
             rows.append(_build_row(image, entry, method.name, palette))
     writer.finish()
@@ -209,6 +260,14 @@ def _read_image(
         masks={name: shrink_mask(read_mask(mask_path))},
         confidence=min(_read_probabilities(shown, img_id).values(), default=None),
     )
+
+
+def _add_truth(image: ExploredImage, name: str, truth: _Truth) -> ExploredImage:
+    path = file_of_id(truth.gt_dir, image.img_id, ".png")
+    if not path.is_file():
+        return image
+    mious = {name: truth.score.mious[image.img_id]}
+    return replace(image, truth=shrink_mask(read_mask(path)), mious=mious)
 
 
 def _read_probabilities(shown: Path, img_id: str) -> dict[str, float]:
@@ -261,33 +320,23 @@ def _build_report(
     rows: Sequence[PictureRow],
     explorer: Sequence[Block],
     *,
-    command: str,
-    seconds: Mapping[str, float],
+    truth: _Truth | None,
+    made: tuple[str, Mapping[str, float]],
 ) -> Report:
-    labeler = config["labeler"]
-    headlines = [Headline("masks", summary.num_masks)]
-    if summary.num_failed:
-        headlines.append(Headline("images without a mask", summary.num_failed))
-    if summary.without_class:
-        note = "their masks are all background"
-        headlines.append(Headline("images without a class", summary.without_class, note=note))
-    palette = display_palette(class_set)
-    legend = [(name, palette[value]) for name, value in class_set.value_of.items()]
-    # Rows need the same columns: those with a map, where most have one.
-    columns = [[picture.column for picture in row.pictures] for row in rows]
-    longest = max(columns, key=len, default=[])
-    alike = [row for row, found in zip(rows, columns, strict=True) if found == longest]
-    grid = PictureGrid(
-        alike, "Photograph, score map and mask.", legend, value_name="", max_side=320
-    )
+    labeler, (command, seconds) = config["labeler"], made
+    finding = "There is no ground truth here: look at the masks before you trust them."
+    if truth is not None:
+        miou = truth.score.result.miou
+        finding = f"The masks reach {miou:.1f} % mIoU on {truth.images} images with ground truth."
     most = max(summary.images_of_class.values(), default=1)
     by_class = Table(
         [Column("class"), Column("mask value"), Column("images", bar_max=float(most))],
         [[name, v, summary.images_of_class[name]] for name, v in class_set.value_of.items()],
         "Images by class, as labelled or predicted.",
     )
-    sections = [Section("A few images", [grid])] if alike else []
-    sections.append(Section("Classes", [by_class]))
+    sections = [*_few_images(rows, class_set), Section("Classes", [by_class])]
+    if truth is not None:
+        sections += _score_sections(class_set, truth, labeler["method"])
     if summary.failures:
         table = Table([Column("image"), Column("why it has no mask")], list(summary.failures))
         sections.append(Section("Failed", [Text([_count_failures(summary)]), table]))
@@ -300,8 +349,8 @@ def _build_report(
         title=f"Masks in {class_set.name}",
         subtitle=f"{labeler['method']}, background rule {labeler['rule']}"
         + (", CRF" if labeler["crf"] != "none" else ""),
-        summary=["There is no ground truth here: look at the masks before you trust them."],
-        headlines=headlines,
+        summary=[finding],
+        headlines=_headlines(summary, truth),
         lead=explorer,
         sections=sections,
         provenance=[
@@ -310,6 +359,40 @@ def _build_report(
             KeyValues(flat, "Settings", verbatim=True),
         ],
     )
+
+
+def _headlines(summary: _Summary, truth: _Truth | None) -> list[Headline]:
+    headlines = [Headline("masks", summary.num_masks)]
+    if truth is not None:
+        note = f"{truth.images} images with ground truth"
+        headlines.insert(0, Headline("mean IoU", truth.score.result.miou, "%", note))
+    if summary.num_failed:
+        headlines.append(Headline("images without a mask", summary.num_failed))
+    if summary.without_class:
+        note = "their masks are all background"
+        headlines.append(Headline("images without a class", summary.without_class, note=note))
+    return headlines
+
+
+def _few_images(rows: Sequence[PictureRow], class_set: ClassSet) -> list[Section]:
+    """Pictures that the page shows by itself: rows with a map, where most have one."""
+    columns = [[picture.column for picture in row.pictures] for row in rows]
+    longest = max(columns, key=len, default=[])
+    alike = [row for row, found in zip(rows, columns, strict=True) if found == longest]
+    palette = display_palette(class_set)
+    legend = [(name, palette[value]) for name, value in class_set.value_of.items()]
+    text = "Photograph, score map and mask."
+    grid = PictureGrid(alike, text, legend, value_name="", max_side=320)
+    return [Section("A few images", [grid])] if alike else []
+
+
+def _score_sections(class_set: ClassSet, truth: _Truth, name: str) -> list[Section]:
+    result = truth.score.result
+    text = "Pixels of the masks; ignored ones are left out."
+    return [
+        Section("By class", [per_class(class_set, {name: result.iou_per_class})]),
+        Section("Confusion matrix", [confusion_matrix(class_set, result.confusion, text)]),
+    ]
 
 
 def _count_failures(summary: _Summary) -> str:

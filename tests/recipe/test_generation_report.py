@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from adcam.cli import main
+from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.errors import AdcamError
 from adcam.labeling.maps_file import load_maps
 from adcam.recipe.generation_report import write_generation_report
@@ -124,3 +125,32 @@ def test_numbers_that_make_no_sense_are_refused(
     assert "--report-images must be at least 0" in capsys.readouterr().err
     assert run(photos, tiny_checkpoint, "--report-images=5", "--output-format", "tar") == 2
     assert "--report-images goes with results in files" in capsys.readouterr().err
+
+
+def test_true_masks_score_the_run(
+    photos: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, gt = photos.parent / "out", photos.parent / "gt"
+    run(photos, tiny_checkpoint)
+    (gt / "in").mkdir(parents=True)
+    for name, value in (("0", None), ("in/1", 8)):
+        mask = read_mask(out / "masks" / f"{name}.png")
+        truth = mask if value is None else np.full_like(mask, value)
+        write_mask(gt / f"{name}.png", truth, voc_palette())
+    assert main(["report", str(out), "--gt", str(gt)]) == 0
+    report = read_report(out)
+    ious = {image["id"]: image["iou"][0] for image in explored(report)}
+    assert ious.pop("0") == 100 and ious.pop("in/1") < 100
+    assert set(ious.values()) == {None}
+    assert report["headlines"][0]["label"] == "mean IoU"
+    titles = [section["title"] for section in report["sections"]]
+    assert titles[2:4] == ["By class", "Confusion matrix"]
+    # What generate said of the run is not lost.
+    assert titles[-1] == "Where the time went"
+    assert "adcam generate " in (out / "report" / "report.html").read_text("utf-8")
+
+    write_mask(gt / "0.png", np.zeros((3, 3), np.uint8), voc_palette())
+    assert main(["report", str(out), "--gt", str(gt)]) == 2
+    assert "0.png does not fit the mask of '0'" in capsys.readouterr().err
+    assert main(["report", str(out), "--gt", str(photos)]) == 2
+    assert "holds no <id>.png of any image" in capsys.readouterr().err

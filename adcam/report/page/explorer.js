@@ -25,13 +25,15 @@
 
   const loadScript = (name) => new Promise((resolve, reject) => {
     const script = make("script", { src: `${BASE}${name}.js` });
-    script.addEventListener("error", () => reject(new Error(`${BASE}${name}.js is not there`)));
+    const missing = `${BASE}${name}.js is not there: keep the folder “explorer” beside this page.`;
+    script.addEventListener("error", () => reject(new Error(missing)));
     script.addEventListener("load", () => script.remove());
     waiting.set(name, { resolve });
     document.head.append(script);
   });
 
   const decode = async (values) => {
+    if (!("DecompressionStream" in window)) throw new Error("This browser is too old to unpack images: one of 2023 or later can.");
     const size = values.hw[0] * values.hw[1];
     const optional = (text) => (text === null ? null : unpack(text));
     const methods = await Promise.all(values.maps.map(async (packed, m) => {
@@ -206,7 +208,7 @@
       grid.replaceChildren();
       adcam.attention.show(null);
       part("missing").hidden = false;
-      part("missing").textContent = `${error.message}: keep the folder “explorer” beside this page.`;
+      part("missing").textContent = error.message;
     } finally {
       if (number === current) detail.setAttribute("aria-busy", "false");
     }
@@ -388,6 +390,7 @@
   for (const control of [filterClass, search, sort, attentive]) control.addEventListener("input", list);
   const showOrder = () => {
     order.textContent = order.dataset.descending === "true" ? "highest first" : "lowest first";
+    order.setAttribute("aria-label", `${order.textContent}; turn the order round`);
   };
   order.addEventListener("click", () => {
     order.dataset.descending = String(order.dataset.descending !== "true");
