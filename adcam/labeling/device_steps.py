@@ -136,14 +136,14 @@ class _Returning:
         source: The batch.
         masks: The masks of the images with a class, uint8, one after the other, and
             their thresholds; ``None`` where masks are made on the CPU.
-        maps: The maps of each image, where they are needed.
+        maps: The maps of each image; ``None`` where nobody needs them.
         mark: Says when they are there.
         seconds: What the masks took this process.
     """
 
     source: _Inferred
     masks: tuple[Tensor, Tensor] | None
-    maps: tuple[Tensor, ...]
+    maps: Sequence[Tensor | None]
     mark: torch.cuda.Event | None
     seconds: float
 
@@ -272,9 +272,10 @@ class DeviceSteps:
                 )
                 flat = torch.cat([mask.flatten() for mask in made]) if made else thresholds
                 masks = _to_host(flat), _to_host(thresholds)
-            tasks = [image.task for image in batch.source.images]
-            keeps = masks is None or any(map(self._job.needs_maps, tasks))
-            maps = tuple(_to_host(x) for x in batch.maps) if keeps else ()
+            wanted = [
+                masks is None or self._job.needs_maps(image.task) for image in batch.source.images
+            ]
+            maps = [_to_host(x) if w else None for x, w in zip(batch.maps, wanted, strict=True)]
             mark = lane.mark()
         return _Returning(batch, masks, maps, mark, time.perf_counter() - start)
 
@@ -287,7 +288,8 @@ class DeviceSteps:
         for i, image in enumerate(images):
             ids = inferred.class_ids[i]
             hw = (image.img.shape[0], image.img.shape[1])
-            array = batch.maps[i].numpy() if batch.maps else np.zeros((len(ids), 0, 0), np.float32)
+            there = batch.maps[i]
+            array = np.zeros((len(ids), 0, 0), np.float32) if there is None else there.numpy()
             maps = ClassMaps(ids, array)
             seconds = {**image.seconds, **_share(batch, len(images), self._job.step)}
             scores = inferred.scores[i].numpy()
