@@ -123,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "words" in args:
         args.words = list(sys.argv[1:] if argv is None else argv)
     show_warnings()
+    let_waiting_threads_sleep()
     try:
         with (
             orderly_end(args.command),
@@ -156,6 +157,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             end_process(code)
         return code
     return code
+
+
+def let_waiting_threads_sleep() -> None:
+    """Bound how long a thread of OpenMP spins while it waits for others, before torch is loaded.
+
+    By default that is 300,000 rounds, milliseconds in which nobody else can have the processor: on
+    a machine that others use too, the thread that is waited for among them (docs/performance.md).
+    What the user has set stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _find_parser(
