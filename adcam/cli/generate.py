@@ -210,7 +210,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.project is not None:
         say_next_in(args.project, "adcam convert")
     elif shard.is_whole:
-        say_next("look at the report, then adcam convert for other formats")
+        look = "look at the report" if num_shown else f"adcam report {args.out}"
+        say_next(f"{look}, then adcam convert for other formats")
     else:
         say_next(f"when all {shard.count} shards are done: adcam merge {args.out}")
     return code

@@ -105,6 +105,10 @@ def _write_image(
         **own,
         "truth": own["truth"] or (other["truth"] if fits else None),
         "maps": [*own["maps"], *(m if fits and same else None for m in other["maps"])],
+        "boxes": {
+            "true": own["boxes"]["true"],
+            "found": [*own["boxes"]["found"], *other["boxes"]["found"]],
+        },
         "masks": [*own["masks"], *(mask if fits else None for mask in other["masks"])],
     }
     write_bytes(out / f"{number}.js", encode_script(str(number), values))

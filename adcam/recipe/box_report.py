@@ -62,6 +62,7 @@ class BoxResults:
         images: The images that the scores are of.
         pictures: The best, the middle and the worst images, drawn by :func:`draw_boxes_found`.
         stages: The ``stage.json`` of each finished stage, by name.
+        explorer: The section in which all images are looked through; ``None`` if there is none.
         configs: The settings as text, by what they are of.
         stale: Stages that are not up to date, with the reason.
     """
@@ -70,6 +71,7 @@ class BoxResults:
     images: ImageDataset
     pictures: Sequence[PictureRow]
     stages: Mapping[str, Values]
+    explorer: Section | None = None
     configs: Mapping[str, str] = field(default_factory=dict)
     stale: Mapping[str, str] = field(default_factory=dict)
 
@@ -94,18 +96,19 @@ def build_box_report(results: BoxResults, *, title: str, command: str) -> Report
         box_table(methods, split, command),
     ]
     sections = [
+        *([results.explorer] if results.explorer else []),
         Section("Over the whole range of thresholds", threshold_curves(methods, split)),
         Section(
             "How well boxes fit, and what goes wrong",
             [iou_histograms(methods), *error_bars(methods)],
         ),
         Section("By class", [per_class_boxes(methods, images)]),
-        time_section(results.stages),
     ]
     if rows:
         lead.append(_picture_grid(rows[:: max(len(rows) // 3, 1)][:3], last))
         grid = _picture_grid(rows, last)
-        sections.insert(1, Section("Best, middle and worst images", [grid]))
+        sections.append(Section("Best, middle and worst images", [grid]))
+    sections.append(time_section(results.stages))
     note = f"thresholds chosen on {last.chosen_on}"
     return Report(
         title=title,

@@ -28,7 +28,7 @@ from adcam.recipe.comparison_report import (
     build_comparison_report,
     draw_comparison,
 )
-from adcam.recipe.explorer import load_explorer, save_explorer
+from adcam.recipe.explorer import HOW_BOXES, load_explorer, save_box_explorer, save_explorer
 from adcam.recipe.inputs import describe_images, hash_files_in
 from adcam.recipe.network_report import as_text
 from adcam.recipe.pictures import PICTURES_DIR, load_pictures, save_pictures
@@ -226,6 +226,9 @@ def read_box_results(comparison: Comparison, whole: Recipe) -> BoxResults:
         methods=read_box_methods(comparison),
         images=comparison.report_set(),
         pictures=load_pictures(comparison.folder("compare")),
+        explorer=load_explorer(
+            comparison.folder("compare"), comparison.report_set().split, HOW_BOXES
+        ),
         stages=whole.finished(),
         configs={"comparison": as_text(comparison.settings.to_dict())},
         stale=find_stale(whole),
@@ -262,7 +265,10 @@ def _compare_files(comparison: Comparison) -> list[str]:
     files = [TABLE_NAME, RESULTS_NAME]
     if comparison.is_by_boxes:
         kept = [SCORE_MAPS_DIR] if comparison.settings.compare.score_maps else []
-        return [*files, *kept, *([] if comparison.table_only else [PICTURES_DIR])]
+        shown = [PICTURES_DIR]
+        if comparison.report_set().class_set.mask_values:
+            shown.append(EXPLORER_DIR)
+        return [*files, *kept, *([] if comparison.table_only else shown)]
     if comparison.table_only:
         return files
     return [*files, CONFIG_NAME, MASK_DIR, SCORES_NAME, PICTURES_DIR, EXPLORER_DIR]
@@ -320,6 +326,7 @@ def _run_compare_boxes(comparison: Comparison, folder: Path) -> dict[str, Any]:
     if not comparison.table_only:
         shown = pick_spread(_read_methods(folder, BoxScores.from_dict)[-1].ranking)
         save_pictures(folder, draw_boxes_found(found, images, shown))
+        save_box_explorer(folder, found, images.class_set)
     return {"images": len(images), "times": _describe_times(found.times)}
 
 

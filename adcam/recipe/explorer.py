@@ -9,6 +9,7 @@ from pathlib import Path
 from adcam.data.dataset import ImageDataset
 from adcam.data.png import read_mask
 from adcam.evaluation.compare import MethodComparison
+from adcam.evaluation.compare_boxes import BoxComparison
 from adcam.evaluation.pictures import MAX_IMAGES, SmallImage
 from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR
 from adcam.labeling.shown import read_small_maps
@@ -28,6 +29,11 @@ from adcam.structures import ClassSet, Sample
 
 TITLE = "Explore the images"
 
+HOW_BOXES = (
+    "Maps of the true class with the true boxes, white, and the box of each method by TS-CAM's "
+    "rule at its own threshold, blue; numbers are the IoU of the box. When a threshold moves, the "
+    "page shows the region above it; the box stays."
+)
 HOW_EXACT = (
     "Masks as stored, and their IoU, are those of the table: made of the maps at full size, shown "
     "at 320 pixels at most. When a threshold moves, the page computes mask and IoU from 8-bit maps "
@@ -77,6 +83,31 @@ def _explore(picture: SmallImage, class_set: ClassSet, mious: dict[str, float]) 
         mious,
         picture.confidence,
     )
+
+
+def save_box_explorer(folder: Path, found: BoxComparison, class_set: ClassSet) -> None:
+    """Write ``folder/explorer`` with the maps and boxes of all images that a comparison kept.
+
+    Args:
+        folder: The folder of the stage.
+        found: A comparison by boxes that kept its pictures.
+        class_set: The classes of the images; without mask values nothing is written.
+    """
+    if not class_set.mask_values:
+        return
+    methods = [
+        ExploredMethod(r.spec.name, 100 * r.boxes.max_box_acc_v2, f"constant:{r.threshold:g}")
+        for r in found.results
+    ]
+    writer = ExplorerWriter(folder / EXPLORER_DIR, methods, class_set)
+    for picture in found.pictures:
+        outcomes = {r.spec.name: r.outcomes[picture.index] for r in found.results}
+        ious = {name: 100 * outcome.iou for name, outcome in outcomes.items()}
+        image = _explore(picture, class_set, ious)
+        boxes = {name: outcome.box for name, outcome in outcomes.items()}
+        true = () if picture.boxes is None else picture.boxes.tolist()
+        writer.add(replace(image, truth=None, true_boxes=true, found_boxes=boxes))
+    writer.finish()
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,12 +169,13 @@ def _explore_files(
     return ExploredImage(sample.img_id, shrink_image(sample.img), values, truth, maps, masks, mious)
 
 
-def load_explorer(folder: Path, split: str) -> Section | None:
+def load_explorer(folder: Path, split: str, how: str = HOW_EXACT) -> Section | None:
     """The section of a report that shows what :func:`save_explorer` wrote.
 
     Args:
         folder: The folder of the stage.
         split: The split that the images are of.
+        how: What the numbers are.
 
     Returns:
         The section; ``None`` where there is no explorer, or none of its images.
@@ -154,5 +186,5 @@ def load_explorer(folder: Path, split: str) -> Section | None:
     index = read_index(folder / EXPLORER_DIR)
     if index is None or not index["images"]:
         return None
-    caption = f"The reported images of {split}, all or evenly spread. {HOW_EXACT}"
+    caption = f"The reported images of {split}, all or evenly spread. {how}"
     return Section(TITLE, [Explorer(folder / EXPLORER_DIR, index, caption)])

@@ -163,7 +163,7 @@ def _by_class(results: RepeatedResults) -> list[Block]:
 def _explorer(results: RepeatedResults) -> list[Section]:
     """The images with the maps and masks of the first classifier."""
     name, member = next(iter(results.members.items()))
-    if isinstance(member, BoxResults) or member.explorer is None:
+    if member.explorer is None:
         return []
     title = f"{member.explorer.title} (classifier {name})"
     return [replace(member.explorer, title=title)]

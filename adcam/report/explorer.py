@@ -12,7 +12,7 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,8 @@ class ExploredImage:
         confidence: The classifier's probability of the image's least likely class, in [0, 1];
             ``None`` where it is not known.
         attention: What its patches attend to; ``None`` for most images, since it is large.
+        true_boxes: Its true boxes, each x0, y0, x1, y1 as shares of width and height.
+        found_boxes: The box that each method found, by its name, likewise.
     """
 
     img_id: str
@@ -108,6 +110,8 @@ class ExploredImage:
     mious: Mapping[str, float] = field(default_factory=dict)
     confidence: float | None = None
     attention: PatchAttention | None = None
+    true_boxes: Sequence[Sequence[float]] = ()
+    found_boxes: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 class ExplorerWriter:
@@ -129,6 +133,7 @@ class ExplorerWriter:
         self._palette = display_palette(class_set)
         self._entries: list[dict[str, Any]] = []
         self._with_maps: set[str] = set()
+        self._with_masks: set[str] = set()
 
     def add(self, image: ExploredImage) -> None:
         """Write the files of one image; the first gets the number 0.
@@ -140,6 +145,7 @@ class ExplorerWriter:
         write_image(self._folder, len(self._entries), image, self._methods, self._palette)
         self._entries.append(describe_image(image, self._methods))
         self._with_maps.update(image.maps)
+        self._with_masks.update(image.masks)
 
     def finish(self) -> None:
         """Write the index, which makes the folder an explorer.
@@ -147,7 +153,10 @@ class ExplorerWriter:
         Raises:
             OSError: The folder cannot be written to.
         """
-        index = build_index(self._entries, self._methods, self._class_set, self._with_maps)
+        index = build_index(self._entries, self._methods, self._class_set)
+        for method in index["methods"]:
+            method["maps"] = method["name"] in self._with_maps
+            method["masks"] = method["name"] in self._with_masks
         write_json(self._folder / INDEX_NAME, index)
 
 
@@ -194,6 +203,13 @@ def write_image(
         "truth": None if image.truth is None else pack_array(image.truth),
         "values": list(image.class_values),
         "maps": [_pack_maps(image.maps.get(method.name)) for method in methods],
+        "boxes": {
+            "true": [_round_box(box) for box in image.true_boxes],
+            "found": [
+                _round_box(image.found_boxes[m.name]) if m.name in image.found_boxes else None
+                for m in methods
+            ],
+        },
         "masks": [_pack_optional(image.masks.get(method.name)) for method in methods],
     }
     if image.attention is not None:
@@ -245,7 +261,6 @@ def build_index(
     entries: Sequence[Mapping[str, Any]],
     methods: Sequence[ExploredMethod],
     class_set: ClassSet,
-    with_maps: Collection[str],
 ) -> dict[str, Any]:
     """Build the content of ``index.json``: classes, panels and all images, as JSON values.
 
@@ -253,7 +268,6 @@ def build_index(
         entries: What :func:`describe_image` said of each image, in the order of their numbers.
         methods: The panels, in their order.
         class_set: Names and values of the classes.
-        with_maps: The names of the methods of which some image has maps.
     """
     palette = display_palette(class_set)
     return {
@@ -265,10 +279,7 @@ def build_index(
             }
             for value in (0, *class_set.mask_values)
         ],
-        "methods": [
-            {**vars(method), "miou": _round(method.miou), "maps": method.name in with_maps}
-            for method in methods
-        ],
+        "methods": [{**vars(method), "miou": _round(method.miou)} for method in methods],
         "heat": base64.b64encode(heat_colors().tobytes()).decode(),
         "images": list(entries),
     }
@@ -353,6 +364,10 @@ def _pack_maps(maps: np.ndarray | None) -> dict[str, Any] | None:
 
 def _pack_optional(array: np.ndarray | None) -> str | None:
     return None if array is None else pack_array(array)
+
+
+def _round_box(box: Sequence[float]) -> list[float]:
+    return [round(float(side), 4) for side in box]
 
 
 def _round(value: float | None) -> float | None:

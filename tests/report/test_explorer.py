@@ -470,6 +470,33 @@ def test_a_phone_shows_all_of_it(browser: Any, report_path: Path, scheme: str) -
     found.page.close()
 
 
+def test_boxes_are_drawn_over_maps(browser: Any, tmp_path: Path) -> None:
+    methods, classes = [ExploredMethod("CAM", 50.0, "constant:0.3")], build_class_set("x", ["cat"])
+    writer = ExplorerWriter(tmp_path / "stage", methods, classes)
+    rgb, maps = np.zeros((100, 200, 3), np.uint8), {"CAM": np.zeros((1, 10, 20), np.uint8)}
+    boxes: dict[str, Any] = {"true_boxes": [(0.5, 0.2, 0.9, 0.8)]}
+    writer.add(
+        ExploredImage("a", rgb, [1], maps=maps, **boxes, found_boxes={"CAM": (0, 0, 0.25, 1)})
+    )
+    writer.finish()
+    index = read_index(tmp_path / "stage")
+    assert index is not None
+    report = Report("Boxes", sections=[Section("E", [Explorer(tmp_path / "stage", index)])])
+    found = open_page(browser, write_report(report, tmp_path / "report"))
+    found.page.wait_for_selector(".panel canvas")
+    assert part(found, "view").input_value() == "map"
+    pixel = (
+        "([panel, x, y]) => [...adcam.explorer.state().panels[panel].canvas"
+        ".getContext('2d').getImageData(x, y, 1, 1).data.slice(0, 3)]"
+    )
+    for panel in (0, 1):  # the photograph has the true box alone
+        assert min(found.page.evaluate(pixel, [panel, 140, 20])) > 150
+        red, green, blue = found.page.evaluate(pixel, [panel, 50, 50])
+        assert (red < 50 and min(green, blue) > 120) == (panel == 1)
+    found.check_quiet()
+    found.page.close()
+
+
 def test_a_thousand_images_are_loaded_as_they_are_looked_at(browser: Any, tmp_path: Path) -> None:
     methods, classes = [ExploredMethod("CAM", 50.0, "constant:0.3")], build_class_set("x", ["cat"])
     writer = ExplorerWriter(tmp_path / "stage", methods, classes)

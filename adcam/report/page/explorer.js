@@ -45,7 +45,7 @@
       return { maps, mask, ...findPeak(maps, size) };
     }));
     const photo = `data:image/jpeg;base64,${values.photo}`;
-    return { hw: values.hw, classes: values.values, photo, truth: await optional(values.truth), methods };
+    return { hw: values.hw, classes: values.values, photo, boxes: values.boxes, truth: await optional(values.truth), methods };
   };
 
   const load = (number) => {
@@ -302,6 +302,9 @@
       adcam.panels.draw(panel.canvas, image.hw, {
         map, mask, heat, colors, opacity: Number(opacity.value) / 100,
       });
+      const { true: known, found } = image.boxes;
+      adcam.panels.drawBoxes(panel.canvas, known, "#fff");
+      if (panel.method !== null && found[panel.method]) adcam.panels.drawBoxes(panel.canvas, [found[panel.method]], "#00e5ff");
       const score = panel.score.textContent ? `, IoU ${panel.score.textContent}` : "";
       panel.frame.setAttribute("aria-label", `${panel.name} of ${index.images[current].id}${score}. Arrow keys read single pixels.`);
     }
@@ -427,6 +430,7 @@
   if (!index.methods.some((method) => method.maps)) part("sliders").classList.add("masks-only");
   const usual = index.methods.findLast((method) => method.maps && /^(constant|steepest):/.test(method.rule));
   if (usual) threshold.value = usual.rule.split(":")[1];
+  if (!index.methods.some((method) => method.masks)) view.value = "map";
   part("with-attention").hidden = !index.images.some((entry) => entry.attention);
 
   // After a click on the confusion matrix; a cell of its diagonal shows the images of the class.

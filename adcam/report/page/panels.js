@@ -55,5 +55,18 @@ adcam.panels = (() => {
     canvas.getContext("2d").putImageData(picture, 0, 0);
   };
 
-  return { draw };
+  // Outlines of boxes, given as shares of the picture, framed in black so that they show anywhere.
+  const drawBoxes = (canvas, boxes, color) => {
+    const pen = canvas.getContext("2d"), width = Math.max(1, Math.max(canvas.width, canvas.height) / 130);
+    for (const [x0, y0, x1, y1] of boxes) {
+      const box = [x0 * canvas.width, y0 * canvas.height, (x1 - x0) * canvas.width, (y1 - y0) * canvas.height];
+      for (const [style, line] of [["#000", 2.5 * width], [color, width]]) {
+        pen.strokeStyle = style;
+        pen.lineWidth = line;
+        pen.strokeRect(...box);
+      }
+    }
+  };
+
+  return { draw, drawBoxes };
 })();
