@@ -333,7 +333,6 @@ def test_rates_are_those_of_the_run(
 
 @pytest.fixture(scope="module")
 def gpu_labeler(tiny_checkpoint: Path) -> PseudoLabeler:
-    # Maps of attention that random weights make are all but constant: rounding decides there.
     return load(tiny_checkpoint, "cuda", crf="toco", method="cam")
 
 
@@ -385,8 +384,16 @@ def test_network_and_masks_do_not_wait_for_a_gpu(tiny_checkpoint: Path, tmp_path
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("labels", ["given", "predicted"])
+# Attention of random weights is all but constant: rounding decides more of AD-CAM's pixels.
+@pytest.mark.parametrize(("method", "mean", "least"), [("cam", 0.995, 0.95), ("ad_cam", 0.97, 0.9)])
 def test_masks_of_a_gpu_are_those_of_its_plain_steps(
-    gpu_labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: str
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    labels: str,
+    method: str,
+    mean: float,
+    least: float,
 ) -> None:
     """Many images through lanes, graphs and processes; each alone, by the plain steps.
 
@@ -395,6 +402,7 @@ def test_masks_of_a_gpu_are_those_of_its_plain_steps(
     """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    gpu_labeler = load(tiny_checkpoint, "cuda", crf="toco", method=method)
     sizes = [(40, 64), (64, 40), (44, 60)] * 12
     tasks = make_photos(tmp_path / "photos", sizes)
     rows = "".join(f"{task.img_id},{'cat' if task.index % 2 else 'dog horse'}\n" for task in tasks)
@@ -419,4 +427,4 @@ def test_masks_of_a_gpu_are_those_of_its_plain_steps(
         label = gpu_labeler(record.img_path, labels=given)
         mask = read_mask(tmp_path / "out" / "masks" / f"{record.img_id}.png")
         equal.append(float((mask == label.mask).mean()))
-    assert np.mean(equal) > 0.995 and min(equal) > 0.95
+    assert np.mean(equal) > mean and min(equal) > least
