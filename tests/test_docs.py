@@ -20,6 +20,7 @@ from adcam.cams import build_method
 from adcam.cli import build_parser
 from adcam.data.dataset import build_class_set
 from adcam.data.sources import build_dataset
+from adcam.installation import find_config
 from adcam.masks.background import parse_rule
 from adcam.models.classifier_file import save_classifier
 from adcam.models.token_cam import TokenCAM
@@ -203,13 +204,13 @@ def check_command(words: list[str], page: str) -> None:
         assert stop.code == 0, f"adcam {shlex.join(words)} does not parse"  # 0: --help, --version
         return
     config = getattr(args, "config", None)
-    # `adcam train photos` makes a project of a folder of photographs.
-    if config is not None and (args.command, config) != ("train", Path("photos")):
-        # Of this repository, or one that the page itself shows how to write.
-        assert (ROOT / config).is_file() or f"`{config}`" in page, f"{config} does not exist"
-        if (ROOT / config).is_file():
-            kind = SegmentationSettings if args.command.startswith("segment") else Settings
-            load_settings(ROOT / config, parse_overrides(args.cfg_options), kind=kind)
+    # `adcam train photos` makes a project of a folder of photographs, and a page may show how a
+    # config is written; others are of this repository, by path or by name.
+    is_photographs = (args.command, config) == ("train", Path("photos"))
+    if config is not None and not is_photographs and f"`{config}`" not in page:
+        path = find_config(ROOT / config if (ROOT / config).is_file() else config)
+        kind = SegmentationSettings if args.command.startswith("segment") else Settings
+        load_settings(path, parse_overrides(args.cfg_options), kind=kind)
     if getattr(args, "threshold", None):
         parse_rule(args.threshold)
     if getattr(args, "method", None) or getattr(args, "method_options", None):

@@ -119,10 +119,11 @@ def set_up(
         folder: The folder of the project.
         overwrite: Whether the files of another project may be replaced.
     """
+    from adcam.files import find_images
     from adcam.project.create import create_project, describe_table
     from adcam.project.find_labels import find_labels, find_photographs
     from adcam.project.project import LISTS, Project, refuse_existing
-    from adcam.project.survey import look_at_images, look_at_labels
+    from adcam.project.survey import look_at_images, put_together, read_any_labels
 
     share = 0.2 if args.val_share is None else args.val_share
     if not 0 < share < 1:
@@ -132,17 +133,20 @@ def set_up(
     if not overwrite:
         refuse_existing(project)
     own = [project.work_dir, project.out, project.folder / LISTS]
-    photographs = look_at_images(find_photographs(images), leave_out=own)
-    labels = args.labels or find_labels(photographs.folder, photographs.paths.keys())
+    images = find_photographs(images)
+    found = find_images(images, leave_out=own)
+    labels = args.labels or find_labels(images, found.keys())
     classes = None if args.classes is None else [n.strip() for n in args.classes.split(",")]
-    survey = look_at_labels(photographs, labels, classes)
+    # Labels first: what is wrong with them is told before every photograph is decoded.
+    table = read_any_labels(labels, found, classes)
+    survey = put_together(look_at_images(images, found), table, labels)
     project, parts = create_project(
         folder, survey, start=start, val_share=share, seed=args.seed or 0, overwrite=overwrite
     )
     read_as = f", read as {survey.understood}" if survey.understood else ""
     log(f"labels: {labels}{read_as}")
     header, rows = describe_table(survey, parts)
-    print_table(header, rows, f"{photographs.folder}: {len(photographs.paths)} photographs")
+    print_table(header, rows, f"{images}: {len(survey.photographs.paths)} photographs")
     for sentence in survey.describe():
         log(f"note: {sentence}")
     log(

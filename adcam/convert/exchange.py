@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from adcam.convert.mask_source import MaskSource, find_masks
 from adcam.convert.per_image import (
@@ -20,6 +19,7 @@ from adcam.convert.per_image import (
     refuse_existing,
 )
 from adcam.convert.summary import ClassCounts, Converted
+from adcam.data.annotation_labels import read_class_list
 from adcam.data.coco import COCO_CATEGORY_IDS, COCO_CLASSES, coco_class_set
 from adcam.data.coco_json import (
     IGNORE_CATEGORY,
@@ -332,13 +332,7 @@ def _read_data_yaml(labels: Path) -> ClassSet | None:
     path = next((f / "data.yaml" for f in folders if (f / "data.yaml").is_file()), None)
     if path is None:
         return None
-    try:
-        names = yaml.safe_load(read_text(path, "a data.yaml of Ultralytics"))["names"]
-        if isinstance(names, dict):
-            names = [names[number] for number in range(len(names))]
-        return build_class_set(path.parent.name, tuple(map(str, names)))
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise AdcamError(f"{path}: its names are no list of classes from 0 ({error})") from error
+    return build_class_set(path.parent.name, read_class_list(path))
 
 
 def convert_yolo_to_masks(

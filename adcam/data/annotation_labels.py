@@ -7,13 +7,12 @@ of Label Studio. Boxes and outlines are not looked at, only what they are called
 from __future__ import annotations
 
 import logging
-import re
-import urllib.parse
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adcam.data.label_studio import find_image_name
 from adcam.data.xml_text import read_xml
 from adcam.errors import AdcamError
 from adcam.files import check_characters, find_files, img_id_of, read_text
@@ -86,7 +85,7 @@ def _read_yolo_folder(folder: Path) -> Annotated:
     listed = {folder / name for name in CLASS_LISTS}
     files = {img_id: path for img_id, path in files.items() if path not in listed}
     source = _find_class_list(folder)
-    classes = _read_class_list(source)
+    classes = read_class_list(source)
     names = {
         img_id: _unique(classes[i] for i in _read_numbers(path, len(classes), source))
         for img_id, path in files.items()
@@ -105,8 +104,15 @@ def _find_class_list(folder: Path) -> Path:
     )
 
 
-def _read_class_list(path: Path) -> tuple[str, ...]:
-    """The names in the order of their numbers: of data.yaml, or one a line."""
+def read_class_list(path: Path) -> tuple[str, ...]:
+    """Read the classes of YOLO's text files in the order of their numbers.
+
+    Args:
+        path: A ``data.yaml`` with ``names``, or a text with a class a line.
+
+    Raises:
+        AdcamError: It is neither, or a class is named twice.
+    """
     if path.suffix.lower() not in (".yaml", ".yml"):
         lines = [line.strip() for line in read_text(path, "a list of classes").splitlines()]
         names: Any = lines[: len(lines) - next((i for i, n in enumerate(lines[::-1]) if n), 0)]
@@ -217,10 +223,10 @@ def _find_image(where: str, data: Mapping[str, Any]) -> str:
     usual = [texts[key] for key in ("image", "img", "url", "photo") if key in texts]
     if not usual and len(texts) != 1:
         raise AdcamError(f"{where}: which value of `data` is the image? got {sorted(data)}")
-    url = urllib.parse.urlsplit((usual or list(texts.values()))[0])
-    local = urllib.parse.parse_qs(url.query).get("d")
-    name = local[0] if local else urllib.parse.unquote(url.path)
-    return re.sub(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)", r"\1", name).lstrip("/")
+    try:
+        return find_image_name((usual or list(texts.values()))[0])
+    except ValueError as error:  # urllib's, of brackets without a partner
+        raise AdcamError(f"{where}: the image is no address ({error})") from error
 
 
 def _list_results(results: Iterable[Any]) -> Iterator[str]:

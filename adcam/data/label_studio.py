@@ -172,7 +172,7 @@ def read_tasks(path: str | Path) -> list[StudioTask]:
 def _read_task(content: Mapping[str, Any]) -> StudioTask:
     data = content["data"]
     url = data["image"] if "image" in data else next(iter(data.values()))
-    img_id = img_id_of(_name_of(str(url)))
+    img_id = img_id_of(find_image_name(str(url)))
     done = [a for a in content.get("annotations", ()) if not a.get("was_cancelled")]
     found = (done or content.get("predictions") or [{"result": []}])[0]
     hw: tuple[int, int] | None = None
@@ -198,7 +198,7 @@ def _read_region(result: Mapping[str, Any], hw: tuple[int, int]) -> np.ndarray:
     return fill_polygon(points.clip(0, 100) / 100 * (hw[1], hw[0]), hw)
 
 
-def _name_of(url: str) -> str:
+def find_image_name(url: str) -> str:
     """The path of an image below its folder, as far as its URL says it."""
     parts = urlsplit(url)
     if local := parse_qs(parts.query).get("d"):

@@ -12,7 +12,7 @@ from pathlib import Path
 from adcam.data.images import ImageError, read_image
 from adcam.data.labels import LabelTable, read_folder_labels, read_labels
 from adcam.errors import AdcamError
-from adcam.files import find_images, hash_file
+from adcam.files import hash_file
 from adcam.progress import track
 
 FEW_IMAGES = 10
@@ -91,7 +91,8 @@ class Survey:
         if self.strangers:
             yield f"{_many(self.strangers, 'label')} name no photograph: {_some(self.strangers)}"
         if self.unlabelled:
-            yield f"{_many(self.unlabelled, 'photograph')} have no label: {_some(self.unlabelled)}"
+            without = _some(self.unlabelled)
+            yield f"{_many(self.unlabelled, 'photograph')} without a label get no mask: {without}"
         shown = {name: count for name, count in counts.items() if count}
         if absent := [name for name in counts if name not in shown]:
             yield f"no photograph shows {_some(absent)}: these classes cannot be learnt"
@@ -131,17 +132,16 @@ class Survey:
             yield f"copies of one photograph with different labels: {_some(pairs)}"
 
 
-def look_at_images(folder: str | Path, *, leave_out: Iterable[Path] = ()) -> Photographs:
-    """Decode every image below a folder, and find those with the same bytes.
+def look_at_images(folder: str | Path, found: Mapping[str, Path]) -> Photographs:
+    """Decode every image, and find those with the same bytes.
 
     Args:
-        folder: The folder.
-        leave_out: Folders below it that are not searched.
+        folder: The folder of the images.
+        found: Their files by image id (:func:`adcam.files.find_images`).
 
     Raises:
-        AdcamError: There is no such folder, or no image in it that can be read.
+        AdcamError: No image can be read.
     """
-    found = find_images(folder, leave_out=leave_out)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = pool.map(_look_at, found.values())
         seen = dict(zip(found, track(looks, "reading photographs", len(found)), strict=True))
@@ -169,29 +169,41 @@ def _look_at(path: Path) -> tuple[str, str]:
         return "", str(error)
 
 
-def look_at_labels(
-    photographs: Photographs, labels: str | Path, classes: Sequence[str] | None = None
-) -> Survey:
-    """Read labels of any kind and put them to the photographs.
+def read_any_labels(
+    labels: str | Path, img_ids: Iterable[str], classes: Sequence[str] | None = None
+) -> LabelTable:
+    """Read labels of any kind.
+
+    Args:
+        labels: As for :func:`adcam.data.labels.read_labels`, or ``"folders"``.
+        img_ids: The images that ``"folders"`` is about.
+        classes: The names of the classes in the order of their numbers; ``None`` takes those that
+            the labels list, in their order, or else those found, sorted.
+
+    Raises:
+        AdcamError: The labels cannot be read, or name another class.
+    """
+    if labels == "folders":
+        return read_folder_labels(img_ids, classes)
+    return read_labels(labels, classes)
+
+
+def put_together(photographs: Photographs, table: LabelTable, labels: str | Path) -> Survey:
+    """Put labels to the photographs.
 
     A label file may name an image by more or less of its path than the folder has below it; the
     longest end of the name that stands for exactly one photograph counts.
 
     Args:
         photographs: The images.
-        labels: As for :func:`adcam.data.labels.read_labels`, or ``"folders"``.
-        classes: The names of the classes in the order of their numbers; ``None`` takes those that
-            the labels list, in their order, or else those found, sorted.
+        table: The labels.
+        labels: Where they come from, for messages.
 
     Raises:
-        AdcamError: The labels cannot be read, name no photograph, or no photograph shows a class;
-            or there is nothing to tell the only class from.
+        AdcamError: The labels name no photograph, or no photograph shows a class; or there is
+            nothing to tell the only class from.
     """
     known = [*photographs.paths, *photographs.unreadable]
-    if labels == "folders":
-        table: LabelTable = read_folder_labels(known, classes)
-    else:
-        table = read_labels(labels, classes)
     found = match_ids(table, known)
     placed: dict[str, tuple[str, ...]] = {}
     for name, img_id in found.items():

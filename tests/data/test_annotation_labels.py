@@ -75,11 +75,14 @@ def test_label_studio(tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text(json.dumps(tasks))
     table = read_labels(tmp_path / "export.json")
     assert dict(table) == {
-        "data/upload/3/my cat": ("cat",),
+        "my cat": ("cat",),
         "photos/dog": ("dog", "red fox", "yak"),
-        "x/empty": (),
+        "empty": (),
     }
     assert table.understood == "Label Studio's JSON"
+    (tmp_path / "bad.json").write_text(json.dumps([task("http://[x/a.jpg")]))
+    with pytest.raises(AdcamError, match="task 7: the image is no address"):
+        read_labels(tmp_path / "bad.json")
     (tmp_path / "none.json").write_text(json.dumps(tasks[3:]))
     with pytest.raises(AdcamError, match="none of its 2 tasks is annotated"):
         read_labels(tmp_path / "none.json")
