@@ -28,7 +28,13 @@ from adcam.recipe.comparison_report import (
     build_comparison_report,
     draw_comparison,
 )
-from adcam.recipe.explorer import HOW_BOXES, load_explorer, save_box_explorer, save_explorer
+from adcam.recipe.explorer import (
+    HOW_BOXES,
+    MOST_BOX_CLASSES,
+    load_explorer,
+    save_box_explorer,
+    save_explorer,
+)
 from adcam.recipe.inputs import describe_images, hash_files_in
 from adcam.recipe.network_report import as_text
 from adcam.recipe.pictures import PICTURES_DIR, load_pictures, save_pictures
@@ -266,7 +272,7 @@ def _compare_files(comparison: Comparison) -> list[str]:
     if comparison.is_by_boxes:
         kept = [SCORE_MAPS_DIR] if comparison.settings.compare.score_maps else []
         shown = [PICTURES_DIR]
-        if comparison.report_set().class_set.mask_values:
+        if len(comparison.report_set().class_set.classes) <= MOST_BOX_CLASSES:
             shown.append(EXPLORER_DIR)
         return [*files, *kept, *([] if comparison.table_only else shown)]
     if comparison.table_only:

@@ -29,6 +29,9 @@ from adcam.structures import ClassSet, Sample
 
 TITLE = "Explore the images"
 
+MOST_BOX_CLASSES = 254
+"""The most classes that the page can tell apart: each has a mask value."""
+
 HOW_BOXES = (
     "Maps of the true class with the true boxes, white, and the box of each method by TS-CAM's "
     "rule at its own threshold, blue; numbers are the IoU of the box. When a threshold moves, the "
@@ -91,10 +94,13 @@ def save_box_explorer(folder: Path, found: BoxComparison, class_set: ClassSet) -
     Args:
         folder: The folder of the stage.
         found: A comparison by boxes that kept its pictures.
-        class_set: The classes of the images; without mask values nothing is written.
+        class_set: The classes of the images; of more than :data:`MOST_BOX_CLASSES` nothing is
+            written.
     """
-    if not class_set.mask_values:
+    if len(class_set.classes) > MOST_BOX_CLASSES:
         return
+    # Boxes need no mask values, but the page tells classes by them.
+    class_set = replace(class_set, mask_values=tuple(range(1, len(class_set.classes) + 1)))
     methods = [
         ExploredMethod(r.spec.name, 100 * r.boxes.max_box_acc_v2, f"constant:{r.threshold:g}")
         for r in found.results

@@ -254,6 +254,9 @@ def test_the_generated_set_gives_the_table_the_maps_and_the_report(
     report = json.loads((work / "report" / "report.json").read_text())
     kinds = {block["kind"] for section in report["sections"] for block in section["blocks"]}
     assert kinds >= {"curves", "histograms", "shares", "per_class", "picture_grid", "time_table"}
+    (explorer,) = report["sections"][0]["blocks"]
+    assert explorer["kind"] == "explorer" and len(explorer["methods"]) == len(lines)
+    assert len(explorer["images"]) == stored["methods"][0]["boxes"]["num_images"]
     scores = report["lead"][-2]
     assert scores["rows"][2][1] == stored["methods"][2]["boxes"]["max_box_acc_v2"]
     assert scores["rows"][2][-1] == pytest.approx(

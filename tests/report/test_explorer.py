@@ -29,7 +29,16 @@ from adcam.report.explorer import (
     read_index,
 )
 from adcam.report.figures import DARK, display_palette
-from adcam.report.model import Confusion, Curves, Explorer, Report, Section, Series
+from adcam.report.model import (
+    Column,
+    Confusion,
+    Curves,
+    Explorer,
+    Report,
+    Section,
+    Series,
+    Table,
+)
 from adcam.report.render import write_report
 from adcam.structures import IGNORE_INDEX, ClassMaps
 
@@ -123,7 +132,10 @@ def report_path(tmp_path_factory: pytest.TempPathFactory, images: list[ExploredI
     blocks = [Curves(lines, "threshold", "mIoU, %"), Confusion(names, counts)]
     explorer = Explorer(folder, index, "Nine images.")
     sections = [Section("Explore", [explorer]), Section("Diagrams", blocks)]
-    report = Report("A report", sections=sections)
+    columns = [Column(name) for name in ("method", "scales", "CRF", "threshold", "mIoU train")]
+    columns += [Column("mIoU val", bar_max=100.0), Column("best on split"), Column("loss")]
+    table = Table(columns, [["a method with a name", "448/560/672 flip", "toco", 0.5, *4 * [50.0]]])
+    report = Report("A report", lead=[table], sections=sections)
     return write_report(report, tmp_path_factory.mktemp("report #1"))
 
 
@@ -466,6 +478,10 @@ def test_a_phone_shows_all_of_it(browser: Any, report_path: Path, scheme: str) -
     for name in ("class", "threshold", "rule", "csv"):
         box = part(found, name).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 400, name
+    # A table may be wider, but its names and the column that counts are on the screen.
+    for cell in ("tbody th", "tbody td.main"):
+        box = found.page.locator(cell).first.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 400, cell
     found.check_quiet()
     found.page.close()
 

@@ -57,10 +57,13 @@ adcam.panels = (() => {
 
   // Outlines of boxes, given as shares of the picture, framed in black so that they show anywhere.
   const drawBoxes = (canvas, boxes, color) => {
-    const pen = canvas.getContext("2d"), width = Math.max(1, Math.max(canvas.width, canvas.height) / 130);
+    const pen = canvas.getContext("2d");
+    const width = Math.max(1, Math.round(Math.max(canvas.width, canvas.height) / 130));
+    const place = (share, size) => Math.min(Math.round(share * size), size - 1) + 0.5;  // crisp lines
     for (const [x0, y0, x1, y1] of boxes) {
-      const box = [x0 * canvas.width, y0 * canvas.height, (x1 - x0) * canvas.width, (y1 - y0) * canvas.height];
-      for (const [style, line] of [["#000", 2.5 * width], [color, width]]) {
+      const left = place(x0, canvas.width), top = place(y0, canvas.height);
+      const box = [left, top, place(x1, canvas.width) - left, place(y1, canvas.height) - top];
+      for (const [style, line] of [["#000", width + 2], [color, width]]) {
         pen.strokeStyle = style;
         pen.lineWidth = line;
         pen.strokeRect(...box);
