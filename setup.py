@@ -67,6 +67,8 @@ TRAIN = [
     "tensorboard>=2.18",
     "matplotlib>=3.9",
     "scikit-image>=0.25",
+    # COCO's json, which `adcam convert` makes of a project's masks.
+    "pycocotools>=2.0.8",
 ]
 # adcam.installation.EXTRAS tells users which of these brings a package that is missing.
 EXTRAS = {

@@ -287,6 +287,7 @@ def run(args: argparse.Namespace) -> int:
     log(
         f"{result.num_images} images, {result.kept} of them were there; {len(result.failed)} failed"
     )
+    say_next(_NEXT.get(result.what, _NEXT[""]).format(out=result.out))
     return EXIT_SOME_FAILED if result.failed else EXIT_OK
 
 
@@ -302,7 +303,6 @@ def _print_converted(result: Converted) -> None:
         show(note)
     show(f"sha256 of all results: {result.sha256}")
     show(result.out)
-    say_next(_NEXT.get(result.what, _NEXT[""]).format(out=result.out))
 
 
 # What one does with a result, by the converter.

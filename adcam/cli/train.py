@@ -81,6 +81,11 @@ def complete(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.photographs is not None:
         folder = args.work_dir or Path(f"{args.photographs.resolve().name}-adcam")
+        if (folder / "adcam.toml").exists():
+            raise AdcamError(
+                f"{folder} is a project already; train it with: adcam train {folder}; or set it up "
+                f"anew: adcam init {folder} --images {args.photographs} --overwrite"
+            )
         args.project = set_up(args, args.photographs, folder)
         args.config, args.work_dir = args.project.config, args.project.work_dir
     settings = load_settings(args)

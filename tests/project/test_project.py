@@ -107,7 +107,9 @@ def test_from_photographs_to_coco_in_four_commands(
     # In one go, and a second time: the project that is there is refused, not replaced.
     assert run(f"train photos --labels labels.csv --backbone shapes_vit {short}") == 0
     assert (place / "photos-adcam" / "work" / "classifier.safetensors").is_file()
+    capsys.readouterr()
     assert run("train photos --labels labels.csv --backbone shapes_vit") == 2
+    assert "adcam train photos-adcam; or set it up anew" in capsys.readouterr().err
     assert run(f"train photos-adcam {short}") == 0
 
 
