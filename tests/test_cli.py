@@ -282,7 +282,7 @@ def test_classes_with_spaces_are_told_how(place: Path, capsys: pytest.CaptureFix
 
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
-    assert "the usual way, with" in capsys.readouterr().err
+    assert "your own photographs, with" in capsys.readouterr().err
 
 
 def test_generate_then_evaluate(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

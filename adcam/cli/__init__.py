@@ -220,12 +220,17 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=textwrap.dedent(
             """\
-            the usual way, with a config of your own or one of this project:
-              adcam train voc_animals/adcam_deit-tiny_10e_voc-animals --work-dir work
-              adcam generate photos/ --checkpoint work/classifier.safetensors --out masks
-              adcam evaluate masks --gt photos/truth
+            your own photographs, with labels of any kind, and no config to write:
+              adcam init --images photos/ --labels labels.csv
+              adcam train
+              adcam generate
+              adcam convert
+            a data set of others, with a config that comes with adcam (adcam configs):
+              adcam train voc12/adcam_deit-small --work-dir work
+              adcam generate VOC2012 --voc-split train_aug \\
+                  --checkpoint work/classifier.safetensors --out masks
             the whole recipe, with a network that learns from the masks:
-              adcam run voc_animals/adcam_deit-tiny_fcn --work-dir work
+              adcam run voc12/adcam_deit-small_deeplabv3plus --work-dir work
 
             new here? `adcam demo` shows everything on generated pictures.
 
