@@ -87,7 +87,7 @@ def read_tree(folder: Path) -> dict[str, bytes]:
 
 def stable(tree: dict[str, bytes]) -> dict[str, object]:
     """What two runs of one command have in common: all but seconds, in manifest and report."""
-    pages = {f"report/report.{suffix}" for suffix in ("html", "json", "md")}
+    pages = {f"report/{name}" for name in ("report.html", "report.json", "report.md", "run.json")}
     tree = {name: content for name, content in tree.items() if name not in pages}
     lines = [json.loads(line) for line in tree["manifest.jsonl"].splitlines()]
     for line in lines:
