@@ -11,10 +11,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALLED := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
+SITE := $(VENV)/.site
 METADATA := setup.py pyproject.toml constraints.txt adcam/version.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all fuzz chaos lint format api clean
+.PHONY: help install demo test test-all fuzz chaos lint format api docs clean
 MAKEFLAGS += --no-print-directory
 
 help:
@@ -28,6 +29,7 @@ help:
 	@echo "  make chaos      kill a run of 300 images 20 times and compare its bytes (15 minutes)"
 	@echo "  make lint       check style and types only"
 	@echo "  make format     rewrite the code in the project's style"
+	@echo "  make docs       write the documentation as a site to site/ (Python 3.11 or later)"
 	@echo "  make api        rewrite tests/api_surface.txt after a change of public names"
 	@echo "  make install    set up .venv and nothing else"
 	@echo "  make clean      delete .venv and every cache"
@@ -67,6 +69,12 @@ $(EXTRAS): $(INSTALLED)
 	@{ $(PIP) install -c constraints.txt -e '.[peers]' && $(PIP) install -c constraints.txt \
 	  --force-reinstall --no-deps opencv-python-headless; } || \
 	  echo "Other projects' packages did not install: tests that exchange with them are skipped."
+	@$(PIP) install -c constraints.txt -e '.[docs]' || \
+	  echo "mkdocs did not install: the site is not built."
+	@touch $@
+
+$(SITE): $(INSTALLED)
+	@$(PIP) install -c constraints.txt -e '.[docs]'
 	@touch $@
 
 install: $(INSTALLED)
@@ -108,6 +116,11 @@ format: $(INSTALLED)
 api: $(INSTALLED)
 	@$(BIN)/python tests/test_api_surface.py > tests/api_surface.txt
 
+# Strict: a link that leads nowhere fails.
+docs: $(SITE)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Open site/index.html."
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find adcam tests tools configs -name __pycache__ -prune -exec rm -rf {} +

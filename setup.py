@@ -100,6 +100,12 @@ EXTRAS = {
         "nbformat>=5.10",
         "ipykernel>=6.29",
     ],
+    # The documentation as a site (`make docs`). Its packages want Python 3.11.
+    "docs": [
+        "mkdocs>=1.6.1; python_version >= '3.11'",
+        "mkdocs-material>=9.6; python_version >= '3.11'",
+        "mkdocstrings[python]>=1.0; python_version >= '3.11'",
+    ],
     "dev": [
         *TRAIN,
         "pytest>=8.3",
@@ -126,7 +132,15 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license_expression="Apache-2.0",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", "THIRD_PARTY_NOTICES.md"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     packages=find_packages(include=["adcam", "adcam.*"]),
     package_data={"adcam": ["py.typed", "report/*.j2", "report/page/*", "assets/*"]},
     cmdclass={"build_py": BuildWithConfigs},

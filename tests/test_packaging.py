@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import entry_points, metadata
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import setuptools
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -27,6 +29,7 @@ from adcam import installation
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+LICENSES = ("LICENSE", "THIRD_PARTY_NOTICES.md")
 
 # Distribution that provides an import name or depends on the one that does, where names differ.
 DISTRIBUTIONS = {
@@ -127,7 +130,7 @@ def test_users_are_told_the_extra_that_brings_a_module(setup_arguments: dict[str
 
 
 def test_every_extra_is_used(setup_arguments: dict[str, Any]) -> None:
-    used = {*installation.EXTRAS.values(), "dev", "peers"}  # the last two: for tests
+    used = {*installation.EXTRAS.values(), "dev", "peers", "docs"}  # for tests, for the site
     assert set(setup_arguments["extras_require"]) == used
 
 
@@ -158,7 +161,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "README.md", *LICENSES):
         shutil.copy(ROOT / name, source)
     for name in ("adcam", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -186,6 +189,50 @@ def test_wheel_holds_package_and_configs_and_nothing_else(wheel: Path) -> None:
         if path.is_file()
     }
     assert packed == package | configs
+
+
+def test_wheel_states_what_indexes_ask_for(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (info,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        stated = Metadata.from_email(archive.read(info), validate=True)  # as an index would
+        folder = info.removesuffix("METADATA")
+        licenses = {
+            n.rpartition("/")[2] for n in archive.namelist() if n.startswith(f"{folder}lic")
+        }
+    assert (stated.name, str(stated.version)) == ("adcam", adcam.__version__)
+    assert licenses == set(LICENSES)
+    assert stated.description_content_type == "text/markdown"
+    pythons = [c.rpartition(" ")[2] for c in stated.classifiers or () if ":: Python :: 3." in c]
+    assert pythons == list(PYTHONS)
+
+
+def test_source_archive_builds_what_the_repository_builds(tmp_path: Path) -> None:
+    """It holds what setup.py and the tests read, and nothing that git does not know."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    source = tmp_path / "source"
+    for name in tracked.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    build = "from setuptools import build_meta; build_meta.build_sdist('..')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        packed = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
+    made = {name for name in packed if ".egg-info/" in name} | {"PKG-INFO", "setup.cfg"}
+    assert packed - made <= set(tracked.stdout.splitlines())
+    left_out = set(tracked.stdout.splitlines()) - packed
+    assert {name for name in left_out if not name.startswith(".")} == set()
+
+
+def test_version_is_one() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {adcam.__version__}\n" in citation
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.findall(r"(?m)^## (\S+)", changes)[0]
+    assert newest in (adcam.__version__, "Unreleased")
 
 
 def test_an_installed_package_finds_its_configs_by_name(wheel: Path, tmp_path: Path) -> None:

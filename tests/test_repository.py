@@ -253,6 +253,7 @@ CALLED_FROM_OUTSIDE = {
     ),
     *("before_train", "before_train_epoch", "after_train_iter", "after_train_epoch"),
     *("after_train", "before_save_checkpoint", "load_checkpoint"),
+    *("on_files", "on_page_markdown", "on_page_content"),
 }
 
 

@@ -2,7 +2,8 @@
 
 On each of the two Pythons, in a fresh virtual environment and the repository's root::
 
-    pip install --dry-run --ignore-installed --report 3.11.json ".[dev,crf,seg,coco,ray,clip,peers]"
+    pip install --dry-run --ignore-installed --report 3.11.json \\
+        ".[dev,crf,seg,coco,ray,clip,peers,docs]"
 
 and then ``python tools/write_constraints.py 3.10.json 3.11.json > constraints.txt``. A package that
 resolves alike gets one line; others get two, split by an environment marker.
