@@ -12,6 +12,7 @@ import ast
 import copy
 import difflib
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
@@ -979,12 +980,16 @@ def _execute(path: Path) -> dict[str, Any]:
         logger.setLevel(level)
 
 
+# Quotes where a value begins, up to those before which it ends; apostrophes in a word are neither.
+_QUOTED = re.compile(r"((?:^|[,\[(])\s*)(['\"]).*?\2(?=\s*(?:[,\])]|$))")
+
+
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     """Read ``key=value`` texts by the rules of mmengine's ``DictAction``.
 
     ``1``, ``1e-4``, ``true``, ``None`` are read as such; ``a,b`` and ``[a,b]`` as lists, ``(a,b)``
     as a tuple, nested as deep as you like, ``{'a': 1}`` as a Python dict. All else is text, and
-    so is what stands in quotes.
+    so is what stands in quotes, with the commas and brackets in it.
 
     Raises:
         AdcamError: A text has no ``=``, or its brackets do not match.
@@ -1007,7 +1012,7 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
 
 def _parse_value(text: str) -> Any:
     text = text.strip()
-    if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]:
+    if (quoted := _QUOTED.match(text)) and quoted.end() == len(text):
         return text[1:-1]
     if text[:1] == "{":
         return _parse_mapping(text)
@@ -1031,9 +1036,9 @@ def _parse_mapping(text: str) -> Any:
 
 
 def _split_at_commas(text: str) -> list[str]:
-    """Parts between commas that stand in no bracket; an empty last part is left out."""
+    """Parts between commas that stand in no bracket or quotes; an empty last part is left out."""
     parts, depth, start = [], 0, 0
-    for index, char in enumerate(text):
+    for index, char in enumerate(_QUOTED.sub(lambda m: m[1] + "_" * (len(m[0]) - len(m[1])), text)):
         depth += (char in "([") - (char in ")]")
         if char == "," and depth == 0:
             parts.append(text[start:index])

@@ -141,15 +141,25 @@ def test_overrides_reach_what_they_name_and_leave_the_rest() -> None:
         *(("a/b", "a/b"), ("None", None), ("", ""), ("{'a': (1, 2)}", {"a": (1, 2)})),
         *(("x==y", "x==y"), ("false", False), ("none", "none"), ("[train]", ["train"])),
         *(("a,b", ["a", "b"]), ("1,", [1]), ("(0.5,1)", (0.5, 1)), ("[]", []), ("a b", "a b")),
+        *(("'a, b'", "a, b"), ('"a,b",["c]",1]', ["a,b", ["c]", 1]]), ("('(1', x)", ("(1", "x"))),
+        *(("it's,'it's'", ["it's", "it's"]), ("''", ""), ("['a', 'b,c' ]", ["a", "b,c"])),
         *(("[(1,x),[2,[3]]]", [(1, "x"), [2, [3]]]), ("(1,2),3", [(1, 2), 3]), ("/d(1)", "/d(1)")),
     ],
 )
 def test_values_follow_the_rules_of_dict_action(text: str, value: Any) -> None:
     assert parse_overrides([f"key.sub={text}"]) == {"key.sub": value}
-    if not {" ", "'", "{"} & set(text) and text not in ("1,", ""):
+    if not {" ", "'", '"', "{"} & set(text) and text not in ("1,", ""):
         parser = argparse.ArgumentParser()
         parser.add_argument("--o", nargs="+", action=DictAction)
         assert parser.parse_args(["--o", f"key.sub={text}"]).o == {"key.sub": value}
+
+
+def test_a_name_with_commas_stands_in_quotes() -> None:
+    rows = "compare.rows.14.name='AD-CAM, a'"
+    changed = load_settings(ANIMALS, parse_overrides([rows, 'compare.reference="AD-CAM, a"']))
+    assert changed.compare.reference_row == "AD-CAM, a"
+    with pytest.raises(AdcamError, match="reference must be text, got .*, a text with commas st"):
+        load_settings(ANIMALS, parse_overrides([rows, "compare.reference=AD-CAM, a"]))
 
 
 @pytest.mark.parametrize(

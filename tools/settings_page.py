@@ -31,7 +31,8 @@ value of another type or outside its range.
 On the command line, `--cfg-options KEY=VALUE …` changes a config. Keys are dotted
 (`train.epochs=3`, and by position in a list, `compare.rows.0.name=First`). Values follow mmengine's
 rules: `1`, `1e-4`, `true`, `None`, `[a,b]` or `a,b` for a list, `(a,b)` for a tuple. Quotes keep a
-value as text.
+value as text, with its commas and brackets; the shell takes the outer pair of
+`'compare.reference="AD-CAM, artefacts in, no colours"'`.
 
 Other names at the top of a config are helpers of the file and mean nothing by themselves. `_base_`
 names the configs that a config begins with.
