@@ -228,7 +228,9 @@ def _convert_scalar(value: Any, hint: type, where: str, limits: Mapping[str, Any
         float: is_number and math.isfinite(value),
     }.get(hint, isinstance(value, hint))
     if not fits:
-        is_split = hint is str and isinstance(value, list) and all(isinstance(v, str) for v in value)
+        is_split = (
+            hint is str and isinstance(value, list) and all(isinstance(v, str) for v in value)
+        )
         quotes = "; in --cfg-options, a text with commas stands in quotes: 'KEY=\"a, b\"'"
         raise AdcamError(
             f"{where} must be {describe_type(hint)}, got {value!r}{quotes if is_split else ''}"

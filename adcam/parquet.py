@@ -59,20 +59,34 @@ def read_info(path: str | Path) -> TableInfo:
     """
     with _open(path) as table:
         schema, metadata = table.schema_arrow, table.metadata
-        added = {
-            key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
-            for key, value in (schema.metadata or {}).items()
-        }
         return TableInfo(
             str(path),
             {field.name: str(field.type) for field in schema},
             tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)),
-            added,
+            _decode_metadata(schema),
         )
+
+
+def _decode_metadata(schema: Any) -> dict[str, str]:
+    return {
+        key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+        for key, value in (schema.metadata or {}).items()
+    }
 
 
 def read_columns(path: str | Path, columns: Sequence[str]) -> dict[str, list[Any]]:
     """Read columns of a Parquet file as Python values; ``image.path`` is a part of a structure.
+
+    Raises:
+        AdcamError: The file is missing, damaged, or lacks a column.
+    """
+    return read_table(path, columns)[0]
+
+
+def read_table(
+    path: str | Path, columns: Sequence[str]
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """Read columns as :func:`read_columns`, and the texts that the writer added to the file.
 
     Raises:
         AdcamError: The file is missing, damaged, or lacks a column.
@@ -84,7 +98,7 @@ def read_columns(path: str | Path, columns: Sequence[str]) -> dict[str, list[Any
             outer, _, inner = name.partition(".")
             column = found.column(outer).to_pylist()
             values[name] = [cell and cell.get(inner) for cell in column] if inner else column
-        return values
+        return values, _decode_metadata(table.schema_arrow)
 
 
 @lru_cache(maxsize=4)

@@ -123,6 +123,8 @@ def _open(path: str) -> Any:
 def write_file(path: str | Path, data: bytes) -> None:
     """Write a file, whole or not at all: object stores put an object at once.
 
+    On this machine it is forced to the disk before it gets its name.
+
     Raises:
         OSError: The file cannot be written.
         AdcamError: The package for the URL is missing.
@@ -133,7 +135,7 @@ def write_file(path: str | Path, data: bytes) -> None:
             fs.makedirs(name.rpartition("/")[0], exist_ok=True)
             fs.pipe_file(name, data)
     else:
-        write_bytes(path, data)
+        write_bytes(path, data, durable=True)
 
 
 def remove_file(path: str | Path) -> None:

@@ -158,7 +158,7 @@ def test_a_name_with_commas_stands_in_quotes() -> None:
     rows = "compare.rows.14.name='AD-CAM, a'"
     changed = load_settings(ANIMALS, parse_overrides([rows, 'compare.reference="AD-CAM, a"']))
     assert changed.compare.reference_row == "AD-CAM, a"
-    with pytest.raises(AdcamError, match="reference must be text, got .*, a text with commas st"):
+    with pytest.raises(AdcamError, match=r"reference must be text, got .*, a text with commas st"):
         load_settings(ANIMALS, parse_overrides([rows, "compare.reference=AD-CAM, a"]))
 
 

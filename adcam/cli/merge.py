@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command
@@ -15,6 +14,7 @@ from adcam.cli.console import (
     say_next,
     show,
 )
+from adcam.cli.labeler import path_or_url
 
 
 def add(commands: Any) -> None:
@@ -25,20 +25,30 @@ def add(commands: Any) -> None:
         "join the shards of `adcam generate --shard`",
         """\
         Join the manifests that the shards of a run have left in DIR, after a check that none of
-        the images is missing. DIR is then the same as after a run on one machine.""",
+        the images is missing. DIR is then the same as after a run on one machine.
+        Packed results are only checked: their shards keep files of their own.""",
         """\
         adcam merge out
         """,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="--out of `adcam generate`")
+    parser.add_argument(
+        "folder",
+        type=path_or_url,
+        metavar="DIR",
+        help="--out of `adcam generate`; of packed results also a URL",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from adcam.labeling.merge import merge_shards
+    from adcam.labeling.packed_folder import find_config
+    from adcam.remote_files import join
 
     result = merge_shards(args.folder)
+    is_packed = find_config(args.folder) is not None
+    manifest = join(args.folder, "manifest" if is_packed else "manifest.jsonl")
     log(f"{result.ok} images have a mask, {len(result.failed)} have none")
-    log_failures(result.failed, rest=f", see {args.folder / 'manifest.jsonl'}")
-    show(args.folder / "manifest.jsonl")
+    log_failures(result.failed, rest=f", see {manifest}")
+    show(manifest)
     say_next(f"adcam verify {args.folder}")
     return EXIT_SOME_FAILED if result.failed else EXIT_OK

@@ -15,6 +15,7 @@ from adcam.cli.console import (
     say_next,
     show,
 )
+from adcam.cli.labeler import path_or_url
 
 _SHOWN = 20
 
@@ -27,13 +28,19 @@ def add(commands: Any) -> None:
         "check an output folder against its manifest",
         """\
         Compare the masks and maps in DIR with the sizes and hashes (SHA-256) in its manifest. Files
-        that are missing, have changed, or belong to no image are named, and the exit code is 1.""",
+        that are missing, have changed, or belong to no image are named, and the exit code is 1.
+        Packed results are compared part by part.""",
         """\
         adcam verify out
         adcam verify out --sizes
         """,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="--out of `adcam generate`")
+    parser.add_argument(
+        "folder",
+        type=path_or_url,
+        metavar="DIR",
+        help="--out of `adcam generate`; of packed results also a URL",
+    )
     parser.add_argument(
         "--sizes", action="store_true", help="compare sizes alone, which reads none of the files"
     )
@@ -44,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from adcam.files import write_json
+    from adcam.labeling.packed_folder import find_config
     from adcam.labeling.verify import verify_folder
 
     found = verify_folder(args.folder, by_size=args.sizes)
@@ -64,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     end = "" if found.is_sound or not found.is_intact else "; the run has not ended"
     counts = f"{found.ok} images sound, {found.failed} without a result"
     show(f"{args.folder} is {verdict}: {counts}{end}")
-    if found.is_sound:
+    if found.is_sound and find_config(args.folder) is not None:
+        say_next(f"adcam convert unpack {args.folder} --out OUT makes a file an image of it")
+    elif found.is_sound:
         say_next(f"adcam evaluate {args.folder} --gt TRUTH, or adcam convert for other formats")
     else:
         say_next("the same adcam generate command makes what is missing or has changed again")

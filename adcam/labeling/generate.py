@@ -77,7 +77,8 @@ def generate(
     config = describe_run(run, maps_dtype)
     how: dict[str, Any] = {"overwrite": overwrite, "shard": run.options.shard}
     if isinstance(out, PackedOutput):
-        return run.into(PackedFolder(out, config, **how), job, config)
+        with PackedFolder(out, config, **how) as packed:
+            return run.into(packed, job, config)
     with OutputFolder(out, config, **how) as folder:
         if overwrite:
             forget_shown(folder.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,19 @@ from adcam.labeling.output_folder import (
     MANIFEST_NAME,
     PLAN_NAME,
     OutputFolder,
+    check_plan,
     manifest_path,
     plan_path,
 )
+from adcam.labeling.packed_folder import (
+    find_config,
+    find_parts,
+    read_packed_failures,
+    read_packed_plan,
+)
 from adcam.labeling.shards import Shard, find_shards
+from adcam.parquet import read_table
+from adcam.remote_files import find_size, is_url
 
 
 @dataclass(frozen=True)
@@ -60,21 +68,26 @@ class Division:
         images: Number of images of the whole data set; ``None`` if the folder does not say.
         states: What each shard has done, in order.
         order: Ids of the images that are known, by their place in the data set; of a run over the
-            whole it is empty.
+            whole it is empty. ``None`` where results are packed, whose shards stay as they are.
     """
 
     images: int | None
     states: Sequence[ShardState]
-    order: Mapping[int, str]
+    order: Mapping[int, str] | None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether results are packed (:mod:`adcam.labeling.packed_folder`)."""
+        return self.order is None
 
     @property
     def is_complete(self) -> bool:
         """Whether something is known of every image."""
         if any(state.missing != 0 for state in self.states):
             return False
-        return self.states[0].shard.is_whole or all(
-            i in self.order for i in range(self.images or 0)
-        )
+        if self.order is None or self.states[0].shard.is_whole:
+            return True
+        return all(i in self.order for i in range(self.images or 0))
 
 
 @dataclass(frozen=True)
@@ -96,30 +109,27 @@ def merge_shards(path: str | Path) -> MergeResult:
     The folder is then the same as after a run that was not divided.
 
     Args:
-        path: The output folder. A folder without shards is only checked.
+        path: The output folder. A folder without shards is only checked, and so are packed results,
+            whose shards keep files of their own; of these it may be a URL.
 
     Raises:
         AdcamError: Nothing was changed, because images are missing (the message names the shards
             that have to be run again), a run is at work, or it is no output folder.
         OSError: The folder cannot be written to.
     """
+    if find_config(path) is not None:
+        division = choose_division(path)
+        _require_complete(path, division)
+        return MergeResult(sum(state.ok for state in division.states), read_packed_failures(path))
     path = Path(path)
     with OutputFolder(path, None) as folder:
         division = choose_division(path)
-        if not division.is_complete:
-            lacking = [str(state) for state in division.states if state.missing != 0]
-            count = division.states[0].shard.count
-            what = f"{len(lacking)} of {count} shards are incomplete" if count > 1 else "incomplete"
-            shown = "\n".join(f"  {line}" for line in lacking[:20] or ["the plan is missing"])
-            more = f"\n  … and {len(lacking) - 20} more" if len(lacking) > 20 else ""
-            raise AdcamError(
-                f"{path}: {what}, so that nothing was merged:\n{shown}{more}\nRun the same command "
-                "again with the --shard that is named"
-            )
+        _require_complete(path, division)
         if not division.states[0].shard.is_whole:
             plan = read_json(plan_path(path, division.states[0].shard))
             write_json(path / PLAN_NAME, {**plan, "owned": plan["images"]})
-            folder.join([division.order[i] for i in range(plan["images"])])
+            order = division.order or {}
+            folder.join([order[i] for i in range(plan["images"])])
         ok, failed = 0, {}
         for _, _, entry in read_manifest(path / MANIFEST_NAME):
             if entry["status"] == "ok":
@@ -129,17 +139,36 @@ def merge_shards(path: str | Path) -> MergeResult:
     return MergeResult(ok, failed)
 
 
-def choose_division(path: Path) -> Division:
+def _require_complete(path: str | Path, division: Division) -> None:
+    if division.is_complete:
+        return
+    lacking = [str(state) for state in division.states if state.missing != 0]
+    count = division.states[0].shard.count
+    what = f"{len(lacking)} of {count} shards are incomplete" if count > 1 else "incomplete"
+    shown = "\n".join(f"  {line}" for line in lacking[:20] or ["the plan is missing"])
+    more = f"\n  … and {len(lacking) - 20} more" if len(lacking) > 20 else ""
+    raise AdcamError(
+        f"{path}: {what}, so that nothing was merged:\n{shown}{more}\nRun the same command again "
+        "with the --shard that is named"
+    )
+
+
+def choose_division(path: str | Path) -> Division:
     """Find out how a folder's data set was divided, and what each shard has done.
 
     Where runs have divided it in several ways, the most complete division counts.
 
     Args:
-        path: The output folder.
+        path: The output folder; of packed results it may be a URL.
 
     Raises:
         AdcamError: A manifest or a plan is damaged, or the folder holds no run.
     """
+    if (config := find_config(path)) is not None:
+        return _read_packed_division(path, config)
+    if is_url(path):
+        raise AdcamError(f"{path} holds no run: there is no {CONFIG_NAME} of packed results in it")
+    path = Path(path)
     if not (path / CONFIG_NAME).is_file():
         raise AdcamError(f"{path} holds no run: there is no {CONFIG_NAME} in it")
     counts = {shard.count for suffix in (".json", ".jsonl") for shard in find_shards(path, suffix)}
@@ -147,6 +176,24 @@ def choose_division(path: Path) -> Division:
     if not divisions or (path / PLAN_NAME).is_file():
         divisions.append(_read_division(path, 1))
     return max(divisions, key=lambda d: (d.is_complete, sum(s.ok + s.failed for s in d.states)))
+
+
+def _read_packed_division(path: str | Path, config: Mapping[str, Any]) -> Division:
+    """What the parts of packed results say; those without their data count as not done."""
+    images, count = config["packed"]["images"], config["packed"]["shards"]
+    status: dict[Shard, dict[str, str]] = {}
+    for part in find_parts(path, config):
+        if find_size(part.data) is not None:
+            rows, _ = read_table(part.manifest, ("id", "status"))
+            status.setdefault(part.shard, {}).update(zip(rows["id"], rows["status"], strict=True))
+    states = []
+    for shard in (Shard(index, count) for index in range(count)):
+        known = status.get(shard, {})
+        plan = None if shard.is_whole else read_packed_plan(path, shard)
+        owned = images if shard.is_whole else None if plan is None else plan["owned"]
+        ok = sum(value == "ok" for value in known.values())
+        states.append(ShardState(shard, owned, ok, len(known) - ok, len(known)))
+    return Division(images, states, None)
 
 
 def _read_division(path: Path, count: int) -> Division:
@@ -193,9 +240,4 @@ def _read_entries(path: Path, shard: Shard) -> Iterator[Entry]:
 
 def _read_plan(path: Path, shard: Shard) -> dict[str, Any] | None:
     file = plan_path(path, shard)
-    if not file.is_file():
-        return None
-    plan: dict[str, Any] = read_json(file, what="the plan of a run")
-    if not all(isinstance(plan.get(key), int) for key in ("images", "owned")):
-        raise AdcamError(f"{file}: not the plan of a run: {json.dumps(plan):.80}")
-    return {**plan, "ids": str(plan.get("ids"))}
+    return check_plan(read_json(file, what="the plan of a run"), file) if file.is_file() else None

@@ -172,7 +172,7 @@ class OutputFolder:
                 "folder yourself, or take another one"
             )
         if config is not None:
-            _make_folder(self.path)
+            make_folder(self.path)
         elif _read_config(self.path) is None:
             raise AdcamError(f"{self.path} holds no run: there is no {CONFIG_NAME} in it")
         for name in _NAMES:
@@ -181,7 +181,7 @@ class OutputFolder:
         self._others: list[Manifest] = []
         self._locks: list[FolderLock] = []
         try:
-            self._take_locks()
+            self._locks = take_locks(self.path, self.shard)
             self._open(None if config is None else to_plain(config), overwrite)
         except BaseException:
             self.close()
@@ -199,21 +199,6 @@ class OutputFolder:
             manifest.close()
         while self._locks:
             self._locks.pop().release()
-
-    def _take_locks(self) -> None:
-        self._locks.append(FolderLock(self.path, shared=not self.shard.is_whole))
-        if self.shard.is_whole:
-            return
-        (self.path / SHARDS_DIR).mkdir(exist_ok=True)
-        own = self.shard.file(self.path, ".lock")
-        self._locks.append(FolderLock(self.path, f"{SHARDS_DIR}/{own.name}"))
-        # Of two that start at once, each sees the other: both end, and neither works.
-        for other in find_shards(self.path, ".lock"):
-            if other.count != self.shard.count and is_held(other.file(self.path, ".lock")):
-                raise AdcamError(
-                    f"{self.path} is divided into {other.count} shards by runs that are at work, "
-                    f"not into {self.shard.count}; wait until they end, or divide it as they do"
-                )
 
     def _open(self, config: Mapping[str, Any] | None, overwrite: bool) -> None:
         # In this order: another shard may be writing its configuration and first masks just now.
@@ -259,7 +244,7 @@ class OutputFolder:
         owned = self.shard.find_owned(img_ids, window)
         self._index = {img_ids[i]: i for i in owned}
         self._others = self._find_others()
-        plan = {"images": len(img_ids), "ids": _hash_ids(img_ids), "owned": len(owned)}
+        plan = make_plan(img_ids, len(owned))
         path = plan_path(self.path, self.shard)
         if not path.is_file() or read_json(path) != plan:
             if not self.shard.is_whole:
@@ -397,6 +382,41 @@ class OutputFolder:
                 path.unlink(missing_ok=True)
 
 
+def take_locks(folder: Path, shard: Shard) -> list[FolderLock]:
+    """Hold a folder, or a shard's part of it, alone.
+
+    Args:
+        folder: The folder, which exists.
+        shard: The part of the data set that this process works on.
+
+    Returns:
+        The locks, to be released last to first; the last one says who works.
+
+    Raises:
+        AdcamError: Another process has the folder or the shard, or divides it in another way.
+        OSError: A lock cannot be made.
+    """
+    locks = [FolderLock(folder, shared=not shard.is_whole)]
+    if shard.is_whole:
+        return locks
+    try:
+        own = shard.file(folder, ".lock")
+        make_folder(own.parent)
+        locks.append(FolderLock(folder, f"{SHARDS_DIR}/{own.name}"))
+        # Of two that start at once, each sees the other: both end, and neither works.
+        for other in find_shards(folder, ".lock"):
+            if other.count != shard.count and is_held(other.file(folder, ".lock")):
+                raise AdcamError(
+                    f"{folder} is divided into {other.count} shards by runs that are at work, not "
+                    f"into {shard.count}; wait until they end, or divide it as they do"
+                )
+    except BaseException:
+        while locks:
+            locks.pop().release()
+        raise
+    return locks
+
+
 def manifest_path(folder: Path, shard: Shard = WHOLE) -> Path:
     """Return the manifest of a shard, or of the whole."""
     return folder / MANIFEST_NAME if shard.is_whole else shard.file(folder, ".jsonl")
@@ -407,11 +427,23 @@ def plan_path(folder: Path, shard: Shard) -> Path:
     return folder / PLAN_NAME if shard.is_whole else shard.file(folder, ".json")
 
 
-def _hash_ids(img_ids: Iterable[str]) -> str:
+def make_plan(img_ids: Sequence[str], owned: int) -> dict[str, Any]:
+    """Say what a process is to do: the images of the data set, and how many of them are its own."""
     digest = hashlib.sha256()
     for img_id in img_ids:
         digest.update(img_id.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()
+    return {"images": len(img_ids), "ids": digest.hexdigest(), "owned": owned}
+
+
+def check_plan(plan: dict[str, Any], where: str | Path) -> dict[str, Any]:
+    """Return a plan (:func:`make_plan`) as it was read, if it is one.
+
+    Raises:
+        AdcamError: It is none; the message names the file.
+    """
+    if not all(isinstance(plan.get(key), int) for key in ("images", "owned")):
+        raise AdcamError(f"{where}: not the plan of a run: {json.dumps(plan):.80}")
+    return {**plan, "ids": str(plan.get("ids"))}
 
 
 def _remove_shard_files(folder: Path) -> None:
@@ -535,7 +567,12 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False)
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """Make an output folder, if it is not there.
+
+    Raises:
+        OSError: It cannot be made; the message names it.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -569,10 +606,10 @@ def find_changes(entry: Entry, files: Mapping[str, Path]) -> list[str]:
         if (stated := entry.get(key)) is None:
             continue
         if path.is_symlink():
-            changes.append(f"the {_name_file(key)} is a symbolic link")
+            changes.append(f"the {name_file(key)} is a symbolic link")
         elif (found := hash_or_none(path)) != stated:
             what = "is missing" if found is None else "has changed"
-            changes.append(f"the {_name_file(key)} {what}")
+            changes.append(f"the {name_file(key)} {what}")
     return changes
 
 
@@ -585,15 +622,16 @@ def find_size_changes(entry: Entry, files: Mapping[str, Path]) -> list[str]:
         stated = entry.get(f"{key}_bytes")
         found = path.lstat().st_size if path.is_file() else None
         if path.is_symlink():
-            changes.append(f"the {_name_file(key)} is a symbolic link")
+            changes.append(f"the {name_file(key)} is a symbolic link")
         elif found is None:
-            changes.append(f"the {_name_file(key)} is missing")
+            changes.append(f"the {name_file(key)} is missing")
         elif stated is not None and found != stated:
-            changes.append(f"the {_name_file(key)} has {found} bytes instead of {stated}")
+            changes.append(f"the {name_file(key)} has {found} bytes instead of {stated}")
     return changes
 
 
-def _name_file(key: str) -> str:
+def name_file(key: str) -> str:
+    """Name what a key of an entry stands for, in a message."""
     return "maps file" if key == MAPS else key.replace("_", " ")
 
 

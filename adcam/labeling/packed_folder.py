@@ -6,18 +6,23 @@ many images of the data set, in its order::
     config.json                     everything that changes the bytes, and how the folder is divided
     data/part-00000.parquet         id, mask (a PNG file), maps (an .npz file or null) of each image
     data/part-00000.tar             or this: <id>.mask.png and <id>.maps.npz of each image
-    manifest/part-00000.parquet     the entries that a manifest.jsonl would have
+    manifest/part-00000.parquet     the entries that a manifest.jsonl would have, size and hash of
+                                    the part's data
+    shards/00000-of-00002.json      what a shard is to do; its parts have its name before theirs
 
 Masks and maps are the bytes that an output folder would have as files. A part is written whole as
 soon as all its images are done, first the data, then its manifest, which says that it is complete:
 a run that was killed does the parts again that it had not completed. Images that failed are tried
-again by the next run, which replaces their part. :func:`unpack` makes an output folder of files.
+again by the next run, which replaces their part, and so are parts whose data are not those that
+their manifest states. On this machine, locks keep a second run out; object stores have none.
+:func:`adcam.convert.packed.convert_unpack` makes an output folder of files.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +31,37 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adcam.errors import AdcamError
-from adcam.files import check_img_id, hash_bytes, hash_values, parse_json, to_plain
-from adcam.labeling.manifest import Entry
-from adcam.labeling.output_folder import CONFIG_NAME, diff_configs
-from adcam.labeling.shards import WHOLE, Shard
-from adcam.parquet import encode_table, read_columns
-from adcam.remote_files import find_size, join, list_files, read_part, remove_file, write_file
+from adcam.files import (
+    check_img_id,
+    hash_bytes,
+    hash_file,
+    hash_values,
+    parse_json,
+    to_plain,
+)
+from adcam.labeling.locks import LOCK_NAME, FolderLock
+from adcam.labeling.manifest import Entry, check_entry
+from adcam.labeling.output_folder import (
+    CONFIG_NAME,
+    check_plan,
+    diff_configs,
+    make_folder,
+    make_plan,
+    refuse_links,
+    require_folder,
+    take_locks,
+)
+from adcam.labeling.shards import MAX_SHARDS, SHARDS_DIR, WHOLE, Shard
+from adcam.parquet import encode_table, read_table
+from adcam.remote_files import (
+    find_size,
+    is_url,
+    join,
+    list_files,
+    read_part,
+    remove_file,
+    write_file,
+)
 
 FORMATS = ("parquet", "tar")
 """Kinds of files that masks and maps are packed into."""
@@ -52,6 +82,8 @@ _COLUMNS = (
     *("chosen_on", "ori_hw", "mask", "mask_bytes", "maps", "maps_bytes", "config", "weights"),
     "seconds",
 )
+_PART = re.compile(r"(?:(\d{5,6})-of-(\d{5,6})-)?part-\d{5,}\.parquet")
+_KEPT_NAMES = (CONFIG_NAME, LOCK_NAME, "data", "manifest", SHARDS_DIR)
 
 
 @dataclass(frozen=True)
@@ -91,8 +123,10 @@ class PackedOutput:
 class PackedFolder:
     """A folder of packed results, to be filled as an output folder of files is.
 
-    Two runs that fill one folder at the same time do it twice and leave the same bytes, but for
-    the seconds in the manifest: every part is put whole, and a part has but one content.
+    A folder of this machine is held by one run, or by one run a shard, as an output folder of files
+    is. Behind a URL there are no locks: two runs that fill one folder at the same time do it twice
+    and leave the same bytes, but for the seconds in the manifest, since every part is put whole,
+    and a part has but one content.
 
     Args:
         output: Where and how results are packed.
@@ -101,8 +135,9 @@ class PackedFolder:
         shard: The part of the data set that this process works on; each has files of its own.
 
     Raises:
-        AdcamError: The folder holds a run with another configuration or over other images, or
-            cannot be read.
+        AdcamError: Another process works in the folder, symbolic links stand in places that are
+            written to, or, from :meth:`start`, the folder holds a run with another configuration or
+            over other images, or cannot be read.
         OSError: The folder cannot be written to.
     """
 
@@ -115,10 +150,8 @@ class PackedFolder:
         shard: Shard = WHOLE,
     ) -> None:
         self.output = output
-        self.path = output.path
+        self.path = output.path if is_url(output.path) else str(Path(output.path))
         self.shard = shard
-        self.num_lines = 0
-        self.was_killed = False  # nobody leaves a lock here that would tell
         self._config = to_plain(config)
         self._overwrite = overwrite
         self._parts: list[tuple[str, ...]] = []
@@ -126,12 +159,32 @@ class PackedFolder:
         # States of the images of earlier runs, and what has come since of parts that wait for more.
         self._status: dict[str, str] = {}
         self._new: dict[int, dict[str, tuple[Entry, Mapping[str, bytes]]]] = {}
+        # The folder, where it is one of this machine.
+        self._folder = None if is_url(output.path) else Path(output.path)
+        self._locks: list[FolderLock] = []
+        if self._folder is not None:
+            make_folder(self._folder)
+            for name in _KEPT_NAMES:
+                refuse_links(self._folder, self._folder / name / "x")
+            self._locks = take_locks(self._folder, shard)
 
     def __enter__(self) -> PackedFolder:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Nothing is left to be closed: parts that are not complete are forgotten."""
+        """Let other processes work in the folder; parts that are not complete are forgotten."""
+        while self._locks:
+            self._locks.pop().release()
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether the process that worked here before was killed; behind a URL nobody can tell."""
+        return bool(self._locks) and self._locks[-1].was_killed
+
+    @property
+    def num_lines(self) -> int:
+        """Images of the parts that are complete."""
+        return len(self._status)
 
     def start(self, img_ids: Sequence[str], *, window: int = 1) -> list[int]:
         """Say which images the run is about, and find what was done of them before.
@@ -150,14 +203,33 @@ class PackedFolder:
         self._part_of = {img_id: n for n, part in enumerate(self._parts) for img_id in part}
         packed = {**self.output.describe(img_ids), "shards": self.shard.count}
         self._open({**self._config, "packed": packed}, self._overwrite)
+        self._remove_temporaries()
+        if not self.shard.is_whole:
+            self._write_plan(make_plan(img_ids, len(owned)))
         self._status = dict(self._read_status())
         return owned
 
     def note(self, **values: Any) -> None:
-        """Nobody asks a packed folder who is at work in it."""
+        """Add to what this process says of itself while it works here, for ``adcam status``."""
+        if self._locks:
+            self._locks[-1].note(values)
+
+    def _remove_temporaries(self) -> None:
+        """Remove what a killed process left half-written (:mod:`adcam.files`)."""
+        if self._folder is None or not self.shard.is_whole:
+            return  # those of other shards are in use; a store has none
+        remove_temporaries(self._folder)
+
+    def _write_plan(self, plan: Mapping[str, Any]) -> None:
+        content = (json.dumps(plan, indent=2) + "\n").encode()
+        path = join(self.path, f"{SHARDS_DIR}/{self.shard.name}.json")
+        if find_size(path) is None or read_part(path) != content:
+            write_file(path, content)
 
     def _open(self, config: Mapping[str, Any], overwrite: bool) -> None:
         path = join(self.path, CONFIG_NAME)
+        # In this order: another shard may be writing its configuration and first parts just now.
+        strangers = [file for file in list_files(self.path) if not self._is_lock(file)]
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         found = None if find_size(path) is None else parse_json(read_part(path), path)
         if overwrite and found is not None:
@@ -166,7 +238,7 @@ class PackedFolder:
                     f"--overwrite would remove what other shards have made in {self.path}; remove "
                     "the folder yourself, or take another one"
                 )
-            for file in (*self._list("manifest"), *self._list("data")):
+            for file in (*self._list("manifest"), *self._list("data"), *self._list(SHARDS_DIR)):
                 remove_file(file)
         elif found is not None:
             if differences := diff_configs(found, json.loads(text)):
@@ -176,25 +248,32 @@ class PackedFolder:
                     + "\nTake another folder, or start this one over with --overwrite."
                 )
             return
-        elif list_files(self.path):
+        elif strangers:
             raise AdcamError(
                 f"{self.path} holds files, but no {CONFIG_NAME} that says where they come from; "
                 "take another folder"
             )
         write_file(path, text.encode())
 
+    def _is_lock(self, file: str) -> bool:
+        name = relative_name(self.path, file)
+        return name == LOCK_NAME or (name.startswith(SHARDS_DIR) and name.endswith(".lock"))
+
     def _list(self, kind: str) -> list[str]:
         return list_files(join(self.path, kind))
 
     def _read_status(self) -> Iterator[tuple[str, str]]:
-        """Yield the state of every image whose part is complete and has its data."""
+        """Yield the state of every image whose part is complete and has the data that it states."""
         kinds = ("data", "manifest")
         there = {f"{kind}/{PurePosixPath(f).name}" for kind in kinds for f in self._list(kind)}
         for number in range(len(self._parts)):
             names = [self._name(kind, number) for kind in kinds]
             if there.issuperset(names):
-                rows = read_columns(join(self.path, names[1]), ("id", "status"))
-                yield from zip(rows["id"], rows["status"], strict=True)
+                data, manifest = (join(self.path, name) for name in names)
+                rows, stated = read_table(manifest, ("id", "status"))
+                # A store is not made to send everything again for its hash.
+                if find_data_change(data, stated, by_size=self._folder is None) is None:
+                    yield from zip(rows["id"], rows["status"], strict=True)
 
     def is_done(
         self, img_id: str, expected: Entry, files: Mapping[str, Path] | None = None
@@ -218,7 +297,7 @@ class PackedFolder:
         """
         if img_id not in self._status:
             raise KeyError(img_id)
-        return _read_entries(join(self.path, self._name("manifest", self._part_of[img_id])))[img_id]
+        return _read_known(join(self.path, self._name("manifest", self._part_of[img_id])))[img_id]
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Add an image; its part is written when it is the last that the part waited for.
@@ -253,17 +332,21 @@ class PackedFolder:
         data = join(self.path, self._name("data", number))
         manifest = join(self.path, self._name("manifest", number))
         kept: dict[str, tuple[Entry, Mapping[str, bytes]]] = {}
+        if self._folder is not None:
+            require_folder(self._folder)
         if len(new) < len(self._parts[number]):
-            entries, files = _read_entries(manifest), read_part_files(data)
+            entries, files = _read_known(manifest), read_part_files(data)
             kept = {img_id: (entries[img_id], files.get(img_id, {})) for img_id in entries}
         rows = [new.get(img_id) or kept[img_id] for img_id in self._parts[number]]
-        write_file(data, encode_part(rows, self.output.format))
+        content = encode_part(rows, self.output.format)
+        write_file(data, content)
         columns = {
             name: (_KINDS.get(name, "text"), [entry.get(name) for entry, _ in rows])
             for name in _COLUMNS
         }
-        write_file(manifest, encode_table(columns))
-        _read_entries.cache_clear()
+        stated = {"data_bytes": str(len(content)), "data_hash": hash_bytes(content)}
+        write_file(manifest, encode_table(columns, metadata=stated))
+        _read_known.cache_clear()
         self._status.update((entry["id"], entry["status"]) for entry, _ in rows)
 
     def _name(self, kind: str, number: int) -> str:
@@ -303,7 +386,7 @@ def read_part_files(path: str) -> dict[str, dict[str, bytes]]:
     """
     found: dict[str, dict[str, bytes]] = {}
     if path.endswith(".parquet"):
-        columns = read_columns(path, ("id", *RESULTS))
+        columns, _ = read_table(path, ("id", *RESULTS))
         for number, img_id in enumerate(columns["id"]):
             contents = {name: columns[name][number] for name in RESULTS}
             found[img_id] = {name: data for name, data in contents.items() if data is not None}
@@ -321,18 +404,155 @@ def read_part_files(path: str) -> dict[str, dict[str, bytes]]:
     return found
 
 
-@lru_cache(maxsize=2)
-def _read_entries(path: str) -> dict[str, Entry]:
-    """Read the entries of a part by image id, without the keys that an entry does not have."""
-    columns = read_columns(path, _COLUMNS)
+def read_part_manifest(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Read the manifest of a part.
+
+    Returns:
+        Its entries by image id, without the keys that an entry does not have; and what it states of
+        the part's data: ``data_bytes``, ``data_hash``.
+
+    Raises:
+        AdcamError: It is damaged.
+    """
+    columns, stated = read_table(path, _COLUMNS)
     entries: dict[str, Entry] = {}
     for values in zip(*(columns[name] for name in _COLUMNS), strict=True):
-        entry = dict(zip(_COLUMNS, values, strict=True))
+        entry = check_entry(dict(zip(_COLUMNS, values, strict=True)), path)
         always = ("maps", "maps_bytes", "threshold") if entry["status"] == "ok" else ()
         entries[entry["id"]] = {
             key: value for key, value in entry.items() if value is not None or key in always
         }
-    return entries
+    return entries, stated
+
+
+@lru_cache(maxsize=2)
+def _read_known(path: str) -> dict[str, Entry]:
+    """Read the entries of a part that only this process changes."""
+    return read_part_manifest(path)[0]
+
+
+def find_data_change(path: str, stated: Mapping[str, str], *, by_size: bool) -> str | None:
+    """Compare the data of a part with what its manifest states.
+
+    Args:
+        path: The data.
+        stated: What :func:`read_part_manifest` says of them; without sizes and hashes, as in
+            folders of earlier versions, they may be anything.
+        by_size: Whether the size alone is compared, which reads nothing.
+
+    Returns:
+        What has happened to them, such as ``"has changed"``; ``None`` if nothing has.
+    """
+    if not is_url(path) and Path(path).is_symlink():
+        return "is a symbolic link"
+    found, expected = find_size(path), stated.get("data_bytes")
+    if found is None:
+        return "is missing"
+    if expected is not None and str(found) != expected:
+        return f"has {found} bytes instead of {expected}"
+    if by_size or "data_hash" not in stated:
+        return None
+    found_hash = hash_bytes(read_part(path)) if is_url(path) else hash_file(path)
+    return None if found_hash == stated["data_hash"] else "has changed"
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder that nobody works in."""
+    for kind in ("", "data/", "manifest/", f"{SHARDS_DIR}/"):
+        for path in folder.glob(f"{kind}.adcam-*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part whose manifest is there.
+
+    Attributes:
+        name: Its name, without suffix.
+        shard: The shard that made it.
+        data: The file of its masks and maps, which need not be there.
+        manifest: The file of its entries.
+    """
+
+    name: str
+    shard: Shard
+    data: str
+    manifest: str
+
+
+def find_parts(path: str | Path, config: Mapping[str, Any]) -> Iterator[Part]:
+    """Yield the parts of a packed folder that have a manifest, by name.
+
+    Args:
+        path: The folder, of this machine or a URL.
+        config: Its configuration (:func:`read_config`).
+    """
+    for manifest in list_files(join(path, "manifest")):
+        match = _PART.fullmatch(manifest.rpartition("/")[2])
+        if match is None or match[2] == "00000" or int(match[1] or 0) >= int(match[2] or 1):
+            continue
+        name = match[0].removesuffix(".parquet")
+        shard = Shard(int(match[1]), int(match[2])) if match[1] else WHOLE
+        data = join(path, f"data/{name}.{config['packed']['format']}")
+        yield Part(name, shard, data, manifest)
+
+
+def relative_name(path: str | Path, file: str) -> str:
+    """Name a file of a packed folder as its documentation does, such as ``data/part-00000.tar``."""
+    if is_url(path):  # a store may spell the URL in another way than the user
+        return "/".join(file.split("/")[-2:])
+    return Path(file).relative_to(path).as_posix()
+
+
+def read_packed_plan(path: str | Path, shard: Shard) -> dict[str, Any] | None:
+    """Read what a shard of a packed folder is to do, ``None`` if it was never started.
+
+    Raises:
+        AdcamError: The file is damaged.
+    """
+    file = join(path, f"{SHARDS_DIR}/{shard.name}.json")
+    if find_size(file) is None:
+        return None
+    return check_plan(parse_json(read_part(file), file, what="the plan of a run"), file)
+
+
+def read_packed_failures(path: str | Path) -> dict[str, str]:
+    """Read the error of each image of a packed folder that has no result.
+
+    Raises:
+        AdcamError: It is no packed folder, or is damaged.
+    """
+    failed = {}
+    for part in find_parts(path, read_config(path)):
+        rows, _ = read_table(part.manifest, ("id", "status", "error"))
+        for img_id, status, error in zip(*rows.values(), strict=True):
+            if status != "ok":
+                failed[img_id] = str(error or "")
+    return failed
+
+
+def find_config(path: str | Path) -> dict[str, Any] | None:
+    """Read the configuration of a packed folder, ``None`` if the folder is none.
+
+    Raises:
+        AdcamError: It says that results are packed, but not how.
+    """
+    file = join(path, CONFIG_NAME)
+    if find_size(file) is None:
+        return None
+    try:
+        config: dict[str, Any] = parse_json(read_part(file), file)
+    except AdcamError:
+        return None
+    if (packed := config.get("packed")) is None:
+        return None
+    kinds = {"format": str, "images": int, "images_per_file": int, "shards": int, "ids": str}
+    is_known = isinstance(packed, dict) and all(
+        isinstance(packed.get(key), kind) for key, kind in kinds.items()
+    )
+    if not (is_known and packed["format"] in FORMATS and 1 <= packed["shards"] <= MAX_SHARDS):
+        raise AdcamError(f"{file} does not say how results are packed: {json.dumps(packed):.80}")
+    return config
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -341,11 +561,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         AdcamError: It is no packed folder.
     """
-    file = join(path, CONFIG_NAME)
-    if find_size(file) is not None:
-        config: dict[str, Any] = parse_json(read_part(file), file)
-        if "packed" in config:
-            return config
+    if (config := find_config(path)) is not None:
+        return config
     raise AdcamError(f"{path}: no folder of packed results, which has config.json and manifest/")
 
 
@@ -359,18 +576,15 @@ def read_packed(path: str | Path) -> Iterator[tuple[Entry, dict[str, bytes]]]:
         AdcamError: It is no packed folder, is damaged, or a file is not the one that its entry
             states.
     """
-    kind = read_config(path)["packed"]["format"]
-    for manifest in list_files(join(path, "manifest")):
-        stem = manifest.rpartition("/")[2].removesuffix(".parquet")
-        part = join(path, f"data/{stem}.{kind}")
-        files = read_part_files(part)
-        for img_id, entry in _read_entries(manifest).items():
+    for part in find_parts(path, read_config(path)):
+        files = read_part_files(part.data)
+        for img_id, entry in read_part_manifest(part.manifest)[0].items():
             found = files.get(check_img_id(img_id), {})
             for name in RESULTS:
                 stated, data = entry.get(name), found.get(name)
                 if stated != (None if data is None else hash_bytes(data)):
                     raise AdcamError(
-                        f"{part}: the {name} of image {img_id!r} is not the one that the manifest "
-                        "states; run its command again with --overwrite"
+                        f"{part.data}: the {name} of image {img_id!r} is not the one that the "
+                        "manifest states. Remove this file; the run's command makes it again"
                     )
             yield entry, found

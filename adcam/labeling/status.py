@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from adcam.labeling.locks import LOCK_NAME, is_held, read_holder
-from adcam.labeling.merge import ShardState, choose_division
+from adcam.labeling.merge import Division, ShardState, choose_division
 from adcam.labeling.output_folder import manifest_path
+from adcam.labeling.shards import Shard
+from adcam.remote_files import is_url
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class ShardStatus:
         was_killed: Whether the last process that worked on it did not end by itself.
         rate: Images per second since that process began; ``None`` if nothing works on it, or it is
             too early to tell.
+        has_locks: Whether it can be told who works on it; object stores have no locks.
     """
 
     state: ShardState
     holder: dict[str, Any]
     was_killed: bool
     rate: float | None
+    has_locks: bool = True
 
     @property
     def seconds_left(self) -> float | None:
@@ -47,6 +51,8 @@ class ShardStatus:
             return "not started"
         if self.state.missing == 0:
             return "done"
+        if not self.has_locks:
+            return "not complete"
         return "killed" if self.was_killed else "interrupted"
 
 
@@ -116,17 +122,20 @@ def read_status(path: str | Path) -> RunStatus:
     """Read what has become of a run, while it works or afterwards.
 
     Args:
-        path: The output folder.
+        path: The output folder; of packed results it may be a URL.
 
     Raises:
         AdcamError: The folder holds no run, or something in it is damaged.
     """
-    path = Path(path)
     division = choose_division(path)
-    return RunStatus(division.images, [_read_shard(path, state) for state in division.states])
+    if is_url(path):
+        shards = [ShardStatus(state, {}, False, None, has_locks=False) for state in division.states]
+    else:
+        shards = [_read_shard(Path(path), state, division) for state in division.states]
+    return RunStatus(division.images, shards)
 
 
-def _read_shard(path: Path, state: ShardState) -> ShardStatus:
+def _read_shard(path: Path, state: ShardState, division: Division) -> ShardStatus:
     shard = state.shard
     lock = path / LOCK_NAME if shard.is_whole else shard.file(path, ".lock")
     holder = read_holder(lock)
@@ -135,10 +144,19 @@ def _read_shard(path: Path, state: ShardState) -> ShardStatus:
     if works and isinstance(before := holder.get("lines"), int):
         # Both times are of the file server, so that clocks of other machines do not matter.
         with suppress(OSError):
-            began, last = lock.stat().st_mtime, manifest_path(path, shard).stat().st_mtime
+            began, last = lock.stat().st_mtime, _find_last_time(path, shard, division)
             if last > began and state.lines > before:
                 rate = (state.lines - before) / (last - began)
     return ShardStatus(state, holder if works else {}, bool(holder) and not works, rate)
+
+
+def _find_last_time(path: Path, shard: Shard, division: Division) -> float:
+    """When the last image of a shard was done, in seconds by the clock of the file server."""
+    if not division.is_packed:
+        return manifest_path(path, shard).stat().st_mtime
+    name = "" if shard.is_whole else f"{shard.name}-"
+    parts = (path / "manifest").glob(f"{name}part-*.parquet")
+    return max((part.stat().st_mtime for part in parts), default=0.0)
 
 
 def format_seconds(seconds: float | None) -> str:

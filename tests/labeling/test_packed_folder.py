@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,11 @@ from adcam.errors import AdcamError
 from adcam.files import read_json
 from adcam.labeling.generate import generate
 from adcam.labeling.labeler import PseudoLabeler
-from adcam.labeling.packed_folder import FORMATS, PackedOutput, read_packed
+from adcam.labeling.merge import merge_shards
+from adcam.labeling.packed_folder import FORMATS, PackedFolder, PackedOutput, read_packed
 from adcam.labeling.shards import Shard
+from adcam.labeling.status import read_status
+from adcam.labeling.verify import verify_folder
 from adcam.settings import TestViews
 
 pytest.importorskip("pyarrow")
@@ -204,6 +208,99 @@ def test_a_changed_mask_is_noticed(
         convert_unpack(tmp_path, tmp_path / "out2")
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+def test_status_and_verify_say_what_they_say_of_files(
+    kind: str, images: ImageDataset, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    out = tmp_path / "packed"
+    output = PackedOutput(str(out), kind, 2)
+    run(images, labeler, output)
+    status, found = read_status(out), verify_folder(out)
+    assert (status.images, status.ok, status.failed, status.missing) == (7, 6, 1, 0)
+    assert status.shards[0].describe() == "done"
+    assert (found.ok, found.failed, found.is_sound) == (6, 1, True)
+    wanted = {p.name: p.read_bytes() for p in (out / "data").iterdir()}
+    data = {n: out / "data" / f"part-0000{n}.{kind}" for n in range(4)}
+
+    # One byte of a mask, a part cut short, one that is gone, and files of nobody.
+    masks = [files["mask"] for _, files in read_packed(out) if files]
+    # A Parquet file also has values among its statistics; in its column, the next length follows.
+    end = len(masks[1]).to_bytes(4, "little") if kind == "parquet" else b""
+    content = bytearray(data[0].read_bytes())
+    content[content.index(masks[0] + end) + 60] ^= 1
+    data[0].write_bytes(content)
+    data[1].write_bytes(data[1].read_bytes()[:-9])
+    data[2].unlink()
+    (out / "data" / f"part-00009.{kind}").write_bytes(b"")
+    (out / "manifest" / ".adcam-1.tmp").write_bytes(b"")
+    found = verify_folder(out)
+    assert (found.ok, found.unknown, found.is_sound) == (2, 0, False)
+    assert found.changes == {
+        "0": "the mask has changed",
+        f"data/part-00001.{kind}": f"the part has {len(wanted[data[1].name]) - 9} bytes instead of "
+        f"{len(wanted[data[1].name])}",
+        f"data/part-00002.{kind}": "the part is missing",
+    }
+    assert found.orphans == [f"data/part-00009.{kind}", "manifest/.adcam-1.tmp"]
+    assert verify_folder(out, by_size=True).changes.keys() == found.changes.keys() - {"0"}
+    assert read_status(out).missing == 2
+
+    (out / "data" / f"part-00009.{kind}").unlink()
+    result = run(images, labeler, output)
+    assert (result.ok, result.skipped) == (5, 1)  # the part of 0 and 1, of 2 and 3, of 4 and 5
+    assert {p.name: p.read_bytes() for p in (out / "data").iterdir()} == wanted
+    assert verify_folder(out).is_sound
+
+
+def test_status_of_packed_shards_at_work_and_of_what_is_left(
+    images: ImageDataset, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    out = tmp_path / "packed"
+    output = PackedOutput(str(out), "tar", 3)
+    run(images, labeler, output, shard=Shard(0, 2))
+    status = read_status(out)
+    assert [shard.describe() for shard in status.shards] == ["done", "not started"]
+    assert status.missing == 7 - status.ok - status.failed > 0
+    assert verify_folder(out).others == ["shard 1/2 was not started"]
+    with pytest.raises(AdcamError, match=r"1 of 2 shards are incomplete(.|\n)*1/2 was not started"):
+        merge_shards(out)
+    config = {k: v for k, v in read_json(out / "config.json").items() if k != "packed"}
+    ids = [record.img_id for record in images.records]
+    with PackedFolder(output, config, shard=Shard(1, 2)) as folder:
+        folder.start(ids)
+        folder.note(lines=folder.num_lines)
+        (shard,) = (s for s in read_status(out).shards if s.state.shard == Shard(1, 2))
+        assert shard.holder["lines"] == 0 and "at work" in shard.describe()
+        with pytest.raises(AdcamError, match="is in use by process"):
+            run(images, labeler, output, shard=Shard(1, 2))
+        with pytest.raises(AdcamError, match="is in use by process"):
+            run(images, labeler, output)
+    assert read_status(out).shards[1].describe() == "interrupted"
+    run(images, labeler, output, shard=Shard(1, 2))
+    merged = merge_shards(out)
+    assert (merged.ok, list(merged.failed)) == (6, ["2"])
+    assert verify_folder(out).is_sound and read_status(out).missing == 0
+
+
+def test_links_and_a_removed_folder(
+    images: ImageDataset, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("data", "manifest", "shards", "config.json", ".adcam-lock"):
+        out = tmp_path / f"out of {name}"
+        out.mkdir()
+        (out / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(AdcamError, match="is a symbolic link; nothing is written through"):
+            run(images, labeler, PackedOutput(str(out)))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    with PackedFolder(PackedOutput(str(tmp_path / "out"), "tar", 1), {"adcam": "0"}) as folder:
+        folder.start(["a", "b"])
+        shutil.rmtree(tmp_path / "out")
+        with pytest.raises(FileNotFoundError, match="was removed while a run"):
+            folder.append({"id": "a", "status": "failed", "error": "x"})
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_commands(
     images: ImageDataset, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +310,12 @@ def test_the_commands(
     url = "memory://results/packed"
     words = ["--out", url, "--output-format", "parquet", "--images-per-file", "4"]
     assert main(["generate", *common, *words]) == 1  # one image cannot be read
+    assert main(["status", url]) == main(["verify", url]) == main(["verify", url, "--sizes"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{url}: 6 of 7 images done, 1 failed, 0 missing" in printed
+    assert printed.count("is as its manifest says: 6 images sound, 1 without") == 2
+    assert main(["merge", url]) == 1
+    assert main(["status", "memory://nothing"]) == 2
     assert main(["convert", "unpack", url, "--out", str(tmp_path / "out")]) == 1
     assert sorted(p.stem for p in (tmp_path / "out/masks").iterdir()) == list("013456")
     line = json.loads((tmp_path / "out/manifest.jsonl").read_text().splitlines()[0])
