@@ -119,7 +119,7 @@ api: $(INSTALLED)
 # Strict: a link that leads nowhere fails.
 docs: $(SITE)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "Open site/index.html."
+	@echo "Open site/index.html, or, to search: $(BIN)/python -m http.server -d site"
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

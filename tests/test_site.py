@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,10 +99,12 @@ def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     start = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert 'src="images/overview.jpg"' in start
+    for title in ("All six", "Results, and what to doubt", "Third parties"):
+        assert title in start
     assert (tmp_path / "site" / "images" / "overview.jpg").is_file()
     reference = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
     for name in ("adcam.PseudoLabeler", "adcam.refine", "adcam.ops.dense_crf.dense_crf"):
         assert f'id="{name}"' in reference
     assert ":class:" not in reference
     # Nothing is loaded from elsewhere: the pages work offline.
-    assert "fonts.googleapis" not in start
+    assert re.findall(r'<(?:script|link rel="stylesheet")[^>]*//[^>]*>', start) == []
