@@ -427,6 +427,21 @@ def file_of_id(folder: str | Path, img_id: str, suffix: str) -> Path:
     return Path(folder) / f"{check_img_id(img_id)}{suffix}"
 
 
+def refuse_links(folder: Path, path: Path) -> Path:
+    """Return a path below a folder, unless a symbolic link stands on the way to it.
+
+    Raises:
+        AdcamError: One does, so that what is written would end up in another place.
+    """
+    for parent in path.relative_to(folder).parents:
+        if parent.name and (folder / parent).is_symlink():
+            raise AdcamError(
+                f"{folder / parent} is a symbolic link; nothing is written through links inside "
+                "an output folder. Remove it, or take another folder"
+            )
+    return path
+
+
 def check_img_id(img_id: str) -> str:
     """The id itself.
 

@@ -13,11 +13,11 @@ from adcam.boxes import compute_boxes
 from adcam.data.dataset import ImageDataset
 from adcam.data.score_maps import SCORE_MAP_HW, write_score_map
 from adcam.errors import AdcamError
-from adcam.files import LazyList, file_of_id, hash_file, write_csv, write_json
+from adcam.files import LazyList, file_of_id, hash_file, refuse_links, write_csv, write_json
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.manifest import Entry
 from adcam.labeling.mask_maker import resize_maps
-from adcam.labeling.output_folder import OutputFolder, refuse_links
+from adcam.labeling.output_folder import OutputFolder
 from adcam.labeling.run import Run, RunOptions, RunResult
 from adcam.labeling.steps import Mapped, Task, describe_classes
 from adcam.structures import Boxes, ClassMaps, ClassSet

@@ -73,7 +73,10 @@ class FolderLock:
         assert fcntl is not None
         tries = 0
         while True:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            except OSError as error:
+                raise name_in_error(error, self._path) from error
             try:
                 fcntl.flock(file, operation)
             except BlockingIOError as error:

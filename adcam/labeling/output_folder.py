@@ -36,6 +36,7 @@ from adcam.files import (
     hash_or_none,
     parse_json,
     read_json,
+    refuse_links,
     to_plain,
     write_json,
     write_new,
@@ -52,7 +53,13 @@ MASK_DIR = "masks"
 MAPS_DIR = "maps"
 MASK, MAPS = "mask", "maps"
 
-_NAMES = (CONFIG_NAME, MANIFEST_NAME, PLAN_NAME, LOCK_NAME, MASK_DIR, MAPS_DIR, SHARDS_DIR)
+REPORT_DIR = "report"
+"""The folder of a run's report in its output folder."""
+
+_NAMES = (
+    *(CONFIG_NAME, MANIFEST_NAME, PLAN_NAME, LOCK_NAME),
+    *(MASK_DIR, MAPS_DIR, SHARDS_DIR, REPORT_DIR),
+)
 
 
 def masks_folder(folder: str | Path) -> Path:
@@ -113,21 +120,6 @@ def require_folder(folder: Path) -> None:
     if not folder.is_dir():
         reason = "the output folder was removed while a run was working in it"
         raise FileNotFoundError(errno.ENOENT, reason, str(folder))
-
-
-def refuse_links(folder: Path, path: Path) -> Path:
-    """Return a path below a folder, unless a symbolic link stands on the way to it.
-
-    Raises:
-        AdcamError: One does, so that what is written would end up in another place.
-    """
-    for parent in path.relative_to(folder).parents:
-        if parent.name and (folder / parent).is_symlink():
-            raise AdcamError(
-                f"{folder / parent} is a symbolic link; nothing is written through links inside "
-                "an output folder. Remove it, or take another folder"
-            )
-    return path
 
 
 class OutputFolder:

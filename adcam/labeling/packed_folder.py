@@ -37,6 +37,7 @@ from adcam.files import (
     hash_file,
     hash_values,
     parse_json,
+    refuse_links,
     to_plain,
 )
 from adcam.labeling.locks import LOCK_NAME, FolderLock
@@ -47,7 +48,6 @@ from adcam.labeling.output_folder import (
     diff_configs,
     make_folder,
     make_plan,
-    refuse_links,
     require_folder,
     take_locks,
 )

@@ -8,17 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from adcam.files import file_of_id, write_bytes, write_json
+from adcam.files import file_of_id, refuse_links, write_bytes, write_json
 from adcam.labeling.maps_file import encode_maps, load_maps
 from adcam.labeling.mask_maker import resize_maps
-from adcam.labeling.output_folder import refuse_links
+from adcam.labeling.output_folder import REPORT_DIR
 from adcam.labeling.steps import Mapped
 from adcam.report.explorer import MAP_SIDE
 from adcam.report.figures import fit_hw
 from adcam.structures import ClassSet
-
-REPORT_DIR = "report"
-"""The folder of a run's report in its output folder."""
 
 SHOWN_DIR = "shown"
 """The folder in it that holds maps and probabilities of the images that the report shows."""

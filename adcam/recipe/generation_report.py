@@ -16,10 +16,10 @@ from adcam.data.images import read_image
 from adcam.data.png import read_mask, voc_palette
 from adcam.errors import AdcamError
 from adcam.evaluation.masks import MaskCounts, MaskScore
-from adcam.files import file_of_id, open_json, read_json, write_bytes, write_json
+from adcam.files import file_of_id, open_json, read_json, refuse_links, write_bytes, write_json
 from adcam.labeling.manifest import Entry, read_manifest
-from adcam.labeling.output_folder import CONFIG_NAME, MANIFEST_NAME, MAPS_DIR, MASK_DIR
-from adcam.labeling.shown import REPORT_DIR, SHOWN_DIR, read_small_maps
+from adcam.labeling.output_folder import CONFIG_NAME, MANIFEST_NAME, MAPS_DIR, MASK_DIR, REPORT_DIR
+from adcam.labeling.shown import SHOWN_DIR, read_small_maps
 from adcam.recipe.blocks import confusion_matrix, per_class
 from adcam.report.explorer import (
     EXPLORER_DIR,
@@ -110,8 +110,9 @@ def write_generation_report(
         The path of the page.
 
     Raises:
-        AdcamError: The folder holds no finished run, a file in it is damaged, or a ground truth
-            mask is of another size or holds a value that is no class.
+        AdcamError: The folder holds no finished run, a file in it is damaged, a folder in it is a
+            symbolic link, or a ground truth mask is of another size or holds a value that is no
+            class.
         OSError: The folder cannot be written to.
     """
     folder = Path(folder)
@@ -132,7 +133,7 @@ def write_generation_report(
     summary = _Summary()
     for _, _, entry in read_manifest(folder / MANIFEST_NAME):
         summary.add(entry)
-    out = folder / REPORT_DIR
+    out = refuse_links(folder, folder / REPORT_DIR / "x").parent
     made = _remember(out, command, seconds)
     truth = None if gt_dir is None else _score(folder, Path(gt_dir), class_set)
     if truth is not None:

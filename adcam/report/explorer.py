@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adcam.files import open_json, parse_json, read_text, write_bytes, write_json
+from adcam.files import open_json, parse_json, read_text, refuse_links, write_bytes, write_json
 from adcam.report.figures import (
     display_palette,
     encode_jpeg,
@@ -122,12 +122,15 @@ class ExplorerWriter:
         methods: The panels, in their order; the last is the main one, whose masks the list of all
             images shows.
         class_set: Names and values of the classes.
+
+    Raises:
+        AdcamError: The folder is a symbolic link.
     """
 
     def __init__(
         self, folder: Path, methods: Sequence[ExploredMethod], class_set: ClassSet
     ) -> None:
-        self._folder = folder
+        self._folder = refuse_links(folder.parent, folder / INDEX_NAME).parent
         self._methods = tuple(methods)
         self._class_set = class_set
         self._palette = display_palette(class_set)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adcam.files import write_bytes, write_json, write_text
+from adcam.files import refuse_links, write_bytes, write_json, write_text
 from adcam.report.diagrams import draw
 from adcam.report.explorer import EXPLORER_DIR, INDEX_NAME, list_files
 from adcam.report.figures import data_uri, encode_jpeg, fit_hw, heat_colors
@@ -92,9 +92,12 @@ def write_report(report: Report, out_dir: str | os.PathLike[str]) -> Path:
         The path of ``report.html``. It needs none of the other files but the explorer's.
 
     Raises:
+        AdcamError: If ``pictures/`` or ``explorer/`` is a symbolic link.
         OSError: If ``out_dir`` cannot be written to.
     """
     out_dir = Path(out_dir)
+    for name in ("pictures", EXPLORER_DIR):
+        refuse_links(out_dir, out_dir / name / "x")
     (out_dir / "pictures").mkdir(parents=True, exist_ok=True)
     context, files = _report_context(report)
     for name, content in files.items():
