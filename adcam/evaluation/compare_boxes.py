@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adcam.cams import METHODS
 from adcam.data.dataset import ImageDataset
 from adcam.data.score_maps import SCORE_MAP_HW
 from adcam.errors import AdcamError
@@ -158,9 +159,14 @@ def compare_boxes(
 
 
 def _without_rivals(specs: Sequence[MethodSpec]) -> list[MethodSpec]:
-    """Let no class compete: predicted classes are alternatives, not classes of one image."""
+    """Let no class compete: predicted classes are alternatives, not classes of one image.
+
+    Methods whose classes do not compete, such as ``"refined"``, have no such option.
+    """
     return [
-        replace(spec, options={"rival_weight": 0.0, **spec.options}) if spec.method else spec
+        replace(spec, options={"rival_weight": 0.0, **spec.options})
+        if hasattr(METHODS.get(spec.method), "rival_weight")
+        else spec
         for spec in specs
     ]
 

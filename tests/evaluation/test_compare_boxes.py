@@ -20,6 +20,7 @@ from adcam.boxes import wsol
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
 from adcam.evaluation.boxes import map_of_true_class
+from adcam.evaluation import compare_boxes as compare_boxes_module
 from adcam.evaluation.compare_boxes import BoxResult, format_box_csv
 from adcam.evaluation.compare_boxes import compare_boxes as compare
 from adcam.evaluation.mapping import ImageMapper, MapTargets
@@ -202,6 +203,12 @@ def test_a_class_that_only_the_network_knows_is_a_wrong_prediction(tmp_path: Pat
     )
     with pytest.raises(ValueError, match=r"network '' does not know \['red'\]; its classes are"):
         compare_boxes(network, [MethodSpec("CAM", "cam")], images, images)
+
+
+def test_methods_whose_classes_do_not_compete_keep_their_options() -> None:
+    specs = [MethodSpec("a", "cam"), MethodSpec("b", "refined", {"color_steps": 3})]
+    cam, refined = compare_boxes_module._without_rivals(specs)
+    assert cam.options == {"rival_weight": 0.0} and refined.options == {"color_steps": 3}
 
 
 def test_the_map_of_a_class_does_not_depend_on_the_predictions(tmp_path: Path) -> None:
