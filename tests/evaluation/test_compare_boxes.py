@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from adcam.boxes import wsol
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
-from adcam.evaluation.boxes import map_of_true_class
 from adcam.evaluation import compare_boxes as compare_boxes_module
+from adcam.evaluation.boxes import map_of_true_class
 from adcam.evaluation.compare_boxes import BoxResult, format_box_csv
 from adcam.evaluation.compare_boxes import compare_boxes as compare
 from adcam.evaluation.mapping import ImageMapper, MapTargets
