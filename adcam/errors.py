@@ -8,3 +8,30 @@ class AdcamError(ValueError):
     line prints it without a traceback; every other exception is a fault of the program and keeps
     its traceback.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says on one line, or its type if it says nothing.
+
+    Example:
+        >>> one_line(ValueError("a\\nb")), one_line(KeyError()), one_line(MemoryError())
+        ('a b', 'KeyError', 'no memory is left')
+    """
+    if isinstance(error, MemoryError) and not str(error):
+        return "no memory is left"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether an error says that this process could not get the memory that it asked for."""
+    signs = ("failed to map segment", "allocate memory")  # a library, torch's allocator
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
+def explain_memory(error: BaseException) -> str:
+    """Say what to do about an error of which :func:`lacks_memory` is true."""
+    return (
+        f"there is not enough memory ({one_line(error)}): allow this process or its container "
+        "more, or ask for less, such as fewer --workers; the same command goes on where this one "
+        "ended"
+    )

@@ -148,6 +148,76 @@ def test_a_worker_that_asks_for_too_much_gets_an_error_and_lives() -> None:
         assert pool.submit(1 << 20).result() == 1 << 20
 
 
+def test_a_run_with_little_memory_says_so_and_the_same_command_goes_on_with_more(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    """`ulimit -v`, set once the network is loaded: a large photograph does not fit, others do."""
+    pytest.importorskip("resource")
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("how large this process is, only Linux says")
+    (tmp_path / "photos").mkdir()
+    for number, size in enumerate([(40, 32), (8000, 8000), (48, 40)]):
+        Image.new("RGB", size, (20 * number, 90, 0)).save(tmp_path / "photos" / f"{number}.png")
+
+    def command(out: str) -> list[str]:
+        return [
+            *("generate", str(tmp_path / "photos"), "--checkpoint", str(tiny_checkpoint)),
+            *("--out", str(tmp_path / out), "--labels", "predicted", "--scales", "32"),
+            *("--device", "cpu", "--workers", "0", "--report-images", "0"),
+        ]
+
+    script = (
+        "import re, resource, sys\n"
+        "from adcam.cli import main\n"
+        "from adcam.labeling.run import Run\n"
+        "into = Run.into\n"
+        "def with_little(*args):\n"
+        "    size = re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1]\n"
+        "    limit = (int(size) << 10) + (60 << 20)\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))\n"
+        "    return into(*args)\n"
+        "Run.into = with_little\n"
+        f"sys.exit(main({command('out')!r}))\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "1.png: cannot be decoded (no memory is left)" in done.stderr
+    assert main(command("out")) == main(command("whole")) == 0
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    for path in (tmp_path / "whole" / "masks").iterdir():
+        assert (tmp_path / "out" / "masks" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_a_command_that_gets_no_memory_ends_with_what_to_do(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr("adcam.cli.info.run", fail)
+    assert main(["info"]) == 2
+    said = capsys.readouterr().err
+    assert "error: there is not enough memory (" in said and "fewer --workers" in said
+    monkeypatch.setattr("adcam.cli.info.run", lambda args: [][1])
+    with pytest.raises(IndexError):
+        main(["info"])
+
+
 CONFIGS = {
     "a.json": '{"data": {"root": "x"}}',
     "a.toml": '[data]\nroot = "x"\n',

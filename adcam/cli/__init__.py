@@ -49,7 +49,7 @@ from adcam.cli.console import (
     show_warnings,
 )
 from adcam.cli.signals import Terminated, describe_end, end_process, orderly_end
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, explain_memory, lacks_memory
 from adcam.limits import use_limits
 from adcam.plain_config import use_safe_configs
 from adcam.version import __version__
@@ -149,6 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message is None or args.debug:
             raise
         log(f"adcam {args.command}: error: {message}")
+        return EXIT_ERROR
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if args.debug or not lacks_memory(error):
+            raise
+        log(f"adcam {args.command}: error: {explain_memory(error)}")
         return EXIT_ERROR
     except KeyboardInterrupt as error:
         code = EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED

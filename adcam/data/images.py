@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, one_line
 from adcam.limits import LimitError, check_file_bytes, read_limits
 
 # Formats decoded by Pillow itself (JPEG includes MPO). EPS, for one, would start Ghostscript.
@@ -187,7 +187,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             raise
         if isinstance(err, LimitError):
             raise ImageError(str(err)) from err
-        raise ImageError(f"{path}: cannot be decoded ({err or type(err).__name__})") from err
+        raise ImageError(f"{path}: cannot be decoded ({one_line(err)})") from err
     with _open(path, str(path)) as img:
         yield img
 
@@ -213,7 +213,7 @@ def _open(file: Path | io.BytesIO, where: str) -> Iterator[Image.Image]:
             f"{where}: too large ({err}); --limits image_pixels=… raises the limit"
         ) from err
     except _DECODE_ERRORS as err:
-        raise ImageError(f"{where}: cannot be decoded ({err or type(err).__name__})") from err
+        raise ImageError(f"{where}: cannot be decoded ({one_line(err)})") from err
 
 
 @lru_cache(maxsize=2)

@@ -19,6 +19,7 @@ import torch
 
 from adcam.data.images import fit_pixels, read_image
 from adcam.data.packed_images import PackedImage
+from adcam.errors import one_line
 from adcam.labeling.inputs import Resizer, plan_batches
 from adcam.structures import ClassMaps, PseudoMask
 
@@ -433,11 +434,6 @@ def is_of_image(error: BaseException) -> bool:
         # torch's allocator on the CPU has no type of its own.
         return "DefaultCPUAllocator" in str(error)
     return True
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says on one line, or its type if it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _fail(task: Task, error: Exception, seconds: Seconds) -> Failed:
