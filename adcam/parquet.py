@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from adcam.errors import AdcamError
 from adcam.remote_files import open_file
@@ -137,6 +137,41 @@ def encode_table(
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression=compression, use_dictionary=False)
     return buffer.getvalue()
+
+
+def write_batches(
+    file: IO[bytes],
+    columns: Mapping[str, tuple[str, Sequence[Any]]],
+    batches: Iterable[Mapping[str, tuple[str, Sequence[Any]]]],
+) -> None:
+    """Write a table batch by batch, each as a row group, so that one is in memory at a time.
+
+    Args:
+        file: The open file.
+        columns: The columns as for :func:`encode_table`; only their kinds count.
+        batches: As many tables of these columns as there are.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, TYPES[kind](pa)) for name, (kind, _) in columns.items()])
+    with pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=False) as writer:
+        for batch in batches:
+            arrays = [pa.array(batch[name][1], type=schema.field(name).type) for name in columns]
+            writer.write_table(pa.table(arrays, schema=schema))
+
+
+def read_batches(
+    path: str | Path, columns: Sequence[str], size: int
+) -> Iterator[dict[str, list[Any]]]:
+    """Yield columns of a Parquet file as Python values, ``size`` rows at a time.
+
+    Raises:
+        AdcamError: The file is missing, damaged, or lacks a column.
+    """
+    with _open(path) as table:
+        for batch in table.iter_batches(batch_size=size, columns=list(columns)):
+            yield {name: batch.column(name).to_pylist() for name in columns}
 
 
 @contextmanager

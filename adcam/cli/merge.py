@@ -38,17 +38,21 @@ def add(commands: Any) -> None:
         help="--out of `adcam generate`; of packed results also a URL",
     )
 
+    parser.add_argument(
+        "--parquet", action="store_true", help="write the manifest also as manifest.parquet"
+    )
+
 
 def run(args: argparse.Namespace) -> int:
     from adcam.labeling.merge import merge_shards
     from adcam.labeling.packed_folder import find_config
     from adcam.remote_files import join
 
-    result = merge_shards(args.folder)
+    result = merge_shards(args.folder, parquet=args.parquet)
     is_packed = find_config(args.folder) is not None
     manifest = join(args.folder, "manifest" if is_packed else "manifest.jsonl")
     log(f"{result.ok} images have a mask, {len(result.failed)} have none")
     log_failures(result.failed, rest=f", see {manifest}")
-    show(manifest)
+    show(join(args.folder, "manifest.parquet") if args.parquet else manifest)
     say_next(f"adcam verify {args.folder}")
     return EXIT_SOME_FAILED if result.failed else EXIT_OK

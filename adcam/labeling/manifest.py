@@ -7,16 +7,18 @@ killed run loses at most the line that it was writing.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from adcam.errors import AdcamError
 from adcam.files import check_img_id, name_in_error, parse_json, replacing
+from adcam.parquet import read_batches, write_batches
 
 Entry: TypeAlias = Mapping[str, Any]
 """A line of the manifest: ``id``, ``image`` (relative to the folder), ``status`` (``"ok"`` or
@@ -24,7 +26,20 @@ Entry: TypeAlias = Mapping[str, Any]
 ``ori_hw``, ``mask`` and ``maps`` (hashes, ``None`` where there are no maps), and ``note`` where no
 class was found, else ``error``; then ``config`` and ``weights`` (hashes), and ``seconds``."""
 
+# Kinds of the manifest's columns; every other key of an entry is text.
+_KINDS = {
+    **{"classes": "texts", "threshold": "number", "ori_hw": "integers", "seconds": "number"},
+    **{"mask_bytes": "integer", "maps_bytes": "integer"},
+}
+COLUMNS = (
+    *("id", "image", "status", "error", "classes", "labels", "note", "rule", "threshold"),
+    *("chosen_on", "ori_hw", "mask", "mask_bytes", "maps", "maps_bytes", "config", "weights"),
+    "seconds",
+)
+"""Keys of entries, in the order that they have as columns of a Parquet file."""
+
 _SYNC_INTERVAL_S = 1.0
+_ROWS = 10_000  # entries that are in memory at once, where a whole manifest becomes Parquet
 
 
 class Manifest:
@@ -210,3 +225,56 @@ def encode_line(entry: Entry) -> bytes:
         return (json.dumps(entry, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # a file name that is no UTF-8
         return (json.dumps(entry) + "\n").encode()
+
+
+def to_columns(entries: Sequence[Entry]) -> dict[str, tuple[str, list[Any]]]:
+    """Arrange entries as columns for :func:`adcam.parquet.encode_table`."""
+    return {
+        name: (_KINDS.get(name, "text"), [entry.get(name) for entry in entries]) for name in COLUMNS
+    }
+
+
+def to_entries(columns: Mapping[str, Sequence[Any]], where: str) -> Iterator[Entry]:
+    """Yield the entries of :func:`to_columns`, without the keys that an entry does not have.
+
+    Raises:
+        AdcamError: One is not an entry; the message starts with ``where``.
+    """
+    for values in zip(*(columns[name] for name in COLUMNS), strict=True):
+        entry = check_entry(dict(zip(COLUMNS, values, strict=True)), where)
+        always = ("maps", "maps_bytes", "threshold") if entry["status"] == "ok" else ()
+        yield {key: value for key, value in entry.items() if value is not None or key in always}
+
+
+def write_manifest_table(path: Path, manifest: Path) -> None:
+    """Write a manifest as a Parquet file, for programs that read tables.
+
+    Args:
+        path: The Parquet file.
+        manifest: The manifest, in which no image has two lines.
+
+    Raises:
+        AdcamError: The manifest is damaged, or its entries have keys that are not in
+            :data:`COLUMNS`.
+        OSError: The file cannot be written.
+    """
+    entries = (entry for _, _, entry in read_manifest(manifest))
+
+    def batches() -> Iterator[dict[str, tuple[str, list[Any]]]]:
+        while rows := list(itertools.islice(entries, _ROWS)):
+            if others := {key for entry in rows for key in entry} - set(COLUMNS):
+                raise AdcamError(f"{manifest}: only of masks, not with {sorted(others)}")
+            yield to_columns(rows)
+
+    with replacing(path, durable=True) as file:
+        write_batches(file, to_columns([]), batches())
+
+
+def read_manifest_table(path: Path) -> Iterator[Entry]:
+    """Yield the entries of :func:`write_manifest_table`.
+
+    Raises:
+        AdcamError: The file is damaged.
+    """
+    for columns in read_batches(path, COLUMNS, _ROWS):
+        yield from to_entries(columns, str(path))

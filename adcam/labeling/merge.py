@@ -10,11 +10,12 @@ from typing import Any
 
 from adcam.errors import AdcamError
 from adcam.files import read_json, write_json
-from adcam.labeling.manifest import Entry, read_manifest
+from adcam.labeling.manifest import Entry, read_manifest, write_manifest_table
 from adcam.labeling.output_folder import (
     CONFIG_NAME,
     MANIFEST_NAME,
     PLAN_NAME,
+    TABLE_NAME,
     OutputFolder,
     check_plan,
     manifest_path,
@@ -103,7 +104,7 @@ class MergeResult:
     failed: Mapping[str, str]
 
 
-def merge_shards(path: str | Path) -> MergeResult:
+def merge_shards(path: str | Path, *, parquet: bool = False) -> MergeResult:
     """Join the manifests of all shards of an output folder into one, and remove theirs.
 
     The folder is then the same as after a run that was not divided.
@@ -111,6 +112,8 @@ def merge_shards(path: str | Path) -> MergeResult:
     Args:
         path: The output folder. A folder without shards is only checked, and so are packed results,
             whose shards keep files of their own; of these it may be a URL.
+        parquet: Whether to write the manifest also as ``manifest.parquet``. A run that goes on
+            removes it; where only this file is left, the manifest is made of it again.
 
     Raises:
         AdcamError: Nothing was changed, because images are missing (the message names the shards
@@ -120,6 +123,8 @@ def merge_shards(path: str | Path) -> MergeResult:
     if find_config(path) is not None:
         division = choose_division(path)
         _require_complete(path, division)
+        if parquet:
+            raise AdcamError(f"{path} holds packed results, whose manifest is Parquet already")
         return MergeResult(sum(state.ok for state in division.states), read_packed_failures(path))
     path = Path(path)
     with OutputFolder(path, None) as folder:
@@ -136,6 +141,8 @@ def merge_shards(path: str | Path) -> MergeResult:
                 ok += 1
             else:
                 failed[entry["id"]] = str(entry.get("error", ""))
+        if parquet:
+            write_manifest_table(path / TABLE_NAME, path / MANIFEST_NAME)
     return MergeResult(ok, failed)
 
 
@@ -171,6 +178,10 @@ def choose_division(path: str | Path) -> Division:
     path = Path(path)
     if not (path / CONFIG_NAME).is_file():
         raise AdcamError(f"{path} holds no run: there is no {CONFIG_NAME} in it")
+    if (path / TABLE_NAME).is_file() and not (path / MANIFEST_NAME).is_file():
+        raise AdcamError(
+            f"{path} has {TABLE_NAME} alone: `adcam merge {path}` makes {MANIFEST_NAME}"
+        )
     counts = {shard.count for suffix in (".json", ".jsonl") for shard in find_shards(path, suffix)}
     divisions = [_read_division(path, count) for count in sorted(counts)]
     if not divisions or (path / PLAN_NAME).is_file():

@@ -42,13 +42,20 @@ from adcam.files import (
     write_new,
 )
 from adcam.labeling.locks import LOCK_NAME, FolderLock, is_held
-from adcam.labeling.manifest import Entry, Manifest, check_entry, read_manifest
+from adcam.labeling.manifest import (
+    Entry,
+    Manifest,
+    check_entry,
+    read_manifest,
+    read_manifest_table,
+)
 from adcam.labeling.shards import SHARDS_DIR, WHOLE, Shard, find_shards
 from adcam.structures import ClassSet
 
 CONFIG_NAME = "config.json"
 MANIFEST_NAME = "manifest.jsonl"
 PLAN_NAME = "plan.json"
+TABLE_NAME = "manifest.parquet"
 MASK_DIR = "masks"
 MAPS_DIR = "maps"
 MASK, MAPS = "mask", "maps"
@@ -212,7 +219,11 @@ class OutputFolder:
         elif config is not None and overwrite:
             write_json(self.path / CONFIG_NAME, config, sort_keys=True)
         self._manifest = Manifest(manifest_path(self.path, self.shard))
+        table = self.path / TABLE_NAME
+        if table.is_file() and not (self.path / MANIFEST_NAME).is_file() and self.shard.is_whole:
+            self._manifest.rewrite(read_manifest_table(table))
         if config is not None:
+            table.unlink(missing_ok=True)  # it will not know what this run adds
             self._manifest.open()
 
     def _write_new_config(self, config: Mapping[str, Any]) -> None:
@@ -365,7 +376,8 @@ class OutputFolder:
                         path.unlink(missing_ok=True)
             manifest.unlink()
         _remove_shard_files(self.path)
-        (self.path / PLAN_NAME).unlink(missing_ok=True)
+        for name in (PLAN_NAME, TABLE_NAME):
+            (self.path / name).unlink(missing_ok=True)
 
     def _remove_temporaries(self) -> None:
         """Remove what a killed process left half-written (:mod:`adcam.files`)."""

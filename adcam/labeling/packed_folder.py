@@ -41,7 +41,7 @@ from adcam.files import (
     to_plain,
 )
 from adcam.labeling.locks import LOCK_NAME, FolderLock
-from adcam.labeling.manifest import Entry, check_entry
+from adcam.labeling.manifest import COLUMNS, Entry, to_columns, to_entries
 from adcam.labeling.output_folder import (
     CONFIG_NAME,
     check_plan,
@@ -72,16 +72,6 @@ IMAGES_PER_FILE = 1000
 RESULTS = {"mask": ".mask.png", "maps": ".maps.npz"}
 """Results of an image and their suffixes in a tar archive."""
 
-# Kinds of the manifest's columns; every other key of an entry is text.
-_KINDS = {
-    **{"classes": "texts", "threshold": "number", "ori_hw": "integers", "seconds": "number"},
-    **{"mask_bytes": "integer", "maps_bytes": "integer"},
-}
-_COLUMNS = (
-    *("id", "image", "status", "error", "classes", "labels", "note", "rule", "threshold"),
-    *("chosen_on", "ori_hw", "mask", "mask_bytes", "maps", "maps_bytes", "config", "weights"),
-    "seconds",
-)
 _PART = re.compile(r"(?:(\d{5,6})-of-(\d{5,6})-)?part-\d{5,}\.parquet")
 _KEPT_NAMES = (CONFIG_NAME, LOCK_NAME, "data", "manifest", SHARDS_DIR)
 
@@ -340,10 +330,7 @@ class PackedFolder:
         rows = [new.get(img_id) or kept[img_id] for img_id in self._parts[number]]
         content = encode_part(rows, self.output.format)
         write_file(data, content)
-        columns = {
-            name: (_KINDS.get(name, "text"), [entry.get(name) for entry, _ in rows])
-            for name in _COLUMNS
-        }
+        columns = to_columns([entry for entry, _ in rows])
         stated = {"data_bytes": str(len(content)), "data_hash": hash_bytes(content)}
         write_file(manifest, encode_table(columns, metadata=stated))
         _read_known.cache_clear()
@@ -414,14 +401,8 @@ def read_part_manifest(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
     Raises:
         AdcamError: It is damaged.
     """
-    columns, stated = read_table(path, _COLUMNS)
-    entries: dict[str, Entry] = {}
-    for values in zip(*(columns[name] for name in _COLUMNS), strict=True):
-        entry = check_entry(dict(zip(_COLUMNS, values, strict=True)), path)
-        always = ("maps", "maps_bytes", "threshold") if entry["status"] == "ok" else ()
-        entries[entry["id"]] = {
-            key: value for key, value in entry.items() if value is not None or key in always
-        }
+    columns, stated = read_table(path, COLUMNS)
+    entries = {entry["id"]: entry for entry in to_entries(columns, path)}
     return entries, stated
 
 

@@ -21,6 +21,7 @@ from adcam.errors import AdcamError
 from adcam.files import read_json
 from adcam.labeling.generate import generate
 from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.manifest import read_manifest_table
 from adcam.labeling.merge import merge_shards
 from adcam.labeling.packed_folder import FORMATS, PackedFolder, PackedOutput, read_packed
 from adcam.labeling.shards import Shard
@@ -280,6 +281,28 @@ def test_status_of_packed_shards_at_work_and_of_what_is_left(
     merged = merge_shards(out)
     assert (merged.ok, list(merged.failed)) == (6, ["2"])
     assert verify_folder(out).is_sound and read_status(out).missing == 0
+
+
+def test_a_manifest_as_parquet_and_back(
+    images: ImageDataset, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(images, labeler, out)
+    manifest, table = out / "manifest.jsonl", out / "manifest.parquet"
+    lines = manifest.read_bytes()
+    assert main(["merge", str(out), "--parquet"]) == 1  # one image could not be read
+    assert list(read_manifest_table(table)) == [json.loads(line) for line in lines.splitlines()]
+    manifest.unlink()
+    for command in ("verify", "status"):
+        assert main([command, str(out)]) == 2
+    assert main(["merge", str(out)]) == 1 and manifest.read_bytes() == lines
+    assert verify_folder(out).is_sound
+    manifest.unlink()
+    again = run(images, labeler, out)
+    assert (again.ok, again.skipped) == (0, 6) and not table.exists()
+    with pytest.raises(AdcamError, match="Parquet already"):
+        run(images, labeler, PackedOutput(str(tmp_path / "packed")))
+        merge_shards(tmp_path / "packed", parquet=True)
 
 
 def test_links_and_a_removed_folder(
