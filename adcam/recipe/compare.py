@@ -304,7 +304,8 @@ def _run_compare(comparison: Comparison, folder: Path) -> dict[str, Any]:
         patches = {}
         if (spec := find_attentive(compare.rows)) is not None:
             for img_id in shown:
-                img, classifier = images[images.index_of(img_id)].img, classifiers[spec.network]
+                img = images.load_image(images.index_of(img_id))
+                classifier = classifiers[spec.network]
                 patches[img_id] = read_attention(classifier, spec, img, options=options)
         save_explorer(folder, found, images.class_set, patches)
     return {"images": len(images), "times": _describe_times(found.times)}
