@@ -191,7 +191,7 @@ def test_an_image_the_pipeline_cannot_handle_does_not_end_the_run(
         load_folder(photos), labeler, tmp_path / "out", labels="predicted", progress=False
     )
     assert result.ok == 3
-    assert [(f.img_id, f.error) for f in result.failed] == [("b c", "MemoryError")]
+    assert [(f.img_id, f.error) for f in result.failed] == [("b c", "no memory is left")]
 
 
 NFC_GROWS = "\u0958"

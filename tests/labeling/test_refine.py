@@ -121,7 +121,8 @@ def test_maps_of_any_size_and_shape(cam: Tensor, layers: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_prefix_tokens_are_counted(cam: Tensor, prefix: int) -> None:
-    attention = torch.rand(2, 16 + prefix, 16 + prefix).softmax(dim=-1)
+    generator = torch.Generator().manual_seed(0)
+    attention = torch.rand(2, 16 + prefix, 16 + prefix, generator=generator).softmax(dim=-1)
     found = adcam.refine(cam, attention)
     torch.testing.assert_close(adcam.refine(cam, attention, num_prefix_tokens=prefix), found)
     large = cam.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
