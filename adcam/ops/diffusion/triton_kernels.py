@@ -324,16 +324,16 @@ def _step_rows(
     left = num_maps - first_map  # maps from here on
     start = maps + (image * num_maps + first_map) * tokens
     pull = pulled + (image * num_maps + first_map) * tokens
-    scaled0 = factor * _load_map(start, 0, left, column, tokens)
+    scaled0 = factor * load_map(start, 0, left, column, tokens)
     scaled1, scaled2, scaled3 = scaled0, scaled0, scaled0
     given0 = tl.zeros((whole,), tl.float32)
     given1, given2, given3 = given0, given0, given0
     if chunk > 1:
-        scaled1 = factor * _load_map(start, 1, left, column, tokens)
+        scaled1 = factor * load_map(start, 1, left, column, tokens)
     if chunk > 2:
-        scaled2 = factor * _load_map(start, 2, left, column, tokens)
+        scaled2 = factor * load_map(start, 2, left, column, tokens)
     if chunk > 3:
-        scaled3 = factor * _load_map(start, 3, left, column, tokens)
+        scaled3 = factor * load_map(start, 3, left, column, tokens)
     row = block * block_rows + tl.arange(0, group)
     end = tl.minimum((block + 1) * block_rows, tokens)
     coming = load_rows(affinity, row, end, column, image, tokens)
@@ -363,18 +363,24 @@ def _step_rows(
                 value, scaled3, start, pull, 3, left, row, end, row_factor, own_factor, tokens
             )  # fmt: skip
         row += group
-    push = pushed + ((image * row_blocks + block) * num_maps + first_map) * tokens + column
-    tl.store(push, given0, mask=column < tokens)
-    if chunk > 1:
-        tl.store(push + tokens, given1, mask=column < tl.where(left > 1, tokens, 0))
-    if chunk > 2:
-        tl.store(push + 2 * tokens, given2, mask=column < tl.where(left > 2, tokens, 0))
-    if chunk > 3:
-        tl.store(push + 3 * tokens, given3, mask=column < tl.where(left > 3, tokens, 0))
+    push = pushed + ((image * row_blocks + block) * num_maps + first_map) * tokens
+    store_maps(push, given0, given1, given2, given3, left, column, tokens, chunk)
 
 
 @triton.jit
-def _load_map(start, index: tl.constexpr, left, patch, tokens):
+def store_maps(out, map0, map1, map2, map3, left, patch, tokens, chunk: tl.constexpr):
+    """Up to four maps from ``out`` on, no more than ``chunk`` and ``left``."""
+    tl.store(out + patch, map0, mask=patch < tokens)
+    if chunk > 1:
+        tl.store(out + tokens + patch, map1, mask=patch < tl.where(left > 1, tokens, 0))
+    if chunk > 2:
+        tl.store(out + 2 * tokens + patch, map2, mask=patch < tl.where(left > 2, tokens, 0))
+    if chunk > 3:
+        tl.store(out + 3 * tokens + patch, map3, mask=patch < tl.where(left > 3, tokens, 0))
+
+
+@triton.jit
+def load_map(start, index: tl.constexpr, left, patch, tokens):
     """One of the maps from ``start`` on, 0 where it is no map."""
     end = tl.where(left > index, tokens, 0)
     return tl.load(start + index * tokens + patch, mask=patch < end, other=0)

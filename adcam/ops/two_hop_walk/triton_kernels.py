@@ -19,6 +19,7 @@ import triton.language as tl
 
 from adcam.ops import _launch
 from adcam.ops.common_neighbor.triton_kernels import add_parts, count_up, load_rows, wait_until
+from adcam.ops.diffusion.triton_kernels import load_map, store_maps
 
 _COLUMNS, _PARTS, _MAPS = 64, 32, 4
 
@@ -176,16 +177,10 @@ def _push(
         if chunk > 3:
             given3 += _hand_out(value, start, 3, left, row, end, tokens)
         row += group
-    inside = column < tokens
-    tl.store(partial + (image * row_blocks + block) * tokens + column, mass, mask=inside)
-    out = pushed + ((image * row_blocks + block) * num_maps + first_map) * tokens + column
-    tl.store(out, given0, mask=inside)
-    if chunk > 1:
-        tl.store(out + tokens, given1, mask=column < tl.where(left > 1, tokens, 0))
-    if chunk > 2:
-        tl.store(out + 2 * tokens, given2, mask=column < tl.where(left > 2, tokens, 0))
-    if chunk > 3:
-        tl.store(out + 3 * tokens, given3, mask=column < tl.where(left > 3, tokens, 0))
+    sums = partial + (image * row_blocks + block) * tokens + column
+    tl.store(sums, mass, mask=column < tokens)
+    out = pushed + ((image * row_blocks + block) * num_maps + first_map) * tokens
+    store_maps(out, given0, given1, given2, given3, left, column, tokens, chunk)
 
 
 @triton.jit
@@ -242,14 +237,14 @@ def _pull(
     column = tl.arange(0, whole)
     left = num_maps - first_map
     first = (image * num_maps + first_map) * tokens
-    share0 = _load_share(shares + first, 0, left, column, tokens)
+    share0 = load_map(shares + first, 0, left, column, tokens)
     share1, share2, share3 = share0, share0, share0
     if chunk > 1:
-        share1 = _load_share(shares + first, 1, left, column, tokens)
+        share1 = load_map(shares + first, 1, left, column, tokens)
     if chunk > 2:
-        share2 = _load_share(shares + first, 2, left, column, tokens)
+        share2 = load_map(shares + first, 2, left, column, tokens)
     if chunk > 3:
-        share3 = _load_share(shares + first, 3, left, column, tokens)
+        share3 = load_map(shares + first, 3, left, column, tokens)
     row = block * block_rows + tl.arange(0, group)
     end = tl.minimum((block + 1) * block_rows, tokens)
     coming = load_rows(attn, row, end, column, image, tokens)
@@ -265,12 +260,6 @@ def _pull(
         if chunk > 3:
             _take(value, share3, maps + first, target + first, 3, left, row, end, factor, tokens)
         row += group
-
-
-@triton.jit
-def _load_share(shares, index: tl.constexpr, left, column, tokens):
-    end = tl.where(left > index, tokens, 0)
-    return tl.load(shares + index * tokens + column, mask=column < end, other=0)
 
 
 @triton.jit
