@@ -8,10 +8,12 @@ attend more to a patch.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import torch
@@ -411,3 +413,20 @@ def _load_all(vit: nn.Module, path: str | Path) -> None:
 
 def _find_device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def import_from_extra(package: str) -> ModuleType:
+    """A package that the extra ``clip`` brings.
+
+    Args:
+        package: ``"open_clip"`` or ``"transformers"``.
+
+    Raises:
+        AdcamError: It cannot be imported; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise AdcamError(
+            f"this needs {package}, which cannot be imported ({error}); pip install 'adcam[clip]'"
+        ) from error

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adcam.errors import AdcamError
-from adcam.models.any_vit import AnyViT, ViTInterface
+from adcam.models.any_vit import AnyViT, ViTInterface, import_from_extra
 from adcam.models.attention_recorder import AttentionRecorder
 from adcam.models.checkpoints import load_state_dict
 from adcam.models.weights import fit_weights
@@ -201,7 +201,7 @@ def read_open_clip(
             no ViT of open_clip's own.
     """
     if isinstance(model, str):
-        open_clip = import_open_clip()
+        open_clip = import_from_extra("open_clip")
         if model not in open_clip.list_models():
             raise AdcamError(
                 f"{model!r} is neither a folder of a CLIP nor a model of open_clip, which has "
@@ -287,18 +287,3 @@ def _load_open_clip(open_clip: ModuleType, name: str, weights: str | Path | None
             "among them; OpenAI's own .pt files are programs, and are not run"
         ) from error
     return model
-
-
-def import_open_clip() -> ModuleType:
-    """The package open_clip.
-
-    Raises:
-        AdcamError: It cannot be imported; the message says how to install it.
-    """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise AdcamError(
-            f"this needs open_clip, which cannot be imported ({error}); pip install 'adcam[clip]'"
-        ) from error
-    return open_clip

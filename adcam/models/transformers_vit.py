@@ -9,13 +9,12 @@ from __future__ import annotations
 import inspect
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 from adcam.errors import AdcamError
-from adcam.models.any_vit import ViTInterface
+from adcam.models.any_vit import ViTInterface, import_from_extra
 from adcam.models.clip_text import TextImageModel
 
 _ANY_SIZE = ("dinov2", "dinov2_with_registers")
@@ -159,24 +158,8 @@ def _check_folder(path: str | Path) -> str:
 
 def _load(kind: str, folder: str) -> Any:
     try:
-        return getattr(import_transformers(), kind).from_pretrained(
+        return getattr(import_from_extra("transformers"), kind).from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise AdcamError(f"{folder}: {kind} cannot be read: {error}") from error
-
-
-def import_transformers() -> ModuleType:
-    """Hugging Face's transformers.
-
-    Raises:
-        AdcamError: It cannot be imported; the message says how to install it.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise AdcamError(
-            f"this needs transformers, which cannot be imported ({error}); pip install "
-            "'adcam[clip]'"
-        ) from error
-    return transformers
