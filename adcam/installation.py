@@ -44,7 +44,15 @@ EXTRAS = {
 """Modules that the core does without, and the extra of setup.py that brings each."""
 
 # Operations on tensors that choose among backends. Each has an `available_backends`.
-_OPS = ("refinement", "common_neighbor", "diffusion", "token_attention", "level_boxes")
+_OPS = (
+    "refinement",
+    "common_neighbor",
+    "diffusion",
+    "two_hop_walk",
+    "color_diffusion",
+    "token_attention",
+    "level_boxes",
+)
 
 # What each optional feature imports.
 _FEATURES = {

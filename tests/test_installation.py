@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
+import pkgutil
 
 import numpy as np
 import pytest
 import torch
 
+import adcam.ops
 from adcam import installation
 from adcam.progress import format_line, printable, track
 from adcam.version import __version__
@@ -20,7 +23,13 @@ def test_versions_devices_and_backends() -> None:
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert found["versions"]["numpy"] == np.__version__
     assert found["crf_backends"]["reference"] is None and "pydensecrf" in found["crf_backends"]
-    for op in ("common_neighbor", "diffusion", "token_attention"):
+    ops = [module.name for module in pkgutil.iter_modules(adcam.ops.__path__) if module.ispkg]
+    choosing = {
+        op
+        for op in ops
+        if hasattr(importlib.import_module(f"adcam.ops.{op}"), "available_backends")
+    }
+    for op in choosing - {"dense_crf"}:
         assert found["op_backends"][f"{op}: reference"] is None
     if found["features"]["segmentation networks (mmsegmentation)"] is None:
         assert found["versions"]["mmsegmentation"] is not None

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 
 import torch
 
-from adcam.ops._backends import choose_backend, triton_not_supported_reasons
+from adcam.ops._backends import (
+    choose_backend,
+    summarize_reasons,
+    triton_not_supported_reasons,
+)
 from adcam.ops._checks import at_least_float32, check_float, without_autocast
 from adcam.ops._recompute import records_gradient
 from adcam.ops.color_diffusion import reference
 
-__all__ = ["DILATIONS", "diffuse_by_color"]
+__all__ = ["DILATIONS", "available_backends", "diffuse_by_color"]
 
 DILATIONS = (1, 2, 4)
 """Distances of the neighbours by default, chosen on voc-animals train (docs/methods.md)."""
@@ -98,3 +102,12 @@ def diffuse_by_color(
 
             return triton_kernels.diffuse_by_color(start, colors, *options)
         return reference.diffuse_by_color(start, colors, *options)
+
+
+def available_backends() -> dict[str, str | None]:
+    """The backends of :func:`diffuse_by_color`, and why one cannot run on this machine.
+
+    Returns:
+        From each backend to ``None`` if it can run, else to the reason why not.
+    """
+    return summarize_reasons({"triton": triton_not_supported_reasons(), "reference": []})
