@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,12 +12,14 @@ import torch
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
-from mmseg.datasets.transforms import PackSegInputs
 from mmseg.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
 from adcam.errors import AdcamError
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
+
+with redirect_stdout(StringIO()):  # it prints which optional packages it has not found
+    from mmseg.datasets.transforms import PackSegInputs
 
 Confidence: TypeAlias = Callable[[Sample], np.ndarray]
 """From a sample with a mask to uint8 (H, W): the confidence in each pixel's value, up to 255."""
