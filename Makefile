@@ -12,10 +12,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALLED := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
 SITE := $(VENV)/.site
+# What torch 2.6 brings, the oldest one allowed (setup.py); in a folder of its own.
+OLD_TRITON := $(VENV)/triton-3.2.0
 METADATA := setup.py pyproject.toml constraints.txt adcam/version.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all fuzz chaos lint format api docs clean
+.PHONY: help install demo test test-all test-kernels fuzz chaos lint format api docs clean
 MAKEFLAGS += --no-print-directory
 
 help:
@@ -77,6 +79,11 @@ $(SITE): $(INSTALLED)
 	@$(PIP) install -c constraints.txt -e '.[docs]'
 	@touch $@
 
+$(OLD_TRITON): | $(INSTALLED)
+	@echo "Installing the oldest allowed Triton beside the newest (1 minute) ..."
+	@$(PIP) install --no-deps --target $@ triton==$(@:$(VENV)/triton-%=%) 2>&1 || { \
+	  echo "It did not install: kernels are compiled by the newest alone."; mkdir -p $@; }
+
 install: $(INSTALLED)
 
 demo: $(EXTRAS)
@@ -94,8 +101,14 @@ test-all: export OMP_NUM_THREADS ?= 1
 
 SHARE_TESTS := -n $(JOBS) --maxprocesses 8 --dist loadgroup
 
-test: $(EXTRAS) lint
+test: $(EXTRAS) lint test-kernels
 	@$(BIN)/python -m pytest $(SHARE_TESTS) -m 'not slow and not gpu' $(PYTEST_ARGS)
+
+# The other tests compile with the newest Triton.
+test-kernels: export OMP_NUM_THREADS ?= 1
+test-kernels: $(EXTRAS) $(OLD_TRITON)
+	@PYTHONPATH=$(CURDIR)/$(OLD_TRITON) $(BIN)/python -m pytest $(SHARE_TESTS) \
+	  -m 'not slow and not gpu' -k compile tests/ops
 
 test-all: $(EXTRAS) lint
 	@$(BIN)/python -m pytest $(SHARE_TESTS) $(PYTEST_ARGS)

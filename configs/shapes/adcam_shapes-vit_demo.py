@@ -26,6 +26,7 @@ from_scratch = dict(
         ),
     ),
 )
+cam = dict(scales=[96])
 views = dict(scales=[96])
 # Chosen on train. The class token of so small a network looks at single patches, so AD-CAM starts
 # from the class maps alone, and goes further.
