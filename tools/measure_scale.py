@@ -103,7 +103,7 @@ def measure(root: Path, name: str, **options: Any) -> tuple[float, dict[str, flo
 
 
 def measure_shards(root: Path, images: int) -> float:
-    """Images a second of two shards, each in a process of its own, the start left out."""
+    """Images a second of two shards with one worker each, the start left out."""
     out = root / "shards"
     shutil.rmtree(out, ignore_errors=True)
     code = "import sys; sys.path.insert(0, sys.argv[1]); import measure_scale as m; "
@@ -130,6 +130,7 @@ def shard(root: str, index: str) -> None:
             labeler,
             Path(root, "shards"),
             labels="predicted",
+            workers=1,
             progress=False,
             shard=Shard(int(index), 2),
         )

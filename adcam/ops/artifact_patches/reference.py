@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
-from adcam.ops.common_neighbor.reference import normalize_rows, unit_features
+from adcam.ops.common_neighbor.reference import features_of_rows, normalize_rows
 
 SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya")
 """The similarities that are a product of two vectors."""
@@ -24,12 +24,17 @@ def surroundings_similarity(
     attn: torch.Tensor, grid_hw: tuple[int, int], similarity: str
 ) -> torch.Tensor:
     """Median similarity to the patches that touch a patch. (..., N, N) -> (..., N)."""
-    rows = unit_features(normalize_rows(attn), similarity).unflatten(-2, grid_hw)
-    around = [rows.new_full(rows.shape[:-1], torch.nan) for _ in range(8)]  # each (..., h, w)
-    for number, ((top, left), (bottom, right)) in enumerate(_pairs(grid_hw)):
-        value = torch.linalg.vecdot(rows[..., top, left, :], rows[..., bottom, right, :])
-        around[2 * number][..., top, left] = value.clamp(max=1)
-        around[2 * number + 1][..., bottom, right] = value.clamp(max=1)
+    features = features_of_rows(normalize_rows(attn), similarity).unflatten(-2, grid_hw)
+    norm = torch.linalg.vector_norm(features, dim=-1)  # (..., h, w)
+    norm = torch.where(norm > 0, norm, 1)
+    around = [norm.new_full(norm.shape, torch.nan) for _ in range(8)]
+    for number, (here, there) in enumerate(_pairs(grid_hw)):
+        product = torch.linalg.vecdot(
+            features[(..., *here, slice(None))], features[(..., *there, slice(None))]
+        )
+        value = (product / (norm[(..., *here)] * norm[(..., *there)])).clamp(max=1)
+        around[2 * number][(..., *here)] = value
+        around[2 * number + 1][(..., *there)] = value
     middle = torch.stack(around, dim=-1).nanmedian(dim=-1).values
     return middle.nan_to_num(nan=1.0).flatten(-2)
 

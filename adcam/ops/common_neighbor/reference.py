@@ -27,7 +27,7 @@ def similarity_of_rows(rows: torch.Tensor, similarity: str) -> torch.Tensor:
         distance = torch.cdist(rows, rows, p=1)
         sim = ((total[..., :, None] + total[..., None, :] - distance) / 2).clamp(min=0)
     else:
-        directions = unit_features(rows, similarity)
+        directions = _unit_rows(features_of_rows(rows, similarity))
         sim = directions @ directions.mT
     sim = sim.clamp(max=1)
     # Exactly 1, so that power -> infinity keeps self-attention; dead tokens resemble themselves.
@@ -41,13 +41,8 @@ def refine(attn: torch.Tensor, similarity: str, power: float) -> torch.Tensor:
     return rows * _power(similarity_of_rows(rows, similarity), power)
 
 
-def unit_features(rows: torch.Tensor, similarity: str) -> torch.Tensor:
-    """The unit vectors whose products are the similarity, (..., N, N); a dead token's is zero."""
-    return _unit_rows(_features(rows, similarity))
-
-
-def _features(rows: torch.Tensor, similarity: str) -> torch.Tensor:
-    """The vectors whose cosines are the similarity, (..., N, N)."""
+def features_of_rows(rows: torch.Tensor, similarity: str) -> torch.Tensor:
+    """The vectors whose cosines are the similarity, (..., N, N); a dead token's is zero."""
     if similarity == "resource_allocation":
         received = rows.sum(dim=-2, keepdim=True)  # (..., 1, N), the diagonal of D
         return rows / torch.where(received > 0, received, 1).sqrt()

@@ -67,6 +67,7 @@ def refine_maps(
     if not options.artifact_ratio:
         return refine(maps, attn)
     stray = find_artifacts(attn, grid_hw, ratio=options.artifact_ratio)
-    kept = (~stray).to(attn.dtype)  # (..., N)
-    refined = refine(maps * kept[..., None, :], attn * kept[..., :, None] * kept[..., None, :])
+    start = maps.masked_fill(stray[..., None, :], 0)
+    left = attn.masked_fill(stray[..., :, None] | stray[..., None, :], 0)
+    refined = refine(start, left)
     return fill_patches(refined, stray, grid_hw)
