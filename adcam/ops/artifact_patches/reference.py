@@ -28,13 +28,12 @@ def surroundings_similarity(
     norm = torch.linalg.vector_norm(features, dim=-1)  # (..., h, w)
     norm = torch.where(norm > 0, norm, 1)
     around = [norm.new_full(norm.shape, torch.nan) for _ in range(8)]
-    for number, (here, there) in enumerate(_pairs(grid_hw)):
-        product = torch.linalg.vecdot(
-            features[(..., *here, slice(None))], features[(..., *there, slice(None))]
-        )
-        value = (product / (norm[(..., *here)] * norm[(..., *there)])).clamp(max=1)
-        around[2 * number][(..., *here)] = value
-        around[2 * number + 1][(..., *there)] = value
+    for number, ((top, left), (bottom, right)) in enumerate(_pairs(grid_hw)):
+        product = torch.linalg.vecdot(features[..., top, left, :], features[..., bottom, right, :])
+        norms = norm[..., top, left] * norm[..., bottom, right]
+        value = (product / norms).clamp(max=1)
+        around[2 * number][..., top, left] = value
+        around[2 * number + 1][..., bottom, right] = value
     middle = torch.stack(around, dim=-1).nanmedian(dim=-1).values
     return middle.nan_to_num(nan=1.0).flatten(-2)
 
