@@ -382,6 +382,8 @@ class MethodSpec(Section):
         network: A name in ``compare.networks``; ``""`` is the network of the config itself.
         crf: The parameter set of a CRF that refines the masks, or ``"none"``.
         crf_thresholds: The background scores that are tried before a CRF; the best is chosen.
+        rule: Where background ends, as in ``mask.rule``, with a CRF or without. By default a
+            constant, which is chosen.
         score_maps: A folder of maps in wsolevaluation's format that are scored in place of a
             method's. Such maps are of the true class, so they have no Top-k Loc.
     """
@@ -393,6 +395,7 @@ class MethodSpec(Section):
     network: str = setting("")
     crf: str = setting("none", choices=_crf_names)
     crf_thresholds: tuple[float, ...] = setting((), at_least=0, at_most=1)
+    rule: str = setting("")
     score_maps: str = setting("")
 
     def __post_init__(self) -> None:
@@ -401,8 +404,22 @@ class MethodSpec(Section):
             raise AdcamError(f"row {self.name!r} must have either a method or score_maps")
         if self.method:
             check_method(self.method, self.options, f"row {self.name!r}")
-        if self.crf != "none" and not self.crf_thresholds:
-            raise AdcamError(f"row {self.name!r} has a CRF but no crf_thresholds to choose from")
+        if self.rule:
+            from adcam.masks.background import parse_rule
+
+            try:
+                parse_rule(self.rule)
+            except AdcamError as error:
+                raise AdcamError(f"row {self.name!r}: {error}") from None
+            if self.crf_thresholds:
+                raise AdcamError(
+                    f"row {self.name!r} has a rule, so that there is no threshold to choose: leave "
+                    "crf_thresholds out, or rule"
+                )
+        elif self.crf != "none" and not self.crf_thresholds:
+            raise AdcamError(
+                f"row {self.name!r} has a CRF but no crf_thresholds to choose from, and no rule"
+            )
 
     def build(self, **defaults: Any) -> Method:
         """The method with its options.

@@ -188,6 +188,7 @@ ANIMALS = ROOT / "configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py"
         ("compare.rows.14.options.clip_quantil=1", "did you mean 'clip_quantile'"),
         ("compare.rows.14.method=adcam", "unknown method 'adcam'"),
         ("compare.rows.0.crf=toco", "has a CRF but no crf_thresholds"),
+        ("compare.rows.0.rule=steep", "row 'CAM': background rule must be .*'steepest:"),
         ("compare.rows.0.crf=lattice", "crf must be 'none', .*'toco'.*, got 'lattice'"),
         ("compare.rows.0.network=x", r"compare\.networks has no \['x'\]"),
         ("compare.rows=[]", "rows must hold at least one"),
@@ -275,6 +276,8 @@ def test_sections_made_in_python_are_checked_too() -> None:
     assert TestViews([64]) == TestViews((64,))  # type: ignore[arg-type]
     with pytest.raises(AdcamError, match="a CRF but no crf_thresholds"):
         MethodSpec("a", "cam", crf="toco")
+    with pytest.raises(AdcamError, match="row 'a' has a rule, so that there is no threshold"):
+        MethodSpec("a", "cam", crf="toco", rule="otsu", crf_thresholds=(0.4,))
 
 
 def test_networks_from_outside_are_checked_by_their_own_options() -> None:

@@ -15,6 +15,7 @@ from adcam.errors import AdcamError
 from adcam.evaluation.mask_folder import mask_options
 from adcam.installation import why_not_importable
 from adcam.labeling.labeler import PseudoLabeler
+from adcam.masks.background import BackgroundRule
 from adcam.recipe import compare
 from adcam.recipe.compare import Comparison
 from adcam.recipe.inputs import hash_files_in
@@ -85,11 +86,12 @@ class Demo(Recipe):
     def network(self) -> MaskRecipe:
         """The network that learns from the masks of the comparison's last method."""
         method, section = compare.read_methods(self.comparison)[-1], self.settings.compare
+        rule = BackgroundRule(method.rule, method.threshold, section.choose_on)
         return open_recipe(
             self.settings,
             self.folder("network"),
             source=self.comparison.classifier_path(""),
-            labeler_options=mask_options(section.rows[-1], method.threshold, section.choose_on),
+            labeler_options=mask_options(section.rows[-1], rule),
         )
 
 

@@ -15,6 +15,7 @@ from adcam.evaluation.mapping import Classifier, MaskChoice, check_names, format
 from adcam.evaluation.mask_folder import build_labeler, open_mask_folder
 from adcam.evaluation.masks import MaskScore, MaskScores, ThresholdSweep
 from adcam.evaluation.pictures import Pictures, SmallImage
+from adcam.masks.background import BackgroundRule, parse_rule
 from adcam.metrics.miou import MeanIoUResult, ThresholdCurveResult
 from adcam.settings import MethodSpec
 from adcam.structures import ClassSet
@@ -26,19 +27,24 @@ class MethodResult:
 
     Attributes:
         spec: The method.
-        threshold: The threshold chosen on the choosing split.
-        chosen_miou: The mean IoU on the choosing split at that threshold, in percent.
-        result: The scores on the reporting split at that threshold.
+        rule: Where background ends: a constant that was chosen, or what the method gives.
+        chosen_miou: The mean IoU on the choosing split by that rule, in percent.
+        result: The scores on the reporting split by that rule.
         curve: The sweep of all thresholds on the reporting split; ``None`` with a CRF.
         image_mious: The mean IoU of each reported image by itself in percent, by image id.
     """
 
     spec: MethodSpec
-    threshold: float
+    rule: BackgroundRule
     chosen_miou: float
     result: MeanIoUResult
     curve: ThresholdCurveResult | None
     image_mious: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def threshold(self) -> float | None:
+        """The value of the rule; ``None`` for one that has none."""
+        return self.rule.value
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +79,15 @@ def compare_methods(
     keep_pictures: bool = False,
     crf_choose_images: int = 100,
 ) -> MethodComparison:
-    """Score methods of segmentation; labels are given, thresholds are global constants.
+    """Score methods of segmentation; labels are given, thresholds are constants without a rule.
 
     Each split is gone through once, and each network sees each image once for each set of views.
 
     Args:
         classifiers: The networks by the names that the methods give; classes are matched by name.
         specs: The methods to compare.
-        choose_set: Labelled images with masks on which each method's threshold is chosen.
+        choose_set: Labelled images with masks on which each method's threshold is chosen, if it
+            gives no rule.
         report_set: Labelled images with masks on which it is reported.
         options: Device, type, worker processes and progress.
         report_stride: Only every n-th image of ``report_set`` is reported on; masks are written of
@@ -120,7 +127,7 @@ def compare_methods(
     for spec in specs:
         choice, curve = choices[spec.name], curves.get(spec.name)
         score, miou = found[choice], chosen_mious[spec.name]
-        results.append(MethodResult(spec, choice.threshold, miou, score.result, curve, score.mious))
+        results.append(MethodResult(spec, choice.rule, miou, score.result, curve, score.mious))
     return MethodComparison(
         tuple(results),
         (masks if masks in evaluators else scores).compute()[last],
@@ -154,29 +161,36 @@ def _choose(
     crf_stride: int,
 ) -> tuple[dict[str, MaskChoice], dict[str, float], EvaluationTimes]:
     """Choose each method's threshold, of equals the first; return its mean IoU too."""
-    plain = [spec.name for spec in specs if spec.crf == "none"]
-    tried = [
-        MaskChoice(spec.name, threshold, spec.crf, images.split)
+    swept = [spec.name for spec in specs if spec.crf == "none" and not spec.rule]
+    tried = {
+        spec.name: [MaskChoice(spec.name, rule, spec.crf) for rule in _rules(spec, images.split)]
         for spec in specs
-        if spec.crf != "none"
-        for threshold in spec.crf_thresholds
-    ]
-    sweep = ThresholdSweep(plain, images.class_set)
-    masks = MaskScores(tried, images.class_set, stride=crf_stride)
-    times = evaluate(images, specs, [sweep, masks], classifiers, options=options)
-    curves, scores = sweep.compute(), masks.compute()
+        if spec.name not in swept
+    }
+    by_crf: dict[bool, list[MaskChoice]] = {True: [], False: []}
+    for choice in (choice for choices in tried.values() for choice in choices):
+        by_crf[choice.crf != "none"].append(choice)
+    sweep = ThresholdSweep(swept, images.class_set)
+    masks = MaskScores(by_crf[False], images.class_set)
+    refined = MaskScores(by_crf[True], images.class_set, stride=crf_stride)
+    times = evaluate(images, specs, [sweep, masks, refined], classifiers, options=options)
+    curves, scores = sweep.compute(), {**masks.compute(), **refined.compute()}
     choices, mious = {}, {}
-    for spec in specs:
-        if spec.crf == "none":
-            curve = curves[spec.name]
-            choice = MaskChoice(spec.name, curve.best_threshold, chosen_on=images.split)
-            miou = curve.best_miou
+    for name in (spec.name for spec in specs):
+        if name in curves:
+            best = BackgroundRule("constant", curves[name].best_threshold, images.split)
+            choices[name], mious[name] = MaskChoice(name, best), curves[name].best_miou
         else:
-            candidates = [choice for choice in tried if choice.name == spec.name]
-            choice = max(candidates, key=lambda choice: scores[choice].result.miou)
-            miou = scores[choice].result.miou
-        choices[spec.name], mious[spec.name] = choice, miou
+            choices[name] = max(tried[name], key=lambda choice: scores[choice].result.miou)
+            mious[name] = scores[choices[name]].result.miou
     return choices, mious, times
+
+
+def _rules(spec: MethodSpec, split: str) -> list[BackgroundRule]:
+    """What is tried of a method: the rule that it gives, or the constants before its CRF."""
+    if spec.rule:
+        return [parse_rule(spec.rule)]
+    return [BackgroundRule("constant", value, split) for value in spec.crf_thresholds]
 
 
 def _check(specs: Sequence[MethodSpec], choose_set: ImageDataset, report_set: ImageDataset) -> None:
@@ -213,7 +227,8 @@ def format_csv(results: Sequence[MethodResult], class_set: ClassSet) -> str:
             "scales": " ".join(map(str, spec.views.scales)),
             "flip": int(spec.views.flip),
             "crf": "" if spec.crf == "none" else spec.crf,
-            "threshold": f"{item.threshold:.2f}",
+            "rule": item.rule.rule,
+            "threshold": "" if item.threshold is None else f"{item.threshold:.2f}",
             "miou_choosing": f"{item.chosen_miou:.2f}",
             "miou": f"{item.result.miou:.2f}",
             "best_miou_oracle": f"{item.curve.best_miou:.2f}" if item.curve else "",

@@ -208,6 +208,8 @@ def _check(
     check_names(specs)
     if refined := [spec.name for spec in specs if spec.crf != "none"]:
         raise AdcamError(f"boxes are drawn without a CRF, but {refined} have one")
+    if ruled := [spec.name for spec in specs if spec.rule]:
+        raise AdcamError(f"boxes are drawn without a background rule, but {ruled} have one")
     if image_root is None and (score_map_dir or any(spec.score_maps for spec in specs)):
         raise AdcamError("score maps on disk need image_root")
     if threshold is not None and not 0 <= threshold < 1:

@@ -18,7 +18,12 @@ from adcam.data.score_maps import find_score_map, read_score_map
 from adcam.errors import AdcamError
 from adcam.labeling.inputs import plan_batches
 from adcam.labeling.map_maker import MapMaker, Network
-from adcam.masks.background import compute_bg_score, compute_mask, stack_probabilities
+from adcam.masks.background import (
+    BackgroundRule,
+    compute_bg_score,
+    compute_mask,
+    stack_probabilities,
+)
 from adcam.masks.crf import build_refinement
 from adcam.settings import MethodSpec, TestViews
 from adcam.structures import ClassMaps, ClassSet, PseudoMask, Sample
@@ -93,15 +98,13 @@ class MaskChoice:
 
     Attributes:
         name: The name of the method.
-        threshold: The constant background score.
+        rule: Where background ends.
         crf: The CRF's parameter set, or ``"none"``.
-        chosen_on: The split that the threshold was chosen on.
     """
 
     name: str
-    threshold: float
+    rule: BackgroundRule
     crf: str = "none"
-    chosen_on: str = "given"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +128,7 @@ class MappedImage:
         The CRF's lattice is built once for each parameter set.
 
         Args:
-            choice: The method, the threshold and the CRF.
+            choice: The method, the background rule and the CRF.
             mask_values: The mask value of each class of the data set.
         """
         if choice not in self._kept:
@@ -134,18 +137,19 @@ class MappedImage:
         return mask
 
     def _compute_mask(self, choice: MaskChoice, mask_values: Sequence[int]) -> PseudoMask:
-        maps, prob = self.maps[choice.name], None
+        maps, rule, prob = self.maps[choice.name], choice.rule, None
         if choice.crf != "none" and maps.class_ids:
             if choice.crf not in self._kept:
                 self._kept[choice.crf] = build_refinement(self.sample.img, crf=choice.crf)
-            scores, threshold = maps.score_maps, choice.threshold
-            bg_score = compute_bg_score(scores, rule="constant", threshold=threshold)
+            scores = maps.score_maps
+            bg_score = compute_bg_score(scores, rule=rule.rule, threshold=rule.value)
             prob = self._kept[choice.crf](stack_probabilities(scores, bg_score))
         return compute_mask(
             maps,
             mask_values=mask_values,
-            threshold=choice.threshold,
-            chosen_on=choice.chosen_on,
+            rule=rule.rule,
+            threshold=rule.value,
+            chosen_on=rule.chosen_on,
             prob=prob,
         )
 

@@ -21,19 +21,18 @@ from adcam.masks.background import BackgroundRule
 from adcam.settings import MethodSpec
 
 
-def mask_options(spec: MethodSpec, threshold: float, chosen_on: str) -> dict[str, Any]:
+def mask_options(spec: MethodSpec, rule: BackgroundRule) -> dict[str, Any]:
     """Return what makes the masks of a compared method, as keyword arguments of a labeler.
 
     Args:
         spec: The method.
-        threshold: Its background threshold.
-        chosen_on: The split that the threshold was chosen on.
+        rule: Where background ends.
     """
     return {
         "method": spec.method,
         "method_options": dict(spec.options),
         "views": spec.views,
-        "rule": BackgroundRule("constant", threshold, chosen_on),
+        "rule": rule,
         "crf": spec.crf,
     }
 
@@ -46,7 +45,7 @@ def build_labeler(
     Args:
         classifier: The network.
         spec: The method.
-        choice: The threshold that was chosen for it.
+        choice: The background rule that was chosen for it.
         options: Device and type.
     """
     return PseudoLabeler(
@@ -54,7 +53,7 @@ def build_labeler(
         classifier.class_set,
         device=options.device,
         dtype=str(options.dtype).removeprefix("torch."),
-        **mask_options(spec, choice.threshold, choice.chosen_on),
+        **mask_options(spec, choice.rule),
     )
 
 

@@ -164,8 +164,8 @@ def scores_table(results: ComparisonResults, command: str) -> Table:
             Column("method"),
             Column("scales"),
             Column("CRF"),
-            Column("threshold", digits=2),
-            Column(f"mIoU {choose_split}", hint="where the threshold was chosen"),
+            Column("background", hint="below this score, or by this rule of each image"),
+            Column(f"mIoU {choose_split}", hint="where thresholds were chosen"),
             Column(f"mIoU {split}", best="max", bar_max=100.0),
             Column("best on split", hint="with the threshold chosen on the reported split"),
             Column("loss", hint="what the chosen threshold loses against the best on the split"),
@@ -175,7 +175,7 @@ def scores_table(results: ComparisonResults, command: str) -> Table:
                 method.name,
                 "/".join(map(str, method.scales)) + (" flip" if method.flip else ""),
                 "–" if method.crf == "none" else method.crf,
-                method.threshold,
+                _describe_rule(method),
                 method.chosen_miou,
                 method.miou,
                 method.best_miou,
@@ -185,18 +185,29 @@ def scores_table(results: ComparisonResults, command: str) -> Table:
         ],
         caption=(
             f"Mean over classes of the data set's IoU, %; image labels given; one global "
-            f"threshold a method, chosen on {choose_split}, reported on {split}."
+            f"threshold a method, chosen on {choose_split}, unless it names a rule; reported on "
+            f"{split}."
         ),
         command=command,
     )
 
 
+def _describe_rule(method: MethodScores) -> str:
+    """A number for a constant; the rule where it decides for each image."""
+    value = "" if method.threshold is None else f"{method.threshold:.2f}"
+    return value if method.rule == "constant" else ":".join(filter(None, (method.rule, value)))
+
+
 def threshold_curves(methods: Sequence[MethodScores], split: str) -> Curves:
-    """The mIoU over the background threshold, with a dot at the chosen one."""
-    series = [
-        Series(method.name, method.thresholds, method.curve, (method.threshold, method.miou))
-        for method in methods
-    ]
+    """The mIoU over the background threshold, with a dot at the chosen one.
+
+    A rule that decides for each image has no dot.
+    """
+    series = []
+    for method in methods:
+        constant = method.threshold if method.rule == "constant" else None
+        mark = None if constant is None else (constant, method.miou)
+        series.append(Series(method.name, method.thresholds, method.curve, mark))
     return Curves(
         series,
         "background threshold",
@@ -212,7 +223,7 @@ def precision_recall(methods: Sequence[MethodScores], split: str) -> Curves:
     for method in methods:
         at = (
             method.thresholds.index(method.threshold)
-            if method.threshold in method.thresholds
+            if method.rule == "constant" and method.threshold in method.thresholds
             else None
         )
         mark = None if at is None else (method.recall[at], method.precision[at])
@@ -266,9 +277,11 @@ def _headlines(results: ComparisonResults) -> list[Headline]:
     # A method with a CRF is compared with nothing that has none.
     plain = {method.name: method.miou for method in results.methods if method.crf == "none"}
     plain = plain or {method.name: method.miou for method in results.methods}
-    split, threshold = results.masks.split, results.methods[-1].threshold
+    split, last = results.masks.split, results.methods[-1]
     best = max(plain, key=lambda name: plain[name])
-    note = f"threshold {threshold:.2f}, chosen on {results.choose_split}"
+    note = f"background by {_describe_rule(last)}"
+    if last.rule == "constant":
+        note = f"threshold {last.threshold:.2f}, chosen on {results.choose_split}"
     headlines = [
         Headline(f"{best}, {split}", plain[best], "% mIoU", "maps, threshold"),
         Headline(f"{results.mask_name}, {split}", results.masks.miou, "% mIoU", note),

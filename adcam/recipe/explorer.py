@@ -62,7 +62,7 @@ def save_explorer(
         ExploredMethod(
             result.spec.name,
             result.result.miou,
-            f"constant:{result.threshold:g}",
+            str(result.rule),
             crf=result.spec.crf != "none",
         )
         for result in found.results

@@ -61,9 +61,9 @@ class MethodScores:
         scales: The shorter sides in pixels that the network saw each image at.
         flip: Whether the network saw each image mirrored, too.
         crf: The parameter set of the dense CRF, or ``"none"``.
-        threshold: The background threshold, chosen on the choosing split.
-        chosen_miou: The mIoU in percent at that threshold on the choosing split.
-        miou: The mIoU in percent at that threshold on the reported split.
+        threshold: The background threshold, chosen on the choosing split, or the value of ``rule``.
+        chosen_miou: The mIoU in percent by that rule on the choosing split.
+        miou: The mIoU in percent by that rule on the reported split.
         iou_per_class: The IoU in percent of each mask value there; NaN where undefined.
         thresholds: All thresholds of the sweep on the reported split; empty with a CRF.
         curve: The mIoU in percent at each of ``thresholds``.
@@ -71,13 +71,14 @@ class MethodScores:
         precision: The precision of all classes but background in percent at each of
             ``thresholds``; NaN where nothing is predicted. Empty in scores of old.
         recall: Their recall in percent at each of ``thresholds``.
+        rule: The name of the background rule; ``"constant"`` unless the method gave another.
     """
 
     name: str
     scales: tuple[int, ...]
     flip: bool
     crf: str
-    threshold: float
+    threshold: float | None
     chosen_miou: float
     miou: float
     iou_per_class: tuple[float, ...]
@@ -86,6 +87,7 @@ class MethodScores:
     best_miou: float | None = None
     precision: tuple[float, ...] = ()
     recall: tuple[float, ...] = ()
+    rule: str = "constant"
 
     @classmethod
     def from_result(cls, result: MethodResult) -> MethodScores:
@@ -105,6 +107,7 @@ class MethodScores:
             best_miou=None if curve is None else curve.best_miou,
             precision=() if curve is None else curve.precision,
             recall=() if curve is None else curve.recall,
+            rule=result.rule.rule,
         )
 
     @classmethod

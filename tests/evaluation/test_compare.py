@@ -21,8 +21,10 @@ from adcam.data.png import voc_palette, write_mask
 from adcam.evaluation import mapping
 from adcam.evaluation.compare import MethodResult, format_csv
 from adcam.evaluation.compare import compare_methods as compare
+from adcam.masks.background import compute_mask, parse_rule
+from adcam.metrics.miou import MeanIoU
 from adcam.settings import MethodSpec, TestViews
-from adcam.structures import ClassSet, TokenMaps
+from adcam.structures import ClassMaps, ClassSet, TokenMaps
 
 CLASSES = build_class_set("two", ["red", "green"])
 HW = (24, 40)
@@ -186,6 +188,40 @@ def test_a_crf_takes_the_best_of_its_thresholds(
     assert 0 < first.result.miou <= 100
     (line, _) = csv.DictReader(io.StringIO(format_csv([first, second], CLASSES)))
     assert (line["crf"], line["best_miou_oracle"]) == ("irn", "")
+
+
+def test_a_rule_decides_for_each_image_and_nothing_is_chosen(
+    splits: tuple[ImageDataset, ImageDataset],
+) -> None:
+    """Object and background are 255 and 128 on one split, 77 and 10 on the other."""
+    rows = [
+        MethodSpec("steepest", "cam", views=EXACT, rule="steepest:0.4"),
+        MethodSpec("given", "cam", views=EXACT, rule="0.25"),
+        MethodSpec("otsu", "cam", views=EXACT, rule="otsu"),
+        MethodSpec("CRF", "cam", views=EXACT, rule="0.25", crf="irn"),
+    ]
+    results = compare_methods(Colours(), rows, *splits)
+    for result in results:
+        assert result.rule == parse_rule(result.spec.rule)
+    given = results[1]
+    assert given.chosen_miou == pytest.approx(literal_miou(splits[0], 0.25))
+    assert given.result.miou == pytest.approx(literal_miou(splits[1], 0.25))
+    assert given.curve is not None
+    assert given.result.miou == pytest.approx(given.curve.miou[25])
+    expected = MeanIoU(3)
+    for sample in splits[1]:
+        assert sample.class_ids is not None and sample.mask is not None
+        maps = ClassMaps(sample.class_ids, sample.img[None, ..., sample.class_ids[0]] / 255)
+        expected.update(compute_mask(maps, mask_values=(1, 2), rule="otsu").mask, sample.mask)
+    assert results[2].result.miou == pytest.approx(expected.compute().miou)
+    assert results[2].result.miou != pytest.approx(given.result.miou)
+    lines = list(csv.DictReader(io.StringIO(format_csv(results, CLASSES))))
+    assert [(line["rule"], line["threshold"]) for line in lines] == [
+        ("steepest", "0.40"),
+        ("constant", "0.25"),
+        ("otsu", ""),
+        ("constant", "0.25"),
+    ]
 
 
 def test_crf_thresholds_are_chosen_on_evenly_spread_images(

@@ -149,13 +149,21 @@ def test_results_do_not_depend_on_how_the_work_is_spread(
     assert all(result == results["here"] for result in results.values())
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [SPECS[-1], MethodSpec("AD-CAM", "ad_cam", views=ONE, crf="toco", rule="steepest:0.5")],
+    ids=["chosen", "rule"],
+)
 def test_masks_are_those_of_generate(
-    splits: tuple[ImageDataset, ImageDataset], classifier: ClassifierFile, tmp_path: Path
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    tmp_path: Path,
+    spec: MethodSpec,
 ) -> None:
     """With its configuration and manifest, so that every command knows the folder."""
-    found = compare_methods({"": classifier}, SPECS[-1:], *splits, masks_dir=tmp_path / "a")
+    found = compare_methods({"": classifier}, [spec], *splits, masks_dir=tmp_path / "a")
     (result,) = found.results
-    choice = MaskChoice("x", result.threshold, result.spec.crf, splits[0].split)
+    choice = MaskChoice("x", result.rule, result.spec.crf)
     labeler = build_labeler(classifier, result.spec, choice, LoopOptions())
     generate(splits[1], labeler, tmp_path / "b", progress=False)
     assert read_masks(tmp_path / "a") == read_masks(tmp_path / "b")
@@ -170,7 +178,7 @@ def test_masks_are_those_of_generate(
     ]
     assert manifests[0] == manifests[1]
     # Other masks take the place of those of an earlier comparison.
-    compare_methods({"": classifier}, SPECS[-1:], *splits, masks_dir=tmp_path / "a")
+    compare_methods({"": classifier}, [spec], *splits, masks_dir=tmp_path / "a")
     assert read_masks(tmp_path / "a") == read_masks(tmp_path / "b")
 
 

@@ -11,6 +11,7 @@ import pytest
 from adcam.data.dataset import build_class_set
 from adcam.errors import AdcamError
 from adcam.evaluation.compare import MethodResult
+from adcam.masks.background import BackgroundRule
 from adcam.metrics.miou import MeanIoU, MeanIoUResult
 from adcam.recipe import compare
 from adcam.recipe.comparison_report import (
@@ -33,7 +34,7 @@ def scored(right: int) -> MeanIoUResult:
 
 def row(name: str, right: int, crf: str = "none") -> MethodResult:
     made = MethodSpec(name, "cam", crf=crf, crf_thresholds=() if crf == "none" else (0.5,))
-    return MethodResult(made, 0.5, 50.0, scored(right), None)
+    return MethodResult(made, BackgroundRule("constant", 0.5), 50.0, scored(right), None)
 
 
 def headlines(rows: list[MethodResult]) -> list[tuple[str, Any]]:
