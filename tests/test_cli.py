@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from adcam.cli import build_parser, info, main
-from adcam.cli.labeler import CRF_BACKENDS, CRF_NAMES, METHOD_NAMES
+from adcam.cli.labeler import CRF_BACKENDS, CRF_NAMES
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.errors import AdcamError
 from adcam.masks import crf as crf_module
@@ -141,6 +141,11 @@ def test_mistakes_are_refused_before_torch_is_imported(place: Path) -> None:
         "convert masks-to-coco missing --out out.json",
         "generate photos --checkpoint classifier.safetensors --out out --method adcam",
         "generate photos --checkpoint classifier.safetensors --out out --scales 0",
+        f"{GENERATE} --method-options powr=3",
+        f"{GENERATE} --method-options power=-1",
+        f"{GENERATE} --method-options power=high",
+        f"{GENERATE} --method cam --method-options power=3",
+        f"{GENERATE} --config cam.toml --method-options box_threshold=2",
         "train voc12/adcam_deit-small --cfg-options train.epoch=3",
         "train voc12/adcam_deit-small --cfg-options data.train=3",
         "evaluate photos --gt truth",
@@ -151,6 +156,7 @@ def test_mistakes_are_refused_before_torch_is_imported(place: Path) -> None:
         "init --images missing",
         "config show missing",
     ]
+    (place / "cam.toml").write_text('[cam]\nmethod = "clip_es_form"\n')
     script = (
         "import shlex, sys\nfrom adcam.cli import main\n"
         "codes = [main(shlex.split(line)) for line in sys.stdin.read().splitlines()]\n"
@@ -338,11 +344,19 @@ def test_crf_options_that_contradict_one_another(
     assert "name two" in capsys.readouterr().err
 
 
-def test_the_command_line_knows_the_methods() -> None:
+def test_the_options_of_methods_are_known_without_them() -> None:
+    from adcam import method_options
     from adcam.cams import METHODS
+    from adcam.ops import common_neighbor, diffusion
 
-    assert set(METHOD_NAMES) <= set(METHODS)
-    assert set(METHODS) - set(METHOD_NAMES) <= {"squared"}  # which a docstring adds
+    known = method_options.METHOD_OPTIONS
+    assert set(known) <= set(METHODS)
+    assert set(METHODS) - set(known) <= {"squared"}  # which a docstring adds
+    for name, options in known.items():
+        assert issubclass(METHODS[name], options)
+        assert vars(METHODS[name]()) == vars(options())  # type: ignore[call-arg]
+    assert method_options.SIMILARITIES == common_neighbor.SIMILARITIES
+    assert method_options.NORMALIZATIONS == diffusion.NORMALIZATIONS
 
 
 def test_the_command_line_knows_the_crfs() -> None:

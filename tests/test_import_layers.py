@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import adcam
 from adcam.installation import EXTRAS
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "adcam"
+PACKAGE = Path(adcam.__file__).resolve().parent
+ROOT = PACKAGE.parent
 STAGES = ("data", "models", "cams", "masks", "boxes", "metrics", "report", "seg")
 # Imported when they are used: what an extra brings, and compilers that not every machine can run.
 OPTIONAL = (*EXTRAS, "triton", "numba")
@@ -69,10 +70,10 @@ def is_within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
+# In a wheel, the configs are beside the modules.
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if PACKAGE / "configs" not in path.parents]
 IMPORTS = [
-    found
-    for path in sorted(PACKAGE.rglob("*.py"))
-    for found in find_imports(path.read_text(encoding="utf-8"), path)
+    found for path in FILES for found in find_imports(path.read_text(encoding="utf-8"), path)
 ]
 
 
@@ -117,6 +118,7 @@ BASE = (
     "remote_files",
     "parquet",
     "options",
+    "method_options",
     "plain_config",
     "settings",
     "progress",
@@ -144,6 +146,7 @@ ROOMS = {
     "remote_files": ("errors", "files"),
     "parquet": ("errors", "remote_files"),
     "options": ("errors",),
+    "method_options": ("errors", "options"),
     "plain_config": ("errors", "files"),
     # Settings check the options of methods, CRFs and networks, which therefore know no settings.
     "settings": (
@@ -154,7 +157,8 @@ ROOMS = {
     "installation": ("errors", "version", "ops"),
     "ops": (),
     **dict.fromkeys(
-        STAGES, ("errors", "limits", "version", "options", "structures", "files", "ops")
+        STAGES,
+        ("errors", "limits", "version", "options", "method_options", "structures", "files", "ops"),
     ),
     "data": (
         *("errors", "limits", "version", "options", "structures", "files", "remote_files"),
@@ -185,7 +189,9 @@ def test_no_arrow_climbs(room: str) -> None:
 
 def test_every_module_is_in_a_room() -> None:
     names = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()}
-    assert names - {"__init__", "__main__", "__pycache__", "assets", "py.typed"} == set(ROOMS)
+    assert names - {"__init__", "__main__", "__pycache__", "assets", "configs", "py.typed"} == set(
+        ROOMS
+    )
 
 
 SHARED_BY_COMMANDS = ("arguments", "console", "labeler", "project", "signals")
@@ -261,7 +267,7 @@ def module_of(path: Path) -> str:
 
 
 def test_what_needs_an_optional_package_is_imported_when_used() -> None:
-    late = {module_of(path) for path in PACKAGE.rglob("*.py") if is_imported_when_used(path)}
+    late = {module_of(path) for path in FILES if is_imported_when_used(path)}
     assert "adcam.seg.segmenter" in late
     wrong = [
         str(found)
@@ -327,7 +333,7 @@ def test_import_adcam_takes_under_a_second() -> None:
 def test_every_module_imports_without_optional_packages() -> None:
     modules = sorted(
         module_of(path)
-        for path in PACKAGE.rglob("*.py")
+        for path in FILES
         if not is_imported_when_used(path) and path.name != "__main__.py"
     )
     blocked = [f"sys.modules[{name!r}] = None" for name in OPTIONAL if name != "triton"]

@@ -8,28 +8,14 @@ import torch
 from torch import Tensor
 
 from adcam.errors import AdcamError
+from adcam.method_options import ClassMapOptions, DiffusionOptions
 from adcam.ops.token_attention import check_layers, resolve_layers
-from adcam.options import Section, setting
 from adcam.structures import TokenMaps
-
-INITS = ("coupled", "cam")
 
 
 @dataclass(frozen=True)
-class ClassMapMethod(Section):
-    """What all methods share: the class maps of the present classes.
-
-    Attributes:
-        negatives: What happens to negative class evidence: ``"shift"`` subtracts each map's
-            minimum, which keeps the order of weak patches (a body scores low, but above the
-            background), ``"relu"`` cuts it off, ``"keep"`` leaves the maps as they are, whatever
-            ``rival_weight``.
-        rival_weight: Share of the strongest other class of the image that is subtracted from a
-            class map, in [0, 1); a larger share separates classes harder.
-    """
-
-    negatives: str = setting("shift", choices=("shift", "relu", "keep"))
-    rival_weight: float = setting(0.5, at_least=0, below=1)
+class ClassMapMethod(ClassMapOptions):
+    """What all methods share: the class maps of the present classes."""
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """No patch-to-patch attention is needed."""
@@ -96,21 +82,8 @@ class ClassMapMethod(Section):
 
 
 @dataclass(frozen=True)
-class DiffusionMethod(ClassMapMethod):
-    """What methods share that spread a start along the patch-to-patch attention.
-
-    Attributes:
-        init: Where the diffusion starts: ``"coupled"`` is the class maps times the class token's
-            attention (TS-CAM's coupling, arXiv 2103.14862), ``"cam"`` the class maps alone.
-        layers: Blocks whose patch-to-patch attention is averaged; see
-            :func:`adcam.ops.token_attention.resolve_layers`.
-        cls_layers: Blocks whose class-token attention is averaged for the coupled start. More
-            blocks: wider, and less specific to the class.
-    """
-
-    init: str = setting("coupled", choices=INITS)
-    layers: str | tuple[int, ...] = "all"
-    cls_layers: str | tuple[int, ...] = "all"
+class DiffusionMethod(DiffusionOptions, ClassMapMethod):
+    """What methods share that spread a start along the patch-to-patch attention."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adcam.cams.activation import INITS, DiffusionMethod
+from adcam.cams.activation import DiffusionMethod
+from adcam.method_options import CLIPESOptions, TransCAMOptions
 from adcam.ops.diffusion import diffuse
-from adcam.options import setting
 from adcam.structures import TokenMaps
 
 
@@ -36,26 +36,13 @@ class MCTformerForm(DiffusionMethod):
 
 
 @dataclass(frozen=True)
-class TransCAMForm(MCTformerForm):
+class TransCAMForm(TransCAMOptions, MCTformerForm):
     """Multiply the class maps by the attention once, without the class token."""
-
-    init: str = setting("cam", choices=INITS)
 
 
 @dataclass(frozen=True)
-class CLIPESForm(DiffusionMethod):
-    """Apply the Sinkhorn-normalised attention ``num_steps`` times.
-
-    Attributes:
-        num_steps: Powers of the transition; more spreads further.
-        box_threshold: Activation outside the bounding boxes of what exceeds this share of the
-            range of a map is dropped before diffusion (the paper's 0.4); a larger share drops more,
-            ``None`` keeps everything.
-    """
-
-    layers: str | tuple[int, ...] = "last:2/3"
-    num_steps: int = setting(2, at_least=0)
-    box_threshold: float | None = setting(None, at_least=0, below=1)
+class CLIPESForm(CLIPESOptions, DiffusionMethod):
+    """Apply the Sinkhorn-normalised attention ``num_steps`` times."""
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""

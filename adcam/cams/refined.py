@@ -8,21 +8,13 @@ import torch
 from torch import Tensor
 
 from adcam.errors import AdcamError
-from adcam.options import Section, setting
+from adcam.method_options import RefinedOptions
 from adcam.structures import TokenMaps
 
 
 @dataclass(frozen=True)
-class Refined(Section):
-    """Probabilities of a head that learnt from confident pixels (:mod:`adcam.models.refined_cam`).
-
-    Attributes:
-        color_steps: Number of steps in which the maps spread along the colours of the image, on a
-            grid four times finer than the patches (:mod:`adcam.ops.color_diffusion`). More steps
-            smooth more; 0 leaves the maps as they are.
-    """
-
-    color_steps: int = setting(10, at_least=0)
+class Refined(RefinedOptions):
+    """What a head says that learnt from confident pixels (:mod:`adcam.models.refined_cam`)."""
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """No attention between patches is needed."""

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from adcam.settings import TestViews
     from adcam.structures import ClassSet
 
-METHOD_NAMES = (
-    *("cam", "ts_cam", "transcam_form", "mctformer_form", "clip_es_form", "ad_cam", "refined"),
-)
 CRF_NAMES = ("none", "toco", "irn", "psa", "clip_es", "weaktr")
 CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
 
@@ -375,7 +372,7 @@ def check_classifier(args: argparse.Namespace) -> None:
         raise AdcamError('--model needs --classes, e.g. --classes "tabby cat,golden retriever"')
     if args.model is None and (args.classes or args.weights):
         raise AdcamError("--classes and --weights go with --model; a checkpoint has its own")
-    _check_method(args.method)
+    _check_method(args)
     for side in args.scales or ():
         if side < 1:
             raise AdcamError(f"--scales are sides in pixels, at least 1, got {side}")
@@ -385,15 +382,36 @@ def check_classifier(args: argparse.Namespace) -> None:
         parse_rule(args.threshold)
 
 
-def _check_method(name: str | None) -> None:
-    """Refuse an unknown method; those that a program added are known once it has loaded ours."""
+def _check_method(args: argparse.Namespace) -> None:
+    """Refuse an unknown method, and options that it does not have.
+
+    Where methods are loaded already, a program may have added some: then they are checked later.
+    """
     import sys
 
-    if name is None or name in METHOD_NAMES or "adcam.cams" in sys.modules:
+    if "adcam.cams" in sys.modules:
         return
-    from adcam.options import check_choice
+    from adcam.method_options import METHOD_OPTIONS
+    from adcam.options import check_choice, from_section
 
-    check_choice("--method", name, METHOD_NAMES)
+    if args.method is not None:
+        check_choice("--method", args.method, METHOD_OPTIONS)
+    if args.method_options is not None:
+        given = parse_pairs("--method-options", args.method_options)
+        if method := args.method or _default_method(getattr(args, "config", None)):
+            from_section(METHOD_OPTIONS[method], given, f"--method-options of {method}")
+
+
+def _default_method(config: Path | None) -> str | None:
+    """The method where the command names none; ``None`` where only the config's code would tell."""
+    if config is None:
+        return "ad_cam"
+    from adcam.method_options import METHOD_OPTIONS
+    from adcam.plain_config import is_toml, read_plain_config
+
+    section = read_plain_config(config).get("cam", {}) if is_toml(config) else None
+    method = section.get("method", "ad_cam") if isinstance(section, dict) else None
+    return method if method in METHOD_OPTIONS else None
 
 
 def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:

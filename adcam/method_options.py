@@ -1,0 +1,156 @@
+"""What each method can be told, for who must know it before torch is loaded.
+
+The methods of :mod:`adcam.cams` inherit their options from here, so that a command refuses at once
+an option that does not exist, or a value out of range. Only whether layers can be read is found out
+later, by :mod:`adcam.ops.token_attention`, which imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from adcam.errors import AdcamError
+from adcam.options import Section, setting
+
+SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya", "overlap", "none")
+NORMALIZATIONS = ("sinkhorn", "row", "column", "none")
+_INITS = ("coupled", "cam")
+
+
+@dataclass(frozen=True)
+class ClassMapOptions(Section):
+    """Options that all methods share which start from class maps.
+
+    Attributes:
+        negatives: What happens to negative class evidence: ``"shift"`` subtracts each map's
+            minimum, which keeps the order of weak patches (a body scores low, but above the
+            background), ``"relu"`` cuts it off, ``"keep"`` leaves the maps as they are, whatever
+            ``rival_weight``.
+        rival_weight: Share of the strongest other class of the image that is subtracted from a
+            class map, in [0, 1); a larger share separates classes harder.
+    """
+
+    negatives: str = setting("shift", choices=("shift", "relu", "keep"))
+    rival_weight: float = setting(0.5, at_least=0, below=1)
+
+
+@dataclass(frozen=True)
+class DiffusionOptions(ClassMapOptions):
+    """Options of methods that spread a start along the patch-to-patch attention.
+
+    Attributes:
+        init: Where the diffusion starts: ``"coupled"`` is the class maps times the class token's
+            attention (TS-CAM's coupling, arXiv 2103.14862), ``"cam"`` the class maps alone.
+        layers: Blocks whose patch-to-patch attention is averaged; see
+            :func:`adcam.ops.token_attention.resolve_layers`.
+        cls_layers: Blocks whose class-token attention is averaged for the coupled start. More
+            blocks: wider, and less specific to the class.
+    """
+
+    init: str = setting("coupled", choices=_INITS)
+    layers: str | tuple[int, ...] = "all"
+    cls_layers: str | tuple[int, ...] = "all"
+
+
+@dataclass(frozen=True)
+class TransCAMOptions(DiffusionOptions):
+    """Options of :class:`adcam.cams.TransCAMForm`, which starts without the class token."""
+
+    init: str = setting("cam", choices=_INITS)
+
+
+@dataclass(frozen=True)
+class CLIPESOptions(DiffusionOptions):
+    """Options of :class:`adcam.cams.CLIPESForm`.
+
+    Attributes:
+        num_steps: Powers of the transition; more spreads further.
+        box_threshold: Activation outside the bounding boxes of what exceeds this share of the
+            range of a map is dropped before diffusion (the paper's 0.4); a larger share drops more,
+            ``None`` keeps everything.
+    """
+
+    layers: str | tuple[int, ...] = "last:2/3"
+    num_steps: int = setting(2, at_least=0)
+    box_threshold: float | None = setting(None, at_least=0, below=1)
+
+
+@dataclass(frozen=True)
+class ADCAMOptions(DiffusionOptions):
+    """Options of :class:`adcam.cams.ADCAM`.
+
+    Attributes:
+        similarity: How two patches' attentions are compared: ``"resource_allocation"``,
+            ``"cosine"``, ``"bhattacharyya"``, ``"overlap"`` or ``"none"``.
+        power: Exponent of the similarity; larger cuts links between unlike patches harder.
+        normalize: ``"sinkhorn"``, ``"row"`` or ``"column"``.
+        num_steps: Diffusion steps; more spreads further. ``None`` with ``alpha`` is the limit of
+            infinitely many.
+        alpha: Restart: share of the diffused map in each step, in [0, 1]; ``None`` for none.
+        clip_quantile: Quantile of each refined map at which its largest values are cut off, in
+            (0, 1]. 1 cuts nothing; a smaller one gives more patches the top score.
+        artifact_ratio: Share of the image's median agreement with the patches around it below which
+            a patch is taken out of the diffusion and filled in afterwards
+            (:mod:`adcam.ops.artifact_patches`), in [0, 1]. A larger share takes out more; 0 keeps
+            every patch.
+        walk: ``"refined"`` diffuses along the attention refined by common neighbours;
+            ``"two_hop"`` is the quick form, in which maps walk to a neighbour and on to one of
+            those who attend to it (:mod:`adcam.ops.two_hop_walk`). ``similarity``, ``power``,
+            ``normalize``, ``num_steps``, ``alpha`` and ``artifact_ratio`` play no part in it.
+        two_hop_steps: Number of steps of the quick form; more spreads further.
+        exact: Whether a GPU refines in the precision of float32; otherwise it multiplies float16
+            with sums in float32. A CPU is always exact.
+        color_steps: Number of steps in which the maps spread along the colours of the image, on a
+            grid four times finer than the patches (:mod:`adcam.ops.color_diffusion`). More steps
+            smooth more; 0 leaves the maps as they are.
+    """
+
+    similarity: str = setting("resource_allocation", choices=SIMILARITIES)
+    power: float = setting(2.0, at_least=0)
+    normalize: str = setting("sinkhorn", choices=NORMALIZATIONS)
+    num_steps: int | None = setting(2, at_least=0)
+    alpha: float | None = setting(None, at_least=0, at_most=1)
+    layers: str | tuple[int, ...] = "last:1/2"
+    cls_layers: str | tuple[int, ...] = "last:1/3"
+    clip_quantile: float = setting(0.985, above=0, at_most=1)
+    artifact_ratio: float = setting(0.65, at_least=0, at_most=1)
+    walk: str = setting("refined", choices=("refined", "two_hop"))
+    two_hop_steps: int = setting(1, at_least=0)
+    exact: bool = False
+    color_steps: int = setting(10, at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_steps is None and self.alpha is None:
+            raise AdcamError("num_steps=None is the limit of a walk with restart: give alpha too")
+        if self.num_steps is None and self.alpha == 1:
+            raise AdcamError("alpha must be below 1 where num_steps=None, got 1")
+
+
+@dataclass(frozen=True)
+class RefinedOptions(Section):
+    """Options of :class:`adcam.cams.Refined`.
+
+    Attributes:
+        color_steps: Number of steps in which the maps spread along the colours of the image, on a
+            grid four times finer than the patches (:mod:`adcam.ops.color_diffusion`). More steps
+            smooth more; 0 leaves the maps as they are.
+    """
+
+    color_steps: int = setting(10, at_least=0)
+
+
+METHOD_OPTIONS: Mapping[str, type[Section]] = MappingProxyType(
+    {
+        "cam": ClassMapOptions,
+        "ts_cam": ClassMapOptions,
+        "transcam_form": TransCAMOptions,
+        "mctformer_form": DiffusionOptions,
+        "clip_es_form": CLIPESOptions,
+        "ad_cam": ADCAMOptions,
+        "refined": RefinedOptions,
+    }
+)
+"""The options of each method by its name, without those that a program registers."""
