@@ -17,7 +17,7 @@ OLD_TRITON := $(VENV)/triton-3.2.0
 METADATA := setup.py pyproject.toml constraints.txt adcam/version.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-kernels fuzz chaos lint format api docs clean
+.PHONY: help install demo test test-all test-wheel test-kernels fuzz chaos lint format api docs clean
 MAKEFLAGS += --no-print-directory
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "                  masks, write a report (6 minutes)"
 	@echo "  make test       check style and types, run the tests (5 minutes on two cores)"
 	@echo "  make test-all   the same with the slow tests"
+	@echo "  make test-wheel build the wheel, install it away from here, run the tests from it"
 	@echo "  make fuzz       try the readers on 10,000 damaged files"
 	@echo "  make chaos      kill a run of 300 images 20 times and compare its bytes (15 minutes)"
 	@echo "  make lint       check style and types only"
@@ -112,6 +113,11 @@ test-kernels: $(EXTRAS) $(OLD_TRITON)
 
 test-all: $(EXTRAS) lint
 	@$(BIN)/python -m pytest $(SHARE_TESTS) $(PYTEST_ARGS)
+
+# Of PYTHON, in a clean environment: make test-wheel PYTHON=python3.13
+test-wheel: export OMP_NUM_THREADS ?= 1
+test-wheel:
+	@tools/test_wheel.sh $(PYTHON) $(SHARE_TESTS) -m 'not slow and not gpu' $(PYTEST_ARGS)
 
 # Twenty kills at random moments; a second call with SEED=1 tries other moments.
 chaos: export OMP_NUM_THREADS ?= 1

@@ -20,12 +20,15 @@ settings.load_profile("adcam")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together the tests that share a module's fixture, and those that use the GPU.
+    """Skip what reads the sources where they are not; keep together what shares something.
 
+    Together stay tests that share a module's fixture, and those that use the GPU.
     ``make test`` runs with ``--dist loadgroup``: the tests of a group run in one process, all
     others wherever a process is free. Without groups, each process would build the fixture anew.
     """
     for item in items:
+        if item.get_closest_marker("checkout") and not IS_CHECKOUT:
+            item.add_marker(pytest.mark.skip("reads the sources, which are not beside the tests"))
         definitions = item._fixtureinfo.name2fixturedefs.values()
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.xdist_group("gpu"))
@@ -34,6 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 ROOT = Path(__file__).resolve().parents[1]
+# `make test-wheel` runs the tests away from the sources: `import adcam` is what pip installed.
+IS_CHECKOUT = (ROOT / "adcam").is_dir() and (ROOT / ".ci").is_dir()
 SHARED = Path(os.environ.get("ADCAM_SHARED", ROOT.parent / "shared"))
 
 

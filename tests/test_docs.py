@@ -217,6 +217,7 @@ def check_command(words: list[str], page: str) -> None:
         build_method(args.method or "ad_cam", **parse_overrides(args.method_options or []))
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     broken = []
@@ -248,6 +249,7 @@ def prose(page: Path) -> str:
     return without_blocks(text)
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_names_in_the_text_exist(page: Path) -> None:
     text = prose(page)
@@ -298,6 +300,7 @@ def read_tree() -> list[str]:
     return paths
 
 
+@pytest.mark.checkout
 def test_tree_names_what_is_there() -> None:
     paths = read_tree()
     assert len(paths) == len(set(paths)) > 50
@@ -307,6 +310,7 @@ def test_tree_names_what_is_there() -> None:
     assert wrong == []
 
 
+@pytest.mark.checkout
 def test_tree_names_all_there_is() -> None:
     named = read_tree()
     operations = {p for p in named if p.startswith("adcam/ops/") and p != "adcam/ops/"}

@@ -134,6 +134,7 @@ def test_every_extra_is_used(setup_arguments: dict[str, Any]) -> None:
     assert set(setup_arguments["extras_require"]) == used
 
 
+@pytest.mark.checkout
 def test_every_import_is_declared(setup_arguments: dict[str, Any]) -> None:
     declared = {canonicalize_name(r.name) for r in requirements_of(setup_arguments)}
     known = sys.stdlib_module_names | {"adcam"}
@@ -173,6 +174,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.checkout
 def test_wheel_holds_package_and_configs_and_nothing_else(wheel: Path) -> None:
     source = wheel.parent / "source"
     with zipfile.ZipFile(wheel) as archive:
@@ -191,6 +193,7 @@ def test_wheel_holds_package_and_configs_and_nothing_else(wheel: Path) -> None:
     assert packed == package | configs
 
 
+@pytest.mark.checkout
 def test_wheel_states_what_indexes_ask_for(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (info,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
@@ -206,6 +209,7 @@ def test_wheel_states_what_indexes_ask_for(wheel: Path) -> None:
     assert pythons == list(PYTHONS)
 
 
+@pytest.mark.checkout
 def test_source_archive_builds_what_the_repository_builds(tmp_path: Path) -> None:
     """It holds what setup.py and the tests read, and nothing that git does not know."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
@@ -235,6 +239,7 @@ def test_version_is_one() -> None:
     assert newest in (adcam.__version__, "Unreleased")
 
 
+@pytest.mark.checkout
 def test_an_installed_package_finds_its_configs_by_name(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")

@@ -42,6 +42,7 @@ def test_issue_templates_are_forms(path: Path) -> None:
     assert all(field["attributes"]["label"] for field in form["body"])
 
 
+@pytest.mark.checkout
 def test_there_is_a_template_for_each_kind_of_issue() -> None:
     assert {path.name for path in TEMPLATES} == {
         "bug.yml", "config.yml", "feature.yml", "question.yml",

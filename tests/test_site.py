@@ -45,6 +45,7 @@ def hooks() -> ModuleType:
     return module
 
 
+@pytest.mark.checkout
 def test_every_page_has_one_place_in_the_navigation() -> None:
     config = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader=PlainLoader)
     pages = list(read_nav(config["nav"]))
@@ -85,6 +86,7 @@ def test_reference_names_what_is_public_and_no_members(hooks: ModuleType) -> Non
     assert page.endswith("\n::: a.B\n\n")
 
 
+@pytest.mark.checkout
 def test_site_builds_without_a_warning(tmp_path: Path) -> None:
     for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
         pytest.importorskip(package, reason=WHY)
