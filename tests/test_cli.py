@@ -515,6 +515,7 @@ def test_wrong_usage_exits_with_2(place: Path, command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
+        ("init --imags photos", "required: --images; did you mean --images by --imags?"),
         ("generate photos --out out --treshold 1", "--treshold 1; did you mean --threshold?"),
         ("segment check my.py --cfg-opions=a", "did you mean --cfg-options?"),
         ("convert label-table a.csv --out b.csv --overwrit --clases a", "mean --classes?"),

@@ -15,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from adcam.cli import (
     boxes,
@@ -217,9 +218,26 @@ def _check_inputs(args: argparse.Namespace) -> None:
         raise AdcamError(f"--labels {labels}: there is no such file")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the option that a misspelt word may be, also where a required one is missing for it."""
+
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        for option in (word.partition("=")[0] for word in self._words if word.startswith("--")):
+            if "required" in message and option not in self._option_string_actions:
+                close = difflib.get_close_matches(option, self._option_string_actions, n=1)
+                message += f"; did you mean {close[0]} by {option}?" if close else ""
+        super().error(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="adcam",
         description="Pixel masks from image-level labels.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

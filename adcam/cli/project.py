@@ -119,16 +119,16 @@ def set_up(
         folder: The folder of the project.
         overwrite: Whether the files of another project may be replaced.
     """
+    share = 0.2 if args.val_share is None else args.val_share
+    if not 0 < share < 1:
+        raise AdcamError(f"--val-share must lie between 0 and 1, got {share}")
+    start = _read_start(args)
     from adcam.files import find_images
     from adcam.project.create import create_project, describe_table
     from adcam.project.find_labels import find_labels, find_photographs
     from adcam.project.project import LISTS, Project, refuse_existing
     from adcam.project.survey import look_at_images, put_together, read_any_labels
 
-    share = 0.2 if args.val_share is None else args.val_share
-    if not 0 < share < 1:
-        raise AdcamError(f"--val-share must lie between 0 and 1, got {share}")
-    start = _read_start(args)
     project = Project(folder)
     if not overwrite:
         refuse_existing(project)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from adcam.data.png import count_values
 from adcam.data.text_tables import read_rows
@@ -45,6 +44,8 @@ def trace_regions(region: np.ndarray) -> list[np.ndarray]:
         int64 (P, 2) corners x, y of each part, 0..W and 0..H, without the first one repeated;
         parts from top to bottom by their first pixel.
     """
+    from scipy import ndimage  # slow to import, and readers of labels import this file
+
     parts, _ = ndimage.label(region)
     outlines = []
     for index, window in enumerate(ndimage.find_objects(parts), start=1):
