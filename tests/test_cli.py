@@ -520,6 +520,9 @@ def test_wrong_usage_exits_with_2(place: Path, command: str) -> None:
         ("segment check my.py --cfg-opions=a", "did you mean --cfg-options?"),
         ("convert label-table a.csv --out b.csv --overwrit --clases a", "mean --classes?"),
         ("info --qqqq", "see adcam info --help"),
+        ("boxes --out boxes.csv", "required: --threshold, IMAGES; see adcam boxes --help"),
+        ("convert mask-to-coco a --out b.json", "did you mean masks-to-coco?"),
+        ("segment chek my.py", "did you mean check?"),
     ],
 )
 def test_unknown_options_are_told_by_their_command(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -219,7 +220,7 @@ def _check_inputs(args: argparse.Namespace) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the option that a misspelt word may be, also where a required one is missing for it."""
+    """Tells a mistake in one line, without the usage, which of some commands fills a screen."""
 
     _words: Sequence[str] = ()
 
@@ -232,7 +233,11 @@ class _Parser(argparse.ArgumentParser):
             if "required" in message and option not in self._option_string_actions:
                 close = difflib.get_close_matches(option, self._option_string_actions, n=1)
                 message += f"; did you mean {close[0]} by {option}?" if close else ""
-        super().error(message)
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            close = difflib.get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), n=1)
+            message += f"; did you mean {close[0]}?" if close else ""
+        hint = "" if message.endswith("?") else f"; see {self.prog} --help"
+        self.exit(EXIT_ERROR, f"{self.prog}: error: {message}{hint}\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
