@@ -1,18 +1,20 @@
 """What each method can be told, for who must know it before torch is loaded.
 
-The methods of :mod:`adcam.cams` inherit their options from here, so that a command refuses at once
-an option that does not exist, or a value out of range. Only whether layers can be read is found out
-later, by :mod:`adcam.ops.token_attention`, which imports torch.
+The methods of :mod:`adcam.cams` inherit their options from here, so that commands and configs
+refuse at once an option that does not exist, or a value out of range.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from adcam.errors import AdcamError
-from adcam.options import Section, setting
+from adcam.ops.layers import check_layers
+from adcam.options import Section, from_section, setting, suggest
 
 SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya", "overlap", "none")
 NORMALIZATIONS = ("sinkhorn", "row", "column", "none")
@@ -52,6 +54,14 @@ class DiffusionOptions(ClassMapOptions):
     init: str = setting("coupled", choices=_INITS)
     layers: str | tuple[int, ...] = "all"
     cls_layers: str | tuple[int, ...] = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("layers", "cls_layers"):
+            try:
+                check_layers(getattr(self, name), name)
+            except ValueError as error:
+                raise AdcamError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -154,3 +164,32 @@ METHOD_OPTIONS: Mapping[str, type[Section]] = MappingProxyType(
     }
 )
 """The options of each method by its name, without those that a program registers."""
+
+
+def known_methods() -> Mapping[str, type]:
+    """The methods, or their options alone where no program has loaded the methods.
+
+    Whoever registers a method loads them, so that none is missed.
+    """
+    cams = sys.modules.get("adcam.cams")
+    return getattr(cams, "METHODS", METHOD_OPTIONS)
+
+
+def check_method(method: str, options: Mapping[str, Any], where: str) -> None:
+    """Refuse an unknown method, or options that it does not have.
+
+    Args:
+        method: The name of the method.
+        options: Its options by name.
+        where: What errors call the options.
+
+    Raises:
+        AdcamError: The method or an option is unknown, or a value has the wrong type or range.
+    """
+    methods = known_methods()
+    try:
+        if method not in methods:
+            raise AdcamError(f"unknown method {method!r}{suggest(method, methods)}")
+        from_section(methods[method], options, method)
+    except AdcamError as error:
+        raise AdcamError(f"{where}: {error}") from error

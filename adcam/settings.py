@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_type_hint
 
 from adcam.errors import AdcamError
 from adcam.installation import find_config
+from adcam.method_options import check_method, known_methods
 from adcam.options import (
     Section,
     check_choice,
@@ -47,20 +48,6 @@ TASKS = ("segmentation", "localization")
 CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
 
 
-def check_method(method: str, options: Mapping[str, Any], where: str) -> None:
-    """Refuse an unknown method, or options that it does not have.
-
-    Raises:
-        AdcamError: The method or an option is unknown, or a value has the wrong type or range.
-    """
-    from adcam.cams import build_method
-
-    try:
-        build_method(method, **options)
-    except AdcamError as error:
-        raise AdcamError(f"{where}: {error}") from error
-
-
 def _children(node: Any) -> dict[str, Any]:
     if isinstance(node, list | tuple):
         return {str(index): value for index, value in enumerate(node)}
@@ -68,9 +55,7 @@ def _children(node: Any) -> dict[str, Any]:
 
 
 def _method_names() -> tuple[str, ...]:
-    from adcam.cams import METHODS
-
-    return tuple(METHODS)
+    return tuple(known_methods())
 
 
 def _crf_names() -> tuple[str, ...]:

@@ -145,6 +145,8 @@ def test_mistakes_are_refused_before_torch_is_imported(place: Path) -> None:
         f"{GENERATE} --method-options power=-1",
         f"{GENERATE} --method-options power=high",
         f"{GENERATE} --method cam --method-options power=3",
+        f"{GENERATE} --method-options layers=lst:2",
+        f"{GENERATE} --labels labels.csv".replace("cpu", "gpu"),
         f"{GENERATE} --config cam.toml --method-options box_threshold=2",
         "train voc12/adcam_deit-small --cfg-options train.epoch=3",
         "train voc12/adcam_deit-small --cfg-options data.train=3",
@@ -185,6 +187,7 @@ def test_labels_rules_and_sources_are_checked_without_torch(place: Path) -> None
         "calibrate photos --checkpoint classifier.safetensors --labels bad.csv",
         "convert masks-to-coco photos --out out.json",
         "convert label-table missing.csv --out out.csv",
+        "report truth",
     ]
     script = (
         "import shlex, sys\nfrom adcam.cli import main\n"
@@ -472,7 +475,7 @@ def test_wrong_labels(
         (f"{GENERATE} --labels nothing.csv", "nothing.csv"),
         (
             f"{GENERATE} --labels predicted --method gradcam",
-            "labeler.method must be 'cam'",
+            "--method must be 'cam'",
         ),
         (f"{GENERATE} --labels predicted --method-options power", "--method-options takes key=val"),
         (f"{GENERATE} --labels predicted --threshold high", "background rule must be"),

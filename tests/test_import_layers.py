@@ -146,12 +146,12 @@ ROOMS = {
     "remote_files": ("errors", "files"),
     "parquet": ("errors", "remote_files"),
     "options": ("errors",),
-    "method_options": ("errors", "options"),
+    "method_options": ("errors", "options", "ops"),
     "plain_config": ("errors", "files"),
     # Settings check the options of methods, CRFs and networks, which therefore know no settings.
     "settings": (
-        *("errors", "limits", "version", "options", "plain_config", "files", "structures"),
-        *("installation", "ops", "cams", "masks", "models"),
+        *("errors", "limits", "version", "options", "method_options", "plain_config", "files"),
+        *("structures", "installation", "ops", "cams", "masks", "models"),
     ),
     "progress": ("errors",),
     "installation": ("errors", "version", "ops"),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adcam.errors import AdcamError
 from adcam.method_options import ClassMapOptions, DiffusionOptions
-from adcam.ops.token_attention import check_layers, resolve_layers
+from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
 
@@ -85,11 +85,6 @@ class ClassMapMethod(ClassMapOptions):
 class DiffusionMethod(DiffusionOptions, ClassMapMethod):
     """What methods share that spread a start along the patch-to-patch attention."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_layer_option(self.layers, "layers")
-        check_layer_option(self.cls_layers, "cls_layers")
-
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
         """Return the sets of blocks whose patch-to-patch attention is needed."""
         return (resolve_layers(self.layers, depth),)
@@ -124,13 +119,6 @@ class DiffusionMethod(DiffusionOptions, ClassMapMethod):
                 f"{sorted(maps.attn_patch2patch)}. Pass the method's layer_sets to token_maps"
             )
         return maps.attn_patch2patch[layers]
-
-
-def check_layer_option(layers: str | tuple[int, ...], name: str) -> None:
-    try:
-        check_layers(layers, name)
-    except ValueError as error:
-        raise AdcamError(str(error)) from error
 
 
 def check_class_ids(class_ids: Tensor, num_classes: int) -> None:

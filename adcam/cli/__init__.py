@@ -214,6 +214,9 @@ def _check_inputs(args: argparse.Namespace) -> None:
         # What is behind a URL or a pattern shows when it is opened.
         if isinstance(path, Path) and "*" not in path.name and not path.exists():
             raise AdcamError(f"{path}: there is no such {what}")
+    device = getattr(args, "device", None)
+    if device is not None and not re.match(r"(cpu|cuda|mps|xpu)(:\d+)?$", device):
+        raise AdcamError(f"--device is cpu, cuda, or cuda:1 for the second GPU, got {device!r}")
     labels = getattr(args, "labels", None)
     if labels is not None and Path(labels).suffix and not Path(labels).exists():
         raise AdcamError(f"--labels {labels}: there is no such file")

@@ -383,35 +383,27 @@ def check_classifier(args: argparse.Namespace) -> None:
 
 
 def _check_method(args: argparse.Namespace) -> None:
-    """Refuse an unknown method, and options that it does not have.
-
-    Where methods are loaded already, a program may have added some: then they are checked later.
-    """
-    import sys
-
-    if "adcam.cams" in sys.modules:
-        return
-    from adcam.method_options import METHOD_OPTIONS
-    from adcam.options import check_choice, from_section
+    """Refuse an unknown method, and options that it does not have."""
+    from adcam.method_options import check_method, known_methods
+    from adcam.options import check_choice
 
     if args.method is not None:
-        check_choice("--method", args.method, METHOD_OPTIONS)
+        check_choice("--method", args.method, known_methods())
     if args.method_options is not None:
         given = parse_pairs("--method-options", args.method_options)
         if method := args.method or _default_method(getattr(args, "config", None)):
-            from_section(METHOD_OPTIONS[method], given, f"--method-options of {method}")
+            check_method(method, given, "--method-options")
 
 
 def _default_method(config: Path | None) -> str | None:
     """The method where the command names none; ``None`` where only the config's code would tell."""
     if config is None:
         return "ad_cam"
-    from adcam.method_options import METHOD_OPTIONS
     from adcam.plain_config import is_toml, read_plain_config
 
     section = read_plain_config(config).get("cam", {}) if is_toml(config) else None
     method = section.get("method", "ad_cam") if isinstance(section, dict) else None
-    return method if method in METHOD_OPTIONS else None
+    return method if isinstance(method, str) else None
 
 
 def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from adcam.ops._backends import available_backends, choose_backend, triton_not_supported_reasons
 from adcam.ops._checks import at_least_float32, check_float, without_autocast
 from adcam.ops._recompute import recompute_backward, records_gradient
+from adcam.ops.layers import check_layers, resolve_layers
 from adcam.ops.token_attention import blocked, fused, reference
-from adcam.ops.token_attention.layers import check_layers, resolve_layers
 
 __all__ = [
     "accumulate_blocks",
