@@ -45,6 +45,7 @@ S = TypeVar("S", bound="ConfigSettings")
 DTYPES = ("float32", "bfloat16", "float16")
 AMP_TYPES = ("none", "bfloat16", "float16")
 TASKS = ("segmentation", "localization")
+CRF_NAMES = ("none", "toco", "irn", "psa", "clip_es", "weaktr")
 CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
 
 
@@ -56,12 +57,6 @@ def _children(node: Any) -> dict[str, Any]:
 
 def _method_names() -> tuple[str, ...]:
     return tuple(known_methods())
-
-
-def _crf_names() -> tuple[str, ...]:
-    from adcam.masks.crf import CRF_PARAMS
-
-    return ("none", *CRF_PARAMS)
 
 
 @dataclass(frozen=True)
@@ -305,7 +300,7 @@ class MaskSettings(Section):
     rule: str | None = setting(None)
     chosen_on: str = setting("given")
     two_threshold: tuple[float, float] | None = setting(None, at_least=0, at_most=1)
-    crf: str = setting("none", choices=_crf_names)
+    crf: str = setting("none", choices=CRF_NAMES)
     crf_backend: str = setting("auto", choices=CRF_BACKENDS)
     label_threshold: float | tuple[float, ...] | None = setting(None, at_least=0, at_most=1)
     at_least_one: bool = setting(False)
@@ -378,7 +373,7 @@ class MethodSpec(Section):
     options: Mapping[str, Any] = setting({})
     views: TestViews = field(default_factory=TestViews)
     network: str = setting("")
-    crf: str = setting("none", choices=_crf_names)
+    crf: str = setting("none", choices=CRF_NAMES)
     crf_thresholds: tuple[float, ...] = setting((), at_least=0, at_most=1)
     rule: str = setting("")
     score_maps: str = setting("")
@@ -619,7 +614,7 @@ class SegTestSettings(Section):
     scales: tuple[float, ...] = setting((1.0,), above=0)
     flip: bool = setting(False)
     short_side: int | None = setting(None, at_least=1)
-    crf: str = setting("none", choices=_crf_names)
+    crf: str = setting("none", choices=CRF_NAMES)
     labels: str = setting("none", choices=("none", "given"))
     min_prob: float = setting(0.0, at_least=0, at_most=1)
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adcam import settings as adcam_settings
 from adcam.cli import build_parser, info, main
 from adcam.cli.labeler import CRF_BACKENDS, CRF_NAMES
 from adcam.data.png import read_mask, voc_palette, write_mask
@@ -204,6 +205,24 @@ def test_labels_rules_and_sources_are_checked_without_torch(place: Path) -> None
     assert result.stdout == f"{[2] * len(commands)} []\n", result.stderr
 
 
+def test_configs_of_plain_values_are_checked_without_torch(place: Path) -> None:
+    (place / "cam.toml").write_text('[cam]\nmethod = "clip_es_form"\n')
+    changes = ["cam.scal=3", "cam.method_options.power=3", "mask.crf=tocco", "mask.rule=2"]
+    script = (
+        "import shlex, sys\nfrom adcam.cli import main\n"
+        "codes = [main(shlex.split(line)) for line in sys.stdin.read().splitlines()]\n"
+        "print(codes, 'torch' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        input="\n".join(f"{GENERATE} --config cam.toml --cfg-options {c}" for c in changes),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.stdout == f"{[2] * len(changes)} False\n", result.stderr
+
+
 def test_the_core_does_without_any_extra(place: Path) -> None:
     (place / "my.py").write_text("train = dict(epochs=1, img_size=8, batch_size=1)\n")
     works = [
@@ -363,7 +382,7 @@ def test_the_options_of_methods_are_known_without_them() -> None:
 
 
 def test_the_command_line_knows_the_crfs() -> None:
-    assert set(CRF_NAMES) == {"none", *crf_module.CRF_PARAMS}
+    assert set(CRF_NAMES) == set(adcam_settings.CRF_NAMES) == {"none", *crf_module.CRF_PARAMS}
     assert set(CRF_BACKENDS) == set(crf_module.CRF_BACKENDS)
 
 

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adcam.cli.arguments import add_cfg_options, add_command, parse_pairs
+from adcam.cli.arguments import add_cfg_options, add_command, load_settings
 from adcam.cli.console import log, say_next, show
 from adcam.cli.labeler import (
     add_labeler_arguments,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from adcam.labeling.packed_folder import PackedOutput
     from adcam.labeling.ray_engine import RayEngine
     from adcam.labeling.run import RunResult
+    from adcam.settings import Settings
 
 
 def add(commands: Any) -> None:
@@ -171,12 +172,13 @@ def _run(args: argparse.Namespace) -> int:
     shard = WHOLE if args.shard is None else parse_shard(args.shard)
     out = _read_output(args)
     num_shown = _read_num_shown(args)
+    config = _read_config(args)
     images = open_images_first(args)
     from adcam.labeling.generate import generate
     from adcam.labeling.output_folder import manifest_path
 
     engine = _read_engine(args)
-    labeler = build_labeler(args, **_read_options(args))
+    labeler = build_labeler(args, **_read_options(args, config))
     if engine is not None and engine.gpus_per_process:
         labeler.assign_device("cuda")
     result = generate(
@@ -283,19 +285,20 @@ def _read_engine(args: argparse.Namespace) -> RayEngine | None:
     return RayEngine(args.address, workers, share)
 
 
-def _read_options(args: argparse.Namespace) -> dict[str, Any]:
+def _read_config(args: argparse.Namespace) -> Settings | None:
+    """Read ``--config`` and ``--cfg-options``; ``None`` where there is none."""
+    if args.config is None:
+        if args.cfg_options:
+            raise AdcamError("--cfg-options changes a config: name one with --config")
+        return None
+    return load_settings(args)
+
+
+def _read_options(args: argparse.Namespace, config: Settings | None) -> dict[str, Any]:
     """Read the options of a labeler: those of the config, and over them what concerns the mask."""
     from adcam.labeling.labeler import options_from_settings
 
-    options: dict[str, Any] = {}
-    if args.config is not None:
-        from adcam.settings import Settings, load_settings
-
-        overrides = parse_pairs("--cfg-options", args.cfg_options)
-        settings: Settings = load_settings(args.config, overrides)
-        options = options_from_settings(settings.cam, settings.mask)
-    elif args.cfg_options:
-        raise AdcamError("--cfg-options changes a config: name one with --config")
+    options = {} if config is None else options_from_settings(config.cam, config.mask)
     for name in ("dtype", "compile"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
