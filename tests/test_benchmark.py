@@ -159,6 +159,7 @@ def test_peak_memory_is_what_a_run_adds(tool: dict[str, ModuleType]) -> None:
     assert timings["told"].peak_mib == 7.5
 
 
+@pytest.mark.checkout
 def test_a_row_has_all_that_a_number_depends_on(
     tool: dict[str, ModuleType],
     tmp_path: Path,

@@ -259,7 +259,7 @@ def test_a_config_of_this_project_as_plain_values(tmp_path: Path) -> None:
         ("a.yaml", "- 1", "has sections"),
         ("a.json", '{"_base_": ["other.py"]}', "no key '_base_'"),
         ("a.json", '{"a": 1, "a": 2}', "given twice"),
-        ("a.json", "[" * 3000, "nested too deeply"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.toml", "a = ", "not TOML"),
         ("a.toml", "a = " + "[" * 3000, "not TOML|nested too deeply"),
         ("a.py", "open('canary', 'w')", "not a program"),

@@ -98,6 +98,7 @@ def test_constraints_pin_exact_versions() -> None:
         assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), pin
 
 
+@pytest.mark.checkout
 @pytest.mark.parametrize("python", PYTHONS)
 def test_constraints_cover_every_requirement_once(
     setup_arguments: dict[str, Any], python: str
@@ -110,6 +111,7 @@ def test_constraints_cover_every_requirement_once(
             assert requirement.specifier.contains(version), (requirement, version)
 
 
+@pytest.mark.checkout
 def test_lower_bounds_are_the_tested_ones(setup_arguments: dict[str, Any]) -> None:
     tested = pins_for("3.10", read_pins("constraints-lower.txt"))
     bounds = [*setup_arguments["install_requires"], *setup_arguments["extras_require"]["train"]]
@@ -120,6 +122,7 @@ def test_lower_bounds_are_the_tested_ones(setup_arguments: dict[str, Any]) -> No
         assert Version(bound.version) == Version(version), requirement
 
 
+@pytest.mark.checkout
 def test_users_are_told_the_extra_that_brings_a_module(setup_arguments: dict[str, Any]) -> None:
     core = {canonicalize_name(Requirement(r).name) for r in setup_arguments["install_requires"]}
     for module, extra in installation.EXTRAS.items():
@@ -129,6 +132,7 @@ def test_users_are_told_the_extra_that_brings_a_module(setup_arguments: dict[str
         assert canonicalize_name(DISTRIBUTIONS.get(module, module)) in brought - core, module
 
 
+@pytest.mark.checkout
 def test_every_extra_is_used(setup_arguments: dict[str, Any]) -> None:
     used = {*installation.EXTRAS.values(), "dev", "peers", "docs"}  # for tests, for the site
     assert set(setup_arguments["extras_require"]) == used

@@ -157,7 +157,7 @@ def test_lanes_give_what_the_steps_give_one_image_at_a_time(
             image = make(image, job)
         assert isinstance(image, Made) and isinstance(other, Made)
         np.testing.assert_array_equal(image.result.mask, other.result.mask)
-        assert replace(image.result, mask=other.result.mask) == other.result
+        assert {**vars(image.result), "mask": None} == {**vars(other.result), "mask": None}
         np.testing.assert_array_equal(image.image.scores, other.image.scores)
         np.testing.assert_array_equal(image.image.maps.score_maps, other.image.maps.score_maps)
         assert set(image.seconds) == set(other.seconds) == {"decode", "network", "refine", "crf"}

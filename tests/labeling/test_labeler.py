@@ -361,7 +361,7 @@ def test_masks_of_a_batch_are_those_of_its_images(rule: str) -> None:
     for mask, *of_image in zip(masks, maps, imgs, ori_hws, strict=True):
         expected = one(*of_image)
         np.testing.assert_array_equal(mask.mask, expected.mask)
-        assert replace(mask, mask=expected.mask) == expected
+        assert {**vars(mask), "mask": None} == {**vars(expected), "mask": None}
     assert {5, 7, 9} <= set(np.concatenate([mask.mask.ravel() for mask in masks]))
     # Maps that are on the device are read there: all background, in place of one class.
     there = torch.zeros(1, *sizes[1])
