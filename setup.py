@@ -94,7 +94,8 @@ EXTRAS = {
         "open_clip_torch>=3.0",
         "transformers>=5.0",
         "grad-cam>=1.5.5",
-        "torchcam>=0.4.0",
+        # The last one for Python 3.10 wants NumPy 1.
+        "torchcam>=0.5.0; python_version >= '3.11'",
         "datasets>=4.0",
         "nbclient>=0.10",
         "nbformat>=5.10",

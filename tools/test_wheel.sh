@@ -28,8 +28,9 @@ done
 # mmsegmentation and grad-cam ask for opencv-python, which overwrites the headless build.
 install --force-reinstall --no-deps opencv-python-headless
 
-tar -xzf dist/*.tar.gz --one-top-level=tests --strip-components=1
-rm -r tests/adcam tests/*.egg-info
-cd tests
+mkdir source
+tar -xzf dist/*.tar.gz -C source --strip-components=1
+rm -r source/adcam source/*.egg-info
+cd source
 "$python" -c 'import adcam; print("Testing", adcam.__file__)'
 ADCAM_SHARED=${ADCAM_SHARED:-$root/../shared} "$python" -m pytest "$@"
