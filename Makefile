@@ -37,7 +37,7 @@ help:
 	@echo "  make install    set up .venv and nothing else"
 	@echo "  make clean      delete .venv and every cache"
 	@echo
-	@echo "The first call installs into .venv, which needs the network, 6 GB and a few minutes; later"
+	@echo "The first call installs into .venv, which needs the network, 8 GB and a few minutes; later"
 	@echo "calls start at once. You need Python 3.10 to 3.13 and, for one optional package, a C"
 	@echo "compiler. To use another Python: make demo PYTHON=python3.12"
 	@echo "Options of the demo: make demo DEMO_ARGS='--quick --work-dir /somewhere'"
@@ -50,7 +50,7 @@ $(INSTALLED): $(METADATA)
 	  exit 1; }
 	@$(BIN)/python -c '' 2>/dev/null || { \
 	  echo "Creating .venv ..."; $(PYTHON) -m venv --clear $(VENV); }
-	@echo "Installing adcam and what it needs into .venv (about 3 minutes, 6 GB) ..."
+	@echo "Installing adcam and what it needs into .venv (about 3 minutes, 8 GB) ..."
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 

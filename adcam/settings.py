@@ -674,7 +674,7 @@ class Entry(Generic[T]):
         if self.default is None:
             raise AdcamError(
                 f"{settings.filename or 'the config'} has no section {self.name!r}; "
-                "configs/ has examples, docs/settings.md has all keys"
+                "`adcam configs` lists examples, `adcam config show NAME` explains their keys"
             )
         return self.default()
 

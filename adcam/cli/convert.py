@@ -307,7 +307,8 @@ def _print_converted(result: Converted) -> None:
 
 # What one does with a result, by the converter.
 _NEXT = {
-    "": "docs/datasets.md says what reads it",
+    "": "docs/datasets.md in adcam's repository says what reads it",
+    "masks-to-coco": "whatever reads COCO's instances takes {out}, pycocotools.coco.COCO for one",
     **dict.fromkeys(
         ("voc-labels", "label-table", "mask-labels", "irn-labels"),
         "adcam init --images IMAGES --labels {out}",

@@ -234,7 +234,9 @@ def _run_localization(args: argparse.Namespace) -> int:
         _print_box_scores(result)
     if args.json:
         write_json(args.json, result)
-    say_next("docs/localization.md says what these numbers can be compared with")
+    say_next(
+        "docs/localization.md in adcam's repository says what these numbers can be compared with"
+    )
     return EXIT_OK
 
 
