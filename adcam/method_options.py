@@ -57,11 +57,15 @@ class DiffusionOptions(ClassMapOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("layers", "cls_layers"):
-            try:
-                check_layers(getattr(self, name), name)
-            except ValueError as error:
-                raise AdcamError(str(error)) from error
+        _check_layers(self, "layers", "cls_layers")
+
+
+def _check_layers(section: Section, *names: str) -> None:
+    for name in names:
+        try:
+            check_layers(getattr(section, name), name)
+        except ValueError as error:
+            raise AdcamError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -144,12 +148,24 @@ class RefinedOptions(Section):
     """Options of :class:`adcam.cams.Refined`.
 
     Attributes:
+        num_steps: Number of diffusion steps; more spreads further. 0 leaves the probabilities as
+            they are, and needs no attention between patches.
+        layers: Blocks whose patch-to-patch attention is averaged.
+        artifact_ratio: As for AD-CAM: a larger share takes more patches out of the diffusion, and
+            fills them in afterwards; 0 keeps every patch.
         color_steps: Number of steps in which the maps spread along the colours of the image, on a
             grid four times finer than the patches (:mod:`adcam.ops.color_diffusion`). More steps
             smooth more; 0 leaves the maps as they are.
     """
 
+    num_steps: int = setting(1, at_least=0)
+    layers: str | tuple[int, ...] = "last:1/2"
+    artifact_ratio: float = setting(0.65, at_least=0, at_most=1)
     color_steps: int = setting(10, at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_layers(self, "layers")
 
 
 METHOD_OPTIONS: Mapping[str, type[Section]] = MappingProxyType(

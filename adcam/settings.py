@@ -340,7 +340,7 @@ class RefineSettings(Section):
     lr: float = setting(2e-3, above=0)
     dtype: str = setting("float32", choices=DTYPES)
     seed: int = setting(0, at_least=0)
-    rule: str = setting("constant:0.46")
+    rule: str = setting("steepest:0.52")
     chosen_on: str = setting("voc-animals train, refined at 448")
     log_interval: int = setting(10, at_least=1)
 

@@ -112,13 +112,26 @@ class DiffusionMethod(DiffusionOptions, ClassMapMethod):
         Raises:
             AdcamError: If the forward pass was not asked for it.
         """
-        layers = resolve_layers(self.layers, maps.depth)
-        if layers not in maps.attn_patch2patch:
-            raise AdcamError(
-                f"the attention of blocks {layers} was not captured; captured: "
-                f"{sorted(maps.attn_patch2patch)}. Pass the method's layer_sets to token_maps"
-            )
-        return maps.attn_patch2patch[layers]
+        return read_patch_attention(maps, self.layers)
+
+
+def read_patch_attention(maps: TokenMaps, layers: str | tuple[int, ...]) -> Tensor:
+    """Return the patch-to-patch attention averaged over blocks, (B, N, N).
+
+    Args:
+        maps: Token maps of B images.
+        layers: The blocks; see :func:`adcam.ops.token_attention.resolve_layers`.
+
+    Raises:
+        AdcamError: If the forward pass was not asked for it.
+    """
+    chosen = resolve_layers(layers, maps.depth)
+    if chosen not in maps.attn_patch2patch:
+        raise AdcamError(
+            f"the attention of blocks {chosen} was not captured; captured: "
+            f"{sorted(maps.attn_patch2patch)}. Pass the method's layer_sets to token_maps"
+        )
+    return maps.attn_patch2patch[chosen]
 
 
 def check_class_ids(class_ids: Tensor, num_classes: int) -> None:

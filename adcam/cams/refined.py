@@ -1,4 +1,4 @@
-"""What a refined classifier says of each patch: the probabilities of the image's own classes."""
+"""What a refined classifier says of each patch, spread along the refined attention."""
 
 from __future__ import annotations
 
@@ -7,43 +7,72 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adcam.cams.activation import read_patch_attention
 from adcam.errors import AdcamError
 from adcam.method_options import RefinedOptions
+from adcam.ops.refinement import RefineOptions, refine_maps
+from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
 
 @dataclass(frozen=True)
 class Refined(RefinedOptions):
-    """What a head says that learnt from confident pixels (:mod:`adcam.models.refined_cam`)."""
+    """Probabilities of a head that learnt from confident pixels, diffused as AD-CAM's start is.
+
+    The head is that of :mod:`adcam.models.refined_cam`. It judges each patch nearly by itself; the
+    attention refined by common neighbours says which patches of this image belong together.
+    """
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:
-        """No attention between patches is needed."""
-        return ()
+        """Return the set of blocks whose attention the diffusion needs, none without a step."""
+        return (resolve_layers(self.layers, depth),) if self.num_steps else ()
 
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
-        """Return the probabilities (B, K, h, w) of class ids (B, K); an id may occur twice.
+        """Return maps (B, K, h, w) of class ids (B, K); an id may occur twice.
 
         Background and the classes of ``class_ids`` share a probability of 1; classes that the image
         does not show have none.
 
         Raises:
-            AdcamError: If the network is no refined classifier, or an id is out of range.
+            AdcamError: If the network is no refined classifier, an id is out of range, or the
+                forward pass was not asked for the attention.
         """
-        if maps.pixel_logits is None:
-            raise AdcamError(
-                f"'refined' needs a refined classifier, and {maps.model} is none; "
-                "`adcam refine` makes one"
-            )
-        batch, outputs, height, width = maps.pixel_logits.shape
-        if class_ids.ndim != 2 or class_ids.shape[0] != batch:
-            raise AdcamError(f"class_ids must be ({batch}, K), got {tuple(class_ids.shape)}")
-        last = outputs - 2
-        if class_ids.numel() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) <= last:
-            raise AdcamError(f"class_ids must lie in 0..{last}, got {class_ids.tolist()}")
-        rows = class_ids + 1
-        allowed = torch.zeros(batch, outputs, dtype=torch.bool, device=rows.device)
-        allowed[:, 0] = True
-        allowed.scatter_(1, rows, True)
-        logits = maps.pixel_logits.masked_fill(~allowed[:, :, None, None], -torch.inf)
-        index = rows[:, :, None, None].expand(-1, -1, height, width)
-        return logits.softmax(dim=1).gather(1, index)
+        start = compute_probabilities(maps, class_ids)
+        if not self.num_steps:
+            return start
+        attn = read_patch_attention(maps, self.layers)
+        options = RefineOptions(artifact_ratio=self.artifact_ratio, num_steps=self.num_steps)
+        return refine_maps(start.flatten(2), attn, maps.grid_hw, options).reshape(start.shape)
+
+
+def compute_probabilities(maps: TokenMaps, class_ids: Tensor) -> Tensor:
+    """Return the probabilities of an image's classes among themselves and background.
+
+    Args:
+        maps: Token maps of B images of a refined classifier.
+        class_ids: int64 (B, K).
+
+    Returns:
+        (B, K, h, w), in [0, 1].
+
+    Raises:
+        AdcamError: If the network is no refined classifier, or an id is out of range.
+    """
+    if maps.pixel_logits is None:
+        raise AdcamError(
+            f"'refined' needs a refined classifier, and {maps.model} is none; "
+            "`adcam refine` makes one"
+        )
+    batch, outputs, height, width = maps.pixel_logits.shape
+    if class_ids.ndim != 2 or class_ids.shape[0] != batch:
+        raise AdcamError(f"class_ids must be ({batch}, K), got {tuple(class_ids.shape)}")
+    last = outputs - 2
+    if class_ids.numel() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) <= last:
+        raise AdcamError(f"class_ids must lie in 0..{last}, got {class_ids.tolist()}")
+    rows = class_ids + 1
+    allowed = torch.zeros(batch, outputs, dtype=torch.bool, device=rows.device)
+    allowed[:, 0] = True
+    allowed.scatter_(1, rows, True)
+    logits = maps.pixel_logits.masked_fill(~allowed[:, :, None, None], -torch.inf)
+    index = rows[:, :, None, None].expand(-1, -1, height, width)
+    return logits.softmax(dim=1).gather(1, index)

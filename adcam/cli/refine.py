@@ -39,8 +39,8 @@ def add(commands: Any) -> None:
         adcam refine out --checkpoint classifier.safetensors --out refined
         adcam refine out --checkpoint classifier.safetensors --out refined --crf \\
             --cfg-options refine.epochs=10
-        adcam generate more/ --checkpoint refined/train/refined.safetensors --method refined \\
-            --threshold 0.46 --out more_masks
+        adcam generate more/ --checkpoint refined/train/refined.safetensors \\
+            --method refined --bg steepest:0.52 --out more_masks
         """,
     )
     parser.add_argument("maps", type=Path, metavar="MAPS", help="folder with images' maps")

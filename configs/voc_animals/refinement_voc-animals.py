@@ -1,5 +1,5 @@
 # Class maps against what a refined classifier makes of them, before and after a CRF: every fourth
-# image of train chooses the thresholds, all of val is reported. With C a classifier file:
+# image of train chooses the constants, all of val is reported. With C a classifier file:
 #   adcam generate data/voc-animals --voc-split train --labels data/voc-animals/labels.csv \
 #       --checkpoint C --dtype bfloat16 --save-maps --out W/maps
 #   adcam refine W/maps --checkpoint C --out W/refined \
@@ -17,21 +17,22 @@ compare = dict(
     choose_stride=4,
     dtype="bfloat16",
     rows=[
-        dict(name="AD-CAM", method="ad_cam", views=one),
+        dict(name="AD-CAM, a constant", method="ad_cam", views=one),
+        dict(name="AD-CAM", method="ad_cam", views=one, rule="steepest:0.58"),
         dict(
-            name="AD-CAM + CRF",
-            method="ad_cam",
+            name="refined, not diffused, a constant",
+            method="refined",
+            options=dict(num_steps=0),
             views=one,
-            crf="toco",
-            crf_thresholds=[0.53, 0.56, 0.6],
         ),
-        dict(name="refined", method="refined", views=one),
+        dict(name="refined, a constant", method="refined", views=one),
+        dict(name="refined", method="refined", views=one, rule="steepest:0.52"),
         dict(
-            name="refined + CRF",
+            name="refined + CRF, a constant",
             method="refined",
             views=one,
             crf="toco",
-            crf_thresholds=[0.37, 0.42],
+            crf_thresholds=[0.42, 0.47, 0.52],
         ),
     ],
 )

@@ -108,7 +108,7 @@ def test_it_learns_what_the_maps_say(maps: Path, tiny_checkpoint: Path, tmp_path
     network = load_classifier(path).network
     assert isinstance(network, RefinedCAM)
     labeler = PseudoLabeler.from_checkpoint(
-        path, device="cpu", method="refined", method_options={"color_steps": 0},
+        path, device="cpu", method="refined", method_options={"color_steps": 0, "num_steps": 0},
         views=TestViews((64,)), rule="0.5",
     )  # fmt: skip
     images = open_maps_folder(maps, labeler.class_set)
@@ -265,7 +265,7 @@ def test_the_command(
     assert call(command) == 0
     entries = [json.loads(x) for x in (out / "manifest.jsonl").read_text("utf-8").splitlines()]
     assert [entry["id"] for entry in entries] == sorted(ROWS)
-    assert {entry["threshold"] for entry in entries} == {0.46}
+    assert {entry["rule"] for entry in entries} == {"steepest"}
     config = json.loads((out / "config.json").read_text("utf-8"))
     assert config["labeler"]["method"] == "refined"
     labeler = PseudoLabeler.from_checkpoint(
@@ -273,7 +273,7 @@ def test_the_command(
         device="cpu",
         method="refined",
         views=TestViews((64,)),
-        rule="0.46",
+        rule="steepest:0.52",
     )
     for img_id, labels in ROWS.items():
         expected = labeler(maps.parent / "photos" / f"{img_id}.png", labels=labels.split())
