@@ -1,5 +1,13 @@
 """The one error of this package that is the user's to mend."""
 
+import errno
+
+_NO_MEMORY = (
+    "failed to map segment",  # the loader of libraries
+    "allocate memory",  # torch's allocator
+    "could not create a primitive",  # oneDNN, which says no more
+)
+
 
 class AdcamError(ValueError):
     """Something that a user gave is wrong: a file, a setting, an argument of a command.
@@ -23,9 +31,15 @@ def one_line(error: BaseException) -> str:
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Tell whether an error says that this process could not get the memory that it asked for."""
-    signs = ("failed to map segment", "allocate memory")  # a library, torch's allocator
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+    """Tell whether an error, or one that led to it, says that memory was asked for in vain."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or getattr(seen, "errno", None) == errno.ENOMEM:
+            return True
+        if any(sign in str(seen) for sign in _NO_MEMORY):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def explain_memory(error: BaseException) -> str:

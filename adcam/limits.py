@@ -15,6 +15,8 @@ from pathlib import Path
 
 from adcam.errors import AdcamError
 
+_GROUPS = Path("/sys/fs/cgroup")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -134,11 +136,38 @@ class LimitError(AdcamError):
 
 
 def machine_memory() -> int | None:
-    """Return the bytes of memory that this machine, or its container, has; ``None`` if unknown."""
+    """Return the bytes of memory that this machine, or its container, has; ``None`` if unknown.
+
+    A group of processes with a limit (a container, a job of SLURM, a service of systemd) counts as
+    a container, and so does every group around it.
+    """
     found = []
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):
-            found.append(int(Path(path).read_text("ascii")))
+    for group in find_memory_groups():
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with suppress(OSError, ValueError):
+                found.append(int((group / name).read_text("ascii")))
     with suppress(OSError, ValueError, AttributeError):
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(found, default=None)
+
+
+def find_memory_groups() -> list[Path]:
+    """Find the control groups of Linux that bound this process's memory, the innermost first.
+
+    A container may see its own group as the outermost one, under a path that only its host knows;
+    of such a path the part that is there counts. Empty on other systems.
+    """
+    groups: list[Path] = []
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:  # version 2
+                top = _GROUPS
+            elif "memory" in controllers.split(","):
+                top = _GROUPS / "memory"
+            else:
+                continue
+            own = top / path.lstrip("/")
+            inside = (group for group in (own, *own.parents) if group.is_relative_to(top))
+            groups += [group for group in inside if group.is_dir()]
+    return groups

@@ -126,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.words = list(sys.argv[1:] if argv is None else argv)
     show_warnings()
     let_waiting_threads_sleep()
+    let_algebra_load()
     try:
         with (
             orderly_end(args.command),
@@ -142,7 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (AdcamError, OSError) as error:
         if args.debug:
             raise
-        log(f"adcam {args.command}: error: {error}")
+        is_own = isinstance(error, AdcamError) or not lacks_memory(error)
+        said = error if is_own else explain_memory(error)
+        log(f"adcam {args.command}: error: {said}")
         return EXIT_ERROR
     except ModuleNotFoundError as error:
         from adcam.installation import explain_missing
@@ -275,3 +278,18 @@ def build_parser() -> argparse.ArgumentParser:
     for command in _COMMANDS:
         command.add(commands)
     return parser
+
+
+def let_algebra_load() -> None:
+    """Bound the threads of OpenBLAS where memory is bounded (``ulimit -v``), before numpy loads it.
+
+    It asks for memory for each thread while it is loaded, and where there is none it tries for
+    ever. With one thread it gives up.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    if any(limit != resource.RLIM_INFINITY for limit in limits):
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -88,7 +88,7 @@ def add(commands: Any) -> None:
     work.add_argument(
         "--overwrite",
         action="store_true",
-        help="start over; removes what OUT/manifest.jsonl lists, nothing else",
+        help="start over; removes what the manifest in OUT lists, nothing else",
     )
 
 

@@ -9,6 +9,7 @@ grow. Nothing here knows what an image is.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -22,11 +23,13 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import LifoQueue
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+
+from adcam.limits import find_memory_groups
 
 resource: ModuleType | None
 try:
@@ -34,20 +37,28 @@ try:
 except ImportError:  # Windows
     resource = None
 
+_logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 _TRIES = 2
 _LARGE = 1 << 16  # bytes of an array that is sent by itself
-_MEMORY_EVENTS = (
-    Path("/sys/fs/cgroup/memory.events"),
-    Path("/sys/fs/cgroup/memory/memory.oom_control"),
-)
+_FIRST_TO_KILL = "1000"  # the most: before any other process
 _SENT_BACK = (OSError, ValueError, RuntimeError, MemoryError)
 
 
 class WorkerCrash(Exception):  # noqa: N818  # what happened, not a caller's error
-    """The process that had an item was killed: by a fault in compiled code, or for its memory."""
+    """The process that had an item was killed: by a fault in compiled code, or for its memory.
+
+    Args:
+        message: What ended it, and what to do about it.
+        is_memory: Whether the system says that memory was short.
+    """
+
+    def __init__(self, message: str, *, is_memory: bool = False) -> None:
+        super().__init__(message)
+        self.is_memory = is_memory
 
 
 def run_ahead(
@@ -88,7 +99,9 @@ class WorkerPool(Generic[T, R]):
     """Processes that call one function, each with one thread of computation.
 
     Unlike ``concurrent.futures.ProcessPoolExecutor``, a process that dies costs the item it had
-    and no other: a thread beside each process waits for its answers, so it is known which.
+    and no other: a thread waits for the answer to each item, so it is known which. Where one was
+    killed for its memory, one fewer works from then on, and its item does not pay for what others
+    took; the last one is never given up.
 
     Workers are spawned, so a script that uses them needs ``if __name__ == "__main__":``
     (:mod:`multiprocessing`). They ignore Ctrl-C and SIGTERM, which the caller handles, and end with
@@ -122,14 +135,15 @@ class WorkerPool(Generic[T, R]):
         self._function = pickle.dumps((function, max_bytes))
         self._on_crash = on_crash
         self._threads = ThreadPoolExecutor(num_workers)
-        self._own = threading.local()
         self._workers: list[_Worker] = []
         self._is_closed = False
         self._meanwhile = meanwhile
-        self._started: SimpleQueue[_Worker] = SimpleQueue()
-        if meanwhile is not None:
-            for _ in range(num_workers):
-                self._started.put(self._start())
+        # A seat is a process that waits for an item, or `None` for one that is yet to start.
+        self._seats: LifoQueue[_Worker | None] = LifoQueue()
+        self._num_seats = num_workers
+        self._lock = threading.Lock()
+        for _ in range(num_workers):
+            self._seats.put(None if meanwhile is None else self._start())
 
     def submit(self, item: T) -> Future[R]:
         """Start the work on an item."""
@@ -148,28 +162,38 @@ class WorkerPool(Generic[T, R]):
             worker.close()
 
     def _call(self, item: T, tries: int = _TRIES) -> R:
-        worker: _Worker | None = getattr(self._own, "worker", None)
-        if worker is None:
-            worker = self._own.worker = self._take()
+        worker = self._seats.get() or self._start()
         if self._meanwhile is not None and not worker.is_ready():
+            self._seats.put(worker)
             return self._meanwhile(item)
         try:
             result: R = worker.call(item)
         except WorkerCrash as crash:
+            self._workers.remove(worker)
+            is_last = not (crash.is_memory and self._give_up_seat())
+            if is_last:
+                self._seats.put(None)
             if self._is_closed:
                 raise
-            self._workers.remove(worker)
-            self._own.worker = None
-            if tries > 1:
-                return self._call(item, tries - 1)
+            if tries > 1 or not is_last:
+                return self._call(item, tries - is_last)
             return self._on_crash(item, crash, self._call)
+        except BaseException:
+            self._seats.put(worker)
+            raise
+        self._seats.put(worker)
         return result
 
-    def _take(self) -> _Worker:
-        """Take a process that was started ahead, or start one."""
-        with suppress(Empty):
-            return self._started.get_nowait()
-        return self._start()
+    def _give_up_seat(self) -> bool:
+        """Let one process fewer work from now on, unless it is the last."""
+        with self._lock:
+            if self._num_seats == 1:
+                return False
+            self._num_seats -= 1
+        _logger.warning(
+            "memory is short: the system killed a worker process; going on with %d", self._num_seats
+        )
+        return True
 
     def _start(self) -> _Worker:
         try:
@@ -231,7 +255,7 @@ class _Worker:
             self.close()
             code = self.process.exitcode
             if code is not None and code < 0:
-                raise WorkerCrash(_explain_kill(-code, count_memory_kills() - kills)) from died
+                raise _explain_kill(-code, count_memory_kills() > kills) from died
             raise RuntimeError(
                 f"a worker process ended with exit code {code}; what it printed says why"
             ) from died
@@ -326,6 +350,7 @@ def _serve(connection: Connection, modules: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_caller, daemon=True).start()
+    _offer_to_be_killed()
     limit_threads(1)
     for module in modules:
         import_module(module)
@@ -353,24 +378,37 @@ def _end_with_caller() -> None:
     os._exit(1)
 
 
-def _explain_kill(number: int, memory_kills: int) -> str:
+def _explain_kill(number: int, is_memory: bool) -> WorkerCrash:
     """Say what ended a process, and what to do about it."""
-    killed = f"it cost two worker processes, killed by {signal.Signals(number).name}"
-    if memory_kills > 0:
-        return f"{killed} for lack of memory: try fewer --workers, or allow the container more"
-    return killed
+    what = f"it cost two worker processes, killed by {signal.Signals(number).name}"
+    if is_memory:
+        what += " for lack of memory: try fewer --workers, or allow the container more"
+    return WorkerCrash(what, is_memory=is_memory and number == signal.SIGKILL)
 
 
 def count_memory_kills() -> int:
     """Return how often the system has killed a process of this container for its memory.
 
-    0 where the system does not say.
+    Where the container does not count, it is any process of the machine. 0 where the system does
+    not say.
     """
-    for path in _MEMORY_EVENTS:
+    names = ("memory.events", "memory.oom_control")
+    counts = [group / name for group in find_memory_groups() for name in names]
+    for path in (*counts, Path("/proc/vmstat")):
         with suppress(OSError, ValueError):
             words = dict(line.split() for line in path.read_text("ascii").splitlines())
-            return int(words["oom_kill"]) if "oom_kill" in words else 0
+            if "oom_kill" in words:
+                return int(words["oom_kill"])
     return 0
+
+
+def _offer_to_be_killed() -> None:
+    """Let the system pick this process where memory is short, and not the one that gives it work.
+
+    That one knows what was under way, and says what happened.
+    """
+    with suppress(OSError):  # only Linux has it
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_KILL, "ascii")
 
 
 def limit_memory(max_bytes: int | None) -> None:

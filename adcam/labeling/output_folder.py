@@ -364,20 +364,28 @@ class OutputFolder:
         return next((f for f in folders if any(path.is_file() for path in f.rglob("*"))), None)
 
     def _remove_run(self) -> None:
+        main, table = self.path / MANIFEST_NAME, self.path / TABLE_NAME
+        if table.is_file() and not main.is_file():
+            for entry in read_manifest_table(table):
+                self._remove_results(entry)
         shards = [shard.file(self.path, ".jsonl") for shard in find_shards(self.path, ".jsonl")]
-        for manifest in (self.path / MANIFEST_NAME, *shards):
+        for manifest in (main, *shards):
             if not manifest.is_file():
                 continue
             for line in manifest.read_bytes().splitlines():
-                # A line that names no file of this folder lists nothing that could be removed.
                 with suppress(AdcamError):
-                    img_id = check_entry(parse_json(line, MANIFEST_NAME), MANIFEST_NAME)["id"]
-                    for path in result_files(self.path, img_id).values():
-                        path.unlink(missing_ok=True)
+                    self._remove_results(parse_json(line, MANIFEST_NAME))
             manifest.unlink()
         _remove_shard_files(self.path)
         for name in (PLAN_NAME, TABLE_NAME):
             (self.path / name).unlink(missing_ok=True)
+
+    def _remove_results(self, entry: Any) -> None:
+        """Remove the files of an entry; one that names no file of this folder lists nothing."""
+        with suppress(AdcamError):
+            img_id = check_entry(entry, MANIFEST_NAME)["id"]
+            for path in result_files(self.path, img_id).values():
+                path.unlink(missing_ok=True)
 
     def _remove_temporaries(self) -> None:
         """Remove what a killed process left half-written (:mod:`adcam.files`)."""

@@ -19,7 +19,7 @@ import torch
 
 from adcam.data.images import fit_pixels, read_image
 from adcam.data.packed_images import PackedImage
-from adcam.errors import one_line
+from adcam.errors import lacks_memory, one_line
 from adcam.labeling.inputs import Resizer, plan_batches
 from adcam.structures import ClassMaps, PseudoMask
 
@@ -431,8 +431,7 @@ def is_of_image(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in _NAME_ERRORS
     if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-        # torch's allocator on the CPU has no type of its own.
-        return "DefaultCPUAllocator" in str(error)
+        return lacks_memory(error)
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from adcam.labeling import executor
 from adcam.labeling.executor import (
     WorkerCrash,
     WorkerPool,
@@ -118,6 +120,28 @@ def test_a_killed_worker_costs_its_item_and_no_other() -> None:
     for pid in pids:  # all are gone with the pool
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_where_memory_is_short_one_process_fewer_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The item pays for no other's memory: it fails when it has been alone, twice."""
+    kills = itertools.count()
+    monkeypatch.setattr(executor, "count_memory_kills", lambda: next(kills))
+    crashes: list[WorkerCrash] = []
+
+    def note(item: int, crash: WorkerCrash, retry: object) -> tuple[int, int, int]:
+        crashes.append(crash)
+        return -1, 0, 0
+
+    with WorkerPool(work, 2, on_crash=note) as pool:
+        assert pool.submit(-1).result() == (-1, 0, 0)
+        results = [future.result() for future in [pool.submit(item) for item in range(6)]]
+    assert [value for value, _, _ in results] == [0, 1, 4, 9, 16, 25]
+    assert len({pid for _, pid, _ in results}) == 1
+    assert len(crashes) == 1 and "for lack of memory: try fewer" in str(crashes[0])
+    (record,) = caplog.records
+    assert record.message.endswith("killed a worker process; going on with 1")
 
 
 def test_errors_come_back_and_interrupts_do_not_reach_a_worker() -> None:

@@ -300,6 +300,12 @@ def test_a_manifest_as_parquet_and_back(
     manifest.unlink()
     again = run(images, labeler, out)
     assert (again.ok, again.skipped) == (0, 6) and not table.exists()
+    assert main(["merge", str(out), "--parquet"]) == 1
+    manifest.unlink()
+    (out / "masks" / "mine.png").write_bytes(b"precious")
+    left = run(images[:2], labeler, out, overwrite=True)  # what the table lists is gone
+    assert (left.ok, left.skipped) == (2, 0) and not table.exists()
+    assert {path.stem for path in (out / "masks").iterdir()} == {"0", "1", "mine"}
     with pytest.raises(AdcamError, match="Parquet already"):
         run(images, labeler, PackedOutput(str(tmp_path / "packed")))
         merge_shards(tmp_path / "packed", parquet=True)

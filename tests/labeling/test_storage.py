@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import itertools
 import json
 import os
@@ -11,20 +9,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from storage_faults import ERRORS, read_tree, watch_creations
 
 from adcam.cli import main
-from adcam.labeling.packed_folder import read_part_manifest
 from adcam.labeling.status import read_status
-
-ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @pytest.fixture(scope="module")
@@ -42,64 +36,6 @@ def command(photos: Path, checkpoint: Path, out: Path, *options: str) -> list[st
         *("--labels", "predicted", "--label-threshold", "0", "--scales", "32", "--device", "cpu"),
         *("--save-maps", "--workers", "0", *options),
     ]
-
-
-@contextmanager
-def watch_creations(out: Path, meet: Callable[[str, str], None]) -> Iterator[None]:
-    """Call ``meet`` with what is about to be created below a folder: how, and its path."""
-    patch = pytest.MonkeyPatch()
-    real_open, real_io_open, real_mkdir, real_link = os.open, io.open, os.mkdir, os.link
-
-    def tell(kind: str, path: Any) -> None:
-        if isinstance(path, str | os.PathLike):
-            name = os.fspath(path)
-            if name == str(out) or name.startswith(f"{out}/"):
-                meet(kind, name)
-
-    def open_(path: Any, flags: int, *rest: Any, **options: Any) -> int:
-        if flags & os.O_CREAT and not os.path.lexists(path):
-            tell("open", path)
-        return real_open(path, flags, *rest, **options)
-
-    def io_open(file: Any, mode: str = "r", *rest: Any, **options: Any) -> Any:
-        if set(mode) & set("wxa"):
-            tell("open", file)
-        return real_io_open(file, mode, *rest, **options)
-
-    def mkdir(path: Any, *rest: Any, **options: Any) -> None:
-        if not os.path.lexists(path):
-            tell("mkdir", path)
-        real_mkdir(path, *rest, **options)
-
-    def link(source: Any, path: Any, **options: Any) -> None:
-        tell("link", path)
-        real_link(source, path, **options)
-
-    for name, function in (("open", open_), ("mkdir", mkdir), ("link", link)):
-        patch.setattr(os, name, function)
-    patch.setattr(io, "open", io_open)
-    try:
-        yield
-    finally:
-        patch.undo()
-
-
-def read_tree(out: Path) -> dict[str, Any]:
-    """Everything in an output folder but its report; of the manifests all but the seconds."""
-    tree: dict[str, Any] = {}
-    for path in sorted(out.rglob("*")):
-        name = path.relative_to(out).as_posix()
-        if not path.is_file() or name.startswith("report/"):
-            continue
-        if path.suffix == ".jsonl":
-            lines = [json.loads(line) for line in path.read_bytes().splitlines()]
-            tree[name] = [{**line, "seconds": 0} for line in lines]
-        elif name.startswith("manifest/"):
-            entries, stated = read_part_manifest(str(path))
-            tree[name] = [{**entry, "seconds": 0} for entry in entries.values()], stated
-        else:
-            tree[name] = path.read_bytes()
-    return tree
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
 from adcam.data.shapes import make_shapes
 from adcam.data.sources import build_dataset
 from adcam.evaluation.masks_on_disk import score_masks
+from adcam.files import write_json, write_text
 from adcam.labeling.generate import default_workers, generate
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.metrics.localization import MaxBoxAccuracy
@@ -496,38 +497,84 @@ def _build_generate(num_images: int, setting: Setting) -> dict[str, Variant]:
 
 
 def _build_growth(num_images: int, setting: Setting) -> dict[str, Variant]:
-    photos = setting.scratch / f"growth_{num_images}"
-    photos.mkdir()
+    """Links to the same few images, so that only their number grows."""
+    root = setting.scratch / f"growth_{num_images}"
     few = _images(20, setting)
+    names, labels = [], ["image_id,labels"]
     for index in range(num_images):
-        source = few.records[index % len(few)].img_path
-        (photos / f"{index:05d}{source.suffix}").symlink_to(source.resolve())
+        record, name = few.records[index % len(few)], f"{index:05d}"
+        _link(root / "JPEGImages" / f"{name}{record.img_path.suffix}", record.img_path)
+        if record.mask_path is not None:
+            _link(root / "SegmentationClass" / f"{name}.png", record.mask_path)
+        names.append(name)
+        classes = few.class_set.classes
+        labels.append(f"{name},{' '.join(classes[i] for i in record.class_ids or ())}")
+    write_text(root / "labels.csv", "\n".join([*labels, ""]))
+    write_text(root / "ImageSets" / "Segmentation" / "all.txt", "\n".join([*names, ""]))
+    photos, masks = str(root / "JPEGImages"), str(root / "SegmentationClass")
+    model = ["--checkpoint", str(_checkpoint(setting)), "--device", setting.device]
+    model += ["--labels", "predicted", "--label-threshold", "0.3", "--scales", "128"]
+    if setting.workers is not None:
+        model += ["--workers", str(setting.workers)]
+    config = _write_comparison(root, few, setting)
+    commands = {
+        "generate": ["generate", photos, *model, "--out", f"{root}_masks", "--overwrite"],
+        "boxes": [
+            *("boxes", photos, *model, "--threshold", "0.3"),
+            *("--out", f"{root}_boxes.csv", "--overwrite"),
+        ],
+        "evaluate": ["evaluate", masks, "--gt", masks],
+        "compare": ["compare", str(config), "--work-dir", f"{root}_compare", "--redo", "compare"],
+    }
+    return {
+        f"adcam {name}": Variant(partial(_measure_command, words))
+        for name, words in commands.items()
+    }
 
-    def run() -> Peak:
-        arguments = [
-            *("generate", str(photos), "--checkpoint", str(_checkpoint(setting))),
-            *("--labels", "predicted", "--label-threshold", "0.3", "--scales", "128"),
-            *("--out", str(photos) + "_out", "--overwrite", "--device", setting.device),
-        ]
-        if setting.workers is not None:
-            arguments += ["--workers", str(setting.workers)]
-        # Its processes are waited for by a process of their own, whose account of the largest
-        # among them is not mixed with that of other runs.
-        script = (
-            "import resource, sys; from adcam.cli import main; code = main(sys.argv[1:]);"
-            "own, rest = (resource.getrusage(who).ru_maxrss for who in"
-            " (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)); print(max(own, rest), code)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", f"if __name__ == '__main__': {script}", *arguments],
-            check=True,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        return Peak(int(done.stdout.split()[-2]) / 1024)
 
-    return {"adcam": Variant(run)}
+def _link(path: Path, target: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target.resolve())
+
+
+def _write_comparison(root: Path, images: ImageDataset, setting: Setting) -> Path:
+    """The config of a comparison of one method on all images."""
+    views = {"scales": [128], "flip": False, "keep_ratio": True}
+    rows = [{"name": "AD-CAM", "method": "ad_cam", "views": views}]
+    compare = {"choose_on": "all", "report_on": "all", "choose_stride": 20, "rows": rows}
+    classes = list(images.class_set.classes)
+    data = {"source": "voc", "root": str(root), "classes": classes, "labels": "labels.csv"}
+    lists = {"train": "all", "val": "all"}
+    values = {
+        "data": {**data, **lists},
+        "model": {"backbone": "deit_tiny_patch16_224"},  # for the report; that of the file is used
+        "compare": {**compare, "checkpoint": str(_checkpoint(setting))},
+    }
+    path = root / "growth.json"
+    write_json(path, values)
+    return path
+
+
+def _measure_command(words: Sequence[str]) -> Peak:
+    """Run a command; its processes are waited for by a process of their own.
+
+    So the account of the largest among them is not mixed with that of other runs.
+    """
+    script = (
+        "import resource, sys; from adcam.cli import main; code = main(sys.argv[1:]);"
+        "own, rest = (resource.getrusage(who).ru_maxrss for who in"
+        " (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)); print(max(own, rest), code);"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"if __name__ == '__main__': {script}", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    if done.returncode:
+        raise ValueError(f"adcam {words[0]} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return Peak(int(done.stdout.split()[-2]) / 1024)
 
 
 def _network(setting: Setting) -> Any:
@@ -657,7 +704,7 @@ CASES: dict[str, Case] = {
         repeats=1,
     ),
     "growth": Case(
-        "masks at 128 px in a process of its own; size: images; memory: its largest process",
+        "commands at 128 px in processes of their own; size: images; memory: the largest process",
         (100, 550, 1000),
         _GENERATE_TESTS,
         _build_growth,
