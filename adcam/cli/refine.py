@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
     log(f"{result.ok} masks written, {result.skipped} were there")
     code = report_run(args, result, "mask", args.out / "manifest.jsonl")
     show(args.out / "masks")
-    say_next(f"adcam report {args.out}; adcam generate IMAGES --checkpoint {path} --out DIR")
+    generate_more = f"adcam generate IMAGES --checkpoint {path} --method refined"
+    say_next(f"adcam report {args.out}; {generate_more} --bg {labeler.mask_maker.rule} --out DIR")
     return code
 
 

@@ -281,7 +281,11 @@ def test_the_command(
         assert load_maps(out / "maps" / f"{img_id}.npz").ori_hw == expected.mask.shape
     before = (out / "train" / "refined.safetensors").stat().st_mtime_ns
     assert call(command) == 0
-    assert "0 masks written, 6 were there" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "0 masks written, 6 were there" in told.err
+    path = out / "train" / "refined.safetensors"
+    said = f"generate IMAGES --checkpoint {path} --method refined --bg steepest:0.52 --out DIR"
+    assert said in told.out + told.err
     assert (out / "train" / "refined.safetensors").stat().st_mtime_ns == before
     assert call([*command, "refine.seed=1"]) == 2
     assert "settings.seed: 0 -> 1" in capsys.readouterr().err
