@@ -327,6 +327,8 @@ class RefineSettings(Section):
         lr: The learning rate of AdamW; it rises in the first epoch and falls to 0 like a cosine.
         dtype: The precision of the classifier: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         seed: The seed of everything random; the same seed gives the same result.
+        num_steps: The diffusion steps of the refined maps. Of images that the head learnt from, it
+            knows the maps already, and 0 is best; of others, one step is (method ``refined``).
         rule: Where background ends in the refined maps, as in ``mask.rule``.
         chosen_on: What ``rule`` was chosen on, for the record.
         log_interval: How many steps lie between two lines of the log.
@@ -340,6 +342,7 @@ class RefineSettings(Section):
     lr: float = setting(2e-3, above=0)
     dtype: str = setting("float32", choices=DTYPES)
     seed: int = setting(0, at_least=0)
+    num_steps: int = setting(0, at_least=0)
     rule: str = setting("steepest:0.52")
     chosen_on: str = setting("voc-animals train, refined at 448")
     log_interval: int = setting(10, at_least=1)

@@ -165,7 +165,7 @@ def refined_options(settings: Settings) -> dict[str, Any]:
     """Return the options of a labeler that labels with a refined classifier.
 
     Args:
-        settings: Their section ``cam`` gives views and precision, ``refine`` the background rule,
+        settings: Their section ``cam`` gives views and precision, ``refine`` steps and rule,
             ``mask`` everything else about masks.
 
     Raises:
@@ -173,7 +173,8 @@ def refined_options(settings: Settings) -> dict[str, Any]:
     """
     options = options_from_settings(settings.cam, settings.mask)
     rule = parse_rule(settings.refine.rule, chosen_on=settings.refine.chosen_on)
-    return options | {"method": "refined", "method_options": {}, "rule": rule}
+    steps = {"num_steps": settings.refine.num_steps}
+    return options | {"method": "refined", "method_options": steps, "rule": rule}
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,7 +46,7 @@ from adcam.training.runner import TrainingParts, build_runner, keep_from_termina
 
 REFINED_NAME = "refined.safetensors"
 
-UNREAD = ("rule", "chosen_on", "log_interval")
+UNREAD = ("num_steps", "rule", "chosen_on", "log_interval")
 """The settings of a refinement that do not change the head."""
 
 logger = logging.getLogger(__name__)

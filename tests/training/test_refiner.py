@@ -268,10 +268,12 @@ def test_the_command(
     assert {entry["rule"] for entry in entries} == {"steepest"}
     config = json.loads((out / "config.json").read_text("utf-8"))
     assert config["labeler"]["method"] == "refined"
+    assert config["labeler"]["method_options"]["num_steps"] == 0
     labeler = PseudoLabeler.from_checkpoint(
         out / "train" / "refined.safetensors",
         device="cpu",
         method="refined",
+        method_options={"num_steps": 0},
         views=TestViews((64,)),
         rule="steepest:0.52",
     )
