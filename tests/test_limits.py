@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from adcam.cli import main
@@ -19,6 +20,7 @@ from adcam.data.coco_json import read_coco_json
 from adcam.data.dataset import build_class_set
 from adcam.data.images import ImageError, read_image
 from adcam.data.labels import read_labels
+from adcam.data.object_npy import load_object_npy
 from adcam.data.png import read_mask
 from adcam.data.score_maps import load_arrays
 from adcam.data.xml_text import parse_xml
@@ -26,6 +28,7 @@ from adcam.errors import AdcamError
 from adcam.files import read_json, read_text
 from adcam.labeling.executor import WorkerCrash, WorkerPool
 from adcam.limits import Limits, machine_memory, read_limits, use_limits
+from adcam.models.checkpoints import load_state_dict
 
 LAUGHS = b"""<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">
 <!ENTITY c "&b;&b;&b;&b;">]><worksheet><sheetData>&c;</sheetData></worksheet>"""
@@ -117,6 +120,59 @@ def test_billion_laughs_are_refused_in_every_format_that_could_tell_them(tmp_pat
     arguments = ["train", str(config), "--safe-config", "--work-dir", str(tmp_path / "work")]
     assert main(arguments) == 2
     assert not (tmp_path / "work").exists()
+
+
+def test_pickles_whose_lists_hold_one_another_are_refused(tmp_path: Path) -> None:
+    laughs: object = ["ha"]
+    for _ in range(40):
+        laughs = [laughs, laughs]
+    cycle: list[object] = []
+    cycle.append(cycle)
+    array = np.empty(2, dtype=object)
+    array[0] = laughs
+    for value in (laughs, cycle, {"dog": laughs}, array):
+        stored = np.empty((), dtype=object)
+        stored[()] = value
+        np.save(tmp_path / "a.npy", stored, allow_pickle=True)
+        with pytest.raises(AdcamError, match=r"a\.npy: .*it stands for more than [\d,]+ values"):
+            load_object_npy(tmp_path / "a.npy")
+    one = [1, 2]
+    stored[()] = {f"image {i}": one for i in range(1000)}  # as somebody may save them
+    np.save(tmp_path / "a.npy", stored, allow_pickle=True)
+    assert load_object_npy(tmp_path / "a.npy") == stored.item()
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [({}, "holds no tensors by name"), ({"w": torch.zeros(2)}, r"under several keys \['0', '0',")],
+)
+def test_a_checkpoint_whose_dicts_hold_one_another_is_refused_at_once(
+    tmp_path: Path, inner: dict[str, object], message: str
+) -> None:
+    laughs = inner
+    for _ in range(3):
+        laughs = {f"{i}": laughs for i in range(2000)}
+    torch.save(laughs, tmp_path / "a.pth")
+    with pytest.raises(AdcamError, match=message):
+        load_state_dict(tmp_path / "a.pth")
+
+
+def test_numpy_loads_or_gives_up_where_memory_is_bounded(tmp_path: Path) -> None:
+    """OpenBLAS tries for ever to get memory for its threads, unless there is one alone."""
+    resource = pytest.importorskip("resource")
+    limit = 300_000 << 10
+    done = subprocess.run(
+        [sys.executable, "-m", "adcam", "evaluate", str(tmp_path), "--gt", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "OPENBLAS_"))},
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert done.returncode in (1, 2) and "error" in done.stderr.lower()
 
 
 def test_the_command_line_sets_limits_for_itself_alone(

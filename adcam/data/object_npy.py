@@ -69,6 +69,9 @@ _ERRORS = (
 )
 """What the pickle machine raises on damaged or hostile input, apart from our own refusals."""
 
+_MOST_SHARED = 100
+"""Values that a byte of a pickle may stand for; without values that are named twice it is 1."""
+
 
 def load_object_npy(path: str | Path) -> object:
     """Read the object that ``np.save(path, obj)`` stored as a pickle.
@@ -104,6 +107,7 @@ def load_object_npy(path: str | Path) -> object:
             )
         try:
             stored = _Unpickler(file, encoding="latin1").load()
+            _refuse_laughs(stored, _MOST_SHARED * path.stat().st_size)
             return _resolve(stored).item()
         except _ERRORS as err:
             raise AdcamError(f"{path}: cannot be read safely ({err})") from err
@@ -300,6 +304,23 @@ def _read_storage(data: bytes) -> _Storage:
     if count * dtype.itemsize != len(data) - file.tell():
         raise pickle.UnpicklingError("a tensor whose storage is cut short")
     return _Storage(np.frombuffer(data, dtype, count, offset=file.tell()))
+
+
+def _refuse_laughs(value: Any, most: int) -> None:
+    """Refuse a pickle whose lists hold one another so often that it stands for more than itself."""
+    left = [value]
+    for _ in range(most):
+        if not left:
+            return
+        found = left.pop()
+        if isinstance(found, _StandIn):
+            left.extend(vars(found).values())
+        elif isinstance(found, dict):
+            left.extend(found)
+            left.extend(found.values())
+        elif isinstance(found, list | tuple | set | frozenset):
+            left.extend(found)
+    raise pickle.UnpicklingError(f"it stands for more than {most:,} values")
 
 
 def _resolve(value: Any) -> Any:

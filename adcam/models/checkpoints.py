@@ -9,6 +9,7 @@ import types
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 """What DDP, ``torch.compile``, Lightning and wrappers put before each name."""
 
 _MOST_NESTED = 4
+_MOST_NAMED = 20
 
 
 # Weights that come with adcam.
@@ -73,7 +75,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         if isinstance(error, AdcamError):
             raise
         raise AdcamError(f"{path}: cannot be read as weights ({say_why(error)})") from error
-    found = list(_find_tensors(content))
+    found = list(islice(_find_tensors(content), _MOST_NAMED))
     if len(found) == 1:
         return _strip_prefixes(found[0][1])
     if found:
@@ -196,12 +198,19 @@ class _TensorUnpickler(pickle.Unpickler):
         return data
 
 
-def _find_tensors(content: Any, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the dicts of tensors that may be meant, one where it is clear, with their keys."""
-    if not isinstance(content, dict) or depth == _MOST_NESTED:
+def _find_tensors(
+    content: Any, depth: int = 0, barren: set[tuple[int, int]] | None = None
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the dicts of tensors that may be meant, one where it is clear, with their keys.
+
+    A dict in which there are none is looked into once, however many others hold it.
+    """
+    barren = set() if barren is None else barren
+    if not isinstance(content, dict) or depth == _MOST_NESTED or (id(content), depth) in barren:
         return
     for name in _CONTAINERS:
-        if found := list(_find_tensors(content.get(name), depth + 1)):
+        inner = _find_tensors(content.get(name), depth + 1, barren)
+        if found := list(islice(inner, _MOST_NAMED)):
             yield from found
             return
     tensors = {
@@ -212,9 +221,14 @@ def _find_tensors(content: Any, depth: int = 0) -> Iterator[tuple[str, dict[str,
     if tensors:
         yield "", tensors
         return
+    is_barren = True
     for key, value in content.items():
         if isinstance(key, str):
-            yield from ((key, state) for _, state in _find_tensors(value, depth + 1))
+            for _, state in _find_tensors(value, depth + 1, barren):
+                is_barren = False
+                yield key, state
+    if is_barren:
+        barren.add((id(content), depth))
 
 
 def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:

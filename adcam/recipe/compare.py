@@ -201,6 +201,8 @@ def read_results(comparison: Comparison, whole: Recipe) -> ComparisonResults:
     methods, images = read_methods(comparison), comparison.masked_set()
     stages = whole.finished()
     trained = stages["train"]["outputs"]["classifiers"][settings.compare.rows[-1].network]
+    val_map = trained["val_map"]  # a file that was not trained here may not say
+    of_classifier = "" if val_map is None else f", classifier mAP {val_map:.1f}"
     return ComparisonResults(
         methods=methods,
         masks=load_scores(folder / SCORES_NAME),
@@ -210,7 +212,7 @@ def read_results(comparison: Comparison, whole: Recipe) -> ComparisonResults:
         choose_split=settings.compare.choose_on,
         stages=stages,
         subtitle=f"{images.class_set.name}: {len(images)} images of {images.split}; "
-        f"{settings.model.backbone}, classifier mAP {trained['val_map']:.1f}",
+        f"{settings.model.backbone}{of_classifier}",
         explorer=load_explorer(folder, images.split),
         seeds={"classifier": [*settings.compare.seeds, settings.train.seed][0]},
         configs={"comparison": as_text(settings.to_dict())},

@@ -547,7 +547,9 @@ def _write_comparison(root: Path, images: ImageDataset, setting: Setting) -> Pat
     lists = {"train": "all", "val": "all"}
     values = {
         "data": {**data, **lists},
-        "model": {"backbone": "deit_tiny_patch16_224"},  # for the report; that of the file is used
+        # For the words of the report: the classifier is that of the file.
+        "model": {"backbone": "deit_tiny_patch16_224"},
+        "train": {"epochs": 1, "img_size": 128, "batch_size": 1},
         "compare": {**compare, "checkpoint": str(_checkpoint(setting))},
     }
     path = root / "growth.json"
