@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,10 @@ def watch_creations(out: Path, meet: Callable[[str, str], None]) -> Iterator[Non
     for name, function in (("open", open_), ("mkdir", mkdir), ("link", link)):
         patch.setattr(os, name, function)
     patch.setattr(io, "open", io_open)
+    # In Python 3.10, paths have taken these functions for themselves on import.
+    if accessor := getattr(pathlib, "_NormalAccessor", None):
+        for name, function in (("open", io_open), ("mkdir", mkdir), ("link", link)):
+            patch.setattr(accessor, name, staticmethod(function))
     try:
         yield
     finally:

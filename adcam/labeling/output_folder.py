@@ -343,6 +343,7 @@ class OutputFolder:
                 other.close()
             self._others = []
             _remove_shard_files(self.path)
+            self._remove_temporaries()  # of workers that died
 
     def join(self, order: Iterable[str]) -> None:
         """Make one manifest of those of all shards, in this order (:meth:`finish`)."""

@@ -538,9 +538,14 @@ def test_a_damaged_pickle_is_read_or_refused_but_nothing_else(
         (
             "x.csv",
             "image_id,labels\na,ca\0t\n",
-            r"x.csv: the class name 'ca\\x00t' holds a control",
+            # The reader of Python 3.10 refuses such a line itself.
+            r"x.csv: the class name 'ca\\x00t' holds a control|x.csv, line 2: .*line contains NUL",
         ),
-        ("x.csv", "image_id,labels\na\0b,cat\n", "x.csv, line 2: image id 'a.x00b' holds a char"),
+        (
+            "x.csv",
+            "image_id,labels\na\0b,cat\n",
+            "x.csv, line 2: (image id 'a.x00b' holds a char|.*line contains NUL)",
+        ),
         ("x.json", '{"a": ["\\ud800"]}', "x.json: the class name '.ud800' holds a control"),
         ("x.json", '{"\\ud800.jpg": ["cat"]}', "x.json, image .*: image id '.ud800' holds a char"),
     ],

@@ -239,6 +239,9 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
     with OutputFolder(tmp_path, CONFIG) as folder:
         assert not any(path.exists() for path in stale)
         assert (tmp_path / "masks" / "mine.tmp").exists() and folder.is_done("sub/a", {})
+        stale[1].write_bytes(b"half")  # by a worker that dies meanwhile
+        folder.finish(["sub/a"])
+        assert not stale[1].exists() and (tmp_path / "masks" / "mine.tmp").exists()
 
 
 def test_a_file_in_place_of_the_folder_is_an_os_error(tmp_path: Path) -> None:
