@@ -24,7 +24,7 @@ help:
 	@echo "adcam: pixel masks from image-level labels"
 	@echo
 	@echo "  make demo       generate pictures, train, compare the methods, train a network on the"
-	@echo "                  masks, write a report (6 minutes)"
+	@echo "                  masks, write a report (5 minutes)"
 	@echo "  make test       check style and types, run the tests (5 minutes on two cores)"
 	@echo "  make test-all   the same with the slow tests"
 	@echo "  make test-wheel build the wheel, install it away from here, run the tests from it"
