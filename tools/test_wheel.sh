@@ -18,7 +18,7 @@ python=$folder/env/bin/python
 install() { "$python" -m pip --disable-pip-version-check -qq install -c "$root/constraints.txt" "$@"; }
 echo "Building the source archive, and from it the wheel ..."
 install build
-"$python" -m build --outdir dist "$root" > build.log || { cat build.log; exit 1; }
+"$python" -m build --outdir dist "$root" > build.log 2>&1 || { cat build.log; exit 1; }
 wheel=$(echo "$folder"/dist/*.whl)
 echo "Installing $(basename "$wheel") with its extras on $("$python" -V) (5 minutes, 8 GB) ..."
 install "$wheel[train,dev]"
