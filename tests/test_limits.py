@@ -188,6 +188,17 @@ def test_the_command_line_sets_limits_for_itself_alone(
     assert "ADCAM_MAX_IMAGE_PIXELS" not in os.environ
 
 
+def run_script(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run lines of Python in a process of its own, whose limits they may change."""
+    root = Path(__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root), **variables},
+    )
+
+
 def ask_for(num_bytes: int) -> int:
     """What a worker of the test does: it asks for memory, and gets it or not."""
     return len(bytearray(num_bytes))
@@ -235,13 +246,7 @@ def test_a_run_with_little_memory_says_so_and_the_same_command_goes_on_with_more
         "Run.into = with_little\n"
         f"sys.exit(main({command('out')!r}))\n"
     )
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-    )
+    done = run_script(script, OMP_NUM_THREADS="1")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "1.png: cannot be decoded (no memory is left)" in done.stderr
@@ -361,13 +366,7 @@ def test_a_full_disk_ends_a_run_and_the_same_command_goes_on(
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))\n"
         f"sys.exit(main({command('out')!r}))\n"
     )
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
+    done = run_script(script)
     assert done.returncode == 2, done.stderr
     assert "error: " in done.stderr and "File too large" in done.stderr
     manifest = tmp_path / "out" / "manifest.jsonl"

@@ -12,8 +12,6 @@ from adcam.cli.console import EXIT_OK, say_next
 from adcam.cli.project import find_project
 from adcam.errors import AdcamError
 
-_RECIPE_NAME = "recipe.json"  # as adcam.recipe.stages has it, which loads torch
-
 
 def add(commands: Any) -> None:
     parser = add_command(
@@ -82,15 +80,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _write(args: argparse.Namespace) -> Path:
     from adcam.labeling.output_folder import MANIFEST_NAME
+    from adcam.recipe.record import NO_RECORD, RECIPE_NAME
 
-    if not (args.work_dir / _RECIPE_NAME).is_file() and (args.work_dir / MANIFEST_NAME).is_file():
+    record = args.work_dir / RECIPE_NAME
+    if not record.is_file() and (args.work_dir / MANIFEST_NAME).is_file():
         from adcam.recipe.generation_report import write_generation_report
 
         return write_generation_report(args.work_dir, gt_dir=args.gt)
-    if not (args.work_dir / _RECIPE_NAME).is_file():
+    if not record.is_file():
         raise AdcamError(
-            f"{args.work_dir / _RECIPE_NAME}: not the record of `adcam run`, `compare` or `demo`: "
-            f"there is no such file, and no {MANIFEST_NAME} of `adcam generate` either"
+            f"{record}: {NO_RECORD}: there is no such file, and no {MANIFEST_NAME} of "
+            "`adcam generate` either"
         )
     if args.gt is not None:
         raise AdcamError(f"--gt is for masks of `adcam generate`; {args.work_dir} holds none")

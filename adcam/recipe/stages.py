@@ -28,10 +28,10 @@ from adcam.labeling.locks import FolderLock
 from adcam.labeling.output_folder import diff_configs
 from adcam.recipe.inputs import hash_once
 from adcam.recipe.memory import peak_memory
+from adcam.recipe.record import NO_RECORD, RECIPE_NAME
 from adcam.report.explorer import EXPLORER_DIR
 from adcam.version import __version__
 
-RECIPE_NAME = "recipe.json"
 STAGE_NAME = "stage.json"
 FILES_NAME = "files.json"
 """Hashes of the files in a stage's folders, such as ``masks``, one by one."""
@@ -244,10 +244,9 @@ def read_recipe(work_dir: str | Path) -> Values:
     Raises:
         AdcamError: The folder holds no recipe, or the file is damaged.
     """
-    complaint = "not the record of `adcam run`, `adcam compare` or `adcam demo`"
     if not (Path(work_dir) / RECIPE_NAME).exists():
-        raise AdcamError(f"{Path(work_dir) / RECIPE_NAME}: {complaint}: there is no such file")
-    with open_json(Path(work_dir) / RECIPE_NAME, complaint) as values:
+        raise AdcamError(f"{Path(work_dir) / RECIPE_NAME}: {NO_RECORD}: there is no such file")
+    with open_json(Path(work_dir) / RECIPE_NAME, NO_RECORD) as values:
         if not all(isinstance(values[key], str) for key in ("recipe", "title", "command")):
             raise TypeError("recipe, title and command must be text")
         return dict(values)
