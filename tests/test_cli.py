@@ -189,6 +189,15 @@ def test_labels_rules_and_sources_are_checked_without_torch(place: Path) -> None
         "convert masks-to-coco photos --out out.json",
         "convert label-table missing.csv --out out.csv",
         "report truth",
+        "init --images photos --backbone deit_tinny_patch16_224",
+        "train photos --backbone resnet50",
+        "generate photos --model deit_tinny_patch16_224 --classes cat --out out",
+        "generate photos --model deit_tiny_patch16_224 --classes catt --out out",
+        "generate photos --model vit_base_patch14_dinov2 --classes cat --out out",
+        "generate photos --model clip:ViT-B-61 --classes cat --out out",
+        "generate photos --model transformers:missing --classes cat --out out",
+        "boxes photos --model deit_tiny_patch16_224 --weights missing --classes cat "
+        "--threshold 0.4 --out boxes.csv",
     ]
     script = (
         "import shlex, sys\nfrom adcam.cli import main\n"
@@ -207,7 +216,10 @@ def test_labels_rules_and_sources_are_checked_without_torch(place: Path) -> None
 
 def test_configs_of_plain_values_are_checked_without_torch(place: Path) -> None:
     (place / "cam.toml").write_text('[cam]\nmethod = "clip_es_form"\n')
+    (place / "plain.toml").write_text('[data]\nroot = "photos"\n[model]\nbackbone = "vit"\n')
     changes = ["cam.scal=3", "cam.method_options.power=3", "mask.crf=tocco", "mask.rule=2"]
+    commands = [f"{GENERATE} --config cam.toml --cfg-options {change}" for change in changes]
+    commands.append("train plain.toml")
     script = (
         "import shlex, sys\nfrom adcam.cli import main\n"
         "codes = [main(shlex.split(line)) for line in sys.stdin.read().splitlines()]\n"
@@ -215,12 +227,12 @@ def test_configs_of_plain_values_are_checked_without_torch(place: Path) -> None:
     )
     result = subprocess.run(
         [sys.executable, "-c", script],
-        input="\n".join(f"{GENERATE} --config cam.toml --cfg-options {c}" for c in changes),
+        input="\n".join(commands),
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert result.stdout == f"{[2] * len(changes)} False\n", result.stderr
+    assert result.stdout == f"{[2] * len(commands)} False\n", result.stderr
 
 
 def test_the_core_does_without_any_extra(place: Path) -> None:

@@ -372,6 +372,8 @@ def check_classifier(args: argparse.Namespace) -> None:
         raise AdcamError('--model needs --classes, e.g. --classes "tabby cat,golden retriever"')
     if args.model is None and (args.classes or args.weights):
         raise AdcamError("--classes and --weights go with --model; a checkpoint has its own")
+    if args.model is not None:
+        _check_model(args)
     _check_method(args)
     for side in args.scales or ():
         if side < 1:
@@ -380,6 +382,38 @@ def check_classifier(args: argparse.Namespace) -> None:
         from adcam.masks.background import parse_rule
 
         parse_rule(args.threshold)
+
+
+def _check_model(args: argparse.Namespace) -> None:
+    """Refuse an unknown network, and classes that its head does not know."""
+    from adcam.models.imagenet_classes import resolve_classes
+    from adcam.models.known_names import (
+        NO_HEAD,
+        check_clip_name,
+        check_vit_name,
+        find_num_outputs,
+    )
+
+    if args.weights is not None and not Path(args.weights).is_file():
+        raise AdcamError(f"--weights {args.weights}: there is no such file")
+    kind, colon, model = args.model.partition(":")
+    if colon and kind in ("transformers", "clip"):
+        if kind == "transformers" and not Path(model).is_dir():
+            raise AdcamError(f"--model {args.model}: there is no folder {model!r}")
+        if kind == "clip" and not Path(model).is_dir():
+            check_clip_name(model)
+        return
+    check_vit_name(args.model)
+    num_outputs = find_num_outputs(args.model)
+    if num_outputs == 0:
+        raise AdcamError(f"{args.model!r} {NO_HEAD}")
+    if num_outputs is not None:
+        resolve_classes(split_names(args.classes), num_outputs=num_outputs)
+
+
+def split_names(text: str) -> list[str]:
+    """The names of a list with commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _check_method(args: argparse.Namespace) -> None:
@@ -422,7 +456,7 @@ def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
     options["views"] = read_views(args, options.get("views", TestViews()))
     if args.checkpoint is not None:
         return PseudoLabeler.from_checkpoint(args.checkpoint, device=choose_device(args), **options)
-    names = [name.strip() for name in args.classes.split(",") if name.strip()]
+    names = split_names(args.classes)
     device, (kind, _, model) = choose_device(args), args.model.partition(":")
     if kind == "clip":
         return PseudoLabeler.from_clip(model, names, weights=args.weights, device=device, **options)

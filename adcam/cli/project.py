@@ -160,6 +160,7 @@ def _read_start(args: argparse.Namespace) -> Start:
     """The network to start from: `--backbone` and `--weights`."""
     import os
 
+    from adcam.models.known_names import check_vit_name
     from adcam.project.config_text import Start
 
     weights = args.weights or os.environ.get("ADCAM_WEIGHTS") or "timm"
@@ -167,4 +168,9 @@ def _read_start(args: argparse.Namespace) -> Start:
         if not Path(weights).is_file():
             raise AdcamError(f"--weights {weights}: there is no such file")
         weights = str(Path(weights).resolve())
-    return Start(args.backbone or Start().backbone, weights)
+    start = Start(args.backbone or Start().backbone, weights)
+    try:
+        check_vit_name(start.backbone)
+    except AdcamError as error:
+        raise AdcamError(f"--backbone: {error}") from error
+    return start

@@ -25,6 +25,7 @@ from adcam.errors import AdcamError
 from adcam.models.any_vit import AnyViT, ViTInterface, import_from_extra
 from adcam.models.attention_recorder import AttentionRecorder
 from adcam.models.checkpoints import load_state_dict
+from adcam.models.known_names import check_clip_name
 from adcam.models.weights import fit_weights
 
 PROMPT = "a clean origami {}."
@@ -202,11 +203,7 @@ def read_open_clip(
     """
     if isinstance(model, str):
         open_clip = import_from_extra("open_clip")
-        if model not in open_clip.list_models():
-            raise AdcamError(
-                f"{model!r} is neither a folder of a CLIP nor a model of open_clip, which has "
-                f"{', '.join(open_clip.list_models()[:8])}, …"
-            )
+        check_clip_name(model)
         tokenizer = open_clip.get_tokenizer(model)
         model = _load_open_clip(open_clip, model, weights)
     network: Any = model

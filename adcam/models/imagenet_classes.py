@@ -1,21 +1,22 @@
 """From what a user calls a class to the ImageNet classes a classifier knows.
 
-Names are the WordNet lemmas that timm ships (timm/data/imagenet_info.py). One class of the user
-may stand for several of ImageNet's: "dog" is 118 breeds.
+Names are the WordNet lemmas that timm ships (timm/data/imagenet_info.py). Its files are read as
+they are, since to import it is to import torch. One class of the user may stand for several of
+ImageNet's: "dog" is 118 breeds.
 """
 
 from __future__ import annotations
 
+import csv
 import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-
-from timm.data import ImageNetInfo
-from timm.data.imagenet_info import infer_imagenet_subset
+from pathlib import Path
 
 from adcam.errors import AdcamError
+from adcam.models.known_names import find_package
 
 # Read off the 1,000 classes of ILSVRC 2012, whose order follows the WordNet tree, by the VOC
 # annotation guidelines (host.robots.ox.ac.uk/pascal/VOC/voc2007/guidelines.html): domestic dogs and
@@ -46,6 +47,17 @@ VOC_TO_IMAGENET: Mapping[str, tuple[int, ...]] = {
     "tvmonitor": (664, 782, 851),  # monitor, CRT screen, television
 }
 """VOC class -> indices of the ILSVRC 2012 classes that are kinds of it."""
+
+
+# Which ImageNet a width belongs to, as timm's infer_imagenet_subset has it.
+_SYNSETS: Mapping[int, str] = {
+    1000: "imagenet_synsets.txt",
+    11221: "imagenet21k_miil_synsets.txt",
+    11821: "imagenet12k_synsets.txt",
+    21841: "imagenet22k_synsets.txt",
+    21842: "imagenet22k_ms_synsets.txt",
+    21843: "imagenet21k_goog_synsets.txt",
+}
 
 
 @dataclass(frozen=True)
@@ -148,32 +160,42 @@ def _close_names(key: str, num_outputs: int) -> list[str]:
 @cache
 def _lemmas(num_outputs: int) -> dict[int, tuple[str, ...]]:
     """Output index -> lemmas; empty where the width belongs to no known ImageNet."""
-    info = _info(num_outputs)
-    if info is None:
+    synsets = _synsets(num_outputs)
+    if not synsets:
         return {}
-    descriptions = info.label_descriptions()
+    lines = (_folder() / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
+    table = dict(csv.reader(lines, delimiter="\t"))
     return {
-        index: tuple(lemma.strip() for lemma in text.split(","))
-        for index, text in enumerate(descriptions)
+        index: tuple(lemma.strip() for lemma in table[synset].split(","))
+        for index, synset in enumerate(synsets)
     }
 
 
 @cache
 def _names(num_outputs: int) -> dict[str, tuple[int, ...]]:
     """Lemma, whole entry or WordNet id -> the outputs it may mean."""
-    info = _info(num_outputs)
+    synsets = _synsets(num_outputs)
     meanings: dict[str, set[int]] = {}
     for index, lemmas in _lemmas(num_outputs).items():
-        synset = info.index_to_label_name(index)  # type: ignore[union-attr]
-        for name in (*lemmas, ", ".join(lemmas), synset):
+        for name in (*lemmas, ", ".join(lemmas), synsets[index]):
             meanings.setdefault(_key(name), set()).add(index)
     return {name: tuple(sorted(indices)) for name, indices in meanings.items()}
 
 
 @cache
-def _info(num_outputs: int) -> ImageNetInfo | None:
-    subset = infer_imagenet_subset({"num_classes": num_outputs})
-    return ImageNetInfo(subset) if subset else None
+def _synsets(num_outputs: int) -> tuple[str, ...]:
+    """The WordNet id of each output; none where the width belongs to no known ImageNet."""
+    name = _SYNSETS.get(num_outputs)
+    if name is None:
+        return ()
+    return tuple((_folder() / name).read_text(encoding="utf-8").splitlines())
+
+
+def _folder() -> Path:
+    timm = find_package("timm")
+    if timm is None:
+        raise AdcamError("timm, which brings the names of ImageNet's classes, is not installed")
+    return timm / "data" / "_info"
 
 
 def _key(name: str) -> str:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from adcam.errors import AdcamError
 from adcam.models.attention_capture import AttentionCapture
 from adcam.models.imagenet_classes import resolve_classes
-from adcam.models.timm_models import check_timm_name, create_timm_model
+from adcam.models.known_names import NO_HEAD, check_timm_name
+from adcam.models.timm_models import create_timm_model
 from adcam.models.token_cam import check_plain_vit, compute_grid_hw, compute_patch_size
 from adcam.models.weights import fit_weights, read_vit_weights
 from adcam.ops.token_attention import resolve_layers
@@ -199,25 +200,19 @@ def _record_attention(modules: Iterable[Any]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-_NO_HEAD = (
-    "has no classifier head; take an ImageNet classifier, e.g. 'deit_tiny_patch16_224', "
-    "or train one"
-)
-
-
 def _count_outputs(name: str, kwargs: Mapping[str, Any]) -> int:
     check_timm_name(name)
     config = timm.get_pretrained_cfg(name)
     published = 0 if config is None else config.num_classes
     if not (num_outputs := kwargs.get("num_classes", published)):
-        raise AdcamError(f"{name!r} {_NO_HEAD}")
+        raise AdcamError(f"{name!r} {NO_HEAD}")
     return int(num_outputs)
 
 
 def _check_head(vit: Any) -> None:
     check_plain_vit(vit)
     if not isinstance(vit.head, nn.Linear):
-        raise AdcamError(f"it {_NO_HEAD}")
+        raise AdcamError(f"it {NO_HEAD}")
     if vit.global_pool != "token":
         raise AdcamError(
             f"the head reads its tokens by global_pool={vit.global_pool!r}; only a head on the "

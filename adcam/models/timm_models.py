@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import urllib.error
 import urllib.request
@@ -16,23 +15,11 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from adcam.errors import AdcamError
+from adcam.models.known_names import check_timm_name
 
 FILE_NAME = "model.safetensors"
 TIMEOUT_S = 5
 """How long the host of published weights may take to answer."""
-
-
-def check_timm_name(name: str) -> None:
-    """Refuse a name that timm does not know.
-
-    Raises:
-        AdcamError: If the name is unknown; the message holds names like it.
-    """
-    if not timm.is_model(name):
-        known = timm.list_models()
-        close = [model for model in known if name and model.startswith(name)]
-        close = (close or difflib.get_close_matches(name, known, n=5))[:5]
-        raise AdcamError(f"unknown timm model {name!r}; names like it: {close}")
 
 
 def create_timm_model(
