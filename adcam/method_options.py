@@ -182,6 +182,18 @@ METHOD_OPTIONS: Mapping[str, type[Section]] = MappingProxyType(
 """The options of each method by its name, without those that a program registers."""
 
 
+DEFAULT_RULES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "ad_cam": ("steepest:0.58", "voc-animals train, ad_cam at 448"),
+        "refined": ("steepest:0.52", "voc-animals train, refined at 448"),
+    }
+)
+"""Where background ends by default, and what that was chosen on, by the method of the maps.
+
+Maps of the other methods are made as AD-CAM's are, and take its rule.
+"""
+
+
 def known_methods() -> Mapping[str, type]:
     """The methods, or their options alone where no program has loaded the methods.
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_type_hint
 
 from adcam.errors import AdcamError
 from adcam.installation import find_config
-from adcam.method_options import check_method, known_methods
+from adcam.method_options import DEFAULT_RULES, check_method, known_methods
 from adcam.options import (
     Section,
     check_choice,
@@ -281,8 +281,8 @@ class MaskSettings(Section):
 
     Attributes:
         rule: Where background ends: ``"constant:0.58"``, ``"steepest:0.58"``, ``"otsu"``, …
-            (docs/methods.md). By default ``"steepest:0.58"``, chosen on this project's own
-            data.
+            By default ``"steepest:0.58"``, or ``"steepest:0.52"`` for the method ``"refined"``,
+            both chosen on this project's own data.
         chosen_on: What ``rule`` was chosen on, for the record.
         two_threshold: A low and a high background score in place of ``rule``: pixels that the two
             disagree on become 255, "uncertain".
@@ -343,8 +343,8 @@ class RefineSettings(Section):
     dtype: str = setting("float32", choices=DTYPES)
     seed: int = setting(0, at_least=0)
     num_steps: int = setting(0, at_least=0)
-    rule: str = setting("steepest:0.52")
-    chosen_on: str = setting("voc-animals train, refined at 448")
+    rule: str = setting(DEFAULT_RULES["refined"][0])
+    chosen_on: str = setting(DEFAULT_RULES["refined"][1])
     log_interval: int = setting(10, at_least=1)
 
     def __post_init__(self) -> None:

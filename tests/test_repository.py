@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from adcam.options import read_meanings
+from adcam.settings import SegmentationSettings, Settings
+
 pytestmark = pytest.mark.checkout
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -283,3 +286,63 @@ def test_every_function_is_used() -> None:
         and function.name not in public | CALLED_FROM_OUTSIDE | WAITING
     ]
     assert unused == []
+
+
+POINTER = re.compile(r"(?<![\w/])(?:docs|tools|tests|configs)/[\w./-]*|\b[\w/-]+\.md\b")
+
+
+def find_pointers(text: str) -> list[str]:
+    """The files of the repository that a text names and a wheel does not have."""
+    names = [name.rstrip(".") for name in POINTER.findall(text)]
+    names = [name for name in names if name != "report.md"]  # which reports write
+    return [
+        name
+        for name in names
+        if (ROOT / name).exists() or (ROOT / "docs" / name).exists() or name.startswith("docs/")
+        # The configs travel in the wheel, and commands find them by these names.
+        if name != "configs/" and not (name.startswith("configs/") and (ROOT / name).is_file())
+    ]
+
+
+def test_pointers_are_found() -> None:
+    assert find_pointers("see docs/metrics.md.") == ["docs/metrics.md"]
+    assert find_pointers("docs/results holds more; see configs/seg, README.md, metrics.md") == [
+        "docs/results",
+        "configs/seg",
+        "README.md",
+        "metrics.md",
+    ]
+    assert find_pointers("report.md, rulixiang/ToCo, tools/infer_cam_crf_label.py") == []
+    assert find_pointers("adcam run configs/voc_animals/adcam_deit-tiny_fcn.py") == []
+
+
+def test_no_text_for_users_names_a_file_that_the_wheel_lacks() -> None:
+    """Help, messages, reports and the meanings of keys say the thing itself."""
+    found = []
+    for path in sorted((ROOT / "adcam").rglob("*")):
+        if path.suffix in (".j2", ".js", ".css", ".html"):
+            lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+            texts = [(number, line.partition("// ")[0]) for number, line in lines]
+        elif path.suffix == ".py":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            docs = {
+                id(node.value)
+                for parent in ast.walk(tree)
+                if isinstance(parent, ast.Module | ast.ClassDef | ast.FunctionDef)
+                for node in parent.body
+                if isinstance(node, ast.Expr)
+            }
+            texts = [
+                (node.lineno, node.value)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+                if id(node) not in docs
+            ]
+        else:
+            continue
+        found += [(f"{path.name}:{line}", find_pointers(t)) for line, t in texts]
+    entries = {**Settings.entries(), **SegmentationSettings.entries()}.values()
+    sections = [kind for entry in entries for kind in entry.kinds()]
+    found += [("a key", find_pointers(entry.text)) for entry in entries]
+    found += [(k.__name__, find_pointers(m)) for k in sections for m in read_meanings(k).values()]
+    assert [item for item in found if item[1]] == []

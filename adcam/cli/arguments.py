@@ -21,7 +21,7 @@ CAM_FORMAT: dict[str, Any] = {
     "dest": "cam_format",
     "choices": ("auto", "irn", "psa", "psa_crf", "clip_es", "puzzlecam"),
     "default": "auto",
-    "help": "see docs/datasets.md (default: %(default)s)",
+    "help": "whose files they are (default: %(default)s, which looks at them)",
 }
 
 
@@ -60,7 +60,7 @@ def add_command(
         default=[],
         metavar="NAME=N",
         help="what a file may ask for: image_pixels, file_bytes, json_bytes, classes, annotations; "
-        "worker_memory, in bytes (docs/robustness.md)",
+        "worker_memory, in bytes",
     )
     parser.set_defaults(run=run, command=f"{of} {name}".strip())
     return parser

@@ -60,7 +60,7 @@ def add(commands: Any) -> None:
         choices=("wsol", "ts_cam"),
         default="wsol",
         help="a box for each contour as wsolevaluation has it (default), or one for each class as "
-        "TS-CAM has it; see docs/localization.md",
+        "TS-CAM has it",
     )
     box.add_argument(
         "--score-maps",

@@ -212,8 +212,8 @@ def add(commands: Any) -> None:
         run,
         "data sets, labels, masks and maps from one format into another",
         """\
-        Convert data sets, labels, masks and class maps; `adcam convert WHAT --help` has the options
-        and docs/datasets.md the steps for each data set. Counts, classes and a hash are printed.
+        Convert data sets, labels, masks and class maps; `adcam convert WHAT --help` has the
+        options. Counts, classes, a hash and the next step are printed.
         In a folder that `adcam init` set up, WHAT may be left out: the project's masks become
         coco.json, one annotation an object part, as outlines.
         Interrupted? The same command resumes where it stopped.""",
@@ -307,7 +307,7 @@ def _print_converted(result: Converted) -> None:
 
 # What one does with a result, by the converter.
 _NEXT = {
-    "": "docs/datasets.md in adcam's repository says what reads it",
+    "": "the tool whose format it is reads {out}",
     "masks-to-coco": "whatever reads COCO's instances takes {out}, pycocotools.coco.COCO for one",
     **dict.fromkeys(
         ("voc-labels", "label-table", "mask-labels", "irn-labels"),

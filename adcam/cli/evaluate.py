@@ -65,7 +65,8 @@ def _add_mask_arguments(parser: argparse.ArgumentParser) -> None:
         "--average",
         choices=("union", "gt_present", "per_image"),
         default="union",
-        help="classes that enter the mean, see docs/metrics.md (default: %(default)s)",
+        help="classes that enter the mean: those in masks or truth of the set, those in its truth, "
+        "or of each image apart (default: %(default)s)",
     )
     parser.add_argument(
         "--pred-ignore",
@@ -235,7 +236,8 @@ def _run_localization(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, result)
     say_next(
-        "docs/localization.md in adcam's repository says what these numbers can be compared with"
+        "adcam boxes IMAGES --threshold T writes boxes at a threshold; compare these numbers with "
+        "those of wsolevaluation's protocol alone"
     )
     return EXIT_OK
 

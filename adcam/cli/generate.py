@@ -74,7 +74,7 @@ def add(commands: Any) -> None:
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="compile the network's MLPs: for long runs on a GPU (docs/performance.md)",
+        help="compile the network's MLPs: for runs of minutes on a GPU",
     )
     work.add_argument(
         "--shard",
@@ -110,7 +110,7 @@ def _add_engine_arguments(engine: argparse._ArgumentGroup) -> None:
         "--engine",
         choices=("local", "ray"),
         default="local",
-        help="what computes: this machine (default), or a Ray cluster (docs/scale.md)",
+        help="what computes: this machine (default), or a Ray cluster (pip install 'adcam[ray]')",
     )
     engine.add_argument(
         "--address",

@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
         adcam refine out --checkpoint classifier.safetensors --out refined --crf \\
             --cfg-options refine.epochs=10
         adcam generate more/ --checkpoint refined/train/refined.safetensors \\
-            --method refined --bg steepest:0.52 --out more_masks
+            --method refined --out more_masks
         """,
     )
     parser.add_argument("maps", type=Path, metavar="MAPS", help="folder with images' maps")
@@ -63,6 +63,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from adcam.labeling.generate import generate
     from adcam.labeling.labeler import PseudoLabeler, refined_options
+    from adcam.masks.background import default_rule
     from adcam.training.refiner import open_maps_folder, train_refiner
 
     settings = _load_settings(args)
@@ -89,8 +90,10 @@ def run(args: argparse.Namespace) -> int:
     log(f"{result.ok} masks written, {result.skipped} were there")
     code = report_run(args, result, "mask", args.out / "manifest.jsonl")
     show(args.out / "masks")
-    generate_more = f"adcam generate IMAGES --checkpoint {path} --method refined"
-    say_next(f"adcam report {args.out}; {generate_more} --bg {labeler.mask_maker.rule} --out DIR")
+    rule = labeler.options.rule
+    bg = "" if str(rule) == str(default_rule("refined")) else f" --bg {rule}"
+    generate_more = f"adcam generate IMAGES --checkpoint {path} --method refined{bg} --out DIR"
+    say_next(f"adcam report {args.out}; {generate_more}")
     return code
 
 

@@ -69,7 +69,12 @@ def _add_check(actions: Any) -> None:
         """,
         of="segment",
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="see configs/seg")
+    parser.add_argument(
+        "config",
+        type=Path,
+        metavar="CONFIG",
+        help="a file, or one that `adcam configs seg` lists",
+    )
     add_cfg_options(parser)
 
 

@@ -242,7 +242,8 @@ def suggest_thresholds(
         AdcamError: There are no maps or none of an id, or a file cannot be read.
     """
     folder, is_ours = _find_maps(maps_dir)
-    other_classes, rules = class_set or voc_class_set(), UnsupervisedRules()
+    other_classes = class_set or voc_class_set()
+    rules = UnsupervisedRules(_read_method(folder))
     files = find_files(folder, ".npz" if is_ours else ".npy")
     if ids is not None:
         wanted = [match_id(name, files) for name in ids]
@@ -279,7 +280,7 @@ class _Sweep:
         self._average = average
         self._names: dict[int, str] = {}
         self._curve: ThresholdCurve | None = None
-        self._rules = UnsupervisedRules()
+        self._rules = UnsupervisedRules(_read_method(folder))
 
     def update(self, path: Path, stored: StoredMaps, gt: np.ndarray) -> None:
         """Count the maps of one image."""
@@ -365,6 +366,14 @@ def _read_class_names(folder: Path) -> dict[int, str]:
         return {0: "background", **dict(pairs)}
     except (ValueError, KeyError, TypeError):
         return {}
+
+
+def _read_method(maps: Path) -> str:
+    """The method of maps as ``adcam generate`` recorded it; AD-CAM where nobody did."""
+    try:
+        return str(read_json(maps.parent / CONFIG_NAME)["labeler"]["method"])
+    except (ValueError, KeyError, TypeError):
+        return "ad_cam"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from adcam.masks.background import DEFAULT_RULE, compute_mask, find_threshold
+from adcam.masks.background import compute_mask, default_rule, find_threshold
 from adcam.masks.steepest import compute_jumps, find_steepest_of_set
 from adcam.metrics.miou import MeanIoU, ThresholdCurveResult
 from adcam.structures import ClassMaps
@@ -21,10 +21,13 @@ class UnsupervisedRules:
 
     The rules are the default's constant, the default, Otsu's threshold of each image, and one
     constant for all images: the level at which their maps are steepest in the mean.
+
+    Args:
+        method: The method that made the maps, which has its default.
     """
 
-    def __init__(self) -> None:
-        default = float(DEFAULT_RULE.value or 0)
+    def __init__(self, method: str = "ad_cam") -> None:
+        default = float(default_rule(method).value or 0)
         self._rules: dict[str, tuple[str, float | None]] = {
             f"constant:{default:g}": ("constant", default),
             f"steepest:{default:g}": ("steepest", default),

@@ -30,7 +30,7 @@ from adcam.labeling.executor import one_thread, run_ahead
 from adcam.labeling.map_maker import MapMaker, Network, resolve_device
 from adcam.labeling.mask_maker import MaskMaker, resize_maps, resize_mask
 from adcam.labeling.steps import Decoded, Failed, Made, MaskMaking, Task, make
-from adcam.masks.background import DEFAULT_RULE, BackgroundRule, parse_rule
+from adcam.masks.background import DEFAULT_RULE, BackgroundRule, default_rule, parse_rule
 from adcam.masks.crf import CRF_BACKENDS, CRF_PARAMS
 from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
@@ -79,7 +79,8 @@ class LabelerOptions:
         method: The method that makes class maps, a key of :data:`adcam.cams.METHODS`.
         method_options: Options of the method, e.g. ``{"power": 3.0}``.
         views: The scales at which the network sees an image, and whether mirrored as well.
-        rule: Where background ends (:mod:`adcam.masks.background`).
+        rule: Where background ends (:mod:`adcam.masks.background`). ``None`` takes the rule that
+            was chosen for the method (:func:`adcam.masks.background.default_rule`).
         two_threshold: ``(low, high)`` background scores in place of ``rule``: pixels that they
             disagree on become 255 (:mod:`adcam.masks.confident`).
         crf: ``"none"``, or the parameter set of a dense CRF that sharpens the edges of masks, a key
@@ -107,7 +108,7 @@ class LabelerOptions:
     method: str = "ad_cam"
     method_options: Mapping[str, Any] = field(default_factory=dict)
     views: TestViews = field(default_factory=TestViews)
-    rule: BackgroundRule = DEFAULT_RULE
+    rule: BackgroundRule = None  # type: ignore[assignment]  # by the method, in __post_init__
     two_threshold: tuple[float, float] | None = None
     crf: str = "none"
     crf_backend: str = "auto"
@@ -118,6 +119,8 @@ class LabelerOptions:
     max_pixels: int = 1 << 22
 
     def __post_init__(self) -> None:
+        if vars(self)["rule"] is None:
+            object.__setattr__(self, "rule", default_rule(self.method))
         if self.crf in CRF_BACKENDS:
             raise AdcamError(
                 f"crf={self.crf!r} names what computes the CRF; write crf='toco', "

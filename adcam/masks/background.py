@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adcam.errors import AdcamError
+from adcam.method_options import DEFAULT_RULES
 from adcam.structures import ClassMaps, PseudoMask
 
 RULES = ("constant", "power", "otsu", "steepest")
@@ -281,5 +282,19 @@ def _check_rule(rule: str, value: float | None) -> None:
         raise AdcamError(f"the exponent of 'power' must be a finite number above 0, got {value}")
 
 
-DEFAULT_RULE = BackgroundRule("steepest", 0.58, "voc-animals train, ad_cam at 448")
-"""Background rule where none is given, with the split, method and scale it was chosen on."""
+def default_rule(method: str = "ad_cam") -> BackgroundRule:
+    """The background rule where none is given, with the split, method and scale it was chosen on.
+
+    Args:
+        method: The method that made the maps. Methods without a rule of their own take AD-CAM's.
+
+    Example:
+        >>> str(default_rule("ts_cam")), str(default_rule("refined"))
+        ('steepest:0.58', 'steepest:0.52')
+    """
+    text, chosen_on = DEFAULT_RULES.get(method, DEFAULT_RULES["ad_cam"])
+    return parse_rule(text, chosen_on=chosen_on)
+
+
+DEFAULT_RULE = default_rule()
+"""The rule of AD-CAM, and of all methods that :func:`default_rule` has no other for."""

@@ -184,8 +184,7 @@ def box_table(methods: Sequence[BoxScores], split: str, command: str) -> Table:
         columns,
         rows,
         caption=f"Percent of the {methods[0].num_images} images of {split}. Thresholds, one for "
-        f"each IoU and method, chosen on: {methods[0].chosen_on}.{given} "
-        "docs/localization.md defines the columns.",
+        f"each IoU and method, chosen on: {methods[0].chosen_on}.{given}",
         command=command,
     )
 

@@ -268,8 +268,8 @@ def _caution_unless_first(scores: Mapping[str, float]) -> Sequence[Block]:
     if first.startswith("AD-CAM"):
         return []
     return caution(
-        f"AD-CAM does not win here: {first} reaches {scores[first]:.1f}. "
-        "docs/results holds the numbers on real photographs."
+        f"AD-CAM does not win here: {first} reaches {scores[first]:.1f}. Which method wins depends "
+        "on the classifier and on the photographs."
     )
 
 

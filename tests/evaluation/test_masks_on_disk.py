@@ -170,6 +170,10 @@ def test_rules_without_ground_truth_and_what_they_lose(stored: tuple[Path, Path]
     rules = {row["rule"]: row for row in curve["rules"]}
     assert list(rules) == ["constant:0.58", "steepest:0.58", "otsu", OF_SET]
     assert rules["constant:0.58"]["miou"] == pytest.approx(curve["miou"][58])
+    (stored[0].parent / "config.json").write_text('{"labeler": {"method": "refined"}}')
+    refined = evaluate_maps(stored[0].parent, stored[1])["rules"]
+    assert [row["rule"] for row in refined[:2]] == ["constant:0.52", "steepest:0.52"]
+    (stored[0].parent / "config.json").unlink()
     of_set = round(rules[OF_SET]["threshold"] * 100)
     assert rules[OF_SET]["miou"] == pytest.approx(curve["miou"][of_set])
     assert all(

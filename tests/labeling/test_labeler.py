@@ -27,13 +27,14 @@ from adcam.labeling.labeler import (
     convert_image,
     hash_network,
     options_from_settings,
+    refined_options,
 )
 from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.mask_maker import DeviceMaps, MaskMaker, resize_maps
 from adcam.masks.background import BackgroundRule, find_threshold, parse_rule
 from adcam.models.classifier_file import load_classifier
 from adcam.options import from_section
-from adcam.settings import CamSettings, MaskSettings, TestViews
+from adcam.settings import CamSettings, MaskSettings, Settings, TestViews
 from adcam.structures import ClassMaps
 
 SMALL = TestViews(scales=(64,))
@@ -453,6 +454,22 @@ def test_a_notebook_shows_pictures_scores_and_shares(
     assert f"rgb({red}, {green}, {blue})" in shown and f"{share:.1%}" in shown
     assert "dog" not in shown and "no class" in empty
     assert labels._repr_html_().count("<img ") == 2
+
+
+def test_the_default_rule_follows_the_method_unless_one_is_named() -> None:
+    assert LabelerOptions().rule == LabelerOptions(method="ts_cam").rule == DEFAULT_RULE
+    refined = LabelerOptions(method="refined").rule
+    assert (str(refined), refined.chosen_on) == (
+        "steepest:0.52",
+        "voc-animals train, refined at 448",
+    )
+    assert refined == refined_options(Settings({}))["rule"]
+    # A config without a rule, and one with it.
+    cam = CamSettings(method="refined")
+    assert LabelerOptions(**options_from_settings(cam, MaskSettings())).rule == refined
+    named = options_from_settings(cam, MaskSettings(rule="otsu"))
+    assert str(LabelerOptions(**named).rule) == "otsu"
+    assert LabelerOptions(method="refined", rule=DEFAULT_RULE).rule == DEFAULT_RULE
 
 
 def test_options_from_settings() -> None:

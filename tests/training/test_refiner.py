@@ -275,7 +275,6 @@ def test_the_command(
         method="refined",
         method_options={"num_steps": 0},
         views=TestViews((64,)),
-        rule="steepest:0.52",
     )
     for img_id, labels in ROWS.items():
         expected = labeler(maps.parent / "photos" / f"{img_id}.png", labels=labels.split())
@@ -286,7 +285,7 @@ def test_the_command(
     told = capsys.readouterr()
     assert "0 masks written, 6 were there" in told.err
     path = out / "train" / "refined.safetensors"
-    said = f"generate IMAGES --checkpoint {path} --method refined --bg steepest:0.52 --out DIR"
+    said = f"generate IMAGES --checkpoint {path} --method refined --out DIR"
     assert said in told.out + told.err
     assert (out / "train" / "refined.safetensors").stat().st_mtime_ns == before
     assert call([*command, "refine.seed=1"]) == 2
