@@ -571,7 +571,11 @@ def _scan(
             others[kind] += 1
     if others:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
-        notes.insert(0, f"{sum(others.values())} files are of kinds that are not read: {counts}")
+        count = sum(others.values())
+        kinds = "1 file is of a kind that is"
+        if count > 1:
+            kinds = f"{count} files are of kinds that are"
+        notes.insert(0, f"{kinds} not read: {counts}")
     if not found:
         why = "".join(f"; {note}" for note in notes)
         raise AdcamError(f"{root}: there are no {what} in this folder{why}")

@@ -307,7 +307,13 @@ def _print_converted(result: Converted) -> None:
 
 # What one does with a result, by the converter.
 _NEXT = {
-    "": "the tool whose format it is reads {out}",
+    "": "adcam convert --help lists the other formats",
+    "masks-to-mmseg": "put {out}/dataset.py into the _base_ of a config of mmsegmentation",
+    "masks-to-hf": "datasets.load_dataset('parquet', data_dir='{out}/data') in Python",
+    "masks-to-label-studio": "import {out}/tasks.json into a project of Label Studio with the "
+    "labelling interface {out}/label_config.xml",
+    "masks-to-cvat": "CVAT's `Upload annotations`, format CVAT 1.1, takes {out}",
+    "maps-to-cams": "the project whose format you named reads {out}",
     "masks-to-coco": "whatever reads COCO's instances takes {out}, pycocotools.coco.COCO for one",
     **dict.fromkeys(
         ("voc-labels", "label-table", "mask-labels", "irn-labels"),

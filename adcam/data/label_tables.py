@@ -166,7 +166,17 @@ def _read_grid(path: Path, grid: Grid, kind: str) -> LabelRows:
     if _BOX_COLUMNS & set(names):
         form = "object"
         notes.append("a row is an object, and an image shows the classes of all its rows")
+    elif form == "label" and _is_a_label_a_row(grid[1:], image, labels[0]):
+        form = "object"
+        notes.append("a row is a label, and an image shows those of all its rows")
     return _read_pairs(path, grid[1:], (image, labels[0]), len(header), form, notes)
+
+
+def _is_a_label_a_row(grid: Grid, image: int, label: int) -> bool:
+    """Whether images have several rows, of which each names one class."""
+    rows = [cells for _, cells in grid if len(cells) > max(image, label)]
+    is_repeated = len({img_id_of(cells[image]) for cells in rows}) < len(rows)
+    return is_repeated and not any(set(";|,") & set(cells[label]) for cells in rows)
 
 
 def _read_pairs(

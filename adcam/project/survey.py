@@ -80,19 +80,20 @@ class Survey:
         pictures, counts = self.photographs, self.counts
         if pictures.unreadable:
             first = next(iter(pictures.unreadable.values()))
-            yield f"{_many(pictures.unreadable, 'image')} cannot be read and left out: {first}"
+            yield f"{_many(pictures.unreadable, 'image')} cannot be read, left out: {first}"
         if pictures.copies:
             pairs = [f"{copy} = {first}" for copy, first in pictures.copies.items()]
             yield (
-                f"{_many(pairs, 'image')} have the bytes of another one, and are labelled but not "
-                f"learnt from: {_some(pairs)}"
+                f"{_many(pairs, 'copy', 'copies')} of other photographs, byte for byte, labelled "
+                f"but not learnt from: {_some(pairs)}"
             )
             yield from self._describe_contradictions()
         if self.strangers:
-            yield f"{_many(self.strangers, 'label')} name no photograph: {_some(self.strangers)}"
+            of_none = _many(self.strangers, "label")
+            yield f"{of_none} of photographs that are not there: {_some(self.strangers)}"
         if self.unlabelled:
-            without = _some(self.unlabelled)
-            yield f"{_many(self.unlabelled, 'photograph')} without a label get no mask: {without}"
+            without = _many(self.unlabelled, "photograph")
+            yield f"{without} without a label, left without a mask: {_some(self.unlabelled)}"
         shown = {name: count for name, count in counts.items() if count}
         if absent := [name for name in counts if name not in shown]:
             yield f"no photograph shows {_some(absent)}: these classes cannot be learnt"
@@ -270,8 +271,8 @@ def _check_learnable(survey: Survey, labels: str | Path) -> None:
         )
 
 
-def _many(items: Collection[object], what: str) -> str:
-    return f"{len(items)} {what}{'' if len(items) == 1 else 's'}"
+def _many(items: Collection[object], what: str, several: str = "") -> str:
+    return f"{len(items)} {what if len(items) == 1 else several or what + 's'}"
 
 
 def _some(items: Sequence[str]) -> str:

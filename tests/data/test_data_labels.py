@@ -233,6 +233,17 @@ def test_composed_and_decomposed_accents_are_one_spelling(tmp_path: Path) -> Non
     assert table["café"] == ("köter",)
 
 
+def test_a_label_a_row(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, "filename,label\na.jpg,red fox\nb.jpg,ant\na.jpg,ant\na.jpg,ant\nc.jpg,\n"
+    )
+    labels = read_labels(path)
+    assert labels.classes == ("ant", "red fox")
+    assert labels.class_ids == {"a": (0, 1), "b": (0,), "c": ()}
+    with pytest.raises(ValueError, match="line 3: image id 'a' is already on line 2"):
+        read_labels(written(tmp_path, "filename,label\na.jpg,ant;fox\na.jpg,ant\n"))
+
+
 def test_classes_are_inferred_sorted(tmp_path: Path) -> None:
     path = written(tmp_path, "image_id,labels\na,zebra;tabby cat\nb,ant\nc,\n")
     assert read_labels(path).classes == ("ant", "tabby cat", "zebra")

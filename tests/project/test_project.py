@@ -156,9 +156,9 @@ def test_what_is_wrong_with_photographs_is_said(
     assert run("init --images photos") == 0
     said = capsys.readouterr().err
     assert "1 image cannot be read" in said and "p0.jpg" in said
-    assert "2 images have the bytes of another one" in said
+    assert "2 copies of other photographs" in said
     assert "different labels: p1 (ant) and copy (zebra)" in said
-    assert "1 label name no photograph: elsewhere" in said
+    assert "1 label of photographs that are not there: elsewhere" in said
     assert "1 photograph without a label" in said
     assert "fewer than 10 photographs show" in said
     lists = {
