@@ -219,7 +219,7 @@ def test_configs_of_plain_values_are_checked_without_torch(place: Path) -> None:
     (place / "plain.toml").write_text('[data]\nroot = "photos"\n[model]\nbackbone = "vit"\n')
     changes = ["cam.scal=3", "cam.method_options.power=3", "mask.crf=tocco", "mask.rule=2"]
     commands = [f"{GENERATE} --config cam.toml --cfg-options {change}" for change in changes]
-    commands.append("train plain.toml")
+    commands += [f"{command} plain.toml" for command in ("train", "compare", "run")]
     script = (
         "import shlex, sys\nfrom adcam.cli import main\n"
         "codes = [main(shlex.split(line)) for line in sys.stdin.read().splitlines()]\n"
@@ -436,12 +436,17 @@ def test_an_imagenet_model_takes_its_classes_as_labels(
         return PseudoLabeler.from_checkpoint("classifier.safetensors", **options)
 
     monkeypatch.setattr(PseudoLabeler, "from_imagenet", fake)
+    (place / "w.pth").touch()
     command = (
-        'generate photos/beach.jpg --model deit --classes "tabby cat, dog" --out out --scales 64 '
-        "--device cpu --weights w.pth"
+        'generate photos/beach.jpg --model deit_tiny_patch16_224 --classes "tabby cat, dog" '
+        "--out out --scales 64 --device cpu --weights w.pth"
     )
     assert run(command) == 0
-    assert asked == {"model": "deit", "classes": ["tabby cat", "dog"], "weights": "w.pth"}
+    assert asked == {
+        "model": "deit_tiny_patch16_224",
+        "classes": ["tabby cat", "dog"],
+        "weights": "w.pth",
+    }
     entry = json.loads((place / "out" / "manifest.jsonl").read_text())
     assert entry["classes"] == ["cat", "dog", "horse"] and entry["labels"] == "given"
 

@@ -154,10 +154,27 @@ def work_dir_of(args: argparse.Namespace) -> Path:
 
 
 def load_settings(args: argparse.Namespace) -> Any:
-    """The settings of CONFIG with ``--cfg-options`` applied."""
-    from adcam import settings
+    """The settings of CONFIG with ``--cfg-options`` applied; its network is one that there is."""
+    from adcam.settings import Settings
+    from adcam.settings import load_settings as load
 
-    return settings.load_settings(args.config, parse_pairs("--cfg-options", args.cfg_options))
+    settings: Settings = load(args.config, parse_pairs("--cfg-options", args.cfg_options))
+    if "model" in settings:
+        _check_backbone(settings.model)
+    return settings
+
+
+def _check_backbone(model: Any) -> None:
+    """Refuse the name of an unknown network before torch is loaded."""
+    from adcam.models.known_names import check_timm_name, check_vit_name
+    from adcam.settings import NonlocalCamSettings, TokenCamSettings
+
+    checks = {TokenCamSettings: check_vit_name, NonlocalCamSettings: check_timm_name}
+    if (check := checks.get(type(model))) is not None:
+        try:
+            check(model.backbone)
+        except AdcamError as error:
+            raise AdcamError(f"model.backbone: {error}") from error
 
 
 def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:

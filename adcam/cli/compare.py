@@ -49,11 +49,11 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import shlex
 
+    settings, work_dir = load_settings(args), work_dir_of(args)
     from adcam.recipe.compare import TABLE_NAME
     from adcam.recipe.repeated import open_comparison
     from adcam.recipe.stages import run_stages
 
-    settings, work_dir = load_settings(args), work_dir_of(args)
     shown = "boxes" if settings.task == "localization" else "methods"
     comparison = open_comparison(
         settings,

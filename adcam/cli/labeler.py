@@ -395,7 +395,7 @@ def _check_model(args: argparse.Namespace) -> None:
         find_num_outputs,
     )
 
-    if args.weights is not None and not Path(args.weights).is_file():
+    if args.weights not in (None, "timm") and not Path(args.weights).expanduser().is_file():
         raise AdcamError(f"--weights {args.weights}: there is no such file")
     kind, colon, model = args.model.partition(":")
     if colon and kind in ("transformers", "clip"):

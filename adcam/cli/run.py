@@ -44,12 +44,12 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import shlex
 
+    settings, work_dir = load_settings(args), work_dir_of(args)
     from adcam.recipe.run import open_recipe
     from adcam.recipe.stages import run_stages
 
-    work_dir = work_dir_of(args)
     recipe = open_recipe(
-        load_settings(args),
+        settings,
         work_dir,
         title=f"{args.config.stem}: masks from labels, a network from masks",
         command=shlex.join(command_line(args, "--work-dir", str(work_dir))),

@@ -91,7 +91,6 @@ def run(args: argparse.Namespace) -> int:
         args.project = set_up(args, args.photographs, folder)
         args.config, args.work_dir = args.project.config, args.project.work_dir
     settings = load_settings(args)
-    _check_backbone(settings)
     work_dir = work_dir_of(args)
     from adcam.training.classifier import train_classifier
 
@@ -102,18 +101,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         say_next(f"adcam generate IMAGES --checkpoint {path} --out masks")
     return EXIT_OK
-
-
-def _check_backbone(settings: Any) -> None:
-    """Refuse an unknown network before torch is loaded."""
-    from adcam.models.known_names import check_vit_name
-    from adcam.settings import TokenCamSettings
-
-    if isinstance(settings.model, TokenCamSettings):
-        try:
-            check_vit_name(settings.model.backbone)
-        except AdcamError as error:
-            raise AdcamError(f"model.backbone: {error}") from error
 
 
 def _describe(path: Path) -> str:
