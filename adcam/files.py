@@ -14,10 +14,13 @@ import json
 import logging
 import os
 import secrets
+import tempfile
 import unicodedata
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, Any
 
@@ -130,6 +133,56 @@ def name_in_error(err: OSError, path: Path) -> OSError:
     """The error of a write (a full disk, no permission) with the file that was to be written."""
     reason = f"cannot write into the folder {path.parent} ({err.strerror})"
     return OSError(err.errno, reason, str(path))
+
+
+class Spool:
+    """Bytes that are put aside on the disk until the object is gone, so that memory stays flat.
+
+    They lie in one file without a name, which the system removes however the process ends.
+
+    Args:
+        folder: The folder of the file, which exists; ``None`` takes that of the system for
+            temporary files.
+
+    Raises:
+        OSError: The folder cannot be written to.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self._folder = Path(tempfile.gettempdir() if folder is None else folder)
+        try:
+            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)
+        except OSError as err:
+            raise self._explain(err) from err
+        self._size = 0
+        weakref.finalize(self, self._file.close)
+
+    def put(self, data: bytes) -> Callable[[], bytes]:
+        """Put bytes aside.
+
+        Returns:
+            A function that reads them again.
+
+        Raises:
+            OSError: The disk is full or gone.
+        """
+        place = self._size
+        try:
+            self._file.seek(place)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as err:
+            raise self._explain(err) from err
+        self._size += len(data)
+        return partial(self._read, place, len(data))
+
+    def _explain(self, err: OSError) -> OSError:
+        return name_in_error(err, self._folder / "a temporary file")
+
+    def _read(self, place: int, size: int) -> bytes:
+        self._file.seek(place)
+        return self._file.read(size)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -6,6 +6,8 @@ import errno
 import json
 import logging
 import os
+import resource
+import signal
 import tracemalloc
 import unicodedata
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import pytest
 from adcam.errors import AdcamError
 from adcam.files import (
     LazyList,
+    Spool,
     file_of_id,
     find_files,
     find_images,
@@ -295,3 +298,26 @@ def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "before"
+
+
+def test_a_spool_gives_back_what_was_put_aside_and_leaves_nothing(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    parts = [bytes([number]) * size for number, size in enumerate((0, 1, 70_000, 3))]
+    readers = [spool.put(part) for part in parts]
+    assert [reader() for reader in reversed(readers)] == parts[::-1]
+    assert list(tmp_path.iterdir()) == []  # so that no kill can leave it
+
+
+def test_a_spool_names_its_folder_where_storage_refuses(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="temporary file"):
+        Spool(tmp_path / "gone")
+    spool = Spool(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError, match="cannot write into the folder"):
+            spool.put(b"x" * 1000)
+    finally:
+        signal.signal(signal.SIGXFSZ, handler)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -93,7 +93,8 @@ def compare_methods(
         report_stride: Only every n-th image of ``report_set`` is reported on; masks are written of
             all its images.
         masks_dir: The output folder for the last method's masks on ``report_set``, if wanted.
-        keep_pictures: Whether to keep the images with all maps for a report.
+        keep_pictures: Whether to keep the images with all maps for a report, in a nameless file
+            in ``masks_dir``, or else among the system's temporary files.
         crf_choose_images: The number of evenly spread images that choose a CRF's threshold.
 
     Raises:
@@ -118,6 +119,7 @@ def compare_methods(
         report_set.class_set,
         num_images=len(report_set),
         stride=report_stride,
+        folder=masks_dir,
     )
     if keep_pictures:
         evaluators.append(pictures)

@@ -106,7 +106,7 @@ def compare_boxes(
     options: LoopOptions | None = None,
     score_map_dir: Path | None = None,
     image_root: Path | None = None,
-    keep_pictures: bool = False,
+    pictures_dir: Path | None = None,
 ) -> BoxComparison:
     """Score methods of localisation by their boxes.
 
@@ -126,7 +126,8 @@ def compare_boxes(
             wsolevaluation's format, ``<method>/<path of the image>.npy``.
         image_root: The folder that the paths of images are relative to where maps are read or
             written.
-        keep_pictures: Whether to keep the reported images with all maps for a report.
+        pictures_dir: The folder of a nameless file in which the reported images with all maps are
+            kept for a report; ``None`` keeps none.
 
     Raises:
         AdcamError: An image has no box or not exactly one class, the splits overlap but differ, a
@@ -146,8 +147,10 @@ def compare_boxes(
     choose_times = run(choose_set, evaluators=evaluators, targets=targets)
     best = {n: counts.compute().best_thresholds[LOC_IOU] for n, counts in chosen.largest.items()}
     reported = BoxCounts(names, best if threshold is None else dict.fromkeys(names, threshold))
-    pictures = Pictures(names, [], report_set.class_set, num_images=len(report_set))
-    evaluators = [reported, *([pictures] if keep_pictures else []), *writers]
+    pictures = Pictures(
+        names, [], report_set.class_set, num_images=len(report_set), folder=pictures_dir
+    )
+    evaluators = [reported, *([pictures] if pictures_dir else []), *writers]
     times = run(report_set, evaluators=evaluators, targets=replace(targets, top_k=TOP_K[-1]))
 
     chosen_on = ORACLE if same else choose_set.split

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from adcam.evaluation.mapping import MappedImage, MaskChoice
+from adcam.files import Spool
 from adcam.labeling.mask_maker import resize_maps
 from adcam.report.explorer import IMAGE_SIDE, MAP_SIDE, shrink_mask
 from adcam.report.figures import encode_jpeg, fit_hw
 from adcam.structures import ClassSet
 
 MAX_IMAGES = 2000
-"""The number of images that are kept at most, evenly spread; each takes about 50 kB."""
+"""The number of images that are kept at most, evenly spread; each takes about 50 kB of disk."""
+
+
+Bytes = bytes | Callable[[], bytes]
+"""Bytes in memory, or a function that reads them from where they were put aside."""
+
+
+def _read(data: Bytes) -> bytes:
+    return data if isinstance(data, bytes) else data()
 
 
 @dataclass(frozen=True)
 class _Packed:
     """An array, compressed without loss."""
 
-    data: bytes
+    data: Bytes
     shape: tuple[int, ...]
 
     @classmethod
@@ -32,7 +42,10 @@ class _Packed:
         return cls(zlib.compress(np.ascontiguousarray(array).tobytes(), 1), array.shape)
 
     def unpack(self) -> np.ndarray:
-        return np.frombuffer(zlib.decompress(self.data), np.uint8).reshape(self.shape)
+        return np.frombuffer(zlib.decompress(_read(self.data)), np.uint8).reshape(self.shape)
+
+    def put_aside(self, spool: Spool) -> _Packed:
+        return replace(self, data=spool.put(_read(self.data)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +67,7 @@ class SmallImage:
     class_ids: tuple[int, ...]
     boxes: np.ndarray | None
     confidence: float | None
-    _img: bytes
+    _img: Bytes
     _gt: _Packed | None
     _maps: Mapping[str, _Packed]
     _masks: Mapping[str, _Packed]
@@ -62,7 +75,7 @@ class SmallImage:
     @property
     def img(self) -> np.ndarray:
         """The image, uint8 (h, w, 3), with at most :data:`IMAGE_SIDE` pixels on a side."""
-        return np.array(Image.open(io.BytesIO(self._img)))
+        return np.array(Image.open(io.BytesIO(_read(self._img))))
 
     @property
     def gt(self) -> np.ndarray | None:
@@ -93,9 +106,22 @@ class SmallImage:
         height, width = self.img.shape[:2]
         return resize_maps(highest, (height, width))[0]
 
+    def put_aside(self, spool: Spool) -> SmallImage:
+        """Return this image with its arrays in a file instead of the memory."""
+        return replace(
+            self,
+            _img=spool.put(_read(self._img)),
+            _gt=None if self._gt is None else self._gt.put_aside(spool),
+            _maps={name: packed.put_aside(spool) for name, packed in self._maps.items()},
+            _masks={name: packed.put_aside(spool) for name, packed in self._masks.items()},
+        )
+
 
 class Pictures:
     """Keeps images with their maps and masks, so that a report needs no second pass.
+
+    What others have kept and this instance takes over is put aside on the disk, until neither this
+    instance nor any of its images is used any more.
 
     Args:
         names: The methods whose maps are kept.
@@ -104,6 +130,8 @@ class Pictures:
         num_images: The number of images in the data set.
         stride: Only every n-th image is looked at.
         limit: The number of images that are kept at most, evenly spread.
+        folder: The folder of the file that they are put aside in; ``None`` takes that of the system
+            for temporary files.
     """
 
     step = "pictures"
@@ -117,16 +145,19 @@ class Pictures:
         num_images: int,
         stride: int = 1,
         limit: int = MAX_IMAGES,
+        folder: str | Path | None = None,
     ) -> None:
         self._names = tuple(names)
         self._choices = tuple(choices)
         self._class_set = class_set
         self._stride = stride * max(-(-num_images // (stride * limit)), 1)
+        self._folder = folder
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
         self._images: list[SmallImage] = []
+        self._spool: Spool | None = None  # opened when needed: the copies in workers need none
 
     def wants(self, index: int) -> Collection[str]:
         """Name the methods whose maps of an image are needed."""
@@ -159,8 +190,14 @@ class Pictures:
         )
 
     def merge(self, other: Pictures) -> None:
-        """Add the later images of another instance."""
-        self._images += other._images
+        """Add the later images of another instance.
+
+        Raises:
+            OSError: The disk is full or gone.
+        """
+        if self._spool is None:
+            self._spool = Spool(self._folder)
+        self._images += [image.put_aside(self._spool) for image in other._images]
 
     def compute(self) -> tuple[SmallImage, ...]:
         """Return the images that were kept, in their order."""

@@ -324,7 +324,7 @@ def _run_compare_boxes(comparison: Comparison, folder: Path) -> dict[str, Any]:
         options=_loop_options(comparison),
         score_map_dir=folder / SCORE_MAPS_DIR if compare.score_maps else None,
         image_root=Path(comparison.settings.data.root).expanduser(),
-        keep_pictures=not comparison.table_only,
+        pictures_dir=None if comparison.table_only else folder,
     )
     write_text(folder / TABLE_NAME, format_box_csv(found.results, images))
     methods = [

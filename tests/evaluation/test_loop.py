@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tracemalloc
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from adcam.evaluation.compare import MethodComparison, compare_methods, format_c
 from adcam.evaluation.loop import LoopOptions, evaluate
 from adcam.evaluation.mapping import ImageMapper, MappedImage, MapTargets, MaskChoice, Wanted
 from adcam.evaluation.mask_folder import build_labeler
-from adcam.evaluation.pictures import Pictures
+from adcam.evaluation.pictures import Pictures, SmallImage, _Packed
 from adcam.labeling.generate import generate
 from adcam.metrics.miou import MeanIoU
 from adcam.models.classifier_file import ClassifierFile
@@ -373,3 +374,24 @@ def test_images_of_one_size_share_the_passes_of_a_gpu(
         for name, maps in image.maps.items():
             assert maps.class_ids == alone.maps[name].class_ids
             np.testing.assert_allclose(maps.score_maps, alone.maps[name].score_maps, atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_pictures_that_are_kept(
+    splits: tuple[ImageDataset, ImageDataset], tmp_path: Path
+) -> None:
+    class_set = splits[0].class_set
+    kept = Pictures(["CAM"], [], class_set, num_images=300, folder=tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 200, 200), dtype=np.uint8)
+    tracemalloc.start()
+    try:
+        for index in range(300):
+            part = Pictures(["CAM"], [], class_set, num_images=300)
+            maps = {"CAM": _Packed.pack(pixels)}  # 40 kB each, 12 MB in all
+            part._images = [SmallImage(index, f"{index}", (0,), None, None, b"", None, maps, {})]
+            kept.merge(part)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 1_000_000
+    assert all(np.array_equal(image.maps["CAM"], pixels) for image in kept.compute())
+    assert list(tmp_path.iterdir()) == []
