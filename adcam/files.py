@@ -151,7 +151,7 @@ class Spool:
     def __init__(self, folder: str | Path | None = None) -> None:
         self._folder = Path(tempfile.gettempdir() if folder is None else folder)
         try:
-            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)
+            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
         except OSError as err:
             raise self._explain(err) from err
         self._size = 0

@@ -25,7 +25,8 @@ class Limits:
     Attributes:
         image_pixels: Pixels of an image or a mask, before anything of it is decoded. Decoding takes
             about 7 bytes a pixel.
-        file_bytes: Bytes of an image, a mask or a table of labels.
+        file_bytes: Bytes of an image, a mask or a table of labels, and of what is read at a time of
+            a Parquet file, once it is unpacked.
         json_bytes: Bytes of a JSON file of annotations, which takes about ten times that in memory.
         classes: Classes of a data set.
         annotations: Objects in a JSON file of annotations.

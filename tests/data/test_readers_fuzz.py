@@ -29,10 +29,11 @@ from adcam.data.colors import read_color_table
 from adcam.data.cvat import encode_file, encode_image, read_cvat
 from adcam.data.dataset import build_class_set
 from adcam.data.formats import read_cam_file
-from adcam.data.images import read_image
+from adcam.data.images import ImageError, read_image
 from adcam.data.label_studio import encode_task, read_tasks
 from adcam.data.labels import read_cls_labels_npy, read_labels
 from adcam.data.open_images import read_id_list
+from adcam.data.packed_images import find_packed
 from adcam.data.png import read_mask
 from adcam.data.polygons import draw_yolo, read_yolo
 from adcam.data.score_maps import read_score_map
@@ -165,6 +166,20 @@ def read_masks_of_table(path: Path) -> None:
     assert result.num_images + len(result.failed) <= 4
 
 
+def image_table() -> bytes:
+    cells = [{"bytes": png(), "path": name} for name in ("a.png", "b.png")]
+    labels = [["cat"], ["cat", "dog"]]
+    return encode_table({"image": ("image", cells), "labels": ("texts", labels)})
+
+
+def read_images_of_table(path: Path) -> None:
+    for found in find_packed([str(path)]):
+        try:
+            found.image.load()
+        except ImageError as error:  # of one image, whose file and place it names
+            assert path.name in str(error)
+
+
 CLASSES = build_class_set("x", ["cat", "dog"])
 MAPS = ClassMaps((0, 1), np.full((2, 3, 4), 0.5, np.float32))
 IRN = {"keys": np.array([0, 3]), "high_res": np.full((2, 3, 4), 0.5, np.float32)}
@@ -212,7 +227,9 @@ READERS: dict[str, tuple[Callable[[Path], object], str, bytes]] = {
 }
 if importlib.util.find_spec("pyarrow"):
     READERS["mask table"] = (read_masks_of_table, "x.parquet", mask_table())
+    READERS["image table"] = (read_images_of_table, "x.parquet", image_table())
 BINARY = {
+    "image table",
     "mask table",
     "labels xlsx",
     "cls_labels",
