@@ -320,7 +320,7 @@ class _Reader:
         values = array.to_pylist()
         if not pa.types.is_fixed_size_binary(kind):  # texts here repeat what came before them
             self._add(sum(len(v) for v in values if isinstance(v, str | bytes)))
-        return values  # type: ignore[no-any-return]
+        return values
 
 
 @contextmanager

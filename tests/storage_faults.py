@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import io
 import json
@@ -54,6 +55,7 @@ def watch_creations(out: Path, meet: Callable[[str, str], None]) -> Iterator[Non
     for name, function in (("open", open_), ("mkdir", mkdir), ("link", link)):
         patch.setattr(os, name, function)
     patch.setattr(io, "open", io_open)
+    patch.setattr(builtins, "open", io_open)
     # In Python 3.10, paths have taken these functions for themselves on import.
     if accessor := getattr(pathlib, "_NormalAccessor", None):
         for name, function in (("open", io_open), ("mkdir", mkdir), ("link", link)):

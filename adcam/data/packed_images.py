@@ -181,7 +181,7 @@ def find_packed(files: Iterable[str]) -> Iterator[Found]:
         elif suffix == ".parquet":
             yield from _index_parquet(file)
         elif is_image_path(file):
-            img_id = check_characters(img_id_of(_strip(file).removeprefix(f"{top}/")))
+            img_id = _make_id(_strip(file).removeprefix(f"{top}/"), file)
             yield Found(img_id, None, RemoteImage(file))
         else:
             raise AdcamError(f"{file}: expected .tar or .parquet files, or images")
@@ -189,6 +189,14 @@ def find_packed(files: Iterable[str]) -> Iterator[Found]:
 
 def _strip(url: str) -> str:
     return url.rpartition("://")[2]
+
+
+def _make_id(name: str, path: str) -> str:
+    """The id that a name in a packed file stands for."""
+    try:
+        return check_characters(img_id_of(name))
+    except AdcamError as error:
+        raise AdcamError(f"{path}: {error}") from error
 
 
 def _index_tar(path: str) -> Iterator[Found]:
@@ -217,7 +225,7 @@ def _index_tar(path: str) -> Iterator[Found]:
             f"{path}: cannot be read as a tar archive ({error}); compressed ones are not read"
         ) from error
     for key, image in images.items():
-        yield Found(img_id_of(key), labels.get(key), image)
+        yield Found(_make_id(key, path), labels.get(key), image)
 
 
 def _parse_label(data: bytes, suffix: str, where: str) -> Labels:
@@ -259,11 +267,11 @@ def _index_parquet(path: str) -> Iterator[Found]:
     places = [(g, row) for g, rows in enumerate(info.group_rows) for row in range(rows)]
     for number, (group, row) in enumerate(places):
         named = columns[id_column][number] if id_column else None
-        img_id = f"{stem}-{number:06d}" if named is None else img_id_of(str(named))
+        img_id = f"{stem}-{number:06d}" if named is None else _make_id(str(named), path)
         labels = _as_labels(columns[label_column][number]) if label_column else None
         if labels is not None and names:
             labels = tuple(names[n] if isinstance(n, int) and n < len(names) else n for n in labels)
-        yield Found(check_characters(img_id), labels, ParquetCell(path, image_column, group, row))
+        yield Found(img_id, labels, ParquetCell(path, image_column, group, row))
 
 
 def _find_image_column(info: TableInfo) -> str:

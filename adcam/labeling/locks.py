@@ -14,8 +14,9 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -60,6 +61,7 @@ class FolderLock:
         self._file: int | None = None
         self._holder: dict[str, Any] = {}
         self.was_killed = False
+        _locks.add(self)
         if fcntl is None:
             return
         operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -135,6 +137,21 @@ class FolderLock:
         self._file = None
 
 
+_locks: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+
+def _close_copies() -> None:
+    """In a process that was forked: a lock must not outlive the one that took it."""
+    for lock in list(_locks):
+        if lock._file is not None:
+            os.close(lock._file)
+            lock._file = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_copies)
+
+
 def read_holder(path: Path) -> dict[str, Any]:
     """Read what a lock's file says of who holds it, or held it when it was killed; else ``{}``."""
     with suppress(OSError, ValueError):
@@ -142,6 +159,28 @@ def read_holder(path: Path) -> dict[str, Any]:
         if isinstance(holder, dict):
             return holder
     return {}
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is created, while the block runs.
+
+    One that was created and holds nothing afterwards is removed.
+
+    Raises:
+        AdcamError: Another process works in it; the message says which.
+        OSError: The folder cannot be made or written to.
+    """
+    was_there = folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(folder)
+    try:
+        yield
+    finally:
+        lock.release()
+        if not was_there:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def is_held(path: Path) -> bool:

@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from adcam.data.augment import EvalDataset, TrainDataset, class_counts
 from adcam.data.dataset import ImageDataset
@@ -30,7 +30,12 @@ from adcam.settings import Settings
 from adcam.structures import ClassSet
 from adcam.training.checkpoints import find_checkpoint, refuse_another_training, write_description
 from adcam.training.labelled_images import LabelledImages, open_labelled_images
-from adcam.training.repeatable import RepeatableEpochs, start_processes, wrap_model
+from adcam.training.repeatable import (
+    RepeatableEpochs,
+    hold_work_dir,
+    start_processes,
+    wrap_model,
+)
 from adcam.training.runner import TrainingParts, build_runner, keep_from_terminal
 
 CLASSIFIER_NAME = "classifier.safetensors"
@@ -94,11 +99,16 @@ class ExportClassifier(Hook):
     best: float | None
     score_name: str
     choose: str
-    has_run: bool = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Validate the epoch that is resumed from, which may have ended before its validation."""
+        every = runner.train_loop.val_interval
+        done, is_last = runner.epoch, runner.epoch == runner.max_epochs
+        if done and runner.val_loop is not None and (done % every == 0 or is_last):
+            runner.val_loop.run()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Compare with the best so far."""
-        self.has_run = True
         score = float((metrics or {})[self.score_name])
         is_better = self.best is None or score > self.best
         if not is_main_process() or (self.choose == "best" and not is_better):
@@ -130,7 +140,8 @@ def train_classifier(
 
     Raises:
         AdcamError: Data, labels or weights are wrong; nothing is written before the checks. Or
-            ``work_dir`` holds another training, or the training diverges.
+            ``work_dir`` holds another training, another process works there, or the training
+            diverges.
     """
     work_dir = Path(work_dir)
     keep_from_terminal()
@@ -140,18 +151,37 @@ def train_classifier(
     train_view = _build_train_view(settings, images)
     val_view = EvalDataset(images.val, img_size=settings.train.img_size)
     start_processes(launcher)
-    checkpoint = _begin(settings, images, work_dir, resume)
-    export = _build_export(settings, images, work_dir, resumes=checkpoint is not None)
+    with hold_work_dir(work_dir, again="the same command with --resume"):
+        checkpoint = _begin(settings, images, work_dir, resume)
+        export = _build_export(settings, images, work_dir, resumes=checkpoint is not None)
+        parts = _build_parts(settings, images.class_set, model, train_view, val_view, export)
+        runner = build_runner(parts, settings, work_dir, checkpoint=checkpoint, launcher=launcher)
+        runner.train()
+        path = work_dir / CLASSIFIER_NAME
+        if settings.task != "localization" and is_main_process():
+            _calibrate(path, settings, images.val)
+        barrier()
+    return path
+
+
+def _build_parts(
+    settings: Settings,
+    class_set: ClassSet,
+    model: nn.Module,
+    train_view: ConcatDataset[Any],
+    val_view: Dataset[Any],
+    export: Hook,
+) -> TrainingParts:
     # Incomplete batches are dropped, so a set smaller than one makes a smaller batch.
     batch_size = min(settings.train.batch_size, -(-len(train_view) // get_world_size()))
     is_single = settings.task == "localization"
-    parts = TrainingParts(
+    return TrainingParts(
         name="classifier",
         model=wrap_model(model),
         train_set=train_view,
         sampler=RepeatableEpochs(train_view, shuffle=True, seed=settings.train.seed),
         val_set=val_view,
-        metric=Top1Accuracy() if is_single else MeanAveragePrecision(images.class_set),
+        metric=Top1Accuracy() if is_single else MeanAveragePrecision(class_set),
         batch_size=batch_size,
         val_batch_size=settings.train.batch_size,
         collate="default_collate",
@@ -160,15 +190,6 @@ def train_classifier(
         val_interval=settings.train.val_interval,
         hooks=[export],
     )
-    runner = build_runner(parts, settings, work_dir, checkpoint=checkpoint, launcher=launcher)
-    runner.train()
-    if not export.has_run:
-        runner.val()  # resumed after the last epoch, which may have ended before its validation
-    path = work_dir / CLASSIFIER_NAME
-    if not is_single and is_main_process():
-        _calibrate(path, settings, images.val)
-    barrier()
-    return path
 
 
 def _calibrate(path: Path, settings: Settings, images: ImageDataset) -> None:

@@ -22,7 +22,6 @@ from adcam.data.images import ImageError
 from adcam.errors import AdcamError
 from adcam.files import hash_file, hash_values, to_plain, write_bytes
 from adcam.labeling.executor import one_thread
-from adcam.labeling.locks import FolderLock
 from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.maps_file import load_maps
 from adcam.labeling.output_folder import read_output_folder, result_files
@@ -41,7 +40,7 @@ from adcam.training.checkpoints import (
     write_description,
 )
 from adcam.training.refiner_model import FINE, Refiner
-from adcam.training.repeatable import RepeatableEpochs
+from adcam.training.repeatable import RepeatableEpochs, hold_work_dir
 from adcam.training.runner import TrainingParts, build_runner, keep_from_terminal
 
 REFINED_NAME = "refined.safetensors"
@@ -238,9 +237,7 @@ def train_refiner(
     torch.manual_seed(settings.seed)
     network, options = build_refined(loaded, classifier)
     description = _describe_training(settings, classifier, images, maps)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock(work_dir)
-    try:
+    with hold_work_dir(work_dir, again="the same command"):
         resumes = resume and (work_dir / TRAINING_NAME).is_file()
         if resumes:
             refuse_another_training(work_dir, description, cure=_CURE)
@@ -262,8 +259,6 @@ def train_refiner(
             )
         shutil.rmtree(work_dir / _FEATURES, ignore_errors=True)
         return path
-    finally:
-        lock.release()
 
 
 def _clear(work_dir: Path) -> None:

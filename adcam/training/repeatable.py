@@ -8,19 +8,25 @@ run that was killed resumes as if it had not been.
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
-from mmengine.dist import get_dist_info, init_dist, is_distributed
+from mmengine.dist import get_dist_info, init_dist, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset, Sampler
+
+from adcam.files import name_in_error
+from adcam.labeling.locks import hold_folder
 
 RUNS = itertools.count()
 """mmengine shares its loggers among runs of one name and second; a number keeps them apart."""
@@ -127,6 +133,35 @@ def start_processes(launcher: str) -> None:
         init_dist(launcher)
     else:
         torch.distributed.init_process_group("gloo")
+
+
+@contextmanager
+def hold_work_dir(work_dir: Path, *, again: str) -> Iterator[None]:
+    """Keep other trainings out of a folder while the block runs; its own processes share it.
+
+    Call it after :func:`start_processes`: the first process holds the lock for all of them.
+
+    Args:
+        work_dir: The folder, which is created.
+        again: What resumes a training whose storage refused, for the message.
+
+    Raises:
+        AdcamError: Another process works there; the message says which.
+        OSError: The folder cannot be written to; the message names the file and says what to do.
+    """
+    try:
+        with hold_folder(work_dir) if is_main_process() else nullcontext():
+            yield
+    except OSError as error:
+        # An error of a write that is under way (a full disk) does not say of which file.
+        path = work_dir if error.filename is None else Path(os.fsdecode(error.filename))
+        if error.errno is None or not path.is_relative_to(work_dir):
+            raise
+        reason = str(error.strerror)
+        if not reason.startswith("cannot write"):
+            reason = str(name_in_error(error, path).strerror)
+        cure = f"{reason}; once it can be written to, {again} resumes the training"
+        raise OSError(error.errno, cure, str(path)) from error
 
 
 def wrap_model(model: nn.Module) -> nn.Module:

@@ -7,11 +7,14 @@ environment go to the log file, the terminal shows one line an epoch or interval
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -29,9 +32,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
 from adcam.errors import AdcamError
+from adcam.files import name_in_error
 from adcam.settings import SegmentationSettings, Settings
 from adcam.training.checkpoints import read_checkpoint
 from adcam.training.repeatable import RUNS, RepeatableDataset, RepeatableSteps, fit_schedulers
+
+_HALF_WRITTEN = ".adcam-checkpoint.tmp"
 
 LINE_INTERVAL_S = 60.0
 """Seconds after which an epoch that takes long shows a line before it ends."""
@@ -203,7 +209,32 @@ class QuietRunner(Runner):
         """Keep what is no warning from the terminal."""
         logger = super().build_logger(*args, **kwargs)
         keep_from_terminal(logger)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                # A full disk is told once, by what cannot do without the file.
+                handler.handleError = lambda record: None  # type: ignore[method-assign]
         return logger
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint whole or not at all, and force it to the disk.
+
+        Raises:
+            OSError: It cannot be written; a folder that was removed is not built up again.
+        """
+        folder = Path(out_dir)
+        path, temporary = folder / filename, folder / _HALF_WRITTEN
+        if is_main_process() and not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        try:
+            super().save_checkpoint(out_dir, _HALF_WRITTEN, *args, **kwargs)
+            if is_main_process():
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise name_in_error(error, path) from error
 
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", *args: Any, **kwargs: Any

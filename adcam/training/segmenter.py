@@ -27,7 +27,12 @@ from adcam.settings import SegmentationSettings, load_settings
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
 from adcam.training.checkpoints import find_checkpoint, refuse_another_training, write_description
 from adcam.training.prediction import Predictor, check_mmsegmentation, open_split, write_masks
-from adcam.training.repeatable import RepeatableSampler, start_processes, wrap_model
+from adcam.training.repeatable import (
+    RepeatableSampler,
+    hold_work_dir,
+    start_processes,
+    wrap_model,
+)
 from adcam.training.runner import TrainingParts, build_runner, keep_from_terminal
 from adcam.training.segmenter_file import (
     SEGMENTER_NAME,
@@ -117,12 +122,24 @@ def train_segmenter(
 
     Raises:
         AdcamError: As :func:`check_segmentation`; weights do not fit; ``work_dir`` holds a training
-            of another network or on other data; or the training diverges.
+            of another network or on other data; another process works there; or the training
+            diverges.
     """
-    work_dir = Path(work_dir)
+    train, work_dir = settings.train, Path(work_dir)
+    if train.amp == "float16" and not torch.cuda.is_available():
+        raise AdcamError("train.amp 'float16' needs a GPU; on a CPU take 'bfloat16' or 'none'")
+    keep_from_terminal()
+    start_processes(launcher)
+    with hold_work_dir(work_dir, again="the same command"):
+        if settings.self_training.rounds == 1:
+            return _train_once(settings, work_dir, resume, launcher)
+        return _train_rounds(settings, work_dir, resume, launcher)
+
+
+def _train_rounds(
+    settings: SegmentationSettings, work_dir: Path, resume: bool, launcher: str
+) -> Path:
     rounds = settings.self_training.rounds
-    if rounds == 1:
-        return _train_once(settings, work_dir, resume, launcher)
     for number in range(1, rounds + 1):
         round_dir = work_dir / f"round_{number}"
         path = round_dir / SEGMENTER_NAME
@@ -139,10 +156,6 @@ def _train_once(
     settings: SegmentationSettings, work_dir: Path, resume: bool, launcher: str
 ) -> Path:
     train = settings.train
-    if train.amp == "float16" and not torch.cuda.is_available():
-        raise AdcamError("train.amp 'float16' needs a GPU; on a CPU take 'bfloat16' or 'none'")
-    keep_from_terminal()
-    start_processes(launcher)
     checkpoint = find_checkpoint(work_dir, cure=_CURE) if resume else None
     if is_main_process():
         if checkpoint is not None:
