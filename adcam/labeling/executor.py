@@ -119,6 +119,9 @@ class WorkerPool(Generic[T, R]):
             for as much as there is.
         meanwhile: What does the work in a thread of this process until a worker is up, so that
             nothing waits for processes to start; then all of them start at once. ``None`` waits.
+
+    Attributes:
+        has_lost_workers: Whether a process died, which may have left a file half-written.
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class WorkerPool(Generic[T, R]):
         self._threads = ThreadPoolExecutor(num_workers)
         self._workers: list[_Worker] = []
         self._is_closed = False
+        self.has_lost_workers = False
         self._meanwhile = meanwhile
         # A seat is a process that waits for an item, or `None` for one that is yet to start.
         self._seats: LifoQueue[_Worker | None] = LifoQueue()
@@ -169,6 +173,7 @@ class WorkerPool(Generic[T, R]):
         try:
             result: R = worker.call(item)
         except WorkerCrash as crash:
+            self.has_lost_workers = True
             self._workers.remove(worker)
             is_last = not (crash.is_memory and self._give_up_seat())
             if is_last:

@@ -329,10 +329,15 @@ class OutputFolder:
             return entry
         return {"index": self._index[entry["id"]], **entry}
 
-    def finish(self, order: Iterable[str]) -> None:
+    def finish(self, order: Iterable[str], *, lost_workers: bool = False) -> None:
         """Rewrite the manifest: one line an image, in this order, images of earlier runs last.
 
         The manifests of shards become part of the one of a run over the whole.
+
+        Args:
+            order: The ids of the images.
+            lost_workers: Whether processes of the run died, which may have left files half-written:
+                all folders are searched for them then.
         """
         known = [img_id for img_id in order if img_id in self]
         mine = {img_id for m in (self._manifest, *self._others) for img_id in m}
@@ -343,12 +348,13 @@ class OutputFolder:
                 other.close()
             self._others = []
             _remove_shard_files(self.path)
-            self._remove_temporaries()  # of workers that died
+            if lost_workers:
+                self._remove_temporaries()
 
     def join(self, order: Iterable[str]) -> None:
         """Make one manifest of those of all shards, in this order (:meth:`finish`)."""
         self._others = self._find_others()
-        self.finish(order)
+        self.finish(order, lost_workers=True)  # of a shard's workers nobody knows
 
     def _check_config(self, found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         if differences := diff_configs(found, config):

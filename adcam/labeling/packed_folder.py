@@ -307,8 +307,8 @@ class PackedFolder:
         if not missing:
             self._write(number, self._new.pop(number))
 
-    def finish(self, order: Iterable[str]) -> None:
-        """Check that every part is complete.
+    def finish(self, order: Iterable[str], *, lost_workers: bool = False) -> None:
+        """Check that every part is complete; workers write no files here.
 
         Raises:
             AdcamError: One is not, although every image was reported.

@@ -168,7 +168,7 @@ class ResultFolder(Protocol):
 
     def append(self, entry: Entry) -> None: ...
 
-    def finish(self, order: Iterable[str]) -> None: ...
+    def finish(self, order: Iterable[str], *, lost_workers: bool = False) -> None: ...
 
 
 class Engine(Protocol):
@@ -272,6 +272,7 @@ class Run:
         self.labeler = labeler
         self.options = options
         self._is_suspicious = False
+        self._has_lost_workers = False
         self._on_cpu = labeler.device.type == "cpu"
         self.batch_size = options.batch_size or (1 if self._on_cpu else BATCH_SIZE)
         self._class_ids = given_class_ids(images, labeler) if options.labels == "given" else None
@@ -327,6 +328,8 @@ class Run:
             self.options.log(f"{progress.skipped} of {len(tasks)} images are done already")
         workers = self.options.workers if num_left > INLINE_LIMIT else 0
         self._is_suspicious = folder.was_killed
+        # A cluster does not say which of its processes died.
+        self._has_lost_workers = self.options.engine is not None
         if folder.was_killed and self._on_cpu:
             workers = max(workers, 1)  # if an image did it, it costs a worker this time
         observer = self._observe(hashes, num_left, progress.skipped)
@@ -354,7 +357,7 @@ class Run:
                 folder.append(entry)
                 observer.image(entry, item.seconds)
             end = time.perf_counter() - start
-        folder.finish(task.img_id for task in tasks)
+        folder.finish((task.img_id for task in tasks), lost_workers=self._has_lost_workers)
         index_of = self.images.index_of
         return RunResult(
             num_left - len(progress.failed),
@@ -417,6 +420,7 @@ class Run:
         with WorkerPool(label, workers, on_crash=isolate_crash, max_bytes=worker_memory()) as pool:
             for window in run_ahead(pool.submit, windows, max_ahead=2 * workers):
                 yield from window
+            self._has_lost_workers = pool.has_lost_workers
 
     def _run_split(
         self, tasks: Sequence[Task], job: Job, workers: int
@@ -452,6 +456,7 @@ class Run:
             with closing(steps.run(decoded)) as labelled:
                 left = (image for batch in labelled for image in batch)
                 yield from run_ahead(pool.submit, left, max_ahead=ahead)
+            self._has_lost_workers = pool.has_lost_workers
 
     def _runs_whole(self, workers: int) -> bool:
         """Tell whether one process does every step of an image."""

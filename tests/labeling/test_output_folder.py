@@ -240,7 +240,9 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
         assert not any(path.exists() for path in stale)
         assert (tmp_path / "masks" / "mine.tmp").exists() and folder.is_done("sub/a", {})
         stale[1].write_bytes(b"half")  # by a worker that dies meanwhile
-        folder.finish(["sub/a"])
+        folder.finish(["sub/a"])  # which searches for it only where it is told of such a worker
+        assert stale[1].exists()
+        folder.finish(["sub/a"], lost_workers=True)
         assert not stale[1].exists() and (tmp_path / "masks" / "mine.tmp").exists()
 
 

@@ -93,11 +93,9 @@ def test_how_a_training_is_watched_may_change(work_dir: Path, mini_settings: Set
     watched = mini_settings.with_changes({"train.log_interval": 3, "train.num_workers": 1})
     train_classifier(watched, work_dir, resume=True)
     after = load_classifier(path)
-    assert after.info["epoch"] == 2
-    if before.info["epoch"] == 2:
-        assert after.info["val_map"] == before.info["val_map"]
-    else:
-        assert after.info["val_map"] < before.info["val_map"]
+    # The epoch that is resumed from is validated again, so that the best is the same.
+    assert after.info["epoch"] == before.info["epoch"]
+    assert after.info["val_map"] == before.info["val_map"]
 
 
 def test_another_number_of_processes_is_refused(
