@@ -257,8 +257,14 @@ class _Reader:
         table = pq.ParquetFile(self._file, metadata=self._metadata, read_dictionary=shared)
         known: dict[Any, Any] = {}
         for group in groups:  # one by one: their different values are numbered anew
+            missing = self._metadata.row_group(group).num_rows
             for batch in table.iter_batches(size, row_groups=[group], columns=self._columns):
+                missing -= batch.num_rows
                 yield {name: self._convert(batch, name, known) for name in self._columns}
+            if missing:
+                raise AdcamError(
+                    f"{self._path}: is damaged: it lacks {missing:,} rows of row group {group}"
+                )
 
     def _measure(self, number: int, groups: Sequence[int]) -> PageSizes:
         whole = PageSizes()

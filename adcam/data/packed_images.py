@@ -270,7 +270,9 @@ def _index_parquet(path: str) -> Iterator[Found]:
         img_id = f"{stem}-{number:06d}" if named is None else _make_id(str(named), path)
         labels = _as_labels(columns[label_column][number]) if label_column else None
         if labels is not None and names:
-            labels = tuple(names[n] if isinstance(n, int) and n < len(names) else n for n in labels)
+            labels = tuple(
+                names[n] if isinstance(n, int) and 0 <= n < len(names) else n for n in labels
+            )
         yield Found(img_id, labels, ParquetCell(path, image_column, group, row))
 
 

@@ -119,6 +119,18 @@ def test_a_footer_that_lies_changes_nothing(tmp_path: Path) -> None:
         read_columns(path, ["id"])
 
 
+def test_a_group_with_fewer_rows_than_it_states_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.parquet", {"id": ["a", "b", "c"]})
+    real = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile, "iter_batches", lambda *a, **b: (x[:2] for x in real(*a, **b))
+    )
+    with pytest.raises(AdcamError, match=r"a\.parquet: is damaged: it lacks 1 rows"):
+        read_columns(path, ["id"])
+
+
 def test_values_that_repeat_beginnings_are_counted_as_they_are_decoded(tmp_path: Path) -> None:
     texts = ["x" * 100_000 + str(number) for number in range(1000)]  # 100 MB in 100 kB
     options: dict[str, Any] = {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}
