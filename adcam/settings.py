@@ -189,6 +189,9 @@ class TrainSettings(Section):
             default crops are resized instead.
         amp: Mixed precision: ``"none"``, ``"bfloat16"`` or ``"float16"`` (on a GPU).
         cls_token_loss: The weight of the loss on the class token's own scores.
+        layer_decay: Each block of a vision transformer learns at this share of the rate of the
+            block after it. Smaller values keep more of what pre-training taught early blocks; 1
+            gives all blocks the same rate.
         seed: The seed of everything random; the same seed gives the same classifier.
         choose: Which epoch is kept: the ``"best"`` on ``data.val``, or the ``"last"``.
         val_interval: How many epochs lie between two validations.
@@ -204,6 +207,7 @@ class TrainSettings(Section):
     resize: int | None = setting(None, at_least=1)
     amp: str = setting("none", choices=AMP_TYPES)
     cls_token_loss: float = setting(0.0, at_least=0)
+    layer_decay: float = setting(1.0, above=0, at_most=1)
     seed: int = setting(0, at_least=0)
     choose: str = setting("best", choices=("best", "last"))
     val_interval: int = setting(1, at_least=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
 from adcam.data.augment import EvalDataset, TrainDataset, class_counts
@@ -30,6 +30,7 @@ from adcam.settings import Settings
 from adcam.structures import ClassSet
 from adcam.training.checkpoints import find_checkpoint, refuse_another_training, write_description
 from adcam.training.labelled_images import LabelledImages, open_labelled_images
+from adcam.training.layer_decay import decay_rates
 from adcam.training.repeatable import (
     RepeatableEpochs,
     hold_work_dir,
@@ -148,13 +149,16 @@ def train_classifier(
     images = open_labelled_images(settings)
     torch.manual_seed(settings.train.seed)
     model = _build_model(settings, images.class_set)
+    optim_wrapper = decay_rates(settings.optim_wrapper, model, settings.train.layer_decay)
     train_view = _build_train_view(settings, images)
     val_view = EvalDataset(images.val, img_size=settings.train.img_size)
     start_processes(launcher)
     with hold_work_dir(work_dir, again="the same command with --resume"):
         checkpoint = _begin(settings, images, work_dir, resume)
         export = _build_export(settings, images, work_dir, resumes=checkpoint is not None)
-        parts = _build_parts(settings, images.class_set, model, train_view, val_view, export)
+        parts = _build_parts(
+            settings, images.class_set, model, optim_wrapper, train_view, val_view, export
+        )
         runner = build_runner(parts, settings, work_dir, checkpoint=checkpoint, launcher=launcher)
         runner.train()
         path = work_dir / CLASSIFIER_NAME
@@ -167,7 +171,8 @@ def train_classifier(
 def _build_parts(
     settings: Settings,
     class_set: ClassSet,
-    model: nn.Module,
+    model: Classifier,
+    optim_wrapper: Mapping[str, Any],
     train_view: ConcatDataset[Any],
     val_view: Dataset[Any],
     export: Hook,
@@ -189,6 +194,7 @@ def _build_parts(
         length=settings.train.epochs,
         val_interval=settings.train.val_interval,
         hooks=[export],
+        optim_wrapper=optim_wrapper,
     )
 
 
@@ -210,7 +216,7 @@ def _read_network_options(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in _ONLY_FOR_TRAINING}
 
 
-def _build_model(settings: Settings, class_set: ClassSet) -> nn.Module:
+def _build_model(settings: Settings, class_set: ClassSet) -> Classifier:
     given = settings.to_dict()["model"]
     only_for_training = {
         name: getattr(settings.model, name) for name in _ONLY_FOR_TRAINING if name in given

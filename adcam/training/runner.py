@@ -62,6 +62,7 @@ class TrainingParts:
         val_interval: How many epochs or steps lie between two validations.
         checkpoint_interval: How many epochs or steps lie between two checkpoints.
         hooks: What else happens during the training.
+        optim_wrapper: mmengine's optimizer wrapper; by default as the config has it.
         scope: Where mmengine looks names of the config up, e.g. ``"mmseg"``.
     """
 
@@ -79,6 +80,7 @@ class TrainingParts:
     val_interval: int = 1
     checkpoint_interval: int = 1
     hooks: Sequence[Hook] = ()
+    optim_wrapper: Mapping[str, Any] | None = None
     scope: str = "mmengine"
 
 
@@ -126,7 +128,7 @@ def build_runner(
             **workers,
         ),
         train_cfg={**loop, "val_interval": parts.val_interval},
-        optim_wrapper=_read_optim_wrapper(settings),
+        optim_wrapper=parts.optim_wrapper or _read_optim_wrapper(settings),
         param_scheduler=fit_schedulers(
             settings.param_scheduler, parts.length, by_epoch=parts.by_epoch
         ),
