@@ -1,18 +1,25 @@
 """Whatever a file holds: its reader returns something, or names the file in an `AdcamError`.
 
 Valid files of every kind are damaged at random: bytes changed, cut, doubled, and pieces that have
-broken readers before put in. ``ADCAM_FUZZ_EXAMPLES`` raises the number of inputs a reader.
+broken readers before put in, some of which would run code where they are unpickled. Meanwhile
+Python itself watches: nothing may start a process, ask the network, or write outside the folder.
+``ADCAM_FUZZ_EXAMPLES`` raises the number of inputs a reader.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import json
 import os
+import pickle
+import socket
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +61,9 @@ TEXT_PIECES = (
     b"<a>" * 200,
     *(b'encoding="klingon"', b'encoding="utf-16"', b"\xe2\x80\xa8"),
 )
+RUNS_CODE = b"cos\nsystem\n(S'true'\ntR"  # a pickle that calls os.system("true")
 BYTE_PIECES = (
+    *(RUNS_CODE, RUNS_CODE + b"."),
     *(b"\x00" * 8, b"\xff" * 8, b"\xff\xff\xff\x7f", b"PK\x03\x04", b"\x93NUMPY", b"}", b"'"),
     *(b"(10**9,)", b"(-1,)", b"('|O')", b"<f8", b"|O", b"cos\nsystem\n", b"\x80\x04", b"R.", b"."),
 )
@@ -242,6 +251,56 @@ BINARY = {
 }
 
 
+class Watch:
+    """What Python's audit hooks see while it is on. They cannot be removed, so there is one.
+
+    Events: https://docs.python.org/3/library/audit_events.html
+    """
+
+    RUN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen")
+    ASK = ("socket.connect", "socket.getaddrinfo", "socket.sendto", "urllib.Request")
+    CHANGE = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.chmod")
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.seen: list[str] = []
+        sys.addaudithook(self._note)
+
+    @contextlib.contextmanager
+    def __call__(self, folder: Path) -> Iterator[None]:
+        self.folder, self.seen = folder.resolve(), []
+        try:
+            yield
+        finally:
+            self.folder = None
+        assert not self.seen
+
+    def _note(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.folder is None:
+            return
+        if event.startswith((*self.RUN, *self.ASK)):
+            self.seen.append(f"{event} {args}")
+        elif event.startswith(self.CHANGE) or (event == "open" and self._writes(*args)):
+            paths = args[: 2 if event in ("os.rename", "os.link", "os.symlink") else 1]
+            self.seen += [f"{event} {path}" for path in paths if not self._is_inside(path)]
+
+    @staticmethod
+    def _writes(path: object, mode: str | None, flags: int) -> bool:
+        return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+
+    def _is_inside(self, path: object) -> bool:
+        if isinstance(path, int):  # a file that is open already
+            return True
+        assert self.folder is not None
+        found = Path(os.fsdecode(path)).absolute()  # type: ignore[arg-type]
+        normal = Path(os.path.normpath(found))
+        # What Python keeps of modules that are imported late is not the reader's doing.
+        return normal.is_relative_to(self.folder) or "__pycache__" in normal.parts
+
+
+WATCH = Watch()
+
+
 @st.composite
 def damaged(draw: st.DrawFn, seed: bytes, pieces: tuple[bytes, ...]) -> bytes:
     data = bytearray(seed)
@@ -281,9 +340,32 @@ def test_a_damaged_file_is_read_or_refused_by_name(
     def check(data: bytes) -> None:
         path = folder / name
         path.write_bytes(data)
-        try:
-            read(path)
-        except AdcamError as error:
-            assert name in str(error)
+        with WATCH(folder):
+            try:
+                read(path)
+            except AdcamError as error:
+                assert name in str(error)
 
     check()
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda folder: pickle.loads(RUNS_CODE + b"."),
+        lambda folder: subprocess.run(["true"], check=True),
+        lambda folder: socket.getaddrinfo("localhost", 80),
+        lambda folder: (folder.parent / "beside").write_text(""),
+        lambda folder: (folder / ".." / "folder").mkdir(),
+        lambda folder: (folder / "inside").replace(folder.parent / "moved"),
+    ],
+    ids=["pickle", "process", "network", "file", "folder", "move"],
+)
+def test_the_watch_sees_what_must_not_happen(act: Callable[[Path], object], tmp_path: Path) -> None:
+    folder = tmp_path / "fuzz"
+    folder.mkdir()
+    (folder / "inside").write_text("")
+    with WATCH(folder):
+        (folder / "inside").write_text("may be changed")
+    with pytest.raises(AssertionError), WATCH(folder):
+        act(folder)
