@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from adcam.errors import AdcamError
 from adcam.limits import LimitError, read_limits
-from adcam.parquet_pages import PageSizes, measure_pages
+from adcam.parquet_pages import PageSizes, measure_pages, read_row_groups
 from adcam.remote_files import open_file
 
 TYPES = {
@@ -69,11 +69,11 @@ def read_info(path: str | Path) -> TableInfo:
 
     with _open(path) as file:
         table = pq.ParquetFile(file)
-        schema, metadata = table.schema_arrow, table.metadata
+        schema = table.schema_arrow
         return TableInfo(
             str(path),
             {field.name: str(field.type) for field in schema},
-            tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)),
+            tuple(group.num_rows for group in read_row_groups(file)),
             _decode_metadata(schema),
         )
 
@@ -222,7 +222,8 @@ class _Reader:
         self._path, self._file, self._columns = path, file, tuple(columns)
         table = pq.ParquetFile(file)
         self.schema, self._metadata = table.schema_arrow, table.metadata
-        self.num_groups = self._metadata.num_row_groups
+        self._row_groups = read_row_groups(file)
+        self.num_groups = len(self._row_groups)
         self.weight = 0
         for name in self._columns:
             if name.partition(".")[0] not in self.schema.names:
@@ -257,7 +258,7 @@ class _Reader:
         table = pq.ParquetFile(self._file, metadata=self._metadata, read_dictionary=shared)
         known: dict[Any, Any] = {}
         for group in groups:  # one by one: their different values are numbered anew
-            missing = self._metadata.row_group(group).num_rows
+            missing = self._row_groups[group].num_rows
             for batch in table.iter_batches(size, row_groups=[group], columns=self._columns):
                 missing -= batch.num_rows
                 yield {name: self._convert(batch, name, known) for name in self._columns}
@@ -269,20 +270,16 @@ class _Reader:
     def _measure(self, number: int, groups: Sequence[int]) -> PageSizes:
         whole = PageSizes()
         for group in groups:
-            column = self._metadata.row_group(group).column(number)
-            start = column.data_page_offset
-            if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
-                start = column.dictionary_page_offset
             try:
-                sizes = measure_pages(self._file, start, column.total_compressed_size)
-            except ValueError as error:
-                name = column.path_in_schema
+                sizes = measure_pages(self._file, *self._row_groups[group].columns[number])
+            except (ValueError, IndexError) as error:
+                name = self._leaves[number].path
                 raise AdcamError(
                     f"{self._path}: the column {name!r} is damaged ({error})"
                 ) from error
             whole.unpacked += sizes.unpacked
             # A missing value may have no place in a page.
-            whole.values += max(sizes.values, self._metadata.row_group(group).num_rows)
+            whole.values += max(sizes.values, self._row_groups[group].num_rows)
             whole.repeats |= sizes.repeats
         return whole
 
@@ -336,6 +333,8 @@ def _open(path: str | Path) -> Iterator[IO[bytes]]:
     try:
         with open_file(path) as file:
             yield file
-    except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
+    except AdcamError:  # which is a ValueError
+        raise
+    except (pa.ArrowException, KeyError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AdcamError(f"{path}: cannot be read as a Parquet file ({first})") from error

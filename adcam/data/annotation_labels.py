@@ -132,10 +132,11 @@ def _read_numbers(path: Path, count: int, source: Path) -> Iterator[int]:
     for number, line in enumerate(read_text(path, "YOLO's text").splitlines(), start=1):
         if not (cells := line.split()):
             continue
-        if not cells[0].isdecimal() or int(cells[0]) >= count:
+        is_number = cells[0].isdecimal() and len(cells[0]) < 10  # Python refuses 5,000 digits
+        if not is_number or int(cells[0]) >= count:
             raise AdcamError(
                 f"{path}, line {number}: a line begins with the number of a class, 0 to "
-                f"{count - 1} by {source}, got {cells[0]!r}"
+                f"{count - 1} by {source}, got {cells[0][:40]!r}"
             )
         yield int(cells[0])
 

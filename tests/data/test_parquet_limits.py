@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import random
 import resource
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import pyarrow.parquet as pq  # noqa: E402
 from adcam.errors import AdcamError  # noqa: E402
 from adcam.limits import use_limits  # noqa: E402
 from adcam.parquet import read_batches, read_columns, read_group  # noqa: E402
-from adcam.parquet_pages import measure_pages  # noqa: E402
+from adcam.parquet_pages import RowGroup, measure_pages, read_row_groups  # noqa: E402
 
 MIB = 1 << 20
 
@@ -214,3 +217,35 @@ def test_pages_are_measured_as_the_footer_of_an_honest_file_says(
         assert 0.9 < sizes.unpacked / column.total_uncompressed_size <= 1
         with pytest.raises(ValueError, match="header of a page"):
             measure_pages(file, 0, column.total_compressed_size)
+        start, size = column.dictionary_page_offset, column.total_compressed_size
+        assert read_row_groups(file) == [RowGroup(5000, ((start, size),))]
+
+
+ABORTS = (
+    "c-l>mKMTS@48?P?oE=;oa@@fUMQBk_QK90{#l@+EICm*>px~d{R_&+rvl)wmLtX;!NAj{=@8$$Fpuw1s2T9T"
+    "{VJI3cntmSuu&q`*g0&&fq%mk&?GNsp6GDtya3`52?8lz=PRFWdgL)zAt~<H2yVN11mTiT`8XJM7o(UzGmB?"
+    "HChY=GhQ(5FEe=&^ZXuvBIg`)_;Y`)1D#mH9~41*#sZ+BNu_C+zt%kugR9<Hp8*GsTiPG{4(v7h@dt}Xxk1{"
+    "|*_@&"
+)
+"""A file of one row whose footer contradicts itself: `RowGroupMetaData.column` of pyarrow 26.0.1
+ends the process there, since a C++ exception leaves it."""
+
+
+def test_a_footer_that_ends_pyarrow_is_told_as_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(zlib.decompress(base64.b85decode(ABORTS)))
+    code = f"from adcam.parquet import read_table; read_table({str(path)!r}, ['a'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr  # -6 is SIGABRT
+    assert "AdcamError" in done.stderr and "a.parquet: cannot be read" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "footer",
+    [b"\x49\xfc" + b"\xff" * 7 + b"\x7f", b"\x49\xf7" + b"\xff" * 7 + b"\x7f", b"\x19" * 5000],
+    ids=["structures without end", "numbers without end", "depth"],
+)
+def test_a_footer_without_end_is_refused(footer: bytes) -> None:
+    file = io.BytesIO(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(ValueError, match=r"ends within|too deeply"):
+        read_row_groups(file)
