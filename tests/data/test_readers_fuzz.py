@@ -101,7 +101,11 @@ def xlsx() -> bytes:
 
 def read_coco(path: Path) -> None:
     file = read_coco_json(path)
-    value_of = match_categories(file, build_class_set("x", sorted(set(file.categories.values()))))
+    try:  # a config names the classes, and its classes are told with their key
+        class_set = build_class_set("x", sorted(set(file.categories.values())))
+    except AdcamError:
+        return
+    value_of = match_categories(file, class_set)
     for image in file.images:
         if image.hw[0] * image.hw[1] < 10_000:
             try:
