@@ -208,8 +208,8 @@ def test_pixel_statistics_are_those_of_the_weights() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("deit_tinny_patch16_224", {}, "unknown timm model 'deit_tinny.*'deit_tiny_patch16_224'"),
-        ("deit_tiny", {}, "unknown timm model 'deit_tiny'.*'deit_tiny_patch16_224'"),
+        ("deit_tinny_patch16_224", {}, "unknown timm model 'deit_tinny.*deit_tiny_patch16_224"),
+        ("deit_tiny", {}, "unknown timm model 'deit_tiny'.* deit_tiny_patch16_224"),
         ("hf-hub:someone/else", {}, "unknown timm model"),
         ("resnet18", {}, "resnet18"),
         ("swin_tiny_patch4_window7_224", {"embed_dim": 24}, "SwinTransformer"),
