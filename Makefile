@@ -25,7 +25,7 @@ help:
 	@echo
 	@echo "  make demo       generate pictures, train, compare the methods, train a network on the"
 	@echo "                  masks, write a report (5 minutes)"
-	@echo "  make test       check style and types, run the tests (5 minutes on two cores)"
+	@echo "  make test       check style and types, run the tests (10 minutes on two cores)"
 	@echo "  make test-all   the same with the slow tests"
 	@echo "  make test-wheel build the wheel, install it away from here, run the tests from it"
 	@echo "  make fuzz       try the readers on 10,000 damaged files"
