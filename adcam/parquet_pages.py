@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import IO, Any
 
 DELTA_BYTE_ARRAY = 7
@@ -61,10 +62,15 @@ def read_row_groups(file: IO[bytes]) -> list[RowGroup]:
     end = file.seek(-8, io.SEEK_END)
     size = int.from_bytes(file.read(4), "little")
     file.seek(end - size)
-    footer = io.BytesIO(file.read(size))
+    return list(_parse_footer(file.read(size)))
+
+
+@lru_cache(maxsize=4)
+def _parse_footer(footer: bytes) -> tuple[RowGroup, ...]:
+    # Kept, since images are read a row group at a time, and each time the file is opened anew.
     try:
-        groups = _read_struct(footer).get(4, [])
-        return [RowGroup(int(g[3]), tuple(_place(c[3]) for c in g[1])) for g in groups]
+        groups = _read_struct(io.BytesIO(footer)).get(4, [])
+        return tuple(RowGroup(int(g[3]), tuple(_place(c[3]) for c in g[1])) for g in groups)
     except (KeyError, TypeError) as error:
         raise ValueError("its footer does not say where the columns are") from error
 
