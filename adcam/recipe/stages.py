@@ -24,7 +24,7 @@ from rich.console import Console
 from adcam.errors import AdcamError
 from adcam.files import hash_values, open_json, to_plain, write_json
 from adcam.installation import describe_machine, read_versions
-from adcam.labeling.locks import FolderLock
+from adcam.labeling.locks import hold_folder
 from adcam.labeling.output_folder import diff_configs
 from adcam.recipe.inputs import hash_once
 from adcam.recipe.memory import peak_memory
@@ -182,16 +182,12 @@ def run_stages(
     chosen = _choose(recipe, only, skip, redo)
     _check_left_out(recipe, chosen, log)
     _check_obstacles(recipe, chosen)
-    recipe.work_dir.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock(recipe.work_dir)
-    try:
+    with hold_folder(recipe.work_dir):
         if not is_part:
             head = {"adcam": __version__, "recipe": recipe.kind}
             words = {"title": recipe.title, "command": recipe.command}
             write_json(recipe.work_dir / RECIPE_NAME, {**head, **words, **recipe.describe()})
         return [s.name for s in chosen if _run_stage(recipe, s, _is_named(s, redo), log)]
-    finally:
-        lock.release()
 
 
 def report_stage(make: Callable[[R], Path], needs: Sequence[str]) -> Stage[R]:
