@@ -128,7 +128,7 @@ def build_runner(
             **workers,
         ),
         train_cfg={**loop, "val_interval": parts.val_interval},
-        optim_wrapper=parts.optim_wrapper or _read_optim_wrapper(settings),
+        optim_wrapper=dict(parts.optim_wrapper or settings.optim_wrapper),
         param_scheduler=fit_schedulers(
             settings.param_scheduler, parts.length, by_epoch=parts.by_epoch
         ),
@@ -191,12 +191,6 @@ def merge_default_hooks(
         same = both and given.get("type", ours[name]["type"]) == ours[name]["type"]
         ours[name] = {**ours[name], **given} if same else given
     return ours
-
-
-def _read_optim_wrapper(settings: Settings | SegmentationSettings) -> dict[str, Any]:
-    # In float16 gradients are scaled; a classifier does without, as it always has.
-    is_scaled = isinstance(settings, SegmentationSettings) and settings.train.amp == "float16"
-    return {**settings.optim_wrapper, **({"type": "AmpOptimWrapper"} if is_scaled else {})}
 
 
 def _read_visualizer(settings: Settings | SegmentationSettings) -> dict[str, Any]:

@@ -192,6 +192,8 @@ def _build_parts(settings: SegmentationSettings, val_set: ImageDataset) -> Train
     ]
     train_set: Dataset[Any] = ConcatDataset(sets)
     train_set.metainfo = sets[0].metainfo  # type: ignore[attr-defined]
+    # In float16 gradients are scaled; a classifier does without, as it always has.
+    scaled = {"type": "AmpOptimWrapper"} if train.amp == "float16" else {}
     return TrainingParts(
         name="segmenter",
         model=model,
@@ -206,6 +208,7 @@ def _build_parts(settings: SegmentationSettings, val_set: ImageDataset) -> Train
         length=train.max_iters,
         val_interval=train.val_interval or train.max_iters,
         checkpoint_interval=train.checkpoint_interval or train.max_iters,
+        optim_wrapper={**settings.optim_wrapper, **scaled},
         scope="mmseg",
     )
 
