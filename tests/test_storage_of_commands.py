@@ -6,10 +6,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+from helpers import write_labelled_photos
 from mmengine.config import Config
-from PIL import Image
 from storage_faults import read_tree, refuse_creations
 
 from adcam.cli import main
@@ -23,15 +22,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    lines = ["image,label"]
-    for seed in range(6):
-        pixels = np.random.default_rng(seed).integers(0, 255, (40, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{seed}.png")
-        lines.append(f"{seed}.png,{'cat' if seed % 2 else 'dog'}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
-    return folder
+    return write_labelled_photos(tmp_path / "photos", 6)
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from helpers import write_labelled_photos
 from mmengine.config import Config
-from PIL import Image
 from safetensors.torch import load_file
 from storage_faults import refuse_creations
 
@@ -95,14 +94,8 @@ def test_a_segmenter_is_trained_on_after_storage_refused(
 def test_a_refinement_goes_on_after_storage_refused(
     tiny_checkpoint: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    photos, maps, out = tmp_path / "photos", tmp_path / "maps", tmp_path / "out"
-    photos.mkdir()
-    lines = ["image,label"]
-    for seed in range(4):
-        pixels = np.random.default_rng(seed).integers(0, 255, (40, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(photos / f"{seed}.png")
-        lines.append(f"{seed}.png,{'cat' if seed % 2 else 'dog'}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    maps, out = tmp_path / "maps", tmp_path / "out"
+    photos = write_labelled_photos(tmp_path / "photos", 4)
     model = ["--checkpoint", str(tiny_checkpoint), "--device", "cpu"]
     given = ["--labels", str(tmp_path / "labels.csv"), "--scales", "32", "--save-maps"]
     assert main(["generate", str(photos), *model, *given, "--out", str(maps)]) == 0
