@@ -174,7 +174,8 @@ def _naming(path: str) -> Iterator[None]:
         with _as_os_error(path):
             yield
     except OSError as error:
-        raise AdcamError(f"{path}: cannot be read ({error.strerror or error})") from error
+        reason = str(error.strerror or error).strip()  # pyarrow ends its errors with a new line
+        raise AdcamError(f"{path}: cannot be read ({reason})") from error
 
 
 @contextmanager

@@ -240,6 +240,14 @@ def test_a_footer_that_ends_pyarrow_is_told_as_damage(tmp_path: Path) -> None:
     assert "AdcamError" in done.stderr and "a.parquet: cannot be read" in done.stderr
 
 
+def test_an_error_of_pyarrow_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1xxxx\x04\x00\x00\x00PAR1")
+    with pytest.raises(AdcamError, match=r"a\.parquet: cannot be read \(.*\)$") as caught:
+        read_columns(path, ["a"])
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "footer",
     [b"\x49\xfc" + b"\xff" * 7 + b"\x7f", b"\x49\xf7" + b"\xff" * 7 + b"\x7f", b"\x19" * 5000],
