@@ -16,6 +16,7 @@ import pickle
 import signal
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -226,6 +227,7 @@ class _Worker:
         # Sent when the process is up: what is too long for the pipe would wait for that.
         self._unsent = function
         self._is_ready = False
+        self._kills, self._recount_at = 0, 0.0
 
     def give(self, function: bytes) -> None:
         """Give a process that was started without a function the one to call."""
@@ -250,7 +252,7 @@ class _Worker:
 
     def call(self, item: Any) -> Any:
         """Let the process work on an item and wait for what it says."""
-        kills = count_memory_kills()
+        kills = self._count_kills()
         try:
             while not self._is_ready:
                 self._prepare()
@@ -267,6 +269,12 @@ class _Worker:
         if error is not None:
             raise error
         return result
+
+    def _count_kills(self) -> int:
+        """What :func:`count_memory_kills` said within the last second: it reads several files."""
+        if time.monotonic() >= self._recount_at:
+            self._kills, self._recount_at = count_memory_kills(), time.monotonic() + 1
+        return self._kills
 
     def close(self) -> None:
         self._channel.close()

@@ -39,7 +39,7 @@ class GraphCache:
         function: Callable[..., Any],
         *,
         capture: Callable[..., Replay] | None = None,
-        first: int = 2,
+        first: int = 1,
         most: int = 16,
     ) -> None:
         self._function = function

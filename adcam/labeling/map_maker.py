@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,6 +145,7 @@ class MapMaker:
         self._stats: tuple[Tensor, Tensor] | None = None
         if isinstance(network, torch.nn.Module):
             network.to(self.device).eval()
+        self._running: Network | None = None
 
     def make_inputs(self, img: np.ndarray) -> tuple[Tensor, ...]:
         """Resize and normalise an image: one (3, h, w) tensor per scale, not mirrored.
@@ -195,8 +197,6 @@ class MapMaker:
             batches: The images at each scale, (B, 3, h, w): float32 normalised, or uint8 pixels.
             run: What runs :meth:`forward`, such as a cache of graphs; by default it is called.
         """
-        if self._compile:
-            compile_mlps(self.network)  # not earlier: a compiled module cannot be pickled
         token_maps = (run or self.forward)(*batches)
         return Passes(token_maps, len(batches[0]))
 
@@ -210,6 +210,7 @@ class MapMaker:
         """
         token_maps = []
         is_half = self.dtype != torch.float32
+        network = self._prepare_network()
         with (
             self._pinned(),
             torch.inference_mode(),
@@ -220,8 +221,18 @@ class MapMaker:
                     batch = normalize_pixels(batch, *self._pixel_stats())
                 if self.views.flip:
                     batch = torch.stack([batch, batch.flip(-1)], dim=1).flatten(0, 1)
-                token_maps.append(self.network.token_maps(batch, layer_sets=self.layer_sets))
+                token_maps.append(network.token_maps(batch, layer_sets=self.layer_sets))
         return tuple(token_maps)
+
+    def _prepare_network(self) -> Network:
+        """The network as it runs; not made earlier, since a compiled module cannot be pickled."""
+        if self._running is None:
+            self._running = self.network
+            if self.device.type == "cuda" and self.dtype != torch.float32:
+                self._running = round_weights(self.network, self.dtype)
+            if self._compile:
+                compile_mlps(self._running)
+        return self._running
 
     def _pixel_stats(self) -> tuple[Tensor, Tensor]:
         """Channel means and deviations on the device, sent there once."""
@@ -358,6 +369,25 @@ def compile_mlps(network: Network) -> None:
     for module in network.modules() if isinstance(network, torch.nn.Module) else ():
         if isinstance(module, Mlp) and module._compiled_call_impl is None:
             module.compile(dynamic=True)
+
+
+def round_weights(network: Network, dtype: torch.dtype) -> Network:
+    """Return a copy of a network whose products need no rounding of their weights.
+
+    Autocast would round them to the same numbers in every pass, a launch for each.
+
+    Args:
+        network: The network, which stays as it is; what is no module is returned itself.
+        dtype: The type that autocast rounds to.
+    """
+    if not isinstance(network, torch.nn.Module):
+        return network
+    rounded = copy.deepcopy(network)
+    for module in rounded.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+    return rounded
 
 
 def find_layer_sets(method: Method, network: Network) -> tuple[tuple[int, ...], ...]:

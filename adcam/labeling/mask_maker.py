@@ -175,14 +175,13 @@ class MaskMaker:
         rows = [[0, *(self.mask_values[i] for i in ids)] for ids in class_ids]
         padded = torch.tensor([row + [0] * (most - len(row)) for row in rows], dtype=torch.uint8)
         tables = padded.to(maps[0].device, non_blocking=True)  # (images, K + 1)
+        groups = [torch.stack([*of_shape]) for _, of_shape in itertools.groupby(maps, _shape)]
+        peaks = [scores.amax(dim=1) for scores in groups]  # (G, H, W)
+        thresholds = self._find_thresholds(peaks, [scores.shape[1] for scores in groups])
         probs: list[Tensor] = []
         winners: list[Tensor] = []
-        thresholds: list[Tensor] = []
-        for _, group in itertools.groupby(maps, key=lambda x: x.shape):
-            scores = torch.stack(list(group))  # (G, K, H, W)
-            peak = scores.amax(dim=1)
-            threshold = self._find_thresholds(peak, scores.shape[1])
-            thresholds.append(threshold.where(peak.isfinite().all(dim=2).all(dim=1), torch.nan))
+        of_groups = thresholds.split([*map(len, groups)])
+        for scores, peak, threshold in zip(groups, peaks, of_groups, strict=True):
             if self.rule.rule == "power":
                 bg_score = (1 - peak).clamp(0, 1) ** float(self.rule.value or 0)
             else:
@@ -197,17 +196,20 @@ class MaskMaker:
             refined = refine_batch(probs, imgs, crf=self.crf)
             winners = [prob.argmax(dim=0) for prob in refined]
         masks = [table.take(winner) for table, winner in zip(tables, winners, strict=True)]
-        return masks, torch.cat(thresholds)
+        finite = torch.cat([peak.isfinite().flatten(1).all(dim=1) for peak in peaks])
+        return masks, thresholds.where(finite, torch.nan)
 
-    def _find_thresholds(self, peaks: Tensor, num_classes: int) -> Tensor:
-        """As ``find_threshold``, of images with the highest scores ``peaks`` (G, H, W): (G,)."""
+    def _find_thresholds(self, peaks: Sequence[Tensor], num_classes: Sequence[int]) -> Tensor:
+        """As ``find_threshold``, of all images, with the highest scores (G, H, W) of each group."""
         rule, value = self.rule.rule, self.rule.value
         if rule == "steepest":
             return find_steepest_levels(peaks, expected=value or 0, num_classes=num_classes)
         if rule == "otsu":  # its histogram is made on the host
-            found = [find_threshold(peak[None], rule=rule) for peak in peaks.cpu().numpy()]
-            return torch.tensor(found, dtype=torch.float64).to(peaks.device)
-        return torch.full((len(peaks),), value or 0, dtype=torch.float64, device=peaks.device)
+            hosted = [peak for group in peaks for peak in group.cpu().numpy()]
+            found = [find_threshold(peak[None], rule=rule) for peak in hosted]
+            return torch.tensor(found, dtype=torch.float64).to(peaks[0].device)
+        num = sum(map(len, peaks))
+        return torch.full((num,), value or 0, dtype=torch.float64, device=peaks[0].device)
 
     def describe(
         self, mask: np.ndarray, threshold: float, ori_hw: tuple[int, int] | None = None
@@ -226,6 +228,10 @@ class MaskMaker:
             raise AdcamError("score_maps hold NaN or infinite values; scores must lie in [0, 1]")
         resized = mask if ori_hw is None else resize_mask(mask, ori_hw)
         return PseudoMask(resized, self.rule.rule, threshold, self.rule.chosen_on)
+
+
+def _shape(maps: Tensor) -> torch.Size:
+    return maps.shape
 
 
 def resize_maps(score_maps: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:

@@ -67,7 +67,9 @@ BATCH_SIZE = 32
 
 _READERS = 4
 _WINDOW = 4  # batches
-_WIDE_WINDOW = 32  # batches, of which only the sizes of the images are known
+# Batches of which only the sizes of the images are known. The first window soon gives its batches;
+# the later ones leave fewer that are not full.
+_WIDE_WINDOWS = (8, 32, 128)
 _SHOWN = 5
 
 
@@ -574,21 +576,45 @@ def plan_groups(
         batch_size: Most images in a batch.
         read_ahead: Whether sizes are looked for at all.
     """
-    left = iter(tasks)
-    with ThreadPoolExecutor(_READERS) as readers:
-        while window := tuple(itertools.islice(left, _WIDE_WINDOW * batch_size)):
-            if all(task.is_done for task in window):
-                continue
+    readers = ThreadPoolExecutor(_READERS)
+    known: deque[tuple[Sequence[Task], Iterable[Any]]] = deque()
+    try:
+        for window in _plan_wide_windows(tasks, batch_size):
+            # Sizes are read while the batches of the window before are worked on.
             sizes = readers.map(find_sizes, window) if read_ahead else [None] * len(window)
-            groups: dict[Any, list[Task]] = {}
-            for task, of_image in zip(window, sizes, strict=True):
-                groups.setdefault(of_image, []).append(task)
-            for of_image, group in groups.items():
-                size = _window_size(batch_size) if of_image is None else batch_size
-                for start in range(0, len(group), size):
-                    batch = tuple(group[start : start + size])
-                    if not all(task.is_done for task in batch):
-                        yield batch
+            known.append((window, sizes))
+            if len(known) > 1:
+                yield from _group_by_size(*known.popleft(), batch_size=batch_size)
+        while known:
+            yield from _group_by_size(*known.popleft(), batch_size=batch_size)
+    finally:
+        readers.shutdown(cancel_futures=True)
+
+
+def _plan_wide_windows(tasks: Iterable[Task], batch_size: int) -> Iterator[tuple[Task, ...]]:
+    """Yield windows of growing length; those that are done are left out."""
+    left = iter(tasks)
+    for num in itertools.chain(_WIDE_WINDOWS, itertools.repeat(_WIDE_WINDOWS[-1])):
+        window = tuple(itertools.islice(left, num * batch_size))
+        if not window:
+            return
+        if not all(task.is_done for task in window):
+            yield window
+
+
+def _group_by_size(
+    window: Sequence[Task], sizes: Iterable[Any], *, batch_size: int
+) -> Iterator[tuple[Task, ...]]:
+    """Yield the batches of a window, as :func:`plan_groups` says."""
+    groups: dict[Any, list[Task]] = {}
+    for task, of_image in zip(window, sizes, strict=True):
+        groups.setdefault(of_image, []).append(task)
+    for of_image, group in groups.items():
+        size = _window_size(batch_size) if of_image is None else batch_size
+        for start in range(0, len(group), size):
+            batch = tuple(group[start : start + size])
+            if not all(task.is_done for task in batch):
+                yield batch
 
 
 def find_input_sizes(

@@ -8,7 +8,7 @@ object and within the background they are small.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -77,41 +77,63 @@ def find_steepest_level(peak: np.ndarray, *, expected: float, num_classes: int) 
     return float(LEVELS[(steepness - PULL * ((LEVELS - center) / 0.1) ** 2).argmax()])
 
 
-def find_steepest_levels(peaks: Tensor, *, expected: float, num_classes: int) -> Tensor:
+def find_steepest_levels(
+    peaks: Sequence[Tensor], *, expected: float, num_classes: Sequence[int]
+) -> Tensor:
     """As :func:`find_steepest_level`, of several maps where they are, without waiting for it.
 
     Sums are of whole numbers, so that they do not depend on their order; apart from levels that
-    are equally good, the results are the same.
+    are equally good, the results are the same. All maps are looked at together, whatever their
+    sizes, which takes few launches.
 
     Args:
-        peaks: The highest score of each pixel, (B, H, W) in [0, 1].
+        peaks: Groups of maps of equal sizes: the highest score of each pixel, (B, H, W) in [0, 1].
         expected: As for :func:`find_steepest_level`.
-        num_classes: The number of classes of each image.
+        num_classes: The number of classes of the images of each group.
 
     Returns:
-        (B,) float64, the level of each map.
+        (images,) float64, the level of each map, one group after the other.
     """
-    step = max(1, round(max(peaks.shape[1:]) / _SIDE))
-    small = peaks[:, step // 2 :: step, step // 2 :: step]
-    levels = torch.arange(20, 91, dtype=torch.float64, device=peaks.device) / 100
+    small = _sample(peaks)
+    levels = torch.arange(20, 91, dtype=torch.float64, device=small.device) / 100
     num = len(levels)
-    sums = torch.zeros(2, len(peaks), num + 1, dtype=torch.int64, device=peaks.device)
+    sums = torch.zeros(2, len(small), num + 1, dtype=torch.int64, device=small.device)
     for a, b in ((small[..., 1:], small[..., :-1]), (small[:, 1:], small[:, :-1])):
         low, high = torch.minimum(a, b).flatten(1), torch.maximum(a, b).flatten(1)
         first, end = (torch.searchsorted(levels, side.double()) for side in (low, high))
-        jump = ((high - low).double() * _UNIT).round().long()
+        # Beyond a map low and high are both NaN: what is added at one level is taken away there.
+        jump = ((high - low).nan_to_num().double() * _UNIT).round().long()
         for total, weight in zip(sums, (jump, torch.ones_like(jump)), strict=True):
             total.scatter_add_(1, first, weight).scatter_add_(1, end, -weight)
     jumps, length = sums.cumsum(dim=-1)[..., :num]
     mean = jumps.double() / _UNIT / length.clamp_min(1)
     mean = torch.where(length >= _MIN_LENGTH, mean, 0)
-    reach, kernel = 3 * _WIDTH, torch.from_numpy(_kernel()).to(peaks.device, non_blocking=True)
+    reach, kernel = 3 * _WIDTH, torch.from_numpy(_kernel()).to(small.device, non_blocking=True)
     padded = torch.cat([mean[:, :1].expand(-1, reach), mean, mean[:, -1:].expand(-1, reach)], dim=1)
     steepness = (padded.unfold(1, len(kernel), 1) * kernel).sum(dim=-1)
     steepness = steepness / steepness.amax(dim=1, keepdim=True).clamp_min(1e-12)
-    center = expected + PER_CLASS * max(num_classes - 1, 0)
-    gain = steepness - PULL * ((levels - center) / 0.1) ** 2
+    centers = [
+        expected + PER_CLASS * max(num - 1, 0)
+        for num, group in zip(num_classes, peaks, strict=True)
+        for _ in range(len(group))
+    ]
+    center = torch.tensor(centers, dtype=torch.float64).to(small.device, non_blocking=True)
+    gain = steepness - PULL * ((levels - center[:, None]) / 0.1) ** 2
     return levels[gain.argmax(dim=1)]
+
+
+def _sample(peaks: Sequence[Tensor]) -> Tensor:
+    """Sample all maps as :func:`compute_jumps` does: (images, h, w), NaN beyond smaller ones."""
+    samples = []
+    for group in peaks:
+        step = max(1, round(max(group.shape[1:]) / _SIDE))
+        samples.append(group[:, step // 2 :: step, step // 2 :: step])
+    heights, widths = zip(*(sample.shape[1:] for sample in samples), strict=True)
+    size = (sum(map(len, samples)), max(heights), max(widths))
+    small = samples[0].new_full(size, torch.nan)
+    for part, sample in zip(small.split([*map(len, samples)]), samples, strict=True):
+        part[:, : sample.shape[1], : sample.shape[2]] = sample
+    return small
 
 
 def find_steepest_of_set(images: Iterable[tuple[np.ndarray, np.ndarray]]) -> float | None:

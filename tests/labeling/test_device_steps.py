@@ -115,7 +115,7 @@ def test_batches_are_planned_of_images_of_one_size_unread(
     assert [1] in groups
     blind = plan_groups(tasks, find, batch_size=1, read_ahead=False)
     assert [[task.index for task in group] for group in blind] == [[i] for i in range(7)]
-    monkeypatch.setattr(run_module, "_WIDE_WINDOW", 2)
+    monkeypatch.setattr(run_module, "_WIDE_WINDOWS", (2,))
     windows = [[task.index for task in group] for group in plan_groups(tasks, find, batch_size=2)]
     assert {index for group in windows[:3] for index in group} == {0, 1, 2, 3}
 
@@ -265,11 +265,13 @@ def test_steepest_levels_of_many_maps_are_those_of_each() -> None:
     coarse = torch.from_numpy(rng.random((6, 1, 5, 7), dtype=np.float32)) ** 2
     peaks = torch.nn.functional.interpolate(coarse, (190, 250), mode="bicubic")[:, 0].clamp(0, 1)
     peaks[5] = 0.3  # constant
-    for num_classes in (1, 3):
-        found = find_steepest_levels(peaks, expected=0.58, num_classes=num_classes)
+    groups = [peaks, peaks[:2, :, :96].contiguous(), peaks[1:3, 30:170], peaks[3:4, :40, :30]]
+    for num_classes in ([1, 1, 1, 1], [3, 1, 2, 4]):
+        found = find_steepest_levels(groups, expected=0.58, num_classes=num_classes)
         each = [
-            find_steepest_level(peak, expected=0.58, num_classes=num_classes)
-            for peak in peaks.numpy()
+            find_steepest_level(peak, expected=0.58, num_classes=num)
+            for group, num in zip(groups, num_classes, strict=True)
+            for peak in group.numpy()
         ]
         assert found.dtype == torch.float64 and found.tolist() == each
     assert len(set(each)) > 2
@@ -384,25 +386,26 @@ def test_network_and_masks_do_not_wait_for_a_gpu(tiny_checkpoint: Path, tmp_path
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("labels", ["given", "predicted"])
-# Attention of random weights is all but constant: rounding decides more of AD-CAM's pixels.
-@pytest.mark.parametrize(("method", "mean", "least"), [("cam", 0.995, 0.95), ("ad_cam", 0.97, 0.9)])
+@pytest.mark.parametrize("method", ["cam", "ad_cam"])
 def test_masks_of_a_gpu_are_those_of_its_plain_steps(
     tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     labels: str,
     method: str,
-    mean: float,
-    least: float,
 ) -> None:
     """Many images through lanes, graphs and processes; each alone, by the plain steps.
 
-    In full float32: batches of other sizes round otherwise in TF32, and on a CPU a change of 1e-4
-    of the embedded patches moves 4 % of the pixels of this network of random weights.
+    In full float32: batches of other sizes round otherwise in TF32. Attention of random weights is
+    all but constant, so that rounding decides what AD-CAM makes of it: on a CPU, noise of 1e-5 in
+    the embedded patches moves 3 % of the pixels, and none with queries, keys and values that are
+    eight times as large.
     """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     gpu_labeler = load(tiny_checkpoint, "cuda", crf="toco", method=method)
+    for block in gpu_labeler.network.backbone.blocks:  # type: ignore[attr-defined]
+        block.attn.qkv.weight.data *= 8
     sizes = [(40, 64), (64, 40), (44, 60)] * 12
     tasks = make_photos(tmp_path / "photos", sizes)
     rows = "".join(f"{task.img_id},{'cat' if task.index % 2 else 'dog horse'}\n" for task in tasks)
@@ -427,4 +430,4 @@ def test_masks_of_a_gpu_are_those_of_its_plain_steps(
         label = gpu_labeler(record.img_path, labels=given)
         mask = read_mask(tmp_path / "out" / "masks" / f"{record.img_id}.png")
         equal.append(float((mask == label.mask).mean()))
-    assert np.mean(equal) > mean and min(equal) > least
+    assert np.mean(equal) > 0.998 and min(equal) > 0.95

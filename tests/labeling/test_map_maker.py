@@ -14,7 +14,7 @@ from adcam.cams import Method, build_method
 from adcam.cams.fuse import fuse_maps
 from adcam.cams.normalize import min_max
 from adcam.errors import AdcamError
-from adcam.labeling.map_maker import MapMaker, Network, Passes
+from adcam.labeling.map_maker import MapMaker, Network, Passes, round_weights
 from adcam.models.preprocess import to_inputs
 from adcam.models.token_cam import TokenCAM
 from adcam.settings import TestViews
@@ -275,3 +275,22 @@ def test_a_batch_of_different_sizes_is_refused() -> None:
     for imgs in ([make_img(24, 40), make_img(40, 24)], []):
         with pytest.raises(AdcamError, match="equal input sizes"):
             maker.run(imgs)
+
+
+def test_rounded_weights_give_what_autocast_gives() -> None:
+    torch.manual_seed(0)
+    network = TokenCAM(
+        "vit_tiny_patch16_224", num_fg_classes=3, img_size=64, backbone_kwargs={"depth": 2}
+    ).eval()
+    rounded = round_weights(network, torch.bfloat16)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    assert isinstance(rounded, TokenCAM) and rounded.head.weight.dtype == torch.bfloat16
+    method = build_method("ad_cam", layers="all", cls_layers="all")
+    makers = [MapMaker(x, [method], dtype=torch.bfloat16, device="cpu") for x in (network, rounded)]
+    img = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    one, other = (maker.run([img]).token_maps[0] for maker in makers)
+    assert torch.equal(one.cam, other.cam) and torch.equal(one.logits, other.logits)
+    assert one.attn_cls2patch is not None and other.attn_cls2patch is not None
+    assert torch.equal(one.attn_cls2patch, other.attn_cls2patch)
+    mirror = Mirror()
+    assert round_weights(mirror, torch.bfloat16) is mirror
