@@ -1,7 +1,7 @@
 """Measure predicted labels and background rules: two tables of docs/results.
 
     python tools/labels_and_thresholds.py CONFIG --classifiers A.safetensors B.safetensors \\
-        --names "GPU, seed 1" "GPU, seed 2" --out docs/results
+        --names "seed 1" "seed 2" --out docs/results
 
 Every second image of ``data.val`` is scored, with AD-CAM's options ``artifact_ratio=0.65
 color_steps=10`` at 448 pixels. Label thresholds are chosen on the labels of every second image of

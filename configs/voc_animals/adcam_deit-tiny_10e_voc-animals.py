@@ -6,7 +6,7 @@ _base_ = [
     "../_base_/cam/ad_cam.py",
     "../_base_/mask/steepest.py",
 ]
-# Measured on half of train: docs/results/README.md, layer_decay_val.csv.
+# Measured on half of train: docs/results/README.md, layer_decay_train.csv.
 train = dict(layer_decay=0.75)
 one = dict(scales=[448])
 many = dict(scales=[448, 560])
@@ -30,6 +30,7 @@ mctformer = dict(negatives="relu", rival_weight=0.0, cls_layers="last:3")
 clip_es = dict(init="cam", negatives="relu", rival_weight=0.0, layers="last:8", box_threshold=0.4)
 # The class token of the blocks from which AD-CAM takes it.
 late = dict(cls_layers="last:1/3")
+level = "steepest:0.58"
 compare = dict(
     choose_on="train",
     report_on="val",
@@ -51,7 +52,6 @@ compare = dict(
         dict(name="AD-CAM, artefacts in, no colours", method="ad_cam", options=before, views=one),
         dict(name="AD-CAM, no common neighbours", method="ad_cam", options=plain, views=one),
         dict(name="AD-CAM", method="ad_cam", views=one),
-        dict(name="AD-CAM, a level for each image", method="ad_cam", views=one, rule="steepest:0.58"),
         dict(name="AD-CAM, multi-scale", method="ad_cam", views=many),
         dict(
             name="AD-CAM, multi-scale + CRF",
@@ -60,5 +60,15 @@ compare = dict(
             crf="toco",
             crf_thresholds=[0.55, 0.6, 0.65],
         ),
+        # As `adcam generate` does by itself: a level for each image.
+        dict(name="AD-CAM, a level for each image", method="ad_cam", views=one, rule=level),
+        dict(
+            name="AD-CAM, no common neighbours, a level for each image",
+            method="ad_cam",
+            options=plain,
+            views=one,
+            rule=level,
+        ),
+        dict(name="AD-CAM, multi-scale, a level for each image", method="ad_cam", views=many, rule=level),
     ],
 )
