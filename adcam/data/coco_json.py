@@ -24,7 +24,6 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from adcam.data.polygons import paint_regions, trace_regions
 from adcam.data.text_tables import check_relative
@@ -259,6 +258,8 @@ def encode_mask(
     Raises:
         AdcamError: The mask holds another value, or ``objects`` is another word.
     """
+    from scipy import ndimage  # slow to import, and readers of labels import this file
+
     if objects not in OBJECT_RULES:
         raise AdcamError(f"objects must be one of {OBJECT_RULES}, got {objects!r}")
     found = []

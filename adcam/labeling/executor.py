@@ -15,6 +15,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -456,6 +457,21 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def quick_turns() -> Iterator[None]:
+    """Let the threads of this process wait for each other half a millisecond at most, not five.
+
+    Threads that tell a GPU what to do need Python again after every operation. On an H100 with slow
+    cores this made 128 masks a second of 115 to 119.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 MAX_WORKERS = 16

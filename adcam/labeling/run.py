@@ -33,6 +33,7 @@ from adcam.labeling.executor import (
     WorkerPool,
     count_workers,
     one_thread,
+    quick_turns,
     run_ahead,
     submit_inline,
 )
@@ -67,9 +68,7 @@ BATCH_SIZE = 32
 
 _READERS = 4
 _WINDOW = 4  # batches
-# Batches of which only the sizes of the images are known. The first window soon gives its batches;
-# the later ones leave fewer that are not full.
-_WIDE_WINDOWS = (8, 32, 128)
+_WIDE_WINDOW = 128  # batches, of which only the sizes of the images are known
 _SHOWN = 5
 
 
@@ -437,6 +436,7 @@ class Run:
         work = partial(work_on, job=job, resize=maker.resizer, max_pixels=max_pixels)
         with (
             one_thread(),
+            quick_turns(),
             WorkerPool(
                 work,
                 workers,
@@ -576,45 +576,32 @@ def plan_groups(
         batch_size: Most images in a batch.
         read_ahead: Whether sizes are looked for at all.
     """
-    readers = ThreadPoolExecutor(_READERS)
-    known: deque[tuple[Sequence[Task], Iterable[Any]]] = deque()
-    try:
-        for window in _plan_wide_windows(tasks, batch_size):
-            # Sizes are read while the batches of the window before are worked on.
-            sizes = readers.map(find_sizes, window) if read_ahead else [None] * len(window)
-            known.append((window, sizes))
-            if len(known) > 1:
-                yield from _group_by_size(*known.popleft(), batch_size=batch_size)
-        while known:
-            yield from _group_by_size(*known.popleft(), batch_size=batch_size)
-    finally:
-        readers.shutdown(cancel_futures=True)
-
-
-def _plan_wide_windows(tasks: Iterable[Task], batch_size: int) -> Iterator[tuple[Task, ...]]:
-    """Yield windows of growing length; those that are done are left out."""
     left = iter(tasks)
-    for num in itertools.chain(_WIDE_WINDOWS, itertools.repeat(_WIDE_WINDOWS[-1])):
-        window = tuple(itertools.islice(left, num * batch_size))
-        if not window:
-            return
-        if not all(task.is_done for task in window):
-            yield window
+    with ThreadPoolExecutor(_READERS) as readers:
+        while window := tuple(itertools.islice(left, _WIDE_WINDOW * batch_size)):
+            if all(task.is_done for task in window):
+                continue
+            sizes: Iterable[Any] = itertools.repeat(None, len(window))
+            if read_ahead:
+                sizes = run_ahead(
+                    lambda task: readers.submit(find_sizes, task), window, max_ahead=4 * batch_size
+                )
+            for group in _group_by_size(window, sizes, batch_size=batch_size):
+                if not all(task.is_done for task in group):
+                    yield group
 
 
 def _group_by_size(
     window: Sequence[Task], sizes: Iterable[Any], *, batch_size: int
 ) -> Iterator[tuple[Task, ...]]:
-    """Yield the batches of a window, as :func:`plan_groups` says."""
+    """Yield a batch as soon as it is full; in the end those that are not."""
     groups: dict[Any, list[Task]] = {}
     for task, of_image in zip(window, sizes, strict=True):
-        groups.setdefault(of_image, []).append(task)
-    for of_image, group in groups.items():
-        size = _window_size(batch_size) if of_image is None else batch_size
-        for start in range(0, len(group), size):
-            batch = tuple(group[start : start + size])
-            if not all(task.is_done for task in batch):
-                yield batch
+        group = groups.setdefault(of_image, [])
+        group.append(task)
+        if len(group) == (_window_size(batch_size) if of_image is None else batch_size):
+            yield tuple(groups.pop(of_image))
+    yield from map(tuple, groups.values())
 
 
 def find_input_sizes(

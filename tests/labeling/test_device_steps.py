@@ -101,7 +101,7 @@ def test_batches_are_planned_of_images_of_one_size_unread(
     labeler = load(tiny_checkpoint)
     find = partial(find_input_sizes, resizer=labeler.map_maker.resizer, max_pixels=1 << 22)
     groups = [[task.index for task in group] for group in plan_groups(tasks, find, batch_size=2)]
-    assert groups == [[0, 2], [3, 4], [6], [1, 5]]
+    assert groups == [[0, 2], [3, 4], [1, 5], [6]]  # those that are not full come last
     inputs = {image.task.index: image.inputs for image in read(tasks, labeler)}  # type: ignore
     for group in groups:
         assert len({tuple(x.shape for x in inputs[i]) for i in group}) == 1
@@ -115,7 +115,7 @@ def test_batches_are_planned_of_images_of_one_size_unread(
     assert [1] in groups
     blind = plan_groups(tasks, find, batch_size=1, read_ahead=False)
     assert [[task.index for task in group] for group in blind] == [[i] for i in range(7)]
-    monkeypatch.setattr(run_module, "_WIDE_WINDOWS", (2,))
+    monkeypatch.setattr(run_module, "_WIDE_WINDOW", 2)
     windows = [[task.index for task in group] for group in plan_groups(tasks, find, batch_size=2)]
     assert {index for group in windows[:3] for index in group} == {0, 1, 2, 3}
 

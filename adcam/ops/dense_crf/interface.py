@@ -54,28 +54,31 @@ def available_backends() -> dict[str, str | None]:
         ``"auto"`` is the first of ``"numba"`` and ``"reference"`` that can run; on another device
         than the CPU, the first of ``"triton"`` and ``"torch"``.
     """
-    return summarize_reasons(_reasons(None))
+    return summarize_reasons({**_reasons_on_cpu(), **_reasons_on_device(None)})
 
 
-def _reasons(device: torch.device | None) -> dict[str, list[str]]:
-    """Why each backend cannot run: on this machine, or on ``device`` if that is given."""
+def _reasons_on_cpu() -> dict[str, list[str]]:
+    """Why each backend for the CPU cannot run; asking loads numba."""
     from adcam.ops.dense_crf import pydensecrf
 
-    has_device = device is not None and torch.cuda.is_available()
-    of_device = (torch.empty(0, device=device),) if has_device else ()
     return {
         "numba": numba_not_supported_reasons("adcam.ops.dense_crf.numba_lattice"),
         "reference": [],
-        "triton": triton_not_supported_reasons(*of_device),
-        "torch": [],
         "pydensecrf": pydensecrf.not_supported_reasons(),
     }
 
 
+def _reasons_on_device(device: torch.device | None) -> dict[str, list[str]]:
+    """Why each backend for a GPU cannot run: on this machine, or on ``device`` if it is given."""
+    has_device = device is not None and torch.cuda.is_available()
+    of_device = (torch.empty(0, device=device),) if has_device else ()
+    return {"triton": triton_not_supported_reasons(*of_device), "torch": []}
+
+
 def _choose(backend: str, device: torch.device) -> str:
-    reasons = _reasons(device)
-    if backend == "auto" and device.type != "cpu":
-        reasons = {name: reasons[name] for name in _BATCHED}
+    reasons = _reasons_on_device(device)
+    if device.type == "cpu" or backend not in ("auto", *reasons):
+        reasons = {**_reasons_on_cpu(), **reasons}
     return choose_backend("dense CRF", backend, reasons)
 
 
