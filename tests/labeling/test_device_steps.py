@@ -305,8 +305,14 @@ def test_pixels_are_resized_as_torchvision_does() -> None:
         assert torch.equal(resize_img(img, hw), expected)
 
 
-def test_a_process_that_decodes_and_writes_loads_no_network() -> None:
-    code = "import sys, adcam.labeling.mask_job; print({'timm', 'torchvision'} & {*sys.modules})"
+@pytest.mark.parametrize(
+    ("module", "slow"),
+    [("labeling.mask_job", {"timm", "torchvision"}), ("data.folder", {"torch", "scipy"})],
+)
+def test_where_images_and_labels_are_read_nothing_slow_is_loaded(
+    module: str, slow: set[str]
+) -> None:
+    code = f"import sys, adcam.{module}; print({slow} & {{*sys.modules}})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
 

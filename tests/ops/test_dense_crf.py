@@ -21,6 +21,7 @@ from adcam.ops.dense_crf import (
     available_backends,
     dense_crf,
     dense_crf_batch,
+    interface,
     reference,
 )
 
@@ -578,6 +579,14 @@ def test_without_numba_the_reference_computes(monkeypatch):
     np.testing.assert_array_equal(dense_crf(prob, img), dense_crf(prob, img, backend="reference"))
     with pytest.raises(RuntimeError, match=r"'numba' cannot run: .*numba"):
         DenseCRF(img, backend="numba")
+
+
+def test_a_backend_of_a_gpu_is_chosen_without_loading_numba(monkeypatch):
+    monkeypatch.setattr(interface, "numba_not_supported_reasons", None)  # cannot be called
+    assert interface._choose("auto", torch.device("meta")) == "torch"
+    assert interface._choose("torch", torch.device("meta")) == "torch"
+    with pytest.raises(TypeError):
+        interface._choose("numba", torch.device("meta"))
 
 
 @needs("numba")
