@@ -54,22 +54,26 @@ def available_backends() -> dict[str, str | None]:
         ``"auto"`` is the first of ``"numba"`` and ``"reference"`` that can run; on another device
         than the CPU, the first of ``"triton"`` and ``"torch"``.
     """
-    return summarize_reasons({**_reasons_on_cpu(), **_reasons_on_device(None)})
+    return summarize_reasons(_reasons(None))
 
 
-def _reasons_on_cpu() -> dict[str, list[str]]:
-    """Why each backend for the CPU cannot run; asking loads numba."""
+def _reasons(device: torch.device | None) -> dict[str, list[str]]:
+    """Why each backend cannot run: on this machine, or on ``device`` if it is given.
+
+    Asking loads numba.
+    """
     from adcam.ops.dense_crf import pydensecrf
 
     return {
         "numba": numba_not_supported_reasons("adcam.ops.dense_crf.numba_lattice"),
         "reference": [],
+        **_reasons_on_device(device),
         "pydensecrf": pydensecrf.not_supported_reasons(),
     }
 
 
 def _reasons_on_device(device: torch.device | None) -> dict[str, list[str]]:
-    """Why each backend for a GPU cannot run: on this machine, or on ``device`` if it is given."""
+    """As :func:`_reasons`, of the backends for a GPU."""
     has_device = device is not None and torch.cuda.is_available()
     of_device = (torch.empty(0, device=device),) if has_device else ()
     return {"triton": triton_not_supported_reasons(*of_device), "torch": []}
@@ -78,7 +82,7 @@ def _reasons_on_device(device: torch.device | None) -> dict[str, list[str]]:
 def _choose(backend: str, device: torch.device) -> str:
     reasons = _reasons_on_device(device)
     if device.type == "cpu" or backend not in ("auto", *reasons):
-        reasons = {**_reasons_on_cpu(), **reasons}
+        reasons = _reasons(device)
     return choose_backend("dense CRF", backend, reasons)
 
 
