@@ -145,7 +145,7 @@ class MapMaker:
         self._stats: tuple[Tensor, Tensor] | None = None
         if isinstance(network, torch.nn.Module):
             network.to(self.device).eval()
-        self._running: Network | None = None
+        self._running: tuple[torch.device, Network] | None = None
 
     def make_inputs(self, img: np.ndarray) -> tuple[Tensor, ...]:
         """Resize and normalise an image: one (3, h, w) tensor per scale, not mirrored.
@@ -225,14 +225,17 @@ class MapMaker:
         return tuple(token_maps)
 
     def _prepare_network(self) -> Network:
-        """The network as it runs; not made earlier, since a compiled module cannot be pickled."""
-        if self._running is None:
-            self._running = self.network
-            if self.device.type == "cuda" and self.dtype != torch.float32:
-                self._running = round_weights(self.network, self.dtype)
+        """The network as it runs on the device: in half precision on a GPU, a copy.
+
+        It is made in the first pass, since a compiled module cannot be pickled.
+        """
+        if self._running is None or self._running[0] != self.device:
+            is_rounded = self.device.type == "cuda" and self.dtype != torch.float32
+            network = round_weights(self.network, self.dtype) if is_rounded else self.network
             if self._compile:
-                compile_mlps(self._running)
-        return self._running
+                compile_mlps(network)
+            self._running = self.device, network
+        return self._running[1]
 
     def _pixel_stats(self) -> tuple[Tensor, Tensor]:
         """Channel means and deviations on the device, sent there once."""
