@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -175,7 +176,9 @@ class MaskMaker:
         rows = [[0, *(self.mask_values[i] for i in ids)] for ids in class_ids]
         padded = torch.tensor([row + [0] * (most - len(row)) for row in rows], dtype=torch.uint8)
         tables = padded.to(maps[0].device, non_blocking=True)  # (images, K + 1)
-        groups = [torch.stack([*of_shape]) for _, of_shape in itertools.groupby(maps, _shape)]
+        groups = [
+            torch.stack([*of_shape]) for _, of_shape in itertools.groupby(maps, attrgetter("shape"))
+        ]
         peaks = [scores.amax(dim=1) for scores in groups]  # (G, H, W)
         thresholds = self._find_thresholds(peaks, [scores.shape[1] for scores in groups])
         probs: list[Tensor] = []
@@ -228,10 +231,6 @@ class MaskMaker:
             raise AdcamError("score_maps hold NaN or infinite values; scores must lie in [0, 1]")
         resized = mask if ori_hw is None else resize_mask(mask, ori_hw)
         return PseudoMask(resized, self.rule.rule, threshold, self.rule.chosen_on)
-
-
-def _shape(maps: Tensor) -> torch.Size:
-    return maps.shape
 
 
 def resize_maps(score_maps: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:

@@ -80,9 +80,8 @@ def _reasons_on_device(device: torch.device | None) -> dict[str, list[str]]:
 
 
 def _choose(backend: str, device: torch.device) -> str:
-    reasons = _reasons_on_device(device)
-    if device.type == "cpu" or backend not in ("auto", *reasons):
-        reasons = _reasons(device)
+    is_for_device = device.type != "cpu" and backend in ("auto", *_BATCHED)
+    reasons = _reasons_on_device(device) if is_for_device else _reasons(device)
     return choose_backend("dense CRF", backend, reasons)
 
 
