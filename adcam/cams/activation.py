@@ -168,6 +168,13 @@ def subtract_rivals(cam: Tensor, class_ids: Tensor, *, weight: float) -> Tensor:
     peak = cam.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)
     scaled = cam / peak
     others = class_ids[:, :, None] != class_ids[:, None, :]  # (B, K, K)
-    # Class by class: with many, all pairs at once would take their number times the memory.
-    rivals = [(scaled * mask[:, :, None, None]).amax(dim=1) for mask in others.unbind(dim=1)]
-    return (scaled - weight * torch.stack(rivals, dim=1)).relu() * peak
+    # A few classes at a time: with many, all pairs at once would take their number times the memory.
+    rivals = [
+        (scaled[:, None] * mask[:, :, :, None, None]).amax(dim=2)
+        for mask in others.split(_RIVALS_AT_ONCE, dim=1)
+    ]
+    return (scaled - weight * torch.cat(rivals, dim=1)).relu() * peak
+
+
+_RIVALS_AT_ONCE = 4
+"""Classes whose rivals are found together. More take fewer operations, and more memory."""

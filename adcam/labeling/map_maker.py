@@ -208,7 +208,6 @@ class MapMaker:
         Args:
             *batches: As for :meth:`run_batch`.
         """
-        token_maps = []
         is_half = self.dtype != torch.float32
         network = self._prepare_network()
         with (
@@ -216,13 +215,19 @@ class MapMaker:
             torch.inference_mode(),
             torch.autocast(self.device.type, dtype=self.dtype, enabled=is_half),
         ):
-            for batch in batches:
-                if batch.dtype == torch.uint8:
-                    batch = normalize_pixels(batch, *self._pixel_stats())
-                if self.views.flip:
-                    batch = torch.stack([batch, batch.flip(-1)], dim=1).flatten(0, 1)
-                token_maps.append(network.token_maps(batch, layer_sets=self.layer_sets))
-        return tuple(token_maps)
+            views = [self._make_views(batch) for batch in batches]
+            if of_sizes := getattr(network, "token_maps_of_sizes", None):  # such as a TokenCAM
+                maps: tuple[TokenMaps, ...] = of_sizes(views, layer_sets=self.layer_sets)
+                return maps
+            return tuple(network.token_maps(x, layer_sets=self.layer_sets) for x in views)
+
+    def _make_views(self, batch: Tensor) -> Tensor:
+        """Normalise what are pixels, and put each image's mirrored version behind it."""
+        if batch.dtype == torch.uint8:
+            batch = normalize_pixels(batch, *self._pixel_stats())
+        if self.views.flip:
+            batch = torch.stack([batch, batch.flip(-1)], dim=1).flatten(0, 1)
+        return batch
 
     def _prepare_network(self) -> Network:
         """The network as it runs on the device: in half precision on a GPU, a copy.

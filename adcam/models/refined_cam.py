@@ -98,6 +98,21 @@ class RefinedCAM(TokenCAM):
         """As ``TokenCAM``, with ``pixel_logits`` from the same pass."""
         with self._capture_tokens() as tokens:
             maps = super().token_maps(inputs, layer_sets=layer_sets)
+        return self._add_logits(maps, tokens)
+
+    def token_maps_of_sizes(
+        self, inputs: Sequence[Tensor], *, layer_sets: Sequence[tuple[int, ...]] = ()
+    ) -> tuple[TokenMaps, ...]:
+        """As ``TokenCAM``, with ``pixel_logits`` from the same pass."""
+        if not self._packs(inputs, RefinedCAM):
+            return tuple(self.token_maps(x, layer_sets=layer_sets) for x in inputs)
+        with self._capture_tokens() as packed:
+            maps, packing = self._packed_maps(inputs, layer_sets)
+        blocks = [packing.split(tokens[0], dim=0) for tokens in packed]
+        return tuple(map(self._add_logits, maps, zip(*blocks, strict=True)))
+
+    def _add_logits(self, maps: TokenMaps, tokens: Sequence[Tensor]) -> TokenMaps:
+        """Run the new head on the tokens (B, P + N, D) of the blocks that it reads."""
         logits = self.pixel_head(self._to_features(tokens, maps.grid_hw))
         return replace(maps, pixel_logits=logits.float())
 

@@ -21,6 +21,7 @@ import adcam.models.shapes_vit  # noqa: F401  # timm learns its name
 from adcam.errors import AdcamError
 from adcam.models.adl import AttentionDropout
 from adcam.models.attention_capture import AttentionCapture
+from adcam.models.packed_pass import Packing, can_pack, run_packed
 from adcam.models.losses import DepthOutput, scale_attention
 from adcam.models.timm_models import create_timm_model
 from adcam.models.weights import load_backbone_weights
@@ -132,7 +133,54 @@ class TokenCAM(nn.Module):
             AdcamError: If H or W does not fit the patch, or inputs are not (B, 3, H, W).
         """
         with AttentionCapture(self.backbone, layer_sets) as capture:
-            cam = self.class_maps(inputs)[0].float()
+            cam, _ = self.class_maps(inputs)
+        return self._to_maps(cam, capture)
+
+    def token_maps_of_sizes(
+        self, inputs: Sequence[Tensor], *, layer_sets: Sequence[tuple[int, ...]] = ()
+    ) -> tuple[TokenMaps, ...]:
+        """:meth:`token_maps` of images of several sizes, on a GPU in one pass.
+
+        A subclass with a pass of its own runs that, size by size.
+
+        Args:
+            inputs: The normalised images of each size, (B, 3, H, W).
+            layer_sets: As for :meth:`token_maps`.
+
+        Raises:
+            AdcamError: As :meth:`token_maps`.
+        """
+        if not self._packs(inputs, TokenCAM):
+            return tuple(self.token_maps(x, layer_sets=layer_sets) for x in inputs)
+        return self._packed_maps(inputs, layer_sets)[0]
+
+    def _packs(self, inputs: Sequence[Tensor], owner: type[TokenCAM]) -> bool:
+        """Whether one pass over all sizes is worth it, and does what ``owner.token_maps`` does.
+
+        On a CPU it takes 7 % longer than one over each: the tokens of one size fit into the cache.
+        """
+        own = type(self)
+        is_own_pass = own.token_maps is not owner.token_maps or (
+            own.class_maps is not TokenCAM.class_maps
+        )
+        is_worth_it = len(inputs) > 1 and inputs[0].is_cuda
+        return is_worth_it and not is_own_pass and can_pack(self.backbone)
+
+    def _packed_maps(
+        self, inputs: Sequence[Tensor], layer_sets: Sequence[tuple[int, ...]]
+    ) -> tuple[tuple[TokenMaps, ...], Packing]:
+        """The maps of each size from one pass, and where the tokens of each size lie in it."""
+        grids = [compute_grid_hw(x, self.patch_size) for x in inputs]
+        packing, packed, captures = run_packed(self.backbone, inputs, layer_sets)
+        tokens = packing.split(packed[0], dim=0)
+        maps = [
+            self._to_maps(self._read_cam(of_size, grid_hw), capture)
+            for of_size, grid_hw, capture in zip(tokens, grids, captures, strict=True)
+        ]
+        return tuple(maps), packing
+
+    def _to_maps(self, cam: Tensor, capture: AttentionCapture) -> TokenMaps:
+        cam = cam.float()
         return TokenMaps(
             logits=cam.mean(dim=(2, 3)),
             cam=cam,
@@ -208,8 +256,13 @@ class TokenCAM(nn.Module):
         """
         grid_hw = compute_grid_hw(inputs, self.patch_size)
         tokens = self.backbone.forward_features(inputs)  # (B, P + N, D)
+        return self._read_cam(tokens, grid_hw), tokens[:, 0]
+
+    def _read_cam(self, tokens: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+        """Class maps (B, C, h, w) of the tokens (B, P + N, D) behind the last norm."""
         patches = tokens[:, self.backbone.num_prefix_tokens :]  # (B, N, D)
-        return self.head(to_grid(patches, grid_hw)), tokens[:, 0]
+        cam: Tensor = self.head(to_grid(patches, grid_hw))
+        return cam
 
 
 def to_grid(patches: Tensor, grid_hw: tuple[int, int]) -> Tensor:

@@ -275,13 +275,18 @@ def test_launches_of_many_labels_and_long_sums() -> None:
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @interpreted
 def test_slices_bound_memory(backend: str) -> None:
-    """Images of as many labels go in slices that fit, with the same results to the bit."""
+    """Images of as many labels go in slices that fit, two with three, with the same results to the
+    bit; those of one and of four labels stay among themselves."""
     from adcam.ops.dense_crf import interface, torch_lattice, triton_lattice
 
-    sizes = [(4, 5), (2, 5), (5, 4), (6, 7), (3, 3)]
-    probs = [make_prob(2 + (i == 1), *hw, seed=i) for i, hw in enumerate(sizes)]
+    sizes = [(4, 5), (2, 5), (5, 4), (6, 7), (3, 3), (2, 2), (3, 2)]
+    labels = [2, 3, 2, 2, 2, 4, 1]
+    probs = [make_prob(num, *hw, seed=i) for i, (num, hw) in enumerate(zip(labels, sizes))]
     imgs = [make_img(*hw, seed=i) for i, hw in enumerate(sizes)]
-    whole = dense_crf_batch(probs, imgs, num_iters=1, backend=backend)
+    alone = [
+        dense_crf(prob, img, num_iters=3, backend=backend)
+        for prob, img in zip(probs, imgs, strict=True)
+    ]
     built: list[list[tuple[int, ...]]] = []
     module = {"torch": torch_lattice, "triton": triton_lattice}[backend]
     mean_field = module.MeanField
@@ -292,10 +297,11 @@ def test_slices_bound_memory(backend: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MeanField", count)
-        patch.setattr(interface, "_SLICE_BYTES", 40 * (400 + 24 * 2))
-        parts = dense_crf_batch(probs, imgs, num_iters=1, backend=backend)
-    assert built == [[sizes[0], sizes[2]], sizes[3:4], sizes[4:], sizes[1:2]]
-    for got, want in zip(parts, whole, strict=True):
+        patch.setattr(interface, "_SLICE_BYTES", 40 * (400 + 24 * 3))
+        parts = dense_crf_batch(probs, imgs, num_iters=3, backend=backend)
+    first, three, second, large, small, four, one = sizes
+    assert built == [[one], [first, second], [large], [small, three], [four]]
+    for got, want in zip(parts, alone, strict=True):
         np.testing.assert_array_equal(got, want)
 
 
@@ -384,6 +390,20 @@ def test_gpu(gpu: torch.device, num_labels: int, kernels: dict[str, Any]) -> Non
         np.testing.assert_allclose(refined.cpu().numpy(), want, atol=5e-4)
     again = dense_crf_batch(on_gpu, imgs, backend="triton", **kernels)
     assert all(torch.equal(*pair) for pair in zip(got, again, strict=True))
+
+
+@pytest.mark.gpu
+def test_gpu_two_labels_with_three(gpu: torch.device) -> None:
+    """They go together, and each is what it is alone, to the bit."""
+    sizes = [(63, 101), (120, 160), (1, 7), (40, 29)]
+    probs = [
+        torch.from_numpy(make_prob(2 + i % 2, *hw, seed=i)).to(gpu) for i, hw in enumerate(sizes)
+    ]
+    imgs = [make_img(*hw, seed=i) for i, hw in enumerate(sizes)]
+    together = dense_crf_batch(probs, imgs, backend="triton", **BOTH)  # type: ignore[arg-type]
+    for prob, img, got in zip(probs, imgs, together, strict=True):
+        want = dense_crf(prob, img, backend="triton", **BOTH)  # type: ignore[arg-type]
+        assert torch.equal(got, want)
 
 
 @pytest.mark.gpu

@@ -224,8 +224,9 @@ def dense_crf_batch(
 ) -> list[ArrayT]:
     """Refine the label probabilities of several images, each with its own CRF.
 
-    ``"triton"`` and ``"torch"`` compute images of as many labels together, whatever their sizes,
-    which fills a GPU: as many at a time as take about 1 GiB of its memory. The result of an image
+    ``"triton"`` and ``"torch"`` compute images of as many labels together, and those of two with
+    those of three, whatever their sizes, which fills a GPU: as many at a time as take about 1 GiB
+    of its memory. The result of an image
     does not depend on the others. The other backends take them one after another.
 
     Args:
@@ -281,19 +282,23 @@ def _find_slice_bytes(device: torch.device) -> int:
 
 
 def _plan_slices(shapes: Sequence[tuple[int, ...]], most_bytes: int) -> Iterator[list[int]]:
-    """Yield the images that are computed together, all of as many labels.
+    """Yield the images that are computed together, as many as memory is meant for, at least one.
 
-    They are as many as memory is meant for, at least one. Were numbers of labels mixed, the largest
-    could change the last bits of the others.
+    Were any numbers of labels mixed, the largest could change the last bits of the others. Two and
+    three go together: a sum of two numbers and a zero does not depend on its order.
     """
+
+    def company(index: int) -> int:
+        return max(shapes[index][0], 3) if shapes[index][0] > 1 else 1
+
     part: list[int] = []
     num_pixels = 0
     for index in sorted(range(len(shapes)), key=lambda i: shapes[i][0]):
-        num_labels, height, width = shapes[index]
+        _, height, width = shapes[index]
         num_pixels += height * width
         # Sorting the keys takes 9 corners x 40 bytes, the labels six arrays (README).
-        is_full = num_pixels * (400 + 24 * num_labels) > most_bytes
-        if part and (is_full or shapes[part[0]][0] != num_labels):
+        is_full = num_pixels * (400 + 24 * company(index)) > most_bytes
+        if part and (is_full or company(part[0]) != company(index)):
             yield part
             part, num_pixels = [], height * width
         part.append(index)
@@ -305,13 +310,13 @@ def _device_of(array: NDArray[Any] | torch.Tensor) -> torch.device:
 
 
 def _compute_unaries(probs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """The unaries of images of as many labels, views of one tensor: few launches for many images.
+    """The unaries of images, views of one tensor: few launches for many images.
 
     It waits for the device once, to look at the values.
     """
-    stacked = torch.cat([prob.flatten(1) for prob in probs], dim=1)  # (C, all pixels)
+    stacked = torch.cat([prob.flatten() for prob in probs])
     _check_prob_values([stacked])
-    split = _compute_unary_tensor(stacked).split([prob[0].numel() for prob in probs], dim=1)
+    split = _compute_unary_tensor(stacked).split([prob.numel() for prob in probs])
     return [part.view(prob.shape) for part, prob in zip(split, probs, strict=True)]
 
 
