@@ -52,9 +52,7 @@ class PackedCapture(AttentionCapture):
         parts: What was captured of each size.
     """
 
-    def __init__(
-        self, vit: Any, layer_sets: Sequence[tuple[int, ...]], packing: Packing
-    ) -> None:
+    def __init__(self, vit: Any, layer_sets: Sequence[tuple[int, ...]], packing: Packing) -> None:
         super().__init__(vit)
         self._packing = packing
         self.parts = [AttentionCapture(vit, layer_sets) for _ in packing.shapes]

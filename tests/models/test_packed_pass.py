@@ -80,9 +80,7 @@ def test_equals_one_pass_a_size(kind: str) -> None:
             if capture.cls2patch is None:
                 assert of_size.cls2patch is None
             else:
-                torch.testing.assert_close(
-                    of_size.cls2patch, capture.cls2patch, rtol=0, atol=1e-6
-                )
+                torch.testing.assert_close(of_size.cls2patch, capture.cls2patch, rtol=0, atol=1e-6)
 
 
 def test_images_do_not_see_one_another() -> None:
@@ -193,7 +191,9 @@ def run_fake(network: TokenCAM, inputs: list[Tensor]) -> Counter[str]:
 def test_fewer_operations() -> None:
     """Of a block, only the attention is computed size by size."""
     many = run_fake(make_network(), [torch.zeros(2, 3, *hw, dtype=torch.uint8) for hw in SIZES])
-    one = run_fake(make_network(Shifted), [torch.zeros(2, 3, *hw, dtype=torch.uint8) for hw in SIZES])
+    one = run_fake(
+        make_network(Shifted), [torch.zeros(2, 3, *hw, dtype=torch.uint8) for hw in SIZES]
+    )
     assert (one["linear"], many["linear"]) == (4 * 4 * 3, 4 * 4)
     assert (one["gelu"], many["gelu"]) == (4 * 3, 4)
     assert (one["layer_norm"], many["layer_norm"]) == (9 * 3, 9)
