@@ -168,7 +168,7 @@ def subtract_rivals(cam: Tensor, class_ids: Tensor, *, weight: float) -> Tensor:
     peak = cam.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)
     scaled = cam / peak
     others = class_ids[:, :, None] != class_ids[:, None, :]  # (B, K, K)
-    # A few classes at a time: with many, all pairs at once would take their number times the memory.
+    # A few classes at a time: all pairs at once would take their number times the memory.
     rivals = [
         (scaled[:, None] * mask[:, :, :, None, None]).amax(dim=2)
         for mask in others.split(_RIVALS_AT_ONCE, dim=1)

@@ -19,7 +19,7 @@ def min_max(maps: Tensor, *, eps: float = 1e-8) -> Tensor:
     Returns:
         Same shape in [0, 1]; a constant map becomes all zeros, since it says nothing.
     """
-    # Few operations, since a GPU waits for each: both ends at once, and 0 as something over infinity.
+    # Few operations, since a GPU waits for each: both ends at once, and 0 is anything / inf.
     low, high = (end.unsqueeze(-1) for end in maps.flatten(-2).aminmax(dim=-1, keepdim=True))
     span = high - low
     constant = span <= eps * torch.maximum(high, -low)

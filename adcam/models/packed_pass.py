@@ -68,10 +68,10 @@ class PackedCapture(AttentionCapture):
         options: Mapping[str, Any],
     ) -> Tensor:
         """Attend within each image of each size; the tensors are (1, heads, all tokens, d)."""
-        sizes = zip(*(self._split_heads(x) for x in (query, key, value)), strict=True)
+        sizes = (self._split_heads(x) for x in (query, key, value))
         outputs = [
-            part._attend(index, scale, fused, *tensors, options)
-            for part, tensors in zip(self.parts, sizes, strict=True)
+            part._attend(index, scale, fused, q, k, v, options)
+            for part, q, k, v in zip(self.parts, *sizes, strict=True)
         ]
         rows = [output.transpose(1, 2).flatten(0, 1) for output in outputs]
         return torch.cat(rows).transpose(0, 1).unsqueeze(0)
@@ -118,7 +118,8 @@ def run_packed(
     embedded = [vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(x)))) for x in inputs]
     packing = Packing(tuple((x.shape[0], x.shape[1]) for x in embedded))
     tokens = torch.cat([x.flatten(0, 1) for x in embedded]).unsqueeze(0)
-    with PackedCapture(vit, layer_sets, packing) as capture:
+    capture = PackedCapture(vit, layer_sets, packing)
+    with capture:
         for block in vit.blocks:
             tokens = block(tokens)
     return packing, vit.norm(tokens), capture.parts

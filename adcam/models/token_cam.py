@@ -21,8 +21,8 @@ import adcam.models.shapes_vit  # noqa: F401  # timm learns its name
 from adcam.errors import AdcamError
 from adcam.models.adl import AttentionDropout
 from adcam.models.attention_capture import AttentionCapture
-from adcam.models.packed_pass import Packing, can_pack, run_packed
 from adcam.models.losses import DepthOutput, scale_attention
+from adcam.models.packed_pass import Packing, can_pack, run_packed
 from adcam.models.timm_models import create_timm_model
 from adcam.models.weights import load_backbone_weights
 from adcam.ops.token_attention import resolve_layers

@@ -31,7 +31,9 @@ SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
 def make_inputs(*, device: str | torch.device = "cpu") -> list[Tensor]:
     """Three sizes, of different numbers of images."""
     generator = torch.Generator().manual_seed(1)
-    images = [torch.randn(n, 3, *hw, generator=generator) for n, hw in zip((2, 1, 3), SIZES)]
+    images = [
+        torch.randn(n, 3, *hw, generator=generator) for n, hw in zip((2, 1, 3), SIZES, strict=True)
+    ]
     return [x.to(device) for x in images]
 
 

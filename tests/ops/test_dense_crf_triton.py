@@ -281,7 +281,9 @@ def test_slices_bound_memory(backend: str) -> None:
 
     sizes = [(4, 5), (2, 5), (5, 4), (6, 7), (3, 3), (2, 2), (3, 2)]
     labels = [2, 3, 2, 2, 2, 4, 1]
-    probs = [make_prob(num, *hw, seed=i) for i, (num, hw) in enumerate(zip(labels, sizes))]
+    probs = [
+        make_prob(num, *hw, seed=i) for i, (num, hw) in enumerate(zip(labels, sizes, strict=True))
+    ]
     imgs = [make_img(*hw, seed=i) for i, hw in enumerate(sizes)]
     alone = [
         dense_crf(prob, img, num_iters=3, backend=backend)
