@@ -238,6 +238,31 @@ class TestViews(Section):
         if not self.scales:
             raise AdcamError("scales must hold at least one side in pixels, got none")
 
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any] | None, path: object) -> TestViews:
+        """Build the views that a classifier file describes, by default one scale of 448 pixels.
+
+        Args:
+            description: The attributes; ``None`` where the file says nothing.
+            path: The file, for errors.
+
+        Raises:
+            AdcamError: The description is damaged, or asks for images beyond 4,096 pixels, which
+                would take all memory before anybody sees why.
+        """
+        if description is None:
+            return cls()
+        try:
+            views = cls(**{**description, "scales": tuple(description["scales"])})
+        except (LookupError, TypeError, AdcamError) as error:
+            raise AdcamError(f"{path}: its views cannot be used: {error}") from error
+        if (side := max(views.scales)) > _LARGEST_SIDE:
+            raise AdcamError(f"{path}: asks for images of {side} pixels, above {_LARGEST_SIDE}")
+        return views
+
+
+_LARGEST_SIDE = 4096
+"""The largest side that a classifier file may ask for."""
 
 BOX_VIEWS = TestViews((224,), keep_ratio=False)
 """What the protocols for boxes score: 224 × 224 pixels, the aspect ratio not kept."""

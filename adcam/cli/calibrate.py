@@ -69,13 +69,12 @@ def run(args: argparse.Namespace) -> int:
     from adcam.labeling.calibrate import calibrate
     from adcam.labeling.labeler import PseudoLabeler
     from adcam.models.classifier_file import save_label_thresholds
-    from adcam.settings import TestViews
 
     labeler = PseudoLabeler.from_checkpoint(
         args.checkpoint,
         device=args.device,
         method="cam",
-        views=read_views(args, TestViews()),
+        views=read_views(args),
         dtype=args.dtype or "float32",
     )
     found = calibrate(images, labeler, batch_size=args.batch_size)

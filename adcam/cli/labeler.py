@@ -125,7 +125,11 @@ def _add_maps(parser: argparse.ArgumentParser) -> None:
 def add_view_arguments(maps: argparse._ActionsContainer) -> None:
     """Add scales, mirroring and the aspect ratio; :func:`read_views` reads them."""
     maps.add_argument(
-        "--scales", type=int, nargs="+", metavar="PX", help="input sides in pixels (default: 448)"
+        "--scales",
+        type=int,
+        nargs="+",
+        metavar="PX",
+        help="input sides in pixels (default: what the classifier names, else 448)",
     )
     maps.add_argument(
         "--flip",
@@ -444,7 +448,6 @@ def _default_method(config: Path | None) -> str | None:
 def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
     """Build the labeler of a command's options, which go over the ``options`` given here."""
     from adcam.labeling.labeler import PseudoLabeler
-    from adcam.settings import TestViews
 
     for name in ("method", "label_threshold", "at_least_one"):
         if getattr(args, name) is not None:
@@ -454,7 +457,7 @@ def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
         options["method_options"] = {}
     if args.method_options is not None:
         options["method_options"] = parse_pairs("--method-options", args.method_options)
-    options["views"] = read_views(args, options.get("views", TestViews()))
+    options["views"] = read_views(args, options.get("views"))
     if args.checkpoint is not None:
         return PseudoLabeler.from_checkpoint(args.checkpoint, device=choose_device(args), **options)
     names = split_names(args.classes)
@@ -468,10 +471,23 @@ def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
     )
 
 
-def read_views(args: argparse.Namespace, views: TestViews) -> TestViews:
-    """Return the views with those that the arguments name in their place."""
+def read_views(args: argparse.Namespace, views: TestViews | None = None) -> TestViews:
+    """Return the views with those that the arguments name in their place.
+
+    Args:
+        args: The arguments.
+        views: Those of a config; by default what the classifier file says, if there is one.
+    """
     from dataclasses import replace
 
+    from adcam.models.file_header import read_described_views
+    from adcam.settings import TestViews
+
+    if views is None:
+        path = args.checkpoint
+        views = TestViews.from_description(
+            None if path is None else read_described_views(path), path
+        )
     if args.scales is not None:
         views = replace(views, scales=tuple(args.scales))
     if args.flip is not None:

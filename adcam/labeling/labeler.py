@@ -414,12 +414,14 @@ class PseudoLabeler:
         Args:
             path: The file.
             device: As for the class.
-            **options: Attributes of :class:`LabelerOptions`.
+            **options: Attributes of :class:`LabelerOptions`. The defaults of ``views`` and
+                ``label_threshold`` are what the file says, if it does.
 
         Raises:
             AdcamError: The file is missing or no classifier, or an option is not legal.
         """
         loaded = load_classifier(path)
+        options.setdefault("views", TestViews.from_description(loaded.views, path))
         if options.get("label_threshold") is None and loaded.label_thresholds is not None:
             options["label_threshold"] = loaded.label_thresholds.values
         return cls(loaded.network, loaded.class_set, device=device, **options)

@@ -62,6 +62,8 @@ class ClassifierFile:
         label_thresholds: When each class counts as present; ``None`` where nobody calibrated it.
         network_options: The arguments of :func:`adcam.models.networks.build_network` that the
             network was built with.
+        views: The scales at which it is meant to see images, by the names of
+            :class:`adcam.settings.TestViews`; ``None`` where the file does not say.
     """
 
     network: TokenCAM | NonlocalCAM
@@ -69,6 +71,7 @@ class ClassifierFile:
     info: Mapping[str, Any] = field(default_factory=dict)
     label_thresholds: LabelThresholds | None = None
     network_options: Mapping[str, Any] = field(default_factory=dict)
+    views: Mapping[str, Any] | None = None
 
 
 def save_classifier(
@@ -80,6 +83,7 @@ def save_classifier(
     *,
     dtype: torch.dtype = torch.float32,
     label_thresholds: LabelThresholds | None = None,
+    views: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a classifier, atomically.
 
@@ -92,6 +96,8 @@ def save_classifier(
         info: JSON-serialisable provenance.
         dtype: The type of the stored floating-point tensors; ``float16`` halves the file.
         label_thresholds: When each class counts as present, where that is known.
+        views: The scales at which commands show it images unless they are told others, by the names
+            of :class:`adcam.settings.TestViews`.
     """
     tensors = {
         name: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
@@ -105,6 +111,8 @@ def save_classifier(
     }
     if label_thresholds is not None:
         header["label_thresholds"] = asdict(label_thresholds)
+    if views is not None:
+        header["views"] = dict(views)
     write_bytes(path, save(tensors, metadata={"adcam": json.dumps(header, sort_keys=True)}))
 
 
@@ -171,7 +179,7 @@ def load_classifier(path: str | Path) -> ClassifierFile:
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise AdcamError(f"{path}: this classifier cannot be used: {error}") from error
     check_finite(tensors, path)
-    return ClassifierFile(network.eval(), class_set, info, thresholds, options)
+    return ClassifierFile(network.eval(), class_set, info, thresholds, options, header.get("views"))
 
 
 def _read_label_thresholds(

@@ -82,6 +82,16 @@ def read_class_set(path: str | Path) -> ClassSet:
         raise AdcamError(f"{path}: this classifier cannot be used: {error}") from error
 
 
+def read_described_views(path: str | Path) -> Mapping[str, Any] | None:
+    """Read at which scales a classifier file is meant to see images, ``None`` if it does not say.
+
+    Raises:
+        AdcamError: As :func:`read_description`.
+    """
+    views: Mapping[str, Any] | None = json.loads(read_description(path)).get("views")
+    return views
+
+
 def build_described_classes(description: Mapping[str, Any]) -> ClassSet:
     """Build the classes of a description.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from adcam.metrics.classification import MultiLabelAP
 from adcam.models.classifier import Classifier
 from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.models.networks import build_network
-from adcam.settings import Settings
+from adcam.settings import Settings, TestViews
 from adcam.structures import ClassSet
 from adcam.training.checkpoints import find_checkpoint, refuse_another_training, write_description
 from adcam.training.labelled_images import LabelledImages, open_labelled_images
@@ -100,6 +100,7 @@ class ExportClassifier(Hook):
     best: float | None
     score_name: str
     choose: str
+    views: TestViews
 
     def before_train(self, runner: Runner) -> None:
         """Validate the epoch that is resumed from, which may have ended before its validation."""
@@ -117,7 +118,14 @@ class ExportClassifier(Hook):
         self.best = score
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         info = {**self.info, _info_key(self.score_name): score, "epoch": runner.epoch}
-        save_classifier(self.path, model.network, self.network_options, self.class_set, info)
+        save_classifier(
+            self.path,
+            model.network,
+            self.network_options,
+            self.class_set,
+            info,
+            views=asdict(self.views),
+        )
 
 
 def train_classifier(
@@ -306,6 +314,7 @@ def _build_export(
         best,
         score_name,
         settings.train.choose,
+        settings.cam.views,
     )
 
 

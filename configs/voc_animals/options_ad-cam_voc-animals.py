@@ -1,5 +1,5 @@
 # What taking artefact patches out and following colours bring to AD-CAM, with and without common
-# neighbours; every fourth image of train chooses the thresholds, every second of val is reported.
+# neighbours; every fourth image of train chooses the constants, all of val is reported.
 _base_ = ["./adcam_deit-tiny_10e_voc-animals.py"]
 
 one = dict(scales=[448])
@@ -7,13 +7,13 @@ artifacts = dict(color_steps=0)
 colors = dict(artifact_ratio=0.0)
 neither = dict(**artifacts, **colors)
 plain = dict(similarity="none")
+level = "steepest:0.58"
 
 compare = dict(
     _delete_=True,
     choose_on="train",
     report_on="val",
     choose_stride=4,
-    report_stride=2,
     reference="AD-CAM, both",
     dtype="bfloat16",
     rows=[
@@ -33,5 +33,16 @@ compare = dict(
             method="ad_cam",
             views=dict(scales=[448, 560]),
         ),
+        # As `adcam generate` does by itself: a level for each image.
+        dict(
+            name="no common neighbours, colours, a level",
+            method="ad_cam",
+            options=dict(**plain, **colors),
+            views=one,
+            rule=level,
+        ),
+        dict(name="AD-CAM, artefacts out, a level", method="ad_cam", options=artifacts, views=one, rule=level),
+        dict(name="AD-CAM, colours, a level", method="ad_cam", options=colors, views=one, rule=level),
+        dict(name="AD-CAM, both, a level", method="ad_cam", views=one, rule=level),
     ],
 )

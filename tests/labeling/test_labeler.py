@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import copy
 import io
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from adcam import PseudoLabeler
+from adcam.cli.labeler import read_views
 from adcam.data.images import ImageError, fit_pixels, read_image
 from adcam.data.png import read_mask
 from adcam.errors import AdcamError
@@ -32,7 +34,7 @@ from adcam.labeling.labeler import (
 from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.mask_maker import DeviceMaps, MaskMaker, resize_maps
 from adcam.masks.background import BackgroundRule, find_threshold, parse_rule
-from adcam.models.classifier_file import load_classifier
+from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.options import from_section
 from adcam.settings import CamSettings, MaskSettings, Settings, TestViews
 from adcam.structures import ClassMaps
@@ -52,6 +54,41 @@ def load(path: Path, **options: object) -> PseudoLabeler:
 
 def find_level(score_maps: np.ndarray) -> float:
     return find_threshold(score_maps, rule=DEFAULT_RULE.rule, threshold=DEFAULT_RULE.value)
+
+
+def test_views_of_the_file_are_the_default(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """A classifier that learnt from small images is not shown large ones unless asked to."""
+    found = load_classifier(tiny_checkpoint)
+    path, views = tmp_path / "c.safetensors", TestViews((40, 64), flip=True)
+    save_classifier(
+        path, found.network, found.network_options, found.class_set, {}, views=asdict(views)
+    )
+    assert PseudoLabeler.from_checkpoint(path, device="cpu").map_maker.views == views
+    assert load(path).map_maker.views == SMALL
+    named = argparse.Namespace(scales=None, flip=None, keep_ratio=None, checkpoint=path)
+    assert read_views(named) == views
+    named.scales, named.flip = [32], False
+    assert read_views(named) == TestViews((32,))
+    assert read_views(named, replace(SMALL, keep_ratio=False)) == replace(
+        SMALL, scales=(32,), keep_ratio=False
+    )
+    named.checkpoint, named.scales = None, None
+    assert read_views(named) == TestViews()
+
+
+@pytest.mark.parametrize(
+    ("views", "message"),
+    [
+        ({"scales": [10**9]}, "asks for images of 1000000000 pixels"),
+        ({"scales": []}, "at least one side"),
+        ({"scales": [64], "shear": 2}, "shear"),
+        ({"flip": True}, "scales"),
+        ([96], "mapping"),
+    ],
+)
+def test_damaged_views_of_a_file(views: Any, message: str) -> None:
+    with pytest.raises(AdcamError, match=rf"^c\.safetensors: .*{message}"):
+        TestViews.from_description(views, "c.safetensors")
 
 
 def test_given_labels_make_their_maps_and_mask(tiny_checkpoint: Path, img: np.ndarray) -> None:

@@ -18,7 +18,9 @@ from adcam.models.classifier_file import (
     LabelThresholds,
     load_classifier,
     save_classifier,
+    save_label_thresholds,
 )
+from adcam.models.file_header import read_described_views
 from adcam.models.networks import build_network
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM
@@ -64,6 +66,18 @@ def test_label_thresholds_are_written_with_the_classifier(tmp_path: Path) -> Non
     assert load_classifier(tmp_path / "c.safetensors").label_thresholds == thresholds
     write(tmp_path / "none.safetensors")
     assert load_classifier(tmp_path / "none.safetensors").label_thresholds is None
+
+
+def test_views_are_written_with_the_classifier(tmp_path: Path) -> None:
+    views = {"scales": [64, 96], "flip": True, "keep_ratio": False}
+    path = tmp_path / "c.safetensors"
+    write(path, views=views)
+    assert load_classifier(path).views == read_described_views(path) == views
+    save_label_thresholds(path, LabelThresholds((0.2, 0.9), "val", 3))
+    assert load_classifier(path).views == views
+    write(tmp_path / "none.safetensors")
+    assert load_classifier(tmp_path / "none.safetensors").views is None
+    assert read_described_views(tmp_path / "none.safetensors") is None
 
 
 def test_round_trip(tmp_path: Path) -> None:
