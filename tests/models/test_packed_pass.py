@@ -43,7 +43,7 @@ def make_network(cls: type[TokenCAM] = TokenCAM) -> TokenCAM:
         "deit_tiny_patch16_224", num_fg_classes=3, img_size=32, backbone_kwargs=SMALL
     ).eval()
     for block in network.backbone.blocks:
-        nn.init.normal_(block.attn.qkv.weight, std=0.5)
+        nn.init.normal_(block.attn.qkv.weight, std=0.2)
     return network
 
 
@@ -206,23 +206,19 @@ def test_fewer_operations() -> None:
 @pytest.mark.parametrize("cls", [TokenCAM, RefinedCAM])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_gpu(gpu: torch.device, cls: type[TokenCAM], dtype: torch.dtype) -> None:
-    network, inputs = make_network(cls), make_inputs()
-    with torch.no_grad():
-        want = network.token_maps_of_sizes(inputs, layer_sets=LAYER_SETS)
-        network = network.to(gpu)
-        there = [x.to(gpu) for x in inputs]
-        assert network._packs(there, cls)
-        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-            got = network.token_maps_of_sizes(there, layer_sets=LAYER_SETS)
-            alone = [network.token_maps(x, layer_sets=LAYER_SETS) for x in there]
+    network, inputs = make_network(cls).to(gpu), make_inputs(device=gpu)
+    with torch.no_grad(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        assert network._packs(inputs, cls)
+        got = network.token_maps_of_sizes(inputs, layer_sets=LAYER_SETS)
+        want = [network.token_maps(x, layer_sets=LAYER_SETS) for x in inputs]
+    # Products of another number of rows may round otherwise.
     atol = 1e-3 if dtype == torch.float32 else 5e-2
-    for maps, of_size, on_cpu in zip(got, alone, want, strict=True):
-        for reference in (of_size, on_cpu):
-            torch.testing.assert_close(maps.cam.cpu(), reference.cam.cpu(), rtol=atol, atol=atol)
-            for layers in LAYER_SETS:
-                torch.testing.assert_close(
-                    maps.attn_patch2patch[layers].cpu(),
-                    reference.attn_patch2patch[layers].cpu(),
-                    rtol=0,
-                    atol=atol,
-                )
+    for of_size, alone in zip(got, want, strict=True):
+        torch.testing.assert_close(of_size.cam, alone.cam, rtol=0, atol=atol)
+        for layers in LAYER_SETS:
+            torch.testing.assert_close(
+                of_size.attn_patch2patch[layers],
+                alone.attn_patch2patch[layers],
+                rtol=0,
+                atol=atol,
+            )
