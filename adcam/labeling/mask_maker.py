@@ -182,23 +182,25 @@ class MaskMaker:
         peaks = [scores.amax(dim=1) for scores in groups]  # (G, H, W)
         thresholds = self._find_thresholds(peaks, [scores.shape[1] for scores in groups])
         probs: list[Tensor] = []
-        winners: list[Tensor] = []
-        of_groups = thresholds.split([*map(len, groups)])
-        for scores, peak, threshold in zip(groups, peaks, of_groups, strict=True):
+        winners: list[Tensor] = []  # (G, H, W)
+        sizes = [*map(len, groups)]
+        for scores, peak, threshold in zip(groups, peaks, thresholds.split(sizes), strict=True):
             if self.rule.rule == "power":
                 bg_score = (1 - peak).clamp(0, 1) ** float(self.rule.value or 0)
             else:
                 bg_score = threshold.float()[:, None, None].expand_as(peak)
             if self.crf == "none":
-                winners += torch.where(peak > bg_score, scores.argmax(dim=1) + 1, 0)
+                winners.append(torch.where(peak > bg_score, scores.argmax(dim=1) + 1, 0))
                 continue
             bg_score = torch.where((bg_score == 0) & (peak == 0), 1, bg_score)
             stacked = torch.cat([bg_score[:, None], scores], dim=1)
             probs += stacked / stacked.sum(dim=1, keepdim=True)
         if self.crf != "none":
-            refined = refine_batch(probs, imgs, crf=self.crf)
-            winners = [prob.argmax(dim=0) for prob in refined]
-        masks = [table.take(winner) for table, winner in zip(tables, winners, strict=True)]
+            refined = iter(refine_batch(probs, imgs, crf=self.crf))
+            winners = [torch.stack([*itertools.islice(refined, n)]).argmax(dim=1) for n in sizes]
+        masks: list[Tensor] = []
+        for table, winner in zip(tables.split(sizes), winners, strict=True):
+            masks += table.gather(1, winner.flatten(1)).view(winner.shape)
         finite = torch.cat([peak.isfinite().flatten(1).all(dim=1) for peak in peaks])
         return masks, thresholds.where(finite, torch.nan)
 

@@ -2,8 +2,8 @@
 
 Everything in a block works token by token, save attention. So the tokens of all sizes can go
 through it as one long row, and only the attention is computed size by size, each image within
-itself. A GPU in small batches waits for its processor to launch operations: for three sizes, this
-makes 540 launches 290 (``tests/models/test_packed_pass.py`` counts them).
+itself. A GPU in small batches waits for its processor to launch operations; for DeiT-T at three
+sizes these are 280 in place of 533.
 """
 
 from __future__ import annotations
