@@ -254,10 +254,13 @@ class TestViews(Section):
             return cls()
         try:
             views = cls(**{**description, "scales": tuple(description["scales"])})
+            if (side := max(views.scales)) > _LARGEST_SIDE:
+                raise AdcamError(f"images of {side} pixels, above {_LARGEST_SIDE}")
         except (LookupError, TypeError, AdcamError) as error:
-            raise AdcamError(f"{path}: its views cannot be used: {error}") from error
-        if (side := max(views.scales)) > _LARGEST_SIDE:
-            raise AdcamError(f"{path}: asks for images of {side} pixels, above {_LARGEST_SIDE}")
+            raise AdcamError(
+                f"{path}: the views that it names cannot be used: {error}. Name others: --scales, "
+                "or views=TestViews((448,)) in Python"
+            ) from error
         return views
 
 
@@ -275,7 +278,8 @@ class CamSettings(Section):
     Attributes:
         method: The method, a key of :data:`adcam.cams.METHODS`.
         method_options: Options of the method, e.g. ``{"power": 3.0}``.
-        scales: Sides in pixels of the images that the network sees.
+        scales: Sides in pixels of the images that the network sees. The classifier file that this
+            config trains names them, with ``flip`` and ``keep_ratio``, for later commands.
         flip: Whether the mirrored image is seen as well.
         keep_ratio: Whether the aspect ratio of the image is kept.
         dtype: The precision of the network: ``"float32"``, or ``"bfloat16"``/``"float16"``, which
@@ -899,6 +903,13 @@ class ConfigSettings:
 
 class Settings(ConfigSettings):
     """The settings of a classifier, a comparison or a recipe."""
+
+    @property
+    def named_views(self) -> TestViews | None:
+        """The views of the section ``cam``; ``None`` where it names no part of them."""
+        section = self.to_dict().get("cam", {})
+        names = {part.name for part in fields(TestViews)}
+        return self.cam.views if names.intersection(section) else None
 
     task = _plain(
         str,

@@ -19,11 +19,12 @@ import pytest
 from PIL import Image
 
 from adcam import settings as adcam_settings
-from adcam.cli import build_parser, info, main
+from adcam.cli import build_parser, info, main, refine
 from adcam.cli.labeler import CRF_BACKENDS, CRF_NAMES
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.errors import AdcamError
 from adcam.masks import crf as crf_module
+from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -422,6 +423,52 @@ def test_options_reach_the_configuration(place: Path) -> None:
     assert (found["rule"], found["chosen_on"], found["crf"]) == ("power:3.0", "given", "none")
     assert run(f"{common} --out c --scales 64 --two-threshold 0.2 0.6 --label-threshold 0") == 0
     assert 255 in read_mask(place / "c" / "masks" / "beach.png")
+
+
+def test_views_of_the_classifier_hold_where_a_config_names_none(
+    place: Path, tiny_checkpoint: Path
+) -> None:
+    found = load_classifier(tiny_checkpoint)
+    views = {"scales": [48], "flip": False, "keep_ratio": False}
+    save_classifier(
+        place / "small.safetensors",
+        found.network,
+        found.network_options,
+        found.class_set,
+        {},
+        views=views,
+    )
+    (place / "mask.py").write_text("mask = dict(crf='psa')\n")
+    (place / "cam.py").write_text("cam = dict(flip=True)\n")
+    common = "generate photos --checkpoint small.safetensors --labels predicted --device cpu"
+    for out, more, seen in (
+        ("a", "", views),
+        ("b", "--config mask.py", views),
+        ("c", "--config mask.py --scales 32 --flip", {**views, "scales": [32], "flip": True}),
+        ("d", "--config cam.py", {"scales": [448], "flip": True, "keep_ratio": True}),
+    ):
+        assert run(f"{common} --out {out} {more}") == 0
+        assert json.loads((place / out / "config.json").read_text())["labeler"]["views"] == seen
+
+
+@pytest.mark.parametrize(
+    ("changes", "scale", "scales"),
+    [
+        ([], 64, (48, 64)),
+        (["refine.scale=32"], 32, (48, 64)),
+        (["cam.scales=[96]"], 448, (96,)),
+    ],
+)
+def test_refine_works_at_the_views_of_the_classifier(
+    place: Path, tiny_checkpoint: Path, changes: list[str], scale: int, scales: tuple[int, ...]
+) -> None:
+    found = load_classifier(tiny_checkpoint)
+    path, views = place / "small.safetensors", {"scales": [48, 64], "flip": False}
+    save_classifier(path, found.network, found.network_options, found.class_set, {}, views=views)
+    settings = refine._load_settings(
+        SimpleNamespace(config=None, cfg_options=changes, checkpoint=path)
+    )
+    assert (settings.refine.scale, settings.cam.views.scales) == (scale, scales)
 
 
 def test_an_imagenet_model_takes_its_classes_as_labels(

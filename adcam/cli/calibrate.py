@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     found = calibrate(images, labeler, batch_size=args.batch_size)
     _print(found, labeler.class_set.classes)
     out = args.out or args.checkpoint
-    save_label_thresholds(args.checkpoint, found.thresholds, out)
+    views = asdict(labeler.options.views)
+    save_label_thresholds(args.checkpoint, found.thresholds, out, views=views)
     log("F1 is that of the images the thresholds were chosen on; on others it is lower")
     show(out)
     say_next(f"adcam generate IMAGES --checkpoint {out} --labels predicted --out DIR")

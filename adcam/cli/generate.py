@@ -299,6 +299,8 @@ def _read_options(args: argparse.Namespace, config: Settings | None) -> dict[str
     from adcam.labeling.labeler import options_from_settings
 
     options = {} if config is None else options_from_settings(config.cam, config.mask)
+    if config is not None and config.named_views is None:
+        del options["views"]  # the classifier's then
     for name in ("dtype", "compile"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)

@@ -129,7 +129,7 @@ def add_view_arguments(maps: argparse._ActionsContainer) -> None:
         type=int,
         nargs="+",
         metavar="PX",
-        help="input sides in pixels (default: what the classifier names, else 448)",
+        help="input sides in pixels (default: the config's, else the classifier's, else 448)",
     )
     maps.add_argument(
         "--flip",
@@ -485,9 +485,10 @@ def read_views(args: argparse.Namespace, views: TestViews | None = None) -> Test
 
     if views is None:
         path = args.checkpoint
-        views = TestViews.from_description(
-            None if path is None else read_described_views(path), path
-        )
+        found = None if path is None else read_described_views(path)
+        if args.scales is not None and isinstance(found, dict):
+            found = {**found, "scales": args.scales}
+        views = TestViews.from_description(found, path)
     if args.scales is not None:
         views = replace(views, scales=tuple(args.scales))
     if args.flip is not None:

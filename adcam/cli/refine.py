@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,11 +99,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load_settings(args: argparse.Namespace) -> Settings:
-    """Read the config, or the defaults of this project, and change what ``--cfg-options`` say."""
-    from adcam.settings import Settings, load_settings
+    """Read the config, or the defaults of this project, and change what ``--cfg-options`` say.
+
+    Where they name no views, those that the classifier names take their place.
+    """
+    from adcam.models.file_header import read_described_views
+    from adcam.settings import Settings, TestViews, load_settings
 
     changes = parse_pairs("--cfg-options", args.cfg_options)
-    if args.config is not None:
-        settings: Settings = load_settings(args.config, changes)
+    settings: Settings = (
+        Settings({}).with_changes(changes)
+        if args.config is None
+        else load_settings(args.config, changes)
+    )
+    if settings.named_views is not None:
         return settings
-    return Settings({}).with_changes(changes)
+    views = TestViews.from_description(read_described_views(args.checkpoint), args.checkpoint)
+    given = {f"cam.{name}": value for name, value in asdict(views).items()}
+    if "scale" not in settings.to_dict().get("refine", {}):
+        given["refine.scale"] = max(views.scales)
+    return settings.with_changes(given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,7 @@ def calibrate_file(
         AdcamError: As for :func:`calibrate`.
     """
     found = calibrate(images, labeler, progress=progress)
-    save_label_thresholds(path, found.thresholds)
+    save_label_thresholds(path, found.thresholds, views=asdict(labeler.options.views))
     return found
 
 

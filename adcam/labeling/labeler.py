@@ -421,7 +421,8 @@ class PseudoLabeler:
             AdcamError: The file is missing or no classifier, or an option is not legal.
         """
         loaded = load_classifier(path)
-        options.setdefault("views", TestViews.from_description(loaded.views, path))
+        if "views" not in options:
+            options["views"] = TestViews.from_description(loaded.views, path)
         if options.get("label_threshold") is None and loaded.label_thresholds is not None:
             options["label_threshold"] = loaded.label_thresholds.values
         return cls(loaded.network, loaded.class_set, device=device, **options)

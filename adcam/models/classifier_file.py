@@ -117,13 +117,18 @@ def save_classifier(
 
 
 def save_label_thresholds(
-    path: str | Path, thresholds: LabelThresholds, out: str | Path | None = None
+    path: str | Path,
+    thresholds: LabelThresholds,
+    out: str | Path | None = None,
+    *,
+    views: Mapping[str, Any],
 ) -> None:
     """Write label thresholds into a classifier file, atomically; its tensors keep their bytes.
 
     Args:
         path: A classifier that :func:`load_classifier` reads.
         thresholds: The thresholds, one a class; those that the file holds are replaced.
+        views: The scales at which they were chosen and hold, as for :func:`save_classifier`.
         out: The file to write; by default ``path`` itself.
 
     Raises:
@@ -134,7 +139,7 @@ def save_label_thresholds(
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if len(thresholds.values) != (num := len(header["class_set"]["classes"])):
         raise AdcamError(f"{path} has {num} classes, got {len(thresholds.values)} thresholds")
-    header["label_thresholds"] = asdict(thresholds)
+    header |= {"label_thresholds": asdict(thresholds), "views": dict(views)}
     text = json.dumps(header, sort_keys=True)
     write_bytes(out or path, save(tensors, metadata={"adcam": text}))
 

@@ -86,9 +86,13 @@ def read_described_views(path: str | Path) -> Mapping[str, Any] | None:
     """Read at which scales a classifier file is meant to see images, ``None`` if it does not say.
 
     Raises:
-        AdcamError: As :func:`read_description`.
+        AdcamError: As :func:`read_description`, or the description is damaged.
     """
-    views: Mapping[str, Any] | None = json.loads(read_description(path)).get("views")
+    text = read_description(path)
+    try:
+        views: Mapping[str, Any] | None = json.loads(text).get("views")
+    except (ValueError, AttributeError) as error:
+        raise AdcamError(f"{path}: this classifier cannot be used: {error}") from error
     return views
 
 

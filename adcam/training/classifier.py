@@ -100,7 +100,7 @@ class ExportClassifier(Hook):
     best: float | None
     score_name: str
     choose: str
-    views: TestViews
+    views: TestViews | None
 
     def before_train(self, runner: Runner) -> None:
         """Validate the epoch that is resumed from, which may have ended before its validation."""
@@ -124,7 +124,7 @@ class ExportClassifier(Hook):
             self.network_options,
             self.class_set,
             info,
-            views=asdict(self.views),
+            views=None if self.views is None else asdict(self.views),
         )
 
 
@@ -314,7 +314,7 @@ def _build_export(
         best,
         score_name,
         settings.train.choose,
-        settings.cam.views,
+        settings.named_views,
     )
 
 

@@ -256,7 +256,7 @@ def train_refiner(
                 loaded.class_set,
                 info,
                 label_thresholds=loaded.label_thresholds,
-                views=loaded.views,
+                views=asdict(TestViews((settings.scale,))),
             )
         shutil.rmtree(work_dir / _FEATURES, ignore_errors=True)
         return path

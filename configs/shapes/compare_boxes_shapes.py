@@ -33,6 +33,7 @@ in_sample = dict(
     consistency_weight=0.0,
 )
 views = dict(scales=[96], keep_ratio=False)
+cam = views
 published = dict(negatives="keep")  # the paper's maps; "shifted" has their minimum subtracted first
 # As in the demo for masks: the class token of so small a network looks at single patches.
 ad_cam = dict(init="cam", negatives="relu", num_steps=4, artifact_ratio=0.0, color_steps=0)

@@ -107,7 +107,7 @@ def test_the_command_writes_another_file_if_asked(
 
 def test_a_classifier_refuses_thresholds_of_other_classes(checkpoint: Path) -> None:
     with pytest.raises(AdcamError, match="has 3 classes, got 2"):
-        save_label_thresholds(checkpoint, LabelThresholds((0.5, 0.5), "val", 3))
+        save_label_thresholds(checkpoint, LabelThresholds((0.5, 0.5), "val", 3), views={})
     with pytest.raises(AdcamError, match=r"\[0, 1\], got 1.5"):
         LabelThresholds((1.5,), "val", 3)
 

@@ -79,7 +79,7 @@ def test_views_of_the_file_are_the_default(tmp_path: Path, tiny_checkpoint: Path
 @pytest.mark.parametrize(
     ("views", "message"),
     [
-        ({"scales": [10**9]}, "asks for images of 1000000000 pixels"),
+        ({"scales": [10**9]}, "images of 1000000000 pixels, above 4096. Name others: --scales"),
         ({"scales": []}, "at least one side"),
         ({"scales": [64], "shear": 2}, "shear"),
         ({"flip": True}, "scales"),
@@ -89,6 +89,17 @@ def test_views_of_the_file_are_the_default(tmp_path: Path, tiny_checkpoint: Path
 def test_damaged_views_of_a_file(views: Any, message: str) -> None:
     with pytest.raises(AdcamError, match=rf"^c\.safetensors: .*{message}"):
         TestViews.from_description(views, "c.safetensors")
+
+
+def test_views_given_stand_in_for_damaged_ones(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    found = load_classifier(tiny_checkpoint)
+    path, views = tmp_path / "c.safetensors", {"scales": [10**9], "flip": True}
+    save_classifier(path, found.network, found.network_options, found.class_set, {}, views=views)
+    with pytest.raises(AdcamError, match="above 4096"):
+        PseudoLabeler.from_checkpoint(path, device="cpu")
+    assert load(path).map_maker.views == SMALL
+    named = argparse.Namespace(scales=[48], flip=None, keep_ratio=None, checkpoint=path)
+    assert read_views(named) == TestViews((48,), flip=True)
 
 
 def test_given_labels_make_their_maps_and_mask(tiny_checkpoint: Path, img: np.ndarray) -> None:

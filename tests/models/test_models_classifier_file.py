@@ -73,11 +73,16 @@ def test_views_are_written_with_the_classifier(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     write(path, views=views)
     assert load_classifier(path).views == read_described_views(path) == views
-    save_label_thresholds(path, LabelThresholds((0.2, 0.9), "val", 3))
-    assert load_classifier(path).views == views
+    others = {**views, "scales": [80]}
+    save_label_thresholds(path, LabelThresholds((0.2, 0.9), "val", 3), views=others)
+    assert load_classifier(path).views == others
     write(tmp_path / "none.safetensors")
     assert load_classifier(tmp_path / "none.safetensors").views is None
     assert read_described_views(tmp_path / "none.safetensors") is None
+    damaged = tmp_path / "damaged.safetensors"
+    save_file({"a": torch.zeros(1)}, damaged, metadata={"adcam": "{"})
+    with pytest.raises(AdcamError, match=r"damaged\.safetensors: this classifier cannot be used"):
+        read_described_views(damaged)
 
 
 def test_round_trip(tmp_path: Path) -> None:
