@@ -16,6 +16,7 @@ from torch import nn
 
 from adcam.errors import AdcamError
 from adcam.models.known_names import check_timm_name
+from adcam.ops.drop_path import draw_on_the_processor
 
 FILE_NAME = "model.safetensors"
 TIMEOUT_S = 5
@@ -63,6 +64,7 @@ def create_timm_model(
         raise AdcamError(f"{name!r} does not serve here: {error}") from error
     if weights not in (None, "timm"):
         load(model, weights)
+    draw_on_the_processor(model)
     return model
 
 

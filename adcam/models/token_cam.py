@@ -21,7 +21,6 @@ import adcam.models.shapes_vit  # noqa: F401  # timm learns its name
 from adcam.errors import AdcamError
 from adcam.models.adl import AttentionDropout
 from adcam.models.attention_capture import AttentionCapture
-from adcam.models.drop_path import draw_on_the_processor
 from adcam.models.losses import DepthOutput, scale_attention
 from adcam.models.packed_pass import Packing, can_pack, run_packed
 from adcam.models.timm_models import create_timm_model
@@ -310,7 +309,6 @@ def build_backbone(
             **check_backbone_options(kwargs, name),
         },
     )
-    draw_on_the_processor(backbone)
     precision = _FullPrecision()
     backbone.patch_embed.register_forward_pre_hook(precision.enter)
     backbone.patch_embed.register_forward_hook(precision.leave, always_call=True)

@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from adcam.ops.drop_path import draw_on_the_processor
 from adcam.options import check_backbone_options
 
 
@@ -48,6 +49,7 @@ class TimmCNN(BaseModule):
             drop_path_rate=drop_path_rate,
             **check_backbone_options(backbone_kwargs, name),
         )
+        draw_on_the_processor(self.network)
 
     def init_weights(self) -> None:
         """Keep timm's initialisation or what was loaded."""

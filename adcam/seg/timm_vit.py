@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from adcam.ops.drop_path import draw_on_the_processor
 from adcam.options import check_backbone_options
 
 
@@ -52,6 +53,7 @@ class TimmViT(BaseModule):
             drop_path_rate=drop_path_rate,
             **check_backbone_options(backbone_kwargs, name),
         )
+        draw_on_the_processor(self.network)
         depth = len(self.network.blocks)
         self.out_indices = [index % depth for index in out_indices]
         self.norm = norm

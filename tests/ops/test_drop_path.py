@@ -9,8 +9,8 @@ import torch
 from timm.layers import DropPath
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from adcam.models.drop_path import SameDropPath
 from adcam.models.token_cam import TokenCAM
+from adcam.ops.drop_path import SameDropPath
 
 SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
 
