@@ -13,9 +13,9 @@ from adcam.cli.labeler import (
     add_run_arguments,
     build_labeler,
     check_classifier,
-    find_workers,
     open_images,
     open_images_first,
+    read_run_options,
     report_run,
 )
 
@@ -97,12 +97,7 @@ def run(args: argparse.Namespace) -> int:
         ),
         run_options=RunOptions(
             labels="predicted" if args.labels == "predicted" else "given",
-            workers=find_workers(args, labeler),
-            batch_size=args.batch_size,
-            log_json=args.log_json,
-            metrics_file=args.metrics_file,
-            profile=args.profile,
-            log=log,
+            **read_run_options(args, labeler),
         ),
         overwrite=args.overwrite,
     )

@@ -16,11 +16,11 @@ from adcam.cli.labeler import (
     build_labeler,
     check_classifier,
     early_start,
-    find_workers,
     open_images,
     open_images_first,
     path_or_url,
     read_mask_options,
+    read_run_options,
     report_run,
 )
 from adcam.cli.project import find_project, is_project_here, require_classifier, say_next_in
@@ -189,14 +189,9 @@ def _run(args: argparse.Namespace) -> int:
         maps_dtype=args.maps_dtype if args.save_maps else None,
         overwrite=args.overwrite,
         num_shown=num_shown,
-        workers=find_workers(args, labeler),
-        batch_size=args.batch_size,
         shard=shard,
-        log_json=args.log_json,
-        metrics_file=args.metrics_file,
-        profile=args.profile,
         engine=engine,
-        log=log,
+        **read_run_options(args, labeler),
     )
     part = "" if shard.is_whole else f"shard {shard}: "
     log(f"{part}{result.ok} masks written, {result.skipped} were there")

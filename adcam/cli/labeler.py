@@ -146,7 +146,10 @@ def add_view_arguments(maps: argparse._ActionsContainer) -> None:
 
 
 def add_run_arguments(group: argparse._ActionsContainer) -> None:
-    """Add what concerns a run over many images: device, processes, batches, starting over."""
+    """Add what concerns a run over many images: device, processes, batches, and what it records.
+
+    :func:`read_run_options` reads them, :func:`report_run` reads ``--json``.
+    """
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if any)")
     group.add_argument(
         "--workers",
@@ -265,7 +268,7 @@ def read_crf_options(args: argparse.Namespace, default: str) -> dict[str, str]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def find_workers(args: argparse.Namespace, labeler: PseudoLabeler) -> int:
+def _find_workers(args: argparse.Namespace, labeler: PseudoLabeler) -> int:
     """Return the number of processes asked for, or the one that suits the machine."""
     from adcam.labeling.run import default_workers
     from adcam.labeling.shards import find_neighbours
@@ -274,6 +277,23 @@ def find_workers(args: argparse.Namespace, labeler: PseudoLabeler) -> int:
         return args.workers
     is_placed = getattr(args, "shard", None) == "auto"
     return default_workers(labeler, neighbours=find_neighbours(os.environ)[1] if is_placed else 1)
+
+
+def read_run_options(args: argparse.Namespace, labeler: PseudoLabeler) -> dict[str, Any]:
+    """Return what :func:`add_run_arguments` added as fields of ``RunOptions``.
+
+    Args:
+        args: The arguments.
+        labeler: The labeler of the run, whose device decides how many processes suit the machine.
+    """
+    return {
+        "workers": _find_workers(args, labeler),
+        "batch_size": args.batch_size,
+        "log_json": args.log_json,
+        "metrics_file": args.metrics_file,
+        "profile": args.profile,
+        "log": log,
+    }
 
 
 @contextmanager

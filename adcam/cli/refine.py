@@ -12,8 +12,8 @@ from adcam.cli.console import log, say_next, show
 from adcam.cli.labeler import (
     add_mask_arguments,
     add_run_arguments,
-    find_workers,
     read_mask_options,
+    read_run_options,
     report_run,
 )
 
@@ -84,9 +84,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         maps_dtype=args.maps_dtype if args.save_maps else None,
         overwrite=args.overwrite,
-        workers=find_workers(args, labeler),
-        batch_size=args.batch_size,
-        log=log,
+        **read_run_options(args, labeler),
     )
     log(f"{result.ok} masks written, {result.skipped} were there")
     code = report_run(args, result, "mask", args.out / "manifest.jsonl")

@@ -256,13 +256,15 @@ def call(args: Sequence[object]) -> int:
 def test_the_command(
     maps: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "refined"
+    out, logged = tmp_path / "refined", tmp_path / "log.jsonl"
     changes = [f"refine.{name}={value}" for name, value in SETTINGS.items()]
     command = [
         *("refine", maps, "--checkpoint", tiny_checkpoint, "--out", out, "--device", "cpu"),
-        *("--save-maps", "--workers", 0, "--cfg-options", "cam.scales=[64]", *changes),
+        *("--save-maps", "--workers", 0, "--log-json", logged),
+        *("--cfg-options", "cam.scales=[64]", *changes),
     ]
     assert call(command) == 0
+    assert len(logged.read_text("utf-8").splitlines()) == 2 + len(ROWS)
     entries = [json.loads(x) for x in (out / "manifest.jsonl").read_text("utf-8").splitlines()]
     assert [entry["id"] for entry in entries] == sorted(ROWS)
     assert {entry["rule"] for entry in entries} == {"steepest"}
