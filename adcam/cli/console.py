@@ -100,8 +100,8 @@ def print_comparison(comparison: AnyComparison) -> None:
 
 
 def _print_methods(methods: Sequence[MethodScores], choose_on: str, report_on: str) -> None:
-    header = ("method", f"threshold (chosen on {choose_on})", f"mIoU {report_on}, %")
-    rows = [(m.name, f"{m.threshold:.2f}", f"{m.miou:.1f}") for m in methods]
+    header = ("method", f"background (numbers chosen on {choose_on})", f"mIoU {report_on}, %")
+    rows = [(m.name, m.background, f"{m.miou:.1f}") for m in methods]
     print_table(header, rows, "")
 
 

@@ -125,9 +125,7 @@ def build_comparison_report(
     sections = [] if results.explorer is None else [results.explorer]
     if swept := [method for method in methods if method.curve]:
         split = results.masks.split
-        curves: list[Block] = [threshold_curves(swept, split)]
-        if all(method.precision for method in swept):
-            curves.append(precision_recall(swept, split))
+        curves = [threshold_curves(swept, split), precision_recall(swept, split)]
         sections.append(Section("Over the whole range of thresholds", curves))
     if rows:
         text = "The best, the middle and the worst images by mIoU of their mask."
@@ -175,7 +173,7 @@ def scores_table(results: ComparisonResults, command: str) -> Table:
                 method.name,
                 "/".join(map(str, method.scales)) + (" flip" if method.flip else ""),
                 "–" if method.crf == "none" else method.crf,
-                _describe_rule(method),
+                method.background,
                 method.chosen_miou,
                 method.miou,
                 method.best_miou,
@@ -190,12 +188,6 @@ def scores_table(results: ComparisonResults, command: str) -> Table:
         ),
         command=command,
     )
-
-
-def _describe_rule(method: MethodScores) -> str:
-    """A number for a constant; the rule where it decides for each image."""
-    value = "" if method.threshold is None else f"{method.threshold:.2f}"
-    return value if method.rule == "constant" else ":".join(filter(None, (method.rule, value)))
 
 
 def threshold_curves(methods: Sequence[MethodScores], split: str) -> Curves:
@@ -279,9 +271,9 @@ def _headlines(results: ComparisonResults) -> list[Headline]:
     plain = plain or {method.name: method.miou for method in results.methods}
     split, last = results.masks.split, results.methods[-1]
     best = max(plain, key=lambda name: plain[name])
-    note = f"background by {_describe_rule(last)}"
+    note = f"background by {last.background}"
     if last.rule == "constant":
-        note = f"threshold {last.threshold:.2f}, chosen on {results.choose_split}"
+        note = f"threshold {last.background}, chosen on {results.choose_split}"
     headlines = [
         Headline(f"{best}, {split}", plain[best], "% mIoU", "maps, threshold"),
         Headline(f"{results.mask_name}, {split}", results.masks.miou, "% mIoU", note),

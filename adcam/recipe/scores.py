@@ -69,7 +69,7 @@ class MethodScores:
         curve: The mIoU in percent at each of ``thresholds``.
         best_miou: The best of ``curve``, an oracle's choice; ``None`` with a CRF.
         precision: The precision of all classes but background in percent at each of
-            ``thresholds``; NaN where nothing is predicted. Empty in scores of old.
+            ``thresholds``; NaN where nothing is predicted.
         recall: Their recall in percent at each of ``thresholds``.
         rule: The name of the background rule; ``"constant"`` unless the method gave another.
     """
@@ -89,10 +89,25 @@ class MethodScores:
     recall: tuple[float, ...] = ()
     rule: str = "constant"
 
+    @property
+    def background(self) -> str:
+        """Where background ends: ``"0.35"`` for a constant, or a rule like ``"otsu"``."""
+        value = "" if self.threshold is None else f"{self.threshold:.2f}"
+        return value if self.rule == "constant" else ":".join(filter(None, (self.rule, value)))
+
     @classmethod
     def from_result(cls, result: MethodResult) -> MethodScores:
         """The scores of one result of a comparison."""
         curve = result.curve
+        swept: dict[str, Any] = {}
+        if curve is not None:
+            swept = {
+                "thresholds": curve.thresholds,
+                "curve": curve.miou,
+                "best_miou": curve.best_miou,
+                "precision": curve.precision,
+                "recall": curve.recall,
+            }
         return cls(
             name=result.spec.name,
             scales=tuple(result.spec.views.scales),
@@ -102,12 +117,8 @@ class MethodScores:
             chosen_miou=result.chosen_miou,
             miou=result.result.miou,
             iou_per_class=tuple(result.result.iou_per_class),
-            thresholds=() if curve is None else curve.thresholds,
-            curve=() if curve is None else curve.miou,
-            best_miou=None if curve is None else curve.best_miou,
-            precision=() if curve is None else curve.precision,
-            recall=() if curve is None else curve.recall,
             rule=result.rule.rule,
+            **swept,
         )
 
     @classmethod

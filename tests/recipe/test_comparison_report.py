@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adcam.cli.console import _print_methods
 from adcam.data.dataset import build_class_set
 from adcam.errors import AdcamError
 from adcam.evaluation.compare import MethodResult
-from adcam.masks.background import BackgroundRule
+from adcam.masks.background import BackgroundRule, parse_rule
 from adcam.metrics.miou import MeanIoU, MeanIoUResult
 from adcam.recipe import compare
 from adcam.recipe.comparison_report import (
@@ -52,6 +53,18 @@ def headlines(rows: list[MethodResult]) -> list[tuple[str, Any]]:
     )
     report = build_comparison_report(results, title="t", command="adcam")
     return [(item.label, item.value) for item in report.headlines]
+
+
+@pytest.mark.parametrize(
+    ("rule", "shown"),
+    [("constant:0.5", "0.50"), ("steepest:0.58", "steepest:0.58"), ("otsu", "otsu")],
+)
+def test_every_rule_can_be_printed(
+    rule: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = MethodResult(MethodSpec("CAM", "cam"), parse_rule(rule), 50.0, scored(5), None)
+    _print_methods([MethodScores.from_result(result)], "train", "val")
+    assert shown in capsys.readouterr().out
 
 
 def test_maps_are_compared_with_maps() -> None:
