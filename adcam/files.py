@@ -25,7 +25,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, Any
 
 from adcam.errors import AdcamError
-from adcam.limits import check_file_bytes, read_limits
+from adcam.limits import check_file_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ def read_text(path: str | Path, what: str = "a text file", *, limit: str = "file
     Raises:
         AdcamError: The file is missing, too large, cannot be read, or is not UTF-8.
     """
-    check_file_bytes(Path(path), getattr(read_limits(), limit), what, limit)
+    check_file_bytes(Path(path), what, limit)
     try:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as err:  # ValueError: a NUL in the path

@@ -99,40 +99,57 @@ def use_limits(changes: Mapping[str, object]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def check_file_bytes(path: Path, most: int, what: str, limit: str) -> None:
-    """Refuse a file that is larger than a limit; one that is not there is somebody else's matter.
+def check_file_bytes(path: Path, what: str, limit: str = "file_bytes") -> None:
+    """Refuse a file that is larger than a limit; a file that is not there passes.
 
     Args:
         path: The file.
-        most: The largest number of bytes.
         what: What the file should be, for the message.
-        limit: The name of the limit, which the message says how to raise.
+        limit: Which of :class:`Limits` bounds its size.
 
     Raises:
-        AdcamError: It is larger.
+        LimitError: It is larger.
     """
     try:
         size = path.stat().st_size
     except (OSError, ValueError):
         return
-    if size > most:
-        raise LimitError(f"{path}: {size:,} bytes are more than {what} may have", limit, most)
+    if size > getattr(read_limits(), limit):
+        raise LimitError(f"{path}: {size:,} bytes are more than {what} may have", limit)
 
 
 def check_num_classes(num_classes: int, what: str = "classes") -> None:
     """Refuse more classes than the limit.
 
     Raises:
-        AdcamError: There are more.
+        LimitError: There are more.
     """
-    if num_classes > (most := read_limits().classes):
-        raise LimitError(f"{num_classes:,} {what}", "classes", most)
+    if num_classes > read_limits().classes:
+        raise LimitError(f"{num_classes:,} {what}", "classes")
+
+
+def check_image_hw(hw: tuple[int, int], what: str) -> None:
+    """Refuse a size without pixels, or with more than the limit.
+
+    Args:
+        hw: The height and width that a file states.
+        what: What has this size, for the message.
+
+    Raises:
+        AdcamError: It has no pixels.
+        LimitError: It has too many.
+    """
+    if min(hw) < 1:
+        raise AdcamError(f"{what} has no pixels")
+    if hw[0] * hw[1] > read_limits().image_pixels:
+        raise LimitError(f"{what} has {hw[0]}×{hw[1]} pixels", "image_pixels")
 
 
 class LimitError(AdcamError):
-    """A file asks for more than a limit allows."""
+    """A file asks for more than a limit allows: ``what`` it asks for, and which ``limit``."""
 
-    def __init__(self, what: str, limit: str, most: int) -> None:
+    def __init__(self, what: str, limit: str) -> None:
+        most = getattr(read_limits(), limit)
         super().__init__(f"{what}: the limit is {most:,}; --limits {limit}=… raises it")
 
 

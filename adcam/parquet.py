@@ -285,12 +285,12 @@ class _Reader:
 
     def _add(self, weight: int) -> None:
         self.weight += weight
-        if self.weight > (most := read_limits().file_bytes):
+        if self.weight > read_limits().file_bytes:
             named = ", ".join(map(repr, self._columns))
             what = (
                 f"{self._path}: reading {named} takes at least {self.weight:,} bytes once unpacked"
             )
-            raise LimitError(what, "file_bytes", most)
+            raise LimitError(what, "file_bytes")
 
     def _convert(self, batch: Any, name: str, known: dict[Any, Any]) -> list[Any]:
         outer, _, inner = name.partition(".")

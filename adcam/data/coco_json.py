@@ -29,7 +29,7 @@ from adcam.data.polygons import paint_regions, trace_regions
 from adcam.data.text_tables import check_relative
 from adcam.errors import AdcamError
 from adcam.files import img_id_of, read_json
-from adcam.limits import LimitError, check_num_classes, read_limits
+from adcam.limits import LimitError, check_image_hw, check_num_classes, read_limits
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 CROWD_RULES = ("ignore", "skip")
@@ -107,9 +107,8 @@ def _read_categories(entries: Any) -> dict[int, str]:
 
 
 def _read_images(images: Any, annotations: Any, path: Path) -> list[CocoImage]:
-    limits = read_limits()
-    if len(annotations) > limits.annotations:
-        raise LimitError(f"{len(annotations):,} annotations", "annotations", limits.annotations)
+    if len(annotations) > read_limits().annotations:
+        raise LimitError(f"{len(annotations):,} annotations", "annotations")
     annotations_of: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in images}
     for annotation in annotations:
         if (image_id := annotation["image_id"]) not in annotations_of:
@@ -122,21 +121,15 @@ def _read_images(images: Any, annotations: Any, path: Path) -> list[CocoImage]:
     for image in images:
         name = str(image["file_name"]).replace("\\", "/")
         img_id = img_id_of(check_relative(path, name))
-        height, width = int(image["height"]), int(image["width"])
-        if min(height, width) < 1:
-            raise AdcamError(f"image {img_id!r} has no pixels")
-        if height * width > limits.image_pixels:
-            raise AdcamError(
-                f"image {img_id!r} has {height}×{width} pixels; the limit is "
-                f"{limits.image_pixels:,} (--limits image_pixels=…)"
-            )
+        hw = (int(image["height"]), int(image["width"]))
+        check_image_hw(hw, f"image {img_id!r}")
         if (number := image["id"]) in name_of or img_id in found:
             other = name_of.get(number, img_id)
             raise AdcamError(
                 f"two images have the same id or the same file name: {other!r} and {name!r}"
             )
         name_of[number] = name
-        found[img_id] = CocoImage(img_id, (height, width), tuple(annotations_of[number]))
+        found[img_id] = CocoImage(img_id, hw, tuple(annotations_of[number]))
     return list(found.values())
 
 

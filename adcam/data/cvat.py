@@ -18,7 +18,7 @@ from adcam.data.text_tables import check_relative
 from adcam.data.xml_text import read_xml
 from adcam.errors import AdcamError
 from adcam.files import img_id_of
-from adcam.limits import read_limits
+from adcam.limits import check_image_hw
 from adcam.structures import ClassSet
 
 
@@ -143,8 +143,7 @@ def read_cvat(path: str | Path) -> CvatFile:
 def _read_image(element: ET.Element, path: Path) -> CvatImage:
     name = check_relative(path, element.attrib["name"].replace("\\", "/"))
     hw = (int(element.attrib["height"]), int(element.attrib["width"]))
-    if not 0 < hw[0] * hw[1] <= (most := read_limits().image_pixels):
-        raise AdcamError(f"{hw[0]}×{hw[1]} pixels; the limit is {most:,}")
+    check_image_hw(hw, "the image")
     # What lies above comes first; of equals, what was drawn later lies above.
     shapes = [shape for shape in reversed(list(element)) if shape.tag in ("mask", "polygon")]
     shapes.sort(key=lambda shape: -int(shape.get("z_order", "0")))

@@ -91,9 +91,9 @@ def read_image_bytes(data: bytes, where: str) -> np.ndarray:
     """
     if not data:
         raise ImageError(f"{where}: the file is empty")
-    if len(data) > (most := read_limits().file_bytes):
+    if len(data) > read_limits().file_bytes:
         what = f"{where}: {len(data):,} bytes are more than an image may have"
-        raise ImageError(str(LimitError(what, "file_bytes", most)))
+        raise ImageError(str(LimitError(what, "file_bytes")))
     with _open(io.BytesIO(data), where) as img:
         return convert_to_rgb(img, where)
 
@@ -181,7 +181,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             raise ImageError(f"{path}: not a file")
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty")
-        check_file_bytes(path, read_limits().file_bytes, "an image", "file_bytes")
+        check_file_bytes(path, "an image")
     except (OSError, ValueError) as err:
         if isinstance(err, ImageError):
             raise

@@ -21,7 +21,7 @@ import numpy as np
 from adcam.data.polygons import fill_polygon
 from adcam.errors import AdcamError
 from adcam.files import img_id_of, read_json
-from adcam.limits import read_limits
+from adcam.limits import check_image_hw
 
 FROM_NAME, TO_NAME = "tag", "image"
 """Names of the labels and of the image in the labelling interface that we write."""
@@ -181,8 +181,7 @@ def _read_task(content: Mapping[str, Any]) -> StudioTask:
         if result.get("type") not in ("brushlabels", "polygonlabels"):
             continue
         hw = (int(result["original_height"]), int(result["original_width"]))
-        if not 0 < hw[0] * hw[1] <= (most := read_limits().image_pixels):
-            raise AdcamError(f"{img_id}: an image of {hw[0]}×{hw[1]} pixels; the limit is {most:,}")
+        check_image_hw(hw, f"image {img_id!r}")
         (name,) = result["value"][result["type"]]
         regions.append((str(name), _read_region(result, hw)))
     return StudioTask(img_id, hw, tuple(regions))

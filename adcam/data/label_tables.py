@@ -27,7 +27,7 @@ from adcam.data.coco_json import IGNORE_CATEGORY, read_coco_json
 from adcam.data.spreadsheet import read_xlsx
 from adcam.errors import AdcamError
 from adcam.files import check_characters, decode_text, img_id_of, is_image_path, read_json
-from adcam.limits import check_file_bytes, read_limits
+from adcam.limits import check_file_bytes
 
 CSV_HEADER = ("image_id", "labels")
 
@@ -101,7 +101,7 @@ def read_label_table(path: Path) -> LabelRows:
 
 
 def _read_text(path: Path) -> str:
-    check_file_bytes(path, read_limits().file_bytes, "a table of labels", "file_bytes")
+    check_file_bytes(path, "a table of labels")
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
         try:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from adcam.errors import AdcamError
-from adcam.limits import check_file_bytes, read_limits
+from adcam.limits import check_file_bytes
 
 # Booleans, integers, floats, text: what class vectors, maps and keys are made of.
 _PLAIN_KINDS = "biufU"
@@ -91,7 +91,7 @@ def load_object_npy(path: str | Path) -> object:
         FileNotFoundError: There is no such file.
     """
     path = Path(path)
-    check_file_bytes(path, read_limits().file_bytes, "class maps or labels", "file_bytes")
+    check_file_bytes(path, "class maps or labels")
     with path.open("rb") as file:
         try:
             version = np.lib.format.read_magic(file)

@@ -18,7 +18,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from adcam.errors import AdcamError
-from adcam.limits import check_file_bytes, read_limits
+from adcam.limits import check_file_bytes
 
 _ERRORS = (
     MatReadError,
@@ -80,7 +80,7 @@ def is_checksummed(path: str | Path) -> bool:
 
     Of other files scipy's reader trusts every length, and a flipped byte can crash the process.
     """
-    check_file_bytes(Path(path), read_limits().file_bytes, "a mask", "file_bytes")
+    check_file_bytes(Path(path), "a mask")
     try:
         data = Path(path).read_bytes()
         position = _HEADER_BYTES

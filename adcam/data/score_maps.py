@@ -91,18 +91,16 @@ def load_arrays(path: Path, what: str) -> np.ndarray | dict[str, np.ndarray]:
         AdcamError: The file is missing or damaged, holds objects, or its header is none or asks for
             more than there is.
     """
-    most = read_limits().file_bytes
-    check_file_bytes(path, most, what, "file_bytes")
+    check_file_bytes(path, what)
     try:
         # From memory: np.load leaves a file that it opened itself open where it is no archive.
         stored = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
         if isinstance(stored, np.ndarray):
             return stored
         # A member of zeros is a thousand times larger than the file that holds it.
-        if sum(member.file_size for member in stored.zip.infolist()) > most:
-            raise LimitError(
-                f"{path}: {what} that unpack to more than a file may have", "file_bytes", most
-            )
+        if sum(member.file_size for member in stored.zip.infolist()) > read_limits().file_bytes:
+            too_much = f"{path}: {what} that unpack to more than a file may have"
+            raise LimitError(too_much, "file_bytes")
         members = {name: stored[name] for name in stored.files}
     except NPY_ERRORS as err:
         raise AdcamError(f"{path}: cannot be read as {what} ({err})") from err

@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 
 from adcam.data.xml_text import parse_xml
 from adcam.errors import AdcamError
-from adcam.limits import check_file_bytes, read_limits
+from adcam.limits import check_file_bytes
 
 MAX_BYTES = 200_000_000
 """Largest size of one part of a workbook once unpacked; a small archive can unpack to anything."""
@@ -32,7 +32,7 @@ def read_xlsx(path: str | Path) -> list[tuple[int, list[str]]]:
     Raises:
         AdcamError: The file is missing, no workbook, damaged, or larger than :data:`MAX_BYTES`.
     """
-    check_file_bytes(Path(path), read_limits().file_bytes, "a workbook", "file_bytes")
+    check_file_bytes(Path(path), "a workbook")
     try:
         with zipfile.ZipFile(path) as archive:
             texts = _read_shared_texts(archive, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.parsers import expat
 
 from adcam.errors import AdcamError
-from adcam.limits import check_file_bytes, read_limits
+from adcam.limits import check_file_bytes
 
 _DECLARATION = re.compile(rb"^\s*<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._:-]+)[\"'][^>]*\?>")
 _MAX_DEPTH = 100
@@ -28,7 +28,7 @@ def read_xml(path: str | Path) -> ET.Element:
     Raises:
         AdcamError: The file is missing or cannot be read, or as :func:`parse_xml`.
     """
-    check_file_bytes(Path(path), read_limits().file_bytes, "an annotation", "file_bytes")
+    check_file_bytes(Path(path), "an annotation")
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as err:

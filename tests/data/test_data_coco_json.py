@@ -298,7 +298,7 @@ def test_one_annotation_an_object() -> None:
     [
         (
             coco_file({1: "cat"}, [], height=100_000, width=100_000),
-            r"100000×100000 pixels; the limit is",
+            r"100000×100000 pixels: the limit is",
         ),
         (coco_file({1: "cat"}, [], height=float("inf")), "not in COCO's form"),
         ({**coco_file({1: "cat"}, []), "annotations": [{"image_id": 1}]}, "'category_id'"),
