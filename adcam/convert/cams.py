@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from adcam.convert.per_image import FileType, LoopOptions, convert_each, masks_of
+from adcam.convert.per_image import (
+    EncodedFile,
+    LoopOptions,
+    convert_each,
+    encoded_files,
+    masks_of,
+)
 from adcam.convert.summary import ClassCounts, Converted
 from adcam.data.formats import CAM_FORMATS, CamFile, read_cam_file
 from adcam.data.images import read_image
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
-from adcam.files import find_files, find_images, write_bytes
+from adcam.files import find_files, find_images
 from adcam.labeling.maps_file import encode_maps, load_maps
-from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR, read_output_folder
+from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR, maps_folder, read_output_folder
 from adcam.masks.background import (
     BackgroundRule,
     compute_bg_score,
@@ -30,11 +36,6 @@ from adcam.masks.crf import CRF_PARAMS, build_refinement
 from adcam.structures import ClassMaps, ClassSet
 
 T = TypeVar("T")
-
-
-class _EncodedMaps(NamedTuple):
-    class_ids: tuple[int, ...]
-    data: bytes
 
 
 def convert_cams(
@@ -113,11 +114,11 @@ class _MapReader:
             **({} if crf == "none" else {"crf": crf}),
         }
 
-    def encode(self, img_id: str) -> _EncodedMaps:
+    def encode(self, img_id: str) -> EncodedFile:
         """The maps of an image as a file of ours."""
         maps = self.read(self.paths[img_id]).maps
         height, width = maps.score_maps.shape[1:]
-        return _EncodedMaps(maps.class_ids, encode_maps(maps, self.class_set, (height, width)))
+        return EncodedFile(maps.class_ids, encode_maps(maps, self.class_set, (height, width)))
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,7 @@ class _MaskMaker:
 
 
 def _open_maps(cams: str | Path, class_set: ClassSet | None, cam_format: str) -> _MapReader:
-    folder = Path(cams)
-    folder = folder / MAPS_DIR if (folder / MAPS_DIR).is_dir() else folder
+    folder = maps_folder(cams)
     paths = find_files(folder, ".npy", ".npz")
     suffixes = {path.suffix.lower() for path in paths.values()}
     if len(suffixes) > 1:
@@ -181,16 +181,14 @@ def _open_maps(cams: str | Path, class_set: ClassSet | None, cam_format: str) ->
 
 
 def _open_own_maps(paths: Mapping[str, Path]) -> _MapReader:
-    first = _read_first(paths, load_maps)
-    palette = voc_class_set().palette
-    class_set = ClassSet("custom", first.classes, first.mask_values, palette)
+    class_set = _read_first(paths, load_maps).class_set
 
     def read(path: Path) -> CamFile:
         stored = load_maps(path)
-        if (stored.classes, stored.mask_values) != (first.classes, first.mask_values):
+        if stored.class_set != class_set:
             raise AdcamError(
                 f"{path} has the classes {list(stored.classes)}, other maps have "
-                f"{list(first.classes)}"
+                f"{list(class_set.classes)}"
             )
         return CamFile("adcam", stored.upsample())
 
@@ -228,13 +226,4 @@ def _read_first(paths: Mapping[str, Path], read: Callable[[Path], T]) -> T:
     raise error
 
 
-def _load(path: Path) -> _EncodedMaps:
-    return _EncodedMaps(load_maps(path).class_maps.class_ids, path.read_bytes())
-
-
-_MAPS = FileType(
-    ".npz",
-    _load,
-    lambda path, maps: write_bytes(path, maps.data),
-    lambda counts, img_id, maps: counts.add_file(img_id, maps.class_ids, maps.data),
-)
+_MAPS = encoded_files(".npz", lambda path: load_maps(path).class_maps.class_ids)

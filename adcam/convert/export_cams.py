@@ -5,31 +5,25 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from adcam.convert.per_image import FileType, LoopOptions, convert_each
+from adcam.convert.per_image import EncodedFile, LoopOptions, convert_each, encoded_files
 from adcam.convert.summary import ClassCounts, Converted
 from adcam.data.formats import CAM_FORMATS
 from adcam.data.score_maps import SCORE_MAP_HW, encode_score_map
-from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
-from adcam.files import file_of_id, find_files, write_bytes
+from adcam.files import file_of_id, find_files
 from adcam.labeling.maps_file import StoredMaps, load_maps
 from adcam.labeling.mask_maker import resize_maps
-from adcam.labeling.output_folder import MAPS_DIR
-from adcam.structures import ClassMaps, ClassSet
+from adcam.labeling.output_folder import maps_folder
+from adcam.structures import ClassMaps
 
 EXPORT_FORMATS = (*(name for name in CAM_FORMATS if name != "psa_crf"), "wsol")
 """What :func:`convert_maps_to_cams` writes."""
-
-
-class _EncodedMaps(NamedTuple):
-    class_ids: tuple[int, ...]
-    data: bytes
 
 
 def convert_maps_to_cams(
@@ -59,31 +53,25 @@ def convert_maps_to_cams(
     """
     if cam_format not in EXPORT_FORMATS:
         raise AdcamError(f"the format must be one of {EXPORT_FORMATS}, got {cam_format!r}")
-    source = Path(maps)
-    paths = find_files(source / MAPS_DIR if (source / MAPS_DIR).is_dir() else source, ".npz")
-    first = load_maps(next(iter(paths.values())))
-    class_set = ClassSet("maps", first.classes, first.mask_values, voc_class_set().palette)
+    paths = find_files(maps_folder(maps), ".npz")
+    class_set = load_maps(next(iter(paths.values()))).class_set
     encode = _encode_single if cam_format == "wsol" else _encoder(cam_format)
 
     def read(img_id: str) -> StoredMaps:
         stored = load_maps(paths[img_id])
-        if stored.classes != first.classes:
+        if stored.classes != class_set.classes:
             raise AdcamError(f"{paths[img_id]}: its classes differ from those of other maps")
         return stored
 
-    def make(img_id: str) -> _EncodedMaps:
+    def make(img_id: str) -> EncodedFile:
         upsampled = read(img_id).upsample()
-        return _EncodedMaps(upsampled.class_ids, encode(upsampled))
+        return EncodedFile(upsampled.class_ids, encode(upsampled))
 
     suffix = f"{image_suffix}.npy" if cam_format == "wsol" else ".npy"
     id_of = {file_of_id(Path(out), img_id, suffix): img_id for img_id in paths}
-    file_type = FileType[_EncodedMaps](
-        suffix,
-        lambda path: _EncodedMaps(read(id_of[path]).class_maps.class_ids, path.read_bytes()),
-        lambda path, encoded: write_bytes(path, encoded.data),
-        lambda counts, img_id, encoded: counts.add_file(img_id, encoded.class_ids, encoded.data),
-    )
-    settings = {"converter": "maps-to-cams", "format": cam_format, "classes": list(first.classes)}
+    file_type = encoded_files(suffix, lambda path: read(id_of[path]).class_maps.class_ids)
+    classes = list(class_set.classes)
+    settings = {"converter": "maps-to-cams", "format": cam_format, "classes": classes}
     counts = ClassCounts(class_set)
     options = LoopOptions(settings, overwrite, progress)
     convert_each(list(paths), make, Path(out), file_type, counts, options)

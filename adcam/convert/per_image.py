@@ -6,14 +6,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from adcam.convert.summary import ClassCounts
 from adcam.data.png import read_mask, write_mask
 from adcam.errors import AdcamError
-from adcam.files import file_of_id, is_file, read_json, to_plain, write_json
+from adcam.files import file_of_id, is_file, read_json, to_plain, write_bytes, write_json
 from adcam.progress import track
 from adcam.structures import ClassSet
 
@@ -47,6 +47,25 @@ def masks_of(class_set: ClassSet) -> FileType[np.ndarray]:
         read_mask,
         lambda path, mask: write_mask(path, mask, class_set.palette),
         ClassCounts.add_mask,
+    )
+
+
+class EncodedFile(NamedTuple):
+    """The bytes of a file, and the classes that it shows."""
+
+    class_ids: tuple[int, ...]
+    data: bytes
+
+
+def encoded_files(
+    suffix: str, read_class_ids: Callable[[Path], tuple[int, ...]]
+) -> FileType[EncodedFile]:
+    """Files that are encoded before they are written; ``read_class_ids`` reads one again."""
+    return FileType(
+        suffix,
+        lambda path: EncodedFile(read_class_ids(path), path.read_bytes()),
+        lambda path, file: write_bytes(path, file.data),
+        lambda counts, img_id, file: counts.add_file(img_id, file.class_ids, file.data),
     )
 
 

@@ -18,7 +18,7 @@ from adcam.evaluation.masks import MaskCounts, MaskScore
 from adcam.evaluation.unsupervised import UnsupervisedRules
 from adcam.files import find_files, match_id, read_json
 from adcam.labeling.maps_file import StoredMaps, load_maps
-from adcam.labeling.output_folder import CONFIG_NAME, MAPS_DIR, masks_folder
+from adcam.labeling.output_folder import CONFIG_NAME, maps_folder, masks_folder
 from adcam.metrics.miou import Average, PredIgnore, ThresholdCurve, name_classes
 from adcam.progress import track
 from adcam.structures import IGNORE_INDEX, ClassSet
@@ -258,8 +258,7 @@ def suggest_thresholds(
 
 def _find_maps(maps_dir: str | Path) -> tuple[Path, bool]:
     """Return the folder of the maps, and whether they are ours."""
-    folder = Path(maps_dir)
-    folder = folder / MAPS_DIR if (folder / MAPS_DIR).is_dir() else folder
+    folder = maps_folder(maps_dir)
     is_ours = next(folder.rglob("*.npy"), None) is None
     if is_ours and folder.is_dir() and next(folder.rglob("*.npz"), None) is None:
         raise AdcamError(

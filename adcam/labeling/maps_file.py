@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adcam.data.png import voc_palette
 from adcam.data.score_maps import load_arrays
 from adcam.errors import AdcamError
 from adcam.labeling.mask_maker import resize_maps
@@ -48,6 +49,11 @@ class StoredMaps:
     ori_hw: tuple[int, int]
     classes: tuple[str, ...]
     mask_values: tuple[int, ...]
+
+    @property
+    def class_set(self) -> ClassSet:
+        """All classes, with VOC's colours."""
+        return ClassSet("maps", self.classes, self.mask_values, voc_palette())
 
     def upsample(self) -> ClassMaps:
         """Return the maps at image size, (K, H, W), bilinear."""

@@ -75,6 +75,12 @@ def masks_folder(folder: str | Path) -> Path:
     return path / MASK_DIR if (path / MASK_DIR).is_dir() else path
 
 
+def maps_folder(folder: str | Path) -> Path:
+    """Return the folder that holds the maps: of ``adcam generate``'s output, ``maps`` in it."""
+    path = Path(folder)
+    return path / MAPS_DIR if (path / MAPS_DIR).is_dir() else path
+
+
 def mask_path(folder: Path, img_id: str) -> Path:
     """Return where the mask of an image belongs in an output folder.
 
