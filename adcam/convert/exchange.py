@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adcam.convert.mask_source import MaskSource, find_masks
+from adcam.convert.mask_source import SPLITS, MaskSource, check_split, find_masks
 from adcam.convert.per_image import (
     FileType,
     LoopOptions,
@@ -262,8 +262,7 @@ def convert_masks_to_yolo(
             settings.
         OSError: A file cannot be written.
     """
-    if split not in _YOLO_SPLITS:
-        raise AdcamError(f"split must be one of {_YOLO_SPLITS}, got {split!r}")
+    check_split(split)
     source, root = find_masks(masks, class_set, images=images, values=values), Path(out)
     classes = source.class_set
     settings = {
@@ -285,9 +284,6 @@ def convert_masks_to_yolo(
     if missing:
         notes.append(f"{missing} images are not known or not there; put them in images/{split}")
     return counts.finish("masks-to-yolo", root, notes)
-
-
-_YOLO_SPLITS = ("train", "val", "test")
 
 
 def _count_yolo(counts: ClassCounts, img_id: str, text: str) -> None:
@@ -314,7 +310,7 @@ def _copy_images(source: MaskSource, folder: Path, failed: Mapping[str, str]) ->
 
 def _format_data_yaml(root: Path, class_set: ClassSet) -> str:
     """The file that training is started with; its folder is where its paths begin."""
-    there = [split for split in _YOLO_SPLITS if (root / "labels" / split).is_dir()]
+    there = [split for split in SPLITS if (root / "labels" / split).is_dir()]
     lines = [f"{split}: images/{split}" for split in there]
     if "train" not in there:
         lines.append(f"train: images/{there[0]}")

@@ -12,7 +12,7 @@ from adcam.convert.mask_source import find_masks
 from adcam.convert.per_image import make_each, refuse_existing
 from adcam.convert.summary import ClassCounts, Converted
 from adcam.data.labels import read_cls_labels_npy, read_labels, write_labels_csv
-from adcam.data.png import count_values
+from adcam.data.png import count_values, voc_palette
 from adcam.data.voc import EXPECTED_COUNTS, ids_of_names, load_voc, read_object_names, voc_class_set
 from adcam.structures import ClassSet
 
@@ -138,7 +138,7 @@ def convert_label_table(
         OSError: ``out`` cannot be written.
     """
     labels = read_labels(table, None if class_set is None else class_set.classes)
-    classes = class_set or ClassSet("custom", labels.classes, (), voc_class_set().palette)
+    classes = class_set or ClassSet("custom", labels.classes, (), voc_palette())
     find = labels.class_ids.__getitem__
     note = f"read as {labels.understood or 'image_id,labels'}"
     return _write("label-table", out, classes, labels, find, overwrite, progress, note)

@@ -10,9 +10,23 @@ import numpy as np
 
 from adcam.data.png import map_values, parse_values, read_mask
 from adcam.data.voc import voc_class_set
+from adcam.errors import AdcamError
 from adcam.files import find_files, find_images
 from adcam.labeling.output_folder import masks_folder, read_output_folder
 from adcam.structures import IGNORE_INDEX, ClassSet
+
+SPLITS = ("train", "val", "test")
+"""The parts of a data set that other training code knows."""
+
+
+def check_split(split: str) -> None:
+    """Refuse a split that is none of :data:`SPLITS`.
+
+    Raises:
+        AdcamError: It is another word.
+    """
+    if split not in SPLITS:
+        raise AdcamError(f"split must be one of {SPLITS}, got {split!r}")
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,17 @@ class MaskSource:
         mask = map_values(read_mask(self.paths[img_id]), self.values)
         np.add(self.pixels, np.bincount(mask.ravel(), minlength=256), out=self.pixels)
         return mask
+
+    def find_image(self, img_id: str) -> Path:
+        """The image of a mask.
+
+        Raises:
+            AdcamError: It is not there, or not known.
+        """
+        path = self.image_paths.get(img_id)
+        if path is None or not path.is_file():
+            raise AdcamError("its image is not there; name the folder of images with --images")
+        return path
 
     def name_of(self, img_id: str, suffix: str) -> str:
         """The name of an image below its folder; where it is not known, its id and ``suffix``."""

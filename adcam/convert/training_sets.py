@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adcam.convert.mask_source import MaskSource, find_masks
+from adcam.convert.mask_source import SPLITS, MaskSource, check_split, find_masks
 from adcam.convert.per_image import (
     LoopOptions,
     convert_each,
@@ -21,7 +21,7 @@ from adcam.convert.per_image import (
 )
 from adcam.convert.summary import ClassCounts, Converted
 from adcam.data.dataset import build_class_set
-from adcam.data.png import encode_mask, map_values, parse_values
+from adcam.data.png import encode_mask, map_values, parse_values, voc_palette
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
 from adcam.files import (
@@ -36,8 +36,6 @@ from adcam.files import (
 )
 from adcam.parquet import TableInfo, encode_table, read_columns, read_group, read_info
 from adcam.structures import IGNORE_INDEX, ClassSet
-
-SPLITS = ("train", "val", "test")
 
 ROWS_A_FILE = 500
 """Images in one Parquet file, all of which are in memory while it is written."""
@@ -75,8 +73,7 @@ def convert_masks_to_mmseg(
             the others, or ``out`` holds files of other settings.
         OSError: A file cannot be written.
     """
-    if split not in SPLITS:
-        raise AdcamError(f"split must be one of {SPLITS}, got {split!r}")
+    check_split(split)
     source, root = find_masks(masks, class_set, images=images, values=values), Path(out)
     classes = source.class_set
     numbered = build_class_set(classes.name, classes.classes)
@@ -86,9 +83,7 @@ def convert_masks_to_mmseg(
     settings = {"converter": "masks-to-mmseg", "mask_values": classes.value_of, "values": values}
 
     def make(img_id: str) -> np.ndarray:
-        image = source.image_paths.get(img_id)
-        if image is None or not image.is_file():
-            raise AdcamError("its image is not there; name the folder of images with --images")
+        image = source.find_image(img_id)
         mask = map_values(source.read(img_id), number_of)
         write_bytes(file_of_id(root / "img_dir" / split, img_id, suffix), image.read_bytes())
         return mask
@@ -215,8 +210,7 @@ def convert_masks_to_hf(
             missing.
         OSError: A file cannot be written.
     """
-    if split not in SPLITS:
-        raise AdcamError(f"split must be one of {SPLITS}, got {split!r}")
+    check_split(split)
     source, folder = find_masks(masks, class_set, images=images, values=values), Path(out) / "data"
     count = -(-len(source.paths) // ROWS_A_FILE)
     files = [folder / f"{split}-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
@@ -226,9 +220,7 @@ def convert_masks_to_hf(
     name_of = {value: name for name, value in classes.value_of.items()}
 
     def encode(img_id: str) -> tuple[Any, Any, list[str]]:
-        image = source.image_paths.get(img_id)
-        if image is None or not image.is_file():
-            raise AdcamError("its image is not there; name the folder of images with --images")
+        image = source.find_image(img_id)
         mask = source.read(img_id)
         counts.add_mask(img_id, mask)
         labels = [name_of[value] for value in np.unique(mask).tolist() if value in name_of]
@@ -398,5 +390,4 @@ def _read_id2label(folder: Path) -> ClassSet | None:
     except ValueError as error:
         raise AdcamError(f"{path}: its keys must be mask values ({error})") from error
     values = tuple(value for value in sorted(named) if value != IGNORE_INDEX)
-    palette = voc_class_set().palette
-    return ClassSet(folder.name, tuple(named[value] for value in values), values, palette)
+    return ClassSet(folder.name, tuple(named[value] for value in values), values, voc_palette())
