@@ -121,7 +121,6 @@ def convert_label_studio_to_masks(
     names = sorted({name for task in found for name, _ in task.regions})
     classes = class_set or build_class_set("label-studio", names)
     regions = {task.img_id: task for task in found if task.hw is not None}
-    counts = ClassCounts(classes)
 
     def make(img_id: str) -> np.ndarray:
         task = regions[img_id]
@@ -129,7 +128,7 @@ def convert_label_studio_to_masks(
 
     settings = _describe("label-studio-to-masks", tasks, classes)
     options = LoopOptions(settings, overwrite, progress)
-    convert_each(list(regions), make, Path(out), masks_of(classes), counts, options)
+    counts = convert_each(regions, make, Path(out), masks_of(classes), options)
     notes = [f"{len(found) - len(regions)} tasks without regions have no mask"]
     return counts.finish("label-studio-to-masks", Path(out), notes[: len(found) > len(regions)])
 
@@ -205,7 +204,6 @@ def convert_cvat_to_masks(
     names = file.labels or sorted({name for image in file.images for name, _ in image.regions})
     classes = class_set or build_class_set("cvat", names)
     images = {image.img_id: image for image in file.images}
-    counts = ClassCounts(classes)
 
     def make(img_id: str) -> np.ndarray:
         image = images[img_id]
@@ -213,7 +211,7 @@ def convert_cvat_to_masks(
 
     settings = _describe("cvat-to-masks", annotations, classes)
     options = LoopOptions(settings, overwrite, progress)
-    convert_each(list(images), make, Path(out), masks_of(classes), counts, options)
+    counts = convert_each(images, make, Path(out), masks_of(classes), options)
     return counts.finish("cvat-to-masks", Path(out))
 
 

@@ -11,12 +11,13 @@ import numpy as np
 
 from adcam.convert.per_image import (
     EncodedFile,
+    FileType,
     LoopOptions,
     convert_each,
     encoded_files,
     masks_of,
 )
-from adcam.convert.summary import ClassCounts, Converted
+from adcam.convert.summary import Converted
 from adcam.data.formats import CAM_FORMATS, CamFile, read_cam_file
 from adcam.data.images import read_image
 from adcam.data.voc import voc_class_set
@@ -83,15 +84,13 @@ def convert_cams(
     _check_options(reader, rule, crf)
     image_of = _find_images(cams, images) if crf != "none" else {}
     options = LoopOptions(reader.describe(rule, crf), overwrite, progress)
-    classes, img_ids = reader.class_set, list(reader.paths)
-    counts = ClassCounts(classes)
     if reader.cam_format == "psa_crf" or rule is not None:
         maker = _MaskMaker(reader, rule, crf, image_of)
         folder = Path(out) / MASK_DIR
-        convert_each(img_ids, maker, folder, masks_of(classes), counts, options)
+        counts = convert_each(reader.paths, maker, folder, masks_of(reader.class_set), options)
     else:
         folder = Path(out) / MAPS_DIR
-        convert_each(img_ids, reader.encode, folder, _MAPS, counts, options)
+        counts = convert_each(reader.paths, reader.encode, folder, reader.file_type, options)
     return counts.finish("cams", folder, [f"format {reader.cam_format}"])
 
 
@@ -113,6 +112,13 @@ class _MapReader:
             "mask_values": self.class_set.value_of,
             **({} if crf == "none" else {"crf": crf}),
         }
+
+    @property
+    def file_type(self) -> FileType[EncodedFile]:
+        """Our own files of maps."""
+        return encoded_files(
+            self.class_set, ".npz", lambda path: load_maps(path).class_maps.class_ids
+        )
 
     def encode(self, img_id: str) -> EncodedFile:
         """The maps of an image as a file of ours."""
@@ -224,6 +230,3 @@ def _read_first(paths: Mapping[str, Path], read: Callable[[Path], T]) -> T:
         except AdcamError as err:
             error = err
     raise error
-
-
-_MAPS = encoded_files(".npz", lambda path: load_maps(path).class_maps.class_ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from adcam.convert.exchange import CocoDrawer
 from adcam.convert.per_image import LoopOptions, convert_each, masks_of
-from adcam.convert.summary import ClassCounts, Converted
+from adcam.convert.summary import Converted
 from adcam.data.coco import COCO_CLASSES, coco_class_set
 from adcam.data.coco import EXPECTED_COUNTS as COCO_COUNTS
 from adcam.data.coco_json import (
@@ -66,8 +66,6 @@ def convert_sbd(
     img_ids = compute_train_aug(sbd_ids, voc_train, voc_val)
     note = _check_count("train_aug", len(img_ids), VOC_COUNTS["train_aug"], partial)
     own = frozenset(voc_train)
-    class_set = voc_class_set()
-    counts = ClassCounts(class_set)
     folder = root / "SegmentationClassAug"
     options = LoopOptions({"converter": "sbd"}, overwrite, progress)
     # scipy's reader can crash on damaged files: without a checksum they go to another process.
@@ -82,7 +80,7 @@ def convert_sbd(
                 mask = read_sbd_mask(path) if is_safe else pool.submit(path).result()
             return _check_size(mask, voc / "JPEGImages" / f"{img_id}.jpg")
 
-        convert_each(img_ids, make, folder, masks_of(class_set), counts, options)
+        counts = convert_each(img_ids, make, folder, masks_of(voc_class_set()), options)
     list_path = root / "ImageSets" / "Segmentation" / "train_aug.txt"
     _write_list(list_path, img_ids)
     num_own = len(own & set(img_ids))
@@ -150,12 +148,10 @@ def convert_coco(
     notes = [_check_count(name, n, COCO_COUNTS.get(name), partial) for name, n in totals.items()]
     drawer = CocoDrawer(file.images, value_of, crowd, overlap)
     settings = {"converter": "coco", "annotations": hash_file(path), **drawer.rules}
-    counts = ClassCounts(class_set)
     folder = root / "masks" / split
     options = LoopOptions(settings, overwrite, progress)
-    img_ids = list(drawer.images)
-    convert_each(img_ids, drawer, folder, masks_of(class_set), counts, options)
-    _write_list(root / "lists" / f"{split}.txt", img_ids)
+    counts = convert_each(drawer.images, drawer, folder, masks_of(class_set), options)
+    _write_list(root / "lists" / f"{split}.txt", drawer.images)
     _write_list(root / "lists" / f"{split}_objects.txt", with_objects)
     images = [image for image in file.images if image.img_id not in counts.failed]
     _write_labels(root / "labels" / f"{split}.csv", images, value_of)
@@ -189,5 +185,5 @@ def _write_labels(path: Path, images: Sequence[CocoImage], value_of: Mapping[int
     write_labels_csv(path, labels, COCO_CLASSES)
 
 
-def _write_list(path: Path, img_ids: list[str]) -> None:
+def _write_list(path: Path, img_ids: Iterable[str]) -> None:
     write_text(path, "".join(f"{spell_img_id(img_id)}\n" for img_id in img_ids))

@@ -152,7 +152,6 @@ def convert_coco_to_masks(
     if class_set is None:
         class_set = _find_classes(file, path.stem)
     drawer = CocoDrawer(file.images, match_categories(file, class_set), crowd, overlap)
-    counts = ClassCounts(class_set)
     settings = {
         "converter": "coco-to-masks",
         "annotations": hash_file(path),
@@ -160,7 +159,7 @@ def convert_coco_to_masks(
         **drawer.rules,
     }
     options = LoopOptions(settings, overwrite, progress)
-    convert_each(list(drawer.images), drawer, folder, masks_of(class_set), counts, options)
+    counts = convert_each(drawer.images, drawer, folder, masks_of(class_set), options)
     return counts.finish("coco-to-masks", folder, drawer.describe())
 
 
@@ -270,14 +269,13 @@ def convert_masks_to_yolo(
         "mask_values": classes.value_of,
         **({"values": values} if values else {}),
     }
-    counts = ClassCounts(classes)
 
     def encode(img_id: str) -> str:
         return encode_yolo(source.read(img_id), classes.mask_values)
 
     folder = root / "labels" / split
     options = LoopOptions(settings, overwrite, progress)
-    convert_each(list(source.paths), encode, folder, _YOLO_TEXT, counts, options)
+    counts = convert_each(source.paths, encode, folder, _yolo_text(classes), options)
     missing = _copy_images(source, root / "images" / split, counts.failed)
     write_text(root / "data.yaml", _format_data_yaml(root, classes))
     notes = source.describe()
@@ -291,7 +289,8 @@ def _count_yolo(counts: ClassCounts, img_id: str, text: str) -> None:
     counts.add_file(img_id, class_ids, text.encode())
 
 
-_YOLO_TEXT = FileType(".txt", read_text, write_text, _count_yolo)
+def _yolo_text(class_set: ClassSet) -> FileType[str]:
+    return FileType(class_set, ".txt", read_text, write_text, _count_yolo)
 
 
 def _copy_images(source: MaskSource, folder: Path, failed: Mapping[str, str]) -> int:
@@ -367,7 +366,6 @@ def convert_yolo_to_masks(
         return draw_yolo(objects, hw, classes.mask_values)
 
     settings = {"converter": "yolo-to-masks", "mask_values": classes.value_of}
-    counts = ClassCounts(classes)
     options = LoopOptions(settings, overwrite, progress)
-    convert_each(list(path_of), make, Path(out), masks_of(classes), counts, options)
+    counts = convert_each(path_of, make, Path(out), masks_of(classes), options)
     return counts.finish("yolo-to-masks", Path(out))

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from adcam.convert.per_image import EncodedFile, LoopOptions, convert_each, encoded_files
-from adcam.convert.summary import ClassCounts, Converted
+from adcam.convert.summary import Converted
 from adcam.data.formats import CAM_FORMATS
 from adcam.data.score_maps import SCORE_MAP_HW, encode_score_map
 from adcam.errors import AdcamError
@@ -69,12 +69,13 @@ def convert_maps_to_cams(
 
     suffix = f"{image_suffix}.npy" if cam_format == "wsol" else ".npy"
     id_of = {file_of_id(Path(out), img_id, suffix): img_id for img_id in paths}
-    file_type = encoded_files(suffix, lambda path: read(id_of[path]).class_maps.class_ids)
+    file_type = encoded_files(
+        class_set, suffix, lambda path: read(id_of[path]).class_maps.class_ids
+    )
     classes = list(class_set.classes)
     settings = {"converter": "maps-to-cams", "format": cam_format, "classes": classes}
-    counts = ClassCounts(class_set)
     options = LoopOptions(settings, overwrite, progress)
-    convert_each(list(paths), make, Path(out), file_type, counts, options)
+    counts = convert_each(paths, make, Path(out), file_type, options)
     return counts.finish("maps-to-cams", Path(out), [f"format {cam_format}"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,14 @@ class FileType(Generic[T]):
     """How files of one type are read, written and counted.
 
     Attributes:
+        class_set: The classes that they show.
         suffix: The suffix of their names, such as ``".png"``.
         load: Reads a file that an earlier run wrote; raises AdcamError where it is damaged.
         save: Writes a file, atomically.
         count: Adds a file's content to the counts; raises AdcamError where it is not legal.
     """
 
+    class_set: ClassSet
     suffix: str
     load: Callable[[Path], T]
     save: Callable[[Path, T], None]
@@ -43,6 +45,7 @@ class FileType(Generic[T]):
 def masks_of(class_set: ClassSet) -> FileType[np.ndarray]:
     """Masks as PNG files with the palette of their classes."""
     return FileType(
+        class_set,
         ".png",
         read_mask,
         lambda path, mask: write_mask(path, mask, class_set.palette),
@@ -58,10 +61,11 @@ class EncodedFile(NamedTuple):
 
 
 def encoded_files(
-    suffix: str, read_class_ids: Callable[[Path], tuple[int, ...]]
+    class_set: ClassSet, suffix: str, read_class_ids: Callable[[Path], tuple[int, ...]]
 ) -> FileType[EncodedFile]:
     """Files that are encoded before they are written; ``read_class_ids`` reads one again."""
     return FileType(
+        class_set,
         suffix,
         lambda path: EncodedFile(read_class_ids(path), path.read_bytes()),
         lambda path, file: write_bytes(path, file.data),
@@ -98,13 +102,12 @@ def make_each(
 
 
 def convert_each(
-    img_ids: Sequence[str],
+    img_ids: Collection[str],
     make: Callable[[str], T],
     folder: Path,
     file_type: FileType[T],
-    counts: ClassCounts,
     options: LoopOptions,
-) -> None:
+) -> ClassCounts:
     """Write ``<folder>/<img_id><suffix>`` for every image, or keep the one that is there.
 
     Args:
@@ -112,8 +115,10 @@ def convert_each(
         make: Makes an image's result; AdcamError and OSError are that image's failure.
         folder: The output folder.
         file_type: How results are read, written and counted.
-        counts: The counts that all results and failures are added to, kept results included.
         options: How the loop runs.
+
+    Returns:
+        The counts of all results and failures, kept results included.
 
     Raises:
         AdcamError: The folder holds files of other settings or unknown origin, or ids are not
@@ -124,6 +129,7 @@ def convert_each(
         raise AdcamError("image ids must be ascending and unique")
     old = _find_old(folder, img_ids, file_type.suffix) if options.overwrite else None
     _open_folder(folder, file_type.suffix, options.settings, old)
+    counts = ClassCounts(file_type.class_set)
 
     def load_or_make(img_id: str) -> tuple[Path, T, bool]:
         path = file_of_id(folder, img_id, file_type.suffix)
@@ -137,6 +143,7 @@ def convert_each(
         if is_new:
             file_type.save(path, result)
         counts.kept += not is_new
+    return counts
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

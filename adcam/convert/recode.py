@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from adcam.convert.per_image import LoopOptions, convert_each, masks_of
-from adcam.convert.summary import ClassCounts, Converted
+from adcam.convert.summary import Converted
 from adcam.data.colors import read_color_table
 from adcam.data.png import map_values, parse_values, read_mask
 from adcam.data.voc import voc_class_set
@@ -62,7 +62,6 @@ def convert_recode_masks(
         "values": values,
         "mask_values": class_set.value_of,
     }
-    counts = ClassCounts(class_set)
     options = LoopOptions(settings, overwrite, progress)
-    convert_each(list(paths), make, Path(out), masks_of(class_set), counts, options)
+    counts = convert_each(paths, make, Path(out), masks_of(class_set), options)
     return counts.finish("recode-masks", Path(out))

@@ -79,7 +79,6 @@ def convert_masks_to_mmseg(
     numbered = build_class_set(classes.name, classes.classes)
     number_of = dict(zip(classes.mask_values, numbered.mask_values, strict=True))
     suffix = _find_suffix(source)
-    counts = ClassCounts(numbered)
     settings = {"converter": "masks-to-mmseg", "mask_values": classes.value_of, "values": values}
 
     def make(img_id: str) -> np.ndarray:
@@ -90,7 +89,7 @@ def convert_masks_to_mmseg(
 
     options = LoopOptions(settings, overwrite, progress)
     folder = root / "ann_dir" / split
-    convert_each(list(source.paths), make, folder, masks_of(numbered), counts, options)
+    counts = convert_each(source.paths, make, folder, masks_of(numbered), options)
     write_text(root / "dataset.py", _format_mmseg(root, numbered, suffix))
     return counts.finish("masks-to-mmseg", root, source.describe())
 
@@ -319,9 +318,8 @@ def convert_hf_to_masks(
         "mask_values": classes.value_of,
         "values": values,
     }
-    counts = ClassCounts(classes)
     options = LoopOptions(settings, overwrite, progress)
-    convert_each(sorted(rows), make, Path(out), masks_of(classes), counts, options)
+    counts = convert_each(sorted(rows), make, Path(out), masks_of(classes), options)
     return counts.finish("hf-to-masks", Path(out))
 
 
