@@ -165,19 +165,12 @@ def convert_coco_to_masks(
 
 def _find_classes(file: CocoFile, name: str) -> ClassSet:
     """The classes that the categories of a file stand for."""
-    used = {a["category_id"] for image in file.images for a in image.annotations}
-    named = {
-        number: category
-        for number, category in file.categories.items()
-        if (number, category) != (IGNORE_CATEGORY["id"], IGNORE_CATEGORY["name"])
-        and (number in used or number > 0)
-    }
-    if named == dict(zip(COCO_CATEGORY_IDS, COCO_CLASSES, strict=True)):
+    if file.categories == dict(zip(COCO_CATEGORY_IDS, COCO_CLASSES, strict=True)):
         return coco_class_set()
     voc = voc_class_set()
-    if named.items() <= dict(zip(voc.mask_values, voc.classes, strict=True)).items():
-        return voc_class_set(tuple(named.values()))
-    return build_class_set(name, tuple(dict.fromkeys(named.values())))
+    if file.categories.items() <= dict(zip(voc.mask_values, voc.classes, strict=True)).items():
+        return voc_class_set(tuple(file.categories.values()))
+    return build_class_set(name, tuple(dict.fromkeys(file.categories.values())))
 
 
 class CocoDrawer:

@@ -60,7 +60,9 @@ class CocoFile:
     """What a json file holds.
 
     Attributes:
-        categories: The names of the categories by id, ids ascending.
+        categories: The names of the categories by id, ids ascending. Those that stand for no class
+            are left out: :data:`IGNORE_CATEGORY`, and a category 0 that no annotation has, which
+            some tools list above all others.
         images: The images, sorted by ``img_id``.
     """
 
@@ -83,7 +85,7 @@ def read_coco_json(path: str | Path) -> CocoFile:
     path = Path(path)
     content = read_json(path, kind=object, what="a json file")
     try:
-        categories = _read_categories(content["categories"])
+        categories = _read_categories(content["categories"], content["annotations"])
         images = _read_images(content["images"], content["annotations"], path)
     except (KeyError, TypeError, AttributeError, OverflowError) as err:
         raise AdcamError(
@@ -94,7 +96,7 @@ def read_coco_json(path: str | Path) -> CocoFile:
     return CocoFile(categories, tuple(sorted(images, key=lambda image: image.img_id)))
 
 
-def _read_categories(entries: Any) -> dict[int, str]:
+def _read_categories(entries: Any, annotations: Any) -> dict[int, str]:
     check_num_classes(len(entries), "categories")
     name_of: dict[int, str] = {}
     for entry in entries:
@@ -103,6 +105,10 @@ def _read_categories(entries: Any) -> dict[int, str]:
             raise AdcamError(
                 f"the categories {name_of[number]!r} and {name!r} have the id {number}"
             )
+    if name_of.get(IGNORE_CATEGORY["id"]) == IGNORE_CATEGORY["name"]:
+        del name_of[IGNORE_CATEGORY["id"]]
+    if 0 in name_of and all(a["category_id"] != 0 for a in annotations):
+        del name_of[0]
     return dict(sorted(name_of.items()))
 
 
@@ -138,22 +144,20 @@ def match_categories(file: CocoFile, class_set: ClassSet) -> dict[int, int]:
 
     Categories that no annotation has may have any name. Where all classes of the set are among the
     file's categories, the set is a choice, and objects of the other categories are not drawn.
-    :data:`IGNORE_CATEGORY` is not among the result.
 
     Raises:
         AdcamError: The category of an annotation is not in the class set, and the set is no choice
             among the file's categories.
     """
     value_of = class_set.value_of
-    named = {i: n for i, n in file.categories.items() if (i, n) != _IGNORE_PAIR}
     used = {a["category_id"] for image in file.images for a in image.annotations}
-    unknown = [name for i, name in named.items() if i in used and name not in value_of]
-    missing = [name for name in value_of if name not in named.values()]
+    unknown = [name for i, name in file.categories.items() if i in used and name not in value_of]
+    missing = [name for name in value_of if name not in file.categories.values()]
     if unknown and missing:
         raise AdcamError(
             f"category {unknown[0]!r} is not in {class_set.name}; legal are {', '.join(value_of)}"
         )
-    return {category_id: value_of.get(name, 0) for category_id, name in named.items()}
+    return {category_id: value_of.get(name, 0) for category_id, name in file.categories.items()}
 
 
 def find_values(image: CocoImage, value_of: Mapping[int, int]) -> tuple[int, ...]:
@@ -292,9 +296,6 @@ def _encode_region(
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "iscrowd": int(is_crowd),
     }
-
-
-_IGNORE_PAIR = (IGNORE_CATEGORY["id"], IGNORE_CATEGORY["name"])
 
 
 def _is_ignore(annotation: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from adcam.data.annotation_labels import (
     read_cvat,
     read_label_studio,
 )
-from adcam.data.coco_json import IGNORE_CATEGORY, read_coco_json
+from adcam.data.coco_json import read_coco_json
 from adcam.data.spreadsheet import read_xlsx
 from adcam.errors import AdcamError
 from adcam.files import check_characters, decode_text, img_id_of, is_image_path, read_json
@@ -335,15 +335,10 @@ def _read_names(where: str, value: Any) -> tuple[str, ...]:
 
 def _read_coco(path: Path) -> LabelRows:
     file = read_coco_json(path)
-    ignored = (IGNORE_CATEGORY["id"], IGNORE_CATEGORY["name"])
-    categories = {i: name for i, name in file.categories.items() if (i, name) != ignored}
     rows = []
     for image in file.images:
         ids = {a["category_id"] for a in image.annotations}
-        names = tuple(categories[i] for i in sorted(ids) if i in categories)
+        names = tuple(file.categories[i] for i in sorted(ids) if i in file.categories)
         rows.append(LabelRow(f"{path}, image {image.img_id!r}", image.img_id, names, "names"))
     understood = "COCO's json: an image shows the categories of its annotations"
-    used = {name for row in rows for name in row.labels}
-    # Some tools list a category 0 above all others, which no annotation has.
-    listed = [name for number, name in sorted(categories.items()) if number or name in used]
-    return LabelRows(rows, understood, tuple(dict.fromkeys(listed)))
+    return LabelRows(rows, understood, tuple(dict.fromkeys(file.categories.values())))
