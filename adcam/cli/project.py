@@ -123,11 +123,12 @@ def set_up(
     if not 0 < share < 1:
         raise AdcamError(f"--val-share must lie between 0 and 1, got {share}")
     start = _read_start(args)
+    from adcam.data.labels import read_any_labels
     from adcam.files import find_images
     from adcam.project.create import create_project, describe_table
     from adcam.project.find_labels import find_labels, find_photographs
     from adcam.project.project import LISTS, Project, refuse_existing
-    from adcam.project.survey import look_at_images, put_together, read_any_labels
+    from adcam.project.survey import look_at_images, put_together
 
     project = Project(folder)
     if not overwrite:

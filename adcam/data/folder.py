@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
-from adcam.data.labels import read_folder_labels, read_labels
+from adcam.data.labels import read_any_labels
 from adcam.errors import AdcamError
 from adcam.files import file_of_id, find_images, img_id_of, index_by_id
 from adcam.structures import ClassSet
@@ -121,8 +121,7 @@ def _labels_and_classes(
         names = [unicodedata.normalize("NFC", n) for n in names]
     table = None
     if labels is not None:
-        is_file = labels != "folders"
-        table = read_labels(labels, names) if is_file else read_folder_labels(img_ids, names)
+        table = read_any_labels(labels, img_ids, names)
         if table.understood:
             logger.warning("labels of %s are read as %s", labels, table.understood)
     if isinstance(classes, ClassSet):

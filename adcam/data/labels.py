@@ -135,6 +135,24 @@ def read_folder_labels(img_ids: Iterable[str], classes: Sequence[str] | None = N
     return LabelTable(names, legal, f"one folder a class: {', '.join(legal)}")
 
 
+def read_any_labels(
+    labels: str | Path, img_ids: Iterable[str], classes: Sequence[str] | None = None
+) -> LabelTable:
+    """Read the labels of images: of a file, or by the folders that the images lie in.
+
+    Args:
+        labels: As for :func:`read_labels`, or ``"folders"`` for :func:`read_folder_labels`.
+        img_ids: The image ids, which ``"folders"`` needs.
+        classes: As for these functions.
+
+    Raises:
+        AdcamError: The labels cannot be read, or name another class.
+    """
+    if labels == "folders":
+        return read_folder_labels(img_ids, classes)
+    return read_labels(labels, classes)
+
+
 def write_labels_csv(
     path: str | Path, labels: Mapping[str, Iterable[str]], classes: Sequence[str]
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record
 from adcam.data.folder import load_folder, load_images
-from adcam.data.labels import read_folder_labels, read_labels
+from adcam.data.labels import read_any_labels
 from adcam.data.packed_images import Found, find_packed, is_packed, list_packed
 from adcam.data.voc import load_voc
 from adcam.errors import AdcamError
@@ -80,7 +80,8 @@ def open_images(
         )
     images = load_images(_read_list(path) if is_list else path, classes=class_set)
     if (source := None if labels == "auto" else _check_labels(labels)) is not None:
-        table = read_labels(source, class_set.classes)
+        img_ids = [record.img_id for record in images.records]
+        table = read_any_labels(source, img_ids, class_set.classes)
         if table.understood:
             logger.warning("labels of %s are read as %s", source, table.understood)
         images = images.with_labels(table.class_ids)
@@ -126,11 +127,8 @@ def _open_packed(
     images = ImageDataset(class_set, "images", records)
     if labels in (None, "auto"):
         return images
-    if labels == "folders":
-        table = read_folder_labels([item.img_id for item in found], class_set.classes)
-    else:
-        table = read_labels(labels, class_set.classes)
-    return images.with_labels(table.class_ids)
+    img_ids = [item.img_id for item in found]
+    return images.with_labels(read_any_labels(labels, img_ids, class_set.classes).class_ids)
 
 
 def _stored_class_ids(item: Found, class_set: ClassSet) -> tuple[int, ...] | None:

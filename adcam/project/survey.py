@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adcam.data.images import ImageError, read_image
-from adcam.data.labels import LabelTable, read_folder_labels, read_labels
+from adcam.data.labels import LabelTable
 from adcam.errors import AdcamError
 from adcam.files import hash_file
 from adcam.progress import track
@@ -168,25 +168,6 @@ def _look_at(path: Path) -> tuple[str, str]:
         return hash_file(path), ""
     except (ImageError, OSError) as error:
         return "", str(error)
-
-
-def read_any_labels(
-    labels: str | Path, img_ids: Iterable[str], classes: Sequence[str] | None = None
-) -> LabelTable:
-    """Read labels of any kind.
-
-    Args:
-        labels: As for :func:`adcam.data.labels.read_labels`, or ``"folders"``.
-        img_ids: The images that ``"folders"`` is about.
-        classes: The names of the classes in the order of their numbers; ``None`` takes those that
-            the labels list, in their order, or else those found, sorted.
-
-    Raises:
-        AdcamError: The labels cannot be read, or name another class.
-    """
-    if labels == "folders":
-        return read_folder_labels(img_ids, classes)
-    return read_labels(labels, classes)
 
 
 def put_together(photographs: Photographs, table: LabelTable, labels: str | Path) -> Survey:

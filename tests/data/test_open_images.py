@@ -54,6 +54,13 @@ def test_one_image_and_a_list_relative_to_itself(tmp_path: Path) -> None:
         open_images(tmp_path / "list.txt", CLASSES)
 
 
+def test_a_list_takes_its_labels_from_folders(tmp_path: Path) -> None:
+    make(tmp_path / "cat" / "1.jpg"), make(tmp_path / "dog" / "1.jpg")
+    (tmp_path / "list.txt").write_text("dog/1.jpg\ncat/1.jpg\n")
+    images = open_images(tmp_path / "list.txt", CLASSES, labels="folders")
+    assert [(r.img_id, r.class_ids) for r in images.records] == [("dog/1", (1,)), ("cat/1", (0,))]
+
+
 def test_a_voc_root_needs_a_split_and_prefers_annotations(voc: Path) -> None:
     with pytest.raises(ValueError, match=r"--voc-split, one of train, val"):
         open_images(voc, CLASSES)

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 from adcam.cli import main
+from adcam.data.labels import read_any_labels
 from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
 from adcam.files import find_images
 from adcam.project.find_labels import find_labels, find_photographs
 from adcam.project.project import Project, open_project
-from adcam.project.survey import look_at_images, match_ids, put_together, read_any_labels
+from adcam.project.survey import look_at_images, match_ids, put_together
 from adcam.settings import load_settings
 
 NAMES = ("zebra", "ant", "red fox")
