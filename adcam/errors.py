@@ -1,6 +1,7 @@
-"""The one error of this package that is the user's to mend."""
+"""The one error of this package that is the user's to mend, and the words of messages."""
 
 import errno
+from collections.abc import Sequence
 
 _NO_MEMORY = (
     "failed to map segment",  # the loader of libraries
@@ -28,6 +29,19 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MemoryError) and not str(error):
         return "no memory is left"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def join_some(items: Sequence[object], most: int = 5, separator: str = ", ") -> str:
+    """Name the first items, and say how many more there are.
+
+    Example:
+        >>> join_some("abcd", 2)
+        'a, b, … (2 more)'
+    """
+    shown = [*map(str, items[:most])]
+    if (rest := len(items) - most) > 0:
+        shown.append(f"… ({rest} more)")
+    return separator.join(shown)
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from adcam.data.label_studio import find_image_name
 from adcam.data.xml_text import read_xml
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 from adcam.files import check_characters, find_files, img_id_of, read_text
 from adcam.plain_config import read_plain_config
 
@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 CLASS_LISTS = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "names.txt")
 """Files that say what the numbers in YOLO's text files mean, beside these or above them."""
-
-_SHOWN = 3
 
 
 class Annotated(NamedTuple):
@@ -75,7 +73,7 @@ def _read_voc_folder(folder: Path) -> Annotated:
     if not names:
         raise AdcamError(f"{folder}: no annotation can be read: {errors[0]}")
     if errors:
-        shown = "; ".join(errors[:_SHOWN]) + ("; …" if errors[_SHOWN:] else "")
+        shown = join_some(errors, 3, "; ")
         logger.warning("%d annotations in %s cannot be read: %s", len(errors), folder, shown)
     return Annotated(names, (), "VOC's XML: an image shows the classes of its objects", files)
 

@@ -13,12 +13,10 @@ import numpy as np
 from adcam.data.images import read_image
 from adcam.data.packed_images import PackedImage
 from adcam.data.png import read_mask, voc_palette
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 from adcam.files import is_file, match_id
 from adcam.limits import check_num_classes
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
-
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class ImageDataset(Sequence[Sample]):
         if len(self._index) != len(self.records):
             counts = Counter(record.img_id for record in self.records)
             twice = [img_id for img_id, count in counts.items() if count > 1]
-            raise AdcamError(f"{len(twice)} image ids are given twice: {_some(twice)}")
+            raise AdcamError(f"{len(twice)} image ids are given twice: {join_some(twice, 10)}")
         num_fg_classes = class_set.num_fg_classes
         for record in self.records:
             ids = record.class_ids
@@ -177,7 +175,9 @@ class ImageDataset(Sequence[Sample]):
         """
         img_ids = [match_id(name, self._index) for name in img_ids]
         if unknown := [img_id for img_id in img_ids if img_id not in self._index]:
-            raise AdcamError(f"{len(unknown)} ids are not in {self._name()}: {_some(unknown)}")
+            raise AdcamError(
+                f"{len(unknown)} ids are not in {self._name()}: {join_some(unknown, 10)}"
+            )
         return self._with_records(self.records[self._index[img_id]] for img_id in img_ids)
 
     def with_labels(self, labels: Mapping[str, Iterable[int]]) -> ImageDataset:
@@ -194,7 +194,8 @@ class ImageDataset(Sequence[Sample]):
         if labels and self.records and not any(img_id in self._index for img_id in labels):
             raise AdcamError(
                 f"none of the {len(labels)} labelled ids is in {self._name()}: "
-                f"got {_some(list(labels))}; expected such as {self.records[0].img_id!r}"
+                f"got {join_some(list(labels), 10)}; expected such as "
+                f"{self.records[0].img_id!r}"
             )
         return self._with_records(
             replace(
@@ -230,8 +231,7 @@ class ImageDataset(Sequence[Sample]):
         """
         if missing := self.missing_files(masks=masks):
             raise AdcamError(
-                f"{len(missing)} files of {self._name()} are missing: "
-                f"{_some([str(path) for path in missing])}"
+                f"{len(missing)} files of {self._name()} are missing: {join_some(missing, 10)}"
             )
 
     def _with_records(self, records: Iterable[Record]) -> ImageDataset:
@@ -259,9 +259,3 @@ def build_class_set(name: str, classes: Sequence[str], *, masks: bool = True) ->
     check_num_classes(len(classes))
     values = tuple(range(1, len(classes) + 1)) if masks else ()
     return ClassSet(name, tuple(classes), values, voc_palette())
-
-
-def _some(items: Sequence[str]) -> str:
-    """The first items, and how many more there are."""
-    rest = f", … ({len(items) - _SHOWN} more)" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + rest

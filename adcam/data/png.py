@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from adcam.data.images import ImageError, open_image
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 from adcam.files import write_bytes
 from adcam.structures import IGNORE_INDEX
 
@@ -189,7 +189,8 @@ def _values_of_colors(
     found, index = np.unique(codes, return_inverse=True)
     shown = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in found]
     if unknown := [color for color in shown if color not in value_of]:
-        some = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
-        raise ImageError(f"{path}: {len(unknown)} colours are not in the table of colours: {some}")
+        raise ImageError(
+            f"{path}: {len(unknown)} colours are not in the table of colours: {join_some(unknown)}"
+        )
     values = np.array([value_of[color] for color in shown], dtype=np.uint8)
     return values[index].reshape(codes.shape)

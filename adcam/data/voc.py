@@ -18,7 +18,7 @@ from adcam.data.labels import read_cls_labels_npy, read_labels
 from adcam.data.png import voc_palette
 from adcam.data.text_tables import check_complete, check_relative
 from adcam.data.xml_text import read_xml
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 from adcam.files import IMAGE_SUFFIXES, is_file, is_folder, is_image_path, read_text
 from adcam.structures import ClassSet
 
@@ -264,7 +264,7 @@ def _attach_xml_labels(root: Path, dataset: ImageDataset) -> ImageDataset:
         len(errors),
         len(dataset),
         dataset.split,
-        "; ".join(map(str, errors[:5])) + ("; …" if len(errors) > 5 else ""),
+        join_some(errors, separator="; "),
     )
     return dataset.subset(class_ids).with_labels(class_ids)
 

@@ -13,7 +13,7 @@ from adcam.data.dataset import ImageDataset
 from adcam.data.formats import read_cam_file
 from adcam.data.png import map_values, read_mask
 from adcam.data.voc import voc_class_set
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 from adcam.evaluation.masks import MaskCounts, MaskScore
 from adcam.evaluation.unsupervised import UnsupervisedRules
 from adcam.files import find_files, match_id, read_json
@@ -26,7 +26,6 @@ from adcam.structures import IGNORE_INDEX, ClassSet
 THRESHOLDS = tuple(round(step / 100, 2) for step in range(101))
 """The background scores of a sweep: the whole range."""
 
-_SHOWN = 5
 
 T = TypeVar("T")
 
@@ -248,7 +247,7 @@ def suggest_thresholds(
     if ids is not None:
         wanted = [match_id(name, files) for name in ids]
         if unknown := [img_id for img_id in wanted if img_id not in files]:
-            raise AdcamError(f"{folder} has no maps of {_some(unknown)}")
+            raise AdcamError(f"{folder} has no maps of {join_some(unknown)}")
         files = {img_id: files[img_id] for img_id in wanted}
     for _, path in _track(files, "sweep", progress):
         stored = load_maps(path) if is_ours else _load_other_maps(path, other_classes, cam_format)
@@ -340,14 +339,14 @@ def _pair(
     if ids is not None:
         wanted = [match_id(name, gt_masks) for name in ids]
     if unknown := [img_id for img_id in wanted if img_id not in gt_masks]:
-        raise AdcamError(f"{gt_dir} lacks the masks of {_some(unknown)}")
+        raise AdcamError(f"{gt_dir} lacks the masks of {join_some(unknown)}")
     missing = [img_id for img_id in wanted if img_id not in predictions]
     if len(missing) == len(wanted):
         raise AdcamError(f"{pred_dir} holds none of the {len(wanted)} images, such as {wanted[0]}")
     if missing and not allow_missing:
         raise AdcamError(
-            f"{pred_dir} lacks {len(missing)} of {len(wanted)} images: {_some(missing)}. Name the "
-            "images to score with --ids, or leave these out with --allow-missing"
+            f"{pred_dir} lacks {len(missing)} of {len(wanted)} images: {join_some(missing)}. Name "
+            "the images to score with --ids, or leave these out with --allow-missing"
         )
     files = {i: (predictions[i], gt_masks[i]) for i in wanted if i in predictions}
     return files, missing
@@ -394,8 +393,3 @@ def _comparing(
             "--values OLD=NEW reads values of the true masks as others, --pred-values those scored"
         )
         raise AdcamError(f"{pred_path} against {gt_path}: {error}. {hint}") from error
-
-
-def _some(items: Sequence[str]) -> str:
-    rest = f", … ({len(items) - _SHOWN} more)" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + rest

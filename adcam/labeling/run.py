@@ -25,7 +25,7 @@ import torch
 
 from adcam.data.dataset import ImageDataset, Record
 from adcam.data.images import fit_hw, read_image_hw
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 from adcam.files import hash_bytes, hash_values
 from adcam.labeling.device_steps import DeviceSteps
 from adcam.labeling.executor import (
@@ -69,7 +69,6 @@ BATCH_SIZE = 32
 _READERS = 4
 _WINDOW = 4  # batches
 _WIDE_WINDOW = 128  # batches, of which only the sizes of the images are known
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -533,10 +532,9 @@ def given_class_ids(images: ImageDataset, labeler: PseudoLabeler) -> list[tuple[
     """
     missing = [record.img_id for record in images.records if record.class_ids is None]
     if missing:
-        more = f", … ({len(missing) - _SHOWN} more)" if len(missing) > _SHOWN else ""
         raise AdcamError(
             f"{len(missing)} of {len(images)} images have no labels: "
-            f"{', '.join(missing[:_SHOWN])}{more}. Give them with --labels FILE.csv, or let the "
+            f"{join_some(missing)}. Give them with --labels FILE.csv, or let the "
             "classifier decide with --labels predicted"
         )
     names = images.class_set.classes

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from adcam.data.images import ImageError, read_image
 from adcam.data.labels import LabelTable
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 from adcam.files import hash_file
 from adcam.progress import track
 
@@ -20,8 +20,6 @@ FEW_IMAGES = 10
 
 IMBALANCE = 10
 """From this many times as many images of one class as of another, they are called unbalanced."""
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -85,33 +83,34 @@ class Survey:
             pairs = [f"{copy} = {first}" for copy, first in pictures.copies.items()]
             yield (
                 f"{_many(pairs, 'copy', 'copies')} of other photographs, byte for byte, labelled "
-                f"but not learnt from: {_some(pairs)}"
+                f"but not learnt from: {join_some(pairs)}"
             )
             yield from self._describe_contradictions()
         if self.strangers:
             of_none = _many(self.strangers, "label")
-            yield f"{of_none} of photographs that are not there: {_some(self.strangers)}"
+            yield f"{of_none} of photographs that are not there: {join_some(self.strangers)}"
         if self.unlabelled:
             without = _many(self.unlabelled, "photograph")
-            yield f"{without} without a label, left without a mask: {_some(self.unlabelled)}"
+            yield f"{without} without a label, left without a mask: {join_some(self.unlabelled)}"
         shown = {name: count for name, count in counts.items() if count}
         if absent := [name for name in counts if name not in shown]:
-            yield f"no photograph shows {_some(absent)}: these classes cannot be learnt"
+            yield f"no photograph shows {join_some(absent)}: these classes cannot be learnt"
         if few := [f"{name} ({count})" for name, count in shown.items() if count < FEW_IMAGES]:
-            yield f"fewer than {FEW_IMAGES} photographs show {_some(few)}: expect weak masks there"
+            weak = join_some(few)
+            yield f"fewer than {FEW_IMAGES} photographs show {weak}: expect weak masks there"
         most, least = (pick(shown, key=shown.__getitem__) for pick in (max, min))
         if shown[most] >= IMBALANCE * shown[least]:
             ratio = shown[most] // shown[least]
             yield f"unbalanced: {most} has {ratio} times as many photographs as {least}"
         if together := list(self._find_inseparable(shown)):
             yield (
-                f"always together, so that they cannot be told apart: {_some(together)}; a name "
-                "with a space needs a semicolon in labels (red fox;) or --classes"
+                f"always together, so that they cannot be told apart: {join_some(together)}; a "
+                "name with a space needs a semicolon in labels (red fox;) or --classes"
             )
         if everywhere := [n for n, count in shown.items() if count == len(self.learnable)]:
             yield (
-                f"every photograph shows {_some(everywhere)}: what is always there cannot be told "
-                "from background; add photographs without it"
+                f"every photograph shows {join_some(everywhere)}: what is always there cannot be "
+                "told from background; add photographs without it"
             )
 
     def _find_inseparable(self, names: Iterable[str]) -> Iterator[str]:
@@ -130,7 +129,7 @@ class Survey:
             and set(self.labels[copy]) != set(self.labels[first])
         ]
         if pairs:
-            yield f"copies of one photograph with different labels: {_some(pairs)}"
+            yield f"copies of one photograph with different labels: {join_some(pairs)}"
 
 
 def look_at_images(folder: str | Path, found: Mapping[str, Path]) -> Photographs:
@@ -199,7 +198,8 @@ def put_together(photographs: Photographs, table: LabelTable, labels: str | Path
     if not found:
         raise AdcamError(
             f"{labels}: none of its {len(table)} labels names a photograph in "
-            f"{photographs.folder}: got {_some(list(table))}; expected such as {_some(known)}"
+            f"{photographs.folder}: got {join_some(list(table))}; expected such as "
+            f"{join_some(known)}"
         )
     ordered = {i: placed[i] for i in photographs.paths if i in placed}
     strangers = tuple(name for name in table if name not in found)
@@ -254,8 +254,3 @@ def _check_learnable(survey: Survey, labels: str | Path) -> None:
 
 def _many(items: Collection[object], what: str, several: str = "") -> str:
     return f"{len(items)} {what if len(items) == 1 else several or what + 's'}"
-
-
-def _some(items: Sequence[str]) -> str:
-    rest = f", … ({len(items) - _SHOWN} more)" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + rest

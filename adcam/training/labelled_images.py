@@ -9,13 +9,11 @@ from adcam.data.augment import class_counts
 from adcam.data.dataset import ImageDataset
 from adcam.data.images import ImageError
 from adcam.data.sources import build_dataset
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 from adcam.settings import Settings
 from adcam.structures import ClassSet
 
 logger = logging.getLogger(__name__)
-
-_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def _check_classes(images: LabelledImages) -> None:
         if len(absent) == images.class_set.num_fg_classes:
             raise AdcamError(f"none of the {what} shows any class; look at data.labels")
         if absent:
-            shown = ", ".join(absent[:_SHOWN]) + (", …" if len(absent) > _SHOWN else "")
+            shown = join_some(absent, 10)
             logger.warning(
                 "%d of %d classes are in none of the %s and cannot %s: %s",
                 *(len(absent), images.class_set.num_fg_classes, what, use, shown),

@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from adcam.data.dataset import ImageDataset
 from adcam.data.images import read_image_hw
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 from adcam.files import write_bytes
 from adcam.labeling.maps_file import load_maps
 from adcam.labeling.output_folder import MAPS_DIR, masks_folder
@@ -96,7 +96,7 @@ def check_segmentation(settings: SegmentationSettings) -> dict[str, Any]:
         logger.warning(
             "no mask of %s shows %s: the network cannot learn it",
             " or ".join(map(repr, train)),
-            ", ".join(absent[:_SHOWN]) + (", …" if len(absent) > _SHOWN else ""),
+            join_some(absent, _SHOWN),
         )
     return found
 
