@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from adcam import PseudoLabeler
 from adcam.cams import ADCAM
+from adcam.cams.activation import read_patch_attention
 from adcam.cams.ad_cam import clip_at_quantile
 from adcam.cams.normalize import min_max
 from adcam.labeling.map_maker import MapMaker
@@ -52,7 +53,8 @@ def main(checkpoint: str, folder: str) -> None:
             method.select_cam(maps, ids),
             method.read_class_token(maps, ids, method.cls_layers),
         )
-        start, attn, grid = method.start_maps(maps, ids), method.patch_attention(maps), maps.grid_hw
+        start, grid = method.start_maps(maps, ids), maps.grid_hw
+        attn = read_patch_attention(maps, method.layers)
         walks = [
             diffuse(start.flatten(2), common_neighbor(attn), num_steps=n).unflatten(2, grid)
             for n in (1, 2)

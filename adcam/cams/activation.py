@@ -32,14 +32,10 @@ class ClassMapMethod(ClassMapOptions):
             (B, K, h, w).
 
         Raises:
-            AdcamError: If ``class_ids`` has another shape or holds an id outside 0..C-1. Ids on a
-                GPU are not looked at, which would wait for the device: check them before.
+            AdcamError: As :func:`check_class_ids`.
         """
         batch, classes, height, width = maps.cam.shape
-        if class_ids.ndim != 2 or class_ids.shape[0] != batch:
-            raise AdcamError(f"class_ids must be ({batch}, K), got {tuple(class_ids.shape)}")
-        if not class_ids.is_cuda:
-            check_class_ids(class_ids, classes)
+        check_class_ids(class_ids, batch=batch, num_classes=classes)
         index = class_ids[:, :, None, None].expand(-1, -1, height, width)
         cam = torch.gather(maps.cam, 1, index)  # (B, K, h, w)
         if self.negatives == "keep":
@@ -106,14 +102,6 @@ class DiffusionMethod(DiffusionOptions, ClassMapMethod):
             else cam * self.read_class_token(maps, class_ids, self.cls_layers)
         )
 
-    def patch_attention(self, maps: TokenMaps) -> Tensor:
-        """Return the patch-to-patch attention averaged over ``layers``, (B, N, N).
-
-        Raises:
-            AdcamError: If the forward pass was not asked for it.
-        """
-        return read_patch_attention(maps, self.layers)
-
 
 def read_patch_attention(maps: TokenMaps, layers: str | tuple[int, ...]) -> Tensor:
     """Return the patch-to-patch attention averaged over blocks, (B, N, N).
@@ -134,17 +122,24 @@ def read_patch_attention(maps: TokenMaps, layers: str | tuple[int, ...]) -> Tens
     return maps.attn_patch2patch[chosen]
 
 
-def check_class_ids(class_ids: Tensor, num_classes: int) -> None:
+def check_class_ids(class_ids: Tensor, *, batch: int, num_classes: int) -> None:
     """Refuse ids that are no classes.
 
+    Ids on a GPU are not looked at, which would wait for the device: check them before.
+
     Args:
-        class_ids: int64 ids of any shape.
-        num_classes: C.
+        class_ids: int64 ids.
+        batch: The number of images B.
+        num_classes: The number of classes C.
 
     Raises:
-        AdcamError: If one is outside 0..C-1.
+        AdcamError: If the shape is not (B, K), or an id is outside 0..C-1.
     """
-    if class_ids.numel() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < num_classes:
+    if class_ids.ndim != 2 or class_ids.shape[0] != batch:
+        raise AdcamError(f"class_ids must be ({batch}, K), got {tuple(class_ids.shape)}")
+    if class_ids.is_cuda or not class_ids.numel():
+        return
+    if not 0 <= int(class_ids.min()) <= int(class_ids.max()) < num_classes:
         raise AdcamError(f"class_ids must lie in 0..{num_classes - 1}, got {class_ids.tolist()}")
 
 

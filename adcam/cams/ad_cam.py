@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adcam.cams.activation import DiffusionMethod
+from adcam.cams.activation import DiffusionMethod, read_patch_attention
 from adcam.method_options import ADCAMOptions
 from adcam.ops.refinement import RefineOptions, refine_maps
 from adcam.ops.two_hop_walk import two_hop_walk
@@ -26,7 +26,7 @@ class ADCAM(ADCAMOptions, DiffusionMethod):
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
         start = self.start_maps(maps, class_ids)
-        attn = self.patch_attention(maps)
+        attn = read_patch_attention(maps, self.layers)
         if self.walk == "two_hop":
             spread = two_hop_walk(start.flatten(2), attn, num_steps=self.two_hop_steps)
         else:

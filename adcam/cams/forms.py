@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adcam.cams.activation import DiffusionMethod
+from adcam.cams.activation import DiffusionMethod, read_patch_attention
 from adcam.method_options import CLIPESOptions, TransCAMOptions
 from adcam.ops.diffusion import diffuse
 from adcam.structures import TokenMaps
@@ -31,7 +31,7 @@ class MCTformerForm(DiffusionMethod):
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
         start = self.start_maps(maps, class_ids)
         # M_i = Σ_j A_ij M_j: a patch collects the activation of those it attends to.
-        attn = self.patch_attention(maps)
+        attn = read_patch_attention(maps, self.layers)
         return torch.einsum("bij,bkj->bki", attn, start.flatten(2)).reshape(start.shape)
 
 
@@ -52,7 +52,7 @@ class CLIPESForm(CLIPESOptions, DiffusionMethod):
             start = start - start.amin(dim=(-2, -1), keepdim=True)
             # Zeroing the columns of T² outside the boxes is zeroing the start there.
             start = start * box_mask(start, self.box_threshold)
-        attn = self.patch_attention(maps)
+        attn = read_patch_attention(maps, self.layers)
         refined = diffuse(start.flatten(2), attn, normalize="sinkhorn", num_steps=self.num_steps)
         return refined.reshape(start.shape)
 

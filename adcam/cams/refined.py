@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adcam.cams.activation import read_patch_attention
+from adcam.cams.activation import check_class_ids, read_patch_attention
 from adcam.errors import AdcamError
 from adcam.method_options import RefinedOptions
 from adcam.ops.refinement import RefineOptions, refine_maps
@@ -56,7 +56,7 @@ def compute_probabilities(maps: TokenMaps, class_ids: Tensor) -> Tensor:
         (B, K, h, w), in [0, 1].
 
     Raises:
-        AdcamError: If the network is no refined classifier, or an id is out of range.
+        AdcamError: If the network is no refined classifier, or as :func:`check_class_ids`.
     """
     if maps.pixel_logits is None:
         raise AdcamError(
@@ -64,11 +64,7 @@ def compute_probabilities(maps: TokenMaps, class_ids: Tensor) -> Tensor:
             "`adcam refine` makes one"
         )
     batch, outputs, height, width = maps.pixel_logits.shape
-    if class_ids.ndim != 2 or class_ids.shape[0] != batch:
-        raise AdcamError(f"class_ids must be ({batch}, K), got {tuple(class_ids.shape)}")
-    last = outputs - 2
-    if class_ids.numel() and not 0 <= int(class_ids.min()) <= int(class_ids.max()) <= last:
-        raise AdcamError(f"class_ids must lie in 0..{last}, got {class_ids.tolist()}")
+    check_class_ids(class_ids, batch=batch, num_classes=outputs - 1)
     rows = class_ids + 1
     allowed = torch.zeros(batch, outputs, dtype=torch.bool, device=rows.device)
     allowed[:, 0] = True

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from adcam.cams import ADCAM
+from adcam.cams.activation import read_patch_attention
 from adcam.evaluation.loop import LoopOptions
 from adcam.evaluation.mapping import Classifier
 from adcam.labeling.map_maker import MapMaker
@@ -51,7 +52,7 @@ def read_attention(
     (maps,) = maker.run([img]).token_maps
     if not isinstance(method, ADCAM):
         raise TypeError(f"{spec.name} does not refine attention")
-    attn = method.patch_attention(maps)
+    attn = read_patch_attention(maps, method.layers)
     affinity = common_neighbor(attn, similarity=method.similarity, power=method.power)
     small_hw = tuple(min(side, GRID_SIDE) for side in maps.grid_hw)
     attn_bytes, affinity_bytes = (

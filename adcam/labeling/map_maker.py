@@ -320,7 +320,8 @@ class MapMaker:
             return [torch.zeros(0, *hw, device=self.device) for hw in hws]
         # A batch has one number of classes: images with fewer compute their last again, not kept.
         padded = torch.tensor([_repeat_last(ids, most) for ids in class_ids])  # (images, K)
-        check_class_ids(padded, passes.token_maps[0].cam.shape[1])
+        num_classes = passes.token_maps[0].cam.shape[1]
+        check_class_ids(padded, batch=len(class_ids), num_classes=num_classes)
         num_views = 2 if self.views.flip else 1
         with self._pinned(), torch.inference_mode():
             ids = padded.to(self.device, non_blocking=True).repeat_interleave(num_views, dim=0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from adcam.cams import ADCAM
+from adcam.cams.activation import read_patch_attention
 from adcam.evaluation import attention
 from adcam.evaluation.attention import find_attentive, read_attention
 from adcam.evaluation.loop import LoopOptions
@@ -35,7 +36,7 @@ def test_rows_are_scaled_to_their_largest(tiny_checkpoint: Path, img: np.ndarray
     method = ADCAM(power=1.0)
     maker = MapMaker(classifier.network, [method], views=TestViews((64,)), device="cpu")
     (maps,) = maker.run([img]).token_maps
-    attn = method.patch_attention(maps)
+    attn = read_patch_attention(maps, method.layers)
     assert found.grid_hw == maps.grid_hw and min(found.grid_hw) > 2
     assert np.array_equal(found.attention, scale_rows(attn[0]))
     assert np.array_equal(found.affinity, scale_rows(common_neighbor(attn, power=1.0)[0]))
