@@ -23,7 +23,7 @@ T = TypeVar("T")
 def setting(
     default: Any = MISSING,
     *,
-    choices: Sequence[str] | Callable[[], Sequence[str]] = (),
+    choices: Sequence[str] | Callable[[], Iterable[str]] = (),
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
@@ -52,7 +52,7 @@ class Section:
 
     def __post_init__(self) -> None:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        for name, value in _check_fields(type(self), values, type(self).__name__).items():
+        for name, value in check_fields(type(self), values, type(self).__name__).items():
             object.__setattr__(self, name, value)
 
 
@@ -76,7 +76,7 @@ def from_section(kind: type[T], values: Any, where: str) -> T:
         return values
     if not isinstance(values, Mapping):
         raise AdcamError(f"{where} must be a section with keys and values, got {values!r}")
-    checked = _check_fields(kind, values, where)
+    checked = check_fields(kind, values, where)
     if missing := [
         item.name
         for item in fields(typing.cast(Any, kind))
@@ -90,7 +90,17 @@ def from_section(kind: type[T], values: Any, where: str) -> T:
         raise AdcamError(f"{where}: {error}") from error
 
 
-def _check_fields(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def check_fields(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return values of a section, some or all, converted to the types of its fields.
+
+    Args:
+        kind: The dataclass of the section.
+        values: The values by the names of their fields.
+        where: What errors call the section.
+
+    Raises:
+        AdcamError: As :func:`check_options`.
+    """
     items = {item.name: item.metadata for item in fields(kind) if item.init}
     hints = typing.get_type_hints(kind)
     return check_options(values, {name: hints[name] for name in items}, where, items)

@@ -8,16 +8,14 @@ are the texts of docs/settings.md.
 
 from __future__ import annotations
 
-import ast
 import copy
 import difflib
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 from adcam.errors import AdcamError
 from adcam.installation import find_config
@@ -25,7 +23,7 @@ from adcam.method_options import DEFAULT_RULES, check_method, known_methods
 from adcam.options import (
     Section,
     check_choice,
-    check_options,
+    check_fields,
     convert,
     from_section,
     setting,
@@ -47,16 +45,6 @@ AMP_TYPES = ("none", "bfloat16", "float16")
 TASKS = ("segmentation", "localization")
 CRF_NAMES = ("none", "toco", "irn", "psa", "clip_es", "weaktr")
 CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
-
-
-def _children(node: Any) -> dict[str, Any]:
-    if isinstance(node, list | tuple):
-        return {str(index): value for index, value in enumerate(node)}
-    return dict(node) if isinstance(node, Mapping) else {}
-
-
-def _method_names() -> tuple[str, ...]:
-    return tuple(known_methods())
 
 
 @dataclass(frozen=True)
@@ -214,6 +202,10 @@ class TrainSettings(Section):
     log_interval: int = setting(10, at_least=1)
 
 
+_LARGEST_SIDE = 4096
+"""The largest side that a classifier file may ask for."""
+
+
 @dataclass(frozen=True)
 class TestViews(Section):
     """Which versions of an image the network sees.
@@ -264,9 +256,6 @@ class TestViews(Section):
         return views
 
 
-_LARGEST_SIDE = 4096
-"""The largest side that a classifier file may ask for."""
-
 BOX_VIEWS = TestViews((224,), keep_ratio=False)
 """What the protocols for boxes score: 224 × 224 pixels, the aspect ratio not kept."""
 
@@ -288,7 +277,7 @@ class CamSettings(Section):
         max_pixels: Larger images are labelled at this many pixels, and their masks enlarged.
     """
 
-    method: str = setting("ad_cam", choices=_method_names)
+    method: str = setting("ad_cam", choices=known_methods)
     method_options: Mapping[str, Any] = setting({})
     scales: tuple[int, ...] = setting((448,), at_least=1)
     flip: bool = setting(False)
@@ -896,20 +885,11 @@ class ConfigSettings:
         if isinstance(value, Mapping):  # merged with what the config says
             return
         (kind,) = entry.kinds()
-        items = {item.name: item.metadata for item in fields(kind)}
-        hints = get_type_hints(kind)
-        check_options({rest[0]: value}, {key: hints[key] for key in items}, name, items)
+        check_fields(kind, {rest[0]: value}, name)
 
 
 class Settings(ConfigSettings):
     """The settings of a classifier, a comparison or a recipe."""
-
-    @property
-    def named_views(self) -> TestViews | None:
-        """The views of the section ``cam``; ``None`` where it names no part of them."""
-        section = self.to_dict().get("cam", {})
-        names = {part.name for part in fields(TestViews)}
-        return self.cam.views if names.intersection(section) else None
 
     task = _plain(
         str,
@@ -931,6 +911,13 @@ class Settings(ConfigSettings):
     from_scratch = _plain(
         Mapping[str, Any] | None, "What `adcam demo --from-scratch` changes in the config."
     )
+
+    @property
+    def named_views(self) -> TestViews | None:
+        """The views of the section ``cam``; ``None`` where it names no part of them."""
+        section = self.to_dict().get("cam", {})
+        names = {part.name for part in fields(TestViews)}
+        return self.cam.views if names.intersection(section) else None
 
     def _prepare(self, name: str) -> Any:
         value = self._values[name]
@@ -959,6 +946,13 @@ class SegmentationSettings(ConfigSettings):
     )
     test = _section(SegTestSettings, SegTestSettings)
     self_training = _section(SelfTrainingSettings, SelfTrainingSettings)
+
+
+def _children(node: Any) -> dict[str, Any]:
+    """The entries of a section or list by the names that a dotted key gives them."""
+    if isinstance(node, list | tuple):
+        return {str(index): value for index, value in enumerate(node)}
+    return dict(node) if isinstance(node, Mapping) else {}
 
 
 def load_settings(
@@ -1018,80 +1012,3 @@ def _execute(path: Path) -> dict[str, Any]:
         raise AdcamError(message) from error
     finally:
         logger.setLevel(level)
-
-
-# Quotes where a value begins, up to those before which it ends; apostrophes in a word are neither.
-_QUOTED = re.compile(r"((?:^|[,\[(])\s*)(['\"]).*?\2(?=\s*(?:[,\])]|$))")
-
-
-def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
-    """Read ``key=value`` texts by the rules of mmengine's ``DictAction``.
-
-    ``1``, ``1e-4``, ``true``, ``None`` are read as such; ``a,b`` and ``[a,b]`` as lists, ``(a,b)``
-    as a tuple, nested as deep as you like, ``{'a': 1}`` as a Python dict. All else is text, and
-    so is what stands in quotes, with the commas and brackets in it.
-
-    Raises:
-        AdcamError: A text has no ``=``, or its brackets do not match.
-
-    Example:
-        >>> parse_overrides(["data.train=[train]", "test.flip=false", "test.scales=0.5,1"])
-        {'data.train': ['train'], 'test.flip': False, 'test.scales': [0.5, 1]}
-    """
-    overrides = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not all(part.strip() for part in key.split(".")):
-            raise AdcamError(f"options are given as key=value, got {text!r}")
-        try:
-            overrides[key.strip()] = _parse_value(value)
-        except ValueError as error:
-            raise AdcamError(f"{text}: {error}") from error
-    return overrides
-
-
-def _parse_value(text: str) -> Any:
-    text = text.strip()
-    if (quoted := _QUOTED.match(text)) and quoted.end() == len(text):
-        return text[1:-1]
-    if text[:1] == "{":
-        return _parse_mapping(text)
-    parts = _split_at_commas(text)
-    if len(parts) > 1 or text.endswith(","):
-        return [_parse_value(part) for part in parts]
-    if text[:1] in ("[", "("):
-        closing = "]" if text[0] == "[" else ")"
-        if text[-1] != closing:
-            raise ValueError(f"the bracket {text[0]!r} has no partner")
-        items = [_parse_value(part) for part in _split_at_commas(text[1:-1])]
-        return items if closing == "]" else tuple(items)
-    return _parse_scalar(text)
-
-
-def _parse_mapping(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError("what begins with '{' must be a Python dict") from None
-
-
-def _split_at_commas(text: str) -> list[str]:
-    """Parts between commas that stand in no bracket or quotes; an empty last part is left out."""
-    parts, depth, start = [], 0, 0
-    for index, char in enumerate(_QUOTED.sub(lambda m: m[1] + "_" * (len(m[0]) - len(m[1])), text)):
-        depth += (char in "([") - (char in ")]")
-        if char == "," and depth == 0:
-            parts.append(text[start:index])
-            start = index + 1
-    if depth and len(parts) + (text[:1] in ("[", "(")):
-        raise ValueError("the brackets do not match")
-    return [*parts, text[start:]] if text[start:].strip() else parts
-
-
-def _parse_scalar(text: str) -> Any:
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), None if text == "None" else text)

@@ -24,7 +24,8 @@ from adcam.installation import find_config
 from adcam.masks.background import parse_rule
 from adcam.models.classifier_file import save_classifier
 from adcam.models.token_cam import TokenCAM
-from adcam.settings import SegmentationSettings, Settings, load_settings, parse_overrides
+from adcam.overrides import parse_overrides
+from adcam.settings import SegmentationSettings, Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"

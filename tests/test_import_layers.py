@@ -119,6 +119,7 @@ BASE = (
     "parquet_pages",
     "parquet",
     "options",
+    "overrides",
     "method_options",
     "plain_config",
     "settings",
@@ -148,6 +149,7 @@ ROOMS = {
     "parquet_pages": (),
     "parquet": ("errors", "limits", "remote_files", "parquet_pages"),
     "options": ("errors",),
+    "overrides": ("errors",),
     "method_options": ("errors", "options", "ops"),
     "plain_config": ("errors", "files"),
     # Settings check the options of methods, CRFs and networks, which therefore know no settings.

@@ -38,6 +38,7 @@ from adcam.labeling.generate import generate
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.models.classifier_file import load_classifier
 from adcam.models.token_cam import TokenCAM
+from adcam.overrides import parse_overrides
 from adcam.settings import (
     BOX_VIEWS,
     DataSettings,
@@ -46,7 +47,6 @@ from adcam.settings import (
     Settings,
     TestViews,
     load_settings,
-    parse_overrides,
 )
 from adcam.training.classifier import train_classifier
 

@@ -179,7 +179,7 @@ def _check_backbone(model: Any) -> None:
 
 def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:
     """Values of ``KEY=VALUE`` texts by their keys; ``option`` names them in errors."""
-    from adcam.settings import parse_overrides
+    from adcam.overrides import parse_overrides
 
     for text in texts:
         if "=" not in text:
