@@ -62,14 +62,13 @@ def generate(
     if maps_dtype is not None and maps_dtype not in MAPS_DTYPES:
         raise AdcamError(f"maps_dtype must be None or one of {MAPS_DTYPES}, got {maps_dtype!r}")
     run = Run("generate", images, labeler, RunOptions(**run_options))
-    least = labeler.label_thresholds
     fine = count_color_steps(labeler.map_maker.methods[0]) > 0
     job = (PackedMaskJob if isinstance(out, PackedOutput) else MaskJob)(
-        Path(out.path if isinstance(out, PackedOutput) else out),
         labeler.mask_maker,
+        Path(out.path if isinstance(out, PackedOutput) else out),
         labeler.class_set,
         maps_dtype,
-        least,
+        labeler.label_thresholds,
         maps_stride=STRIDES[fine],
         shown_every=-(-len(images) // num_shown) if num_shown else 0,
     )

@@ -5,7 +5,7 @@ Apart from :mod:`adcam.labeling.generate` so that a process which only writes lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from adcam.data.png import encode_mask
 from adcam.files import check_img_id, write_bytes
 from adcam.labeling.maps_file import STRIDES, encode_maps
-from adcam.labeling.mask_maker import MaskMaker, resize_mask
+from adcam.labeling.mask_maker import resize_mask
 from adcam.labeling.output_folder import (
     MAPS,
     MASK,
@@ -27,14 +27,14 @@ from adcam.structures import ClassSet, PseudoMask
 
 
 @dataclass(frozen=True)
-class MaskJob:
+class MaskJob(MaskMaking):
     """Class maps become a mask and, if asked for, a file of maps.
 
     Attributes:
-        folder: The output folder.
         mask_maker: Turns maps into a mask.
+        folder: The output folder.
         class_set: Names, mask values and colours of the classes.
-        maps_dtype: As for :func:`generate`.
+        maps_dtype: As for :func:`adcam.labeling.generate.generate`.
         label_thresholds: The probability from which each class counts as found.
         maps_stride: As for :func:`adcam.labeling.maps_file.encode_maps`.
         shown_every: Every n-th image is kept for the report (:mod:`adcam.labeling.shown`); 0 keeps
@@ -42,22 +42,11 @@ class MaskJob:
     """
 
     folder: Path
-    mask_maker: MaskMaker
     class_set: ClassSet
     maps_dtype: str | None
     label_thresholds: tuple[float, ...]
     maps_stride: int = STRIDES[0]
     shown_every: int = 0
-
-    @property
-    def step(self) -> str:
-        """Everything from maps to mask, with or without a CRF."""
-        return "crf"
-
-    @property
-    def device(self) -> str:
-        """Where masks are made."""
-        return self.mask_maker.device
 
     def needs_maps(self, task: Task) -> bool:
         """Tell whether an image's maps are written, so that they must leave the device."""
@@ -70,18 +59,6 @@ class MaskJob:
     def find_files(self, task: Task) -> Mapping[str, Path]:
         """Find where the mask and the maps of an image belong."""
         return result_files(self.folder, task.img_id)
-
-    @property
-    def _making(self) -> MaskMaking:
-        return MaskMaking(self.mask_maker)
-
-    def make(self, image: Mapped) -> PseudoMask:
-        """Make the mask of an image."""
-        return self._making.make(image)
-
-    def make_batch(self, images: Sequence[Mapped]) -> list[PseudoMask]:
-        """Make the masks of several images, together on a GPU."""
-        return self._making.make_batch(images)
 
     def write(self, image: Mapped, result: PseudoMask) -> dict[str, Any]:
         """Write mask and maps, and return the entry of the manifest."""

@@ -196,10 +196,6 @@ class MaskMaking:
 
     mask_maker: MaskMaker
 
-    def needs_maps(self, task: Task) -> bool:
-        """The maps are kept beside the masks."""
-        return True
-
     @property
     def step(self) -> str:
         """Everything from maps to mask, with or without a CRF."""
@@ -209,6 +205,10 @@ class MaskMaking:
     def device(self) -> str:
         """Where masks are made."""
         return self.mask_maker.device
+
+    def needs_maps(self, task: Task) -> bool:
+        """The maps are kept beside the masks."""
+        return True
 
     def make(self, image: Mapped) -> PseudoMask:
         """Make the mask of an image."""

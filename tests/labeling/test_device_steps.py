@@ -72,7 +72,7 @@ def read(tasks: Sequence[Task], labeler: PseudoLabeler) -> list[Decoded | Failed
 
 def mask_job(labeler: PseudoLabeler, out: Path, maps_dtype: str | None = None) -> MaskJob:
     thresholds = labeler.label_thresholds
-    return MaskJob(out, labeler.mask_maker, labeler.class_set, maps_dtype, thresholds)
+    return MaskJob(labeler.mask_maker, out, labeler.class_set, maps_dtype, thresholds)
 
 
 def test_pixels_sent_to_another_process_become_the_inputs_of_this_one(
