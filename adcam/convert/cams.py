@@ -24,15 +24,9 @@ from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
 from adcam.files import find_files, find_images
 from adcam.labeling.maps_file import encode_maps, load_maps
+from adcam.labeling.mask_maker import apply_rule
 from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR, maps_folder, read_output_folder
-from adcam.masks.background import (
-    BackgroundRule,
-    compute_bg_score,
-    compute_mask,
-    parse_rule,
-    present_mask_values,
-    stack_probabilities,
-)
+from adcam.masks.background import BackgroundRule, parse_rule, present_mask_values
 from adcam.masks.crf import CRF_PARAMS, build_refinement
 from adcam.structures import ClassMaps, ClassSet
 
@@ -144,16 +138,12 @@ class _MaskMaker:
                 raise AdcamError(f"{path}: background is not among the maps")
             prob = np.stack([file.background, *file.maps.score_maps])
             return present_mask_values(file.maps, values)[prob.argmax(axis=0)]
-        name, threshold = self.rule.rule, self.rule.value
-        refined = None
-        if self.crf != "none" and file.maps.class_ids:
-            refined = self._refine(img_id, file.maps)
-        return compute_mask(
-            file.maps, mask_values=values, rule=name, threshold=threshold, prob=refined
-        ).mask
+        has_crf = self.crf != "none" and file.maps.class_ids
+        crf = self._build_crf(img_id, file.maps) if has_crf else None
+        return apply_rule(file.maps, self.rule, values, crf=crf).mask
 
-    def _refine(self, img_id: str, maps: ClassMaps) -> np.ndarray:
-        if (path := self.image_of.get(img_id)) is None or self.rule is None:
+    def _build_crf(self, img_id: str, maps: ClassMaps) -> Callable[[np.ndarray], np.ndarray]:
+        if (path := self.image_of.get(img_id)) is None:
             raise AdcamError("the CRF needs the image, which is not there")
         img = read_image(path)
         if img.shape[:2] != maps.score_maps.shape[1:]:
@@ -161,8 +151,7 @@ class _MaskMaker:
                 f"{path} is of {img.shape[0]}×{img.shape[1]} pixels (height × width), but its maps "
                 f"are of {maps.score_maps.shape[1]}×{maps.score_maps.shape[2]}"
             )
-        bg_score = compute_bg_score(maps.score_maps, rule=self.rule.rule, threshold=self.rule.value)
-        return build_refinement(img, crf=self.crf)(stack_probabilities(maps.score_maps, bg_score))
+        return build_refinement(img, crf=self.crf)
 
 
 def _open_maps(cams: str | Path, class_set: ClassSet | None, cam_format: str) -> _MapReader:

@@ -18,12 +18,8 @@ from adcam.data.score_maps import find_score_map, read_score_map
 from adcam.errors import AdcamError
 from adcam.labeling.inputs import plan_batches
 from adcam.labeling.map_maker import MapMaker, Network
-from adcam.masks.background import (
-    BackgroundRule,
-    compute_bg_score,
-    compute_mask,
-    stack_probabilities,
-)
+from adcam.labeling.mask_maker import apply_rule
+from adcam.masks.background import BackgroundRule
 from adcam.masks.crf import build_refinement
 from adcam.settings import MethodSpec, TestViews
 from adcam.structures import ClassMaps, ClassSet, PseudoMask, Sample
@@ -137,21 +133,12 @@ class MappedImage:
         return mask
 
     def _compute_mask(self, choice: MaskChoice, mask_values: Sequence[int]) -> PseudoMask:
-        maps, rule, prob = self.maps[choice.name], choice.rule, None
-        if choice.crf != "none" and maps.class_ids:
-            if choice.crf not in self._kept:
-                self._kept[choice.crf] = build_refinement(self.sample.img, crf=choice.crf)
-            scores = maps.score_maps
-            bg_score = compute_bg_score(scores, rule=rule.rule, threshold=rule.value)
-            prob = self._kept[choice.crf](stack_probabilities(scores, bg_score))
-        return compute_mask(
-            maps,
-            mask_values=mask_values,
-            rule=rule.rule,
-            threshold=rule.value,
-            chosen_on=rule.chosen_on,
-            prob=prob,
-        )
+        maps = self.maps[choice.name]
+        if choice.crf == "none" or not maps.class_ids:
+            return apply_rule(maps, choice.rule, mask_values)
+        if choice.crf not in self._kept:
+            self._kept[choice.crf] = build_refinement(self.sample.img, crf=choice.crf)
+        return apply_rule(maps, choice.rule, mask_values, crf=self._kept[choice.crf])
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -83,10 +83,7 @@ class MaskMaker:
         crf = None
         if self.crf != "none" and maps.class_ids:
             crf = build_refinement(
-                img,
-                crf=self.crf,
-                backend=self.crf_backend,
-                device=self.crf_device,
+                img, crf=self.crf, backend=self.crf_backend, device=self.crf_device
             )
         if self.two_threshold is not None:
             low, high = self.two_threshold
@@ -94,19 +91,7 @@ class MaskMaker:
                 maps, mask_values=self.mask_values, fg_threshold=high, bg_threshold=low, crf=crf
             )
         else:
-            rule, threshold = self.rule.rule, self.rule.value
-            prob = None
-            if crf is not None:
-                bg_score = compute_bg_score(maps.score_maps, rule=rule, threshold=threshold)
-                prob = crf(stack_probabilities(maps.score_maps, bg_score))
-            mask = compute_mask(
-                maps,
-                mask_values=self.mask_values,
-                rule=rule,
-                threshold=threshold,
-                chosen_on=self.rule.chosen_on,
-                prob=prob,
-            )
+            mask = apply_rule(maps, self.rule, self.mask_values, crf=crf)
         return replace(mask, mask=resize_mask(mask.mask, ori_hw))
 
     def make_batch(
@@ -233,6 +218,36 @@ class MaskMaker:
             raise AdcamError("score_maps hold NaN or infinite values; scores must lie in [0, 1]")
         resized = mask if ori_hw is None else resize_mask(mask, ori_hw)
         return PseudoMask(resized, self.rule.rule, threshold, self.rule.chosen_on)
+
+
+def apply_rule(
+    maps: ClassMaps,
+    rule: BackgroundRule,
+    mask_values: Sequence[int],
+    *,
+    crf: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> PseudoMask:
+    """Make a mask of maps by a background rule, at the size of the maps.
+
+    Args:
+        maps: The maps of the present classes, (K, h, w).
+        rule: Where background ends.
+        mask_values: The mask value of each class, in classifier order.
+        crf: What refines the probabilities (K + 1, h, w) of background and classes, such as
+            :func:`adcam.masks.crf.build_refinement` returns; ``None`` decides by the maps alone.
+    """
+    prob = None
+    if crf is not None:
+        bg_score = compute_bg_score(maps.score_maps, rule=rule.rule, threshold=rule.value)
+        prob = crf(stack_probabilities(maps.score_maps, bg_score))
+    return compute_mask(
+        maps,
+        mask_values=mask_values,
+        rule=rule.rule,
+        threshold=rule.value,
+        chosen_on=rule.chosen_on,
+        prob=prob,
+    )
 
 
 def resize_maps(score_maps: np.ndarray, hw: tuple[int, ...]) -> np.ndarray:
