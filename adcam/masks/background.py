@@ -184,7 +184,6 @@ def compute_mask(
     threshold: float | None = None,
     chosen_on: str = "given",
     prob: np.ndarray | None = None,
-    winner: np.ndarray | None = None,
 ) -> PseudoMask:
     """Compute the mask of one image.
 
@@ -197,8 +196,6 @@ def compute_mask(
         chosen_on: Recorded in the result: the split the threshold was chosen on.
         prob: (K + 1, H, W), background first, for example :func:`stack_probabilities` after a CRF.
             Where given, each pixel takes its most probable row, and the rule is only recorded.
-        winner: (H, W) of whole numbers in 0..K, the row of each pixel where it is known already;
-            takes the place of ``prob``.
 
     Returns:
         The mask. Among equal class scores the first class wins; background wins over equal ones.
@@ -208,11 +205,11 @@ def compute_mask(
             is out of range, or maps are not finite.
     """
     values = present_mask_values(maps, mask_values)
-    if winner is None and prob is None:
+    if prob is None:
         winner = label_pixels(
             maps.score_maps, compute_bg_score(maps.score_maps, rule=rule, threshold=threshold)
         )
-    elif prob is not None:
+    else:
         expected = (len(values), *maps.score_maps.shape[1:])
         if prob.shape != expected:
             raise AdcamError(f"prob must be (K + 1, H, W) = {expected}, got {prob.shape}")
