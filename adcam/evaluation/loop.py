@@ -43,7 +43,6 @@ from adcam.labeling.executor import (
 )
 from adcam.labeling.map_maker import resolve_device
 from adcam.settings import MethodSpec
-from adcam.structures import Sample
 
 Progress: TypeAlias = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
@@ -205,42 +204,25 @@ class _Job:
         for evaluator in self.evaluators:
             evaluator.reset()
 
-    def read(self, index: int) -> tuple[int, Sample, Counter[str]]:
-        """Read an image with its ground truth."""
+    def read(self, index: int) -> Wanted:
+        """Read an image with its ground truth, and ask which maps the evaluators want of it."""
         seconds: Counter[str] = Counter()
         with timed(seconds, "read"):
             sample = self.images[index]
-        return index, sample, seconds
-
-    def map(self, read: tuple[int, Sample, Counter[str]]) -> tuple[MappedImage, Counter[str]]:
-        """Make the maps that the evaluators want of an image."""
-        index, sample, seconds = read
-        return self.mapper(index, sample, _wanted(self.evaluators, index), seconds), seconds
-
-    def map_batch(
-        self, images: Sequence[tuple[int, Sample, Counter[str]]], *, batch_size: int
-    ) -> list[tuple[MappedImage, Counter[str]]]:
-        """Make the maps of several images, those of equal input sizes together."""
-        wanted = [
-            Wanted(index, sample, _wanted(self.evaluators, index), seconds)
-            for index, sample, seconds in images
-        ]
-        mapped = self.mapper.map_batch(wanted, batch_size=batch_size)
-        return [(image, one.seconds) for image, one in zip(mapped, wanted, strict=True)]
+        return Wanted(index, sample, _wanted(self.evaluators, index), seconds)
 
     def map_and_count(self, indices: Sequence[int]) -> _Counted:
         """Read, map and count images, one after the other."""
-        return _count((self.map(self.read(index)) for index in indices), self.evaluators)
+        images = (self.mapper.map_batch([self.read(index)])[0] for index in indices)
+        return _count(images, self.evaluators)
 
 
-def _count(
-    images: Iterable[tuple[MappedImage, Counter[str]]], evaluators: Sequence[Evaluator]
-) -> _Counted:
+def _count(images: Iterable[MappedImage], evaluators: Sequence[Evaluator]) -> _Counted:
     """Count images on copies of empty evaluators."""
     counted = _Counted(copy.deepcopy(evaluators), 0, Counter())
-    for image, seconds in images:
+    for image in images:
         counted.num_images += 1
-        counted.seconds.update(seconds)
+        counted.seconds.update(image.seconds)
         for evaluator in counted.evaluators:
             if evaluator.wants(image.index):
                 with timed(counted.seconds, evaluator.step):
@@ -284,12 +266,12 @@ def _run_split(job: _Job, indices: Sequence[int], workers: int) -> Generator[_Co
         )
         stretches = iter(lambda: list(itertools.islice(read, stretch)), [])
         mapped = run_ahead(
-            lambda images: lane.submit(job.map_batch, images, batch_size=size),
+            lambda images: lane.submit(job.mapper.map_batch, images, batch_size=size),
             stretches,
             max_ahead=2,
         )
         windows = ([one] for batch in mapped for one in batch)
-        yield from _run(count, windows, workers, lambda mapped: mapped[0].sample.img_id)
+        yield from _run(count, windows, workers, lambda image: image.sample.img_id)
 
 
 def _run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,11 +111,13 @@ class MappedImage:
         index: The position of the image in the data set.
         sample: The image with its labels and ground truth.
         maps: The maps by name of the method.
+        seconds: Time by step that the image has taken so far.
     """
 
     index: int
     sample: Sample
     maps: Mapping[str, MethodMaps]
+    seconds: Counter[str] = field(default_factory=Counter)
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def make_mask(self, choice: MaskChoice, mask_values: Sequence[int]) -> PseudoMask:
@@ -143,24 +145,19 @@ class MappedImage:
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """An image whose maps are wanted.
+    """An image that was read, and the methods whose maps are wanted of it.
 
     Attributes:
         index: The position of the image in its data set.
         sample: The image.
-        wanted: The names of the methods.
+        names: The names of the methods.
         seconds: Time by step, which is added to.
     """
 
     index: int
     sample: Sample
-    wanted: Collection[str]
-    seconds: Counter[str]
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The names of the methods, as a set."""
-        return frozenset(self.wanted)
+    names: Set[str]
+    seconds: Counter[str] = field(default_factory=Counter)
 
 
 class ImageMapper:
@@ -219,19 +216,6 @@ class ImageMapper:
             )
             self._groups.append((data_ids, names, maker))
 
-    def __call__(
-        self, index: int, sample: Sample, wanted: Collection[str], seconds: Counter[str]
-    ) -> MappedImage:
-        """Make the maps of one image by the methods that are wanted.
-
-        Args:
-            index: The position of the image in its data set.
-            sample: The image.
-            wanted: The names of the methods.
-            seconds: Time by step, which is added to.
-        """
-        return self.map_batch([Wanted(index, sample, wanted, seconds)])[0]
-
     def map_batch(self, images: Sequence[Wanted], *, batch_size: int = 1) -> list[MappedImage]:
         """Make the maps of several images; those of equal input sizes share a pass of a network.
 
@@ -259,7 +243,7 @@ class ImageMapper:
                 for place, of_image in zip(places, made, strict=True):
                     found[asked[place]] |= of_image
         return [
-            MappedImage(image.index, image.sample, maps)
+            MappedImage(image.index, image.sample, maps, image.seconds)
             for image, maps in zip(images, found, strict=True)
         ]
 

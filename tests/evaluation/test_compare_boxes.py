@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from adcam.evaluation import compare_boxes as compare_boxes_module
 from adcam.evaluation.boxes import map_of_true_class
 from adcam.evaluation.compare_boxes import BoxResult, format_box_csv
 from adcam.evaluation.compare_boxes import compare_boxes as compare
-from adcam.evaluation.mapping import ImageMapper, MapTargets
+from adcam.evaluation.mapping import ImageMapper, MapTargets, Wanted
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import ClassifierFile
 from adcam.settings import MethodSpec, TestViews
@@ -227,7 +226,7 @@ def test_the_map_of_a_class_does_not_depend_on_the_predictions(tmp_path: Path) -
             device=torch.device("cpu"),
             dtype=torch.float32,
         )
-        mapped = [mapper(i, sample, ["CAM"], Counter()) for i, sample in enumerate(images)]
+        mapped = mapper.map_batch([Wanted(i, one, {"CAM"}) for i, one in enumerate(images)])
         assert all(len(image.maps["CAM"].top_predictions) == top_k for image in mapped)
         return [map_of_true_class(image.sample, image.maps["CAM"]) for image in mapped]
 

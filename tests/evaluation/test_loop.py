@@ -363,12 +363,12 @@ def test_images_of_one_size_share_the_passes_of_a_gpu(
         return token_maps(self, inputs, **options)
 
     monkeypatch.setattr(TokenCAM, "token_maps", count)
-    names = [[spec.name for spec in specs], ["CAM"], ["two scales"]]
-    asked = [Wanted(i, images[i], names[i % 3], Counter()) for i in range(len(images))]
+    names = [{spec.name for spec in specs}, {"CAM"}, {"two scales"}]
+    asked = [Wanted(i, images[i], names[i % 3]) for i in range(len(images))]
     together = mapper.map_batch(asked, batch_size=4)
     assert sizes[:2] == [4, 2] and max(sizes[2:]) == 8  # mirrored
     for image, one in zip(together, asked, strict=True):
-        alone = mapper(one.index, one.sample, one.wanted, Counter())
+        (alone,) = mapper.map_batch([Wanted(one.index, one.sample, one.names)])
         assert image.index == alone.index and image.maps.keys() == alone.maps.keys()
         assert set(one.seconds) == {"network", "methods"}
         for name, maps in image.maps.items():
