@@ -293,9 +293,10 @@ def _read_options(args: argparse.Namespace, config: Settings | None) -> dict[str
     """Read the options of a labeler: those of the config, and over them what concerns the mask."""
     from adcam.labeling.labeler import options_from_settings
 
-    options = {} if config is None else options_from_settings(config.cam, config.mask)
-    if config is not None and config.named_views is None:
-        del options["views"]  # the classifier's then
+    options: dict[str, Any] = {}
+    if config is not None:
+        options = options_from_settings(config.cam, config.mask)
+        options["views"] = config.named_views  # None takes the classifier's
     for name in ("dtype", "compile"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)

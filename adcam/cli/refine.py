@@ -12,6 +12,7 @@ from adcam.cli.console import log, say_next, show
 from adcam.cli.labeler import (
     add_mask_arguments,
     add_run_arguments,
+    read_classifier_views,
     read_mask_options,
     read_run_options,
     report_run,
@@ -101,8 +102,7 @@ def _load_settings(args: argparse.Namespace) -> Settings:
 
     Where they name no views, those that the classifier names take their place.
     """
-    from adcam.models.file_header import read_described_views
-    from adcam.settings import Settings, TestViews, load_settings
+    from adcam.settings import Settings, load_settings
 
     changes = parse_pairs("--cfg-options", args.cfg_options)
     settings: Settings = (
@@ -112,7 +112,7 @@ def _load_settings(args: argparse.Namespace) -> Settings:
     )
     if settings.named_views is not None:
         return settings
-    views = TestViews.from_description(read_described_views(args.checkpoint), args.checkpoint)
+    views = read_classifier_views(args.checkpoint)
     given = {f"cam.{name}": value for name, value in asdict(views).items()}
     if "scale" not in settings.to_dict().get("refine", {}):
         given["refine.scale"] = max(views.scales)
