@@ -56,21 +56,27 @@ class GraphCache:
         self._seen[key] += 1
         if self._is_off or (self._seen[key] <= self._first and key not in self._graphs):
             return self._function(*tensors)
-        if key not in self._graphs:
-            try:
-                self._graphs[key] = self._capture(self._function, *tensors)
-            except RuntimeError as error:
-                self._is_off = True
-                self._graphs.clear()
-                warnings.warn(
-                    f"CUDA graphs are off, which only costs time: {str(error).splitlines()[0]}",
-                    stacklevel=2,
-                )
-                return self._function(*tensors)
-            if len(self._graphs) > self._most:
-                self._graphs.popitem(last=False)
+        if key not in self._graphs and not self._add(key, tensors):
+            # Not while the error is handled, which keeps what the capture had in memory.
+            return self._function(*tensors)
         self._graphs.move_to_end(key)
         return self._graphs[key](*tensors)
+
+    def _add(self, key: Key, tensors: tuple[Tensor, ...]) -> bool:
+        """Capture a graph; where that fails, no other is tried."""
+        try:
+            self._graphs[key] = self._capture(self._function, *tensors)
+        except RuntimeError as error:
+            self._is_off = True
+            self._graphs.clear()
+            warnings.warn(
+                f"CUDA graphs are off, which only costs time: {str(error).splitlines()[0]}",
+                stacklevel=3,
+            )
+            return False
+        if len(self._graphs) > self._most:
+            self._graphs.popitem(last=False)
+        return True
 
 
 class CudaCapture:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from adcam.cams import build_method
 from adcam.cams.refined import compute_probabilities
@@ -116,6 +117,14 @@ def test_no_class_is_no_map() -> None:
 def test_classes_that_are_refused(class_ids: Any, message: str) -> None:
     with pytest.raises(AdcamError, match=message):
         build_method("refined")(make_maps(torch.zeros(1, 4, 2, 3)), class_ids)
+
+
+def test_a_gpu_is_not_waited_for() -> None:
+    """Fake tensors stand in for a GPU's: they have no values to look at."""
+    with FakeTensorMode():
+        maps = make_maps(torch.zeros(2, 4, 2, 3, device="cuda"))
+        found = compute_probabilities(maps, torch.zeros(2, 2, dtype=torch.int64, device="cuda"))
+    assert found.shape == (2, 2, 2, 3) and found.is_cuda
 
 
 def test_other_networks_are_told_what_to_do() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import unicodedata
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -617,15 +618,20 @@ def test_a_crf_beside_the_network_writes_the_same_bytes(
 def test_a_batch_that_fails_is_made_image_by_image(labeler: PseudoLabeler, tmp_path: Path) -> None:
     """A lack of memory for all costs none of them its mask; a mistake in the program is raised."""
     made: list[int] = []
+    held: list[weakref.ref[torch.Tensor]] = []
 
     class Job:
         step, device = "crf", "cuda"
         error: Exception = torch.OutOfMemoryError("CUDA out of memory")
 
         def make_batch(self, images: Sequence[Mapped]) -> list[object]:
-            raise self.error
+            in_memory = torch.zeros(3)
+            held.append(weakref.ref(in_memory))
+            raise type(self.error)(*self.error.args)
 
         def make(self, image: Mapped) -> object:
+            # What was in memory when the batch failed is free.
+            assert not any(ref() is not None for ref in held)
             made.append(image.task.index)
             if image.task.index == 2:
                 raise ValueError("no mask of this one")
@@ -685,8 +691,13 @@ def test_what_fails_as_a_batch_is_tried_image_by_image(
     decoded = [decode(task, labeler) for task in tasks]
     expected = infer_window(decoded, labeler, batch_size=1)
     run_inputs = MapMaker.run_inputs
+    held: list[weakref.ref[torch.Tensor]] = []
 
     def little_memory(self: MapMaker, inputs: Sequence[Sequence[torch.Tensor]]) -> object:
+        # What was in memory when a larger batch failed is free.
+        assert not any(ref() is not None for ref in held)
+        in_memory = torch.zeros(3)
+        held.append(weakref.ref(in_memory))
         if len(inputs) > 1 or torch.equal(inputs[0][0], decoded[1].inputs[0]):  # type: ignore
             raise torch.OutOfMemoryError("no room")
         return run_inputs(self, inputs)
