@@ -9,6 +9,11 @@ _NO_MEMORY = (
     "could not create a primitive",  # oneDNN, which says no more
 )
 
+_NO_GPU_MEMORY = (
+    "out of memory",  # torch's allocator on a GPU, its driver, and Triton
+    "STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
+)
+
 
 class AdcamError(ValueError):
     """Something that a user gave is wrong: a file, a setting, an argument of a command.
@@ -50,7 +55,7 @@ def lacks_memory(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, MemoryError) or getattr(seen, "errno", None) == errno.ENOMEM:
             return True
-        if any(sign in str(seen) for sign in _NO_MEMORY):
+        if any(sign in str(seen) for sign in (*_NO_MEMORY, *_NO_GPU_MEMORY)):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
@@ -58,6 +63,12 @@ def lacks_memory(error: BaseException) -> bool:
 
 def explain_memory(error: BaseException) -> str:
     """Say what to do about an error of which :func:`lacks_memory` is true."""
+    if any(sign in str(error) for sign in _NO_GPU_MEMORY):
+        return (
+            f"the GPU does not have enough memory ({one_line(error)}): see with nvidia-smi what "
+            "else takes it, or ask for less, such as smaller batches; the same command goes on "
+            "where this one ended"
+        )
     return (
         f"there is not enough memory ({one_line(error)}): allow this process or its container "
         "more, or ask for less, such as fewer --workers; the same command goes on where this one "

@@ -27,6 +27,7 @@ from adcam.data.xml_text import parse_xml
 from adcam.errors import AdcamError
 from adcam.files import read_json, read_text
 from adcam.labeling.executor import WorkerCrash, WorkerPool
+from adcam.labeling.steps import is_of_image
 from adcam.limits import Limits, machine_memory, read_limits, use_limits
 from adcam.models.checkpoints import load_state_dict
 
@@ -277,6 +278,30 @@ def test_a_command_that_gets_no_memory_ends_with_what_to_do(
     monkeypatch.setattr("adcam.cli.info.run", lambda args: [][1])
     with pytest.raises(IndexError):
         main(["info"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_gpu_without_memory_is_told_from_a_mistake(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What lacked memory is tried again with fewer images, whichever library asked for it."""
+
+    def fail(args: object) -> int:
+        raise error
+
+    assert is_of_image(error)
+    monkeypatch.setattr("adcam.cli.info.run", fail)
+    assert main(["info"]) == 2
+    said = capsys.readouterr().err
+    assert "error: the GPU does not have enough memory (" in said and "smaller batches" in said
 
 
 CONFIGS = {
