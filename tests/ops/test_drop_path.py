@@ -9,6 +9,7 @@ import torch
 from timm.layers import DropPath
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from adcam.models.classifier import Classifier
 from adcam.models.token_cam import TokenCAM
 from adcam.ops.drop_path import SameDropPath
 
@@ -58,6 +59,41 @@ def test_a_classifier_draws_so() -> None:
     assert kinds[DropPath] == 0
     rates = [m.drop_prob for m in network.modules() if isinstance(m, SameDropPath)]
     assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
+
+
+def train_once(device: torch.device | str, *, seed: int = 3) -> list[torch.Tensor]:
+    """The losses of a step of a classifier, and the length of each gradient."""
+    torch.manual_seed(0)
+    network = TokenCAM(
+        "deit_tiny_patch16_224",
+        num_fg_classes=3,
+        img_size=32,
+        drop_path_rate=0.5,
+        backbone_kwargs=SMALL,
+    )
+    model = Classifier(network, cls_token_loss=0.5).train()
+    inputs = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    cls_label = torch.eye(3).repeat(2, 1)
+    model = model.to(device)
+    torch.manual_seed(seed)
+    losses = model(inputs.to(device), cls_label.to(device), mode="loss")
+    torch.stack([*losses.values()]).sum().backward()
+    lengths = [x.grad.norm() for x in model.parameters() if x.grad is not None]
+    return [x.detach().cpu() for x in (*losses.values(), torch.stack(lengths))]
+
+
+def test_a_step_follows_from_its_seed() -> None:
+    first, again, other = train_once("cpu"), train_once("cpu"), train_once("cpu", seed=4)
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    assert (other[-1] / first[-1] - 1).abs().median() > 0.05
+
+
+@pytest.mark.gpu
+def test_gpu_takes_the_step_of_a_cpu(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another draw would change gradients by much more than their rounding."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    torch.testing.assert_close(train_once(gpu), train_once("cpu"), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.gpu
