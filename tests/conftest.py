@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -11,6 +12,9 @@ from mmengine.config import Config
 
 from adcam.data.shapes import make_shapes
 from adcam.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
 
 # The same examples in every run, and a slow machine is no failure. To look for new examples:
 # make test PYTEST_ARGS=--hypothesis-profile=default
@@ -31,15 +35,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip("reads the sources, which are not beside the tests"))
         definitions = item._fixtureinfo.name2fixturedefs.values()
         if item.get_closest_marker("gpu"):
+            check_fixtures(item)
             item.add_marker(pytest.mark.xdist_group("gpu"))
         elif any(found[-1].scope in ("module", "class") for found in definitions):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def check_fixtures(item: pytest.Item) -> None:
+    """Refuse a test that would not find a fixture, where it is only collected, too.
+
+    Tests that need a GPU rarely run, and a missing fixture is an error of that run alone.
+    """
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    known = {"request", *item._fixtureinfo.name2fixturedefs, *given}
+    if unknown := sorted({*item.fixturenames} - known):
+        raise pytest.UsageError(f"{item.nodeid}: there is no fixture {unknown}")
 
 
 ROOT = Path(__file__).resolve().parents[1]
 # `make test-wheel` runs the tests away from the sources: `import adcam` is what pip installed.
 IS_CHECKOUT = (ROOT / "adcam").is_dir() and (ROOT / ".ci").is_dir()
 SHARED = Path(os.environ.get("ADCAM_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def gpu() -> torch.device:
+    """A CUDA device that runs Triton; tests that take it are marked ``gpu``."""
+    import torch
+
+    from adcam.ops._backends import triton_not_supported_reasons
+
+    if reasons := triton_not_supported_reasons():
+        pytest.skip("; ".join(reasons))
+    return torch.device("cuda")
 
 
 @pytest.fixture(scope="session")

@@ -388,7 +388,9 @@ def test_rates_are_those_of_the_run(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-5), ("bfloat16", 1e-2)])
-def test_a_graph_gives_what_the_calls_give(tiny_checkpoint: Path, dtype: str, atol: float) -> None:
+def test_a_graph_gives_what_the_calls_give(
+    gpu: torch.device, tiny_checkpoint: Path, dtype: str, atol: float
+) -> None:
     maker = load(tiny_checkpoint, "cuda", dtype=dtype).map_maker
     cache = GraphCache(maker.forward, first=1)
     stream = torch.cuda.Stream()
@@ -412,7 +414,9 @@ def test_a_graph_gives_what_the_calls_give(tiny_checkpoint: Path, dtype: str, at
 
 
 @pytest.mark.gpu
-def test_network_and_masks_do_not_wait_for_a_gpu(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_network_and_masks_do_not_wait_for_a_gpu(
+    gpu: torch.device, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     labeler = load(tiny_checkpoint, "cuda")
     job = mask_job(labeler, tmp_path)
     assert job.device == "cuda"
@@ -439,6 +443,7 @@ def test_network_and_masks_do_not_wait_for_a_gpu(tiny_checkpoint: Path, tmp_path
 @pytest.mark.parametrize("labels", ["given", "predicted"])
 @pytest.mark.parametrize("method", ["cam", "ad_cam"])
 def test_masks_of_a_gpu_are_those_of_its_plain_steps(
+    gpu: torch.device,
     tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from triton_testing import stand_in_for_the_driver
 
-from adcam.ops._backends import triton_not_supported_reasons, triton_package_reason
+from adcam.ops._backends import triton_package_reason
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,11 +13,3 @@ def _old_triton() -> None:
     """Let the lowest Triton compile where there is no GPU."""
     if triton_package_reason() is None:
         stand_in_for_the_driver()
-
-
-@pytest.fixture(scope="session")
-def gpu() -> torch.device:
-    """A CUDA device that runs Triton; tests that take it are marked ``gpu``."""
-    if reasons := triton_not_supported_reasons():
-        pytest.skip("; ".join(reasons))
-    return torch.device("cuda")
