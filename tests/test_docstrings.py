@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import adcam
+import adcam.data.sources
 
 PACKAGE = Path(adcam.__file__).resolve().parent
 MODULES = sorted(
@@ -25,6 +26,7 @@ def test_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         registered = dict(getattr(importlib.import_module(module), f"_{table}"))
         monkeypatch.setattr(f"{module}._{table}", registered)
         monkeypatch.setattr(f"{module}.{table}", registered)
+    monkeypatch.setattr("adcam.data.sources.SOURCES", dict(adcam.data.sources.SOURCES))
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0
     assert result.failed == 0
