@@ -145,8 +145,8 @@ class ExplorerWriter:
             ValueError: A mask or the ground truth has another size than the image.
             OSError: The folder cannot be written to.
         """
-        write_image(self._folder, len(self._entries), image, self._methods, self._palette)
-        self._entries.append(describe_image(image, self._methods))
+        self._write_files(str(len(self._entries)), image)
+        self._entries.append(self._describe(image))
         self._with_maps.update(image.maps)
         self._with_masks.update(image.masks)
 
@@ -156,11 +156,94 @@ class ExplorerWriter:
         Raises:
             OSError: The folder cannot be written to.
         """
-        index = build_index(self._entries, self._methods, self._class_set)
-        for method in index["methods"]:
-            method["maps"] = method["name"] in self._with_maps
-            method["masks"] = method["name"] in self._with_masks
+        classes = [
+            {
+                "value": value,
+                "name": self._class_set.name_of_value(value),
+                "color": list(self._palette[value]),
+            }
+            for value in (0, *self._class_set.mask_values)
+        ]
+        methods = [
+            {
+                **vars(method),
+                "miou": _round(method.miou),
+                "maps": method.name in self._with_maps,
+                "masks": method.name in self._with_masks,
+            }
+            for method in self._methods
+        ]
+        index = {
+            "classes": classes,
+            "methods": methods,
+            "heat": base64.b64encode(heat_colors().tobytes()).decode(),
+            "images": self._entries,
+        }
         write_json(self._folder / INDEX_NAME, index)
+
+    def _write_files(self, name: str, image: ExploredImage) -> None:
+        """Write the script of an image, its small picture, and the script of its attention."""
+        hw = image.rgb.shape[:2]
+        arrays = [image.truth, *image.masks.values()]
+        if wrong := [array.shape for array in arrays if array is not None and array.shape != hw]:
+            raise ValueError(f"masks of {image.img_id!r} must be of its size {hw}, got {wrong}")
+        photo = encode_jpeg(image.rgb, max_side=max(hw), quality=90)
+        found = [image.found_boxes.get(method.name) for method in self._methods]
+        values = {
+            "hw": list(hw),
+            "photo": base64.b64encode(photo).decode(),
+            "truth": _pack_optional(image.truth),
+            "values": list(image.class_values),
+            "maps": [_pack_maps(image.maps.get(method.name)) for method in self._methods],
+            "boxes": {
+                "true": [_round_box(box) for box in image.true_boxes],
+                "found": [None if box is None else _round_box(box) for box in found],
+            },
+            "masks": [_pack_optional(image.masks.get(method.name)) for method in self._methods],
+        }
+        if image.attention is not None:
+            patches = {
+                "grid_hw": list(image.attention.grid_hw),
+                "attention": pack_array(image.attention.attention),
+                "affinity": pack_array(image.attention.affinity),
+            }
+            script = encode_script(f"{name}-attention", patches)
+            write_bytes(self._folder / f"{name}-attention.js", script)
+        shown = image.rgb
+        if (main := self._main_mask(image)) is not None:
+            shown = overlay_mask(image.rgb, main, self._palette, opacity=0.45)
+        thumbnail = encode_jpeg(shown, max_side=THUMBNAIL_SIDE, quality=80)
+        write_bytes(self._folder / f"{name}.jpg", thumbnail)
+        write_bytes(self._folder / f"{name}.js", encode_script(name, values))
+
+    def _describe(self, image: ExploredImage) -> dict[str, Any]:
+        """Describe an image for the index.
+
+        Returns:
+            ``id``; ``classes``, the mask values of its labels; ``iou`` by panel; ``size``, the
+            share of the pixels in percent that are no background in the ground truth, or without
+            one in the last mask; ``confidence``; ``attention``, whether it is stored; and
+            ``confusions`` of the last mask.
+        """
+        main = self._main_mask(image)
+        measured = main if image.truth is None else image.truth
+        size = None
+        if measured is not None:
+            scored = measured[measured != IGNORE_INDEX]
+            size = round(100 * float((scored != 0).mean()), 2) if scored.size else 0.0
+        return {
+            "id": image.img_id,
+            "classes": list(image.class_values),
+            "iou": [_round(image.mious.get(method.name)) for method in self._methods],
+            "size": size,
+            "confidence": None if image.confidence is None else round(float(image.confidence), 4),
+            "attention": image.attention is not None,
+            "confusions": find_confusions(image.truth, main),
+        }
+
+    def _main_mask(self, image: ExploredImage) -> np.ndarray | None:
+        """The mask of the last panel."""
+        return image.masks.get(self._methods[-1].name) if self._methods else None
 
 
 def shrink_image(img: np.ndarray) -> np.ndarray:
@@ -174,118 +257,6 @@ def shrink_mask(mask: np.ndarray) -> np.ndarray:
     """Reduce a mask, uint8 (H, W), likewise; each pixel takes the value at its middle."""
     height, width = fit_hw((mask.shape[0], mask.shape[1]), IMAGE_SIDE)
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-
-
-def write_image(
-    folder: Path,
-    number: int,
-    image: ExploredImage,
-    methods: Sequence[ExploredMethod],
-    palette: Sequence[tuple[int, int, int]],
-) -> None:
-    """Write the two files of an image, and the third with its attention.
-
-    Args:
-        folder: The folder of the explorer.
-        number: The place of the image in the index, from 0.
-        image: The image.
-        methods: The panels, in their order.
-        palette: The colour of every mask value, 256 entries.
-
-    Raises:
-        ValueError: A mask or the ground truth has another size than the image.
-        OSError: The folder cannot be written to.
-    """
-    hw = image.rgb.shape[:2]
-    arrays = [image.truth, *image.masks.values()]
-    if wrong := [array.shape for array in arrays if array is not None and array.shape != hw]:
-        raise ValueError(f"masks of {image.img_id!r} must be of its size {hw}, got {wrong}")
-    values = {
-        "hw": list(hw),
-        "photo": base64.b64encode(encode_jpeg(image.rgb, max_side=max(hw), quality=90)).decode(),
-        "truth": None if image.truth is None else pack_array(image.truth),
-        "values": list(image.class_values),
-        "maps": [_pack_maps(image.maps.get(method.name)) for method in methods],
-        "boxes": {
-            "true": [_round_box(box) for box in image.true_boxes],
-            "found": [
-                _round_box(image.found_boxes[m.name]) if m.name in image.found_boxes else None
-                for m in methods
-            ],
-        },
-        "masks": [_pack_optional(image.masks.get(method.name)) for method in methods],
-    }
-    if image.attention is not None:
-        patches = {
-            "grid_hw": list(image.attention.grid_hw),
-            "attention": pack_array(image.attention.attention),
-            "affinity": pack_array(image.attention.affinity),
-        }
-        name = f"{number}-attention"
-        write_bytes(folder / f"{name}.js", encode_script(name, patches))
-    main = image.masks.get(methods[-1].name) if methods else None
-    shown = image.rgb if main is None else overlay_mask(image.rgb, main, palette, opacity=0.45)
-    write_bytes(folder / f"{number}.jpg", encode_jpeg(shown, max_side=THUMBNAIL_SIDE, quality=80))
-    write_bytes(folder / f"{number}.js", encode_script(str(number), values))
-
-
-def describe_image(image: ExploredImage, methods: Sequence[ExploredMethod]) -> dict[str, Any]:
-    """Describe an image for the index.
-
-    Args:
-        image: The image.
-        methods: The panels, in their order.
-
-    Returns:
-        JSON values: ``id``; ``classes``, the mask values of its labels; ``iou`` by panel; ``size``,
-        the share of the pixels in percent that are no background in the ground truth, or without
-        one in the last mask; ``confidence``; ``attention``, whether it is stored; and
-        ``confusions``, up to eight of (true value, predicted value, pixels) of the last mask, the
-        largest first.
-    """
-    main = image.masks.get(methods[-1].name) if methods else None
-    measured = main if image.truth is None else image.truth
-    size = None
-    if measured is not None:
-        scored = measured[measured != IGNORE_INDEX]
-        size = round(100 * float((scored != 0).mean()), 2) if scored.size else 0.0
-    return {
-        "id": image.img_id,
-        "classes": list(image.class_values),
-        "iou": [_round(image.mious.get(method.name)) for method in methods],
-        "size": size,
-        "confidence": None if image.confidence is None else round(float(image.confidence), 4),
-        "attention": image.attention is not None,
-        "confusions": find_confusions(image.truth, main),
-    }
-
-
-def build_index(
-    entries: Sequence[Mapping[str, Any]],
-    methods: Sequence[ExploredMethod],
-    class_set: ClassSet,
-) -> dict[str, Any]:
-    """Build the content of ``index.json``: classes, panels and all images, as JSON values.
-
-    Args:
-        entries: What :func:`describe_image` said of each image, in the order of their numbers.
-        methods: The panels, in their order.
-        class_set: Names and values of the classes.
-    """
-    palette = display_palette(class_set)
-    return {
-        "classes": [
-            {
-                "value": value,
-                "name": class_set.name_of_value(value),
-                "color": list(palette[value]),
-            }
-            for value in (0, *class_set.mask_values)
-        ],
-        "methods": [{**vars(method), "miou": _round(method.miou)} for method in methods],
-        "heat": base64.b64encode(heat_colors().tobytes()).decode(),
-        "images": list(entries),
-    }
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
