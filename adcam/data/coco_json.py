@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adcam.data.polygons import paint_regions, trace_regions
+from adcam.data.polygons import find_box, paint_regions, trace_regions
 from adcam.data.text_tables import check_relative
 from adcam.errors import AdcamError
 from adcam.files import img_id_of, read_json
@@ -281,8 +281,7 @@ def encode_mask(
 def _encode_region(
     region: np.ndarray, category: int, is_crowd: bool, polygons: bool
 ) -> dict[str, Any]:
-    rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
-    (x0, x1), (y0, y1) = ((int(line[0]), int(line[-1]) + 1) for line in (columns, rows))
+    x0, y0, x1, y1 = find_box(region)
     segmentation: Any
     if polygons:
         segmentation = [outline.ravel().tolist() for outline in trace_regions(region)]

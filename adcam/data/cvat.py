@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adcam.data.polygons import fill_polygon
+from adcam.data.polygons import fill_polygon, find_box
 from adcam.data.text_tables import check_relative
 from adcam.data.xml_text import read_xml
 from adcam.errors import AdcamError
@@ -68,19 +68,18 @@ def encode_image(
         region = mask == value
         if not region.any():
             continue
-        rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
-        box = region[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        x0, y0, x1, y1 = find_box(region)
         ET.SubElement(
             image,
             "mask",
             label=label,
             source="auto",
             occluded="0",
-            rle=", ".join(map(str, encode_runs(box))),
-            left=str(columns[0]),
-            top=str(rows[0]),
-            width=str(box.shape[1]),
-            height=str(box.shape[0]),
+            rle=", ".join(map(str, encode_runs(region[y0:y1, x0:x1]))),
+            left=str(x0),
+            top=str(y0),
+            width=str(x1 - x0),
+            height=str(y1 - y0),
             z_order="0",
         )
     return image

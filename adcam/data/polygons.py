@@ -60,6 +60,16 @@ def trace_regions(region: np.ndarray) -> list[np.ndarray]:
     return outlines
 
 
+def find_box(region: np.ndarray) -> tuple[int, int, int, int]:
+    """The smallest box around a region's pixels: x0, y0, and x1, y1 one past the last of them.
+
+    Args:
+        region: The pixels of the region, bool (H, W), at least one.
+    """
+    rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def fill_polygon(polygon: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
     """The pixels whose centres lie inside a polygon, by the even-odd rule.
 

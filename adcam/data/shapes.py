@@ -24,6 +24,7 @@ from adcam.data._shapes_drawing import HEADS, MIN_SIDE, Scene
 from adcam.data.dataset import build_class_set
 from adcam.data.label_tables import CSV_HEADER
 from adcam.data.png import voc_palette, write_mask
+from adcam.data.polygons import find_box
 from adcam.errors import AdcamError
 from adcam.files import write_bytes, write_csv, write_json, write_text
 from adcam.structures import ClassSet
@@ -224,12 +225,10 @@ def _write_single_shapes(
         image_id = f"{split}/{i:05d}.png"
         _write_png(root / image_id, img)
         _write_png(root / "masks" / image_id, np.uint8(255) * is_animal.astype(np.uint8))
-        rows, columns = (np.flatnonzero(is_animal.any(axis=axis)) for axis in (1, 0))
-        box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
         tables["image_ids"].append(image_id)
         tables["class_labels"].append(f"{image_id},{class_id}")
         tables["image_sizes"].append(f"{image_id},{size_hw[1]},{size_hw[0]}")
-        tables["localization"].append(f"{image_id},{','.join(map(str, box))}")
+        tables["localization"].append(f"{image_id},{','.join(map(str, find_box(is_animal)))}")
         tables["masks"].append(f"{image_id},masks/{image_id},masks/none.png")
     masks = tables.pop("masks")
     _write_tables(root / "metadata" / "shapes" / split, tables)
