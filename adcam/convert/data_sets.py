@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ from adcam.data.coco_json import (
 )
 from adcam.data.images import read_image_hw
 from adcam.data.labels import write_labels_csv
-from adcam.data.open_images import read_id_list
+from adcam.data.open_images import read_id_list, write_id_list
 from adcam.data.png import read_mask
 from adcam.data.sbd import compute_train_aug, is_checksummed, read_sbd_mask
 from adcam.data.voc import EXPECTED_COUNTS as VOC_COUNTS
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
-from adcam.files import hash_file, spell_img_id, write_text
+from adcam.files import hash_file
 from adcam.labeling.executor import WorkerCrash, WorkerPool
 
 
@@ -82,7 +82,7 @@ def convert_sbd(
 
         counts = convert_each(img_ids, make, folder, masks_of(voc_class_set()), options)
     list_path = root / "ImageSets" / "Segmentation" / "train_aug.txt"
-    _write_list(list_path, img_ids)
+    write_id_list(list_path, img_ids)
     num_own = len(own & set(img_ids))
     notes = (note, f"{num_own} masks are VOC's own, {len(img_ids) - num_own} SBD's", str(list_path))
     return counts.finish("sbd", folder, notes)
@@ -151,8 +151,8 @@ def convert_coco(
     folder = root / "masks" / split
     options = LoopOptions(settings, overwrite, progress)
     counts = convert_each(drawer.images, drawer, folder, masks_of(class_set), options)
-    _write_list(root / "lists" / f"{split}.txt", drawer.images)
-    _write_list(root / "lists" / f"{split}_objects.txt", with_objects)
+    write_id_list(root / "lists" / f"{split}.txt", drawer.images)
+    write_id_list(root / "lists" / f"{split}_objects.txt", with_objects)
     images = [image for image in file.images if image.img_id not in counts.failed]
     _write_labels(root / "labels" / f"{split}.csv", images, value_of)
     notes += drawer.describe()
@@ -183,7 +183,3 @@ def _write_labels(path: Path, images: Sequence[CocoImage], value_of: Mapping[int
         for image in images
     }
     write_labels_csv(path, labels, COCO_CLASSES)
-
-
-def _write_list(path: Path, img_ids: Iterable[str]) -> None:
-    write_text(path, "".join(f"{spell_img_id(img_id)}\n" for img_id in img_ids))

@@ -12,7 +12,7 @@ from adcam.data.labels import read_any_labels
 from adcam.data.packed_images import Found, find_packed, is_packed, list_packed
 from adcam.data.voc import load_voc
 from adcam.errors import AdcamError
-from adcam.files import img_id_of, is_image_path, read_text
+from adcam.files import img_id_of, is_image_path, read_text, spell_img_id, write_text
 from adcam.remote_files import is_url
 from adcam.structures import ClassSet
 
@@ -169,6 +169,15 @@ def read_id_list(path: str | Path) -> list[str]:
     return list(line_of)
 
 
+def write_id_list(path: str | Path, img_ids: Iterable[str]) -> None:
+    """Write a list that :func:`read_id_list` reads, atomically.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_text(path, "".join(f"{spell_img_id(img_id)}\n" for img_id in img_ids))
+
+
 def _open_voc(
     root: Path,
     class_set: ClassSet,
@@ -192,7 +201,25 @@ def _is_voc_root(path: Path) -> bool:
 def _find_labels(folder: Path) -> str | Path | None:
     if _is_voc_root(folder) and (folder / "Annotations").is_dir():
         return "xml"
+    return find_label_file(folder)
+
+
+def find_label_file(folder: Path) -> Path | None:
+    """The one of :data:`LABEL_FILES` that lies in a folder, if any.
+
+    Raises:
+        AdcamError: There are several.
+    """
     found = sorted(p for p in folder.iterdir() if p.name.lower() in LABEL_FILES and p.is_file())
+    return take_one(folder, found)
+
+
+def take_one(folder: Path, found: Sequence[Path]) -> Path | None:
+    """The only file of labels that was found in a folder, ``None`` where there is none.
+
+    Raises:
+        AdcamError: There are several.
+    """
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         raise AdcamError(f"{folder} holds {names}; say with --labels which one counts")

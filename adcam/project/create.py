@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adcam.data.labels import write_labels_csv
+from adcam.data.open_images import write_id_list
 from adcam.data.stratify import split_stratified
 from adcam.errors import AdcamError
-from adcam.files import spell_img_id, write_text
+from adcam.files import write_text
 from adcam.project.config_text import Start, format_config
 from adcam.project.project import LISTS, Project, refuse_existing
 from adcam.project.survey import Survey
@@ -50,7 +51,7 @@ def create_project(
     lists = project.folder / LISTS
     write_labels_csv(lists / "labels.csv", survey.labels, survey.classes)
     for name, img_ids in (("train", train), ("val", val), ("labelled", list(survey.labels))):
-        write_text(lists / f"{name}.txt", "".join(f"{spell_img_id(i)}\n" for i in img_ids))
+        write_id_list(lists / f"{name}.txt", img_ids)
     images = _place(survey.photographs.folder, project.folder)
     text = format_config(images, survey.counts, start, num_train=len(train), seed=seed)
     write_text(project.config, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from adcam.data.open_images import LABEL_FILES
+from adcam.data.open_images import find_label_file, take_one
 from adcam.errors import AdcamError
 
 _TABLES = (".csv", ".tsv", ".xlsx", ".json", ".xml")
@@ -43,29 +43,22 @@ def find_labels(folder: Path, img_ids: Collection[str]) -> str | Path:
     Raises:
         AdcamError: There are none, or several.
     """
+    if found := find_label_file(folder):
+        return found
     beside = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-    named = [path for path in beside if path.name.lower() in LABEL_FILES]
     stems = {img_id.rpartition("/")[2] for img_id in img_ids}
     tables = [p for p in beside if p.suffix.lower() in _TABLES and p.stem not in stems]
-    if (found := _take_one(folder, named)) or (found := _take_one(folder, tables)):
+    if found := take_one(folder, tables):
         return found
     if places := _find_annotations(folder, stems):
         return places[0]
     if all("/" in img_id for img_id in img_ids) and len({i.split("/")[-2] for i in img_ids}) > 1:
         return "folders"
-    above = sorted(p for p in folder.resolve().parent.iterdir() if p.name.lower() in LABEL_FILES)
-    if found := _take_one(folder.resolve().parent, above):
+    if found := find_label_file(folder.resolve().parent):
         return found
     raise AdcamError(
         f"{folder}: there are no labels beside these images. Name them with --labels: {KINDS}"
     )
-
-
-def _take_one(folder: Path, found: list[Path]) -> Path | None:
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
-        raise AdcamError(f"{folder} holds {names}; say with --labels which one counts")
-    return found[0] if found else None
 
 
 def _find_annotations(folder: Path, stems: Collection[str]) -> list[Path]:
