@@ -139,7 +139,7 @@ def _read_numbers(path: Path, count: int, source: Path) -> Iterator[int]:
         yield int(cells[0])
 
 
-def read_cvat(path: Path) -> Annotated:
+def read_cvat_labels(path: Path) -> Annotated:
     """Read an export of CVAT, "CVAT for images 1.1": one XML file of all images.
 
     Source: "CVAT for image" in CVAT's manual, XML annotation format.
@@ -186,7 +186,7 @@ def is_label_studio(content: Any) -> bool:
     )
 
 
-def read_label_studio(path: Path, tasks: Sequence[Mapping[str, Any]]) -> Annotated:
+def read_label_studio_labels(path: Path, tasks: Sequence[Mapping[str, Any]]) -> Annotated:
     """Read the tasks of Label Studio's JSON.
 
     Choices, boxes, outlines and brushes count alike. A task that nobody annotated says nothing of

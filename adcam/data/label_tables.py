@@ -20,8 +20,8 @@ from adcam.data.annotation_labels import (
     Annotated,
     is_label_studio,
     read_annotation_folder,
-    read_cvat,
-    read_label_studio,
+    read_cvat_labels,
+    read_label_studio_labels,
 )
 from adcam.data.coco_json import read_coco_json
 from adcam.data.spreadsheet import read_xlsx
@@ -89,7 +89,7 @@ def read_label_table(path: Path) -> LabelRows:
     if path.is_dir():
         return _read_annotated(read_annotation_folder(path))
     if path.suffix.lower() == ".xml":
-        return _read_annotated(read_cvat(path))
+        return _read_annotated(read_cvat_labels(path))
     if path.suffix.lower() == ".json":
         return _read_json(path)
     if path.suffix.lower() == ".xlsx":
@@ -271,7 +271,7 @@ def _read_json(path: Path) -> LabelRows:
     if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
         return _read_coco(path)
     if is_label_studio(content):
-        return _read_annotated(read_label_studio(path, content))
+        return _read_annotated(read_label_studio_labels(path, content))
     pairs: list[tuple[Any, Any]]
     if isinstance(content, dict):
         pairs, note = list(content.items()), "JSON with labels by image"

@@ -107,7 +107,7 @@ def load_object_npy(path: str | Path) -> object:
             )
         try:
             stored = _Unpickler(file, encoding="latin1").load()
-            _refuse_laughs(stored, _MOST_SHARED * path.stat().st_size)
+            _refuse_expansion(stored, _MOST_SHARED * path.stat().st_size)
             return _resolve(stored).item()
         except _ERRORS as err:
             raise AdcamError(f"{path}: cannot be read safely ({err})") from err
@@ -306,7 +306,7 @@ def _read_storage(data: bytes) -> _Storage:
     return _Storage(np.frombuffer(data, dtype, count, offset=file.tell()))
 
 
-def _refuse_laughs(value: Any, most: int) -> None:
+def _refuse_expansion(value: Any, most: int) -> None:
     """Refuse a pickle whose lists hold one another so often that it stands for more than itself."""
     left = [value]
     for _ in range(most):

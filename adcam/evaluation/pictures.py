@@ -15,7 +15,7 @@ from adcam.evaluation.mapping import MappedImage, MaskChoice
 from adcam.files import Spool
 from adcam.labeling.mask_maker import resize_maps
 from adcam.report.explorer import IMAGE_SIDE, MAP_SIDE, shrink_mask
-from adcam.report.figures import encode_jpeg, fit_hw
+from adcam.report.figures import encode_jpeg, fit_side
 from adcam.structures import ClassSet
 
 MAX_IMAGES = 2000
@@ -168,7 +168,7 @@ class Pictures:
     def process(self, image: MappedImage) -> None:
         """Keep one image."""
         sample = image.sample
-        map_hw = fit_hw(sample.ori_hw, MAP_SIDE)
+        map_hw = fit_side(sample.ori_hw, MAP_SIDE)
         mask_values = self._class_set.mask_values
         masks = {choice.name: image.make_mask(choice, mask_values).mask for choice in self._choices}
         boxes = None

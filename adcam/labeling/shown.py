@@ -14,7 +14,7 @@ from adcam.labeling.mask_maker import resize_maps
 from adcam.labeling.output_folder import REPORT_DIR
 from adcam.labeling.steps import Mapped
 from adcam.report.explorer import MAP_SIDE
-from adcam.report.figures import fit_hw
+from adcam.report.figures import fit_side
 from adcam.structures import ClassSet
 
 SHOWN_DIR = "shown"
@@ -72,5 +72,5 @@ def read_small_maps(path: Path, values: Sequence[int]) -> np.ndarray | None:
     maps = stored.class_maps
     if [stored.mask_values[i] for i in maps.class_ids] != list(values):
         return None
-    small = resize_maps(maps.score_maps, fit_hw(maps.score_maps.shape[1:], MAP_SIDE))
+    small = resize_maps(maps.score_maps, fit_side(maps.score_maps.shape[1:], MAP_SIDE))
     return np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8)

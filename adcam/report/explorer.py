@@ -24,7 +24,7 @@ from adcam.files import open_json, parse_json, read_text, refuse_links, write_by
 from adcam.report.figures import (
     display_palette,
     encode_jpeg,
-    fit_hw,
+    fit_side,
     heat_colors,
     overlay_mask,
 )
@@ -248,14 +248,14 @@ class ExplorerWriter:
 
 def shrink_image(img: np.ndarray) -> np.ndarray:
     """Reduce an image, uint8 (H, W, 3), to :data:`IMAGE_SIDE` pixels on a side at most."""
-    height, width = fit_hw((img.shape[0], img.shape[1]), IMAGE_SIDE)
+    height, width = fit_side((img.shape[0], img.shape[1]), IMAGE_SIDE)
     small = Image.fromarray(img).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2)
     return np.asarray(small)
 
 
 def shrink_mask(mask: np.ndarray) -> np.ndarray:
     """Reduce a mask, uint8 (H, W), likewise; each pixel takes the value at its middle."""
-    height, width = fit_hw((mask.shape[0], mask.shape[1]), IMAGE_SIDE)
+    height, width = fit_side((mask.shape[0], mask.shape[1]), IMAGE_SIDE)
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
 

@@ -312,7 +312,7 @@ def encode_jpeg(rgb: np.ndarray, *, max_side: int = 256, quality: int = 85) -> b
     if max_side < 1:
         raise ValueError(f"max_side must be at least 1, got {max_side}")
     buffer = io.BytesIO()
-    small = _resize(rgb, fit_hw((rgb.shape[0], rgb.shape[1]), max_side))
+    small = _resize(rgb, fit_side((rgb.shape[0], rgb.shape[1]), max_side))
     Image.fromarray(small).save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
     return buffer.getvalue()
 
@@ -322,7 +322,7 @@ def data_uri(jpeg: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
-def fit_hw(hw: tuple[int, int], max_side: int) -> tuple[int, int]:
+def fit_side(hw: tuple[int, int], max_side: int) -> tuple[int, int]:
     """Scale ``hw`` down, keeping its aspect, so that no side exceeds ``max_side``; each is >= 1."""
     scale = min(1.0, max_side / max(hw))
     return max(1, round(hw[0] * scale)), max(1, round(hw[1] * scale))

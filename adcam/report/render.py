@@ -23,7 +23,7 @@ import numpy as np
 from adcam.files import refuse_links, write_bytes, write_json, write_text
 from adcam.report.diagrams import draw
 from adcam.report.explorer import EXPLORER_DIR, INDEX_NAME, list_files
-from adcam.report.figures import data_uri, encode_jpeg, fit_hw, heat_colors
+from adcam.report.figures import data_uri, encode_jpeg, fit_side, heat_colors
 from adcam.report.model import (
     Block,
     Cell,
@@ -430,7 +430,7 @@ def _picture_row(row: PictureRow, stem: str, grid: PictureGrid, add_file: AddFil
     for number, picture in enumerate(row.pictures, 1):
         jpeg = encode_jpeg(picture.rgb, max_side=grid.max_side)
         name = slug(picture.column, fallback="picture")
-        height, width = fit_hw((picture.rgb.shape[0], picture.rgb.shape[1]), grid.max_side)
+        height, width = fit_side((picture.rgb.shape[0], picture.rgb.shape[1]), grid.max_side)
         alt, value, is_best = picture.alt or f"{picture.column} of {row.img_id}", "", False
         if picture.value is not None:
             value = format_number(float(picture.value))

@@ -13,7 +13,7 @@ from adcam.report.figures import (
     data_uri,
     draw_boxes,
     encode_jpeg,
-    fit_hw,
+    fit_side,
     heat_colors,
     overlay_heat,
     overlay_mask,
@@ -134,11 +134,11 @@ def test_encoding_bounds_the_size_and_keeps_the_aspect() -> None:
     assert small.size == (9, 5)
 
 
-def test_fit_hw() -> None:
-    assert fit_hw((375, 500), 256) == (192, 256)
-    assert fit_hw((500, 375), 256) == (256, 192)
-    assert fit_hw((3, 5000), 256) == (1, 256)
-    assert fit_hw((10, 20), 256) == (10, 20)
+def test_fit_side() -> None:
+    assert fit_side((375, 500), 256) == (192, 256)
+    assert fit_side((500, 375), 256) == (256, 192)
+    assert fit_side((3, 5000), 256) == (1, 256)
+    assert fit_side((10, 20), 256) == (10, 20)
 
 
 def test_picture_row_orders_its_columns() -> None:
