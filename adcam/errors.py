@@ -1,4 +1,4 @@
-"""The one error of this package that is the user's to mend, and the words of messages."""
+"""AdcamError, for mistakes that a user can mend, and helpers for the text of messages."""
 
 import errno
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def join_some(items: Sequence[object], most: int = 5, separator: str = ", ") -> 
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Tell whether an error, or one that led to it, says that memory was asked for in vain."""
+    """Tell whether an error, or one that caused it, means that there was not enough memory."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, MemoryError) or getattr(seen, "errno", None) == errno.ENOMEM:

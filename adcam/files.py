@@ -496,7 +496,7 @@ def refuse_links(folder: Path, path: Path) -> Path:
 
 
 def check_img_id(img_id: str) -> str:
-    """The id itself.
+    """Return an image id, or refuse one that cannot name a file below a folder.
 
     Raises:
         AdcamError: It is empty, absolute, leads out of the folder that it is relative to, or is no
@@ -509,7 +509,7 @@ def check_img_id(img_id: str) -> str:
 
 
 def check_characters(img_id: str) -> str:
-    """The id itself.
+    """Return an image id, or refuse one with characters that no file name can have.
 
     Raises:
         AdcamError: It holds NUL or half a symbol, as text in JSON may: no file can have this name.
@@ -545,8 +545,8 @@ def find_images(
 ) -> dict[str, Path]:
     """All images below a folder, by suffix in any case (:data:`IMAGE_SUFFIXES`).
 
-    Hidden files and folders are left out without a word. Files of other kinds, sub-folders that
-    cannot be read and results of this project are left out with one (a warning in the log).
+    Hidden files and folders are skipped silently. Files of other kinds, sub-folders that cannot be
+    read and results of this project are skipped with a warning in the log.
 
     Args:
         folder: The folder; symbolic links to folders inside it are not followed.

@@ -1,7 +1,7 @@
-"""What each method can be told, for who must know it before torch is loaded.
+"""The options of each method, without torch.
 
-The methods of :mod:`adcam.cams` inherit their options from here, so that commands and configs
-refuse at once an option that does not exist, or a value out of range.
+The methods of :mod:`adcam.cams` inherit their options from here. Commands and configs read them
+before torch is loaded, and refuse at once an option that does not exist or a value out of range.
 """
 
 from __future__ import annotations

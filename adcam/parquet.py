@@ -36,7 +36,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class TableInfo:
-    """What a Parquet file says of itself.
+    """The columns, row groups and metadata of a Parquet file.
 
     Attributes:
         path: The file.
@@ -60,7 +60,7 @@ class TableInfo:
 
 
 def read_info(path: str | Path) -> TableInfo:
-    """Read what a Parquet file says of itself, not its rows.
+    """Read the columns, row groups and metadata of a Parquet file, but no rows.
 
     Raises:
         AdcamError: The file is missing or no Parquet file.
@@ -175,7 +175,7 @@ def write_batches(
     Args:
         file: The open file.
         columns: The columns as for :func:`encode_table`; only their kinds count.
-        batches: As many tables of these columns as there are.
+        batches: The tables, each with these columns.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -22,8 +22,8 @@ def printable(text: str, *, multiline: bool = False) -> str:
     r"""Return a text with its control characters spelled out, such as ``\x1b``.
 
     A file name may hold any character. Printed raw, some of them move the cursor, rename the window
-    or turn the direction of writing, so that the terminal shows something else than is there;
-    others cannot be printed at all.
+    or reverse the direction of writing, so that the terminal does not show the name; others cannot
+    be printed at all.
 
     Args:
         text: Anything that is to be printed.

@@ -180,9 +180,9 @@ def _naming(path: str) -> Iterator[None]:
 
 @contextmanager
 def _as_os_error(path: str) -> Iterator[None]:
-    """Raise what a package for a store raises of its own, for lack of a connection say, as OSError.
+    """Turn the errors of the packages for stores, such as a lost connection, into OSError.
 
-    Only packages that are loaded are asked for their errors; none is imported for it.
+    Only packages that are loaded already are looked at; none is imported for it.
     """
     loaded = ((sys.modules.get(module), name) for module, name in _STORE_ERRORS)
     kinds = tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))

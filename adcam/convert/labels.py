@@ -127,9 +127,10 @@ def convert_label_table(
     """Labels of any file that :func:`adcam.data.labels.read_labels` understands.
 
     Args:
-        table: The file: CSV of any dialect, JSON, COCO's json, an Excel workbook.
+        table: The file, or a folder of annotations.
         out: The CSV file to write.
-        class_set: The classes; ``None`` takes the names that the file uses, sorted.
+        class_set: The classes; ``None`` takes those that the file lists, in its order (its columns,
+            COCO's categories), or else the names that it uses, sorted.
         overwrite: Whether ``out`` may be replaced.
         progress: Whether progress is shown on standard error.
 

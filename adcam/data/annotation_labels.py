@@ -25,7 +25,7 @@ CLASS_LISTS = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.name
 
 
 class Annotated(NamedTuple):
-    """What annotations say of images.
+    """What annotations say about images.
 
     Attributes:
         names: The names of an image's objects by its id; empty for an image without any.

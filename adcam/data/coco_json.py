@@ -177,8 +177,7 @@ class Drawing(NamedTuple):
         mask: The mask, uint8 (H, W): 0, values of the classes, 255.
         num_objects: Number of objects that were to be drawn, crowds included.
         num_empty: Number of these that cover no pixel.
-        num_boxes: Number of these that say no more than a box: no polygon of three points, no run
-            lengths.
+        num_boxes: Number of these that are mere boxes: no polygon of three points, no run lengths.
         num_other: Number of objects of categories that are not drawn.
     """
 
@@ -308,7 +307,7 @@ def _value(value_of: Mapping[int, int], category: Any) -> int:
 
 
 def _is_box(annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotation says no more than a box: it has no polygon of three points."""
+    """Whether an annotation is a mere box: it has no polygon of three points."""
     segmentation = annotation["segmentation"]
     return isinstance(segmentation, list) and all(len(polygon) < 6 for polygon in segmentation)
 

@@ -31,8 +31,8 @@ class Record:
         mask_path: The mask that the image should have, ``None`` if it should have none.
         boxes: The true boxes ``(x0, y0, x1, y1)`` in pixels of the image, ``None`` if there are
             none.
-        packed: Where the image is if it is no file of its own on this machine; ``img_path`` is then
-            its name.
+        packed: Where the image is if it lies inside another file or behind a URL; ``img_path`` is
+            then its name.
     """
 
     img_id: str

@@ -65,10 +65,9 @@ def read_cam_file(
     Args:
         path: The ``.npy`` file.
         num_fg_classes: The number of classes; legal are 0 to one less.
-        cam_format: The format, one of :data:`CAM_FORMATS`; ``"auto"`` tells it by the names in the
-            dict. Of dicts
-            with numbers those are ``psa_crf`` that have a 0 and whose maps add up to 1 in every
-            pixel; the others are ``psa``.
+        cam_format: The format, one of :data:`CAM_FORMATS`; ``"auto"`` recognises it by the names
+            in the dict. A dict with numbers is ``psa_crf`` if it has a 0 and its maps add up to 1
+            in every pixel, and else ``psa``.
 
     Raises:
         AdcamError: The file is damaged, of another or an unknown format, names a class twice or one

@@ -77,7 +77,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_image_bytes(data: bytes, where: str) -> np.ndarray:
-    """Read an image that is no file of its own, as :func:`read_image` reads a file.
+    """Read an image from the content of its file, as :func:`read_image` reads the file.
 
     Args:
         data: The content of an image file.

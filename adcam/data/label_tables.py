@@ -1,4 +1,4 @@
-"""Tables of image-level labels as people have them: found out and read, or refused where ambiguous.
+"""Tables of image-level labels: their form is recognised, or refused where it is ambiguous.
 
 A table says for each image which classes it shows. Spreadsheets separate cells by commas,
 semicolons or tabs; programs write one column of labels, one column a class, one row an object, or
@@ -46,7 +46,7 @@ Grid = Sequence[tuple[int, Sequence[str]]]
 
 
 class LabelRow(NamedTuple):
-    """What a table says of one image.
+    """What a table says about one image.
 
     Attributes:
         where: The file and the line, for messages.

@@ -1,4 +1,4 @@
-"""Images that are no files of their own: behind a URL, in a tar archive, in a Parquet file.
+"""Images in other files or behind URLs: in a tar archive, in a Parquet file, at a URL.
 
 A tar archive is read as WebDataset reads it: files whose names agree up to the first dot are one
 sample; of them, the image is labelled, and ``.cls`` (a class, or its number) or ``.json`` (with
@@ -40,7 +40,7 @@ Labels = tuple[str | int, ...] | None
 
 
 class PackedImage(Protocol):
-    """An image that is no file of its own."""
+    """An image inside another file, or behind a URL."""
 
     @property
     def file(self) -> str:

@@ -85,8 +85,8 @@ def build_dataset(
 def find_class_set(data: Mapping[str, Any] | DataSettings) -> ClassSet:
     """The classes and mask values of a ``data`` section, without opening a split.
 
-    Names of one's own in a folder get the values 1..K. In VOC's layout, names that are all VOC's
-    keep VOC's values.
+    Class names of a folder get the values 1..K. In VOC's layout, names that are all VOC's keep
+    VOC's values.
 
     Raises:
         AdcamError: The classes are not legal.
@@ -105,7 +105,7 @@ def build_classes(
 
     Args:
         classes: The classes: ``"voc"`` (all 20), ``"coco"`` (all 80), ``"shapes"``, or names.
-        name: What a set of one's own names is called.
+        name: The name of a class set that is made of names.
         voc_values: Whether names that are all VOC's get VOC's mask values; other names are always
             numbered from 1. Names that are VOC's in part are logged as a warning: they may be a
             typing error.

@@ -82,7 +82,7 @@ def parse_int(row: TextLine, column: int, name: str, low: int, high: int | None 
 
 
 def check_box(where: str, box: Box) -> Box:
-    """The box itself.
+    """Return a box, or refuse one whose corners make no box.
 
     Raises:
         AdcamError: Its corners are negative or not in order.
@@ -121,7 +121,7 @@ def check_complete(path: Path, wanted: Iterable[str], table: Container[str], sou
 
 
 def check_relative(where: Path, path: str) -> str:
-    """The path itself.
+    """Return a relative path, or refuse one that leads out of its folder.
 
     Raises:
         AdcamError: It would lead out of the folder that it is relative to.

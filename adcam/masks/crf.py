@@ -73,7 +73,7 @@ def build_refinement(
     backend: str = "auto",
     device: str = "cpu",
 ) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """Prepare an image for any number of :func:`refine`: what it alone decides is built once.
+    """Prepare an image for :func:`refine`: what depends on the image alone is computed once.
 
     Args:
         img: (H, W, 3) uint8.
@@ -83,7 +83,7 @@ def build_refinement(
         device: The device that computes; only ``"lattice-gpu"`` and ``"auto"`` use a GPU.
 
     Returns:
-        From ``prob`` of :func:`refine` to its result.
+        A function from ``prob``, as for :func:`refine`, to its result; call it as often as needed.
 
     Raises:
         AdcamError: If the parameter set is unknown.

@@ -79,9 +79,9 @@ class MaxBoxAccuracy:
 
     Args:
         iou_thresholds: Ascending, each in (0, 1]. ``(0.5,)`` with one contour is MaxBoxAcc.
-        multi_contour: Boxes of all contours rather than of the largest alone.
-        step: Of the score thresholds 0, step, 2·step, … below 1. Only 256 grey levels exist, so
-            steps below 0.004 add nothing but the original's own list.
+        multi_contour: Whether boxes are drawn around all contours, or around the largest alone.
+        step: The distance of the score thresholds 0, step, 2·step, … below 1. There are only 256
+            grey levels, so a step below 0.004 changes nothing but gives the original's own list.
 
     Raises:
         ValueError: An argument is outside its range.
@@ -251,7 +251,7 @@ class PixelAveragePrecision:
     number as the original.
 
     Args:
-        step: Of the thresholds 0, step, 2·step, … below 1. A smaller one follows the
+        step: The distance of the thresholds 0, step, 2·step, … below 1. A smaller one follows the
             precision-recall curve more closely.
 
     Raises:

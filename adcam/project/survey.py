@@ -41,7 +41,7 @@ class Photographs:
 
 @dataclass(frozen=True)
 class Survey:
-    """Photographs with their labels, and what is to be said of them.
+    """Photographs with their labels, and what a user should know about them.
 
     Attributes:
         photographs: The images.

@@ -98,7 +98,7 @@ class ExploredImage:
             ``None`` where it is not known.
         attention: What its patches attend to; ``None`` for most images, since it is large.
         true_boxes: Its true boxes, each x0, y0, x1, y1 as shares of width and height.
-        found_boxes: The box that each method found, by its name, likewise.
+        found_boxes: The box that each method found, by its name, in the same form.
     """
 
     img_id: str
@@ -254,7 +254,7 @@ def shrink_image(img: np.ndarray) -> np.ndarray:
 
 
 def shrink_mask(mask: np.ndarray) -> np.ndarray:
-    """Reduce a mask, uint8 (H, W), likewise; each pixel takes the value at its middle."""
+    """Reduce a mask, uint8 (H, W), to the same size; a pixel takes the value at its middle."""
     height, width = fit_side((mask.shape[0], mask.shape[1]), IMAGE_SIDE)
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
 
