@@ -464,7 +464,7 @@ def test_a_data_source_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("change", "split", "message"),
     [
-        ({"source": "coco"}, "all", r"data.source must be one of .*'coco'"),
+        ({"source": "coco"}, "all", r"data.source must be 'voc', .*got 'coco'"),
         ({"root": "/nowhere"}, "all", "ADCAM_DATA_ROOT"),
         ({"labels": "xml"}, "all", "needs source='voc'"),
         ({"labels": "gone.csv"}, "all", "gone.csv"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from adcam.boxes import ts_cam, wsol
-from adcam.errors import AdcamError
+from adcam.options import check_choice
 from adcam.structures import Boxes, ClassMaps
 
 __all__ = ["RULES", "compute_boxes"]
@@ -31,8 +31,7 @@ def compute_boxes(
     Raises:
         AdcamError: If the rule is unknown, the threshold is out of range, or a map holds NaN.
     """
-    if rule not in RULES:
-        raise AdcamError(f"rule must be one of {RULES}, got {rule!r}")
+    check_choice("rule", rule, RULES)
     class_ids: list[int] = []
     boxes: list[np.ndarray] = []
     for class_id, score_map in zip(maps.class_ids, maps.score_maps, strict=True):

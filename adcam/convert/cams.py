@@ -28,6 +28,7 @@ from adcam.labeling.mask_maker import apply_rule
 from adcam.labeling.output_folder import MAPS_DIR, MASK_DIR, maps_folder, read_output_folder
 from adcam.masks.background import BackgroundRule, parse_rule, present_mask_values
 from adcam.masks.crf import CRF_PARAMS, build_refinement
+from adcam.options import check_choice
 from adcam.structures import ClassMaps, ClassSet
 
 T = TypeVar("T")
@@ -162,12 +163,11 @@ def _open_maps(cams: str | Path, class_set: ClassSet | None, cam_format: str) ->
         raise AdcamError(f"{folder} holds maps of adcam (.npz) beside others (.npy)")
     if suffixes == {".npz"}:
         return _open_own_maps(paths)
+    check_choice("the format", cam_format, ("auto", *CAM_FORMATS))
     classes = class_set or voc_class_set()
     num = classes.num_fg_classes
     if cam_format == "auto":
         cam_format = _read_first(paths, lambda p: read_cam_file(p, num_fg_classes=num)).cam_format
-    elif cam_format not in CAM_FORMATS:
-        raise AdcamError(f"the format must be auto or one of {CAM_FORMATS}, got {cam_format!r}")
 
     def read(path: Path) -> CamFile:
         return read_cam_file(path, num_fg_classes=num, cam_format=cam_format)
@@ -191,8 +191,7 @@ def _open_own_maps(paths: Mapping[str, Path]) -> _MapReader:
 
 
 def _check_options(reader: _MapReader, rule: BackgroundRule | None, crf: str) -> None:
-    if crf not in ("none", *CRF_PARAMS):
-        raise AdcamError(f"crf must be 'none' or one of {sorted(CRF_PARAMS)}, got {crf!r}")
+    check_choice("crf", crf, ("none", *CRF_PARAMS))
     if reader.cam_format == "psa_crf" and (rule is not None or crf != "none"):
         raise AdcamError("probabilities after a CRF take no threshold: background is among them")
     if reader.cam_format == "adcam" and rule is None:

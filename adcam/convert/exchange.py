@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adcam.convert.mask_source import SPLITS, MaskSource, check_split, find_masks
+from adcam.convert.mask_source import SPLITS, MaskSource, find_masks
 from adcam.convert.per_image import (
     FileType,
     LoopOptions,
@@ -46,6 +46,7 @@ from adcam.files import (
     write_json,
     write_text,
 )
+from adcam.options import check_choice
 from adcam.structures import ClassSet
 
 
@@ -254,7 +255,7 @@ def convert_masks_to_yolo(
             settings.
         OSError: A file cannot be written.
     """
-    check_split(split)
+    check_choice("split", split, SPLITS)
     source, root = find_masks(masks, class_set, images=images, values=values), Path(out)
     classes = source.class_set
     settings = {

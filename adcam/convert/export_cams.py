@@ -20,6 +20,7 @@ from adcam.files import file_of_id, find_files
 from adcam.labeling.maps_file import StoredMaps, load_maps
 from adcam.labeling.mask_maker import resize_maps
 from adcam.labeling.output_folder import maps_folder
+from adcam.options import check_choice
 from adcam.structures import ClassMaps
 
 EXPORT_FORMATS = (*(name for name in CAM_FORMATS if name != "psa_crf"), "wsol")
@@ -51,8 +52,7 @@ def convert_maps_to_cams(
             ``out`` holds files of other settings.
         OSError: A file cannot be written.
     """
-    if cam_format not in EXPORT_FORMATS:
-        raise AdcamError(f"the format must be one of {EXPORT_FORMATS}, got {cam_format!r}")
+    check_choice("the format", cam_format, EXPORT_FORMATS)
     paths = find_files(maps_folder(maps), ".npz")
     class_set = load_maps(next(iter(paths.values()))).class_set
     encode = _encode_single if cam_format == "wsol" else _encoder(cam_format)

@@ -19,16 +19,6 @@ SPLITS = ("train", "val", "test")
 """The parts of a data set that other training code knows."""
 
 
-def check_split(split: str) -> None:
-    """Refuse a split that is none of :data:`SPLITS`.
-
-    Raises:
-        AdcamError: It is another word.
-    """
-    if split not in SPLITS:
-        raise AdcamError(f"split must be one of {SPLITS}, got {split!r}")
-
-
 @dataclass(frozen=True)
 class MaskSource:
     """A folder of masks.

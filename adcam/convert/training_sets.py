@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adcam.convert.mask_source import SPLITS, MaskSource, check_split, find_masks
+from adcam.convert.mask_source import SPLITS, MaskSource, find_masks
 from adcam.convert.per_image import (
     LoopOptions,
     convert_each,
@@ -34,6 +34,7 @@ from adcam.files import (
     write_json,
     write_text,
 )
+from adcam.options import check_choice
 from adcam.parquet import TableInfo, encode_table, read_columns, read_group, read_info
 from adcam.structures import IGNORE_INDEX, ClassSet
 
@@ -73,7 +74,7 @@ def convert_masks_to_mmseg(
             the others, or ``out`` holds files of other settings.
         OSError: A file cannot be written.
     """
-    check_split(split)
+    check_choice("split", split, SPLITS)
     source, root = find_masks(masks, class_set, images=images, values=values), Path(out)
     classes = source.class_set
     numbered = build_class_set(classes.name, classes.classes)
@@ -209,7 +210,7 @@ def convert_masks_to_hf(
             missing.
         OSError: A file cannot be written.
     """
-    check_split(split)
+    check_choice("split", split, SPLITS)
     source, folder = find_masks(masks, class_set, images=images, values=values), Path(out) / "data"
     count = -(-len(source.paths) // ROWS_A_FILE)
     files = [folder / f"{split}-{i:05d}-of-{count:05d}.parquet" for i in range(count)]

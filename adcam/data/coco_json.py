@@ -30,6 +30,7 @@ from adcam.data.text_tables import check_relative
 from adcam.errors import AdcamError
 from adcam.files import img_id_of, read_json
 from adcam.limits import LimitError, check_image_hw, check_num_classes, read_limits
+from adcam.options import check_choice
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 CROWD_RULES = ("ignore", "skip")
@@ -206,9 +207,8 @@ def draw_objects(
     Raises:
         AdcamError: An unknown rule, category or kind of segmentation, or one of another size.
     """
-    for name, rule, legal in (("crowd", crowd, CROWD_RULES), ("overlap", overlap, OVERLAP_RULES)):
-        if rule not in legal:
-            raise AdcamError(f"{name} must be one of {legal}, got {rule!r}")
+    check_choice("crowd", crowd, CROWD_RULES)
+    check_choice("overlap", overlap, OVERLAP_RULES)
     wanted = [a for a in image.annotations if _is_ignore(a) or _value(value_of, a["category_id"])]
     objects = []
     crowds = []
@@ -256,8 +256,7 @@ def encode_mask(
     """
     from scipy import ndimage  # slow to import, and readers of labels import this file
 
-    if objects not in OBJECT_RULES:
-        raise AdcamError(f"objects must be one of {OBJECT_RULES}, got {objects!r}")
+    check_choice("objects", objects, OBJECT_RULES)
     found = []
     for value in np.unique(mask).tolist():
         if value == 0:

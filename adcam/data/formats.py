@@ -32,6 +32,7 @@ import numpy as np
 
 from adcam.data.object_npy import load_object_npy
 from adcam.errors import AdcamError
+from adcam.options import check_choice
 from adcam.structures import ClassMaps
 
 CAM_FORMATS = ("irn", "psa", "psa_crf", "clip_es", "puzzlecam")
@@ -75,8 +76,7 @@ def read_cam_file(
             file.
         FileNotFoundError: There is no such file.
     """
-    if cam_format not in ("auto", *CAM_FORMATS):
-        raise AdcamError(f"the format must be auto or one of {CAM_FORMATS}, got {cam_format!r}")
+    check_choice("the format", cam_format, ("auto", *CAM_FORMATS))
     content: Any = load_object_npy(path)
     try:
         found = _find_format(content)

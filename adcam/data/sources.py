@@ -19,7 +19,7 @@ from adcam.data.shapes import shapes_class_set
 from adcam.data.voc import VOC_CLASSES, load_voc, voc_class_set
 from adcam.data.wsol import load_wsol
 from adcam.errors import AdcamError
-from adcam.options import from_section
+from adcam.options import check_choice, from_section
 from adcam.settings import DataSettings
 from adcam.structures import ClassSet
 
@@ -71,8 +71,7 @@ def build_dataset(
         AdcamError: The section, or a file in it, is wrong.
     """
     keys = from_section(DataSettings, data, "data")
-    if keys.source not in SOURCES:
-        raise AdcamError(f"data.source must be one of {tuple(SOURCES)}, got {keys.source!r}")
+    check_choice("data.source", keys.source, SOURCES)
     if not _root_of(keys).is_dir():
         raise AdcamError(
             f"data.root {_root_of(keys)} is no folder; set ADCAM_DATA_ROOT or --cfg-options "

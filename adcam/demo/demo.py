@@ -16,6 +16,7 @@ from adcam.evaluation.mask_folder import mask_options
 from adcam.installation import why_not_importable
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.masks.background import BackgroundRule
+from adcam.options import check_choice
 from adcam.recipe import compare
 from adcam.recipe.compare import Comparison
 from adcam.recipe.inputs import hash_files_in
@@ -116,8 +117,7 @@ def open_demo(
     Raises:
         AdcamError: The task is unknown, or has no photographs or no training from scratch.
     """
-    if task not in DEMO_CONFIGS:
-        raise AdcamError(f"task must be one of {sorted(DEMO_CONFIGS)}, got {task!r}")
+    check_choice("task", task, DEMO_CONFIGS)
     if task == "localization" and (weights is not None or from_scratch):
         raise AdcamError("the demo of boxes takes no weights and does not start from scratch")
     settings: Settings = load_settings(DEMO_CONFIGS[task])

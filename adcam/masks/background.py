@@ -22,6 +22,7 @@ import numpy as np
 
 from adcam.errors import AdcamError
 from adcam.method_options import DEFAULT_RULES
+from adcam.options import check_choice
 from adcam.structures import ClassMaps, PseudoMask
 
 RULES = ("constant", "power", "otsu", "steepest")
@@ -266,8 +267,7 @@ def _peak(score_maps: np.ndarray) -> np.ndarray:
 
 
 def _check_rule(rule: str, value: float | None) -> None:
-    if rule not in RULES:
-        raise AdcamError(f"rule must be one of {list(RULES)}, got {rule!r}")
+    check_choice("rule", rule, RULES)
     if rule == "otsu":
         if value is not None:
             raise AdcamError(f"otsu finds its own threshold on each image, got {value}")

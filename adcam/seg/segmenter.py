@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adcam.errors import AdcamError
+from adcam.options import check_choice
 from adcam.seg import deeplab_v2, timm_cnn, timm_vit  # noqa: F401 - register what mmsegmentation lacks
 from adcam.seg.losses import ConfidenceCrossEntropy
 
@@ -66,8 +67,7 @@ class Segmenter(EncoderDecoder):
     """
 
     def __init__(self, *, amp: str = "none", views: SegViews | None = None, **kwargs: Any) -> None:
-        if amp not in AMP_DTYPES:
-            raise AdcamError(f"amp must be one of {sorted(AMP_DTYPES)}, got {amp!r}")
+        check_choice("amp", amp, AMP_DTYPES)
         super().__init__(**kwargs)
         self._amp_dtype = AMP_DTYPES[amp]
         self._views = views or SegViews()

@@ -444,7 +444,7 @@ def test_bad_maps_are_listed(tmp_path: Path) -> None:
         (tmp_path / "cams" / f"{name}.npy").unlink()
     with pytest.raises(ValueError, match=r"[ad]\.npy: "):
         convert_cams(tmp_path / "cams", tmp_path / "out3", VOC)
-    with pytest.raises(ValueError, match="the format must be auto or one of"):
+    with pytest.raises(ValueError, match="the format must be 'auto', 'irn'"):
         convert_cams(tmp_path / "cams", tmp_path / "out4", VOC, cam_format="sem")
 
 
@@ -864,7 +864,7 @@ def test_the_crf_refines_maps_of_others_and_ours(tmp_path: Path) -> None:
     for more, message in (
         ({"threshold": "0.2", "crf": "toco"}, "name their folder with --images"),
         ({"crf": "toco"}, "--threshold says"),
-        ({"threshold": "0.2", "crf": "lattice"}, "crf must be 'none' or one of"),
+        ({"threshold": "0.2", "crf": "lattice"}, "crf must be 'none', 'psa'"),
     ):
         with pytest.raises(AdcamError, match=message):
             convert_cams(tmp_path / "cams", tmp_path / "x", VOC, **more)

@@ -126,7 +126,7 @@ def test_refusals_name_the_file(tmp_path: Path, content: object, message: str) -
 def test_another_format_than_the_one_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="this is a file of format irn, not clip_es"):
         read_cam_file(saved(tmp_path, irn()), cam_format="clip_es")
-    with pytest.raises(ValueError, match="the format must be auto or one of"):
+    with pytest.raises(ValueError, match="the format must be 'auto', 'irn'"):
         read_cam_file(saved(tmp_path, irn()), cam_format="sem")
     with pytest.raises(FileNotFoundError):
         read_cam_file(tmp_path / "none.npy")

@@ -65,7 +65,7 @@ def test_options_are_kept_for_the_report(tmp_path: Path) -> None:
     scratch = open_demo(tmp_path / "c", from_scratch=True)
     assert (scratch.settings.model.weights, scratch.settings.train.epochs) == (None, 20)
     for options, message in (
-        ({"task": "boxes"}, "task must be one of"),
+        ({"task": "boxes"}, "task must be 'segmentation' or 'localization'"),
         ({"task": "localization", "weights": "w"}, "takes no weights"),
     ):
         with pytest.raises(AdcamError, match=message):

@@ -225,7 +225,7 @@ def test_with_probabilities_the_rule_is_only_recorded():
         ({"threshold": 1.01}, r"\[0, 1\]"),
         ({"rule": "power", "threshold": 0}, "above 0"),
         ({"rule": "otsu", "threshold": 0.3}, "its own threshold"),
-        ({"rule": "mean", "threshold": 0.3}, "rule must be one of"),
+        ({"rule": "mean", "threshold": 0.3}, "rule must be 'constant', .* or 'steepest'"),
         ({"threshold": 0.3, "prob": np.zeros((2, 7, 11))}, r"\(4, 7, 11\).*\(2, 7, 11\)"),
         ({"threshold": 0.3, "mask_values": (1,)}, r"0\.\.0"),
     ],
