@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from adcam.convert.per_image import (
     EncodedFile,
-    FileType,
     LoopOptions,
     convert_each,
     encoded_files,
@@ -74,88 +72,76 @@ def convert_cams(
             settings.
         OSError: A file cannot be written.
     """
-    reader = _open_maps(cams, class_set, cam_format)
+    source = _open_maps(cams, class_set, cam_format)
     rule = None if threshold is None else parse_rule(threshold)
-    _check_options(reader, rule, crf)
+    _check_options(source.cam_format, rule, crf)
     image_of = _find_images(cams, images) if crf != "none" else {}
-    options = LoopOptions(reader.describe(rule, crf), overwrite, progress)
-    if reader.cam_format == "psa_crf" or rule is not None:
-        maker = _MaskMaker(reader, rule, crf, image_of)
+    classes = source.class_set
+    settings = {
+        "converter": "cams",
+        "format": source.cam_format,
+        "rule": None if rule is None else str(rule),
+        "mask_values": classes.value_of,
+        **({} if crf == "none" else {"crf": crf}),
+    }
+    options = LoopOptions(settings, overwrite, progress)
+
+    def make_mask(img_id: str) -> np.ndarray:
+        file = source.read(source.paths[img_id])
+        if rule is None:
+            return _take_likeliest(file, classes.mask_values)
+        has_crf = crf != "none" and file.maps.class_ids
+        refine = _build_crf(image_of.get(img_id), file.maps, crf) if has_crf else None
+        return apply_rule(file.maps, rule, classes.mask_values, crf=refine).mask
+
+    def encode(img_id: str) -> EncodedFile:
+        maps = source.read(source.paths[img_id]).maps
+        height, width = maps.score_maps.shape[1:]
+        return EncodedFile(maps.class_ids, encode_maps(maps, classes, (height, width)))
+
+    if source.cam_format == "psa_crf" or rule is not None:
         folder = Path(out) / MASK_DIR
-        counts = convert_each(reader.paths, maker, folder, masks_of(reader.class_set), options)
+        counts = convert_each(source.paths, make_mask, folder, masks_of(classes), options)
     else:
         folder = Path(out) / MAPS_DIR
-        counts = convert_each(reader.paths, reader.encode, folder, reader.file_type, options)
-    return counts.finish("cams", folder, [f"format {reader.cam_format}"])
+        own = encoded_files(classes, ".npz", lambda path: load_maps(path).class_maps.class_ids)
+        counts = convert_each(source.paths, encode, folder, own, options)
+    return counts.finish("cams", folder, [f"format {source.cam_format}"])
 
 
-@dataclass(frozen=True)
-class _MapReader:
-    """Reads the maps of a folder at image size."""
+class _MapSource(NamedTuple):
+    """The maps of a folder; ``read`` gives those of a file at image size."""
 
     paths: Mapping[str, Path]
     class_set: ClassSet
     cam_format: str
     read: Callable[[Path], CamFile]
 
-    def describe(self, rule: BackgroundRule | None, crf: str) -> dict[str, Any]:
-        """Everything that decides what becomes of the maps."""
-        return {
-            "converter": "cams",
-            "format": self.cam_format,
-            "rule": None if rule is None else str(rule),
-            "mask_values": self.class_set.value_of,
-            **({} if crf == "none" else {"crf": crf}),
-        }
 
-    @property
-    def file_type(self) -> FileType[EncodedFile]:
-        """Our own files of maps."""
-        return encoded_files(
-            self.class_set, ".npz", lambda path: load_maps(path).class_maps.class_ids
+def _take_likeliest(file: CamFile, mask_values: Sequence[int]) -> np.ndarray:
+    """The mask of the most probable class of each pixel, background among them."""
+    if file.background is None:
+        raise AdcamError("background is not among the maps")
+    prob = np.stack([file.background, *file.maps.score_maps])
+    return present_mask_values(file.maps, mask_values)[prob.argmax(axis=0)]
+
+
+def _build_crf(
+    img_path: Path | None, maps: ClassMaps, crf: str
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The CRF of an image, from probabilities of background and classes to refined ones."""
+    if img_path is None:
+        raise AdcamError("the CRF needs the image, which is not there")
+    img = read_image(img_path)
+    if img.shape[:2] != maps.score_maps.shape[1:]:
+        raise AdcamError(
+            f"{img_path} is of {img.shape[0]}×{img.shape[1]} pixels (height × width), but its maps "
+            f"are of {maps.score_maps.shape[1]}×{maps.score_maps.shape[2]}"
         )
-
-    def encode(self, img_id: str) -> EncodedFile:
-        """The maps of an image as a file of ours."""
-        maps = self.read(self.paths[img_id]).maps
-        height, width = maps.score_maps.shape[1:]
-        return EncodedFile(maps.class_ids, encode_maps(maps, self.class_set, (height, width)))
+    return build_refinement(img, crf=crf)
 
 
-@dataclass(frozen=True)
-class _MaskMaker:
-    """Makes the mask of an image from its maps."""
-
-    reader: _MapReader
-    rule: BackgroundRule | None
-    crf: str
-    image_of: Mapping[str, Path]
-
-    def __call__(self, img_id: str) -> np.ndarray:
-        path = self.reader.paths[img_id]
-        file, values = self.reader.read(path), self.reader.class_set.mask_values
-        if self.rule is None:
-            if file.background is None:
-                raise AdcamError(f"{path}: background is not among the maps")
-            prob = np.stack([file.background, *file.maps.score_maps])
-            return present_mask_values(file.maps, values)[prob.argmax(axis=0)]
-        has_crf = self.crf != "none" and file.maps.class_ids
-        crf = self._build_crf(img_id, file.maps) if has_crf else None
-        return apply_rule(file.maps, self.rule, values, crf=crf).mask
-
-    def _build_crf(self, img_id: str, maps: ClassMaps) -> Callable[[np.ndarray], np.ndarray]:
-        if (path := self.image_of.get(img_id)) is None:
-            raise AdcamError("the CRF needs the image, which is not there")
-        img = read_image(path)
-        if img.shape[:2] != maps.score_maps.shape[1:]:
-            raise AdcamError(
-                f"{path} is of {img.shape[0]}×{img.shape[1]} pixels (height × width), but its maps "
-                f"are of {maps.score_maps.shape[1]}×{maps.score_maps.shape[2]}"
-            )
-        return build_refinement(img, crf=self.crf)
-
-
-def _open_maps(cams: str | Path, class_set: ClassSet | None, cam_format: str) -> _MapReader:
+def _open_maps(cams: str | Path, class_set: ClassSet | None, cam_format: str) -> _MapSource:
     folder = maps_folder(cams)
     paths = find_files(folder, ".npy", ".npz")
     suffixes = {path.suffix.lower() for path in paths.values()}
@@ -172,10 +158,10 @@ def _open_maps(cams: str | Path, class_set: ClassSet | None, cam_format: str) ->
     def read(path: Path) -> CamFile:
         return read_cam_file(path, num_fg_classes=num, cam_format=cam_format)
 
-    return _MapReader(paths, classes, cam_format, read)
+    return _MapSource(paths, classes, cam_format, read)
 
 
-def _open_own_maps(paths: Mapping[str, Path]) -> _MapReader:
+def _open_own_maps(paths: Mapping[str, Path]) -> _MapSource:
     class_set = _read_first(paths, load_maps).class_set
 
     def read(path: Path) -> CamFile:
@@ -187,14 +173,14 @@ def _open_own_maps(paths: Mapping[str, Path]) -> _MapReader:
             )
         return CamFile("adcam", stored.upsample())
 
-    return _MapReader(paths, class_set, "adcam", read)
+    return _MapSource(paths, class_set, "adcam", read)
 
 
-def _check_options(reader: _MapReader, rule: BackgroundRule | None, crf: str) -> None:
+def _check_options(cam_format: str, rule: BackgroundRule | None, crf: str) -> None:
     check_choice("crf", crf, ("none", *CRF_PARAMS))
-    if reader.cam_format == "psa_crf" and (rule is not None or crf != "none"):
+    if cam_format == "psa_crf" and (rule is not None or crf != "none"):
         raise AdcamError("probabilities after a CRF take no threshold: background is among them")
-    if reader.cam_format == "adcam" and rule is None:
+    if cam_format == "adcam" and rule is None:
         raise AdcamError("these are maps of adcam already; --threshold makes masks of them")
     if crf != "none" and rule is None:
         raise AdcamError("--crf refines masks; --threshold says how they are made of the maps")
