@@ -25,13 +25,12 @@ from adcam.structures import ClassSet
 
 logger = logging.getLogger(__name__)
 
-
 DataSource: TypeAlias = Callable[[DataSettings, str, bool], ImageDataset]
 """Opens one split: called with the ``data`` section, the name of the split, and whether image-level
 labels are wanted; if they are not, what it attaches is dropped."""
 
-SOURCES: dict[str, DataSource] = {}
-"""The data sources by the name that ``data.source`` gives."""
+CLASS_SETS = {"voc": voc_class_set, "coco": coco_class_set, "shapes": shapes_class_set}
+"""The class sets that a config or a command may name."""
 
 
 def register_data_source(name: str, source: DataSource) -> None:
@@ -112,16 +111,12 @@ def build_classes(
     Raises:
         AdcamError: A name is given twice, or the text is none of those above.
     """
-    if classes == "voc":
-        return voc_class_set()
-    if classes == "coco":
-        return coco_class_set()
-    if classes == "shapes":
-        return shapes_class_set()
     if isinstance(classes, str):
-        raise AdcamError(
-            f"classes must be 'voc', 'coco', 'shapes' or a list of names, got {classes!r}"
-        )
+        if classes not in CLASS_SETS:
+            raise AdcamError(
+                f"classes must be 'voc', 'coco', 'shapes' or a list of names, got {classes!r}"
+            )
+        return CLASS_SETS[classes]()
     if not voc_values:
         return build_class_set(name, classes)
     if set(classes) <= set(VOC_CLASSES):
@@ -152,8 +147,8 @@ def parse_classes(text: str | Sequence[str]) -> ClassSet:
         (8, 12)
     """
     words = [text] if isinstance(text, str) else list(text)
-    if len(words) == 1 and words[0] in ("voc", "coco", "shapes"):
-        return build_classes(words[0])
+    if len(words) == 1 and words[0] in CLASS_SETS:
+        return CLASS_SETS[words[0]]()
     joined = ",".join(words)
     is_voc = joined.startswith("voc:")
     names = [name.strip() for name in joined.removeprefix("voc:").split(",")]
@@ -240,5 +235,12 @@ def _find_labels(data: DataSettings) -> str | Path:
     return path
 
 
-SOURCES.update(voc=_build_voc, coco14=_build_coco, folder=_build_folder)
-SOURCES.update(cub=_build_cub, ilsvrc=_build_ilsvrc, wsol=_build_wsol)
+SOURCES: dict[str, DataSource] = {
+    "voc": _build_voc,
+    "coco14": _build_coco,
+    "folder": _build_folder,
+    "cub": _build_cub,
+    "ilsvrc": _build_ilsvrc,
+    "wsol": _build_wsol,
+}
+"""The sources by the name that ``data.source`` gives; :func:`register_data_source` adds to them."""
