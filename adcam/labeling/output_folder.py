@@ -171,11 +171,8 @@ class OutputFolder:
     ) -> None:
         self.path = Path(path)
         self.shard = shard
-        if overwrite and not shard.is_whole:
-            raise AdcamError(
-                f"--overwrite would remove what other shards have made in {self.path}; remove the "
-                "folder yourself, or take another one"
-            )
+        if overwrite:
+            refuse_part(self.path, shard)
         if config is not None:
             make_folder(self.path)
         elif _read_config(self.path) is None:
@@ -217,7 +214,7 @@ class OutputFolder:
         if found is not None and overwrite:
             self._remove_run()
         elif found is not None and config is not None:
-            self._check_config(found, config)
+            check_config(self.path, found, config, self.shard)
         if self.shard.is_whole:  # the temporaries of other shards are in use
             self._remove_temporaries()
         if config is not None and found is None:
@@ -234,9 +231,8 @@ class OutputFolder:
 
     def _write_new_config(self, config: Mapping[str, Any]) -> None:
         """Write the configuration, unless another shard has just written one: the same, we hope."""
-        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        if not write_new(self.path / CONFIG_NAME, text.encode()):
-            self._check_config(_read_config(self.path) or {}, config)
+        if not write_new(self.path / CONFIG_NAME, encode_config(config)):
+            check_config(self.path, _read_config(self.path) or {}, config, self.shard)
 
     def start(self, img_ids: Sequence[str], *, window: int = 1) -> list[int]:
         """Say which images the run is about, and find what was done of them before.
@@ -362,15 +358,6 @@ class OutputFolder:
         self._others = self._find_others()
         self.finish(order, lost_workers=True)  # of a shard's workers nobody knows
 
-    def _check_config(self, found: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        if differences := diff_configs(found, config):
-            raise AdcamError(
-                f"{self.path} holds a run with another configuration (found -> asked for):\n"
-                + "\n".join(f"  {line}" for line in differences)
-                + "\nTake another folder"
-                + (", or start this one over with --overwrite." if self.shard.is_whole else ".")
-            )
-
     def _find_files(self) -> Path | None:
         """The first of the folders for results that holds any."""
         folders = (self.path / MASK_DIR, self.path / MAPS_DIR)
@@ -401,10 +388,21 @@ class OutputFolder:
                 path.unlink(missing_ok=True)
 
     def _remove_temporaries(self) -> None:
-        """Remove what a killed process left half-written (:mod:`adcam.files`)."""
-        for pattern in ("", f"{SHARDS_DIR}/", f"{MASK_DIR}/**/", f"{MAPS_DIR}/**/"):
-            for path in self.path.glob(f"{pattern}.adcam-*.tmp"):
-                path.unlink(missing_ok=True)
+        places = ("", f"{SHARDS_DIR}/", f"{MASK_DIR}/**/", f"{MAPS_DIR}/**/")
+        remove_temporaries(self.path, *places)
+
+
+def remove_temporaries(folder: Path, *places: str) -> None:
+    """Remove what a killed process left half-written (:mod:`adcam.files`).
+
+    Args:
+        folder: A folder that nobody else works in.
+        places: The folders in it to look into, each as the start of a pattern: ``"data/"``, or
+            ``"masks/**/"`` with all folders below; ``""`` for the folder itself.
+    """
+    for place in places:
+        for path in folder.glob(f"{place}.adcam-*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def take_locks(folder: Path, shard: Shard) -> list[FolderLock]:
@@ -567,6 +565,47 @@ def relative_path(path: Path, folder: str) -> str:
     except ValueError:  # a NUL in the name
         real = os.path.normpath(Path.cwd() / path)
     return Path(os.path.relpath(real, folder)).as_posix()
+
+
+def encode_config(config: Mapping[str, Any]) -> bytes:
+    """Encode the configuration of a folder as it stands in ``config.json``."""
+    return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def check_config(
+    folder: str | Path, found: Mapping[str, Any], wanted: Mapping[str, Any], shard: Shard
+) -> None:
+    """Refuse a folder that holds a run with another configuration.
+
+    Args:
+        folder: The folder, for the message.
+        found: The configuration in it.
+        wanted: The one that is asked for.
+        shard: The part of the data set that is asked for.
+
+    Raises:
+        AdcamError: They differ; the message lists every difference.
+    """
+    if differences := diff_configs(found, wanted):
+        raise AdcamError(
+            f"{folder} holds a run with another configuration (found -> asked for):\n"
+            + "\n".join(f"  {line}" for line in differences)
+            + "\nTake another folder"
+            + (", or start this one over with --overwrite." if shard.is_whole else ".")
+        )
+
+
+def refuse_part(folder: str | Path, shard: Shard) -> None:
+    """Refuse to start a folder over for one shard, of which others may work in it.
+
+    Raises:
+        AdcamError: The shard is not the whole data set.
+    """
+    if not shard.is_whole:
+        raise AdcamError(
+            f"--overwrite would remove what other shards have made in {folder}; remove the folder "
+            "yourself, or take another one"
+        )
 
 
 def diff_configs(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -44,10 +44,13 @@ from adcam.labeling.locks import LOCK_NAME, FolderLock
 from adcam.labeling.manifest import COLUMNS, Entry, to_columns, to_entries
 from adcam.labeling.output_folder import (
     CONFIG_NAME,
+    check_config,
     check_plan,
-    diff_configs,
+    encode_config,
     make_folder,
     make_plan,
+    refuse_part,
+    remove_temporaries,
     require_folder,
     take_locks,
 )
@@ -192,10 +195,11 @@ class PackedFolder:
         self._parts = [tuple(mine[i : i + size]) for i in range(0, len(mine), size)]
         self._part_of = {img_id: n for n, part in enumerate(self._parts) for img_id in part}
         packed = {**self.output.describe(img_ids), "shards": self.shard.count}
-        self._open({**self._config, "packed": packed}, self._overwrite)
-        self._remove_temporaries()
+        self._open({**self._config, "packed": packed})
         if not self.shard.is_whole:
             self._write_plan(make_plan(img_ids, len(owned)))
+        elif self._folder is not None:  # the temporaries of shards are in use; a store has none
+            remove_temporaries(self._folder, "", "data/", "manifest/", f"{SHARDS_DIR}/")
         self._status = dict(self._read_status())
         return owned
 
@@ -204,46 +208,32 @@ class PackedFolder:
         if self._locks:
             self._locks[-1].note(values)
 
-    def _remove_temporaries(self) -> None:
-        """Remove what a killed process left half-written (:mod:`adcam.files`)."""
-        if self._folder is None or not self.shard.is_whole:
-            return  # those of other shards are in use; a store has none
-        remove_temporaries(self._folder)
-
     def _write_plan(self, plan: Mapping[str, Any]) -> None:
         content = (json.dumps(plan, indent=2) + "\n").encode()
         path = join(self.path, f"{SHARDS_DIR}/{self.shard.name}.json")
         if find_size(path) is None or read_part(path) != content:
             write_file(path, content)
 
-    def _open(self, config: Mapping[str, Any], overwrite: bool) -> None:
+    def _open(self, config: Mapping[str, Any]) -> None:
+        """Write the configuration, or refuse a folder that holds something else."""
         path = join(self.path, CONFIG_NAME)
         # In this order: another shard may be writing its configuration and first parts just now.
         strangers = [file for file in list_files(self.path) if not self._is_lock(file)]
-        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        content = encode_config(config)
         found = None if find_size(path) is None else parse_json(read_part(path), path)
-        if overwrite and found is not None:
-            if not self.shard.is_whole:
-                raise AdcamError(
-                    f"--overwrite would remove what other shards have made in {self.path}; remove "
-                    "the folder yourself, or take another one"
-                )
+        if self._overwrite and found is not None:
+            refuse_part(self.path, self.shard)
             for file in (*self._list("manifest"), *self._list("data"), *self._list(SHARDS_DIR)):
                 remove_file(file)
         elif found is not None:
-            if differences := diff_configs(found, json.loads(text)):
-                raise AdcamError(
-                    f"{self.path} holds a run with another configuration (found -> asked for):\n"
-                    + "\n".join(f"  {line}" for line in differences)
-                    + "\nTake another folder, or start this one over with --overwrite."
-                )
+            check_config(self.path, found, config, self.shard)
             return
         elif strangers:
             raise AdcamError(
                 f"{self.path} holds files, but no {CONFIG_NAME} that says where they come from; "
                 "take another folder"
             )
-        write_file(path, text.encode())
+        write_file(path, content)
 
     def _is_lock(self, file: str) -> bool:
         name = relative_name(self.path, file)
@@ -435,13 +425,6 @@ def find_data_change(path: str, stated: Mapping[str, str], *, by_size: bool) -> 
         return None
     found_hash = hash_bytes(read_part(path)) if is_url(path) else hash_file(path)
     return None if found_hash == stated["data_hash"] else "has changed"
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed process left half-written in a folder that nobody works in."""
-    for kind in ("", "data/", "manifest/", f"{SHARDS_DIR}/"):
-        for path in folder.glob(f"{kind}.adcam-*.tmp"):
-            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
