@@ -262,10 +262,6 @@ CALLED_FROM_OUTSIDE = {
 }
 
 
-# Functions that wait for the rooms that are to call them. The list only ever shrinks.
-WAITING = {"find_changes"}
-
-
 def test_every_function_is_used() -> None:
     """Outside its tests, or it is public: listed in tests/api_surface.txt."""
     words = Counter(
@@ -283,7 +279,7 @@ def test_every_function_is_used() -> None:
         if words[function.name] == 1
         and not function.decorator_list  # registered, or a property
         and not function.name.startswith("__")
-        and function.name not in public | CALLED_FROM_OUTSIDE | WAITING
+        and function.name not in public | CALLED_FROM_OUTSIDE
     ]
     assert unused == []
 

@@ -504,26 +504,6 @@ class OutputRecord:
             if isinstance(entry.get("image"), str)
         }
 
-    @cached_property
-    def file_names(self) -> dict[str, str]:
-        """The image id of each image with the suffix that its file really has."""
-        return {img_id: f"{img_id}{path.suffix}" for img_id, path in self.image_paths.items()}
-
-    def find_changes(self) -> dict[str, str]:
-        """Compare every mask and maps file with the hash that the manifest states.
-
-        Returns:
-            By image id what happened: ``"the mask is missing"``, ``"the maps file has changed"``, …
-            Empty if all files are as they were written.
-        """
-        changes = {}
-        for img_id, entry in self.entries.items():
-            if entry["status"] != "ok":
-                continue
-            if found := find_changes(entry, result_files(self.path, img_id)):
-                changes[img_id] = "; ".join(found)
-        return changes
-
 
 def read_output_folder(path: str | Path) -> OutputRecord | None:
     """Read what an output folder of this project says of its results.

@@ -23,6 +23,7 @@ from adcam.labeling.output_folder import (
     LOCK_NAME,
     OutputFolder,
     diff_configs,
+    find_changes,
     read_output_folder,
     result_files,
 )
@@ -311,7 +312,7 @@ def make_record(tmp_path: Path) -> dict[str, Any]:
     return config
 
 
-def test_a_folder_says_its_classes_colours_and_file_names(tmp_path: Path) -> None:
+def test_a_folder_says_its_classes_and_colours(tmp_path: Path) -> None:
     config = make_record(tmp_path)
     for path in (tmp_path / "out", tmp_path / "out" / "masks"):
         record = read_output_folder(path)
@@ -321,7 +322,6 @@ def test_a_folder_says_its_classes_colours_and_file_names(tmp_path: Path) -> Non
         assert record.class_set.mask_values == (8, 12)
         assert record.class_set.palette[8] == (8, 0, 247) and record.class_set.name == "out"
         assert list(record.entries) == ["a", "sub/b.1", "c"]
-        assert record.file_names == {"a": "a.jpeg", "sub/b.1": "sub/b.1.PNG", "c": "c.jpg"}
         assert record.image_paths["sub/b.1"] == tmp_path / "photos" / "sub" / "b.1.PNG"
     (tmp_path / "other").mkdir()
     assert read_output_folder(tmp_path / "other") is None
@@ -341,12 +341,18 @@ def test_a_configuration_without_classes_is_a_named_error(tmp_path: Path, labele
 
 def test_edited_and_deleted_masks_are_found(tmp_path: Path) -> None:
     make_record(tmp_path)
-    record = read_output_folder(tmp_path / "out")
-    assert record is not None and record.find_changes() == {}
-    masks = tmp_path / "out" / "masks"
-    write_mask(masks / "a.png", np.zeros((2, 3), np.uint8), voc_palette())
-    (masks / "sub" / "b.1.png").unlink()
-    assert record.find_changes() == {"a": "the mask has changed", "sub/b.1": "the mask is missing"}
+    out = tmp_path / "out"
+    record = read_output_folder(out)
+    assert record is not None
+
+    def changes(img_id: str) -> list[str]:
+        return find_changes(record.entries[img_id], result_files(out, img_id))
+
+    assert changes("a") == changes("sub/b.1") == []
+    write_mask(out / "masks" / "a.png", np.zeros((2, 3), np.uint8), voc_palette())
+    (out / "masks" / "sub" / "b.1.png").unlink()
+    assert changes("a") == ["the mask has changed"]
+    assert changes("sub/b.1") == ["the mask is missing"]
 
 
 def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
