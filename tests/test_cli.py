@@ -728,8 +728,7 @@ def test_compare_passes_its_arguments_on(
 
     def fake_open(settings: Any, work_dir: Path, **options: Any) -> Any:
         calls.append((settings.compare.report_on, work_dir, options))
-        opened = SimpleNamespace(is_done=lambda stage: False, folder=lambda name: work_dir / name)
-        return opened
+        return SimpleNamespace(is_done=lambda stage: False, page=work_dir / "report.html")
 
     monkeypatch.setattr(compare, "open_comparison", fake_open)
     monkeypatch.setattr(stages, "run_stages", lambda recipe, **choices: calls.append(choices))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -195,7 +196,7 @@ def read_limit_options(texts: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in (text.partition("=") for text in texts)}
 
 
-def command_line(args: argparse.Namespace, *options: str) -> list[str]:
-    """Words that run a command with a config again, for its report."""
-    overrides = ["--cfg-options", *args.cfg_options] if args.cfg_options else []
-    return ["adcam", args.command, str(args.config), *options, *overrides]
+def command_line(args: argparse.Namespace, work_dir: Path) -> str:
+    """The line that runs a command with a config again, for its report."""
+    words = ["adcam", args.command, str(args.config), "--work-dir", str(work_dir)]
+    return shlex.join([*words, *(["--cfg-options", *args.cfg_options] if args.cfg_options else [])])

@@ -14,7 +14,7 @@ from adcam.cli.arguments import (
     stage_choices,
     work_dir_of,
 )
-from adcam.cli.console import EXIT_OK, print_comparison, say_next
+from adcam.cli.console import EXIT_OK, print_comparison, say_next, show
 
 
 def add(commands: Any) -> None:
@@ -47,8 +47,6 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import shlex
-
     settings, work_dir = load_settings(args), work_dir_of(args)
     from adcam.recipe.compare import TABLE_NAME
     from adcam.recipe.repeated import open_comparison
@@ -59,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         settings,
         work_dir,
         title=f"{args.config.stem}: {shown} side by side",
-        command=shlex.join(command_line(args, "--work-dir", str(work_dir))),
+        command=command_line(args, work_dir),
         table_only=args.table_only,
     )
     choices = stage_choices(args)
@@ -68,10 +66,9 @@ def run(args: argparse.Namespace) -> int:
     run_stages(comparison, **choices)
     if comparison.is_done("compare"):
         print_comparison(comparison)
-        print(f"table: {comparison.folder('compare') / TABLE_NAME}")
-    page = comparison.folder("report") / "report.html"
-    if page.is_file() and not args.table_only:
-        print(f"report: {page}")
+        show(f"table: {comparison.folder('compare') / TABLE_NAME}")
+    if comparison.page.is_file() and not args.table_only:
+        show(f"report: {comparison.page}")
         say_next(f"look at the report; adcam report {work_dir} writes it again")
     else:
         say_next(f"the same command without --table-only, --skip or --only, for {work_dir}/report")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command, add_stage_arguments, stage_choices
-from adcam.cli.console import EXIT_OK, print_comparison, say_next
+from adcam.cli.console import EXIT_OK, print_comparison, say_next, show
 
 
 def add(commands: Any) -> None:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     run_stages(demo, **stage_choices(args))
     if demo.is_done("compare"):
         print_comparison(demo.comparison)
-    if (page := demo.folder("report") / "report.html").is_file():
-        print(f"report: {page}")
+    if demo.page.is_file():
+        show(f"report: {demo.page}")
     say_next("look at the report; for photographs of your own: adcam init --images photos/")
     return EXIT_OK

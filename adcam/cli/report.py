@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK, say_next
+from adcam.cli.console import EXIT_OK, say_next, show
 from adcam.cli.project import find_project
 from adcam.errors import AdcamError
 
@@ -68,12 +68,12 @@ def complete(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.out is not None and args.beside is None:
         raise AdcamError("--out goes with --beside OTHER")
-    print(f"report: {_write(args)}")
+    show(f"report: {_write(args)}")
     if args.beside is not None:
         from adcam.recipe.beside import write_beside
 
         out = args.out or args.work_dir / "beside" / args.beside.resolve().name
-        print(f"side by side: {write_beside(args.work_dir, args.beside, out)}")
+        show(f"side by side: {write_beside(args.work_dir, args.beside, out)}")
     say_next("open it in a browser; it needs no network")
     return EXIT_OK
 

@@ -42,8 +42,6 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import shlex
-
     settings, work_dir = load_settings(args), work_dir_of(args)
     from adcam.recipe.run import open_recipe
     from adcam.recipe.stages import run_stages
@@ -52,11 +50,11 @@ def run(args: argparse.Namespace) -> int:
         settings,
         work_dir,
         title=f"{args.config.stem}: masks from labels, a network from masks",
-        command=shlex.join(command_line(args, "--work-dir", str(work_dir))),
+        command=command_line(args, work_dir),
     )
     run_stages(recipe, **stage_choices(args))
-    if (page := recipe.folder("report") / "report.html").is_file():
-        show(f"report: {page}")
+    if recipe.page.is_file():
+        show(f"report: {recipe.page}")
         say_next(f"look at the report; adcam report {work_dir} writes it again")
     else:
         say_next("the same command without --skip or --only, for the stages that are missing")

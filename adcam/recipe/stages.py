@@ -74,6 +74,11 @@ class Recipe:
         """The folder of a stage."""
         return self.work_dir / stage
 
+    @property
+    def page(self) -> Path:
+        """The page of the report, which need not be there yet."""
+        return self.folder(REPORT) / "report.html"
+
     def is_done(self, stage: str) -> bool:
         """Whether a stage has finished."""
         return _read_finished(self.folder(stage)) is not None
@@ -231,7 +236,7 @@ def remake_report(recipe: Recipe) -> Path:
         AdcamError: The stages that the report needs have not finished, or their files are gone.
     """
     run_stages(recipe, only=[REPORT], redo=[REPORT])
-    return recipe.folder(REPORT) / "report.html"
+    return recipe.page
 
 
 def read_recipe(work_dir: str | Path) -> Values:
