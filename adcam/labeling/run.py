@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -314,14 +314,10 @@ class Run:
         Raises:
             OSError: The folder cannot be written to.
         """
-        start = time.perf_counter()
+        progress = _Progress(("decode", "network", "refine", job.step, "write"))
         hashes = {"config": hash_values(config), "weights": self.labeler.weights_hash}
         root = "/" if is_url(folder.path) else os.path.realpath(folder.path)
-        progress = _Progress()
-        # A GPU searches its part of the images for equal sizes, however they are divided.
-        window = _window_size(self.batch_size) if self._on_cpu else self.batch_size
-        mine = folder.start([record.img_id for record in self.images.records], window=window)
-        tasks = [self._plan(i, folder, job, root, progress) for i in mine]
+        tasks = self._plan_all(folder, job, root, progress)
         num_left = len(tasks) - progress.skipped
         folder.note(lines=folder.num_lines, left=num_left)
         if progress.skipped and self.options.log is not None:
@@ -333,8 +329,6 @@ class Run:
         if folder.was_killed and self._on_cpu:
             workers = max(workers, 1)  # if an image did it, it costs a worker this time
         observer = self._observe(hashes, num_left, progress.skipped)
-        seconds = dict.fromkeys(("decode", "network", "refine", job.step, "write"), 0.0)
-        first = 0.0
         with (
             observer,
             record_trace(self.options.profile, self.options.log),
@@ -343,10 +337,7 @@ class Run:
             # Whatever ends this loop ends the workers.
             shown = self.options.progress
             for item in track(finished, self.name, num_left) if shown else finished:
-                first = first or time.perf_counter() - start
-                progress.add(item.task.img_id, item.entry)
-                for step, spent in item.seconds.items():
-                    seconds[step] += spent
+                progress.add(item)
                 entry = {
                     "id": item.task.img_id,
                     "image": describe_image(item.task, root),
@@ -356,19 +347,32 @@ class Run:
                 }
                 folder.append(entry)
                 observer.image(entry, item.seconds)
-            end = time.perf_counter() - start
+            rate = progress.compute_rate(num_left)
         folder.finish((task.img_id for task in tasks), lost_workers=self._has_lost_workers)
         index_of = self.images.index_of
         return RunResult(
-            num_left - len(progress.failed),
-            progress.skipped,
-            tuple(sorted(progress.failed, key=lambda failure: index_of(failure.img_id))),
-            tuple(sorted(progress.no_class, key=index_of)),
-            {**seconds, "total": time.perf_counter() - start},
-            self._describe_parallelism(seconds, job, workers),
-            first,
-            (num_left - 1) / max(end - first, 1e-9) if num_left > 1 else 0.0,
+            ok=num_left - len(progress.failed),
+            skipped=progress.skipped,
+            failed=tuple(sorted(progress.failed, key=lambda failure: index_of(failure.img_id))),
+            no_class=tuple(sorted(progress.no_class, key=index_of)),
+            seconds={**progress.seconds, "total": progress.measure_time()},
+            parallelism=self._describe_parallelism(progress.seconds, job, workers),
+            first_after=progress.first_after,
+            images_per_second=rate,
         )
+
+    def _plan_all(
+        self, folder: ResultFolder, job: Job, root: str, progress: _Progress
+    ) -> list[Task]:
+        """Plan the images that fall to this process; an earlier run may have done some of them."""
+        # A GPU searches its part of the images for equal sizes, however they are divided.
+        window = _window_size(self.batch_size) if self._on_cpu else self.batch_size
+        mine = folder.start([record.img_id for record in self.images.records], window=window)
+        tasks = [self._plan(index, folder, job, root) for index in mine]
+        for task in tasks:
+            if task.is_done:
+                progress.skip(task.img_id, folder[task.img_id])
+        return tasks
 
     def _observe(self, hashes: Mapping[str, Any], left: int, skipped: int) -> Observer:
         """Begin the log and the metrics that the options ask for."""
@@ -378,9 +382,7 @@ class Run:
         observer.start({**head, "images": len(self.images)}, left=left, skipped=skipped)
         return observer
 
-    def _plan(
-        self, index: int, folder: ResultFolder, job: Job, root: str, progress: _Progress
-    ) -> Task:
+    def _plan(self, index: int, folder: ResultFolder, job: Job, root: str) -> Task:
         """Plan an image: what is known of it, and whether an earlier run has done it."""
         record = self.images.records[index]
         class_ids = None if self._class_ids is None else self._class_ids[index]
@@ -392,9 +394,6 @@ class Run:
             is_done = folder.is_done(record.img_id, expected, job.find_files(task))
         except AdcamError as error:
             return replace(task, problem=str(error))
-        if is_done:
-            progress.skipped += 1
-            progress.add(record.img_id, folder[record.img_id])
         return replace(task, is_done=is_done)
 
     def _finish_all(
@@ -477,19 +476,54 @@ class Run:
         return [self.labeler.class_set.classes[i] for i in class_ids]
 
 
-@dataclass
 class _Progress:
-    """What became of the images so far."""
+    """What became of the images so far, and how long it took.
 
-    skipped: int = 0
-    failed: list[Failure] = field(default_factory=list)
-    no_class: list[str] = field(default_factory=list)
+    Args:
+        steps: The names of the steps.
 
-    def add(self, img_id: str, entry: Mapping[str, Any]) -> None:
+    Attributes:
+        seconds: Seconds of each step, summed over threads and processes.
+        first_after: Seconds after which the first image was done.
+        skipped: Number of images that an earlier run had done.
+        failed: The images that have no result.
+        no_class: Ids of the images in which the classifier found no class.
+    """
+
+    def __init__(self, steps: Iterable[str]) -> None:
+        self._start = time.perf_counter()
+        self.seconds = dict.fromkeys(steps, 0.0)
+        self.first_after = 0.0
+        self.skipped = 0
+        self.failed: list[Failure] = []
+        self.no_class: list[str] = []
+
+    def measure_time(self) -> float:
+        """Return the seconds since this was made."""
+        return time.perf_counter() - self._start
+
+    def skip(self, img_id: str, entry: Entry) -> None:
+        """Count an image that an earlier run has done."""
+        self.skipped += 1
+        self._count(img_id, entry)
+
+    def add(self, item: Finished) -> None:
+        """Count an image of this run."""
+        self.first_after = self.first_after or self.measure_time()
+        for step, spent in item.seconds.items():
+            self.seconds[step] += spent
+        self._count(item.task.img_id, item.entry)
+
+    def _count(self, img_id: str, entry: Entry) -> None:
         if entry["status"] == "failed":
             self.failed.append(Failure(img_id, entry["error"]))
         elif entry["labels"] == "predicted" and not entry["classes"]:
             self.no_class.append(img_id)
+
+    def compute_rate(self, num_images: int) -> float:
+        """Compute the images done in a second since the first one was; 0 with less than two."""
+        since_first = max(self.measure_time() - self.first_after, 1e-9)
+        return (num_images - 1) / since_first if num_images > 1 else 0.0
 
 
 def default_workers(labeler: PseudoLabeler, *, neighbours: int = 1) -> int:
