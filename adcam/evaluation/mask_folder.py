@@ -15,7 +15,7 @@ from adcam.evaluation.masks import MaskWriter
 from adcam.files import hash_values
 from adcam.labeling.generate import describe_run
 from adcam.labeling.labeler import PseudoLabeler
-from adcam.labeling.output_folder import OutputFolder, relative_path
+from adcam.labeling.output_folder import OutputFolder, describe_image
 from adcam.labeling.run import Run, RunOptions
 from adcam.masks.background import BackgroundRule
 from adcam.settings import MethodSpec
@@ -79,6 +79,6 @@ def open_mask_folder(
         yield writer
         entries = writer.compute()
         for record in images.records:
-            head = {"id": record.img_id, "image": relative_path(record.img_path, root)}
+            head = {"id": record.img_id, "image": describe_image(record, root)}
             folder.append({**head, **entries[record.img_id], **hashes, "seconds": 0.0})
         folder.finish(record.img_id for record in images.records)

@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -50,7 +50,12 @@ from adcam.labeling.manifest import (
     read_manifest_table,
 )
 from adcam.labeling.shards import SHARDS_DIR, WHOLE, Shard, find_shards
+from adcam.remote_files import is_url
 from adcam.structures import ClassSet
+
+if TYPE_CHECKING:
+    from adcam.data.dataset import Record
+    from adcam.labeling.steps import Task
 
 CONFIG_NAME = "config.json"
 MANIFEST_NAME = "manifest.jsonl"
@@ -533,11 +538,28 @@ def read_output_folder(path: str | Path) -> OutputRecord | None:
     return OutputRecord(folder, config, _read_classes(folder, config, entries), entries)
 
 
-def relative_path(path: Path, folder: str) -> str:
-    """Return the path of an image as a manifest states it, relative to the output folder.
+def describe_image(image: Record | Task, root: str) -> str:
+    """Say where an image is, as a manifest does: its path relative to the output folder.
+
+    An image inside a packed file is named behind ``#``; URLs stay as they are.
 
     Args:
-        path: The image file, which need not be there.
+        image: The image.
+        root: The output folder, free of symbolic links; ``"/"`` for one behind a URL.
+    """
+    packed = image.packed
+    file = image.img_path if packed is None else packed.file
+    # Seen from behind a URL, a path of this machine has no other form than the absolute one.
+    top = "/" if root == "/" and not is_url(file) else ""
+    text = str(file) if is_url(file) else f"{top}{relative_path(Path(file), root)}"
+    return text if packed is None or not packed.name else f"{text}#{packed.name}"
+
+
+def relative_path(path: Path, folder: str) -> str:
+    """Return the path of a file relative to the output folder, free of symbolic links.
+
+    Args:
+        path: The file, which need not be there.
         folder: The output folder, free of symbolic links (``os.path.realpath``).
     """
     try:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from adcam.data.dataset import ImageDataset, Record
+from adcam.data.dataset import ImageDataset
 from adcam.data.images import fit_hw, read_image_hw
 from adcam.errors import AdcamError, join_some
 from adcam.files import hash_bytes, hash_values
@@ -41,7 +41,7 @@ from adcam.labeling.inputs import Resizer
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.manifest import Entry
 from adcam.labeling.observe import Observer
-from adcam.labeling.output_folder import relative_path
+from adcam.labeling.output_folder import describe_image
 from adcam.labeling.shards import WHOLE, Shard
 from adcam.labeling.steps import (
     Failed,
@@ -539,23 +539,6 @@ def default_workers(labeler: PseudoLabeler, *, neighbours: int = 1) -> int:
     on_device = labeler.mask_maker.device != "cpu"
     has_gpu = labeler.device.type != "cpu"
     return count_workers(has_gpu=has_gpu, on_device=on_device, neighbours=neighbours)
-
-
-def describe_image(image: Record | Task, root: str) -> str:
-    """Say where an image is, as a manifest does: its path relative to the output folder.
-
-    An image inside a packed file is named behind ``#``; URLs stay as they are.
-
-    Args:
-        image: The image.
-        root: The output folder, free of symbolic links; ``"/"`` for one behind a URL.
-    """
-    packed = image.packed
-    file = image.img_path if packed is None else packed.file
-    # Seen from behind a URL, a path of this machine has no other form than the absolute one.
-    top = "/" if root == "/" and not is_url(file) else ""
-    text = str(file) if is_url(file) else f"{top}{relative_path(Path(file), root)}"
-    return text if packed is None or not packed.name else f"{text}#{packed.name}"
 
 
 def given_class_ids(images: ImageDataset, labeler: PseudoLabeler) -> list[tuple[int, ...]]:

@@ -23,7 +23,7 @@ from adcam.files import hash_file, hash_values, write_json
 from adcam.installation import why_not_importable
 from adcam.labeling.executor import run_ahead
 from adcam.labeling.map_maker import to_host
-from adcam.labeling.output_folder import MASK_DIR, OutputFolder, describe_files, relative_path
+from adcam.labeling.output_folder import MASK_DIR, OutputFolder, describe_files, describe_image
 from adcam.masks.crf import refine, refine_batch
 from adcam.metrics.miou import MeanIoU, name_classes
 from adcam.ops.dense_crf import available_backends
@@ -315,7 +315,7 @@ def write_masks(
                     raise item.error
                 failed[record.img_id] = str(item.error)
             if not item.is_done:
-                entry = {"id": record.img_id, "image": relative_path(record.img_path, root)}
+                entry = {"id": record.img_id, "image": describe_image(record, root)}
                 folder.append({**entry, **item.describe()})
             yield item.mask
         folder.finish(record.img_id for record in records)

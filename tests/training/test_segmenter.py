@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 from dataclasses import replace
@@ -355,6 +356,12 @@ def test_predict_any_folder_without_a_config_and_resume(
     )
     mirrored = (tmp_path / "mirrored" / "masks" / "more" / "a.png").read_bytes()
     assert mirrored != (out / "masks" / "more" / "a.png").read_bytes()
+    # An image in an archive is named as `adcam generate` names it.
+    with tarfile.open(tmp_path / "b.tar", "w") as archive:
+        archive.add(folder.parent / "b.png", "b.png")
+    prediction.predict_segmenter(network, tmp_path / "b.tar", tmp_path / "packed")
+    (line,) = (tmp_path / "packed" / "manifest.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(line)["image"] == "../b.tar#b.png"
 
 
 def rewrite_header(source: Path, target: Path, change: Any) -> Path:
