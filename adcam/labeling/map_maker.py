@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -146,6 +146,10 @@ class MapMaker:
         if isinstance(network, torch.nn.Module):
             network.to(self.device).eval()
         self._running: tuple[torch.device, Network] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was made for a device: who loads a pickle may have another, or none."""
+        return {**vars(self), "_running": None, "_stats": None}
 
     def make_inputs(self, img: np.ndarray) -> tuple[Tensor, ...]:
         """Resize and normalise an image: one (3, h, w) tensor per scale, not mirrored.

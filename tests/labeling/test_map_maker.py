@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -294,3 +295,15 @@ def test_rounded_weights_give_what_autocast_gives() -> None:
     assert torch.equal(one.attn_cls2patch, other.attn_cls2patch)
     mirror = Mirror()
     assert round_weights(mirror, torch.bfloat16) is mirror
+
+
+def test_a_pickle_holds_nothing_that_was_made_for_a_device() -> None:
+    """Such as weights in half precision on a GPU, which processes that only decode do not see."""
+    maker = MapMaker(Mirror(), [Reads(())], views=TestViews((31,)), device="cpu")
+    scores = maker.run([make_img()]).compute_scores()
+    maker.forward(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    assert maker._running is not None and maker._stats is not None
+    maker._running = (torch.device("cuda"), pytest.fail)  # type: ignore[assignment]
+    loaded = pickle.loads(pickle.dumps(maker))
+    assert loaded._running is None and loaded._stats is None
+    np.testing.assert_array_equal(loaded.run([make_img()]).compute_scores(), scores)
