@@ -9,7 +9,6 @@ on their way back. On a CPU the lanes are threads and nothing else, by which all
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -164,8 +163,6 @@ class DeviceSteps:
         self._batch_size = batch_size
         self._maker = labeler.map_maker
         self._device = labeler.device
-        # Whoever runs the network reads its attention by hooks, which all of its passes would meet.
-        self._network_lock = threading.Lock()
         self._forward: Forward = self._maker.forward
         if self._device.type == "cuda" and getattr(labeler.network, "has_fixed_course", False):
             self._forward = GraphCache(self._maker.forward)
@@ -215,8 +212,7 @@ class DeviceSteps:
             if not is_of_image(error):
                 raise
         images = _images_of(item)
-        with self._network_lock:
-            mapped = infer_window(images, self._labeler, batch_size=max(len(images) // 2, 1))
+        mapped = infer_window(images, self._labeler, batch_size=max(len(images) // 2, 1))
         return mapped if self._job.device == "cpu" else make_window(mapped, self._job)
 
     def _upload(self, images: Sequence[Decoded], lane: Lane) -> _Uploaded:
@@ -246,8 +242,7 @@ class DeviceSteps:
         """Run network and method."""
         start = time.perf_counter()
         with lane.after(batch.mark):
-            with self._network_lock:
-                passes = self._maker.run_batch(batch.batches, run=self._forward)
+            passes = self._maker.run_batch(batch.batches, run=self._forward)
             scores = passes.compute_probabilities().to("cpu", non_blocking=True)
             given = [image.task.class_ids for image in batch.images]
             if None in given:

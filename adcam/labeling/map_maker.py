@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,10 +147,16 @@ class MapMaker:
         if isinstance(network, torch.nn.Module):
             network.to(self.device).eval()
         self._running: tuple[torch.device, Network] | None = None
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was made for a device: who loads a pickle may have another, or none."""
-        return {**vars(self), "_running": None, "_stats": None}
+        kept = {name: value for name, value in vars(self).items() if name != "_lock"}
+        return {**kept, "_running": None, "_stats": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
 
     def make_inputs(self, img: np.ndarray) -> tuple[Tensor, ...]:
         """Resize and normalise an image: one (3, h, w) tensor per scale, not mirrored.
@@ -207,13 +214,17 @@ class MapMaker:
     def forward(self, *batches: Tensor) -> tuple[TokenMaps, ...]:
         """Normalise what are pixels, mirror, and run the network at every scale.
 
-        On a GPU nothing here waits for the device.
+        On a GPU nothing here waits for the device. Passes of several threads take turns: attention
+        is read by hooks, which would meet those of another pass.
 
         Args:
             *batches: As for :meth:`run_batch`.
         """
+        with self._lock:
+            return self._run_network(self._prepare_network(), batches)
+
+    def _run_network(self, network: Network, batches: Sequence[Tensor]) -> tuple[TokenMaps, ...]:
         is_half = self.dtype != torch.float32
-        network = self._prepare_network()
         with (
             self._pinned(),
             torch.inference_mode(),

@@ -46,6 +46,7 @@ from adcam.labeling.steps import (
 from adcam.labeling.trace import measure_union, record_trace
 from adcam.masks.steepest import find_steepest_level, find_steepest_levels
 from adcam.models.preprocess import resize_img
+from adcam.models.token_cam import TokenCAM
 from adcam.settings import TestViews
 
 SIZES = [(40, 64), (64, 40), (40, 64), (41, 64), (40, 64), (64, 40), (40, 64)]
@@ -241,14 +242,16 @@ def test_what_fails_in_another_lane_waits_for_the_network(
     job = mask_job(labeler, tmp_path)
     decoded = read(make_photos(tmp_path / "photos"), labeler)
     expected = {x.task.index: make(x, job) for x in infer_window(decoded, labeler, batch_size=1)}
-    forward, label, running, together = MapMaker.forward, MaskMaker.label_on_device, [], []
+    run, label = TokenCAM.token_maps_of_sizes, MaskMaker.label_on_device
+    running: list[int] = []
+    together: list[int] = []
 
-    def slow_forward(self: MapMaker, *batches: torch.Tensor) -> Any:
+    def slow_run(self: TokenCAM, inputs: Sequence[torch.Tensor], **options: Any) -> Any:
         running.append(1)
         together.append(len(running))
         time.sleep(0.05)
         try:
-            return forward(self, *batches)
+            return run(self, inputs, **options)
         finally:
             running.pop()
 
@@ -257,7 +260,7 @@ def test_what_fails_in_another_lane_waits_for_the_network(
             raise torch.OutOfMemoryError("no room")
         return label(self, maps, *rest)
 
-    monkeypatch.setattr(MapMaker, "forward", slow_forward)
+    monkeypatch.setattr(TokenCAM, "token_maps_of_sizes", slow_run)
     monkeypatch.setattr(MaskMaker, "label_on_device", little_memory)
     steps = DeviceSteps(labeler, job, batch_size=2)
     found = [image for batch in steps.run([decoded]) for image in batch]

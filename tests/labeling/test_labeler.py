@@ -7,6 +7,7 @@ import base64
 import copy
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -425,6 +426,18 @@ def test_masks_of_a_batch_are_those_of_its_images(rule: str) -> None:
         masks = maker.make_batch(maps, imgs, ori_hws)
         for mask, *of_image in zip(masks, maps, imgs, ori_hws, strict=True):
             np.testing.assert_array_equal(mask.mask, maker(*of_image).mask)
+
+
+def test_a_labeler_serves_several_threads(tiny_checkpoint: Path) -> None:
+    """Attention is read by hooks, which two passes at once would both meet."""
+    labeler = load(tiny_checkpoint)
+    rng = np.random.default_rng(0)
+    imgs = [rng.integers(0, 256, (60, 80, 3), dtype=np.uint8) for _ in range(12)]
+    expected = [labeler(img, labels=["dog"]) for img in imgs]
+    with ThreadPoolExecutor(4) as threads:
+        found = threads.map(lambda img: labeler(img, labels=["dog"]), imgs)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one.maps["dog"], other.maps["dog"])
 
 
 def test_devices_that_are_not_there(tiny_checkpoint: Path) -> None:
