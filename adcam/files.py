@@ -540,9 +540,7 @@ def index_by_id(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     return path_of
 
 
-def find_images(
-    folder: str | Path, *, leave_out: Iterable[Path] = (), recursive: bool = True
-) -> dict[str, Path]:
+def find_images(folder: str | Path, *, leave_out: Iterable[Path] = ()) -> dict[str, Path]:
     """All images below a folder, by suffix in any case (:data:`IMAGE_SUFFIXES`).
 
     Hidden files and folders are skipped silently. Files of other kinds, sub-folders that cannot be
@@ -551,7 +549,6 @@ def find_images(
     Args:
         folder: The folder; symbolic links to folders inside it are not followed.
         leave_out: Folders that are not searched, such as the one that results go to.
-        recursive: Whether sub-folders are searched.
 
     Returns:
         The files by image id, ids ascending.
@@ -569,7 +566,7 @@ def find_images(
     skipped = set(map(os.path.realpath, leave_out))
     if os.path.realpath(root) in skipped:
         raise AdcamError(f"{root}: results would lie among the images; choose another folder")
-    return _scan(root, IMAGE_SUFFIXES, "images", skipped, recursive)
+    return _scan(root, IMAGE_SUFFIXES, "images", skipped)
 
 
 def find_files(folder: str | Path, *suffixes: str) -> dict[str, Path]:
@@ -609,7 +606,6 @@ def _scan(
     suffixes: Collection[str],
     what: str,
     skipped: Container[str] = (),
-    recursive: bool = True,
 ) -> dict[str, Path]:
     """Files by image id; what its owner may miss is logged."""
     if not root.is_dir():
@@ -617,7 +613,7 @@ def _scan(
     notes: list[str] = []
     found: list[tuple[str, Path]] = []
     others: Counter[str] = Counter()
-    for path in _walk(root, skipped, recursive, notes):
+    for path in _walk(root, skipped, notes):
         if (kind := path.suffix.lower()) in suffixes:
             found.append((img_id_of(path.relative_to(root).as_posix(), suffixes), path))
         elif kind not in _COMPANIONS:
@@ -637,7 +633,7 @@ def _scan(
     return dict(sorted(index_by_id(found).items()))
 
 
-def _walk(root: Path, skipped: Container[str], recursive: bool, notes: list[str]) -> Iterator[Path]:
+def _walk(root: Path, skipped: Container[str], notes: list[str]) -> Iterator[Path]:
     """All files but hidden ones; ``notes`` says what could not or should not be entered."""
 
     def refuse(error: OSError) -> None:
@@ -653,8 +649,7 @@ def _walk(root: Path, skipped: Container[str], recursive: bool, notes: list[str]
         subfolders[:] = [
             name
             for name in sorted(subfolders)
-            if recursive
-            and not name.startswith(".")
+            if not name.startswith(".")
             and name not in _SYSTEM_FOLDERS
             and os.path.realpath(Path(folder, name)) not in skipped
         ]

@@ -25,7 +25,6 @@ def load_folder(
     mask_dir: str | Path | None = None,
     ids: Iterable[str] | None = None,
     leave_out: Iterable[Path] = (),
-    recursive: bool = True,
     split: str | None = None,
 ) -> ImageDataset:
     """All images below a folder (:func:`adcam.files.find_images`).
@@ -46,7 +45,6 @@ def load_folder(
             by id.
         leave_out: The folders inside ``path`` that are not searched, such as the one that results
             are written to.
-        recursive: Whether sub-folders are searched.
         split: What the images are called in reports; ``None`` takes the folder's name.
 
     Raises:
@@ -56,7 +54,7 @@ def load_folder(
     root = Path(path)
     masks = None if mask_dir is None else Path(mask_dir)
     skipped = (*leave_out, *(() if masks is None else (masks,)))
-    path_of = find_images(root, leave_out=skipped, recursive=recursive)
+    path_of = find_images(root, leave_out=skipped)
     name = root.resolve().name or "images"
     class_set, class_ids = _labels_and_classes(name, labels, path_of, classes)
     if stray := [img_id for img_id in class_ids if img_id not in path_of]:

@@ -108,16 +108,13 @@ def decode_brush(code: Sequence[int], hw: tuple[int, int]) -> np.ndarray:
     return values.reshape(*hw, _CHANNELS)[..., -1] > 0
 
 
-def encode_task(
-    url: str, mask: np.ndarray, value_of: Mapping[str, int], score: float | None = None
-) -> dict[str, Any]:
+def encode_task(url: str, mask: np.ndarray, value_of: Mapping[str, int]) -> dict[str, Any]:
     """Make a task with one brush region for each class of a mask; 255 is left out.
 
     Args:
         url: Where Label Studio finds the image.
         mask: The mask, uint8 (H, W).
         value_of: The mask value of each class by name.
-        score: How sure the prediction is, in [0, 1]; Label Studio sorts by it.
     """
     height, width = mask.shape
     results = [
@@ -138,9 +135,7 @@ def encode_task(
         for name, value in value_of.items()
         if (mask == value).any()
     ]
-    prediction: dict[str, Any] = {"model_version": "adcam", "result": results}
-    if score is not None:
-        prediction["score"] = score
+    prediction = {"model_version": "adcam", "result": results}
     return {"data": {"image": url}, "predictions": [prediction]}
 
 

@@ -40,22 +40,19 @@ def voc_palette() -> tuple[tuple[int, int, int], ...]:
     return tuple(colors)
 
 
-def write_mask(
-    path: str | Path, mask: np.ndarray, palette: Palette, *, durable: bool = False
-) -> None:
+def write_mask(path: str | Path, mask: np.ndarray, palette: Palette) -> None:
     """Write a mask as :func:`encode_mask` encodes it, atomically.
 
     Args:
         path: The file to write; its parents are created.
         mask: As for :func:`encode_mask`.
         palette: As for :func:`encode_mask`.
-        durable: As for :func:`adcam.files.replacing`.
 
     Raises:
         AdcamError: Another dtype, shape or palette length.
         OSError: The file cannot be written.
     """
-    write_bytes(path, encode_mask(mask, palette, str(path)), durable=durable)
+    write_bytes(path, encode_mask(mask, palette, str(path)))
 
 
 def encode_mask(mask: np.ndarray, palette: Palette, where: str = "the mask") -> bytes:

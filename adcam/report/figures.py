@@ -131,16 +131,15 @@ def overlay_mask(
     palette: Sequence[RGB],
     *,
     opacity: float = 0.55,
-    ignore_index: int = IGNORE_INDEX,
 ) -> np.ndarray:
     """Lay a mask in its palette's colours over its photograph, with a contour round every region.
 
     Args:
         img: The photograph, uint8 (H, W, 3).
-        mask: The mask, integer (H, W). Its value 0 leaves the photograph as it is.
+        mask: The mask, integer (H, W). The value 0 leaves the photograph as it is, and 255 is shown
+            as white diagonal hatching.
         palette: The colour of every mask value, 256 entries.
         opacity: The opacity of the regions. A larger value hides more of the photograph.
-        ignore_index: The mask value that is shown as white diagonal hatching.
 
     Returns:
         uint8 (H, W, 3).
@@ -155,7 +154,7 @@ def overlay_mask(
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must lie in [0, 1], got {opacity}")
     colors = np.asarray(palette, np.float32)[mask]  # (H, W, 3)
-    ignored = mask == ignore_index
+    ignored = mask == IGNORE_INDEX
     inside = ((mask != 0) & ~ignored)[..., None]
     out = np.where(inside, (1 - opacity) * img + opacity * colors, img)
 
@@ -224,29 +223,29 @@ def draw_boxes(rgb: np.ndarray, boxes: np.ndarray, color: RGB) -> np.ndarray:
     return np.asarray(img)
 
 
-def side_by_side(pictures: Sequence[np.ndarray], *, gap: int = 4) -> np.ndarray:
-    """Put pictures in one row, all scaled to the height of the first.
+_GAP = 4  # pixels between two pictures side by side
+
+
+def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Put pictures in one row with white gaps, all scaled to the height of the first.
 
     Args:
         pictures: The pictures, uint8 (H_i, W_i, 3), at least one.
-        gap: The width in pixels of the white gap between two pictures.
 
     Returns:
         uint8 (H_0, W, 3).
 
     Raises:
-        ValueError: If there is no picture, one is not RGB uint8, or ``gap`` is negative.
+        ValueError: If there is no picture, or one is not RGB uint8.
     """
     if not pictures:
         raise ValueError("side_by_side needs at least one picture, got none")
-    if gap < 0:
-        raise ValueError(f"gap must be at least 0, got {gap}")
     height = pictures[0].shape[0]
     parts: list[np.ndarray] = []
     for rgb in pictures:
         _check_rgb(rgb)
-        if parts and gap:
-            parts.append(np.full((height, gap, 3), 255, np.uint8))
+        if parts:
+            parts.append(np.full((height, _GAP, 3), 255, np.uint8))
         parts.append(_resize(rgb, (height, max(1, round(rgb.shape[1] * height / rgb.shape[0])))))
     return np.concatenate(parts, axis=1)
 

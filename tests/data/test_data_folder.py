@@ -51,10 +51,6 @@ def test_ids_are_paths_without_suffix(photos: Path) -> None:
     assert dataset.records[2].img_path == photos / "holidays" / "dog 1.jpeg"
 
 
-def test_without_sub_folders(photos: Path) -> None:
-    assert [r.img_id for r in load_folder(photos, recursive=False).records] == ["a", "b", "日本"]
-
-
 def test_labels_with_and_without_suffix(photos: Path, tmp_path: Path) -> None:
     csv = labels(tmp_path / "l.csv", "a.JPG,tabby cat;dog\nholidays/dog 1,dog\n日本.bmp,\n")
     dataset = load_folder(photos, labels=csv)
