@@ -12,7 +12,7 @@ import numpy as np
 
 from adcam.data.images import read_image
 from adcam.data.packed_images import PackedImage
-from adcam.data.png import read_mask, voc_palette
+from adcam.data.png import count_values, map_values, read_mask, voc_palette
 from adcam.errors import AdcamError, join_some
 from adcam.files import is_file, match_id
 from adcam.limits import check_num_classes
@@ -141,18 +141,15 @@ class ImageDataset(Sequence[Sample]):
         path = self.records[index].mask_path
         if path is None:
             return None
-        mask = read_mask(path)
-        legal = np.zeros(256, dtype=bool)
-        legal[[0, *self.class_set.mask_values, IGNORE_INDEX]] = True
-        present = np.bincount(mask.ravel(), minlength=256) > 0
-        if not (other := np.flatnonzero(present & ~legal)).size:
-            return mask
+        mask, legal = read_mask(path), self.class_set.mask_values
         if self.other_values == "ignore":
-            return np.where(legal[mask], mask, np.uint8(IGNORE_INDEX))
-        raise AdcamError(
-            f"{path}: the mask holds the values {other.tolist()}; legal are 0, "
-            f"{', '.join(map(str, self.class_set.mask_values))} and {IGNORE_INDEX}"
-        )
+            others = set(range(256)).difference(legal, (0,))
+            return map_values(mask, dict.fromkeys(others, IGNORE_INDEX))
+        try:
+            count_values(mask, legal)
+        except AdcamError as error:
+            raise AdcamError(f"{path}: {error}") from error
+        return mask
 
     def index_of(self, img_id: str) -> int:
         """Position of an image.
