@@ -22,6 +22,9 @@ _BACKGROUND = frozenset({"background", "_background_", "bg"})
 _IGNORED = frozenset({"ignore", "ignored", "void", "unlabeled", "unlabelled", "uncertain"})
 
 
+Color = tuple[int, int, int]
+
+
 class ColorTable(NamedTuple):
     """Classes with their colours.
 
@@ -31,7 +34,7 @@ class ColorTable(NamedTuple):
     """
 
     class_set: ClassSet
-    colors: dict[int, tuple[int, int, int]]
+    colors: dict[int, Color]
 
 
 def read_color_table(path: str | Path) -> ColorTable:
@@ -54,24 +57,9 @@ def read_color_table(path: str | Path) -> ColorTable:
         values = (0, *voc.mask_values, IGNORE_INDEX)
         return ColorTable(voc, {value: voc.palette[value] for value in values})
     names: list[str] = []
-    colors: dict[int, tuple[int, int, int]] = {}
-    name_of: dict[tuple[int, int, int], str] = {}
-    for number, line in enumerate(read_text(path, "a table of colours").splitlines(), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        if (entry := _parse_line(line.strip())) is None:
-            if not name_of and not re.search(r"\d", line):
-                continue  # a header
-            raise AdcamError(
-                f"{path}, line {number}: expected name,R,G,B or name,#RRGGBB, got {line.strip()!r}"
-            )
-        name, color = entry
-        if max(color) > 255:
-            raise AdcamError(f"{path}, line {number}: colours lie in 0..255, got {color}")
-        if color in name_of or name in name_of.values():
-            other = name_of.get(color, name)
-            raise AdcamError(f"{path}, line {number}: {name!r} and {other!r} share name or colour")
-        name_of[color] = name
+    colors: dict[int, Color] = {}
+    entries = _read_entries(path)
+    for name, color in entries.items():
         if name.lower() in _BACKGROUND:
             colors[0] = color
         elif name.lower() in _IGNORED:
@@ -81,7 +69,7 @@ def read_color_table(path: str | Path) -> ColorTable:
             colors[len(names)] = color
     if not names:
         raise AdcamError(f"{path}: the table of colours names no class")
-    if (0, 0, 0) not in name_of:
+    if (0, 0, 0) not in entries.values():
         colors.setdefault(0, (0, 0, 0))
     try:
         class_set = build_class_set(Path(path).stem, names)
@@ -91,7 +79,29 @@ def read_color_table(path: str | Path) -> ColorTable:
     return ColorTable(replace(class_set, palette=tuple(palette)), colors)
 
 
-def _parse_line(line: str) -> tuple[str, tuple[int, int, int]] | None:
+def _read_entries(path: str | Path) -> dict[str, Color]:
+    """The colour of each name, in the order of the lines."""
+    color_of: dict[str, Color] = {}
+    for number, line in enumerate(read_text(path, "a table of colours").splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if (entry := _parse_line(line.strip())) is None:
+            if not color_of and not re.search(r"\d", line):
+                continue  # a header
+            raise AdcamError(
+                f"{path}, line {number}: expected name,R,G,B or name,#RRGGBB, got {line.strip()!r}"
+            )
+        name, color = entry
+        if max(color) > 255:
+            raise AdcamError(f"{path}, line {number}: colours lie in 0..255, got {color}")
+        other = next((n for n, c in color_of.items() if n == name or c == color), None)
+        if other is not None:
+            raise AdcamError(f"{path}, line {number}: {name!r} and {other!r} share name or colour")
+        color_of[name] = color
+    return color_of
+
+
+def _parse_line(line: str) -> tuple[str, Color] | None:
     if (match := _COLOR_FIRST.match(line)) is not None:
         red, green, blue, name = match.groups()
         return name, (int(red), int(green), int(blue))

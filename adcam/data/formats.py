@@ -23,7 +23,7 @@ shjo-april/PuzzleCAM.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,30 +106,10 @@ def _find_format(content: Any) -> str:
 
 def _read(content: Mapping[Any, Any], cam_format: str, num_fg_classes: int) -> CamFile:
     if cam_format in _MAPS_KEY:
-        keys = np.asarray(content["keys"])
-        maps = np.asarray(content[_MAPS_KEY[cam_format]])
-        if keys.ndim != 1 or keys.dtype.kind not in "iu":
-            raise AdcamError(f"keys must be whole numbers (K,), got {keys.dtype} {keys.shape}")
-        if cam_format == "puzzlecam":
-            if keys[:1].tolist() != [0]:
-                raise AdcamError(f"keys of PuzzleCAM begin with a 0, got {keys.tolist()}")
-            keys = keys[1:] - 1
-        class_ids = keys.tolist()
+        class_ids, maps = _read_keyed(content, cam_format)
     else:
-        class_ids = list(content)
-        shapes = {np.shape(value) for value in content.values()}
-        if len(shapes) != 1:
-            raise AdcamError(f"maps of one image must be of one size, got {sorted(shapes)}")
-        maps = np.stack([np.asarray(value) for value in content.values()])
-    if maps.ndim != 3 or maps.dtype.kind != "f" or 0 in maps.shape[1:]:
-        raise AdcamError(f"maps must be floating point (K, H, W), got {maps.dtype} {maps.shape}")
-    if len(class_ids) != len(maps):
-        raise AdcamError(f"{len(class_ids)} classes but {len(maps)} maps")
-    maps = maps.astype(np.float32)
-    if not ((maps >= -_TOLERANCE) & (maps <= 1 + _TOLERANCE)).all():  # also true for NaN
-        raise AdcamError(f"scores must lie in [0, 1], got [{maps.min()}, {maps.max()}]")
-    maps = maps.clip(0, 1)
-
+        class_ids, maps = _read_by_class(content)
+    maps = _check_maps(class_ids, maps)
     background = None
     if cam_format == "psa_crf":
         if 0 not in class_ids:
@@ -141,7 +121,37 @@ def _read(content: Mapping[Any, Any], cam_format: str, num_fg_classes: int) -> C
         raise AdcamError(f"class {wrong[0]} is not in 0..{num_fg_classes - 1}")
     if len(set(class_ids)) != len(class_ids):
         raise AdcamError(f"a class is given twice: {class_ids}")
-    order = np.argsort(class_ids, kind="stable")
-    return CamFile(
-        cam_format, ClassMaps(tuple(sorted(class_ids)), maps[order.astype(np.int64)]), background
-    )
+    order = np.argsort(class_ids, kind="stable").astype(np.int64)
+    return CamFile(cam_format, ClassMaps(tuple(sorted(class_ids)), maps[order]), background)
+
+
+def _read_keyed(content: Mapping[Any, Any], cam_format: str) -> tuple[list[int], np.ndarray]:
+    """The classes, which the file lists under ``keys``, and their maps as one array."""
+    keys, maps = np.asarray(content["keys"]), np.asarray(content[_MAPS_KEY[cam_format]])
+    if keys.ndim != 1 or keys.dtype.kind not in "iu":
+        raise AdcamError(f"keys must be whole numbers (K,), got {keys.dtype} {keys.shape}")
+    if cam_format == "puzzlecam":
+        if keys[:1].tolist() != [0]:
+            raise AdcamError(f"keys of PuzzleCAM begin with a 0, got {keys.tolist()}")
+        keys = keys[1:] - 1
+    return keys.tolist(), maps
+
+
+def _read_by_class(content: Mapping[Any, Any]) -> tuple[list[int], np.ndarray]:
+    """The numbers that name the maps, and the maps stacked."""
+    shapes = {np.shape(value) for value in content.values()}
+    if len(shapes) != 1:
+        raise AdcamError(f"maps of one image must be of one size, got {sorted(shapes)}")
+    return list(content), np.stack([np.asarray(value) for value in content.values()])
+
+
+def _check_maps(class_ids: Sequence[int], maps: np.ndarray) -> np.ndarray:
+    """The maps as float32 in [0, 1]."""
+    if maps.ndim != 3 or maps.dtype.kind != "f" or 0 in maps.shape[1:]:
+        raise AdcamError(f"maps must be floating point (K, H, W), got {maps.dtype} {maps.shape}")
+    if len(class_ids) != len(maps):
+        raise AdcamError(f"{len(class_ids)} classes but {len(maps)} maps")
+    maps = maps.astype(np.float32)
+    if not ((maps >= -_TOLERANCE) & (maps <= 1 + _TOLERANCE)).all():  # also true for NaN
+        raise AdcamError(f"scores must lie in [0, 1], got [{maps.min()}, {maps.max()}]")
+    return maps.clip(0, 1)
