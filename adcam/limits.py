@@ -149,8 +149,12 @@ class LimitError(AdcamError):
     """A file asks for more than a limit allows: ``what`` it asks for, and which ``limit``."""
 
     def __init__(self, what: str, limit: str) -> None:
+        super().__init__(what, limit)  # from which pickle makes it again
         most = getattr(read_limits(), limit)
-        super().__init__(f"{what}: the limit is {most:,}; --limits {limit}=… raises it")
+        self._message = f"{what}: the limit is {most:,}; --limits {limit}=… raises it"
+
+    def __str__(self) -> str:
+        return self._message
 
 
 def machine_memory() -> int | None:

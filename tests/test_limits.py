@@ -28,7 +28,7 @@ from adcam.errors import AdcamError
 from adcam.files import read_json, read_text
 from adcam.labeling.executor import WorkerCrash, WorkerPool
 from adcam.labeling.steps import is_of_image
-from adcam.limits import Limits, machine_memory, read_limits, use_limits
+from adcam.limits import LimitError, Limits, machine_memory, read_limits, use_limits
 from adcam.models.checkpoints import load_state_dict
 
 LAUGHS = b"""<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">
@@ -49,6 +49,18 @@ def test_limits_come_from_the_environment() -> None:
         assert read_limits().classes == 3
     assert "ADCAM_MAX_CLASSES" not in os.environ
     assert (machine_memory() or 1 << 30) >= 1 << 28
+
+
+def _ask_for_too_much(what: str) -> None:
+    raise LimitError(what, "file_bytes")
+
+
+def test_a_limit_that_a_worker_process_meets_is_said_by_its_caller() -> None:
+    with (
+        WorkerPool(_ask_for_too_much, 1, on_crash=lambda item, _, again: again(item)) as pool,
+        pytest.raises(LimitError, match=r"^a table: the limit is 1,073,741,824; --limits file_by"),
+    ):
+        pool.submit("a table").result()
 
 
 def test_images_and_masks(tmp_path: Path) -> None:
