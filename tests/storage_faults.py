@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from adcam.cli import main
-from adcam.labeling.packed_folder import read_part_manifest
+from adcam.labeling.packed_parts import read_part_manifest
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 

@@ -45,7 +45,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from adcam.labeling.merge import merge_shards
-    from adcam.labeling.packed_folder import find_config
+    from adcam.labeling.packed_parts import find_config
     from adcam.remote_files import join
 
     result = merge_shards(args.folder, parquet=args.parquet)

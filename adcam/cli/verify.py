@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from adcam.files import write_json
-    from adcam.labeling.packed_folder import find_config
+    from adcam.labeling.packed_parts import find_config
     from adcam.labeling.verify import verify_folder
 
     found = verify_folder(args.folder, by_size=args.sizes)

@@ -9,7 +9,7 @@ from adcam.convert.summary import ClassCounts, Converted
 from adcam.data.png import voc_palette
 from adcam.files import hash_or_none, write_bytes
 from adcam.labeling.output_folder import OutputFolder, relative_path, result_files
-from adcam.labeling.packed_folder import read_config, read_packed
+from adcam.labeling.packed_parts import read_config, read_packed
 from adcam.progress import track
 from adcam.remote_files import is_url
 from adcam.structures import ClassSet

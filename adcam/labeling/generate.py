@@ -40,7 +40,7 @@ def generate(
         images: The images; class ids are matched to the labeler's classes by name.
         labeler: The classifier and every choice that changes a mask.
         out: The folder of this run; or a folder of packed results, with Parquet files or tar
-            archives in place of a file each (:mod:`adcam.labeling.packed_folder`).
+            archives in place of a file each (:mod:`adcam.labeling.packed_parts`).
         maps_dtype: ``"uint8"`` or ``"float16"`` also writes ``maps/<id>.npz`` with values of this
             type (:mod:`adcam.labeling.maps_file`); ``None`` writes no maps.
         overwrite: Whether to start over; what the folder's manifest lists is removed.

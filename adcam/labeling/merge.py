@@ -21,7 +21,7 @@ from adcam.labeling.output_folder import (
     manifest_path,
     plan_path,
 )
-from adcam.labeling.packed_folder import (
+from adcam.labeling.packed_parts import (
     find_config,
     find_parts,
     read_packed_failures,
@@ -78,7 +78,7 @@ class Division:
 
     @property
     def is_packed(self) -> bool:
-        """Whether results are packed (:mod:`adcam.labeling.packed_folder`)."""
+        """Whether results are packed (:mod:`adcam.labeling.packed_parts`)."""
         return self.order is None
 
     @property

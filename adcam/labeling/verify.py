@@ -25,7 +25,7 @@ from adcam.labeling.output_folder import (
     name_file,
     result_files,
 )
-from adcam.labeling.packed_folder import (
+from adcam.labeling.packed_parts import (
     RESULTS,
     Part,
     find_config,

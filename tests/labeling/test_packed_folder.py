@@ -23,7 +23,8 @@ from adcam.labeling.generate import generate
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.manifest import read_manifest_table
 from adcam.labeling.merge import merge_shards
-from adcam.labeling.packed_folder import FORMATS, PackedFolder, PackedOutput, read_packed
+from adcam.labeling.packed_folder import PackedFolder, PackedOutput
+from adcam.labeling.packed_parts import FORMATS, read_packed
 from adcam.labeling.shards import Shard
 from adcam.labeling.status import read_status
 from adcam.labeling.verify import verify_folder
