@@ -41,6 +41,7 @@ from adcam.labeling.executor import (
     run_ahead,
     submit_inline,
 )
+from adcam.labeling.inputs import BATCH_SIZE
 from adcam.labeling.map_maker import resolve_device
 from adcam.settings import MethodSpec
 
@@ -53,9 +54,6 @@ MAX_WORKERS = 16
 """Most worker processes that are started unasked: each holds torch and, on a CPU, the networks."""
 
 T = TypeVar("T")
-
-BATCH_SIZE = 32
-"""Most images in a batch on a GPU."""
 
 _READERS = 4
 _STRETCH = 64  # images in a row that are searched for equal sizes on a GPU

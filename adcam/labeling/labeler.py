@@ -27,6 +27,7 @@ from adcam.errors import AdcamError
 from adcam.files import to_plain
 from adcam.labeling.device_steps import DeviceSteps
 from adcam.labeling.executor import one_thread, run_ahead
+from adcam.labeling.inputs import BATCH_SIZE
 from adcam.labeling.map_maker import MapMaker, Network, resolve_device
 from adcam.labeling.mask_maker import MaskMaker, resize_maps, resize_mask
 from adcam.labeling.steps import Decoded, Failed, Made, MaskMaking, Task, make
@@ -63,7 +64,6 @@ ImageLike: TypeAlias = str | Path | np.ndarray | Image.Image
 Labels: TypeAlias = Sequence[str] | None
 """Names of the classes in an image; ``None`` where they are not known."""
 
-_BATCH_SIZE = 32  # images, on a GPU
 _READERS = 4
 _STRETCH = 128  # images of a list that are searched for equal sizes
 
@@ -661,7 +661,7 @@ class PseudoLabeler:
                 lambda i: readers.submit(read, i), range(len(images)), max_ahead=_STRETCH
             )
             stretches = iter(lambda: list(itertools.islice(read_ahead, _STRETCH)), [])
-            for batch in DeviceSteps(self, making, batch_size=_BATCH_SIZE).run(stretches):
+            for batch in DeviceSteps(self, making, batch_size=BATCH_SIZE).run(stretches):
                 for image in batch:
                     made = image if isinstance(image, Made) else make(image, making)
                     if isinstance(made, Failed):

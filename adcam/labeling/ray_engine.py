@@ -30,7 +30,7 @@ from functools import partial
 from typing import Any
 
 from adcam.errors import AdcamError
-from adcam.labeling.executor import WorkerCrash, WorkerPool, num_processors
+from adcam.labeling.executor import WorkerPool, num_processors
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.run import isolate_crash, record_crash, worker_memory
 from adcam.labeling.steps import (
@@ -265,7 +265,7 @@ class _Decoding(_Stage):
     """Images read and resized, in a child process; a window stays together."""
 
     def prepare(self, steps: _Steps) -> None:
-        self.pool = _make_pool(partial(decode, labeler=steps.load_labeler()), _fail_decoding)
+        self.pool = _make_pool(partial(decode, labeler=steps.load_labeler()), record_crash)
 
     def work(self, item: Sequence[Task]) -> list[list[Decoded | Failed]]:
         return [[self.pool.submit(task).result() for task in item]]
@@ -306,10 +306,6 @@ def _load(data: bytes) -> Any:
 def _make_pool(function: Callable[[Any], Any], on_crash: Any) -> WorkerPool[Any, Any]:
     """Make a pool of one child process, which the limits of the run hold for."""
     return WorkerPool(function, 1, on_crash=on_crash, max_bytes=worker_memory())
-
-
-def _fail_decoding(task: Task, crash: WorkerCrash, retry: object) -> Failed:
-    return Failed(task, str(crash), {})
 
 
 def _ship(labeler: PseudoLabeler) -> tuple[bytes, str]:

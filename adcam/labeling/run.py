@@ -37,7 +37,7 @@ from adcam.labeling.executor import (
     run_ahead,
     submit_inline,
 )
-from adcam.labeling.inputs import Resizer
+from adcam.labeling.inputs import BATCH_SIZE, Resizer
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.manifest import Entry
 from adcam.labeling.observe import Observer
@@ -62,9 +62,6 @@ LABEL_CHOICES = ("given", "predicted")
 
 INLINE_LIMIT = 16
 """Up to this many images are labelled in this process: starting others takes longer."""
-
-BATCH_SIZE = 32
-"""Images in a batch on a GPU: the first size at which an H100 is busy with DeiT-Tiny."""
 
 _READERS = 4
 _WINDOW = 4  # batches
@@ -212,8 +209,8 @@ class RunOptions:
             images; with a GPU, this process runs the network and makes the masks, and the others
             decode and write. More need more memory.
         batch_size: Most images of equal input sizes that the network sees at once; ``None`` for 1
-            on the CPU, where more gains nothing, else :data:`BATCH_SIZE`. Larger keeps a GPU busier
-            and takes more of its memory; what does not fit is halved.
+            on the CPU, where more gains nothing, else :data:`adcam.labeling.inputs.BATCH_SIZE`.
+            Larger keeps a GPU busier and takes more of its memory; what does not fit is halved.
         shard: The part of the images to label. Every process is given the same images and another
             shard; they may work in one folder at the same time, on any machine that sees it.
             :func:`adcam.labeling.merge.merge_shards` joins what they have made.

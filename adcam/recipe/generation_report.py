@@ -20,7 +20,7 @@ from adcam.files import file_of_id, open_json, read_json, refuse_links, write_by
 from adcam.labeling.manifest import Entry, read_manifest
 from adcam.labeling.output_folder import CONFIG_NAME, MANIFEST_NAME, MAPS_DIR, MASK_DIR, REPORT_DIR
 from adcam.labeling.shown import SHOWN_DIR, read_small_maps
-from adcam.recipe.blocks import confusion_matrix, per_class
+from adcam.recipe.blocks import confusion_matrix, legend, per_class
 from adcam.report.explorer import (
     EXPLORER_DIR,
     THUMBNAIL_SIDE,
@@ -380,10 +380,8 @@ def _few_images(rows: Sequence[PictureRow], class_set: ClassSet) -> list[Section
     columns = [[picture.column for picture in row.pictures] for row in rows]
     longest = max(columns, key=len, default=[])
     alike = [row for row, found in zip(rows, columns, strict=True) if found == longest]
-    palette = display_palette(class_set)
-    legend = [(name, palette[value]) for name, value in class_set.value_of.items()]
     text = "Photograph, score map and mask."
-    grid = PictureGrid(alike, text, legend, value_name="", max_side=320)
+    grid = PictureGrid(alike, text, legend(class_set), value_name="", max_side=320)
     return [Section("A few images", [grid])] if alike else []
 
 

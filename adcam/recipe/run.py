@@ -55,9 +55,9 @@ class MaskRecipe(Recipe):
     @property
     def stages(self) -> Sequence[Stage[MaskRecipe]]:
         """Training, maps and refinement, masks and scores, network and scores, report."""
-        left_out = {*(() if self.settings.recipe.refine else OF_REFINEMENT)}
+        left_out: tuple[str, ...] = () if self.settings.recipe.refine else OF_REFINEMENT
         if self.network is None:
-            left_out.update(OF_NETWORK)
+            left_out += OF_NETWORK
         return [
             replace(stage, needs=tuple(name for name in stage.needs if name not in left_out))
             for stage in STAGES

@@ -28,9 +28,6 @@ from torch.utils.data import Dataset, Sampler
 from adcam.files import name_in_error
 from adcam.labeling.locks import hold_folder
 
-RUNS = itertools.count()
-"""mmengine shares its loggers among runs of one name and second; a number keeps them apart."""
-
 
 def seed_everything(*entropy: int) -> None:
     """Set the generators of Python, NumPy and PyTorch; any other numbers give other states."""

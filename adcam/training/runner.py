@@ -8,6 +8,7 @@ environment go to the log file, the terminal shows one line an epoch or interval
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import math
 import os
@@ -35,9 +36,10 @@ from adcam.errors import AdcamError
 from adcam.files import name_in_error
 from adcam.settings import SegmentationSettings, Settings
 from adcam.training.checkpoints import read_checkpoint
-from adcam.training.repeatable import RUNS, RepeatableDataset, RepeatableSteps, fit_schedulers
+from adcam.training.repeatable import RepeatableDataset, RepeatableSteps, fit_schedulers
 
 _HALF_WRITTEN = ".adcam-checkpoint.tmp"
+_RUNS = itertools.count()  # mmengine would share a logger among runs of one name and second
 
 LINE_INTERVAL_S = 60.0
 """Seconds after which an epoch that takes long shows a line before it ends."""
@@ -145,7 +147,7 @@ def build_runner(
         randomness={"seed": train.seed},
         default_scope=parts.scope,
         cfg=Config({"adcam": settings.to_dict()}),
-        experiment_name=f"{parts.name}_{next(RUNS)}",
+        experiment_name=f"{parts.name}_{next(_RUNS)}",
         **optional,
         **_describe_validation(parts, workers),
     )
