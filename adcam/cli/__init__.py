@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Mistakes of the user (:class:`AdcamError`) and files that cannot be read or written
-    (:class:`OSError`) are told in one line. Any other exception is a fault of this program, and its
-    traceback is shown.
+    (:class:`OSError`) are reported in one line. Any other exception is a fault of this program,
+    and its traceback is shown.
 
     Args:
         argv: The arguments after the name of the program; by default those of the process.
@@ -186,7 +186,7 @@ def _find_parser(
     """The parser of the command that was called, of `adcam convert WHAT` the one of WHAT."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction) and getattr(args, action.dest, None):
-            name = getattr(args, action.dest).split()[0]  # `command` is "segment check", say
+            name = getattr(args, action.dest).split()[0]  # `command` may be "segment check"
             return _find_parser(action.choices[name], args)
     return parser
 
@@ -226,7 +226,7 @@ def _check_inputs(args: argparse.Namespace) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, without the usage, which of some commands fills a screen."""
+    """Reports a mistake in one line; the usage of some commands would fill the screen."""
 
     _words: Sequence[str] = ()
 
@@ -281,10 +281,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def let_algebra_load() -> None:
-    """Bound the threads of OpenBLAS where memory is bounded (``ulimit -v``), before numpy loads it.
+    """Let OpenBLAS use one thread where memory is bounded (``ulimit -v``), before numpy loads it.
 
-    It asks for memory for each thread while it is loaded, and where there is none it tries for
-    ever. With one thread it gives up.
+    While it is loaded it asks for memory for each thread, and if there is too little it tries
+    again without end. With one thread it gives up.
     """
     try:
         import resource

@@ -533,7 +533,7 @@ def read_classifier_views(path: Path, *, scales: Sequence[int] | None = None) ->
 def open_images_first(args: argparse.Namespace) -> ImageDataset | None:
     """Open IMAGES with the classes of ``--checkpoint``, before torch and the network are loaded.
 
-    So a label that is no class, say, is told at once.
+    A mistake, such as a label that is no class, is then reported at once.
 
     Returns:
         The images; ``None`` where the classes are those of ``--model``, which it knows alone.

@@ -138,7 +138,7 @@ def set_up(
     found = find_images(images, leave_out=own)
     labels = args.labels or find_labels(images, found.keys())
     classes = None if args.classes is None else [n.strip() for n in args.classes.split(",")]
-    # Labels first: what is wrong with them is told before every photograph is decoded.
+    # Labels first: mistakes in them are reported before every photograph is decoded.
     table = read_any_labels(labels, found, classes)
     survey = put_together(look_at_images(images, found), table, labels)
     project, parts = create_project(

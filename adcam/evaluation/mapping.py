@@ -194,7 +194,7 @@ class ImageMapper:
         self.device = device
         self._targets = targets
         self._stored = {spec.name: spec.score_maps for spec in specs if spec.score_maps}
-        # Equal methods, with and without a CRF say, share one object and so their maps.
+        # Equal methods (for example with and without a CRF) share one object, and so their maps.
         distinct: list[Method] = []
         self._methods: dict[str, Method] = {}
         groups: dict[tuple[str, TestViews], list[str]] = defaultdict(list)

@@ -101,9 +101,9 @@ class WorkerPool(Generic[T, R]):
     """Processes that call one function, each with one thread of computation.
 
     Unlike ``concurrent.futures.ProcessPoolExecutor``, a process that dies costs the item it had
-    and no other: a thread waits for the answer to each item, so it is known which. Where one was
-    killed for its memory, one fewer works from then on, and its item does not pay for what others
-    took; the last one is never given up.
+    and no other: a thread waits for the answer to each item, so it is known which. If the system
+    kills a process because memory is short, the pool continues with one process fewer, but never
+    with none. Such a kill is no try of its item, since others may have taken the memory.
 
     Workers are spawned, so a script that uses them needs ``if __name__ == "__main__":``
     (:mod:`multiprocessing`). They ignore Ctrl-C and SIGTERM, which the caller handles, and end with
@@ -119,8 +119,9 @@ class WorkerPool(Generic[T, R]):
             and a function that gives an item to a new process.
         max_bytes: The memory that a worker may ask for; more is a ``MemoryError`` there. ``None``
             for as much as there is.
-        meanwhile: What does the work in a thread of this process until a worker is up, so that
-            nothing waits for processes to start; then all of them start at once. ``None`` waits.
+        meanwhile: The function that does the work in a thread of this process until a worker is
+            up, so that nothing waits for processes to start. With it all processes start at once;
+            with ``None`` each starts when its first item comes.
 
     Attributes:
         has_lost_workers: Whether a process died, which may have left a file half-written.
@@ -417,9 +418,9 @@ def count_memory_kills() -> int:
 
 
 def _offer_to_be_killed() -> None:
-    """Let the system pick this process where memory is short, and not the one that gives it work.
+    """If memory is short, let the system kill this process rather than the one that gives it work.
 
-    That one knows what was under way, and says what happened.
+    That one knows what was being worked on, and reports it.
     """
     with suppress(OSError):  # only Linux has it
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_KILL, "ascii")

@@ -1,4 +1,4 @@
-"""What a network gets to see of images, without the network: for processes that only decode."""
+"""What a network sees of images, without the network itself: for processes that only decode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Resizer:
-    """Resizes images for a network, without the network: for processes that only decode.
+    """Resizes images to what a network will see of them.
 
     Attributes:
         views: The scales.

@@ -363,8 +363,8 @@ class PseudoLabeler:
     def _find_crf_backend(self) -> str:
         """Return what computes the CRF: for ``"auto"`` the faster of CPU and GPU.
 
-        By its kernels on a GPU an image takes less than processes on the CPU need to be handed its
-        maps; without kernels a GPU is slower than 16 processes (README of adcam/ops/dense_crf).
+        With its kernels, a GPU refines an image sooner than a process on the CPU has received its
+        maps; without them it is slower than 16 processes (README of adcam/ops/dense_crf).
         """
         if self.options.crf_backend != "auto":
             return self.options.crf_backend
@@ -375,8 +375,8 @@ class PseudoLabeler:
         """Assign the network to another device.
 
         Args:
-            device: Such as ``"cuda"``. Where this machine lacks it, the network stays where it is,
-                for another machine to move it.
+            device: For example ``"cuda"``. If this machine lacks it, the network stays where it is,
+                and another machine moves it.
         """
         self.map_maker.device = torch.device(device)
         is_there = self.device.type != "cuda" or torch.cuda.is_available()
@@ -694,8 +694,8 @@ class PseudoLabeler:
     def predict_class_ids(self, scores: np.ndarray) -> tuple[int, ...]:
         """Return the ids of the classes whose score is at least their threshold.
 
-        Where none is, and there must be one, it is that whose odds come nearest to those of its
-        threshold.
+        If no class reaches its threshold and there must be one (``at_least_one``), it is the class
+        whose odds come nearest to those of its threshold.
 
         Args:
             scores: The probability of every class, (C,).

@@ -142,7 +142,7 @@ class Manifest:
         self.num_lines += 1
 
     def check_in_place(self) -> None:
-        """Refuse to go on in a folder that somebody removed while this run worked in it.
+        """Raise if somebody has removed the folder while this run worked in it.
 
         Raises:
             FileNotFoundError: The file that was opened is no longer the one of this name.

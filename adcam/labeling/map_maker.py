@@ -333,7 +333,8 @@ class MapMaker:
         most = max(map(len, class_ids))
         if most == 0:
             return [torch.zeros(0, *hw, device=self.device) for hw in hws]
-        # A batch has one number of classes: images with fewer compute their last again, not kept.
+        # All images of a batch need the same number of classes: those with fewer repeat their last
+        # class, and these copies are dropped in the end.
         padded = torch.tensor([_repeat_last(ids, most) for ids in class_ids])  # (images, K)
         num_classes = passes.token_maps[0].cam.shape[1]
         check_class_ids(padded, batch=len(class_ids), num_classes=num_classes)
@@ -396,9 +397,9 @@ def compile_mlps(network: Network) -> None:
 
 
 def round_weights(network: Network, dtype: torch.dtype) -> Network:
-    """Return a copy of a network whose products need no rounding of their weights.
+    """Return a copy of a network whose weights are rounded already, as autocast would round them.
 
-    Autocast would round them to the same numbers in every pass, a launch for each.
+    Autocast rounds them in every pass, to the same numbers and with a kernel launch for each.
 
     Args:
         network: The network, which stays as it is; what is no module is returned itself.
@@ -433,5 +434,5 @@ def count_color_steps(method: Method) -> int:
 
 
 def _repeat_last(ids: tuple[int, ...], length: int) -> tuple[int, ...]:
-    """Fill up with the last id, which is no rival of itself."""
+    """Fill up with the last id: a class does not compete with itself, so no map changes."""
     return (*ids, *[ids[-1] if ids else 0] * (length - len(ids)))

@@ -112,8 +112,8 @@ def merge_shards(path: str | Path, *, parquet: bool = False) -> MergeResult:
     Args:
         path: The output folder. A folder without shards is only checked, and so are packed results,
             whose shards keep files of their own; of these it may be a URL.
-        parquet: Whether to write the manifest also as ``manifest.parquet``. A run that goes on
-            removes it; where only this file is left, the manifest is made of it again.
+        parquet: Whether to write the manifest also as ``manifest.parquet``. A run that resumes
+            removes it; if only this file is left, the manifest is made from it again.
 
     Raises:
         AdcamError: Nothing was changed, because images are missing (the message names the shards

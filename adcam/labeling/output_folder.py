@@ -130,7 +130,7 @@ def describe_contents(contents: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def require_folder(folder: Path) -> None:
-    """Refuse to build an output folder up again that somebody has removed.
+    """Raise if somebody has removed the output folder, instead of making it again.
 
     Raises:
         FileNotFoundError: It is not there.
@@ -235,7 +235,7 @@ class OutputFolder:
             self._manifest.open()
 
     def _write_new_config(self, config: Mapping[str, Any]) -> None:
-        """Write the configuration, unless another shard has just written one: the same, we hope."""
+        """Write the configuration; one that another shard has just written must be the same."""
         if not write_new(self.path / CONFIG_NAME, encode_config(config)):
             check_config(self.path, _read_config(self.path) or {}, config, self.shard)
 

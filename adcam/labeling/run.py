@@ -423,8 +423,8 @@ class Run:
     ) -> Generator[Finished, None, None]:
         """Run network and method in this process; decode, and do the rest, in ``workers``.
 
-        A GPU is fed by one process, also by the CRF if it is to compute there. What computes on the
-        CPU here stays out of the workers' way.
+        Only this process gives work to the GPU: the network, and the CRF if it runs there too. On
+        the CPU it computes with one thread, so that it does not slow the workers down.
         """
         maker = self.labeler.map_maker
         max_pixels = self.labeler.options.max_pixels
@@ -437,7 +437,7 @@ class Run:
                 workers,
                 on_crash=record_crash,
                 max_bytes=worker_memory(),
-                # After a run that was killed, every image is read in a process that may die.
+                # After a run that was killed, each image is read in a worker, which may be lost.
                 meanwhile=None if self._is_suspicious else work,
             ) as pool,
         ):

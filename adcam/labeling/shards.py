@@ -2,7 +2,7 @@
 
 A shard ``i/N`` owns an image by a hash of its id alone, so that no process needs to know of the
 others, and the same images fall to it whatever the order of the data set. All shards write into one
-output folder: masks and maps as ever, and for each shard files of its own in ``shards/``, named
+output folder: masks and maps as usual, and for each shard its own files in ``shards/``, named
 ``00003-of-00016``: ``.jsonl``, its manifest; ``.json``, what it is to do; ``.lock``, its lock.
 """
 

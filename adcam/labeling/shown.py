@@ -18,7 +18,7 @@ from adcam.report.figures import fit_side
 from adcam.structures import ClassSet
 
 SHOWN_DIR = "shown"
-"""The folder in it that holds maps and probabilities of the images that the report shows."""
+"""The folder inside ``report/`` with maps and probabilities of the images that the report shows."""
 
 
 def keep_shown(folder: Path, image: Mapped, class_set: ClassSet, *, stride: int) -> None:

@@ -44,7 +44,7 @@ class ShardStatus:
         return self.state.missing / self.rate
 
     def describe(self) -> str:
-        """Describe in a word or two what goes on."""
+        """Describe its state in a word or two."""
         if self.holder:
             return f"at work: process {self.holder.get('process')} on {self.holder.get('host')}"
         if self.state.owned is None:

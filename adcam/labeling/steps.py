@@ -101,7 +101,7 @@ class Mapped:
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """What a job made of an image; the pixels of ``image`` are gone."""
+    """What a job made of an image, whose pixels are dropped to save memory."""
 
     image: Mapped
     result: Any
@@ -145,7 +145,7 @@ class Making(Protocol):
         ...
 
     def needs_maps(self, task: Task) -> bool:
-        """Tell whether somebody reads an image's maps later, so that they must leave the device."""
+        """Tell whether an image's maps are needed on the host after the result is made."""
         ...
 
     def make(self, image: Mapped) -> Any:
@@ -188,7 +188,7 @@ class Job(Making, Protocol):
 
 @dataclass(frozen=True)
 class MaskMaking:
-    """Class maps become masks, which somebody keeps with them.
+    """Turns class maps into masks; the maps are kept beside them.
 
     Attributes:
         mask_maker: Turns maps into a mask.
@@ -207,7 +207,7 @@ class MaskMaking:
         return self.mask_maker.device
 
     def needs_maps(self, task: Task) -> bool:
-        """The maps are kept beside the masks."""
+        """Tell whether an image's maps are needed on the host: here they always are."""
         return True
 
     def make(self, image: Mapped) -> PseudoMask:
@@ -278,7 +278,7 @@ def infer_window(
 def infer_batch(batch: Sequence[Decoded], labeler: PseudoLabeler) -> list[Mapped | Failed]:
     """Run network and method on images of equal input sizes.
 
-    What fails for a batch, for lack of memory say, is tried again with each half of it.
+    A batch that fails, for example because memory is short, is tried again in two halves.
     """
     if (results := _infer_together(batch, labeler)) is not None:
         return results
@@ -334,7 +334,7 @@ def make(image: Mapped | Failed, job: Making) -> Made | Failed:
 def make_window(images: Sequence[Mapped | Failed], job: Making) -> list[Made | Failed]:
     """Do the job's own step on a few images, together unless it computes on the CPU.
 
-    What fails for all of them, for lack of memory say, is tried again with each image alone.
+    If they fail together, for example because memory is short, each image is tried alone.
     """
     mapped = [image for image in images if isinstance(image, Mapped)]
     if job.device == "cpu" or len(mapped) < 2:
@@ -437,8 +437,8 @@ def describe_classes(
 def is_of_image(error: BaseException) -> bool:
     """Tell whether an error is about one image, so that the others can still be labelled.
 
-    A lack of memory is: the next image may be smaller. Other runtime errors are mistakes in the
-    program, and other system errors, such as a full disk, would meet every image.
+    A lack of memory counts as one, since the next image may be smaller. Other runtime errors are
+    mistakes in the program, and other system errors, such as a full disk, would meet every image.
     """
     if isinstance(error, OSError):
         return error.errno in _NAME_ERRORS

@@ -146,7 +146,7 @@ def predict_segmenter(
 
 
 def check_mmsegmentation() -> None:
-    """Refuse to go on without mmsegmentation.
+    """Check that mmsegmentation can be imported.
 
     Raises:
         AdcamError: It cannot be imported; the message says why, and what to install.

@@ -306,7 +306,7 @@ def build_refined(loaded: ClassifierFile, path: str | Path) -> tuple[RefinedCAM,
     """Give a classifier the second head, not trained yet.
 
     Args:
-        loaded: The classifier; of one that is refined already, the second head starts anew.
+        loaded: The classifier; of one that is refined already, the second head starts over.
         path: Its file, which errors name.
 
     Returns:

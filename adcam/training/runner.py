@@ -209,7 +209,7 @@ class QuietRunner(Runner):
         keep_from_terminal(logger)
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
-                # A full disk is told once, by what cannot do without the file.
+                # A full disk is reported once, by whatever needs the file.
                 handler.handleError = lambda record: None  # type: ignore[method-assign]
         return logger
 
