@@ -114,7 +114,8 @@ def _add_maps(parser: argparse.ArgumentParser) -> None:
     maps.add_argument(
         "--method",
         metavar="NAME",
-        help="ad_cam (default), cam, ts_cam, mctformer_form, transcam_form or clip_es_form",
+        help="ad_cam (default), cam, ts_cam, mctformer_form, transcam_form, clip_es_form or, with "
+        "a classifier of `adcam refine`, refined",
     )
     maps.add_argument(
         "--method-options", nargs="+", metavar="KEY=VALUE", help="e.g. power=3 num_steps=1"

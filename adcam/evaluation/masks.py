@@ -25,7 +25,7 @@ from adcam.metrics.miou import (
 from adcam.structures import ClassSet, Sample
 
 THRESHOLDS = tuple(round(step / 100, 2) for step in range(100))
-"""The background scores that a sweep tries."""
+"""The background scores that a comparison tries: below 1, at which every mask would be empty."""
 
 
 class ThresholdSweep:

@@ -24,7 +24,7 @@ from adcam.progress import track
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 THRESHOLDS = tuple(round(step / 100, 2) for step in range(101))
-"""The background scores of a sweep: the whole range."""
+"""The background scores that a sweep of stored maps tries: the whole range, 1 included."""
 
 
 T = TypeVar("T")
