@@ -675,7 +675,7 @@ def test_masks_that_are_missing_or_of_another_size(
     write_mask(place / "truth" / "garden.png", np.zeros((64, 40), np.uint8), voc_palette())
     capsys.readouterr()
     assert run("evaluate out --gt truth --ids ids.txt") == 2
-    assert "out/masks/garden.png is of 40×64" in capsys.readouterr().err
+    assert "out/masks/garden.png has 40×64" in capsys.readouterr().err
 
 
 def test_info_prints_backends(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from adcam.convert.per_image import (
 )
 from adcam.convert.summary import Converted
 from adcam.data.formats import CAM_FORMATS, CamFile, read_cam_file
-from adcam.data.images import read_image
+from adcam.data.images import check_same_hw, read_image
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
 from adcam.files import find_files, find_images
@@ -133,11 +133,7 @@ def _build_crf(
     if img_path is None:
         raise AdcamError("the CRF needs the image, which is not there")
     img = read_image(img_path)
-    if img.shape[:2] != maps.score_maps.shape[1:]:
-        raise AdcamError(
-            f"{img_path} is of {img.shape[0]}×{img.shape[1]} pixels (height × width), but its maps "
-            f"are of {maps.score_maps.shape[1]}×{maps.score_maps.shape[2]}"
-        )
+    check_same_hw("the map", maps.score_maps.shape[1:], f"its image {img_path}", img.shape[:2])
     return build_refinement(img, crf=crf)
 
 

@@ -20,7 +20,7 @@ from adcam.data.coco_json import (
     match_categories,
     read_coco_json,
 )
-from adcam.data.images import read_image_hw
+from adcam.data.images import check_same_hw, read_image_hw
 from adcam.data.labels import write_labels_csv
 from adcam.data.open_images import read_id_list, write_id_list
 from adcam.data.png import read_mask
@@ -93,11 +93,8 @@ def _refuse_crash(path: Path, crash: WorkerCrash, _again: Callable[[Path], np.nd
 
 
 def _check_size(mask: np.ndarray, img_path: Path) -> np.ndarray:
-    if img_path.is_file() and (hw := read_image_hw(img_path)) != mask.shape:
-        raise AdcamError(
-            f"the mask has {mask.shape[0]}×{mask.shape[1]} pixels (height × width), but its "
-            f"image {img_path} has {hw[0]}×{hw[1]}"
-        )
+    if img_path.is_file():
+        check_same_hw("the mask", mask.shape, f"its image {img_path}", read_image_hw(img_path))
     return mask
 
 

@@ -10,7 +10,7 @@ from typing import Literal, overload
 
 import numpy as np
 
-from adcam.data.images import read_image
+from adcam.data.images import check_same_hw, read_image
 from adcam.data.packed_images import PackedImage
 from adcam.data.png import count_values, map_values, read_mask, voc_palette
 from adcam.errors import AdcamError, join_some
@@ -114,11 +114,9 @@ class ImageDataset(Sequence[Sample]):
         record = self.records[index]
         img = self.load_image(index)
         mask = self.load_mask(index)
-        if mask is not None and mask.shape != img.shape[:2]:
-            raise AdcamError(
-                f"{record.mask_path} has {mask.shape[0]}×{mask.shape[1]} pixels (height × width), "
-                f"but its image {record.img_path} has {img.shape[0]}×{img.shape[1]}"
-            )
+        if mask is not None:
+            image = f"its image {record.img_path}"
+            check_same_hw(record.mask_path, mask.shape, image, img.shape[:2])
         boxes = None if record.boxes is None else np.array(record.boxes, dtype=np.int64)
         return Sample(record.img_id, img, record.class_ids, mask, record.img_path, boxes)
 

@@ -7,7 +7,7 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -146,6 +146,25 @@ def read_image_hw(path: str | Path) -> tuple[int, int]:
     with open_image(Path(path)) as img:
         width, height = img.size
         return (width, height) if _orientation(img) >= 5 else (height, width)
+
+
+def check_same_hw(what: object, hw: Sequence[int], other: object, other_hw: Sequence[int]) -> None:
+    """Refuse two things of one image that have different sizes.
+
+    Args:
+        what: The first, for the message.
+        hw: Its height and width.
+        other: The second, for the message.
+        other_hw: Its height and width.
+
+    Raises:
+        AdcamError: The sizes differ.
+    """
+    if tuple(hw) != tuple(other_hw):
+        raise AdcamError(
+            f"{what} has {hw[0]}×{hw[1]} pixels (height × width), but {other} has "
+            f"{other_hw[0]}×{other_hw[1]}"
+        )
 
 
 def fit_pixels(img: np.ndarray, max_pixels: int) -> np.ndarray:

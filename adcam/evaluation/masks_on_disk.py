@@ -11,6 +11,7 @@ import numpy as np
 
 from adcam.data.dataset import ImageDataset
 from adcam.data.formats import read_cam_file
+from adcam.data.images import check_same_hw
 from adcam.data.png import map_values, read_mask
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError, join_some
@@ -379,11 +380,7 @@ def _comparing(
     pred_path: Path, pred_hw: Sequence[int], gt_path: Path, gt_hw: Sequence[int]
 ) -> Iterator[None]:
     """Refuse files of two sizes, and name both where their values cannot be counted."""
-    if tuple(pred_hw) != tuple(gt_hw):
-        raise AdcamError(
-            f"{pred_path} is of {pred_hw[0]}×{pred_hw[1]} pixels (height × width), but {gt_path} "
-            f"of {gt_hw[0]}×{gt_hw[1]}"
-        )
+    check_same_hw(pred_path, pred_hw, gt_path, gt_hw)
     try:
         yield
     except AdcamError:

@@ -16,7 +16,7 @@ from mmengine.model import is_model_wrapper
 from torch.utils.data import ConcatDataset, Dataset
 
 from adcam.data.dataset import ImageDataset
-from adcam.data.images import read_image_hw
+from adcam.data.images import check_same_hw, read_image_hw
 from adcam.errors import AdcamError, join_some
 from adcam.files import write_bytes
 from adcam.labeling.maps_file import load_maps
@@ -301,11 +301,8 @@ def _check_images(images: ImageDataset, split: str) -> dict[str, Any]:
             if mask is None:
                 raise AdcamError(f"{record.img_id}: there is no mask")
             image_hw = read_image_hw(record.img_path)
-            if mask.shape != image_hw:
-                raise AdcamError(
-                    f"{record.mask_path}: {mask.shape[0]}×{mask.shape[1]} pixels (height × width), "
-                    f"but its image {record.img_path} has {image_hw[0]}×{image_hw[1]}"
-                )
+            image = f"its image {record.img_path}"
+            check_same_hw(record.mask_path, mask.shape, image, image_hw)
             counts += np.bincount(mask.ravel(), minlength=256)
         except ValueError as error:
             problems.append(str(error))

@@ -104,7 +104,7 @@ def test_ids_restrict_what_is_scored(folders: tuple[Path, Path]) -> None:
 
 def test_two_sizes_name_both_files(folders: tuple[Path, Path]) -> None:
     write(folders[0], "a", [[0, 0], [0, 0], [0, 0]])
-    with pytest.raises(ValueError, match=r"run/masks/a\.png is of 3×2 .*gt/a\.png of 2×3"):
+    with pytest.raises(ValueError, match=r"run/masks/a\.png has 3×2 .*gt/a\.png has 2×3"):
         evaluate_masks(*folders)
 
 
@@ -204,7 +204,7 @@ def test_maps_of_other_classes_or_sizes_are_refused(stored: tuple[Path, Path]) -
     with pytest.raises(ValueError, match=r"c\.npz has the classes \['cat', 'cow'\]"):
         evaluate_maps(*stored)
     (stored[0] / "c.npz").write_bytes(encode_maps(other, CLASSES, (9, 8)))
-    with pytest.raises(ValueError, match=r"c\.npz is of 9×8 .*c\.png of 9×9"):
+    with pytest.raises(ValueError, match=r"c\.npz has 9×8 .*c\.png has 9×9"):
         evaluate_maps(*stored)
 
 
