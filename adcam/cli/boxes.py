@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             args.box_threshold,
             args.rule,
             args.chosen_on,
-            args.images if args.images.is_dir() else None,
+            args.images if isinstance(args.images, Path) and args.images.is_dir() else None,
             args.score_maps,
         ),
         run_options=RunOptions(

@@ -36,8 +36,8 @@ class BoxOptions:
             Larger gives smaller boxes.
         rule: As for :func:`adcam.boxes.compute_boxes`.
         chosen_on: The split that the threshold was chosen on.
-        image_root: The folder that file names in the results are relative to; ``None`` gives names
-            alone.
+        image_root: The folder that file names in the results are relative to; ``None``, and images
+            in archives or behind URLs, give names alone.
         score_map_dir: The folder that gets the map of each image in wsolevaluation's format;
             ``None`` for none. An image must then have one class.
     """
@@ -187,9 +187,10 @@ class BoxJob:
         }
 
     def _name(self, task: Task) -> str:
-        root = self.options.image_root
-        path = task.img_path
-        return path.name if root is None else path.relative_to(root).as_posix()
+        path, root = task.img_path, self.options.image_root
+        if root is None or task.packed is not None:  # no file of its own below the root
+            return path.name
+        return path.relative_to(root).as_posix()
 
 
 def write_boxes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -210,3 +211,23 @@ def test_boxes_command(
     assert json.loads((tmp_path / "numbers.json").read_text())["ok"] == 2
     assert main(shlex.split(command.replace("0.4", "1.5"))) == 2
     assert "threshold must lie in [0, 1), got 1.5" in capsys.readouterr().err
+
+
+def test_boxes_of_images_in_archives(
+    photos: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shards").mkdir()
+    for name in ("a.jpg", "trip/b.jpg"):
+        with tarfile.open(tmp_path / "shards" / f"{Path(name).stem}.tar", "w") as archive:
+            archive.add(photos / name, name)
+    # A folder of archives, one archive, and the folder behind a URL.
+    for number, images in enumerate(
+        (tmp_path / "shards", tmp_path / "shards" / "a.tar", f"file://{tmp_path}/shards")
+    ):
+        command = (
+            f"boxes {images} --checkpoint {tiny_checkpoint} --scales 64 --device cpu --workers 0 "
+            f"--labels predicted --at-least-one --out {tmp_path}/{number}.json --threshold 0.4"
+        )
+        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+        found = json.loads((tmp_path / f"{number}.json").read_text())["images"]
+        assert [image["file_name"] for image in found] == ["a.jpg", "b.jpg"][: len(found)]
