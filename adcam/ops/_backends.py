@@ -18,6 +18,7 @@ from importlib import metadata
 import torch
 
 from adcam.ops._checks import check_choice
+from adcam.ops._recompute import records_gradient
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -72,33 +73,51 @@ def available_backends() -> dict[str, str | None]:
     )
 
 
-def triton_not_supported_reasons(*tensors: torch.Tensor) -> list[str]:
+def triton_not_supported_reasons(
+    *tensors: torch.Tensor, is_differentiable: bool = True
+) -> list[str]:
     """Why Triton kernels cannot run on these tensors; without tensors, on this machine.
+
+    Args:
+        *tensors: What the kernels would read.
+        is_differentiable: Whether the operation has a gradient where kernels compute it.
+    """
+    reason = _device_reason(tensors)
+    reasons = [] if reason is None else [reason]
+    if any(tensor.dtype == torch.float64 for tensor in tensors):
+        reasons.append("there is no kernel for float64")
+    if not is_differentiable and records_gradient(*tensors):
+        reasons.append("it has no gradient")
+    return reasons
+
+
+def _device_reason(tensors: Sequence[torch.Tensor]) -> str | None:
+    """Why no kernel can run where these tensors are; ``None`` if kernels can.
 
     Under ``TRITON_INTERPRET=1`` they run on the CPU, slowly, for tests. The first time that tensors
     are on a GPU whose kernels cannot be used, a warning says so, with the cure.
     """
     reason = triton_package_reason()
     if reason is None and os.environ.get("TRITON_INTERPRET") == "1":
-        return []
+        return None
     if not reason and not torch.cuda.is_available():
-        return ["torch finds no CUDA device"]
+        return "torch finds no CUDA device"
     if reason := reason or _compiler_reason():
         if any(tensor.is_cuda for tensor in tensors):
             _warn_of_plain_torch(reason)
-        return [reason]
+        return reason
     if elsewhere := sorted({tensor.device.type for tensor in tensors} - {"cuda"}):
-        return [f"a tensor is on {', '.join(elsewhere)}, not on cuda"]
+        return f"a tensor is on {', '.join(elsewhere)}, not on cuda"
     devices = {tensor.device for tensor in tensors} or {torch.device("cuda")}
     if len(devices) > 1:
-        return [f"the tensors are on several devices: {sorted(map(str, devices))}"]
+        return f"the tensors are on several devices: {sorted(map(str, devices))}"
     capability = torch.cuda.get_device_capability(devices.pop())
     if capability < _LOWEST_CAPABILITY:
         reason = "the GPU is sm_{}{}, older than sm_{}{}".format(*capability, *_LOWEST_CAPABILITY)
         if tensors:
             _warn_of_plain_torch(reason)
-        return [reason]
-    return []
+        return reason
+    return None
 
 
 @functools.cache

@@ -40,6 +40,35 @@ def check_square(name: str, tensor: torch.Tensor) -> None:
         raise ValueError(f"{name} must have shape (..., N, N), got {tuple(tensor.shape)}")
 
 
+def check_maps(maps: torch.Tensor, matrix: torch.Tensor, kind: str) -> None:
+    """Raise ``ValueError`` unless ``maps`` are floating point and fit a matrix between tokens.
+
+    Args:
+        maps: The maps, (..., K, N).
+        matrix: A tensor that :func:`check_square` accepts.
+        kind: What the message calls the matrix.
+    """
+    check_float("maps", maps)
+    if maps.ndim < 2 or maps.shape[:-2] != matrix.shape[:-2] or maps.shape[-1] != matrix.shape[-1]:
+        raise ValueError(
+            f"maps must have shape (..., K, N) for an {kind} of shape (..., N, N), "
+            f"got {tuple(maps.shape)} and {tuple(matrix.shape)}"
+        )
+
+
+def check_grid(grid_hw: tuple[int, int], num_patches: int) -> None:
+    """Raise ``ValueError`` unless a grid of this height and width has ``num_patches`` patches."""
+    height, width = grid_hw
+    if height < 1 or width < 1 or height * width != num_patches:
+        raise ValueError(f"grid_hw must have {num_patches} patches, got {height}×{width}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless ``value`` lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
 def check_non_negative(name: str, tensor: torch.Tensor, wanted: bool | None = True) -> None:
     """Raise ``ValueError`` if ``tensor`` holds a negative, infinite or NaN value.
 

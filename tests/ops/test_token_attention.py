@@ -446,7 +446,7 @@ def test_backends() -> None:
     q, k = make_qk(tokens=5)
     with pytest.raises(ValueError, match=r"backend must be one of .*'numpy'"):
         token_attention(q, k, scale=1.0, backend="numpy")
-    with pytest.raises(RuntimeError, match=r"'triton' cannot run: .*q and k are float64"):
+    with pytest.raises(RuntimeError, match=r"'triton' cannot run: .*no kernel for float64"):
         token_attention(q, k, scale=1.0, backend="triton")
     assert torch.equal(
         token_attention(q, k, scale=1.0)[0], token_attention(q, k, scale=1.0, backend="torch")[0]

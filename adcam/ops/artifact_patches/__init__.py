@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from adcam.ops._checks import (
     at_least_float32,
     check_choice,
     check_float,
+    check_grid,
     check_non_negative,
+    check_share,
     check_square,
     without_autocast,
 )
 from adcam.ops.artifact_patches import reference
+from adcam.ops.common_neighbor.reference import COSINE_SIMILARITIES
 
 __all__ = ["SIMILARITIES", "fill_patches", "find_artifacts", "surroundings_similarity"]
 
-SIMILARITIES = reference.SIMILARITIES
+SIMILARITIES = COSINE_SIMILARITIES
 
 
 def find_artifacts(
@@ -57,8 +58,7 @@ def find_artifacts(
         >>> find_artifacts(blocks, (2, 4), ratio=0.5).any().item()
         False
     """
-    if not (math.isfinite(ratio) and 0 <= ratio <= 1):
-        raise ValueError(f"ratio must lie in [0, 1], got {ratio}")
+    check_share("ratio", ratio)
     agreement = surroundings_similarity(attn, grid_hw, similarity=similarity)
     return agreement < ratio * agreement.median(dim=-1, keepdim=True).values
 
@@ -85,7 +85,7 @@ def surroundings_similarity(
     """
     check_choice("similarity", similarity, SIMILARITIES)
     check_square("attn", attn)
-    _check_grid(attn, grid_hw)
+    check_grid(grid_hw, attn.shape[-1])
     check_non_negative("attn", attn)
     with without_autocast(attn):
         return reference.surroundings_similarity(at_least_float32(attn), grid_hw, similarity)
@@ -112,16 +112,10 @@ def fill_patches(
         ValueError: If the sizes do not match or ``maps`` is not floating point.
     """
     check_float("maps", maps)
-    _check_grid(maps, grid_hw)
+    check_grid(grid_hw, maps.shape[-1])
     if missing.dtype != torch.bool or missing.shape != (*maps.shape[:-2], maps.shape[-1]):
         raise ValueError(
             f"missing must be bool of shape {(*maps.shape[:-2], maps.shape[-1])}, got "
             f"{missing.dtype} of shape {tuple(missing.shape)}"
         )
     return reference.fill_patches(at_least_float32(maps), missing, grid_hw)
-
-
-def _check_grid(tensor: torch.Tensor, grid_hw: tuple[int, int]) -> None:
-    height, width = grid_hw
-    if height < 1 or width < 1 or height * width != tensor.shape[-1]:
-        raise ValueError(f"grid_hw must have {tensor.shape[-1]} patches, got {height}×{width}")

@@ -13,9 +13,6 @@ from torch.nn import functional as F
 
 from adcam.ops.common_neighbor.reference import features_of_rows, normalize_rows
 
-SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya")
-"""The similarities that are a product of two vectors."""
-
 _OFFSETS = ((0, 1), (1, -1), (1, 0), (1, 1))
 """One of each pair of opposite neighbours, (down, right)."""
 

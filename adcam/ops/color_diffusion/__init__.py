@@ -13,7 +13,6 @@ from adcam.ops._backends import (
     triton_not_supported_reasons,
 )
 from adcam.ops._checks import at_least_float32, check_float, without_autocast
-from adcam.ops._recompute import records_gradient
 from adcam.ops.color_diffusion import reference
 
 __all__ = ["DILATIONS", "available_backends", "diffuse_by_color"]
@@ -88,11 +87,7 @@ def diffuse_by_color(
             f"img must have shape {(*maps.shape[:-3], 3, *maps.shape[-2:])} for maps of shape "
             f"{tuple(maps.shape)}, got {tuple(img.shape)}"
         )
-    reasons = triton_not_supported_reasons(maps, img)
-    if torch.float64 in (maps.dtype, img.dtype):
-        reasons.append("no kernel for float64")
-    if records_gradient(maps, img):
-        reasons.append("it has no gradient")
+    reasons = triton_not_supported_reasons(maps, img, is_differentiable=False)
     chosen = choose_backend("color_diffusion", backend, {"triton": reasons, "reference": []})
     options = (num_steps, tuple(dilations), contrast, distance_weight)
     with without_autocast(maps):

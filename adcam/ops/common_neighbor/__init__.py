@@ -65,9 +65,9 @@ def common_neighbor(
             returns NaN for an image with such a value.
         RuntimeError: If the backend asked for cannot run here; the message holds the reason.
     """
-    if not (math.isfinite(power) and power >= 0):
-        raise ValueError(f"power must be finite and >= 0, got {power}")
-    _check(attn, similarity, None)
+    check_options(similarity, power)
+    check_square("attn", attn)
+    check_non_negative("attn", attn, None)
     chosen = choose_backend("common_neighbor", backend, _not_supported_reasons(attn, similarity))
     slow = partial(_refine_by_reference, similarity=similarity, power=power)
     with without_autocast(attn):
@@ -116,10 +116,26 @@ def neighbor_similarity(
     Raises:
         ValueError: As in :func:`common_neighbor`.
     """
-    _check(attn, similarity)
+    check_choice("similarity", similarity, SIMILARITIES)
+    check_square("attn", attn)
+    check_non_negative("attn", attn)
     with without_autocast(attn):
         rows = reference.normalize_rows(at_least_float32(attn))
         return reference.similarity_of_rows(rows, similarity)
+
+
+def check_options(similarity: str, power: float) -> None:
+    """Raise ``ValueError`` for a similarity or a power that :func:`common_neighbor` refuses."""
+    check_choice("similarity", similarity, SIMILARITIES)
+    if not (math.isfinite(power) and power >= 0):
+        raise ValueError(f"power must be finite and >= 0, got {power}")
+
+
+def find_missing_kernels(similarity: str) -> list[str]:
+    """Why Triton has no kernel for a similarity, whatever the tensors; nothing if it has one."""
+    if similarity in ("resource_allocation", "cosine"):
+        return []
+    return [f"there is no kernel for similarity {similarity!r}"]
 
 
 def has_product_kernel(attn: torch.Tensor, similarity: str) -> bool:
@@ -128,11 +144,7 @@ def has_product_kernel(attn: torch.Tensor, similarity: str) -> bool:
 
 
 def _not_supported_reasons(attn: torch.Tensor, similarity: str) -> dict[str, list[str]]:
-    triton_reasons = triton_not_supported_reasons(attn)
-    if similarity not in ("resource_allocation", "cosine"):
-        triton_reasons.append(f"no kernel for similarity {similarity!r}")
-    if attn.dtype == torch.float64:
-        triton_reasons.append("no kernel for float64")
+    triton_reasons = triton_not_supported_reasons(attn) + find_missing_kernels(similarity)
     return {
         "triton": triton_reasons,
         "triton_exact": triton_reasons,
@@ -143,9 +155,3 @@ def _not_supported_reasons(attn: torch.Tensor, similarity: str) -> dict[str, lis
 
 def _refine_by_reference(attn: torch.Tensor, similarity: str, power: float) -> torch.Tensor:
     return reference.refine(at_least_float32(attn), similarity, power)
-
-
-def _check(attn: torch.Tensor, similarity: str, check_values: bool | None = True) -> None:
-    check_choice("similarity", similarity, SIMILARITIES)
-    check_square("attn", attn)
-    check_non_negative("attn", attn, check_values)

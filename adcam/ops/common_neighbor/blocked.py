@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya")
-"""The similarities that are a matrix product."""
+from adcam.ops.common_neighbor.reference import COSINE_SIMILARITIES
 
 _ROWS = 128
 """Rows of the product at a time: enough for the full rate of a matrix product, few enough that a
@@ -18,7 +17,7 @@ block of 2,304 columns stays in the cache until it is gated."""
 def not_supported_reasons(attn: torch.Tensor, similarity: str) -> list[str]:
     """Why this backend cannot run; nothing if it can."""
     reasons = []
-    if similarity not in SIMILARITIES:
+    if similarity not in COSINE_SIMILARITIES:
         reasons.append(f"similarity {similarity!r} is not a matrix product")
     if attn.device.type != "cpu":
         reasons.append(f"attn is on {attn.device.type}, not on cpu")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+COSINE_SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya")
+"""The similarities that are cosines of the vectors of :func:`features_of_rows`."""
+
 
 def normalize_rows(attn: torch.Tensor) -> torch.Tensor:
     """Divide each row by its sum; rows without mass stay zero. (..., N, N) -> (..., N, N)."""

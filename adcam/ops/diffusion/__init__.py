@@ -10,7 +10,7 @@ from adcam.ops._backends import available_backends, choose_backend, triton_not_s
 from adcam.ops._checks import (
     at_least_float32,
     check_choice,
-    check_float,
+    check_maps,
     check_non_negative,
     check_square,
     without_autocast,
@@ -71,18 +71,10 @@ def diffuse(
             wait for the device.
         RuntimeError: If the backend asked for cannot run here; the message holds the reason.
     """
-    _check_walk(num_steps, alpha)
-    check_float("maps", maps)
-    _check_affinity(affinity, normalize, None)
-    if (
-        maps.ndim < 2
-        or maps.shape[:-2] != affinity.shape[:-2]
-        or (maps.shape[-1] != affinity.shape[-1])
-    ):
-        raise ValueError(
-            "maps must have shape (..., K, N) for an affinity of shape (..., N, N), "
-            f"got {tuple(maps.shape)} and {tuple(affinity.shape)}"
-        )
+    check_options(normalize, num_steps, alpha)
+    check_square("affinity", affinity)
+    check_maps(maps, affinity, "affinity")
+    check_non_negative("affinity", affinity, None)
     dtype = torch.promote_types(at_least_float32(maps).dtype, at_least_float32(affinity).dtype)
     reasons = _not_supported_reasons(maps, affinity, normalize, num_steps)
     chosen = choose_backend("diffusion", backend, reasons)
@@ -142,20 +134,44 @@ def transition(
     """
     if num_iters < 1:
         raise ValueError(f"num_iters must be >= 1, got {num_iters}")
-    _check_affinity(affinity, normalize)
+    check_choice("normalize", normalize, NORMALIZATIONS)
+    check_square("affinity", affinity)
+    check_non_negative("affinity", affinity)
     return reference.transition(at_least_float32(affinity), normalize, num_iters)
+
+
+def check_options(normalize: str, num_steps: int | None, alpha: float | None) -> None:
+    """Raise ``ValueError`` for options that :func:`diffuse` refuses."""
+    check_choice("normalize", normalize, NORMALIZATIONS)
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be None or lie in [0, 1], got {alpha}")
+    if num_steps is not None and num_steps < 0:
+        raise ValueError(f"num_steps must be None or >= 0, got {num_steps}")
+    if num_steps is None and (alpha is None or alpha == 1):
+        raise ValueError(f"num_steps=None needs alpha in [0, 1), got {alpha}")
+
+
+def find_missing_kernels(normalize: str, num_steps: int | None) -> list[str]:
+    """Why Triton has no kernel for these options, whatever the tensors; nothing if it has one."""
+    reasons = _closed_form_reasons(num_steps)
+    if normalize != "sinkhorn":
+        reasons.append(f"there is no kernel for normalize={normalize!r}")
+    return reasons
+
+
+def _closed_form_reasons(num_steps: int | None) -> list[str]:
+    return ["the closed form needs the transition as a matrix"] if num_steps is None else []
 
 
 def _not_supported_reasons(
     maps: torch.Tensor, affinity: torch.Tensor, normalize: str, num_steps: int | None
 ) -> dict[str, list[str]]:
-    closed_form = ["the closed form needs the transition as a matrix"] * (num_steps is None)
-    triton_reasons = triton_not_supported_reasons(maps, affinity) + closed_form
-    if normalize != "sinkhorn":
-        triton_reasons.append(f"no kernel for normalize={normalize!r}")
-    if torch.float64 in (maps.dtype, affinity.dtype):
-        triton_reasons.append("no kernel for float64")
-    return {"triton": triton_reasons, "torch": closed_form, "reference": []}
+    on_these_tensors = triton_not_supported_reasons(maps, affinity)
+    return {
+        "triton": on_these_tensors + find_missing_kernels(normalize, num_steps),
+        "torch": _closed_form_reasons(num_steps),
+        "reference": [],
+    }
 
 
 def _walk_by_scaling(
@@ -168,20 +184,3 @@ def _walk_by_scaling(
 ) -> torch.Tensor:
     scaled = scaling.scale(affinity.to(dtype), normalize, SINKHORN_ITERS)
     return scaling.walk(maps.to(dtype), scaled, num_steps, alpha)
-
-
-def _check_affinity(
-    affinity: torch.Tensor, normalize: str, check_values: bool | None = True
-) -> None:
-    check_choice("normalize", normalize, NORMALIZATIONS)
-    check_square("affinity", affinity)
-    check_non_negative("affinity", affinity, check_values)
-
-
-def _check_walk(num_steps: int | None, alpha: float | None) -> None:
-    if alpha is not None and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be None or lie in [0, 1], got {alpha}")
-    if num_steps is not None and num_steps < 0:
-        raise ValueError(f"num_steps must be None or >= 0, got {num_steps}")
-    if num_steps is None and (alpha is None or alpha == 1):
-        raise ValueError(f"num_steps=None needs alpha in [0, 1), got {alpha}")

@@ -14,11 +14,11 @@ from adcam.ops._backends import (
 from adcam.ops._checks import (
     at_least_float32,
     check_float,
+    check_maps,
     check_non_negative,
     check_square,
     without_autocast,
 )
-from adcam.ops._recompute import records_gradient
 from adcam.ops.two_hop_walk import reference, streamed, thin
 
 __all__ = ["available_backends", "two_hop_transition", "two_hop_walk", "two_hop_walk_of_tokens"]
@@ -65,19 +65,10 @@ def two_hop_walk(
             negative, infinite or NaN value and is checked, or an option is outside its legal set.
     """
     _check_steps(num_steps)
-    check_float("maps", maps)
     check_square("attn", attn)
+    check_maps(maps, attn, "attention")
     check_non_negative("attn", attn, check_values)
-    if maps.ndim < 2 or maps.shape[:-2] != attn.shape[:-2] or maps.shape[-1] != attn.shape[-1]:
-        raise ValueError(
-            "maps must have shape (..., K, N) for an attention of shape (..., N, N), "
-            f"got {tuple(maps.shape)} and {tuple(attn.shape)}"
-        )
-    reasons = triton_not_supported_reasons(maps, attn)
-    if torch.float64 in (maps.dtype, attn.dtype):
-        reasons.append("no kernel for float64")
-    if records_gradient(maps, attn):
-        reasons.append("it has no gradient")
+    reasons = triton_not_supported_reasons(maps, attn, is_differentiable=False)
     backends: dict[str, list[str]] = {"triton": reasons, "torch": [], "reference": []}
     if attn.dtype == torch.float32 and attn.shape[-1] > _MOST_IN_A_ROW:
         backends = {"torch": [], **backends}
