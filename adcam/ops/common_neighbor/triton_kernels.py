@@ -10,10 +10,7 @@
 5. a tile of the product, gated on its way out. The product is symmetric, so a tile above the
    diagonal gates its mirror image too, and the tiles below it are left out.
 
-A phase needs what the one before wrote for the same image. A program draws a ticket, which names
-its phase and place, and waits until that phase is done. Tickets are handed out in the order of the
-phases, so what a program waits for was begun before it, and is finished however few programs run
-at a time (Merrill and Garland, "Single-pass Parallel Prefix Scan with Decoupled Look-back", 2016).
+Programs take their phase by ticket and wait for the phase before: see ``_triton_functions.py``.
 
 Tensors are contiguous (B, N, N); N is any number. Every address is computed in 64 bits.
 """
@@ -27,12 +24,19 @@ import triton
 import triton.language as tl
 
 from adcam.ops import _launch
+from adcam.ops._triton_functions import (
+    COLUMNS,
+    PARTS,
+    add_parts,
+    count_images,
+    count_up,
+    load_rows,
+    wait_until,
+)
 
 SCALE = 4096.0
 """Vectors and the affinity in float16 are multiplied by it: they lie in [0, 1], and what is larger
 than 1.5e-8 keeps all of its 11 bits."""
-
-_PATCHES, _PARTS = 64, 32
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def refine(
     """
     refined = attn.new_empty(attn.shape, dtype=torch.float32)
     if attn.numel():
-        counters = attn.new_zeros(1 + 6 * _count_images(attn), dtype=torch.int32)
+        counters = attn.new_zeros(1 + 6 * count_images(attn), dtype=torch.int32)
         vectors = _prepare(attn, similarity, half_product, counters)
         _multiply(vectors, power, refined, 1.0, None)
     return refined
@@ -117,7 +121,7 @@ def refine_for_walk(
         grid_hw: Height and width of the patch grid; ``None`` looks for no artefacts.
         artifact_ratio: See :class:`Agreement`.
     """
-    images, tokens = _count_images(attn), attn.shape[-1]
+    images, tokens = count_images(attn), attn.shape[-1]
     first, second = counters.chunk(2)
     vectors = _prepare(attn, similarity, half_product, first, grid_hw=grid_hw)
     agreement = None
@@ -151,11 +155,11 @@ def _prepare(
     grid_hw: tuple[int, int] | None = None,
     without: Agreement | None = None,
 ) -> _Vectors:
-    tokens, images = attn.shape[-1], _count_images(attn)
+    tokens, images = attn.shape[-1], count_images(attn)
     attn = attn.detach().contiguous()
     tile = _launch.find_row_tile("prepare", tokens, attn.device)
     row_blocks = triton.cdiv(tokens, tile.block_rows)
-    patch_blocks = triton.cdiv(tokens, _PATCHES)
+    patch_blocks = triton.cdiv(tokens, COLUMNS)
     features = attn.new_empty(
         (images, tokens, tokens), dtype=torch.float16 if half_product else torch.float32
     )
@@ -172,7 +176,7 @@ def _prepare(
         found, median, known.values, known.median, counters, tokens, images,
         *(grid_hw or (1, 1)), known.ratio,
         SCALE if half_product else 1.0, similarity == "resource_allocation", grid_hw is not None,
-        without is not None, tile.block_rows, tile.group, tile.columns, _PATCHES, _PARTS,
+        without is not None, tile.block_rows, tile.group, tile.columns, COLUMNS, PARTS,
         num_warps=tile.num_warps, num_stages=1,
     )  # fmt: skip
     agreement = (found[4], median) if grid_hw else None
@@ -207,40 +211,6 @@ def _find_tile(features: torch.Tensor) -> _launch.Tile:
 def _pad(count: int) -> int:
     """The next multiple of 4: four int32 are 16 bytes, to which pointers are aligned."""
     return -(-count // 4) * 4
-
-
-def _count_images(attn: torch.Tensor) -> int:
-    return attn.numel() // attn.shape[-1] ** 2
-
-
-@triton.jit
-def wait_until(counter, target):
-    """Wait until other programs have counted to ``target``, and see what they wrote."""
-    while tl.atomic_add(counter, 0) < target:
-        pass
-    tl.debug_barrier()
-
-
-@triton.jit
-def count_up(counter):
-    """Let other programs see what this one wrote."""
-    tl.debug_barrier()
-    tl.atomic_add(counter, 1)
-
-
-@triton.jit
-def add_parts(part, count, tokens, mask, block: tl.constexpr, parts: tl.constexpr):
-    """Sum of ``count`` vectors that lie ``tokens`` apart, many of them on their way at a time.
-
-    ``part`` (block) points into the first.
-    """
-    index = tl.arange(0, parts)
-    total = tl.zeros((parts, block), tl.float32)
-    for first in range(0, count, parts):
-        here = (first + index < count)[:, None] & mask[None, :]
-        place = part[None, :] + (first + index).to(tl.int64)[:, None] * tokens
-        total += tl.load(place, mask=here, other=0)
-    return tl.sum(total, axis=0)
 
 
 @triton.jit(do_not_specialize=["images", "height", "width"])
@@ -340,14 +310,6 @@ def _keep(value, known_values, known_median, row, column, image, tokens, ratio):
     # As `attn * kept`: NaN stays.
     value *= tl.where(row_agrees < limit, 0.0, 1.0)[:, None]
     return value * tl.where(column_agrees < limit, 0.0, 1.0)[None, :]
-
-
-@triton.jit
-def load_rows(matrix, row, end, column, image, tokens):
-    """Whole rows before ``end`` of an image's (N, N), as they are stored."""
-    inside = (row < end)[:, None] & (column < tokens)[None, :]
-    place = image * tokens * tokens + row.to(tl.int64)[:, None] * tokens + column[None, :]
-    return tl.load(matrix + place, mask=inside, other=0)
 
 
 @triton.jit

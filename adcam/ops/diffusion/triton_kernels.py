@@ -4,8 +4,8 @@ The transition is the affinity and two vectors, as in scaling.py. A block of row
 read once for each scaling of the rows but the last, and once a step; what it gives to each column
 is left to be added up in a fixed order, so that two runs agree to the last bit.
 
-As in common_neighbor/triton_kernels.py, a program draws a ticket that names its phase and place,
-and waits until the phase before is done for its image. Phases of rows and of columns take turns:
+Programs take their phase by ticket and wait for the phase before: see ``_triton_functions.py``.
+Phases of rows and of columns take turns:
 
     rows: their factors, and what they give       columns: their sums and factors
     (num_iters times; not the first rows if the sums of the affinity are known)
@@ -23,14 +23,19 @@ import triton
 import triton.language as tl
 
 from adcam.ops import _launch
-from adcam.ops.common_neighbor.triton_kernels import (
+from adcam.ops._triton_functions import (
+    COLUMNS,
+    MAPS,
+    PARTS,
     add_parts,
+    count_images,
     count_up,
+    inverse,
+    load_map,
     load_rows,
+    store_maps,
     wait_until,
 )
-
-_COLUMNS, _PARTS, _MAPS = 64, 32, 4
 
 
 def count_counters(images: int) -> int:
@@ -69,13 +74,13 @@ def diffuse(
     if num_steps == 0 or maps.numel() == 0:
         return start
     affinity = affinity.detach().contiguous()
-    images = affinity.numel() // tokens**2
+    images = count_images(affinity)
     if counters is None:
         counters = affinity.new_zeros(count_counters(images), dtype=torch.int32)
     tile = _launch.find_row_tile("walk", tokens, affinity.device)
-    chunk = min(triton.next_power_of_2(num_maps), _MAPS)
+    chunk = min(triton.next_power_of_2(num_maps), MAPS)
     row_blocks, chunks = triton.cdiv(tokens, tile.block_rows), triton.cdiv(num_maps, chunk)
-    column_blocks = triton.cdiv(tokens, _COLUMNS)
+    column_blocks = triton.cdiv(tokens, COLUMNS)
     # Each by itself: where a part of a larger tensor begins is a multiple of 16 bytes or not, and
     # kernels are compiled for both.
     own, rows, columns = (start.new_empty((images, tokens)) for _ in range(3))
@@ -95,16 +100,10 @@ def diffuse(
         walk, (items,), affinity, start, stepped, own, rows, columns, partial, gives, receives,
         pulled, pushed, between, counters, tokens, images, num_maps, gives.shape[1], num_iters,
         num_steps, 1.0 if alpha is None else float(alpha), sums is not None, chunk,
-        tile.block_rows, tile.group, tile.columns, _COLUMNS, _PARTS, num_warps=tile.num_warps,
+        tile.block_rows, tile.group, tile.columns, COLUMNS, PARTS, num_warps=tile.num_warps,
         num_stages=1,
     )  # fmt: skip
     return stepped
-
-
-@triton.jit
-def _inverse(total):
-    """1 / total; below float32's smallest normal number the inverse would be infinite."""
-    return 1 / tl.maximum(total, 1.1754943508222875e-38)
 
 
 # What is not in an address makes no kernel of its own: each takes seconds to compile.
@@ -241,9 +240,9 @@ def _balance_rows(
         total = tl.sum(value * factor[None, :], axis=1)
         extra = tl.load(own + vector + row, mask=row < known, other=0)
         extra *= tl.load(columns + vector + row, mask=row < known, other=0)
-        inverse = _inverse(total + extra)
-        tl.store(rows + vector + row, tl.where(round_index == 0, total, inverse), mask=row < end)
-        given += tl.sum(value * tl.where(round_index == 0, 1.0, inverse)[:, None], axis=0)
+        scale = inverse(total + extra)
+        tl.store(rows + vector + row, tl.where(round_index == 0, total, scale), mask=row < end)
+        given += tl.sum(value * tl.where(round_index == 0, 1.0, scale)[:, None], axis=0)
         row += group
     out = partial + (image * row_blocks + block) * tokens + column
     tl.store(out, given, mask=column < tokens)
@@ -284,12 +283,12 @@ def _balance_columns(
         dead = (gave == 0) | (total == 0)
         extra = tl.where(dead, tl.where(remaining > 0, remaining, 1), 0)
         tl.store(own + vector, extra, mask=inside)
-        tl.store(columns + vector, _inverse(total + extra), mask=inside)
+        tl.store(columns + vector, inverse(total + extra), mask=inside)
     else:
         total = add_parts(part, row_blocks, tokens, inside, block_columns, parts)
         extra = tl.load(own + vector, mask=inside, other=0)
         extra *= tl.load(rows + vector, mask=inside, other=1)
-        tl.store(columns + vector, _inverse(total + extra), mask=inside)
+        tl.store(columns + vector, inverse(total + extra), mask=inside)
 
 
 @triton.jit
@@ -343,7 +342,7 @@ def _step_rows(
         own_factor = tl.load(own + vector + row, mask=row < end, other=0)
         own_factor *= tl.load(columns + vector + row, mask=row < end, other=0)
         if is_first:
-            row_factor = _inverse(tl.sum(value * factor[None, :], axis=1) + own_factor)
+            row_factor = inverse(tl.sum(value * factor[None, :], axis=1) + own_factor)
             tl.store(rows + vector + row, row_factor, mask=row < end)
         else:
             row_factor = tl.load(rows + vector + row, mask=row < end, other=0)
@@ -365,25 +364,6 @@ def _step_rows(
         row += group
     push = pushed + ((image * row_blocks + block) * num_maps + first_map) * tokens
     store_maps(push, given0, given1, given2, given3, left, column, tokens, chunk)
-
-
-@triton.jit
-def store_maps(out, map0, map1, map2, map3, left, patch, tokens, chunk: tl.constexpr):
-    """Up to four maps from ``out`` on, no more than ``chunk`` and ``left``."""
-    tl.store(out + patch, map0, mask=patch < tokens)
-    if chunk > 1:
-        tl.store(out + tokens + patch, map1, mask=patch < tl.where(left > 1, tokens, 0))
-    if chunk > 2:
-        tl.store(out + 2 * tokens + patch, map2, mask=patch < tl.where(left > 2, tokens, 0))
-    if chunk > 3:
-        tl.store(out + 3 * tokens + patch, map3, mask=patch < tl.where(left > 3, tokens, 0))
-
-
-@triton.jit
-def load_map(start, index: tl.constexpr, left, patch, tokens):
-    """One of the maps from ``start`` on, 0 where it is no map."""
-    end = tl.where(left > index, tokens, 0)
-    return tl.load(start + index * tokens + patch, mask=patch < end, other=0)
 
 
 @triton.jit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from adcam.ops._triton_functions import count_images
 from adcam.ops.artifact_patches.triton_kernels import fill
 from adcam.ops.common_neighbor import triton_kernels as common_neighbor
 from adcam.ops.diffusion import triton_kernels as diffusion
@@ -26,7 +27,7 @@ def refine_maps(
     if (steps == 0 and not options.artifact_ratio) or maps.numel() == 0:
         return maps.detach().to(torch.float32)
     tokens = attn.shape[-1]
-    images = attn.numel() // tokens**2
+    images = count_images(attn)
     first = common_neighbor.count_counters(images)
     # All that the kernels count with, set to zero by one launch.
     counters = attn.new_zeros(first + diffusion.count_counters(images), dtype=torch.int32)

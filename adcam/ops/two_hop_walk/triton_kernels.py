@@ -1,9 +1,8 @@
 """The walk of two hops in Triton, in one launch that reads the attention twice a step.
 
 A block of rows is read as a whole. The first reading finds the sum of each row and what the rows
-hand to each column, the second what they take from the columns. As in
-common_neighbor/triton_kernels.py, a program draws a ticket that names its phase and place, and
-waits until the phase before is done for its image:
+hand to each column, the second what they take from the columns. Programs take their phase by
+ticket and wait for the phase before (see ``_triton_functions.py``):
 
     rows: what they hand out      columns: their sums      rows: what they take
     (num_steps times)
@@ -18,10 +17,19 @@ import triton
 import triton.language as tl
 
 from adcam.ops import _launch
-from adcam.ops.common_neighbor.triton_kernels import add_parts, count_up, load_rows, wait_until
-from adcam.ops.diffusion.triton_kernels import load_map, store_maps
-
-_COLUMNS, _PARTS, _MAPS = 64, 32, 4
+from adcam.ops._triton_functions import (
+    COLUMNS,
+    MAPS,
+    PARTS,
+    add_parts,
+    count_images,
+    count_up,
+    inverse,
+    load_map,
+    load_rows,
+    store_maps,
+    wait_until,
+)
 
 
 def walk(maps: torch.Tensor, attn: torch.Tensor, num_steps: int) -> torch.Tensor:
@@ -38,11 +46,11 @@ def walk(maps: torch.Tensor, attn: torch.Tensor, num_steps: int) -> torch.Tensor
     if num_steps == 0 or maps.numel() == 0:
         return start
     attn = attn.detach().contiguous()
-    images = attn.numel() // tokens**2
+    images = count_images(attn)
     tile = _launch.find_row_tile("two_hop_walk", tokens, attn.device)
-    chunk = min(triton.next_power_of_2(num_maps), _MAPS)
+    chunk = min(triton.next_power_of_2(num_maps), MAPS)
     row_blocks, chunks = triton.cdiv(tokens, tile.block_rows), triton.cdiv(num_maps, chunk)
-    column_blocks = triton.cdiv(tokens, _COLUMNS)
+    column_blocks = triton.cdiv(tokens, COLUMNS)
     counters = attn.new_zeros(1 + 2 * images, dtype=torch.int32)
     rows = start.new_empty((images, tokens))
     partial = start.new_empty((images, row_blocks, tokens))
@@ -55,7 +63,7 @@ def walk(maps: torch.Tensor, attn: torch.Tensor, num_steps: int) -> torch.Tensor
     _launch.launch(
         walk_two_hops, (items,), attn, start, stepped, rows, partial, pushed, shares, between,
         counters, tokens, images, num_maps, num_steps, chunk, tile.block_rows, tile.group,
-        tile.columns, _COLUMNS, _PARTS, num_warps=tile.num_warps, num_stages=1,
+        tile.columns, COLUMNS, PARTS, num_warps=tile.num_warps, num_stages=1,
     )  # fmt: skip
     return stepped
 
@@ -163,9 +171,7 @@ def _push(
         value = coming.to(tl.float32)
         coming = load_rows(attn, row + group, end, column, image, tokens)
         total = tl.sum(value, axis=1)
-        # Below float32's smallest normal number the inverse would be infinite.
-        inverse = 1 / tl.maximum(total, 1.1754943508222875e-38)
-        factor = tl.where(total > 0, inverse, total * 0)  # NaN stays
+        factor = tl.where(total > 0, inverse(total), total * 0)  # NaN stays
         tl.store(rows + image * tokens + row, factor, mask=row < end)
         value *= factor[:, None]
         mass += tl.sum(value, axis=0)
