@@ -90,6 +90,12 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def to_common_dtype(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two tensors in the wider dtype of both, at least float32."""
+    dtype = torch.promote_types(at_least_float32(first).dtype, at_least_float32(second).dtype)
+    return first.to(dtype), second.to(dtype)
+
+
 def without_autocast(tensor: torch.Tensor) -> torch.autocast:
     """Context in which matrix products keep the dtype of ``tensor`` under a caller's autocast."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from adcam.ops._checks import (
     check_maps,
     check_non_negative,
     check_square,
+    to_common_dtype,
     without_autocast,
 )
 from adcam.ops._recompute import recompute_backward
@@ -75,28 +77,23 @@ def diffuse(
     check_square("affinity", affinity)
     check_maps(maps, affinity, "affinity")
     check_non_negative("affinity", affinity, None)
-    dtype = torch.promote_types(at_least_float32(maps).dtype, at_least_float32(affinity).dtype)
     reasons = _not_supported_reasons(maps, affinity, normalize, num_steps)
     chosen = choose_backend("diffusion", backend, reasons)
+    options: dict[str, Any] = {"num_iters": SINKHORN_ITERS, "num_steps": num_steps, "alpha": alpha}
+
+    def by_scaling(maps: torch.Tensor, affinity: torch.Tensor) -> torch.Tensor:
+        return scaling.diffuse(*to_common_dtype(maps, affinity), normalize=normalize, **options)
+
     with without_autocast(affinity):
-        if num_steps is None or chosen == "reference":
-            matrix = reference.transition(affinity.to(dtype), normalize, SINKHORN_ITERS)
-            if num_steps is None:
-                return reference.equilibrium(
-                    maps.to(dtype), matrix, 0.0 if alpha is None else alpha
-                )
-            return reference.walk(maps.to(dtype), matrix, num_steps, alpha)
-        slow = partial(
-            _walk_by_scaling, normalize=normalize, num_steps=num_steps, alpha=alpha, dtype=dtype
-        )
+        if chosen == "reference":
+            tensors = to_common_dtype(maps, affinity)
+            return reference.diffuse(*tensors, normalize=normalize, **options)
         if chosen == "torch":
-            return slow(maps, affinity)
+            return by_scaling(maps, affinity)
         from adcam.ops.diffusion import triton_kernels
 
-        fast = partial(
-            triton_kernels.diffuse, num_iters=SINKHORN_ITERS, num_steps=num_steps, alpha=alpha
-        )
-        return recompute_backward(fast, slow, maps, affinity)
+        kernels = partial(triton_kernels.diffuse, **options)
+        return recompute_backward(kernels, by_scaling, maps, affinity)
 
 
 def transition(
@@ -172,15 +169,3 @@ def _not_supported_reasons(
         "torch": _closed_form_reasons(num_steps),
         "reference": [],
     }
-
-
-def _walk_by_scaling(
-    maps: torch.Tensor,
-    affinity: torch.Tensor,
-    normalize: str,
-    num_steps: int,
-    alpha: float | None,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    scaled = scaling.scale(affinity.to(dtype), normalize, SINKHORN_ITERS)
-    return scaling.walk(maps.to(dtype), scaled, num_steps, alpha)

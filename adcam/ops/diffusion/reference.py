@@ -5,37 +5,57 @@ from __future__ import annotations
 import torch
 
 
+def diffuse(
+    maps: torch.Tensor,
+    affinity: torch.Tensor,
+    *,
+    normalize: str,
+    num_iters: int,
+    num_steps: int | None,
+    alpha: float | None,
+) -> torch.Tensor:
+    """Walk ``num_steps`` steps, or to the end of the walk for ``None``. (..., K, N) -> same."""
+    matrix = transition(affinity, normalize, num_iters)
+    if num_steps is None:
+        return equilibrium(maps, matrix, alpha or 0.0)
+    return walk(maps, matrix, num_steps, alpha)
+
+
 def transition(affinity: torch.Tensor, normalize: str, num_iters: int) -> torch.Tensor:
-    """Transition T of an affinity, (..., N, N) -> (..., N, N). See the package's docstring."""
+    """Transition T of an affinity, (..., N, N) -> (..., N, N).
+
+    ``"row"`` makes rows sum to 1, ``"column"`` columns. ``"sinkhorn"`` makes columns and then rows
+    sum to 1, ``num_iters`` times, and takes the mean with the transpose. ``"none"`` does nothing.
+    """
     if normalize == "none":
         return affinity
-    gives = affinity.sum(dim=-1)  # (..., N)
-    receives = affinity.sum(dim=-2)  # (..., N)
+    row_sum = affinity.sum(dim=-1)  # (..., N), what each token gives
+    column_sum = affinity.sum(dim=-2)  # (..., N), what it receives
+    both = row_sum + column_sum
     if normalize == "row":
-        return _divide(_keep_own(affinity, gives == 0, gives + receives), dim=-1)
+        return _scale_rows(_keep_own(affinity, row_sum == 0, both))
     if normalize == "column":
-        return _divide(_keep_own(affinity, receives == 0, gives + receives), dim=-2)
-    dead = (gives == 0) | (receives == 0)
-    matrix = _keep_own(affinity, dead, gives + receives)
+        return _scale_columns(_keep_own(affinity, column_sum == 0, both))
+    matrix = _keep_own(affinity, (row_sum == 0) | (column_sum == 0), both)
     for _ in range(num_iters):
-        matrix = _divide(_divide(matrix, dim=-2), dim=-1)
+        matrix = _scale_rows(_scale_columns(matrix))
     return (matrix + matrix.mT) / 2
 
 
 def walk(
     maps: torch.Tensor, matrix: torch.Tensor, num_steps: int, alpha: float | None
 ) -> torch.Tensor:
-    """``num_steps`` steps of T, with restart where ``alpha`` is given. (..., K, N) -> same."""
+    """M_t = T M_{t-1}, or alpha T M_{t-1} + (1 - alpha) M_0 with restart. (..., K, N) -> same."""
     current = maps
     for _ in range(num_steps):
-        current = current @ matrix.mT  # a map is a column vector: T M
+        current = current @ matrix.mT  # T M: maps are column vectors in the formula and rows here
         if alpha is not None:
             current = alpha * current + (1 - alpha) * maps
     return current
 
 
 def equilibrium(maps: torch.Tensor, matrix: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Where the walk with restart ends, (1 - alpha) (I - alpha T)^-1 M_0. (..., K, N) -> same.
+    """M = (1 - alpha) (I - alpha T)^-1 M_0, where the walk with restart ends. (..., K, N) -> same.
 
     Raises:
         ValueError: If alpha times the spectral radius of T is 1 or more, so that the walk never
@@ -54,8 +74,15 @@ def equilibrium(maps: torch.Tensor, matrix: torch.Tensor, alpha: float) -> torch
     return (1 - alpha) * solution[..., :-1].mT
 
 
-def _divide(matrix: torch.Tensor, dim: int) -> torch.Tensor:
-    total = matrix.sum(dim=dim, keepdim=True)
+def _scale_rows(matrix: torch.Tensor) -> torch.Tensor:
+    """Make rows sum to 1; rows of zeros stay."""
+    total = matrix.sum(dim=-1, keepdim=True)
+    return matrix / torch.where(total > 0, total, 1)
+
+
+def _scale_columns(matrix: torch.Tensor) -> torch.Tensor:
+    """Make columns sum to 1; columns of zeros stay."""
+    total = matrix.sum(dim=-2, keepdim=True)
     return matrix / torch.where(total > 0, total, 1)
 
 

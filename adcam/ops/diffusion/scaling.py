@@ -33,6 +33,25 @@ class ScaledAffinity:
         return (pulled + self.columns * _push(self.rows * maps, self.affinity, self.own)) / 2
 
 
+def diffuse(
+    maps: torch.Tensor,
+    affinity: torch.Tensor,
+    *,
+    normalize: str,
+    num_iters: int,
+    num_steps: int,
+    alpha: float | None,
+) -> torch.Tensor:
+    """As :func:`adcam.ops.diffusion.reference.diffuse`, without its closed form."""
+    scaled = scale(affinity, normalize, num_iters)
+    current = maps
+    for _ in range(num_steps):
+        current = scaled.apply(current)
+        if alpha is not None:
+            current = alpha * current + (1 - alpha) * maps
+    return current
+
+
 def scale(affinity: torch.Tensor, normalize: str, num_iters: int) -> ScaledAffinity:
     """The transition of :func:`adcam.ops.diffusion.reference.transition` as scaling vectors.
 
@@ -63,18 +82,6 @@ def scale(affinity: torch.Tensor, normalize: str, num_iters: int) -> ScaledAffin
         columns = _inverse(_push(rows, affinity, own))
         rows = _inverse(_pull(columns, affinity, own))
     return ScaledAffinity(affinity, own, rows, columns, symmetric=True)
-
-
-def walk(
-    maps: torch.Tensor, scaled: ScaledAffinity, num_steps: int, alpha: float | None
-) -> torch.Tensor:
-    """``num_steps`` steps of T, with restart where ``alpha`` is given. (..., K, N) -> same."""
-    current = maps
-    for _ in range(num_steps):
-        current = scaled.apply(current)
-        if alpha is not None:
-            current = alpha * current + (1 - alpha) * maps
-    return current
 
 
 def _pull(maps: torch.Tensor, affinity: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from adcam.ops._checks import (
     check_maps,
     check_non_negative,
     check_square,
+    to_common_dtype,
     without_autocast,
 )
 from adcam.ops.two_hop_walk import reference, streamed, thin
@@ -78,9 +79,8 @@ def two_hop_walk(
 
         return triton_kernels.walk(maps, attn, num_steps)
     walk = reference.walk if chosen == "reference" else thin.walk
-    dtype = torch.promote_types(at_least_float32(maps).dtype, at_least_float32(attn).dtype)
     with without_autocast(attn):
-        return walk(maps.to(dtype), attn.to(dtype), num_steps)
+        return walk(*to_common_dtype(maps, attn), num_steps)
 
 
 def two_hop_transition(attn: torch.Tensor) -> torch.Tensor:
