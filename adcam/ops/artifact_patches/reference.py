@@ -1,7 +1,7 @@
-"""Artefact patches in plain torch, on any device: the specification and the only backend.
+"""Artefact patches in plain torch, on any device: the specification.
 
-The similarities that are needed are those of 8 N pairs, a small part of the N² of the whole
-product, so that four passes over the attention cost less than one of its matrix products.
+Only the similarities of patches that touch are needed, which are 8 N of the N² pairs, so four
+passes over the attention cost less than one matrix product.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OFFSETS = ((0, 1), (1, -1), (1, 0), (1, 1))
 def surroundings_similarity(
     attn: torch.Tensor, grid_hw: tuple[int, int], similarity: str
 ) -> torch.Tensor:
-    """Median similarity to the patches that touch a patch. (..., N, N) -> (..., N)."""
+    """s_i = median of S_ij over the patches j that touch i. (..., N, N) -> (..., N)."""
     features = features_of_rows(normalize_rows(attn), similarity).unflatten(-2, grid_hw)
     norm = torch.linalg.vector_norm(features, dim=-1)  # (..., h, w)
     norm = torch.where(norm > 0, norm, 1)
@@ -38,10 +38,10 @@ def surroundings_similarity(
 def fill_patches(
     maps: torch.Tensor, missing: torch.Tensor, grid_hw: tuple[int, int]
 ) -> torch.Tensor:
-    """Mean of the eight patches around, those that are known. (..., K, N) -> (..., K, N)."""
+    """Missing patches become the mean of the known patches around them. (..., K, N) -> same."""
     grid = maps.unflatten(-1, grid_hw)
     known = ~missing.unflatten(-1, grid_hw)[..., None, :, :]  # (..., 1, h, w)
-    # Every round fills the patches that touch a known one: max(h, w) rounds fill any grid.
+    # Every round fills the missing patches that touch a known one: max(h, w) rounds fill any grid.
     for _ in range(max(grid_hw)):
         if bool(known.all()):
             break

@@ -14,10 +14,12 @@ def diffuse_by_color(
     contrast: float,
     distance_weight: float,
 ) -> torch.Tensor:
-    """``num_steps`` steps of W. (..., K, H, W) -> same. See the package's docstring."""
+    """M_t = W M_{t-1} for ``num_steps`` steps. (..., K, H, W) -> same."""
+    if maps.numel() == 0:
+        return maps
     offsets = find_offsets(dilations)
     weights = color_weights(img, offsets, contrast, distance_weight).unsqueeze(-4)
-    for _ in range(num_steps if maps.numel() else 0):
+    for _ in range(num_steps):
         spread = torch.zeros_like(maps)
         for number, neighbor in enumerate(_shifted(maps, offsets)):
             spread.addcmul_(weights[..., number, :, :], neighbor)
@@ -42,16 +44,18 @@ def color_weights(
     contrast: float,
     distance_weight: float,
 ) -> torch.Tensor:
-    """Weights W of each pixel's O neighbours, sum 1. (..., 3, H, W) -> (..., O, H, W)."""
+    """Weights of each pixel's O neighbours, which sum to 1. (..., 3, H, W) -> (..., O, H, W).
+
+    W_ij = (softmax_j(-d_ij) + w softmax_j(-e_ij)) / (1 + w), with w the ``distance_weight``.
+    """
     neighbors = torch.stack(_shifted(img, offsets), dim=-4)  # (..., O, 3, H, W)
     sigma = neighbors.std(dim=-4, keepdim=True)
-    # Where all neighbours have one colour, the pixel has it too or is equally far from all.
-    scaled = (neighbors - img.unsqueeze(-4)) / (contrast * sigma).clamp_min(
-        torch.finfo(img.dtype).tiny
-    )
+    tiny = torch.finfo(img.dtype).tiny
+    scaled = (neighbors - img.unsqueeze(-4)) / (contrast * sigma).clamp_min(tiny)
+    # Neighbours that all have one colour count alike: the pixel is equally far from each.
     scaled = torch.where(sigma > 0, scaled, 0)
     by_color = scaled.square().mean(dim=-3).neg().softmax(dim=-3)
-    # On the CPU and sent without waiting, for a GPU that has work in its queue.
+    # Computed on the CPU and sent without waiting, since a GPU may still have work in its queue.
     by_distance = weigh_distances(offsets, contrast, img.dtype).to(img.device, non_blocking=True)
     return (by_color + distance_weight * by_distance[:, None, None]) / (1 + distance_weight)
 
@@ -59,7 +63,7 @@ def color_weights(
 def weigh_distances(
     offsets: list[tuple[int, int]], contrast: float, dtype: torch.dtype
 ) -> torch.Tensor:
-    """How much each of O neighbours counts for its distance alone, sum 1. (O), on the CPU."""
+    """softmax_j(-e_ij), what each of O neighbours counts for its distance: (O), on the CPU."""
     steps = torch.tensor(offsets, dtype=dtype)
     distance = torch.linalg.vector_norm(steps, dim=-1)
     scale = contrast * distance.std().clamp_min(torch.finfo(dtype).tiny)

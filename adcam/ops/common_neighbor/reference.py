@@ -8,8 +8,14 @@ COSINE_SIMILARITIES = ("resource_allocation", "cosine", "bhattacharyya")
 """The similarities that are cosines of the vectors of :func:`features_of_rows`."""
 
 
+def refine(attn: torch.Tensor, similarity: str, power: float) -> torch.Tensor:
+    """R = A * S^power, A = ``attn`` with rows scaled to sum 1. (..., N, N) -> (..., N, N)."""
+    rows = normalize_rows(attn)
+    return rows * _power(similarity_of_rows(rows, similarity), power)
+
+
 def normalize_rows(attn: torch.Tensor) -> torch.Tensor:
-    """Divide each row by its sum; rows without mass stay zero. (..., N, N) -> (..., N, N)."""
+    """A: each row of the attention divided by its sum; rows without mass stay zero."""
     total = attn.sum(dim=-1, keepdim=True)
     return attn / torch.where(total > 0, total, 1)
 
@@ -38,20 +44,18 @@ def similarity_of_rows(rows: torch.Tensor, similarity: str) -> torch.Tensor:
     return sim
 
 
-def refine(attn: torch.Tensor, similarity: str, power: float) -> torch.Tensor:
-    """R = A * S^power, A = ``attn`` with rows scaled to sum 1. (..., N, N) -> (..., N, N)."""
-    rows = normalize_rows(attn)
-    return rows * _power(similarity_of_rows(rows, similarity), power)
-
-
 def features_of_rows(rows: torch.Tensor, similarity: str) -> torch.Tensor:
-    """The vectors whose cosines are the similarity, (..., N, N); a dead token's is zero."""
+    """The vectors whose cosines are the similarity, (..., N, N); that of a dead token is zero.
+
+    They are rows of A D^(-1/2) for ``"resource_allocation"``, of √A for ``"bhattacharyya"``, and of
+    A for ``"cosine"``.
+    """
     if similarity == "resource_allocation":
         received = rows.sum(dim=-2, keepdim=True)  # (..., 1, N), the diagonal of D
         return rows / torch.where(received > 0, received, 1).sqrt()
     if similarity == "bhattacharyya":
         return _sqrt(rows)
-    return rows  # "cosine"
+    return rows
 
 
 def _unit_rows(features: torch.Tensor) -> torch.Tensor:

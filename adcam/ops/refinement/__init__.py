@@ -33,12 +33,12 @@ def refine_maps(
 
     It equals this, in fewer passes over the attention and without waiting for the device::
 
-        stray = find_artifacts(attn, grid_hw, ratio=artifact_ratio)
-        kept = (~stray).to(attn.dtype)
-        clean = attn * kept[..., :, None] * kept[..., None, :]
+        missing = find_artifacts(attn, grid_hw, ratio=artifact_ratio)
+        start = maps.masked_fill(missing[..., None, :], 0)
+        clean = attn.masked_fill(missing[..., :, None] | missing[..., None, :], 0)
         affinity = common_neighbor(clean, similarity=similarity, power=power)
-        refined = diffuse(maps * kept[..., None, :], affinity, normalize=..., num_steps=..., ...)
-        refined = fill_patches(refined, stray, grid_hw)
+        spread = diffuse(start, affinity, normalize=normalize, num_steps=num_steps, alpha=alpha)
+        refined = fill_patches(spread, missing, grid_hw)
 
     Args:
         maps: (..., K, N), finite; see :func:`adcam.ops.diffusion.diffuse`.

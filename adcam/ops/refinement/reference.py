@@ -43,31 +43,35 @@ def refine_maps(
     *,
     backend: str,
 ) -> torch.Tensor:
-    """(..., K, N) -> same; see the package. ``"torch"`` lets each operation choose its backend."""
-    single = "reference" if backend == "reference" else "auto"
-    is_exact = options.exact and has_product_kernel(attn, options.similarity)
-    product = "triton_exact" if is_exact and single == "auto" else single
+    """Find artefacts, clean, refine, diffuse and fill, as README.md says. (..., K, N) -> same.
 
-    def refine(start: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        affinity = common_neighbor(
-            attention,
-            similarity=options.similarity,
-            power=options.power,
-            backend=product,
-        )
-        return diffuse(
-            start,
-            affinity,
-            normalize=options.normalize,
-            num_steps=options.num_steps,
-            alpha=options.alpha,
-            backend=single,
-        )
-
+    ``backend`` is ``"reference"`` for the references of all operations, or ``"torch"``, which lets
+    each operation choose its own backend.
+    """
     if not options.artifact_ratio:
-        return refine(maps, attn)
-    stray = find_artifacts(attn, grid_hw, ratio=options.artifact_ratio)
-    start = maps.masked_fill(stray[..., None, :], 0)
-    left = attn.masked_fill(stray[..., :, None] | stray[..., None, :], 0)
-    refined = refine(start, left)
-    return fill_patches(refined, stray, grid_hw)
+        return _refine_and_diffuse(maps, attn, options, backend)
+    missing = find_artifacts(attn, grid_hw, ratio=options.artifact_ratio)
+    start = maps.masked_fill(missing[..., None, :], 0)
+    clean = attn.masked_fill(missing[..., :, None] | missing[..., None, :], 0)
+    spread = _refine_and_diffuse(start, clean, options, backend)
+    return fill_patches(spread, missing, grid_hw)
+
+
+def _refine_and_diffuse(
+    maps: torch.Tensor, attn: torch.Tensor, options: RefineOptions, backend: str
+) -> torch.Tensor:
+    single = "reference" if backend == "reference" else "auto"
+    product = single
+    if options.exact and single == "auto" and has_product_kernel(attn, options.similarity):
+        product = "triton_exact"
+    affinity = common_neighbor(
+        attn, similarity=options.similarity, power=options.power, backend=product
+    )
+    return diffuse(
+        maps,
+        affinity,
+        normalize=options.normalize,
+        num_steps=options.num_steps,
+        alpha=options.alpha,
+        backend=single,
+    )

@@ -8,7 +8,7 @@ import torch
 def patch_attention(
     q: torch.Tensor, k: torch.Tensor, scale: float, num_prefix_tokens: int
 ) -> torch.Tensor:
-    """(B, heads, P + N, d) twice -> (B, N, N); see the package."""
+    """1/H Σ_h softmax(scale · q_h k_hᵀ)[P:, P:]. (B, H, P + N, d) twice -> (B, N, N)."""
     batch, heads, tokens, _ = q.shape
     patches = tokens - num_prefix_tokens
     mean = q.new_zeros(batch, patches, patches)
@@ -22,15 +22,15 @@ def patch_attention(
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """(B, heads, P + N, d) three times -> same; see the package."""
-    attn = ((q * scale) @ k.mT).softmax(dim=-1)  # (B, heads, P + N, P + N)
+    """softmax(scale · q_h k_hᵀ) v_h for each head h. (B, H, T, d) three times -> same."""
+    attn = ((q * scale) @ k.mT).softmax(dim=-1)  # (B, H, T, T)
     return attn @ v
 
 
 def cls_attention(
     q: torch.Tensor, k: torch.Tensor, scale: float, num_prefix_tokens: int, cls_index: int
 ) -> torch.Tensor:
-    """(B, heads, P + N, d) twice -> (B, N); see the package."""
-    query = q[:, :, cls_index : cls_index + 1] * scale  # (B, heads, 1, d)
-    attn = (query @ k.mT).softmax(dim=-1)  # (B, heads, 1, P + N)
+    """1/H Σ_h softmax(scale · q_h k_hᵀ)[cls_index, P:]. (B, H, P + N, d) twice -> (B, N)."""
+    query = q[:, :, cls_index : cls_index + 1] * scale  # (B, H, 1, d)
+    attn = (query @ k.mT).softmax(dim=-1)  # (B, H, 1, P + N)
     return attn[:, :, 0, num_prefix_tokens:].mean(dim=1)
