@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from adcam.errors import AdcamError
 from adcam.models.attention_recorder import AttentionRecorder, compute_weights
 from adcam.models.imagenet_classes import resolve_classes
+from adcam.models.imagenet_vit import compute_log_odds
 from adcam.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from adcam.models.timm_models import create_timm_model
 from adcam.models.token_cam import compute_grid_hw, compute_patch_size
-from adcam.models.weights import fit_weights, read_vit_weights
+from adcam.models.weights import load_vit_weights
 from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
@@ -198,12 +199,7 @@ class AnyViT(nn.Module):
         """(B, outputs) -> (B, C): log odds, which the sigmoid turns into probabilities."""
         if self._interface.multi_label:
             return torch.stack([outputs[:, list(i)].amax(dim=1) for i in self.class_groups], dim=1)
-        odds = []
-        for indices in self.class_groups:
-            rest = torch.ones(outputs.shape[1], dtype=torch.bool, device=outputs.device)
-            rest[list(indices)] = False
-            odds.append(outputs[:, ~rest].logsumexp(dim=1) - outputs[:, rest].logsumexp(dim=1))
-        return torch.stack(odds, dim=1)
+        return compute_log_odds(outputs, self.class_groups)
 
     def _probe(self) -> tuple[list[Tensor], int]:
         """Run once to see which blocks attend, how many tokens, and how many outputs there are."""
@@ -386,7 +382,13 @@ def read_timm(model: nn.Module | str, weights: str | Path | None = None) -> ViTI
     size = embed.patch_size
     patch = (size, size) if isinstance(size, int) else compute_patch_size(model)
     return ViTInterface(
-        model, model, name, patch, (int(side[0]), int(side[1])), stats, _free_size(model)
+        model=model,
+        run=model,
+        name=name,
+        patch_size=patch,
+        input_hw=(int(side[0]), int(side[1])),
+        pixel_stats=stats,
+        takes_any_size=_free_size(model),
     )
 
 
@@ -408,7 +410,7 @@ def _free_size(model: Any) -> bool:
 def _load_all(vit: nn.Module, path: str | Path) -> None:
     if not isinstance(vit, VisionTransformer):
         raise AdcamError("weights from a file need a ViT of timm's VisionTransformer family")
-    fit_weights(vit, read_vit_weights(vit, path), path)
+    load_vit_weights(vit, path)
 
 
 def _find_device(model: nn.Module) -> torch.device:

@@ -11,7 +11,7 @@ classes do, of which those that an image does not show have a share near zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -45,7 +45,7 @@ class TextImageModel:
 
     Attributes:
         model: The network.
-        encode_image: From normalised images (B, 3, H, W) to features (B, D).
+        encode_image: From normalised images (B, 3, H, W), of any size, to features (B, D).
         encode_text: From n texts to features (n, D).
         norm: The first norm of the last block, whose output (B, T, width) Grad-CAM reads.
         logit_scale: The factor on similarities before softmax.
@@ -53,7 +53,6 @@ class TextImageModel:
         patch_size: Height and width of a patch in pixels.
         input_hw: Height and width of the images that it was trained on.
         pixel_stats: Channel mean and standard deviation of RGB in [0, 1] that it expects.
-        takes_any_size: Whether it takes images of other sizes.
     """
 
     model: nn.Module
@@ -65,7 +64,6 @@ class TextImageModel:
     patch_size: tuple[int, int]
     input_hw: tuple[int, int]
     pixel_stats: tuple[tuple[float, ...], tuple[float, ...]]
-    takes_any_size: bool = field(default=True)
 
 
 class CLIPText(AnyViT):
@@ -100,14 +98,15 @@ class CLIPText(AnyViT):
         clip.model.eval()
         with torch.no_grad():
             features = clip.encode_text([prompt.format(text) for text in (*texts, *rivals)])
+        similarity = _Similarity(clip, features)
         interface = ViTInterface(
-            model := _Similarity(clip, features),
-            model,
-            clip.name,
-            clip.patch_size,
-            clip.input_hw,
-            clip.pixel_stats,
-            clip.takes_any_size,
+            model=similarity,
+            run=similarity,
+            name=clip.name,
+            patch_size=clip.patch_size,
+            input_hw=clip.input_hw,
+            pixel_stats=clip.pixel_stats,
+            takes_any_size=True,
         )
         numbers = iter(range(len(texts)))
         outputs = {name: [next(numbers) for _ in group] for name, group in texts_of.items()}
@@ -218,15 +217,15 @@ def read_open_clip(
         raise AdcamError("the image tower must take its batch first, as open_clip 2.25 and later")
 
     return TextImageModel(
-        network,
-        partial(_encode_image, visual),
-        partial(_encode_text, network, tokenizer),
-        visual.transformer.resblocks[-1].ln_1,
-        float(network.logit_scale.detach().exp()),
-        type(network).__name__,
-        tuple(visual.patch_size),
-        tuple(visual.image_size),
-        (
+        model=network,
+        encode_image=partial(_encode_image, visual),
+        encode_text=partial(_encode_text, network, tokenizer),
+        norm=visual.transformer.resblocks[-1].ln_1,
+        logit_scale=float(network.logit_scale.detach().exp()),
+        name=type(network).__name__,
+        patch_size=tuple(visual.patch_size),
+        input_hw=tuple(visual.image_size),
+        pixel_stats=(
             tuple(getattr(visual, "image_mean", None) or _MEAN),
             tuple(getattr(visual, "image_std", None) or _STD),
         ),

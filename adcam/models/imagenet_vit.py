@@ -26,7 +26,7 @@ from adcam.models.imagenet_classes import resolve_classes
 from adcam.models.known_names import NO_HEAD, check_timm_name
 from adcam.models.timm_models import create_timm_model
 from adcam.models.token_cam import check_plain_vit, compute_grid_hw, compute_patch_size
-from adcam.models.weights import fit_weights, read_vit_weights
+from adcam.models.weights import load_vit_weights
 from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
@@ -74,7 +74,7 @@ class ImageNetViT(nn.Module):
         self.vit = create_timm_model(
             name,
             weights=weights,
-            load=_load_all,
+            load=load_vit_weights,
             prepare=_check_head,
             options={"img_size": img_size, "dynamic_img_size": True, **kwargs},
         )
@@ -110,7 +110,7 @@ class ImageNetViT(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (B, C) of normalised images (B, 3, H, W), as in :meth:`token_maps`."""
         compute_grid_hw(inputs, self.patch_size)
-        return self._log_odds(self.vit(inputs).float())
+        return compute_log_odds(self.vit(inputs).float(), self.class_groups)
 
     def token_maps(
         self,
@@ -150,7 +150,7 @@ class ImageNetViT(nn.Module):
                 logits = self.vit(inputs.detach().clone()).float()  # (B, outputs)
             cams = [self._class_map(logits, attns, c) for c in range(len(self.classes))]
         return TokenMaps(
-            logits=self._log_odds(logits.detach()),
+            logits=compute_log_odds(logits.detach(), self.class_groups),
             cam=torch.stack(cams, dim=1).unflatten(2, grid_hw),
             grid_hw=grid_hw,
             depth=self.depth,
@@ -167,14 +167,23 @@ class ImageNetViT(nn.Module):
         rows = [grad[:, :, : self._num_readers, patches].float().relu() for grad in gradients]
         return torch.stack(rows).mean(dim=(2, 3)).sum(dim=0)
 
-    def _log_odds(self, logits: Tensor) -> Tensor:
-        """(B, outputs) -> (B, C): log of p / (1 - p), p the summed softmax of each class."""
-        odds = []
-        for indices in self.class_groups:
-            rest = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
-            rest[list(indices)] = False
-            odds.append(logits[:, ~rest].logsumexp(dim=1) - logits[:, rest].logsumexp(dim=1))
-        return torch.stack(odds, dim=1)
+
+def compute_log_odds(outputs: Tensor, groups: Sequence[tuple[int, ...]]) -> Tensor:
+    """Return log(p / (1 - p)) of each class, which the sigmoid turns back into the probability p.
+
+    Args:
+        outputs: (B, outputs), before softmax.
+        groups: The outputs of each of the C classes; p is the sum of their softmax.
+
+    Returns:
+        (B, C).
+    """
+    odds = []
+    for indices in groups:
+        rest = torch.ones(outputs.shape[1], dtype=torch.bool, device=outputs.device)
+        rest[list(indices)] = False
+        odds.append(outputs[:, ~rest].logsumexp(dim=1) - outputs[:, rest].logsumexp(dim=1))
+    return torch.stack(odds, dim=1)
 
 
 class _DetachedCapture(AttentionCapture):
@@ -218,7 +227,3 @@ def _check_head(vit: Any) -> None:
             f"the head reads its tokens by global_pool={vit.global_pool!r}; only a head on the "
             "class token ('token') can be explained by that token's attention"
         )
-
-
-def _load_all(vit: nn.Module, path: str | Path) -> None:
-    fit_weights(vit, read_vit_weights(vit, path), path)

@@ -50,15 +50,15 @@ def read_transformers(model: nn.Module | str | Path, image_processor: Any = None
     takes_size = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
     options = {"interpolate_pos_encoding": True} if takes_size else {}
     return ViTInterface(
-        network,
-        partial(_run_classifier, network, options),
-        str(getattr(config, "model_type", type(model).__name__)),
-        _as_pair(patch),
-        _as_pair(side),
-        _read_stats(image_processor),
-        takes_size or getattr(config, "model_type", "") in _ANY_SIZE,
-        tuple(str(labels[i]) for i in sorted(labels)),
-        getattr(config, "problem_type", None) == "multi_label_classification",
+        model=network,
+        run=partial(_run_classifier, network, options),
+        name=str(getattr(config, "model_type", type(model).__name__)),
+        patch_size=_as_pair(patch),
+        input_hw=_as_pair(side),
+        pixel_stats=_read_stats(image_processor),
+        takes_any_size=takes_size or getattr(config, "model_type", "") in _ANY_SIZE,
+        labels=tuple(str(labels[i]) for i in sorted(labels)),
+        multi_label=getattr(config, "problem_type", None) == "multi_label_classification",
     )
 
 
@@ -91,15 +91,15 @@ def read_transformers_clip(
         raise AdcamError("give tokenizer=… beside a model object; a folder brings its own")
 
     return TextImageModel(
-        network,
-        partial(_encode_image, network),
-        partial(_encode_text, network, tokenizer),
-        norm,
-        float(scale.detach().exp()),
-        str(network.config.model_type),
-        _as_pair(vision.patch_size),
-        _as_pair(vision.image_size),
-        _read_stats(image_processor),
+        model=network,
+        encode_image=partial(_encode_image, network),
+        encode_text=partial(_encode_text, network, tokenizer),
+        norm=norm,
+        logit_scale=float(scale.detach().exp()),
+        name=str(network.config.model_type),
+        patch_size=_as_pair(vision.patch_size),
+        input_hw=_as_pair(vision.image_size),
+        pixel_stats=_read_stats(image_processor),
     )
 
 

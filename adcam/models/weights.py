@@ -128,6 +128,15 @@ def read_vit_weights(vit: nn.Module, path: str | Path) -> dict[str, Tensor]:
     return converted
 
 
+def load_vit_weights(vit: nn.Module, path: str | Path) -> None:
+    """Load the weights of a whole timm ViT, with its head, from a file.
+
+    Raises:
+        AdcamError: As :func:`read_vit_weights` and :func:`fit_weights`.
+    """
+    fit_weights(vit, read_vit_weights(vit, path), path)
+
+
 def fit_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Load tensors into a network that needs every one of its own, and may leave some over.
 
