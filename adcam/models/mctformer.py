@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adcam.models.attention_capture import AttentionCapture
-from adcam.models.token_cam import TokenCAM
+from adcam.models.token_cam import TokenCAM, keep_outputs
 from adcam.structures import TokenMaps
 
 
@@ -63,9 +63,9 @@ class MCTformer(TokenCAM):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (B, C), the mean of those of class tokens and of maps."""
-        with _ClassTokens(self) as tokens:
+        with keep_outputs([self.backbone.blocks[-1]]) as tokens:
             cam, _ = self.class_maps(inputs)
-        return self._find_logits(cam, tokens.output)
+        return self._find_logits(cam, tokens[0])
 
     def token_maps(
         self,
@@ -75,11 +75,11 @@ class MCTformer(TokenCAM):
     ) -> TokenMaps:
         """As ``TokenCAM``, with the attention of each class' token in ``attn_classes2patch``."""
         capture = _AllRowsCapture(self.backbone, layer_sets)
-        with capture, _ClassTokens(self) as tokens:
+        with capture, keep_outputs([self.backbone.blocks[-1]]) as tokens:
             cam = self.class_maps(inputs)[0].float()
         rows = torch.stack([capture.rows[i] for i in range(self.depth)], dim=1)  # (B, L, C, N)
         return TokenMaps(
-            logits=self._find_logits(cam, tokens.output),
+            logits=self._find_logits(cam, tokens[0]),
             cam=cam,
             grid_hw=(cam.shape[2], cam.shape[3]),
             depth=self.depth,
@@ -90,30 +90,13 @@ class MCTformer(TokenCAM):
         )
 
     def _find_logits(self, cam: Tensor, tokens: Tensor) -> Tensor:
+        """Logits (B, C) of class maps (B, C, h, w) and all tokens (B, C + N, D), half each."""
         scores = cam.flatten(2).float().sort(dim=2, descending=True).values  # (B, C, N)
         places = torch.arange(scores.shape[2], device=scores.device, dtype=scores.dtype)
         weights = self.decay**places
         of_maps = (scores * weights).sum(dim=2) / weights.sum()
         of_tokens = tokens[:, : self.backbone.num_prefix_tokens].float().mean(dim=2)
         return (of_maps + of_tokens) / 2
-
-
-class _ClassTokens:
-    """Keeps what the last block puts out while it is entered."""
-
-    def __init__(self, network: MCTformer) -> None:
-        self._block = network.backbone.blocks[-1]
-        self.output = torch.empty(0)
-
-    def __enter__(self) -> _ClassTokens:
-        self._handle = self._block.register_forward_hook(self._keep)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._handle.remove()
-
-    def _keep(self, module: object, args: object, output: Tensor) -> None:
-        self.output = output
 
 
 class _AllRowsCapture(AttentionCapture):

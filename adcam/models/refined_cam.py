@@ -6,8 +6,8 @@ pixels that class maps are sure of (:mod:`adcam.training.refiner`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adcam.models.token_cam import TokenCAM, compute_grid_hw, to_grid
+from adcam.models.token_cam import TokenCAM, compute_grid_hw, keep_outputs, to_grid
 from adcam.structures import TokenMaps
 
 
@@ -96,7 +96,7 @@ class RefinedCAM(TokenCAM):
         layer_sets: Sequence[tuple[int, ...]] = (),
     ) -> TokenMaps:
         """As ``TokenCAM``, with ``pixel_logits`` from the same pass."""
-        with self._capture_tokens() as tokens:
+        with self._keep_tokens() as tokens:
             maps = super().token_maps(inputs, layer_sets=layer_sets)
         return self._add_logits(maps, tokens)
 
@@ -106,7 +106,7 @@ class RefinedCAM(TokenCAM):
         """As ``TokenCAM``, with ``pixel_logits`` from the same pass."""
         if not self._packs(inputs, RefinedCAM):
             return tuple(self.token_maps(x, layer_sets=layer_sets) for x in inputs)
-        with self._capture_tokens() as packed:
+        with self._keep_tokens() as packed:
             maps, packing = self._packed_maps(inputs, layer_sets)
         blocks = [packing.split(tokens[0], dim=0) for tokens in packed]
         return tuple(map(self._add_logits, maps, zip(*blocks, strict=True)))
@@ -126,26 +126,13 @@ class RefinedCAM(TokenCAM):
             AdcamError: If H or W does not fit the patch.
         """
         grid_hw = compute_grid_hw(inputs, self.patch_size)
-        with torch.no_grad(), self._capture_tokens() as tokens:
+        with torch.no_grad(), self._keep_tokens() as tokens:
             self.backbone.forward_features(inputs)
         return self._to_features(tokens, grid_hw)
 
-    @contextmanager
-    def _capture_tokens(self) -> Iterator[list[Tensor]]:
+    def _keep_tokens(self) -> AbstractContextManager[list[Tensor]]:
         """Collect what the blocks of the features put out, (B, P + N, D) each, first to last."""
-        found: list[Tensor] = []
-
-        def hook(block: nn.Module, args: tuple[Tensor, ...], tokens: Tensor) -> None:
-            found.append(tokens)
-
-        handles = [
-            self.backbone.blocks[i].register_forward_hook(hook) for i in self._feature_layers
-        ]
-        try:
-            yield found
-        finally:
-            for handle in handles:
-                handle.remove()
+        return keep_outputs(self.backbone.blocks[i] for i in self._feature_layers)
 
     def _to_features(self, tokens: Sequence[Tensor], grid_hw: tuple[int, int]) -> Tensor:
         patches = [block[:, self.backbone.num_prefix_tokens :].float() for block in tokens]

@@ -7,7 +7,8 @@ last norm the prefix tokens are dropped, the patch tokens form a (D, h, w) grid,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -263,6 +264,26 @@ class TokenCAM(nn.Module):
         patches = tokens[:, self.backbone.num_prefix_tokens :]  # (B, N, D)
         cam: Tensor = self.head(to_grid(patches, grid_hw))
         return cam
+
+
+@contextmanager
+def keep_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Collect what modules put out while the context lasts, in the order in which they run.
+
+    Yields:
+        A list that fills while the network runs.
+    """
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        kept.append(output)
+
+    handles = [module.register_forward_hook(keep) for module in modules]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def to_grid(patches: Tensor, grid_hw: tuple[int, int]) -> Tensor:
