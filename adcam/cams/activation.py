@@ -12,6 +12,9 @@ from adcam.method_options import ClassMapOptions, DiffusionOptions
 from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
+_RIVALS_AT_ONCE = 4
+"""Classes whose rivals are found together. More take fewer operations, and more memory."""
+
 
 @dataclass(frozen=True)
 class ClassMapMethod(ClassMapOptions):
@@ -40,8 +43,10 @@ class ClassMapMethod(ClassMapOptions):
         cam = torch.gather(maps.cam, 1, index)  # (B, K, h, w)
         if self.negatives == "keep":
             return cam
-        shifted = self.negatives == "shift"
-        cam = cam - cam.amin(dim=(-2, -1), keepdim=True) if shifted else cam.relu()
+        if self.negatives == "shift":
+            cam = cam - cam.amin(dim=(-2, -1), keepdim=True)
+        else:
+            cam = cam.relu()
         return subtract_rivals(cam, class_ids, weight=self.rival_weight)
 
     def read_class_token(
@@ -68,11 +73,11 @@ class ClassMapMethod(ClassMapOptions):
             )
         chosen = resolve_layers(layers, maps.depth)
         if maps.attn_classes2patch is not None:
-            parts = [maps.attn_classes2patch[:, layer] for layer in chosen]  # (B, C, N) each
-            mean = torch.stack(parts, dim=1).mean(dim=1)
+            parts = [maps.attn_classes2patch[:, layer] for layer in chosen]
+            mean = torch.stack(parts, dim=1).mean(dim=1)  # (B, C, N)
             index = class_ids[:, :, None].expand(-1, -1, mean.shape[2])
             return torch.gather(mean, 1, index).unflatten(2, maps.grid_hw)
-        # Not indexed by the list: torch would copy it to the device, and wait.
+        # Indexing with the whole list would copy it to the device, and wait for that.
         rows = torch.stack([maps.attn_cls2patch[:, layer] for layer in chosen], dim=1)  # (B, l, N)
         return rows.mean(dim=1).unflatten(1, maps.grid_hw).unsqueeze(1)
 
@@ -96,11 +101,9 @@ class DiffusionMethod(DiffusionOptions, ClassMapMethod):
             AdcamError: For a coupled start without a class token.
         """
         cam = self.select_cam(maps, class_ids)
-        return (
-            cam
-            if self.init == "cam"
-            else cam * self.read_class_token(maps, class_ids, self.cls_layers)
-        )
+        if self.init == "cam":
+            return cam
+        return cam * self.read_class_token(maps, class_ids, self.cls_layers)
 
 
 def read_patch_attention(maps: TokenMaps, layers: str | tuple[int, ...]) -> Tensor:
@@ -169,7 +172,3 @@ def subtract_rivals(cam: Tensor, class_ids: Tensor, *, weight: float) -> Tensor:
         for mask in others.split(_RIVALS_AT_ONCE, dim=1)
     ]
     return (scaled - weight * torch.cat(rivals, dim=1)).relu() * peak
-
-
-_RIVALS_AT_ONCE = 4
-"""Classes whose rivals are found together. More take fewer operations, and more memory."""

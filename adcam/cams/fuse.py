@@ -15,6 +15,9 @@ from adcam.cams.normalize import min_max
 from adcam.errors import AdcamError
 from adcam.ops.color_diffusion import diffuse_by_color
 
+FINE = 4
+"""How many times finer than the patches the grid is on which maps spread along colours."""
+
 
 def fuse_maps(grids: Sequence[Tensor], ori_hw: tuple[int, int]) -> Tensor:
     """Scale each map to [0, 1], resize it to the image, average, and scale the average.
@@ -50,10 +53,6 @@ def fuse_maps(grids: Sequence[Tensor], ori_hw: tuple[int, int]) -> Tensor:
     return min_max(fused)
 
 
-FINE = 4
-"""How many times finer than the patches the grid is on which maps spread along colours."""
-
-
 def fuse_batch(
     grids: Sequence[Tensor],
     pixels: Sequence[Tensor],
@@ -76,29 +75,34 @@ def fuse_batch(
     Returns:
         (K, H, W) float32 in [0, 1] of each image.
     """
-    batch, _, classes = grids[0].shape[:3]
-    flat = [grid.transpose(0, 1).flatten(1, 2) for grid in grids]  # (V, B·K, h, w)
     if not color_steps:
-        parts = [
-            fuse_maps([grid[:, part.start * classes : part.stop * classes] for grid in flat], hw)
-            for hw, part in _runs(hws)
-        ]
-        return [maps for part in parts for maps in part.unflatten(0, (-1, classes))]
+        parts = [_fuse_images([grid[part] for grid in grids], hw) for hw, part in _runs(hws)]
+        return [maps for part in parts for maps in part]
     height, width = max((grid.shape[-2:] for grid in grids), key=math.prod)
     fine_hw = (FINE * height, FINE * width)
-    maps = fuse_maps(flat, fine_hw).unflatten(0, (batch, classes))
-    small = [
-        F.interpolate(
-            torch.stack([*pixels[part]]).movedim(-1, 1).float(), size=fine_hw, mode="area"
-        )
-        for _, part in _runs([(img.shape[0], img.shape[1]) for img in pixels])
-    ]
-    spread = diffuse_by_color(maps, torch.cat(small), num_steps=color_steps)
+    maps = _fuse_images(grids, fine_hw)
+    spread = diffuse_by_color(maps, _shrink(pixels, fine_hw), num_steps=color_steps)
     parts = [
         min_max(F.interpolate(spread[part], size=hw, mode="bilinear", align_corners=False))
         for hw, part in _runs(hws)
     ]
     return [maps for part in parts for maps in part]
+
+
+def _fuse_images(grids: Sequence[Tensor], hw: tuple[int, int]) -> Tensor:
+    """:func:`fuse_maps` of several images at one size: (B, V, K, h, w) each -> (B, K, H, W)."""
+    batch, _, classes = grids[0].shape[:3]
+    flat = [grid.transpose(0, 1).flatten(1, 2) for grid in grids]  # (V, B·K, h, w)
+    return fuse_maps(flat, hw).unflatten(0, (batch, classes))
+
+
+def _shrink(pixels: Sequence[Tensor], hw: tuple[int, int]) -> Tensor:
+    """Images (H, W, 3) of any sizes as (B, 3, h, w) float32."""
+    parts = [
+        F.interpolate(torch.stack([*pixels[part]]).movedim(-1, 1).float(), size=hw, mode="area")
+        for _, part in _runs([(img.shape[0], img.shape[1]) for img in pixels])
+    ]
+    return torch.cat(parts)
 
 
 def sharpen_by_color(
@@ -120,7 +124,7 @@ def sharpen_by_color(
 
 
 def _runs(hws: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], slice]]:
-    """Return the stretches of equal sizes, each with its place."""
+    """Group images that follow one another and have equal sizes: the size and where they are."""
     runs, start = [], 0
     for hw, group in itertools.groupby(hws):
         stop = start + len(list(group))

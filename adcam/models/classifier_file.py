@@ -113,7 +113,7 @@ def save_classifier(
         header["label_thresholds"] = asdict(label_thresholds)
     if views is not None:
         header["views"] = dict(views)
-    write_bytes(path, save(tensors, metadata={"adcam": json.dumps(header, sort_keys=True)}))
+    _write(path, tensors, header)
 
 
 def save_label_thresholds(
@@ -134,14 +134,11 @@ def save_label_thresholds(
     Raises:
         AdcamError: The number of thresholds is not that of the classes.
     """
-    with safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["adcam"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header = json.loads(read_description(path))
     if len(thresholds.values) != (num := len(header["class_set"]["classes"])):
         raise AdcamError(f"{path} has {num} classes, got {len(thresholds.values)} thresholds")
     header |= {"label_thresholds": asdict(thresholds), "views": dict(views)}
-    text = json.dumps(header, sort_keys=True)
-    write_bytes(out or path, save(tensors, metadata={"adcam": text}))
+    _write(out or path, _read_tensors(path), header)
 
 
 def load_classifier(path: str | Path) -> ClassifierFile:
@@ -160,8 +157,7 @@ def load_classifier(path: str | Path) -> ClassifierFile:
     """
     path = Path(path)
     text = read_description(path)
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = _read_tensors(path)
     try:
         header = json.loads(text)
         if header["format"] > FORMAT:
@@ -185,6 +181,16 @@ def load_classifier(path: str | Path) -> ClassifierFile:
         raise AdcamError(f"{path}: this classifier cannot be used: {error}") from error
     check_finite(tensors, path)
     return ClassifierFile(network.eval(), class_set, info, thresholds, options, header.get("views"))
+
+
+def _read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _write(path: str | Path, tensors: dict[str, torch.Tensor], header: Mapping[str, Any]) -> None:
+    text = json.dumps(header, sort_keys=True)
+    write_bytes(path, save(tensors, metadata={"adcam": text}))
 
 
 def _read_label_thresholds(
