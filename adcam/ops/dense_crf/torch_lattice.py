@@ -122,16 +122,13 @@ class _Kernel:
                 pair.append(torch.where(vertex_key[found] == wanted, found, absent))
             self._neighbours.append(pair)
 
-        row_sum = self._filter(torch.ones_like(features[0])[:, None])[:, 0]
+        row_sum = self.apply(torch.ones_like(features[0])[:, None])[:, 0]
         factor = (compat / (row_sum + 1e-20)).sqrt()
         self._weights *= factor[:, None]
         self._weight_of_entry *= factor[self._pixel_of_entry]
 
-    def apply(self, marginals: Tensor) -> Tensor:
+    def apply(self, values: Tensor) -> Tensor:
         """Weighted sum over all pixels of the same image: (N, C) to (N, C)."""
-        return self._filter(marginals)
-
-    def _filter(self, values: Tensor) -> Tensor:
         lattice = F.embedding_bag(
             self._pixel_of_entry,
             values,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from adcam.ops._backends import available_backends, choose_backend, triton_not_supported_reasons
 from adcam.ops._checks import at_least_float32, check_float, without_autocast
 from adcam.ops._recompute import recompute_backward, records_gradient
-from adcam.ops.layers import check_layers, resolve_layers
+from adcam.ops.layers import resolve_layers
 from adcam.ops.token_attention import blocked, fused, reference
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "attend_and_accumulate",
     "attend_with_normalizers",
     "available_backends",
-    "check_layers",
     "cls_attention",
     "has_kernels",
     "resolve_layers",
