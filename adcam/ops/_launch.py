@@ -1,8 +1,8 @@
 """The one place from which Triton kernels are launched, and the tiles they work in.
 
-Nothing is tuned while a user waits: the tiles of known GPUs are shipped, others take the first of
-each list, which fits every GPU that the kernels run on. ``tools/benchmark/tune.py`` times all of
-them on the GPU at hand.
+Nothing is tuned while a user waits. The best tiles of some GPUs are listed here; other GPUs take
+the first tile of each list, which fits every GPU that the kernels run on.
+``tools/benchmark/tune.py`` times all tiles on the GPU at hand.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Tile:
     Attributes:
         sizes: Sides of its blocks, by the names of the kernel's arguments.
         num_warps: Warps of a program.
-        num_stages: Loads that are under way at a time.
+        num_stages: How many loads are under way at the same time.
     """
 
     sizes: Mapping[str, Any]
@@ -50,9 +50,10 @@ _ROW_TILES = (
     *(_rows(32, 4, 8), _rows(32, 2, 8), _rows(16, 4, 8), _rows(16, 2, 8)),
     *(_rows(32, 2, 16), _rows(64, 4, 8), _rows(32, 1, 16), _rows(16, 8, 4)),
 )
-"""Programs that hold whole rows: so many one after the other, ``group`` at a time. A thread has
-``per_thread`` neighbouring numbers of each row of a group, so what is added up along the columns
-stays within it; the number of warps follows from the length of a row."""
+"""Tiles of kernels whose programs hold whole rows. A program works through ``block_rows`` rows,
+``group`` of them at a time. A thread has ``per_thread`` neighbouring numbers of each row of a group,
+so that sums along the columns stay within the thread. The number of warps follows from the length
+of a row (:func:`find_row_tile`) and is 0 here."""
 
 TILES: dict[str, tuple[Tile, ...]] = {
     "common_neighbor, float16": (
@@ -84,8 +85,8 @@ TILES: dict[str, tuple[Tile, ...]] = {
     "two_hop_walk, short rows": _ROW_TILES,
     "two_hop_walk, long rows": (_ROW_TILES[4], *_ROW_TILES[:4], *_ROW_TILES[5:]),
 }
-"""All tiles of a kernel, the one for unknown GPUs first: it needs less than 99 KiB of shared
-memory, what the smallest GPU of sm_86 and later has."""
+"""All tiles of each kernel. The first is for GPUs that :data:`SHIPPED` does not name: it needs less
+than 99 KiB of shared memory, which is what the smallest GPU from sm_86 on has."""
 
 SHIPPED: dict[tuple[int, int], dict[str, int]] = {
     (8, 0): {"common_neighbor, float16": 1, "token_attention, float16": 3},
@@ -98,9 +99,9 @@ SHIPPED: dict[tuple[int, int], dict[str, int]] = {
         "walk, long rows": 4,
     },
 }
-"""From compute capability (8.0: A100; 9.0: H100 and H200) to the place of a tile in its list.
-Those of 9.0 were timed on an H100; those of 8.0 are chosen by their counts (README.md of the
-operations)."""
+"""The place of the best tile in its list, by compute capability (8.0: A100; 9.0: H100 and H200).
+The tiles of 9.0 were timed on an H100. Those of 8.0 were chosen by counting operations and bytes
+(README.md of each operation)."""
 
 _forced: dict[str, Tile] = {}
 
@@ -114,7 +115,7 @@ def find_tile(name: str, device: torch.device) -> Tile:
     """
     if name in _forced:
         return _forced[name]
-    if INTERPRETED:  # small, so that a small input has several
+    if INTERPRETED:  # small tiles, so that the small inputs of tests have several
         return Tile({side: min(size, 16) for side, size in TILES[name][0].sizes.items()}, 4, 1)
     known = device.type == "cuda" and SHIPPED.get(torch.cuda.get_device_capability(device))
     return TILES[name][known.get(name, 0) if known else 0]
@@ -142,7 +143,7 @@ class RowTile:
     Attributes:
         block_rows: Rows of a program.
         group: Rows that it holds at a time.
-        columns: N or more, a power of 2.
+        columns: The length of a row in the kernel: a power of 2 that is N or more.
         num_warps: Warps of a program.
     """
 
@@ -153,9 +154,9 @@ class RowTile:
 
 
 def pad_row(tokens: int) -> int:
-    """A power of 2 that is N or more.
+    """The length of a row in a kernel: a power of 2 that is N or more.
 
-    Short rows are all alike, since each length makes kernels of its own, which are compiled.
+    All short rows get the same length, since kernels are compiled anew for each length.
 
     Args:
         tokens: N.
@@ -188,12 +189,12 @@ def launch(
     Args:
         kernel: What ``triton.jit`` made.
         grid: Its number of programs along each axis.
-        *args: Its arguments in order, tensors and numbers, as many as it takes.
-        is_exact: Whether every product is rounded, as the reference does, instead of being fused
-            with the sum behind it.
+        *args: Its arguments in their order, tensors and numbers.
+        is_exact: Whether each product is rounded before it is added, as in the reference, instead
+            of being fused with the addition.
         **options: Further arguments by name, ``num_warps`` and ``num_stages``.
     """
     first = next(value for value in args if isinstance(value, torch.Tensor))
     with torch.cuda.device_of(first):  # Triton launches on the current device
-        # The default is said: Triton 3.9 warns where it is not.
+        # Triton 3.9 warns where this option is left to its default.
         kernel[tuple(grid)](*args, enable_fp_fusion=not is_exact, **options)

@@ -50,10 +50,9 @@ def common_neighbor(
         backend: ``"triton"`` (GPU; ``"resource_allocation"`` and ``"cosine"``, not float64; its
             product has float16 operands with sums in float32: errors of 1e-4 in S),
             ``"triton_exact"`` (the same in the precision of float32, three times the products),
-            ``"torch"`` (half of the
-            product, block by block, on the CPU; not ``"overlap"`` and ``"none"``),
-            ``"reference"``, or ``"auto"`` for the first of them that can run. The backward is the
-            reference's in each.
+            ``"torch"`` (half of the product, block by block, on the CPU; not ``"overlap"`` and
+            ``"none"``), ``"reference"``, or ``"auto"`` for the first of them that can run. All
+            have the backward of the reference.
 
     Returns:
         (..., N, N) in [0, 1], not symmetric; float64 for float64 input, else float32.
@@ -61,7 +60,7 @@ def common_neighbor(
     Raises:
         ValueError: If ``attn`` is not square, not floating point, or holds a negative, infinite or
             NaN value; if ``similarity`` or ``backend`` is unknown; if ``power`` is negative or not
-            finite. Values on a GPU are not looked at, which would wait for the device: Triton
+            finite. Values on a GPU are not checked, since that would wait for the device; Triton
             returns NaN for an image with such a value.
         RuntimeError: If the backend asked for cannot run here; the message holds the reason.
     """
