@@ -51,9 +51,9 @@ _ROW_TILES = (
     *(_rows(32, 2, 16), _rows(64, 4, 8), _rows(32, 1, 16), _rows(16, 8, 4)),
 )
 """Tiles of kernels whose programs hold whole rows. A program works through ``block_rows`` rows,
-``group`` of them at a time. A thread has ``per_thread`` neighbouring numbers of each row of a group,
-so that sums along the columns stay within the thread. The number of warps follows from the length
-of a row (:func:`find_row_tile`) and is 0 here."""
+``group`` of them at a time. A thread has ``per_thread`` neighbouring numbers of each row of a
+group, so that sums along the columns stay within the thread. The number of warps follows from the
+length of a row (:func:`find_row_tile`) and is 0 here."""
 
 TILES: dict[str, tuple[Tile, ...]] = {
     "common_neighbor, float16": (

@@ -26,7 +26,7 @@ __all__ = ["available_backends", "two_hop_transition", "two_hop_walk", "two_hop_
 
 
 _MOST_IN_A_ROW = 2048
-"""Longer rows of float32 fill the registers of the kernel: cuBLAS is faster (README.md)."""
+"""Longer rows of float32 fill the registers of the kernel, and cuBLAS is faster (README.md)."""
 
 
 def two_hop_walk(
@@ -120,7 +120,7 @@ def two_hop_walk_of_tokens(
     Args:
         maps: (B, K, N), finite; see :func:`two_hop_walk`.
         blocks: Queries and keys (B, heads, tokens, d) of each block whose attention is averaged,
-            prefix tokens first; number and width of heads may differ between blocks.
+            prefix tokens first. The number and width of heads may differ between blocks.
         scale: Factor on the products of queries and keys, above 0.
         num_prefix_tokens: The number of tokens before the patches (class token, registers).
         num_steps: >= 0, as in :func:`two_hop_walk`.
