@@ -106,7 +106,7 @@ def accumulate_token_attention(
 
     Args:
         total: (B, N, N), what an earlier call returned, or ``None`` to start. The fast backends add
-            to it in place unless autograd records: go on with what is returned.
+            to it in place unless autograd records, so only use what is returned from then on.
         q: Queries (B, heads, tokens, d), prefix tokens first; see :func:`token_attention`.
         k: Keys in the shape and dtype of ``q``.
         scale: The factor on the products of queries and keys, above 0.
@@ -144,11 +144,12 @@ def accumulate_token_attention(
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
-    """The output of a block's attention alone: torch's, by the fastest way known.
+    """The output of a block's attention alone, computed in the fastest way known.
 
-    torch's fused attention on a CPU multiplies bfloat16 at the speed of float32 (measured: twice
-    the time of separate products at 448 px), so there it is computed block by block. The attention
-    is rounded to bfloat16 either way, here the scores too. Everything else is torch's.
+    On a CPU, torch's fused attention multiplies bfloat16 at the speed of float32 (it took twice the
+    time of separate products at 448 px), so there the output is computed block by block. The
+    attention is rounded to bfloat16 either way, and block by block the scores are rounded too.
+    Everything else goes to torch's function.
 
     Args:
         q: (B, H, T, d) queries.

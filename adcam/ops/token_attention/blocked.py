@@ -29,7 +29,7 @@ def accumulate(
     q, k = _fast_to_multiply(q), _fast_to_multiply(k)
     total = _start(total, q, num_prefix_tokens)
     for item, _, rows, _, attn in _softmax_blocks(q[:, :, num_prefix_tokens:], k, scale):
-        # The mean over heads comes with the sum: no pass of its own.
+        # The sum divides by the number of heads, so the mean needs no pass of its own.
         total[item, rows].add_(attn[:, num_prefix_tokens:], alpha=1 / q.shape[1])
     return total
 
@@ -78,8 +78,8 @@ def _softmax_blocks(
 ) -> Iterator[tuple[int, int, slice, torch.Tensor, torch.Tensor]]:
     """Block by block: image, head, rows of ``q``, their scores and attention (rows, tokens).
 
-    The scores have the dtype of ``q``, the attention ``dtype``, by default at least float32. Both
-    lie where those of the next block will; the scores are the caller's to overwrite.
+    The scores have the dtype of ``q``, the attention has ``dtype``, by default at least float32.
+    The next block is written to the same memory. The caller may overwrite the scores.
     """
     batch, heads, num_rows, _ = q.shape
     tokens = k.shape[2]
@@ -110,5 +110,5 @@ def _sum_dtype(q: torch.Tensor) -> torch.dtype:
 
 
 def _fast_to_multiply(tensor: torch.Tensor) -> torch.Tensor:
-    """Few CPUs multiply float16, and none fast in torch."""
+    """float16 as float32: few CPUs multiply float16, and torch is fast on none of them."""
     return tensor.float() if tensor.dtype == torch.float16 else tensor

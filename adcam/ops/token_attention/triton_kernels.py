@@ -1,4 +1,4 @@
-"""Mean-over-heads attention in Triton: tiles of the scores, no attention of a head stored.
+"""Mean-over-heads attention in Triton, tile by tile: no attention of a single head is stored.
 
 With the normaliser of each row of each head known, :func:`add_mean` sums the heads of a tile of the
 (N, N) result in registers, for up to four blocks of the network in one launch, and touches memory
@@ -35,8 +35,8 @@ def accumulate(
 ) -> torch.Tensor:
     """Add the mean over heads to ``total`` (B, N, N) in place; ``None`` starts at zero.
 
-    Beside ``total`` it holds one number for each row of each head. Products of float32 are made of
-    three of TF32, so that they are as exact as the reference's.
+    Beside ``total`` it holds one number for each row of each head. A product in float32 is made of
+    three products in TF32, and is as exact as that of the reference.
     """
     normalizers = compute_normalizers(q, k, scale=scale)
     return accumulate_blocks(
@@ -86,7 +86,7 @@ def accumulate_blocks(
     tile = _find_tile(q)
     tiles = math.prod(triton.cdiv(patches, tile.sizes[side]) for side in tile.sizes)
     for group in _group_by_layout(blocks, scale, num_prefix_tokens):
-        # Places that are not read hold the first block again.
+        # The kernel takes four blocks. Where there are fewer, it does not read the rest.
         pointers = [x for block in group + group[:1] * (MOST_BLOCKS - len(group)) for x in block]
         queries, keys, normalizers = group[0]
         _launch.launch(
