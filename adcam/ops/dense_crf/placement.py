@@ -28,9 +28,9 @@ class GaussianKernel:
             each colour (0 or 3, 256), float32.
         step: (d+1,) int64, what a step along each direction of the blur adds to a key.
         origin: What is subtracted from keys to make them positive.
-        num_keys: Keys that are in use after that lie below this.
-        columns: The corners of a pixel that are its own, among those of all kernels.
-        compat: Its weight.
+        num_keys: The keys in use, less ``origin``, are below this number.
+        columns: Which corners of a pixel belong to this kernel, among those of all kernels.
+        compat: The weight of the kernel.
     """
 
     axes: tuple[Float, Float, Float]

@@ -27,7 +27,7 @@ _STRETCH = 64
 """Most entries that are summed by one lane, one after the other; longer sums are split."""
 
 _MAX_CHANNELS = 32
-"""Channels whose tables of vertices are in memory together: more are filtered in groups."""
+"""The most channels that are filtered together; more are filtered in groups, one after another."""
 
 _NEVER = -1e30
 """Logarithm of a probability of zero, finite so that sums with it are."""
@@ -39,8 +39,8 @@ _MAX_ROWS = 2**31 - 1
 class _Lattice:
     """The lattices of a batch as one: N pixels with K corners, M vertices, both kernels in turn.
 
-    A table has two buffers of M rows, which the blur fills by turns, and behind them the sums of
-    stretches whose vertex has several.
+    A table has two buffers of M rows, which the blur fills alternately, and behind them the sums of
+    the stretches of vertices that have several stretches.
 
     Attributes:
         corners: (K, N) int32, the row of each corner in the buffer that its kernel's blur ends in.
