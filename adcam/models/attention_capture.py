@@ -4,13 +4,15 @@ timm passes queries and keys through ``q_norm`` and ``k_norm`` (identity where a
 right before the attention product (timm/layers/attention.py, ``Attention.forward``). Hooks there
 see exactly the q and k that the fused kernel gets.
 
-A block is handed a stand-in for its keys. torch gives the call they go into,
-``scaled_dot_product_attention``, to the stand-in
-(https://docs.pytorch.org/docs/stable/notes/extending.html, ``__torch_function__``), which on a CPU
-computes output and mean attention from one softmax, and in bfloat16 the output of the other blocks
-in less time than the fused kernel. On a GPU that kernel runs as it would, hands out the
-normalisers of its softmax, and the means are made from them, four blocks in one pass, without a
-copy of queries or keys. Where autograd records, the means are computed beside it.
+The hook on ``k_norm`` replaces the keys by a stand-in. When timm calls
+``scaled_dot_product_attention`` with it, torch lets the stand-in answer the call
+(https://docs.pytorch.org/docs/stable/notes/extending.html, ``__torch_function__``):
+
+- On a CPU it computes output and mean attention from one softmax, and in bfloat16 the output of the
+  other blocks in less time than the fused kernel.
+- On a GPU it lets the fused kernel run as usual and hand out the normalisers of its softmax. The
+  means are computed from these, four blocks in one pass, without a copy of queries or keys.
+- Where autograd records, it computes the means beside the fused attention.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ class AttentionCapture:
         self._cls_rows: dict[int, Tensor] = {}
         # From the sets that name a block, as indices into the layer sets, to the blocks' sum.
         self._sums: dict[tuple[int, ...], Tensor] = {}
-        # The same for what a GPU sums: a block waits there until others can be added with it.
+        # The same for sums on a GPU, where a block waits until it can be added with others.
         self._gpu_sums: dict[tuple[int, ...], Tensor] = {}
         self._waiting: dict[tuple[tuple[int, ...], float], list[Block]] = {}
         for index, block in enumerate(self._blocks):
@@ -130,8 +132,8 @@ class AttentionCapture:
             sums = [total for named_by, total in self._sums.items() if index in named_by]
             parts = [sum(sums[1:], start=sums[0]) / len(layers)] if sums else []
             for named_by, total in self._gpu_sums.items():
-                if index in named_by:  # a sum that one set alone reads is its mean already
-                    parts.append(total if len(named_by) == 1 else total / len(layers))
+                if index in named_by:
+                    parts.append(total if _is_mean(named_by) else total / len(layers))
             means[layers] = sum(parts[1:], start=parts[0])
         return means
 
@@ -202,13 +204,12 @@ class AttentionCapture:
     def _add_waiting(self) -> None:
         """Add the blocks that wait to their sums, each set of blocks in one pass."""
         for (named_by, scale), blocks in self._waiting.items():
-            alone = len(named_by) == 1
             self._gpu_sums[named_by] = accumulate_blocks(
                 self._gpu_sums.get(named_by),
                 blocks,
                 scale=scale,
                 num_prefix_tokens=self._num_prefix_tokens,
-                weight=1 / len(self._layer_sets[named_by[0]]) if alone else 1.0,
+                weight=1 / len(self._layer_sets[named_by[0]]) if _is_mean(named_by) else 1.0,
             )
         self._waiting.clear()
 
@@ -245,12 +246,18 @@ class AttentionCapture:
         return tuple(i for i, layers in enumerate(self._layer_sets) if index in layers)
 
 
+def _is_mean(named_by: tuple[int, ...]) -> bool:
+    """Whether a sum on a GPU is the mean of a layer set, since no other set reads it."""
+    return len(named_by) == 1
+
+
 class _Keys:
     """Stands in for keys in the one call that timm makes with them.
 
     Args:
         tensor: The keys.
-        attend: From that function, its three tensors and its options to what it would return.
+        attend: Answers the call: takes the function, its three tensors and its options, and returns
+            the output of the block's attention.
     """
 
     def __init__(self, tensor: Tensor, attend: Callable[..., Tensor]) -> None:

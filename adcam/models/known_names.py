@@ -171,12 +171,12 @@ def check_clip_name(name: str) -> None:
         raise AdcamError(f"{name!r} is neither a folder of a CLIP nor a model of open_clip; {near}")
 
 
-def _describe_near(name: str, known: Sequence[str], else_: Sequence[str]) -> str:
-    """The end of a refusal: the names that begin like this one, are spelt nearly so, or others."""
-    keys = {known.lower().replace("-", "_"): known for known in sorted(known)}
+def _describe_near(name: str, known: Sequence[str], examples: Sequence[str]) -> str:
+    """The end of a refusal: names that begin like this one or are spelt nearly so, or examples."""
+    name_of = {other.lower().replace("-", "_"): other for other in sorted(known)}
     asked = name.partition(".")[0].lower().replace("-", "_")
-    near = [key for key in keys if asked and key.startswith(asked)]
-    near = (near or difflib.get_close_matches(asked, keys, n=5))[:5]
+    near = [key for key in name_of if asked and key.startswith(asked)]
+    near = (near or difflib.get_close_matches(asked, name_of, n=5))[:5]
     if not near:
-        return f"e.g. {', '.join(else_)}"
-    return f"names like it: {', '.join(keys[key] for key in near)}"
+        return f"e.g. {', '.join(examples)}"
+    return f"names like it: {', '.join(name_of[key] for key in near)}"

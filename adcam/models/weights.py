@@ -81,26 +81,22 @@ def load_ts_cam_weights(network: nn.Module, path: str | Path) -> None:
         AdcamError: If it is no such checkpoint, or another network or number of classes.
     """
     state = load_state_dict(path)
-    head = {name: state.get(name) for name in ("head.weight", "head.bias")}
+    head = {name: state[name] for name in ("head.weight", "head.bias") if name in state}
     own = network.state_dict()
-    if head["head.weight"] is None or head["head.weight"].ndim != 4 or head["head.bias"] is None:
+    if len(head) < 2 or head["head.weight"].ndim != 4:
         raise AdcamError(
             f"{path}: no TS-CAM checkpoint: its head must be a 3×3 convolution, head.weight "
             "(C, D, 3, 3) and head.bias (C,)"
         )
     for name, value in head.items():
-        if value is not None and value.shape != own[name].shape:
+        if value.shape != own[name].shape:
             raise AdcamError(
                 f"{path}: {name} is {tuple(value.shape)} in the file, {tuple(own[name].shape)} in "
                 "the network; are backbone and number of classes the same?"
             )
     load_backbone_weights(network.get_submodule("backbone"), path)
     network.get_submodule("head").load_state_dict(
-        {
-            name.removeprefix("head."): value.float()
-            for name, value in head.items()
-            if value is not None
-        }
+        {name.removeprefix("head."): value.float() for name, value in head.items()}
     )
 
 
