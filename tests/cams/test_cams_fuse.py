@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from torch.nn import functional as F
 
 from adcam.cams.fuse import fuse_maps, sharpen_by_color
 from adcam.cams.normalize import min_max
+from adcam.ops.color_diffusion import diffuse_by_color
 
 MAPS = arrays(np.float32, (2, 3, 4), elements=st.floats(-1e6, 1e6, width=32))
 
@@ -52,6 +54,8 @@ def test_min_max_takes_rounding_noise_for_constant() -> None:
     assert not min_max(noisy).any()
     small = torch.tensor([[[0.0, 1e-30]]])
     assert min_max(small).max() == 1  # small, but not constant
+    slight = torch.tensor([[[1.0, 1.0 + 1e-6]]], dtype=torch.float64)
+    assert min_max(slight).max() == 1  # a millionth, but not noise
 
 
 def test_fuse_of_one_map_is_a_bilinear_resize() -> None:
@@ -151,6 +155,19 @@ def test_sharpened_maps_end_where_the_colour_does() -> None:
         plain[36:40].mean() - plain[41:45].mean()
     )
     assert (sharp.min(), sharp.max()) == (0, 1)
+
+
+def test_sharpening_runs_on_a_grid_four_times_as_fine_as_the_finest_scale() -> None:
+    generator = torch.Generator().manual_seed(1)
+    img = np.asarray(torch.randint(0, 256, (40, 60, 3), generator=generator), np.uint8)
+    grids = [torch.rand(1, 2, h, w, generator=generator) for h, w in ((2, 4), (3, 5), (2, 3))]
+    fine_hw = (4 * 3, 4 * 5)
+    small = torch.from_numpy(img).permute(2, 0, 1)[None].float()
+    small = F.interpolate(small, size=fine_hw, mode="area")[0]
+    spread = diffuse_by_color(fuse_maps(grids, fine_hw), small, num_steps=2)
+    expected = min_max(F.interpolate(spread[None], size=(40, 60), mode="bilinear")[0])
+    got = sharpen_by_color(grids, img, (40, 60), num_steps=2)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
 def test_sharpening_takes_scales_and_mirrored_views() -> None:

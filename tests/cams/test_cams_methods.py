@@ -258,6 +258,21 @@ def test_ad_cam_equals_its_formula(change: dict[str, Any]) -> None:
             np.testing.assert_allclose(got[b, k].reshape(-1), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_steps", [0, 1, 3])
+def test_the_quick_form_walks_as_many_steps_as_asked_for(num_steps: int) -> None:
+    """P = A D^-1 A^T with A the attention scaled to row sums 1 and D its column sums."""
+    maps, attn, rows = make_maps()
+    options = {"walk": "two_hop", "two_hop_steps": num_steps, "clip_quantile": 1.0}
+    got = run("ad_cam", maps, ids((3,), (0,)), **options)
+    for b, c in enumerate((3, 0)):
+        start = literal_start(maps.cam[b, c].numpy(), rows[:, b], "coupled", "shift", (2, 3))
+        a = attn[2:, b].mean(axis=0)
+        a = a / a.sum(axis=1, keepdims=True)
+        step = a @ np.diag(1 / a.sum(axis=0)) @ a.T
+        expected = np.linalg.matrix_power(step, num_steps) @ start
+        np.testing.assert_allclose(got[b, 0].reshape(-1), expected, rtol=1e-9)
+
+
 def test_ad_cam_defaults_are_the_documented_ones() -> None:
     maps, _, _ = make_maps()
     written_out = {**DEFAULT, "cls_layers": "last:1/3"}
@@ -563,6 +578,19 @@ def test_class_ids_of_another_shape(class_ids: Tensor) -> None:
     maps, _, _ = make_maps()
     with pytest.raises(ValueError, match=r"class_ids must be \(2, K\)"):
         run("cam", maps, class_ids)
+
+
+def test_a_network_with_a_token_for_each_class_has_its_row_of_attention() -> None:
+    maps, _, _ = make_maps()
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(2, DEPTH, CLASSES, 15, dtype=torch.float64, generator=generator)
+    maps = dataclasses.replace(maps, attn_classes2patch=rows)
+    class_ids = ids((4, 0), (1, 3))
+    got = run("ts_cam", maps, class_ids, negatives="keep")
+    for b, chosen in enumerate(class_ids.tolist()):
+        for k, c in enumerate(chosen):
+            expected = maps.cam[b, c] * rows[b, :, c].sum(dim=0).reshape(GRID)
+            np.testing.assert_allclose(got[b, k], expected.numpy(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["ts_cam", "mctformer_form", "clip_es_form", "ad_cam"])

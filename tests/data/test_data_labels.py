@@ -121,6 +121,7 @@ def test_one_spelling_of_classes_that_differ_in_case(tmp_path: Path) -> None:
         {"a.jpg": "Cat", "b\\c.jpg": None},
         {"a.jpg": {"cat": 1, "dog": 0}, "b/c.jpg": {"cat": False}},
         [{"file_name": "a.jpg", "id": 7, "labels": ["cat"]}, {"file_name": "b/c.jpg", "tags": []}],
+        [{"image_file": "a.jpg", "id": 7, "tags": ["cat"]}, {"image_file": "b/c.jpg", "tags": []}],
         {
             "images": [
                 {"id": 1, "file_name": "a.jpg", "height": 2, "width": 2},

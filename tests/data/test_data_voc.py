@@ -233,6 +233,11 @@ def test_pair_lists(root: Path, tmp_path: Path) -> None:
     assert dataset.split == "anything"
     dataset.check_files()
     assert dataset[0].mask is not None
+    (root / "SegmentationClass").rename(root / "Own")
+    write_list(pairs, [f"/JPEGImages/{i}.jpg /Own/{i}.png" for i in IDS])
+    own = load_voc(root, "anything", list_path=pairs)
+    assert [r.mask_path for r in own.records] == [root / "Own" / f"{i}.png" for i in IDS]
+    (root / "Own").rename(root / "SegmentationClass")
     without = load_voc(root, "anything", list_path=pairs, mask_dir=None)
     assert [r.mask_path for r in without.records] == [None] * 3
     write_list(pairs, [f"JPEGImages/{i}.jpg" for i in IDS])

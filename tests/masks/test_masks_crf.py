@@ -96,6 +96,22 @@ def test_refine_labels_is_that_of_irn(scene, num_labels):
         )
 
 
+def test_a_label_is_believed_with_0_7_and_the_others_share_the_rest(scene, monkeypatch):
+    img, _, noisy = scene
+    seen = []
+
+    def record(prob, img, **options):
+        seen.append(prob)
+        return prob
+
+    monkeypatch.setattr("adcam.masks.crf.refine", record)
+    np.testing.assert_array_equal(refine_labels(noisy, img, 4), noisy)
+    refine_labels(noisy, img, 3, gt_prob=0.4)
+    for prob, own, other in zip(seen, (0.7, 0.4), (0.1, 0.3), strict=True):
+        is_own = np.arange(len(prob))[:, None, None] == noisy
+        np.testing.assert_allclose(prob, np.where(is_own, own, other), rtol=1e-6)
+
+
 def test_more_certain_labels_move_less(scene):
     img, _, noisy = scene
     own = CRFParams((3, 3), None, 10, "this test")

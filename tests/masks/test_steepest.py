@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import zoom
 
 from adcam.errors import AdcamError
 from adcam.masks.background import (
@@ -76,6 +77,55 @@ def test_the_expected_level_decides_where_the_map_does_not() -> None:
     assert find_steepest_level(np.zeros((3, 3)), expected=1.0, num_classes=1) == 0.9
 
 
+def literal_level(peak: np.ndarray, expected: float, num_classes: int) -> float:
+    """The formula with its constants written out, from the masks at every level."""
+    levels = [level / 100 for level in range(20, 91)]
+    means = []
+    for level in levels:
+        above = peak > level
+        across = np.abs(np.diff(peak, axis=1))[above[:, 1:] != above[:, :-1]]
+        down = np.abs(np.diff(peak, axis=0))[above[1:] != above[:-1]]
+        jumps = [*across, *down]
+        means.append(np.mean(jumps) if len(jumps) >= 4 else 0.0)
+    padded = [means[0]] * 6 + means + [means[-1]] * 6
+    weights = [np.exp(-((place / 2) ** 2) / 2) for place in range(-6, 7)]
+    smooth = [np.dot(weights, padded[i : i + 13]) for i in range(71)]
+    center = expected + 0.06 * (num_classes - 1)
+    gains = [
+        value / max(smooth) - 0.2 * ((level - center) / 0.1) ** 2
+        for value, level in zip(smooth, levels, strict=True)
+    ]
+    return levels[int(np.argmax(gains))]
+
+
+def test_the_level_equals_its_formula() -> None:
+    rng = np.random.default_rng(3)
+    found = set()
+    for number in range(24):
+        coarse = rng.random((5, 7))
+        peak = np.asarray(zoom(coarse, (3, 4), order=1))
+        num_classes, expected = 1 + number % 3, 0.4 + 0.02 * (number % 10)
+        level = find_steepest_level(peak, expected=expected, num_classes=num_classes)
+        assert level == pytest.approx(literal_level(peak, expected, num_classes), abs=1e-9)
+        found.add(level)
+    assert len(found) > 12
+
+
+def test_an_outline_of_two_pairs_says_nothing() -> None:
+    peak = np.full((6, 6), 0.3)
+    peak[0, 0] = 0.9  # two neighbours, which jump by 0.6
+    peak[3, 3] = 0.5  # four neighbours, which jump by 0.2
+    assert find_steepest_of_set([compute_jumps(peak)]) == pytest.approx(0.36)
+
+
+def test_large_maps_are_sampled_to_128_pixels_a_side() -> None:
+    peak = np.random.default_rng(0).random((256, 200))
+    for large, small in ((peak, peak[1::2, 1::2]), (peak[:160], peak[:160])):
+        sums, expected = compute_jumps(large), compute_jumps(small)
+        for one, other in zip(sums, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_the_level_of_a_set_is_where_most_images_are_steep() -> None:
     few = [compute_jumps(make_disc(border)) for border in (0.45, 0.62, 0.62, 0.62)]
     alone = find_steepest_of_set(few[1:2])
@@ -97,6 +147,8 @@ def test_the_rule_makes_masks() -> None:
     assert (
         compute_bg_score(maps.score_maps, rule="steepest", threshold=0.58) == np.float32(level)
     ).all()
+    two = np.full((2, 5, 6), 0.5, np.float32)
+    assert find_threshold(two, rule="steepest", threshold=0.5) == pytest.approx(0.5 + PER_CLASS)
     nothing = ClassMaps((), np.zeros((0, 5, 6), np.float32))
     assert not compute_mask(nothing, mask_values=(3,), rule="steepest", threshold=0.58).mask.any()
     for text in ("steepest", "steepest:1.2"):

@@ -46,6 +46,38 @@ def test_each_class_has_its_own_threshold_and_a_rare_one_that_of_all() -> None:
     assert 0.5 < both[2] < 1, "a class that nobody saw only raises false alarms"
 
 
+def literal_thresholds(scores: np.ndarray, targets: np.ndarray) -> list[float]:
+    """The rule written out for each class and candidate, with its constants."""
+    candidates = [step / 10 for step in range(-70, 71)]  # logits
+    found = []
+    for of_class, shown in zip(scores.T, targets.T, strict=True):
+        curve = []
+        for logit in candidates:
+            needed = 1 / (1 + np.exp(-logit))
+            weight = 10 / targets.sum()
+            correct = ((of_class >= needed) & (shown == 1)).sum()
+            correct = correct + weight * ((scores >= needed) & (targets == 1)).sum()
+            called = (of_class >= needed).sum() + weight * (scores >= needed).sum()
+            curve.append(2 * correct / (called + shown.sum() + weight * targets.sum()))
+        padded = [curve[0]] * 30 + curve + [curve[-1]] * 30
+        weights = [np.exp(-((place / 10) ** 2) / 2) for place in range(-30, 31)]
+        smooth = [np.dot(weights, padded[i : i + 61]) for i in range(141)]
+        drawn = candidates[int(np.argmax(smooth))] * targets.sum() / (targets.sum() + 10)
+        found.append(float(1 / (1 + np.exp(-drawn))))
+    return found
+
+
+def test_thresholds_equal_their_rule() -> None:
+    rng = np.random.default_rng(5)
+    for shift in (-2.0, 0.5, 2.0):
+        targets = (rng.random((60, 4)) < (0.5, 0.3, 0.1, 0.03)).astype(int)
+        offsets = np.array([shift, -shift, 1, -1])
+        logits = rng.normal(3 * targets - 1.5 + offsets, 1)
+        scores = np.where(rng.random((60, 4)) < 0.2, 0.5, 1 / (1 + np.exp(-logits)))
+        found = choose_label_thresholds(scores, targets)
+        assert found == pytest.approx(literal_thresholds(scores, targets), abs=1e-9)
+
+
 def test_few_labels_stay_near_a_half() -> None:
     scores, targets = make_scores(400, shift=-3)
     few = choose_label_thresholds(scores[:4, None], targets[:4, None])[0]
