@@ -298,7 +298,8 @@ def find_outputs(
     """Find the outputs of a network that each class stands for.
 
     Args:
-        classes: As for :class:`AnyViT`.
+        classes: The names of the classes, or the outputs of each by its name, as :class:`AnyViT`
+            takes them.
         num_outputs: The number of outputs.
         labels: The name of each output, where they are known; ``"tabby, tabby cat"`` holds two.
 

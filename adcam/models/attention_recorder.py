@@ -86,7 +86,7 @@ class AttentionRecorder(TorchFunctionMode):
         Args:
             query: (B, heads, T, d).
             key: (B, heads, T, d), or fewer heads that are shared.
-            value: As ``key``.
+            value: (B, heads, T, d), with as many heads as ``key``.
             **options: The function's other arguments.
         """
         with torch.no_grad():

@@ -159,7 +159,8 @@ def read_texts(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Read the texts of each class.
 
     Args:
-        classes: As for :class:`CLIPText`.
+        classes: The names of the classes, each with its texts behind an equals sign if they differ
+            from the name.
 
     Raises:
         AdcamError: A name or text is empty or given twice.

@@ -25,7 +25,7 @@ class MCTformer(TokenCAM):
     """A :class:`adcam.models.token_cam.TokenCAM` with a token for each class.
 
     Args:
-        backbone: As for ``TokenCAM``, like all further arguments.
+        backbone: timm name of the vision_transformer family, e.g. ``"deit_small_patch16_224"``.
         num_fg_classes: Number of foreground classes C.
         img_size: Side the position embedding is built for, in pixels.
         weights: ``None``, ``"timm"`` or a path.

@@ -44,8 +44,8 @@ class PackedCapture(AttentionCapture):
     """Captures the attention of a pass in which several sizes lie side by side.
 
     Args:
-        vit: As for :class:`AttentionCapture`.
-        layer_sets: As for :class:`AttentionCapture`, for every size.
+        vit: A ViT of timm, each block of which has timm's ``Attention``.
+        layer_sets: Sets of block indices whose patch-to-patch attention is averaged for each size.
         packing: Where the tokens of each size lie.
 
     Attributes:
@@ -109,7 +109,7 @@ def run_packed(
     Args:
         vit: A ViT for which :func:`can_pack` holds.
         inputs: The images of each size, (B, 3, H, W); H and W multiples of the patch.
-        layer_sets: As for :class:`AttentionCapture`.
+        layer_sets: Sets of block indices whose patch-to-patch attention is averaged.
 
     Returns:
         Where the tokens of each size lie, the tokens (1, all tokens, D) after the last norm, and

@@ -53,7 +53,7 @@ class RefinedCAM(TokenCAM):
     depth, each with zero mean and unit variance: early blocks know edges, late ones classes.
 
     Args:
-        backbone: As for ``TokenCAM``, like all further arguments.
+        backbone: timm name of the vision_transformer family, e.g. ``"deit_small_patch16_224"``.
         num_fg_classes: Number of foreground classes C; the new head has C + 1 outputs, background
             first.
         img_size: Side the position embedding is built for, in pixels.

@@ -146,7 +146,7 @@ class TokenCAM(nn.Module):
 
         Args:
             inputs: The normalised images of each size, (B, 3, H, W).
-            layer_sets: As for :meth:`token_maps`.
+            layer_sets: Sets of block indices whose patch-to-patch attention is wanted.
 
         Raises:
             AdcamError: As :meth:`token_maps`.

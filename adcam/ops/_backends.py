@@ -1,7 +1,7 @@
 """How an operation chooses what computes it.
 
-An operation names its backends, the one it would rather use first, each with the reasons why it
-cannot run on the arguments at hand. Optional packages are imported when asked about, not before.
+An operation names its backends in the order of its preference, each with the reasons why it cannot
+run on the given arguments. Optional packages are not imported before a backend is asked about.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _compiler_reason() -> str | None:
 
 @functools.cache
 def _warn_of_plain_torch(reason: str) -> None:
-    """Cached, so that each reason is told once a process."""
+    """Cached, so that each reason is logged once in a process."""
     _LOGGER.warning(
         "adcam's kernels cannot run on this GPU, slower operations of torch take their place: %s "
         "(`adcam info` shows all backends)",
@@ -169,5 +169,5 @@ def numba_not_supported_reasons(module: str) -> list[str]:
 
 @functools.cache
 def _log_fallback(op: str, name: str, why: str, chosen: str) -> None:
-    """Cached, so that each fallback is logged once a process."""
+    """Cached, so that each fallback is logged once in a process."""
     _LOGGER.info("%s: backend %r in place of %r: %s", op, chosen, name, why)

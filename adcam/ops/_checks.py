@@ -1,8 +1,8 @@
-"""Argument checks shared by the operations.
+"""Argument checks that the operations share.
 
-Shape, dtype and option checks cost nothing. :func:`check_non_negative` reads the tensor once;
-the operations that call it do far more work per element. On a GPU it would have to wait for the
-device, so there it is left out unless the caller asks for it.
+Checks of shapes, dtypes and options cost nothing. :func:`check_non_negative` reads the tensor once,
+which is little beside the work of the operations that call it. On a GPU it would have to wait for
+the device, so there it is left out unless the caller asks for it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def check_non_negative(name: str, tensor: torch.Tensor, wanted: bool | None = Tr
     Args:
         name: What the message calls the tensor.
         tensor: The tensor.
-        wanted: ``False`` to do nothing; ``None`` to do nothing on a GPU, where the check waits.
+        wanted: ``False`` checks nothing; ``None`` checks nothing on a GPU, where it would wait.
     """
     if tensor.numel() == 0 or wanted is False or (wanted is None and tensor.is_cuda):
         return

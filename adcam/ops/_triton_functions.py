@@ -46,9 +46,9 @@ def count_up(counter):
 
 @triton.jit
 def add_parts(part, count, tokens, mask, block: tl.constexpr, parts: tl.constexpr):
-    """Sum of ``count`` vectors that lie ``tokens`` apart, many of them on their way at a time.
+    """Sum of ``count`` vectors that lie ``tokens`` apart, ``parts`` of which are loaded at a time.
 
-    ``part`` (block) points into the first.
+    ``part`` (block) points into the first vector.
     """
     index = tl.arange(0, parts)
     total = tl.zeros((parts, block), tl.float32)
@@ -75,7 +75,7 @@ def inverse(total):
 
 @triton.jit
 def store_maps(out, map0, map1, map2, map3, left, patch, tokens, chunk: tl.constexpr):
-    """Up to four maps from ``out`` on, no more than ``chunk`` and ``left``."""
+    """Write up to four maps from ``out`` on, no more than ``chunk`` and ``left`` of them."""
     tl.store(out + patch, map0, mask=patch < tokens)
     if chunk > 1:
         tl.store(out + tokens + patch, map1, mask=patch < tl.where(left > 1, tokens, 0))
@@ -87,6 +87,6 @@ def store_maps(out, map0, map1, map2, map3, left, patch, tokens, chunk: tl.const
 
 @triton.jit
 def load_map(start, index: tl.constexpr, left, patch, tokens):
-    """One of the maps from ``start`` on, 0 where it is no map."""
+    """One of the ``left`` maps from ``start`` on; zeros where there is no such map."""
     end = tl.where(left > index, tokens, 0)
     return tl.load(start + index * tokens + patch, mask=patch < end, other=0)

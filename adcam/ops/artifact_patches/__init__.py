@@ -73,8 +73,8 @@ def surroundings_similarity(
     touch patch i; of an even number, the lower of the two in the middle.
 
     Args:
-        attn: As in :func:`find_artifacts`.
-        grid_hw: As in :func:`find_artifacts`.
+        attn: Attention of every patch, (..., N, N), finite and >= 0; rows need not sum to 1.
+        grid_hw: Height and width of the patch grid; their product is N.
         similarity: One of :data:`SIMILARITIES`.
 
     Returns:

@@ -113,13 +113,13 @@ def refine_for_walk(
     """As :func:`refine`, with the sums that the diffusion begins with, and without artefacts.
 
     Args:
-        attn: As there, not empty.
-        similarity: As there.
-        power: As there.
-        half_product: As there; the affinity is float16 too.
-        counters: int32 zeros, :func:`count_counters` of them.
+        attn: The attention as :func:`refine` takes it, not empty.
+        similarity: ``"resource_allocation"`` or ``"cosine"``.
+        power: The exponent of the similarity, >= 0.
+        half_product: Multiply float16 operands, and return the affinity in float16.
+        counters: int32 zeros, as many as :func:`count_counters` says.
         grid_hw: Height and width of the patch grid; ``None`` looks for no artefacts.
-        artifact_ratio: See :class:`Agreement`.
+        artifact_ratio: The share of the median agreement below which a patch is an artefact.
     """
     images, tokens = count_images(attn), attn.shape[-1]
     first, second = counters.chunk(2)
@@ -337,17 +337,16 @@ def _sum_rows(
 ):
     """What scales a block of rows to sum 1, and what they then add to each column.
 
-    A row is in registers as a whole, so that it is read once, and the next are on their way
-    meanwhile.
+    Whole rows are in registers, so that each is read once, and the next rows are loaded meanwhile.
     """
     column = tl.arange(0, columns)
     given = tl.zeros((columns,), tl.float32)
     row = block * rows + tl.arange(0, group)
     end = tl.minimum((block + 1) * rows, tokens)
-    coming = load_rows(attn, row, end, column, image, tokens)
+    next_rows = load_rows(attn, row, end, column, image, tokens)
     for _ in range(0, rows, group):
-        value = _check(coming)
-        coming = load_rows(attn, row + group, end, column, image, tokens)
+        value = _check(next_rows)
+        next_rows = load_rows(attn, row + group, end, column, image, tokens)
         if leave_out:
             value = _keep(value, known_values, known_median, row, column, image, tokens, ratio)
         total = tl.sum(value, axis=1)
@@ -406,10 +405,10 @@ def _write_features(
     weight = tl.load(column_scale + image * tokens + column, mask=column < tokens, other=0)
     row = block * rows + tl.arange(0, group)
     end = tl.minimum((block + 1) * rows, tokens)
-    coming = load_rows(attn, row, end, column, image, tokens)
+    next_rows = load_rows(attn, row, end, column, image, tokens)
     for _ in range(0, rows, group):
-        value = _check(coming)
-        coming = load_rows(attn, row + group, end, column, image, tokens)
+        value = _check(next_rows)
+        next_rows = load_rows(attn, row + group, end, column, image, tokens)
         if leave_out:
             value = _keep(value, known_values, known_median, row, column, image, tokens, ratio)
         value *= tl.load(row_scale + image * tokens + row, mask=row < end, other=0)[:, None]

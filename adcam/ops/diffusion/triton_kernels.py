@@ -81,13 +81,13 @@ def diffuse(
     chunk = min(triton.next_power_of_2(num_maps), MAPS)
     row_blocks, chunks = triton.cdiv(tokens, tile.block_rows), triton.cdiv(num_maps, chunk)
     column_blocks = triton.cdiv(tokens, COLUMNS)
-    # Each by itself: where a part of a larger tensor begins is a multiple of 16 bytes or not, and
-    # kernels are compiled for both.
+    # Three tensors and not parts of one: a part may begin at a multiple of 16 bytes or not, and
+    # kernels would be compiled for both.
     own, rows, columns = (start.new_empty((images, tokens)) for _ in range(3))
     partial = start.new_empty((images, row_blocks, tokens))
     pulled = start.new_empty((images, num_maps, tokens))
     pushed = start.new_empty((images, row_blocks, num_maps, tokens))
-    # Every step but the last writes to one of two places in turn.
+    # The steps before the last write to two places alternately.
     between = start.new_empty((2, images, num_maps, tokens))
     stepped = torch.empty_like(start)
     gives, receives = sums if sums is not None else (partial, partial)
@@ -106,7 +106,7 @@ def diffuse(
     return stepped
 
 
-# What is not in an address makes no kernel of its own: each takes seconds to compile.
+# Kernels are not compiled anew for numbers that are in no address: each takes seconds to compile.
 @triton.jit(
     do_not_specialize=["images", "num_maps", "sum_blocks", "num_iters", "num_steps"],
 )
@@ -223,8 +223,8 @@ def _balance_rows(
 ):
     """Row factors from column factors, and what the rows then give to each column.
 
-    In the first phase there are no factors yet: ``rows`` holds the plain sums. A row is in
-    registers as a whole, so that it is read once, and the next is on its way meanwhile.
+    In the first phase there are no factors yet, and ``rows`` holds the plain sums. Whole rows are
+    in registers, so that each is read once, and the next rows are loaded meanwhile.
     """
     column = tl.arange(0, whole)
     vector = image * tokens
@@ -233,10 +233,10 @@ def _balance_rows(
     given = tl.zeros((whole,), tl.float32)
     row = block * block_rows + tl.arange(0, group)
     end = tl.minimum((block + 1) * block_rows, tokens)
-    coming = load_rows(affinity, row, end, column, image, tokens)
+    next_rows = load_rows(affinity, row, end, column, image, tokens)
     for _ in range(0, block_rows, group):
-        value = coming.to(tl.float32)
-        coming = load_rows(affinity, row + group, end, column, image, tokens)
+        value = next_rows.to(tl.float32)
+        next_rows = load_rows(affinity, row + group, end, column, image, tokens)
         total = tl.sum(value * factor[None, :], axis=1)
         extra = tl.load(own + vector + row, mask=row < known, other=0)
         extra *= tl.load(columns + vector + row, mask=row < known, other=0)
@@ -314,7 +314,7 @@ def _step_rows(
 ):
     """A block of rows times up to four maps, and what the rows hand to each column.
 
-    The first step also finds the last factors of the rows: their whole sums are at hand here.
+    The first step also finds the last factors of the rows, since it sums whole rows anyway.
     ``pulled`` (B, K, N), ``pushed`` (B, row blocks, K, N).
     """
     column = tl.arange(0, whole)
@@ -335,10 +335,10 @@ def _step_rows(
         scaled3 = factor * load_map(start, 3, left, column, tokens)
     row = block * block_rows + tl.arange(0, group)
     end = tl.minimum((block + 1) * block_rows, tokens)
-    coming = load_rows(affinity, row, end, column, image, tokens)
+    next_rows = load_rows(affinity, row, end, column, image, tokens)
     for _ in range(0, block_rows, group):
-        value = coming.to(tl.float32)
-        coming = load_rows(affinity, row + group, end, column, image, tokens)
+        value = next_rows.to(tl.float32)
+        next_rows = load_rows(affinity, row + group, end, column, image, tokens)
         own_factor = tl.load(own + vector + row, mask=row < end, other=0)
         own_factor *= tl.load(columns + vector + row, mask=row < end, other=0)
         if is_first:

@@ -16,12 +16,13 @@ class RefineOptions:
     """How maps are refined.
 
     Attributes:
-        artifact_ratio: See :func:`adcam.ops.artifact_patches.find_artifacts`; 0 keeps every patch.
-        similarity: See :func:`adcam.ops.common_neighbor.common_neighbor`.
-        power: See there.
-        normalize: See :func:`adcam.ops.diffusion.diffuse`.
-        num_steps: See there.
-        alpha: See there.
+        artifact_ratio: The ``ratio`` of :func:`adcam.ops.artifact_patches.find_artifacts`; 0 keeps
+            every patch.
+        similarity: The similarity of :func:`adcam.ops.common_neighbor.common_neighbor`.
+        power: The exponent of that similarity.
+        normalize: The normalisation of :func:`adcam.ops.diffusion.diffuse`.
+        num_steps: The number of steps of the diffusion.
+        alpha: The restart weight of the diffusion.
         exact: Whether a GPU multiplies in the precision of float32 and keeps the affinity in it.
             Otherwise both are float16, sums float32: maps differ by about 1e-4 of their maximum.
     """

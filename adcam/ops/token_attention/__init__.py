@@ -275,7 +275,7 @@ def accumulate_blocks(
     :func:`accumulate_token_attention` a block does so for each.
 
     Args:
-        total: As in :func:`accumulate_token_attention`.
+        total: (B, N, N), the sum so far, or ``None`` to start at zero.
         blocks: At least one. Queries and keys (B, heads, P + N, d), and the normalisers that
             :func:`attend_with_normalizers` returned, or ``None``.
         scale: The factor on the products of queries and keys, above 0.

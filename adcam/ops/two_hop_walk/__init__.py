@@ -87,7 +87,7 @@ def two_hop_transition(attn: torch.Tensor) -> torch.Tensor:
     """P as a matrix, for looking at it: an N×N×N product.
 
     Args:
-        attn: As in :func:`two_hop_walk`.
+        attn: The attention, (..., N, N), finite and >= 0; rows need not sum to 1.
 
     Returns:
         (..., N, N) in [0, 1], symmetric, at least float32; rows and columns sum to 1.

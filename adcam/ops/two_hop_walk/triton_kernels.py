@@ -56,7 +56,7 @@ def walk(maps: torch.Tensor, attn: torch.Tensor, num_steps: int) -> torch.Tensor
     partial = start.new_empty((images, row_blocks, tokens))
     pushed = start.new_empty((images, row_blocks, num_maps, tokens))
     shares = torch.empty_like(start)
-    # Every step but the last writes to one of two places in turn.
+    # The steps before the last write to two places alternately.
     between = start.new_empty((2, images, num_maps, tokens) if num_steps > 1 else (1,))
     stepped = torch.empty_like(start)
     items = images * num_steps * (2 * chunks * row_blocks + num_maps * column_blocks)
@@ -166,10 +166,10 @@ def _push(
     given0, given1, given2, given3 = mass, mass, mass, mass
     row = block * block_rows + tl.arange(0, group)
     end = tl.minimum((block + 1) * block_rows, tokens)
-    coming = load_rows(attn, row, end, column, image, tokens)
+    next_rows = load_rows(attn, row, end, column, image, tokens)
     for _ in range(0, block_rows, group):
-        value = coming.to(tl.float32)
-        coming = load_rows(attn, row + group, end, column, image, tokens)
+        value = next_rows.to(tl.float32)
+        next_rows = load_rows(attn, row + group, end, column, image, tokens)
         total = tl.sum(value, axis=1)
         factor = tl.where(total > 0, inverse(total), total * 0)  # NaN stays
         tl.store(rows + image * tokens + row, factor, mask=row < end)
@@ -253,10 +253,10 @@ def _pull(
         share3 = load_map(shares + first, 3, left, column, tokens)
     row = block * block_rows + tl.arange(0, group)
     end = tl.minimum((block + 1) * block_rows, tokens)
-    coming = load_rows(attn, row, end, column, image, tokens)
+    next_rows = load_rows(attn, row, end, column, image, tokens)
     for _ in range(0, block_rows, group):
-        value = coming.to(tl.float32)
-        coming = load_rows(attn, row + group, end, column, image, tokens)
+        value = next_rows.to(tl.float32)
+        next_rows = load_rows(attn, row + group, end, column, image, tokens)
         factor = tl.load(rows + image * tokens + row, mask=row < end, other=0)
         _take(value, share0, maps + first, target + first, 0, left, row, end, factor, tokens)
         if chunk > 1:
