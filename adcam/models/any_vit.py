@@ -370,7 +370,7 @@ def read_timm(model: nn.Module | str, weights: str | Path | None = None) -> ViTI
     """
     if isinstance(model, str):
         network: nn.Module = create_timm_model(
-            model, weights=weights, load=_load_all, prepare=lambda _: None, options={}
+            model, weights=weights, load=_load_weights, prepare=lambda _: None, options={}
         )
         return read_timm(network)
     embed: Any = getattr(model, "patch_embed", None)
@@ -408,7 +408,7 @@ def _free_size(model: Any) -> bool:
     return True
 
 
-def _load_all(vit: nn.Module, path: str | Path) -> None:
+def _load_weights(vit: nn.Module, path: str | Path) -> None:
     if not isinstance(vit, VisionTransformer):
         raise AdcamError("weights from a file need a ViT of timm's VisionTransformer family")
     load_vit_weights(vit, path)

@@ -164,7 +164,7 @@ class DenseCRF:
         """
         _check_num_iters(num_iters)
         _check_prob_shape(prob, self._hw)
-        _check_prob_values([prob])
+        _check_prob_values(prob)
         if self._backend in _BATCHED:
             unaries = [_compute_unary_tensor(prob).to(self._device)]
             (refined,) = self._mean_field.infer(unaries, num_iters=num_iters)
@@ -224,10 +224,11 @@ def dense_crf_batch(
 ) -> list[ArrayT]:
     """Refine the label probabilities of several images, each with its own CRF.
 
-    ``"triton"`` and ``"torch"`` compute images of as many labels together, and those of two with
-    those of three, whatever their sizes, which fills a GPU: as many at a time as take about 1 GiB
-    of its memory. The result of an image
-    does not depend on the others. The other backends take them one after another.
+    ``"triton"`` and ``"torch"`` fill a GPU: they compute images with equal numbers of labels
+    together, and those of two labels with those of three, whatever their sizes. They take as many
+    images at a time as need about 1 GiB of memory, or a 24th of the GPU's memory where that is
+    more. The result of an image does not depend on the others. The other backends compute one image
+    after another.
 
     Args:
         probs: Label probabilities (C, H, W), one an image; tensors on one device.
@@ -275,20 +276,22 @@ def dense_crf_batch(
 
 
 def _find_slice_bytes(device: torch.device) -> int:
-    """What a slice may take: a larger one is computed in fewer launches."""
+    """The memory that images computed together may take; with more, there are fewer launches."""
     if device.type != "cuda":
         return _SLICE_BYTES
     return max(_SLICE_BYTES, torch.cuda.get_device_properties(device).total_memory // 24)
 
 
 def _plan_slices(shapes: Sequence[tuple[int, ...]], most_bytes: int) -> Iterator[list[int]]:
-    """Yield the images that are computed together, as many as memory is meant for, at least one.
+    """Yield the images that are computed together: as many as fit into the memory, at least one.
 
-    Were any numbers of labels mixed, the largest could change the last bits of the others. Two and
-    three go together: a sum of two numbers and a zero does not depend on its order.
+    Only images with equal numbers of labels go together, since more labels could change the last
+    bits of the others. Two labels go with three: a sum of two numbers and a zero does not depend on
+    its order.
     """
 
-    def company(index: int) -> int:
+    def count_labels(index: int) -> int:
+        """The number of labels that an image is computed with."""
         return max(shapes[index][0], 3) if shapes[index][0] > 1 else 1
 
     part: list[int] = []
@@ -297,8 +300,8 @@ def _plan_slices(shapes: Sequence[tuple[int, ...]], most_bytes: int) -> Iterator
         _, height, width = shapes[index]
         num_pixels += height * width
         # Sorting the keys takes 9 corners x 40 bytes, the labels six arrays (README).
-        is_full = num_pixels * (400 + 24 * company(index)) > most_bytes
-        if part and (is_full or company(part[0]) != company(index)):
+        is_full = num_pixels * (400 + 24 * count_labels(index)) > most_bytes
+        if part and (is_full or count_labels(part[0]) != count_labels(index)):
             yield part
             part, num_pixels = [], height * width
         part.append(index)
@@ -315,7 +318,7 @@ def _compute_unaries(probs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     It waits for the device once, to look at the values.
     """
     stacked = torch.cat([prob.flatten() for prob in probs])
-    _check_prob_values([stacked])
+    _check_prob_values(stacked)
     split = _compute_unary_tensor(stacked).split([prob.numel() for prob in probs])
     return [part.view(prob.shape) for part, prob in zip(split, probs, strict=True)]
 
@@ -371,17 +374,14 @@ def _check_prob_shape(prob: NDArray[Any] | torch.Tensor, hw: tuple[int, ...]) ->
         raise ValueError(f"prob is for images of (H, W) = {shape[1:]} but img is {hw}")
 
 
-def _check_prob_values(probs: Sequence[NDArray[Any] | torch.Tensor]) -> None:
-    """Waits for the device of tensors once, however many there are."""
-    tensors = [prob.detach() for prob in probs if isinstance(prob, torch.Tensor)]
-    low_high = [
-        (float(prob.min()), float(prob.max())) for prob in probs if isinstance(prob, np.ndarray)
-    ]
-    if tensors:
-        low_high += torch.stack([torch.stack(x.aminmax()).float() for x in tensors]).tolist()
-    for low, high in low_high:
-        if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):  # also true for NaN
-            raise ValueError(f"prob must lie in [0, 1] without NaN, got values in [{low}, {high}]")
+def _check_prob_values(prob: NDArray[Any] | torch.Tensor) -> None:
+    """Refuse what is no probability; waits for the device of a tensor, once."""
+    if isinstance(prob, torch.Tensor):
+        low, high = torch.stack(prob.detach().aminmax()).float().tolist()
+    else:
+        low, high = float(prob.min()), float(prob.max())
+    if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):  # also true for NaN
+        raise ValueError(f"prob must lie in [0, 1] without NaN, got values in [{low}, {high}]")
 
 
 def _check_num_iters(num_iters: int) -> None:
