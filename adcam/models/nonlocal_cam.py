@@ -15,7 +15,7 @@ squeeze-and-excitation, with ReLU6) is not there; it is changed as a ResNet is.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -264,16 +264,13 @@ def _remove_head(trunk: Any) -> None:
 
 def _split_trunk(name: str, trunk: Any, out_stride: int) -> list[Steps]:
     """Four parts: one up to each depth, and what follows the last depth."""
-    split: Callable[[Any, int], list[Steps]]
     if name.startswith("vgg"):
-        split = _split_vgg
-    elif name.startswith("resnet"):
-        split = _split_resnet
-    elif name.startswith("tf_efficientnet_lite"):
-        split = _split_efficientnet_lite
-    else:
-        split = _split_inception
-    return split(trunk, out_stride)
+        return _split_vgg(trunk, out_stride)
+    if name.startswith("resnet"):
+        return _split_resnet(trunk, out_stride)
+    if name.startswith("tf_efficientnet_lite"):
+        return _split_efficientnet_lite(trunk, out_stride)
+    return _split_inception(trunk, out_stride)
 
 
 def _split_vgg(trunk: Any, out_stride: int) -> list[Steps]:

@@ -144,17 +144,7 @@ def two_hop_walk_of_tokens(
         raise ValueError(f"scale must be > 0, got {scale}")
     if max_rows < 1:
         raise ValueError(f"max_rows must be >= 1, got {max_rows}")
-    if not blocks:
-        raise ValueError("blocks must hold the queries and keys of at least one block")
-    for q, k in blocks:
-        check_float("q", q)
-        want = (maps.shape[0], num_prefix_tokens + maps.shape[-1])
-        if maps.ndim != 3 or q.ndim != 4 or q.shape != k.shape or (*q.shape[::2],) != want:
-            raise ValueError(
-                "q and k must be (B, heads, prefix tokens + N, d) for maps (B, K, N), got "
-                f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(maps.shape)} with "
-                f"{num_prefix_tokens} prefix tokens"
-            )
+    _check_blocks(blocks, maps, num_prefix_tokens)
     with without_autocast(maps), torch.no_grad():
         rows = streamed.AttentionRows(blocks, scale, num_prefix_tokens, max_rows)
         return streamed.walk(at_least_float32(maps), rows, num_steps)
@@ -163,3 +153,20 @@ def two_hop_walk_of_tokens(
 def _check_steps(num_steps: int) -> None:
     if num_steps < 0:
         raise ValueError(f"num_steps must be >= 0, got {num_steps}")
+
+
+def _check_blocks(
+    blocks: Sequence[tuple[torch.Tensor, torch.Tensor]], maps: torch.Tensor, num_prefix_tokens: int
+) -> None:
+    if not blocks:
+        raise ValueError("blocks must hold the queries and keys of at least one block")
+    want = (maps.shape[0], num_prefix_tokens + maps.shape[-1])
+    for q, k in blocks:
+        check_float("q", q)
+        is_alike = maps.ndim == 3 and q.ndim == 4 and q.shape == k.shape
+        if not is_alike or (q.shape[0], q.shape[2]) != want:
+            raise ValueError(
+                "q and k must be (B, heads, prefix tokens + N, d) for maps (B, K, N), got "
+                f"{tuple(q.shape)}, {tuple(k.shape)} and {tuple(maps.shape)} with "
+                f"{num_prefix_tokens} prefix tokens"
+            )
