@@ -102,8 +102,7 @@ class AnyViT(nn.Module):
         self.name = interface.name
         self._interface = interface
         self.fixed_hw = None if interface.takes_any_size else interface.input_hw
-        blocks, num_outputs = self._probe()
-        self.depth = len(blocks)
+        self.depth, self.num_prefix_tokens, num_outputs = self._probe()
         self._explained = frozenset(resolve_layers(layers, self.depth))
         groups = find_outputs(classes, num_outputs, interface.labels)
         self.classes = tuple(groups)
@@ -201,8 +200,8 @@ class AnyViT(nn.Module):
             return torch.stack([outputs[:, list(i)].amax(dim=1) for i in self.class_groups], dim=1)
         return compute_log_odds(outputs, self.class_groups)
 
-    def _probe(self) -> tuple[list[Tensor], int]:
-        """Run once to see which blocks attend, how many tokens, and how many outputs there are."""
+    def _probe(self) -> tuple[int, int, int]:
+        """Run once to count the blocks that attend, the tokens before the patches, the outputs."""
         inputs = torch.zeros(1, 3, *self._interface.input_hw, device=_find_device(self.model))
         grid = math.prod(compute_grid_hw(inputs, self.patch_size))
         recorder = AttentionRecorder()
@@ -214,8 +213,8 @@ class AnyViT(nn.Module):
                 "attention runs through torch is needed"
             )
         tokens = {block.shape[-1] for block in recorder.blocks}
-        self.num_prefix_tokens = min(tokens) - grid
-        if len(tokens) > 1 or not 0 <= self.num_prefix_tokens <= _MOST_PREFIX:
+        num_prefix_tokens = min(tokens) - grid
+        if len(tokens) > 1 or not 0 <= num_prefix_tokens <= _MOST_PREFIX:
             raise AdcamError(
                 f"{self.name}: its blocks attend among {sorted(tokens)} tokens, but an image of "
                 f"{inputs.shape[-2]}×{inputs.shape[-1]} pixels has {grid} patches; every block "
@@ -226,7 +225,7 @@ class AnyViT(nn.Module):
                 f"{self.name}: its output is {tuple(outputs.shape)}, and a classifier's is "
                 "(B, outputs); is its head missing?"
             )
-        return recorder.blocks, int(outputs.shape[1])
+        return len(recorder.blocks), num_prefix_tokens, int(outputs.shape[1])
 
     def _find_readers(self) -> tuple[int, ...]:
         """The tokens whose attention in the last block reaches the output."""
