@@ -13,7 +13,7 @@ from adcam.ops.token_attention import resolve_layers
 from adcam.structures import TokenMaps
 
 _RIVALS_AT_ONCE = 4
-"""Classes whose rivals are found together. More take fewer operations, and more memory."""
+"""How many classes have their rivals found together. More need fewer operations and more memory."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,9 @@ def check_class_ids(class_ids: Tensor, *, batch: int, num_classes: int) -> None:
 def subtract_rivals(cam: Tensor, class_ids: Tensor, *, weight: float) -> Tensor:
     """Subtract a share of the strongest other class map, each scaled to its maximum.
 
-    A classifier finds a rider on the horse too, since the two occur together; which of both a
-    patch is shows in the difference of their maps. An image of one class stays as it is.
+    A classifier finds a rider also where the horse is, since the two occur together. Which of the
+    two a patch shows can be seen in the difference of their maps. An image of one class stays as it
+    is.
 
     Args:
         cam: (B, K, h, w), non-negative.

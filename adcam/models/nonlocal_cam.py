@@ -8,8 +8,8 @@ such block, since its own attend from everywhere to everywhere:
 Trunks and where they are changed follow clovaai/wsolevaluation (``wsol/vgg.py``, ``resnet.py``,
 ``inception.py``): strides of 1 in place of 2 until the map has the size asked for, no dilation;
 VGG16 and InceptionV3 get new 3×3 convolutions of 1,024 channels before the head (Zhou et al., CVPR
-2016), and InceptionV3 ends with Mixed_6e. EfficientNet-Lite (Google, 2020: an EfficientNet without
-squeeze-and-excitation, with ReLU6) is not there; it is changed as a ResNet is.
+2016), and InceptionV3 ends with Mixed_6e. wsolevaluation has no EfficientNet-Lite (Google, 2020: an
+EfficientNet without squeeze-and-excitation, with ReLU6); it is changed here as a ResNet is.
 """
 
 from __future__ import annotations

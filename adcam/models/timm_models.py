@@ -38,8 +38,8 @@ def create_timm_model(
         weights: ``None`` for random weights; ``"timm"`` for the published ones of that name, from
             the cache of huggingface_hub where they are there and else fetched; or a file.
         load: Loads a file into the network.
-        prepare: Refuses a network of a wrong kind, and removes what is not needed of it, before
-            weights are loaded.
+        prepare: Called before weights are loaded: refuses a network of a wrong kind, and removes
+            the parts that are not needed.
         options: Arguments of ``timm.create_model``.
 
     Raises:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 class SameDropPath(DropPath):
     """timm's ``DropPath`` with draws from the processor's generator, wherever the network is.
 
-    A GPU has a generator of its own, whose numbers are others for the same seed, so that a training
-    there would be another one. With these draws, and data that are drawn by seed and position
-    (:mod:`adcam.training.repeatable`), it differs by rounding alone.
+    A GPU has a generator of its own, which draws other numbers from the same seed. With the
+    processor's draws, and data that are drawn by seed and position
+    (:mod:`adcam.training.repeatable`), a training on a GPU differs from one on a processor only by
+    rounding.
     """
 
     def forward(self, x: Tensor) -> Tensor:

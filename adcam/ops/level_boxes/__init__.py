@@ -28,7 +28,7 @@ CONTOURS = ("all", "largest")
 
 
 class LevelBoxes(NamedTuple):
-    """Boxes with the levels at which they are there; a box may be listed more than once.
+    """Boxes with the levels at which they exist; a box may be listed more than once.
 
     Attributes:
         boxes: int64 (n, 4), ``x0, y0, x1, y1`` with x1 and y1 one past the last pixel.
@@ -60,15 +60,15 @@ def level_boxes(
 
     Args:
         levels: uint8 (H, W), H and W at least 1.
-        contours: ``"all"``, or ``"largest"``: at each t the contour of largest ``cv2.contourArea``,
-            which is the area of the polygon through the centres of its pixels; of equally large
-            ones the one OpenCV lists first.
-        backend: ``"numba"`` (one pass over the pixels), ``"reference"`` (one call of OpenCV a
-            level) or ``"auto"``: the first of them that can run. They give the same boxes.
+        contours: ``"all"``, or ``"largest"`` for the contour of largest ``cv2.contourArea`` at each
+            t. That is the area of the polygon through the centres of its pixels; of equally large
+            contours the one that OpenCV lists first is taken.
+        backend: ``"numba"`` (one pass over the pixels), ``"reference"`` (one call of OpenCV for
+            each level) or ``"auto"`` for the first of them that can run. They give the same boxes.
 
     Returns:
-        The boxes. At each t from 0 to the highest level less one there is at least one; above
-        there is none.
+        The boxes. At each t below the highest level there is at least one; from there on there is
+        none.
 
     Raises:
         ValueError: Another shape or dtype, or an unknown choice.

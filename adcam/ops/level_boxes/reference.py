@@ -35,7 +35,7 @@ def level_boxes(
 
     boxes: list[tuple[int, int, int, int]] = []
     start: list[int] = []
-    # Where no pixel has level t, t cuts as t - 1 does; only the table below is longer for it.
+    # A level t that no pixel has repeats the boxes of t - 1, which only makes the table longer.
     for t in range(int(levels.max())):
         binary = (levels > t).astype(np.uint8)
         contours, _ = cv2.findContours(binary, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
