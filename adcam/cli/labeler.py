@@ -501,6 +501,7 @@ def read_views(args: argparse.Namespace, views: TestViews | None = None) -> Test
     """
     from dataclasses import replace
 
+    from adcam.labeling.classifier_views import read_classifier_views
     from adcam.settings import TestViews
 
     if views is None and args.checkpoint is not None:
@@ -513,22 +514,6 @@ def read_views(args: argparse.Namespace, views: TestViews | None = None) -> Test
     if args.keep_ratio is not None:
         views = replace(views, keep_ratio=args.keep_ratio)
     return views
-
-
-def read_classifier_views(path: Path, *, scales: Sequence[int] | None = None) -> TestViews:
-    """Read the views that a classifier file names, by default one scale of 448 pixels.
-
-    Args:
-        path: The file.
-        scales: What takes the place of its scales, so that those of a damaged file do no harm.
-    """
-    from adcam.models.file_header import read_described_views
-    from adcam.settings import TestViews
-
-    found = read_described_views(path)
-    if scales is not None and isinstance(found, dict):
-        found = {**found, "scales": scales}
-    return TestViews.from_description(found, path)
 
 
 def open_images_first(args: argparse.Namespace) -> ImageDataset | None:

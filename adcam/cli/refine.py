@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from adcam.cli.console import log, say_next, show
 from adcam.cli.labeler import (
     add_mask_arguments,
     add_run_arguments,
-    read_classifier_views,
     read_mask_options,
     read_run_options,
     report_run,
@@ -102,6 +100,7 @@ def _load_settings(args: argparse.Namespace) -> Settings:
 
     Where they name no views, those that the classifier names take their place.
     """
+    from adcam.labeling.classifier_views import fill_views
     from adcam.settings import Settings, load_settings
 
     changes = parse_pairs("--cfg-options", args.cfg_options)
@@ -110,10 +109,4 @@ def _load_settings(args: argparse.Namespace) -> Settings:
         if args.config is None
         else load_settings(args.config, changes)
     )
-    if settings.named_views is not None:
-        return settings
-    views = read_classifier_views(args.checkpoint)
-    given = {f"cam.{name}": value for name, value in asdict(views).items()}
-    if "scale" not in settings.to_dict().get("refine", {}):
-        given["refine.scale"] = max(views.scales)
-    return settings.with_changes(given)
+    return fill_views(settings, args.checkpoint)

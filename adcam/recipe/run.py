@@ -12,6 +12,7 @@ from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
 from adcam.files import hash_file, open_json, to_plain
 from adcam.installation import why_not_importable
+from adcam.labeling.classifier_views import fill_views
 from adcam.labeling.generate import default_workers, generate
 from adcam.labeling.labeler import PseudoLabeler, options_from_settings, refined_options
 from adcam.labeling.output_folder import CONFIG_NAME, MANIFEST_NAME, MAPS_DIR, MASK_DIR
@@ -106,7 +107,8 @@ def open_recipe(
         source: The classifier, as :class:`MaskRecipe` has it; ``None`` takes the file that the
             section ``recipe`` names, or trains one by the settings.
         labeler_options: As :class:`MaskRecipe` has them; ``None`` reads them from the sections
-            ``cam`` and ``mask``.
+            ``cam`` and ``mask``. Where ``cam`` names no views, those that the file of a given
+            classifier names take their place.
 
     Raises:
         AdcamError: The settings lack something, name something unknown, or a file is missing.
@@ -115,6 +117,8 @@ def open_recipe(
     if source is None:
         source = settings if section.classifier is None else Path(section.classifier)
     if labeler_options is None:
+        if isinstance(source, Path):
+            settings = fill_views(settings, source)
         labeler_options = options_from_settings(settings.cam, settings.mask)
     network = _build_network(settings, source, work_dir)
     recipe = MaskRecipe(work_dir, title, command, settings, network, source, labeler_options)

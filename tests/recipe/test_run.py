@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from adcam.data.sources import build_classes
 from adcam.data.voc import VOC_CLASSES
 from adcam.errors import AdcamError
 from adcam.labeling.labeler import LabelerOptions, options_from_settings
+from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.recipe import run as recipe_module
 from adcam.recipe.run import OF_REFINEMENT, STAGES, load_recipe, open_recipe
 from adcam.recipe.stages import remake_report, run_stages
@@ -396,6 +397,30 @@ def test_a_recipe_without_a_network_and_with_a_classifier_given(
         path.read_bytes() == (made / "masks" / path.name).read_bytes()
         for path in (known / "masks").glob("*.png")
     )
+
+
+@pytest.mark.parametrize(
+    ("cam", "views"),
+    [
+        ({}, {"scales": [48, 32], "flip": True, "keep_ratio": False}),
+        ({"dtype": "bfloat16"}, {"scales": [48, 32], "flip": True, "keep_ratio": False}),
+        ({"scales": [32]}, {"scales": [32], "flip": False, "keep_ratio": True}),
+    ],
+)
+def test_a_given_classifier_is_used_at_the_views_that_it_names(
+    fresh: Config, tmp_path: Path, tiny_checkpoint: Path, cam: dict[str, Any], views: dict[str, Any]
+) -> None:
+    found, path = load_classifier(tiny_checkpoint), tmp_path / "views.safetensors"
+    named = {"scales": [48, 32], "flip": True, "keep_ratio": False}
+    save_classifier(path, found.network, found.network_options, found.class_set, {}, views=named)
+    del fresh.recipe["network"], fresh.recipe["test"]
+    fresh.recipe.classifier, fresh.cam = str(path), cam
+    recipe = open_recipe(Settings(fresh.to_dict()), tmp_path / "work")
+    assert asdict(recipe.labeler_options["views"]) == {**views, "scales": tuple(views["scales"])}
+    # What the refined classifier, and the report that is made again, go by.
+    assert recipe.settings.cam.views == recipe.labeler_options["views"]
+    assert recipe.settings.refine.scale == (448 if "scales" in cam else 48)
+    assert recipe.settings.cam.dtype == cam.get("dtype", "float32")
 
 
 def test_the_network_starts_from_the_classifier(
