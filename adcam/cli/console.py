@@ -101,7 +101,9 @@ def print_comparison(comparison: AnyComparison) -> None:
 
 def _print_methods(methods: Sequence[MethodScores], choose_on: str, report_on: str) -> None:
     header = ("method", f"background (numbers chosen on {choose_on})", f"mIoU {report_on}, %")
-    rows = [(m.name, m.background, f"{m.miou:.1f}") for m in methods]
+    rows = [
+        (m.name, m.background + (", given" if m.is_given else ""), f"{m.miou:.1f}") for m in methods
+    ]
     print_table(header, rows, "")
 
 

@@ -87,7 +87,7 @@ class Demo(Recipe):
     def network(self) -> MaskRecipe:
         """The network that learns from the masks of the comparison's last method."""
         method, section = compare.read_methods(self.comparison)[-1], self.settings.compare
-        rule = BackgroundRule(method.rule, method.threshold, section.choose_on)
+        rule = BackgroundRule(method.rule, method.threshold, method.chosen_on or section.choose_on)
         return open_recipe(
             self.settings,
             self.folder("network"),

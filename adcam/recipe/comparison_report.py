@@ -173,7 +173,7 @@ def scores_table(results: ComparisonResults, command: str) -> Table:
                 method.name,
                 "/".join(map(str, method.scales)) + (" flip" if method.flip else ""),
                 "–" if method.crf == "none" else method.crf,
-                method.background,
+                method.background + (", given" if method.is_given else ""),
                 method.chosen_miou,
                 method.miou,
                 method.best_miou,
@@ -204,7 +204,7 @@ def threshold_curves(methods: Sequence[MethodScores], split: str) -> Curves:
         series,
         "background threshold",
         f"mIoU on {split}, %",
-        "Dots: the threshold chosen on the other split.",
+        _explain_dots(methods),
         emphasis=next((item.name for item in series if item.name.startswith("AD-CAM")), ""),
     )
 
@@ -224,12 +224,16 @@ def precision_recall(methods: Sequence[MethodScores], split: str) -> Curves:
         series,
         f"recall on {split}, %",
         f"precision on {split}, %",
-        "Pixels of all classes but background, at every threshold. Dots: the threshold chosen on "
-        "the other split.",
+        f"Pixels of all classes but background, at every threshold. {_explain_dots(methods)}",
         emphasis=next((item.name for item in series if item.name.startswith("AD-CAM")), ""),
         x_range=(0.0, 100.0),
         y_range=(0.0, 100.0),
     )
+
+
+def _explain_dots(methods: Sequence[MethodScores]) -> str:
+    given = ", or given" if any(method.is_given for method in methods) else ""
+    return f"Dots: the threshold chosen on the other split{given}."
 
 
 def evaluation_times(times: Mapping[str, Values]) -> list[Block]:
@@ -273,7 +277,8 @@ def _headlines(results: ComparisonResults) -> list[Headline]:
     best = max(plain, key=lambda name: plain[name])
     note = f"background by {last.background}"
     if last.rule == "constant":
-        note = f"threshold {last.background}, chosen on {results.choose_split}"
+        origin = "given" if last.is_given else f"chosen on {last.chosen_on or results.choose_split}"
+        note = f"threshold {last.background}, {origin}"
     headlines = [
         Headline(f"{best}, {split}", plain[best], "% mIoU", "maps, threshold"),
         Headline(f"{results.mask_name}, {split}", results.masks.miou, "% mIoU", note),

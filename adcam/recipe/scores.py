@@ -14,6 +14,7 @@ import numpy as np
 from adcam.data.dataset import ImageDataset
 from adcam.errors import AdcamError
 from adcam.evaluation.compare import MethodResult
+from adcam.evaluation.compare_boxes import GIVEN
 from adcam.evaluation.masks import MaskScore
 from adcam.evaluation.masks_on_disk import score_masks
 from adcam.files import open_json, write_json
@@ -72,6 +73,8 @@ class MethodScores:
             ``thresholds``; NaN where nothing is predicted.
         recall: Their recall in percent at each of ``thresholds``.
         rule: The name of the background rule; ``"constant"`` unless the method gave another.
+        chosen_on: The split that ``threshold`` was chosen on, or ``"given"`` where the method names
+            its rule itself; ``None`` in scores of earlier versions, which do not say.
     """
 
     name: str
@@ -88,6 +91,12 @@ class MethodScores:
     precision: tuple[float, ...] = ()
     recall: tuple[float, ...] = ()
     rule: str = "constant"
+    chosen_on: str | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the method itself names the constant below which background begins."""
+        return self.rule == "constant" and self.chosen_on == GIVEN
 
     @property
     def background(self) -> str:
@@ -118,6 +127,7 @@ class MethodScores:
             miou=result.result.miou,
             iou_per_class=tuple(result.result.iou_per_class),
             rule=result.rule.rule,
+            chosen_on=result.rule.chosen_on,
             **swept,
         )
 

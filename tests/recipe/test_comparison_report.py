@@ -19,9 +19,11 @@ from adcam.recipe.comparison_report import (
     ComparisonResults,
     build_comparison_report,
     evaluation_times,
+    precision_recall,
+    threshold_curves,
 )
 from adcam.recipe.scores import MethodScores, Scores
-from adcam.report.model import Table
+from adcam.report.model import Report, Table
 from adcam.settings import MethodSpec
 
 
@@ -39,6 +41,10 @@ def row(name: str, right: int, crf: str = "none") -> MethodResult:
 
 
 def headlines(rows: list[MethodResult]) -> list[tuple[str, Any]]:
+    return [(item.label, item.value) for item in build(rows).headlines]
+
+
+def build(rows: list[MethodResult]) -> Report:
     methods = [MethodScores.from_dict(MethodScores.from_result(row).to_dict()) for row in rows]
     masks = scored(9)
     record = {"seconds": 1.0, "machine": "m", "versions": {}, "outputs": {"files": {}}}
@@ -51,8 +57,7 @@ def headlines(rows: list[MethodResult]) -> list[tuple[str, Any]]:
         choose_split="train",
         stages={"train": record, "compare": record},
     )
-    report = build_comparison_report(results, title="t", command="adcam")
-    return [(item.label, item.value) for item in report.headlines]
+    return build_comparison_report(results, title="t", command="adcam")
 
 
 @pytest.mark.parametrize(
@@ -81,6 +86,32 @@ def test_maps_are_compared_with_maps() -> None:
 def test_no_gain_is_claimed_where_there_is_none() -> None:
     rows = [row("CAM", 8), row("AD-CAM", 7)]
     assert [label for label, _ in headlines(rows)] == ["CAM, val", "AD-CAM + CRF, val"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "note", "dots"),
+    [
+        (parse_rule("0.5"), "threshold 0.50, given", "chosen on the other split, or given."),
+        (BackgroundRule("constant", 0.5, "train"), "threshold 0.50, chosen on train", "split."),
+        (parse_rule("otsu"), "background by otsu", "split."),
+    ],
+)
+def test_the_report_says_where_a_threshold_comes_from(
+    rule: BackgroundRule, note: str, dots: str
+) -> None:
+    result = MethodResult(MethodSpec("CAM", "cam"), rule, 50.0, scored(5), None)
+    found = build([result])
+    assert found.headlines[-1].note == note
+    method = MethodScores.from_result(result)
+    assert method.chosen_on == ("train" if "train" in note else "given")
+    assert threshold_curves([method], "val").caption.endswith(dots)
+    assert precision_recall([method], "val").caption.endswith(dots)
+
+
+def test_scores_of_earlier_versions_do_not_say_where_a_threshold_comes_from() -> None:
+    values = MethodScores.from_result(row("CAM", 5)).to_dict()
+    del values["chosen_on"]
+    assert MethodScores.from_dict(values).chosen_on is None
 
 
 def test_the_times_of_both_splits_are_added() -> None:
