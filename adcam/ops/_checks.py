@@ -63,6 +63,12 @@ def check_grid(grid_hw: tuple[int, int], num_patches: int) -> None:
         raise ValueError(f"grid_hw must have {num_patches} patches, got {height}×{width}")
 
 
+def check_steps(num_steps: int) -> None:
+    """Raise ``ValueError`` for a negative number of steps."""
+    if num_steps < 0:
+        raise ValueError(f"num_steps must be >= 0, got {num_steps}")
+
+
 def check_share(name: str, value: float) -> None:
     """Raise ``ValueError`` unless ``value`` lies in [0, 1]."""
     if not 0 <= value <= 1:

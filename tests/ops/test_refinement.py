@@ -165,13 +165,7 @@ def count(
     maps = torch.zeros(2, 3, tokens)
     attn = torch.zeros(2, tokens, tokens, dtype=dtype)
     with record_launches() as launches, _Counter() as counter:
-        triton_kernels.refine_maps(
-            maps,
-            attn,
-            grid_hw,
-            RefineOptions(artifact_ratio=ratio),
-            num_iters=3,
-        )
+        triton_kernels.refine_maps(maps, attn, grid_hw, RefineOptions(artifact_ratio=ratio))
     return launches, counter.launched, counter.waited
 
 

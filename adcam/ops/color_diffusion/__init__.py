@@ -12,7 +12,7 @@ from adcam.ops._backends import (
     summarize_reasons,
     triton_not_supported_reasons,
 )
-from adcam.ops._checks import at_least_float32, check_float, without_autocast
+from adcam.ops._checks import at_least_float32, check_float, check_steps, without_autocast
 from adcam.ops.color_diffusion import reference
 
 __all__ = ["DILATIONS", "available_backends", "diffuse_by_color"]
@@ -72,8 +72,7 @@ def diffuse_by_color(
         >>> bool(spread[..., :3].mean() > 10 * spread[..., 3:].mean())
         True
     """
-    if num_steps < 0:
-        raise ValueError(f"num_steps must be >= 0, got {num_steps}")
+    check_steps(num_steps)
     if not dilations or min(dilations) < 1:
         raise ValueError(f"dilations must be distances >= 1, got {tuple(dilations)}")
     if not (math.isfinite(contrast) and contrast > 0):

@@ -13,6 +13,7 @@ from adcam.ops._backends import (
     numba_not_supported_reasons,
     summarize_reasons,
 )
+from adcam.ops._checks import check_choice
 from adcam.ops.level_boxes import reference
 
 __all__ = [
@@ -77,8 +78,7 @@ def level_boxes(
     levels = np.ascontiguousarray(levels)
     if levels.dtype != np.uint8 or levels.ndim != 2 or not levels.size:
         raise ValueError(f"levels must be uint8 (H, W), got {levels.dtype} {levels.shape}")
-    if contours not in CONTOURS:
-        raise ValueError(f"contours must be one of {CONTOURS}, got {contours!r}")
+    check_choice("contours", contours, CONTOURS)
     if choose_backend("level_boxes", backend, _not_supported_reasons()) == "numba":
         from adcam.ops.level_boxes import numba_component_tree
 

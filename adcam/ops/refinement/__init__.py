@@ -75,9 +75,7 @@ def refine_maps(
             return reference.refine_maps(maps, attn, grid_hw, chosen_options, backend=chosen)
         from adcam.ops.refinement import triton_kernels
 
-        return triton_kernels.refine_maps(
-            maps, attn, grid_hw, chosen_options, num_iters=diffusion.SINKHORN_ITERS
-        )
+        return triton_kernels.refine_maps(maps, attn, grid_hw, chosen_options)
 
 
 def _check(

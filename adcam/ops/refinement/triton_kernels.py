@@ -7,6 +7,7 @@ import torch
 from adcam.ops._triton_functions import count_images
 from adcam.ops.artifact_patches.triton_kernels import fill
 from adcam.ops.common_neighbor import triton_kernels as common_neighbor
+from adcam.ops.diffusion import SINKHORN_ITERS
 from adcam.ops.diffusion import triton_kernels as diffusion
 from adcam.ops.refinement.reference import RefineOptions
 
@@ -16,12 +17,11 @@ def refine_maps(
     attn: torch.Tensor,
     grid_hw: tuple[int, int],
     options: RefineOptions,
-    *,
-    num_iters: int,
 ) -> torch.Tensor:
-    """(..., K, N) -> same, float32; see the package.
+    """As :func:`adcam.ops.refinement.reference.refine_maps`: (..., K, N) -> same, float32.
 
-    What an artefact starts with needs no care: its row and column are empty, so it moves nobody.
+    The start of an artefact is not set to 0 here: its row and column are empty, so it moves no
+    other patch, and it is filled in at the end.
     """
     steps = options.num_steps or 0
     if (steps == 0 and not options.artifact_ratio) or maps.numel() == 0:
@@ -29,7 +29,7 @@ def refine_maps(
     tokens = attn.shape[-1]
     images = count_images(attn)
     first = common_neighbor.count_counters(images)
-    # All that the kernels count with, set to zero by one launch.
+    # The counters of all kernels, set to zero by one launch.
     counters = attn.new_zeros(first + diffusion.count_counters(images), dtype=torch.int32)
     refined = common_neighbor.refine_for_walk(
         attn,
@@ -43,7 +43,7 @@ def refine_maps(
     walked = diffusion.diffuse(
         maps.reshape(images, -1, tokens),
         refined.affinity,
-        num_iters=num_iters,
+        num_iters=SINKHORN_ITERS,
         num_steps=steps,
         alpha=options.alpha,
         sums=(refined.gives, refined.receives),

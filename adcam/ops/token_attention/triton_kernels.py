@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from adcam.ops import _launch
+from adcam.ops.token_attention import Block
 
 MOST_BLOCKS = 4
 """How many blocks of a network one launch takes."""
@@ -60,7 +61,7 @@ def compute_normalizers(q: torch.Tensor, k: torch.Tensor, *, scale: float) -> to
 
 def accumulate_blocks(
     total: torch.Tensor | None,
-    blocks: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]],
+    blocks: Sequence[Block],
     *,
     scale: float,
     num_prefix_tokens: int,
@@ -100,7 +101,7 @@ def accumulate_blocks(
 
 
 def _group_by_layout(
-    blocks: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]],
+    blocks: Sequence[Block],
     scale: float,
     num_prefix_tokens: int,
 ) -> Iterator[list[list[torch.Tensor]]]:

@@ -17,6 +17,7 @@ from adcam.ops._checks import (
     check_maps,
     check_non_negative,
     check_square,
+    check_steps,
     to_common_dtype,
     without_autocast,
 )
@@ -65,7 +66,7 @@ def two_hop_walk(
         ValueError: If the shapes do not match, a tensor is not floating point, ``attn`` holds a
             negative, infinite or NaN value and is checked, or an option is outside its legal set.
     """
-    _check_steps(num_steps)
+    check_steps(num_steps)
     check_square("attn", attn)
     check_maps(maps, attn, "attention")
     check_non_negative("attn", attn, check_values)
@@ -138,7 +139,7 @@ def two_hop_walk_of_tokens(
         >>> two_hop_walk_of_tokens(torch.ones(1, 2, 16), [(q, k)], scale=0.3).shape
         torch.Size([1, 2, 16])
     """
-    _check_steps(num_steps)
+    check_steps(num_steps)
     check_float("maps", maps)
     if not scale > 0:
         raise ValueError(f"scale must be > 0, got {scale}")
@@ -148,11 +149,6 @@ def two_hop_walk_of_tokens(
     with without_autocast(maps), torch.no_grad():
         rows = streamed.AttentionRows(blocks, scale, num_prefix_tokens, max_rows)
         return streamed.walk(at_least_float32(maps), rows, num_steps)
-
-
-def _check_steps(num_steps: int) -> None:
-    if num_steps < 0:
-        raise ValueError(f"num_steps must be >= 0, got {num_steps}")
 
 
 def _check_blocks(
