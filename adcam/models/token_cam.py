@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -156,16 +157,14 @@ class TokenCAM(nn.Module):
         return self._packed_maps(inputs, layer_sets)[0]
 
     def _packs(self, inputs: Sequence[Tensor], owner: type[TokenCAM]) -> bool:
-        """Whether one pass over all sizes is worth it, and does what ``owner.token_maps`` does.
+        """Whether one pass over all sizes is worth it, and computes what ``owner.token_maps`` does.
 
-        On a CPU it takes 7 % longer than one over each: the tokens of one size fit into the cache.
+        On a CPU it takes 7 % longer than one pass over each size, whose tokens fit into the cache.
         """
-        own = type(self)
-        is_own_pass = own.token_maps is not owner.token_maps or (
-            own.class_maps is not TokenCAM.class_maps
-        )
+        cls = type(self)
+        is_same_pass = cls.token_maps is owner.token_maps and cls.class_maps is TokenCAM.class_maps
         is_worth_it = len(inputs) > 1 and inputs[0].is_cuda
-        return is_worth_it and not is_own_pass and can_pack(self.backbone)
+        return is_worth_it and is_same_pass and can_pack(self.backbone)
 
     def _packed_maps(
         self, inputs: Sequence[Tensor], layer_sets: Sequence[tuple[int, ...]]
@@ -223,24 +222,26 @@ class TokenCAM(nn.Module):
             raise AdcamError(f"{self.name} has no class token whose attention to read")
         grid_hw = compute_grid_hw(inputs, self.patch_size)
         num_prefix = self.backbone.num_prefix_tokens
+        blocks = resolve_layers(layers, self.depth)
+        dropping = () if dropout is None else dropout.find_depths(blocks, self.depth)
         capture = AttentionCapture(self.backbone)
         depth_outputs: list[DepthOutput] = []
 
-        def hook(block: nn.Module, args: tuple[Tensor, ...], tokens: Tensor) -> Tensor | None:
-            # The blocks so far are in it; there is a class token, so it is not None.
+        def hook(
+            index: int, block: nn.Module, args: tuple[Tensor, ...], tokens: Tensor
+        ) -> Tensor | None:
+            # It has the rows of the blocks so far, and is not None since there is a class token.
             rows = cast("Tensor", capture.cls2patch).mean(dim=1, keepdim=True)  # (B, 1, N)
             attn = scale_attention(rows.unflatten(2, grid_hw))
             patches = tokens[:, num_prefix:]
             plain = F.layer_norm(patches.float(), patches.shape[2:])
             depth_outputs.append(DepthOutput(to_grid(plain, grid_hw), attn))
-            if dropout is None or blocks[len(depth_outputs) - 1] not in dropping:
+            if dropout is None or index not in dropping:
                 return None
             kept = dropout(to_grid(patches, grid_hw), attn).flatten(2).transpose(1, 2)
             return torch.cat([tokens[:, :num_prefix], kept], dim=1)
 
-        blocks = resolve_layers(layers, self.depth)
-        dropping = () if dropout is None else dropout.find_depths(blocks, self.depth)
-        handles = [self.backbone.blocks[i].register_forward_hook(hook) for i in blocks]
+        handles = [self.backbone.blocks[i].register_forward_hook(partial(hook, i)) for i in blocks]
         try:
             with capture:
                 cam, cls_token = self.class_maps(inputs)
