@@ -183,6 +183,7 @@ def test_a_crf_takes_the_best_of_its_thresholds(
     assert first.spec is spec
     assert second.spec is plain
     assert first.threshold == 0.6
+    assert first.rule.chosen_on == second.rule.chosen_on == "train"
     assert first.chosen_miou > literal_miou(splits[0], 0.05) + 20
     assert first.curve is None
     assert 0 < first.result.miou <= 100
@@ -239,9 +240,10 @@ def test_crf_thresholds_are_chosen_on_evenly_spread_images(
     monkeypatch.setattr(mapping, "build_refinement", count)
     spec = MethodSpec("CRF", "cam", views=EXACT, crf="irn", crf_thresholds=(0.3, 0.4))
     network = Colours()
-    compare_methods(network, [spec], choose, report, crf_choose_images=3)
+    (result,) = compare_methods(network, [spec], choose, report, crf_choose_images=3)
     # Images 0, 2, 4 and 6 of the choosing split, for both thresholds at once; 2 are reported.
     assert len(refined) == network.passes == 4 + 2
+    assert (result.threshold, result.chosen_miou) == (0.3, 100)  # the first of two alike
 
 
 def test_images_without_truth_are_refused(

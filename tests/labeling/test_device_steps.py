@@ -44,6 +44,7 @@ from adcam.labeling.steps import (
     make,
 )
 from adcam.labeling.trace import measure_union, record_trace
+from adcam.masks.background import parse_rule
 from adcam.masks.steepest import find_steepest_level, find_steepest_levels
 from adcam.models.preprocess import resize_img
 from adcam.models.token_cam import TokenCAM
@@ -308,6 +309,14 @@ def test_shapes_that_come_back_are_captured_once_and_the_oldest_let_go() -> None
     with pytest.warns(UserWarning, match="graphs are off.*not permitted when stream is capturing$"):
         assert int(cache(torch.ones(3))) == 3
     assert int(cache(torch.ones(3))) == 3 and len(held) == 1  # without another try
+
+
+@pytest.mark.parametrize("rule", ["0.5", "power:1"])
+def test_background_wins_over_equal_scores_and_the_first_class_over_the_second(rule: str) -> None:
+    scores = torch.tensor([[[0.25, 0.5, 0.75, 0.5]], [[0.5, 0.25, 0.75, 0.875]]])
+    maker = MaskMaker(parse_rule(rule), None, "none", "auto", (5, 7, 9))
+    (mask,), _ = maker.label_on_device([scores], [(0, 2)], [])
+    assert mask.tolist() == [[0, 0, 5, 9]]
 
 
 def test_steepest_levels_of_many_maps_are_those_of_each() -> None:

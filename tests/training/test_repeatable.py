@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from adcam.training.repeatable import (
     RepeatableDataset,
     RepeatableEpochs,
     RepeatableSampler,
+    RepeatableSteps,
     seed_everything,
 )
 
@@ -39,6 +41,14 @@ def test_skipping_is_the_same_as_drawing(skipped: int) -> None:
     resumed = RepeatableSampler(7, seed=3)
     resumed.skip(skipped)
     assert draw(resumed, 30 - skipped) == whole[skipped:]
+
+
+def test_one_of_several_processes_skips_its_own_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeatable, "get_dist_info", lambda: (1, 3))
+    whole = draw(RepeatableSampler(7, seed=3), 12)
+    resumed = RepeatableSampler(7, seed=3)
+    resumed.skip(5)
+    assert draw(resumed, 7) == whole[5:]
 
 
 @pytest.mark.parametrize("kind", ["steps", "epochs"])
@@ -92,6 +102,19 @@ def test_items_depend_on_seed_and_position_alone() -> None:
     assert read(2, 0) == whole
     assert read(0, 4) == whole[4:]
     assert read(0, 0, seed=1) != whole
+
+
+def test_each_step_of_each_process_has_its_own_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw_in_step(step: int, rank: int = 0, seed: int = 3) -> float:
+        monkeypatch.setattr(repeatable, "get_dist_info", lambda: (rank, 2))
+        hook: Any = RepeatableSteps(seed)
+        hook.before_train_iter(SimpleNamespace(iter=step), 0)
+        return float(torch.rand(()))
+
+    drawn = [draw_in_step(5), draw_in_step(6), draw_in_step(5, rank=1), draw_in_step(5, seed=4)]
+    item = RepeatableDataset(Noise(), 3)[0, 5]  # the item at the position 5
+    assert len({*drawn, item[3]}) == 5
+    assert draw_in_step(5) == drawn[0]
 
 
 def test_each_number_of_the_entropy_matters() -> None:
