@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from adcam.errors import AdcamError
 from adcam.labeling.inputs import plan_batches
 from adcam.labeling.map_maker import MapMaker, Network
 from adcam.labeling.mask_maker import apply_rule
+from adcam.labeling.steps import compute_in_halves
 from adcam.masks.background import BackgroundRule
 from adcam.masks.crf import build_refinement
 from adcam.settings import MethodSpec, TestViews
@@ -221,8 +223,8 @@ class ImageMapper:
 
         Args:
             images: The images with what is wanted of each.
-            batch_size: Most images in a pass. The last bits of a result depend on how many share
-                it.
+            batch_size: Most images in a pass, of which there are fewer where memory is short. The
+                last bits of a result depend on how many share it.
         """
         found = [
             {
@@ -236,10 +238,8 @@ class ImageMapper:
             asked = [i for i, image in enumerate(images) if not image.names.isdisjoint(names)]
             inputs = [maker.resizer(images[i].sample.img) for i in asked]
             for places in plan_batches(inputs, batch_size):
-                batch = [images[asked[place]] for place in places]
-                made = self._make(
-                    maker, data_ids, names, batch, [inputs[place] for place in places]
-                )
+                batch = [(images[asked[place]], inputs[place]) for place in places]
+                made = compute_in_halves(batch, partial(self._make, maker, data_ids, names))
                 for place, of_image in zip(places, made, strict=True):
                     found[asked[place]] |= of_image
         return [
@@ -252,28 +252,28 @@ class ImageMapper:
         maker: MapMaker,
         data_ids: Mapping[int, int],
         names: Sequence[str],
-        batch: Sequence[Wanted],
-        inputs: Sequence[Sequence[torch.Tensor]],
+        batch: Sequence[tuple[Wanted, Sequence[torch.Tensor]]],
     ) -> list[dict[str, MethodMaps]]:
-        """The maps of images of equal input sizes by the methods that each asks one network for."""
+        """The maps of images, with their equal inputs, by the methods each asks one network for."""
         start = time.perf_counter()
-        passes = maker.run_inputs(inputs)
+        images = [image for image, _ in batch]
+        passes = maker.run_inputs([inputs for _, inputs in batch])
         scores = passes.compute_scores()
         between = time.perf_counter()
         tops = np.argsort(-scores, axis=1, kind="stable")[:, : self._targets.top_k].tolist()
         given = [
             [i for i, data_id in data_ids.items() if data_id in (image.sample.class_ids or ())]
-            for image in batch
+            for image in images
         ]
         made: dict[int, list[MethodMaps]] = {}
         for name in names:
             method = self._methods[name]
-            if id(method) in made or not any(name in image.names for image in batch):
+            if id(method) in made or not any(name in image.names for image in images):
                 continue
             maps = maker.compute_maps(
                 passes,
                 [[*ids, *top] for ids, top in zip(given, tops, strict=True)],
-                [image.sample.img for image in batch],
+                [image.sample.img for image in images],
                 method=method,
                 map_hw=self._targets.map_hw,
             )
@@ -281,13 +281,13 @@ class ImageMapper:
                 _rename_classes(of_image, data_ids, top, float(probs[ids].min()) if ids else None)
                 for of_image, top, probs, ids in zip(maps, tops, scores, given, strict=True)
             ]
-        for image in batch:
-            image.seconds["network"] += (between - start) / len(batch)  # type: ignore[assignment]
-            spent = (time.perf_counter() - between) / len(batch)
+        for image in images:
+            image.seconds["network"] += (between - start) / len(images)  # type: ignore[assignment]
+            spent = (time.perf_counter() - between) / len(images)
             image.seconds["methods"] += spent  # type: ignore[assignment]
         return [
             {name: made[id(self._methods[name])][place] for name in names if name in image.names}
-            for place, image in enumerate(batch)
+            for place, image in enumerate(images)
         ]
 
     def _read_stored(self, folder: str, sample: Sample) -> MethodMaps:

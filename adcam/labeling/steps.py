@@ -11,8 +11,9 @@ import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from adcam.structures import ClassMaps, PseudoMask
 if TYPE_CHECKING:
     from adcam.labeling.labeler import PseudoLabeler
     from adcam.labeling.mask_maker import MaskMaker
+
+T = TypeVar("T")
+Result = TypeVar("Result")
 
 Seconds: TypeAlias = Mapping[str, float]
 
@@ -280,17 +284,35 @@ def infer_batch(batch: Sequence[Decoded], labeler: PseudoLabeler) -> list[Mapped
 
     A batch that fails, for example because memory is short, is tried again in two halves.
     """
-    if (results := _infer_together(batch, labeler)) is not None:
-        return results
+    return compute_in_halves(batch, partial(_infer_together, labeler=labeler))
+
+
+def compute_in_halves(
+    batch: Sequence[T], compute: Callable[[Sequence[T]], list[Result]]
+) -> list[Result]:
+    """Compute a batch; one that fails, for example because memory is short, goes in two halves.
+
+    Args:
+        batch: What is computed together.
+        compute: What computes a batch. It is called again with each half of one that failed.
+
+    Returns:
+        The results in the order of ``batch``.
+    """
+    if len(batch) == 1:
+        return compute(batch)
+    try:
+        return compute(batch)
+    except (ValueError, MemoryError, RuntimeError) as error:
+        if not is_of_image(error):
+            raise
     # Not while the error is handled, which keeps what the batch had in memory.
     half = len(batch) // 2
-    return [*infer_batch(batch[:half], labeler), *infer_batch(batch[half:], labeler)]
+    return [*compute_in_halves(batch[:half], compute), *compute_in_halves(batch[half:], compute)]
 
 
-def _infer_together(
-    batch: Sequence[Decoded], labeler: PseudoLabeler
-) -> list[Mapped | Failed] | None:
-    """As :func:`infer_batch`; ``None`` where smaller batches may do better."""
+def _infer_together(batch: Sequence[Decoded], labeler: PseudoLabeler) -> list[Mapped | Failed]:
+    """As :func:`infer_batch`; a batch of several images that fails raises the error."""
     start = time.perf_counter()
     maker = labeler.map_maker
     try:
@@ -304,8 +326,8 @@ def _infer_together(
         imgs, stays = [image.img for image in batch], labeler.mask_maker.device != "cpu"
         maps = maker.compute_maps(passes, class_ids, imgs, keep_on_device=stays)
     except (ValueError, MemoryError, RuntimeError) as error:
-        if len(batch) > 1 and is_of_image(error):
-            return None
+        if len(batch) > 1:
+            raise
         seconds = {**batch[0].seconds, "network": time.perf_counter() - start}
         return [_fail(batch[0].task, error, seconds)]
     spent = {

@@ -376,6 +376,48 @@ def test_images_of_one_size_share_the_passes_of_a_gpu(
             np.testing.assert_allclose(maps.score_maps, alone.maps[name].score_maps, atol=1e-5)
 
 
+def test_a_batch_that_memory_is_too_short_for_goes_in_halves(
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, sizes = splits[1], []
+    mapper = ImageMapper(
+        SPECS[:2],
+        {"": classifier},
+        images.class_set,
+        MapTargets(),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    names = {spec.name for spec in SPECS[:2]}
+    asked = [Wanted(i, images[i], names) for i in range(5)]
+    expected = [mapper.map_batch([one])[0] for one in asked]
+    token_maps, most, error = TokenCAM.token_maps, 1, torch.OutOfMemoryError("no room")
+
+    def little_memory(self: TokenCAM, inputs: torch.Tensor, **options: Any) -> Any:
+        sizes.append(len(inputs))
+        if len(inputs) > most:
+            raise error
+        return token_maps(self, inputs, **options)
+
+    monkeypatch.setattr(TokenCAM, "token_maps", little_memory)
+    found = mapper.map_batch(asked, batch_size=4)
+    assert sizes == [4, 2, 1, 1, 2, 1, 1, 1]
+    for image, alone in zip(found, expected, strict=True):
+        assert image.index == alone.index
+        for name in names:
+            np.testing.assert_array_equal(image.maps[name].score_maps, alone.maps[name].score_maps)
+    most = 0  # not even one image fits
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        mapper.map_batch(asked, batch_size=4)
+    error = RuntimeError("expected scalar type Float but found Half")
+    sizes.clear()
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        mapper.map_batch(asked, batch_size=4)
+    assert sizes == [4]
+
+
 def test_memory_does_not_grow_with_the_pictures_that_are_kept(
     splits: tuple[ImageDataset, ImageDataset], tmp_path: Path
 ) -> None:
