@@ -211,6 +211,9 @@ class DeviceSteps:
         except (ValueError, MemoryError, RuntimeError) as error:
             if not is_of_image(error):
                 raise
+            is_short = not isinstance(error, ValueError)
+        if is_short and isinstance(self._forward, GraphCache):
+            self._forward.free_memory()
         images = _images_of(item)
         mapped = infer_window(images, self._labeler, batch_size=max(len(images) // 2, 1))
         return mapped if self._job.device == "cpu" else make_window(mapped, self._job)

@@ -6,7 +6,9 @@ operation, than the GPU needs to do it. A graph is the whole list, started by on
 
 from __future__ import annotations
 
+import threading
 import warnings
+import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -23,7 +25,8 @@ Key: TypeAlias = tuple[tuple[torch.Size, torch.dtype], ...]
 class GraphCache:
     """A function of tensors that is captured for shapes that come back, and called for others.
 
-    What a call returns holds until the next one: graphs share their memory.
+    What a call returns holds until the next one: graphs share their memory. Where it is too short
+    for another graph, all are let go of, and half as many are kept from then on.
 
     Args:
         function: The function. It must not wait for the device, and must do the same whatever the
@@ -49,30 +52,47 @@ class GraphCache:
         self._seen: Counter[Key] = Counter()
         self._graphs: OrderedDict[Key, Replay] = OrderedDict()
         self._is_off = False
+        self._lock = threading.Lock()
 
     def __call__(self, *tensors: Tensor) -> Any:
         """Call the function, or replay its graph for tensors of these shapes."""
+        with self._lock:
+            replay = self._find(tensors)
+        # Not while an error is handled, which keeps what the capture had in memory.
+        return (replay or self._function)(*tensors)
+
+    def free_memory(self) -> None:
+        """Let go of all graphs, whose memory others then get; shapes that come back get new ones.
+
+        Any thread may call this.
+        """
+        with self._lock:
+            self._graphs.clear()
+            self._seen.clear()
+
+    def _find(self, tensors: tuple[Tensor, ...]) -> Replay | None:
+        """Return the graph for tensors of these shapes, captured if need be."""
         key = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
         self._seen[key] += 1
         if self._is_off or (self._seen[key] <= self._first and key not in self._graphs):
-            return self._function(*tensors)
+            return None
         if key not in self._graphs and not self._add(key, tensors):
-            # Not while the error is handled, which keeps what the capture had in memory.
-            return self._function(*tensors)
+            return None
         self._graphs.move_to_end(key)
-        return self._graphs[key](*tensors)
+        return self._graphs[key]
 
     def _add(self, key: Key, tensors: tuple[Tensor, ...]) -> bool:
-        """Capture a graph; where that fails, no other is tried."""
+        """Capture a graph; where that fails, no other is tried, unless only memory was short."""
         try:
             self._graphs[key] = self._capture(self._function, *tensors)
         except RuntimeError as error:
-            self._is_off = True
             self._graphs.clear()
-            warnings.warn(
-                f"CUDA graphs are off, which only costs time: {str(error).splitlines()[0]}",
-                stacklevel=3,
-            )
+            self._seen.clear()
+            self._most = self._most // 2 if isinstance(error, torch.OutOfMemoryError) else 0
+            if self._most == 0:
+                self._is_off = True
+                reason = str(error).splitlines()[0]
+                warnings.warn(f"CUDA graphs are off, which only costs time: {reason}", stacklevel=4)
             return False
         if len(self._graphs) > self._most:
             self._graphs.popitem(last=False)
@@ -84,6 +104,7 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
         self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> Replay:
@@ -92,12 +113,14 @@ class CudaCapture:
         Raises:
             RuntimeError: It does something that a graph cannot hold.
         """
-        if self._pool is None:
+        if not self._graphs:  # a pool ends with the last of its graphs
             self._pool = torch.cuda.graph_pool_handle()
+        if self._stream is None:
             # One for all: a stream keeps work space that its graphs go on using.
             self._stream = torch.cuda.Stream(tensors[0].device)
         static = [tensor.clone() for tensor in tensors]
         graph = torch.cuda.CUDAGraph()
+        self._graphs.add(graph)
         current = torch.cuda.current_stream(tensors[0].device)
         stream = self._stream
         assert stream is not None

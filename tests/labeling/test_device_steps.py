@@ -319,6 +319,65 @@ def test_background_wins_over_equal_scores_and_the_first_class_over_the_second(r
     assert mask.tolist() == [[0, 0, 5, 9]]
 
 
+def test_graphs_give_their_memory_back_where_it_is_short() -> None:
+    """One lack of memory is not the end of all graphs; the plain call gets the memory."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    room = 2
+
+    def count() -> int:
+        return sum(ref() is not None for ref in held)
+
+    def capture(function: Any, x: torch.Tensor) -> Any:
+        if count() == room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        memory = torch.zeros(3)
+        held.append(weakref.ref(memory))
+        return lambda y: function(y) + 100 + memory[0]
+
+    def add(x: torch.Tensor) -> torch.Tensor:
+        held_by_graphs.append(count())
+        return x.sum()
+
+    held_by_graphs: list[int] = []
+    cache = GraphCache(add, capture=capture, first=1, most=8)
+    results = [int(cache(torch.ones(n))) for n in (3, 3, 5, 5, 9, 9, 3, 3)]
+    assert results == [3, 103, 5, 105, 9, 9, 3, 103]
+    assert held_by_graphs == [0, 1, 1, 2, 2, 0, 0, 1]
+    cache.free_memory()
+    assert count() == 0 and not cache._is_off
+    assert [int(cache(torch.ones(3))) for _ in range(3)] == [3, 103, 103]
+    room = 0
+    cache.free_memory()
+    with pytest.warns(UserWarning, match="graphs are off.*out of memory"):
+        assert [int(cache(torch.ones(3))) for _ in range(20)] == [3] * 20
+    assert cache._is_off
+
+
+def test_a_batch_that_fails_for_lack_of_memory_gets_that_of_the_graphs(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labeler = load(tiny_checkpoint)
+    job = mask_job(labeler, tmp_path)
+    decoded = read(make_photos(tmp_path / "photos", SIZES[:1] * 4), labeler)
+    steps = DeviceSteps(labeler, job, batch_size=4)
+    steps._forward = cache = GraphCache(
+        labeler.map_maker.forward, capture=lambda function, *_: function, first=0
+    )
+    list(steps.run([decoded]))
+    assert len(cache._graphs) == 1
+    compute, error, held = MapMaker.compute_on_device, torch.OutOfMemoryError("no room"), []
+
+    def little_memory(self: MapMaker, passes: Any, class_ids: Any, *rest: Any, **more: Any) -> Any:
+        held.append(len(cache._graphs))
+        if len(class_ids) == 4:
+            raise error
+        return compute(self, passes, class_ids, *rest, **more)
+
+    monkeypatch.setattr(MapMaker, "compute_on_device", little_memory)
+    assert len([image for batch in steps.run([decoded]) for image in batch]) == 4
+    assert held == [1, 0, 0]
+
+
 def test_steepest_levels_of_many_maps_are_those_of_each() -> None:
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.random((6, 1, 5, 7), dtype=np.float32)) ** 2
@@ -423,6 +482,24 @@ def test_a_graph_gives_what_the_calls_give(
                 mine = next(iter(a.attn_patch2patch.values()))
                 torch.testing.assert_close(mine, row, rtol=0, atol=atol)
     assert len(cache._graphs) == 1 and not cache._is_off
+
+
+@pytest.mark.gpu
+def test_graphs_are_captured_again_after_their_memory_was_given_back(
+    gpu: torch.device, tiny_checkpoint: Path
+) -> None:
+    maker = load(tiny_checkpoint, "cuda").map_maker
+    cache = GraphCache(maker.forward, first=1)
+    batch = torch.randint(0, 256, (3, 3, 48, 64), dtype=torch.uint8, device="cuda")
+    (expected,) = (x.cam.clone() for x in maker.forward(batch))
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+        for _ in range(2):
+            for _ in range(3):
+                torch.testing.assert_close(cache(batch)[0].cam, expected, rtol=0, atol=1e-5)
+            assert len(cache._graphs) == 1 and not cache._is_off
+            cache.free_memory()
+            assert not cache._graphs
 
 
 @pytest.mark.gpu
