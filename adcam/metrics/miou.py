@@ -370,18 +370,6 @@ class ThresholdCurve:
             recall=_share_of_classes(confusions, axis=2),
         )
 
-    def compute_at(self, threshold: float) -> MeanIoUResult:
-        """The scores at one of the thresholds, for one that was chosen on another split.
-
-        Raises:
-            ValueError: If ``threshold`` is not one of those swept.
-        """
-        if threshold not in self._thresholds:
-            raise ValueError(f"threshold {threshold} was not swept; got {list(self._thresholds)}")
-        confusion = self.confusions()[self._thresholds.index(threshold)]
-        miou = float(_mean_iou(confusion[None], self._policy["average"], "miss")[0])
-        return _build_result(confusion, miou, self._num_images, self._policy)
-
     def _settings(self) -> dict[str, Any]:
         return {
             **self._policy,
