@@ -477,7 +477,7 @@ def test_a_huge_image_in_bounded_memory(tmp_path: Path, tiny_checkpoint: Path) -
     assert code == 0
     mask = read_mask(tmp_path / "out" / "masks" / "huge.png")
     assert mask.shape == (9_000, 12_000) and len(np.unique(mask)) > 1
-    # Measured 2.2 GiB, of which the imports take 0.7 (3.2 GiB with the lattice CRF).
+    # Measured 1.7 GB, of which the imports take 0.8 (1.8 GB with the lattice CRF).
     assert peak_mib * 1024**2 < 2.5e9
 
 
