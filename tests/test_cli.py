@@ -199,6 +199,7 @@ def test_labels_rules_and_sources_are_checked_without_torch(place: Path) -> None
         "generate photos --model transformers:missing --classes cat --out out",
         "boxes photos --model deit_tiny_patch16_224 --weights missing --classes cat "
         "--threshold 0.4 --out boxes.csv",
+        "demo --weights missing --work-dir d",
     ]
     script = (
         "import shlex, sys\nfrom adcam.cli import main\n"
@@ -709,6 +710,7 @@ def test_train_and_demo_pass_their_arguments_on(
     (place / "my.py").write_text("train = dict(epochs=1, img_size=8, batch_size=1)\n")
     assert run("train my.py --cfg-options train.epochs=7 --resume") == 0
     assert "classifier: work_dirs/my/classifier.safetensors" in capsys.readouterr().out
+    (place / "w.pth").touch()
     assert run("demo --quick --work-dir d --weights w.pth --redo network") == 0
     options = {"task": "segmentation", "quick": True, "weights": "w.pth", "from_scratch": False}
     choices = {"only": [], "skip": [], "redo": ["network"]}

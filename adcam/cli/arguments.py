@@ -178,6 +178,12 @@ def _check_backbone(model: Any) -> None:
             raise AdcamError(f"model.backbone: {error}") from error
 
 
+def check_weights(args: argparse.Namespace) -> None:
+    """Refuse ``--weights`` of a file that is not there, before torch loads or anything runs."""
+    if args.weights not in (None, "timm") and not Path(args.weights).expanduser().is_file():
+        raise AdcamError(f"--weights {args.weights}: there is no such file")
+
+
 def parse_pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:
     """Values of ``KEY=VALUE`` texts by their keys; ``option`` names them in errors."""
     from adcam.overrides import parse_overrides

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from adcam.cli.arguments import add_command, add_stage_arguments, stage_choices
+from adcam.cli.arguments import add_command, add_stage_arguments, check_weights, stage_choices
 from adcam.cli.console import EXIT_OK, print_comparison, say_next, show
 
 
@@ -48,6 +48,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_weights(args)
     from adcam.demo.demo import open_demo
     from adcam.recipe.stages import run_stages
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adcam.cli.arguments import parse_pairs
+from adcam.cli.arguments import check_weights, parse_pairs
 from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures
 from adcam.errors import AdcamError
 from adcam.progress import printable
@@ -420,8 +420,7 @@ def _check_model(args: argparse.Namespace) -> None:
         find_num_outputs,
     )
 
-    if args.weights not in (None, "timm") and not Path(args.weights).expanduser().is_file():
-        raise AdcamError(f"--weights {args.weights}: there is no such file")
+    check_weights(args)
     kind, colon, model = args.model.partition(":")
     if colon and kind in ("transformers", "clip"):
         if kind == "transformers" and not Path(model).is_dir():
