@@ -331,6 +331,15 @@ def test_files_of_labels_that_are_none(tmp_path: Path) -> None:
 # Masks in other formats
 
 
+def test_some_of_vocs_categories_come_back_with_vocs_values(tmp_path: Path) -> None:
+    needs_pycocotools()
+    mask = np.array([[0, 8, 8], [10, 10, 0]], np.uint8)  # cat and cow
+    write_mask(tmp_path / "masks" / "a.png", mask, voc_palette())
+    convert_masks_to_coco(tmp_path / "masks", tmp_path / "a.json", voc_class_set(["cat", "cow"]))
+    convert_coco_to_masks(tmp_path / "a.json", tmp_path / "back")
+    np.testing.assert_array_equal(read_mask(tmp_path / "back" / "a.png"), mask)
+
+
 @pytest.mark.parametrize("class_set", [VOC, COCO], ids=lambda s: s.name)
 def test_masks_to_coco_and_back(tmp_path: Path, class_set: ClassSet) -> None:
     needs_pycocotools()

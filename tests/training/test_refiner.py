@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from helpers import read_scalars
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from adcam.cli import main
 from adcam.data.folder import load_folder
@@ -30,7 +31,13 @@ from adcam.models.refined_cam import RefinedCAM
 from adcam.settings import RefineSettings, TestViews
 from adcam.structures import ClassMaps
 from adcam.training import refiner as refiner_module
-from adcam.training.refiner import build_refined, open_maps_folder, read_labels, train_refiner
+from adcam.training.refiner import (
+    StoredFeatures,
+    build_refined,
+    open_maps_folder,
+    read_labels,
+    train_refiner,
+)
 
 # Warnings raised inside mmengine and tensorboard are theirs.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -138,6 +145,31 @@ def test_labels_are_what_both_thresholds_agree_on(maps: Path, tmp_path: Path) ->
     assert set(labels[20:28].ravel()) == {255} and set(labels[36:44].ravel()) == {0}
     nothing = read_labels(images, images.index_of("sub/ü"), folder, (0.3, 0.6))
     assert not nothing.any()  # no class is all background
+
+
+def test_half_of_the_images_are_mirrored_together_with_their_labels(tmp_path: Path) -> None:
+    tensors = {
+        "features": torch.arange(6.0).reshape(1, 2, 3).half(),
+        "labels": torch.arange(24, dtype=torch.uint8).reshape(4, 6),
+    }
+    save_file(tensors, tmp_path / "0.safetensors")
+    images = StoredFeatures([tmp_path / "0.safetensors"])
+    random.seed(0)
+    num_mirrored = 0
+    for _ in range(40):
+        item = images[0]
+        is_mirrored = not torch.equal(item["features"], tensors["features"])
+        for name, x in tensors.items():
+            assert torch.equal(item[name], x.flip(-1) if is_mirrored else x)
+        num_mirrored += is_mirrored
+    assert 10 < num_mirrored < 30
+
+
+def test_a_bound_takes_images_from_the_whole_list(maps: Path, tiny_checkpoint: Path) -> None:
+    images = open_maps_folder(maps, load_classifier(tiny_checkpoint).class_set)
+    for most, places in ((3, [0, 2, 4]), (4, [0, 1, 3, 4]), (6, list(range(6)))):
+        kept = refiner_module._take_evenly(images, most)
+        assert [images.index_of(record.img_id) for record in kept.records] == places
 
 
 def test_a_run_repeats_itself_and_resumes(

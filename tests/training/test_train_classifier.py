@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from helpers import read_scalars
 from safetensors import safe_open
 
 from adcam.data.augment import EvalDataset
+from adcam.data.dataset import build_class_set
 from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
 from adcam.labeling.labeler import hash_network
@@ -98,6 +100,24 @@ def test_the_exported_classifier_is_the_best_one(finished: Path, mini_settings: 
     for c, name in enumerate(loaded.class_set.classes):
         expected = sum(c in (record.class_ids or ()) for record in counts)
         assert loaded.info["train_counts"]["train"][name] == expected
+
+
+def test_of_equal_scores_the_first_epoch_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for choose, expected in (("best", [1, 2, 5]), ("last", [1, 2, 3, 4, 5])):
+        kept: list[int] = []
+
+        def record(*args: Any, kept: list[int] = kept, **options: Any) -> None:
+            kept.append(args[4]["epoch"])
+
+        monkeypatch.setattr("adcam.training.classifier.save_classifier", record)
+        path, classes = tmp_path / "classifier.safetensors", build_class_set("one", ["cat"])
+        hook = ExportClassifier(path, {}, classes, {}, None, "mAP", choose, None)
+        for epoch, score in enumerate((50.0, 70.0, 70.0, 60.0, 71.0), start=1):
+            runner: Any = SimpleNamespace(model=SimpleNamespace(network=None), epoch=epoch)
+            hook.after_val_epoch(runner, {"mAP": score})
+        assert kept == expected
 
 
 def test_validation_map_equals_its_definition(finished: Path, mini_settings: Settings) -> None:
