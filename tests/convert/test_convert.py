@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -41,6 +42,7 @@ from adcam.convert.exchange import (
     convert_masks_to_yolo,
     convert_yolo_to_masks,
 )
+from adcam.convert.export_cams import encode_cam_file
 from adcam.convert.labels import (
     convert_irn_labels,
     convert_mask_labels,
@@ -57,7 +59,7 @@ from adcam.errors import AdcamError
 from adcam.evaluation.masks_on_disk import evaluate_maps, evaluate_masks
 from adcam.labeling.maps_file import load_maps
 from adcam.labeling.mask_maker import resize_maps
-from adcam.structures import ClassSet
+from adcam.structures import ClassMaps, ClassSet
 
 ROOT = Path(__file__).resolve().parents[2]
 VOC = voc_class_set()
@@ -329,6 +331,16 @@ def test_files_of_labels_that_are_none(tmp_path: Path) -> None:
 
 
 # Masks in other formats
+
+
+def test_exported_maps_number_classes_as_each_project_does() -> None:
+    """IRN and CLIP-ES count classes from 0; PuzzleCAM puts background first, as 0."""
+    maps = ClassMaps((3, 14), np.full((2, 8, 12), 0.5, np.float32))
+    for cam_format, keys in (("irn", [3, 14]), ("clip_es", [3, 14]), ("puzzlecam", [0, 4, 15])):
+        data = encode_cam_file(maps, cam_format)
+        # allow_pickle: these are the bytes of the line above, in the form that others read.
+        content = np.load(io.BytesIO(data), allow_pickle=True).item()
+        assert content["keys"].tolist() == keys
 
 
 def test_some_of_vocs_categories_come_back_with_vocs_values(tmp_path: Path) -> None:

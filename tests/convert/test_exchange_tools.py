@@ -296,7 +296,21 @@ def test_values_with_gaps_become_0_to_k(tmp_path: Path) -> None:
     convert("masks-to-mmseg", tmp_path / "m", tmp_path / "o", class_set=pets, images=tmp_path / "i")
     mask = read_mask(tmp_path / "o/ann_dir/train/a.png")
     np.testing.assert_array_equal(mask, [[0, 1, 2, 255]])
-    assert 'img_suffix=".png"' in (tmp_path / "o/dataset.py").read_text()
+    config = (tmp_path / "o/dataset.py").read_text()
+    assert 'img_suffix=".png"' in config
+    palette = [list(pets.palette[value]) for value in (0, 1, 2)]  # by the new values
+    assert f'classes=["background", "cat", "dog"], palette={palette}' in config
+
+
+def test_the_names_of_a_hugging_face_set_are_by_mask_value(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra `ray`)")
+    write_mask(tmp_path / "m/a.png", np.array([[0, 8, 12, 255]], np.uint8), voc_palette())
+    (tmp_path / "i").mkdir()
+    Image.new("RGB", (4, 1)).save(tmp_path / "i/a.png")
+    pets = ClassSet("pets", ("cat", "dog"), (8, 12), voc_palette())
+    convert("masks-to-hf", tmp_path / "m", tmp_path / "o", class_set=pets, images=tmp_path / "i")
+    names = json.loads((tmp_path / "o/id2label.json").read_text())
+    assert names == {"0": "background", "8": "cat", "12": "dog"}
 
 
 # COCO and YOLO, by their own packages
