@@ -112,6 +112,20 @@ def test_thresholds_come_from_the_choosing_split(
     assert swapped.boxes.max_box_acc_v2 == swapped.localization.gt_known == 100
 
 
+def test_the_largest_contour_decides_the_threshold_of_gt_known(tmp_path: Path) -> None:
+    """Boxes of all contours find the object at low thresholds too, where it is not the largest."""
+    images = make_split(tmp_path, "val", halo=0)
+    for i, record in enumerate(images.records):
+        img = np.array(Image.open(record.img_path))
+        img[:, 50:, i % 2] = 120
+        Image.fromarray(img).save(record.img_path)
+    row = MethodSpec("CAM", "cam", views=EXACT)
+    (result,) = compare_boxes(make_classifiers(), [row], images, images)
+    assert result.boxes.best_thresholds[0.5] < 119 / 255 < result.threshold
+    assert result.threshold == result.largest.best_thresholds[0.5]
+    assert result.localization.gt_known == 100
+
+
 def test_numbers_are_those_of_the_metric_on_the_written_maps(
     splits: tuple[ImageDataset, ImageDataset], tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from adcam.cams import build_method
 from adcam.data import dataset
 from adcam.data.dataset import ImageDataset
 from adcam.data.sources import build_dataset
@@ -26,6 +27,7 @@ from adcam.evaluation.mapping import ImageMapper, MappedImage, MapTargets, MaskC
 from adcam.evaluation.mask_folder import build_labeler
 from adcam.evaluation.pictures import Pictures, SmallImage, _Packed
 from adcam.labeling.generate import generate
+from adcam.labeling.map_maker import MapMaker
 from adcam.metrics.miou import MeanIoU
 from adcam.models.classifier_file import ClassifierFile
 from adcam.models.token_cam import TokenCAM
@@ -211,6 +213,7 @@ def test_the_spread_of_images_is_that_of_their_masks(
     splits: tuple[ImageDataset, ImageDataset], classifier: ClassifierFile
 ) -> None:
     found = compare_methods({"": classifier}, SPECS, *splits, keep_pictures=True)
+    maker = MapMaker(classifier.network, [build_method("cam")], views=ONE, device="cpu")
     for result in found.results:
         assert len(result.image_mious) == len(splits[1])
     for picture, sample in zip(found.pictures, splits[1], strict=True):
@@ -223,7 +226,9 @@ def test_the_spread_of_images_is_that_of_their_masks(
             metric.update(picture.masks[result.spec.name], sample.mask)
             assert metric.compute().miou == result.image_mious[picture.img_id]
         assert found.results[-1].image_mious == found.masks.mious
-        assert picture.confidence is not None and 0 <= picture.confidence <= 1
+        (scores,) = maker.run([sample.img]).compute_scores()
+        least_likely = min(scores[i] for i in sample.class_ids or ())
+        assert picture.confidence == pytest.approx(least_likely, abs=1e-6)
         assert list(picture.maps) == [spec.name for spec in SPECS[:-1]]
         assert picture.score_map("AD-CAM").shape == picture.img.shape[:2] == sample.ori_hw
 

@@ -23,9 +23,9 @@ from adcam.evaluation.masks_on_disk import (
     evaluate_masks,
     suggest_thresholds,
 )
-from adcam.evaluation.unsupervised import OF_SET
+from adcam.evaluation.unsupervised import OF_SET, UnsupervisedRules
 from adcam.labeling.maps_file import encode_maps, load_maps
-from adcam.masks.background import compute_mask
+from adcam.masks.background import compute_mask, find_threshold
 from adcam.metrics.miou import MeanIoU
 from adcam.structures import ClassMaps
 
@@ -195,6 +195,17 @@ def test_rules_without_ground_truth_and_what_they_lose(stored: tuple[Path, Path]
     assert empty == {"rules": [], "num_images": 1}, "an image without classes says nothing"
     with pytest.raises(AdcamError, match="no maps of d"):
         suggest_thresholds(stored[0], ids=["a", "d"])
+
+
+def test_a_threshold_of_each_image_is_shown_in_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.random((1, 8, 9), dtype=np.float32) ** power for power in (1, 1, 6)]
+    rules = UnsupervisedRules()
+    for score_maps in images:
+        rules.update(score_maps)
+    (shown,) = [row["threshold"] for row in rules.suggest() if row["rule"] == "otsu"]
+    each = [find_threshold(score_maps, rule="otsu") for score_maps in images]
+    assert shown == pytest.approx(np.mean(each)) and abs(shown - np.median(each)) > 0.01
 
 
 def test_maps_of_other_classes_or_sizes_are_refused(stored: tuple[Path, Path]) -> None:

@@ -137,6 +137,14 @@ def test_finish_sorts_and_keeps_the_newest_entry(folder: OutputFolder, tmp_path:
     assert folder["a"] == newest and folder["z"]["id"] == "z"
 
 
+def test_the_newest_line_counts_when_an_unfinished_run_resumes(tmp_path: Path) -> None:
+    with OutputFolder(tmp_path, CONFIG) as folder:
+        folder.append({"id": "a", "status": "failed", "error": "x"})
+        newest = make_entry(folder, "a")
+    with OutputFolder(tmp_path, CONFIG) as again:
+        assert again["a"] == newest and again.is_done("a", {})
+
+
 def test_names_that_are_no_utf_8_are_recorded(folder: OutputFolder, tmp_path: Path) -> None:
     folder.append({"id": "a\udcff", "status": "failed", "error": "ü"})
     assert folder["a\udcff"]["error"] == "ü"
