@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adcam.errors import AdcamError
 from adcam.files import read_json, write_json
-from adcam.labeling.manifest import Entry, read_manifest, write_manifest_table
+from adcam.labeling.manifest import read_manifest, write_manifest_table
 from adcam.labeling.output_folder import (
     CONFIG_NAME,
     MANIFEST_NAME,
@@ -107,7 +107,8 @@ class MergeResult:
 def merge_shards(path: str | Path, *, parquet: bool = False) -> MergeResult:
     """Join the manifests of all shards of an output folder into one, and remove theirs.
 
-    The folder is then the same as after a run that was not divided.
+    The folder is then the same as after a run that was not divided. A run over the whole that was
+    killed at its very end is finished in the same way.
 
     Args:
         path: The output folder. A folder without shards is only checked, and so are packed results,
@@ -130,11 +131,17 @@ def merge_shards(path: str | Path, *, parquet: bool = False) -> MergeResult:
     with OutputFolder(path, None) as folder:
         division = choose_division(path)
         _require_complete(path, division)
-        if not division.states[0].shard.is_whole:
-            plan = read_json(plan_path(path, division.states[0].shard))
+        state = division.states[0]
+        if not state.shard.is_whole:
+            plan = read_json(plan_path(path, state.shard))
             write_json(path / PLAN_NAME, {**plan, "owned": plan["images"]})
             order = division.order or {}
             folder.join([order[i] for i in range(plan["images"])])
+        elif state.lines > state.ok + state.failed or find_shards(path, ".jsonl"):
+            # A run over the whole was killed before it could do so itself.
+            manifests = _find_manifests(path, state.shard)
+            lines = (entry for file in manifests for _, _, entry in read_manifest(file))
+            folder.join(dict.fromkeys(entry["id"] for entry in lines))
         ok, failed = 0, {}
         for _, _, entry in read_manifest(path / MANIFEST_NAME):
             if entry["status"] == "ok":
@@ -226,14 +233,17 @@ def _read_division(path: Path, count: int) -> Division:
             continue
         status: dict[str, str] = {}
         lines = 0
-        for entry in _read_entries(path, shard):
-            lines += 1
-            if shard.is_whole:
-                if status.get(entry["id"]) != "ok":
-                    status[entry["id"]] = entry["status"]
-            elif isinstance(entry.get("index"), int):
-                status[entry["id"]] = entry["status"]
-                order[entry["index"]] = entry["id"]
+        for manifest in _find_manifests(path, shard):
+            newest: dict[str, str] = {}
+            for _, _, entry in read_manifest(manifest):
+                lines += 1
+                if shard.is_whole:
+                    newest[entry["id"]] = entry["status"]
+                elif isinstance(entry.get("index"), int):
+                    newest[entry["id"]] = entry["status"]
+                    order[entry["index"]] = entry["id"]
+            # Of several manifests, one in which the image has a result counts.
+            status |= {i: value for i, value in newest.items() if status.get(i) != "ok"}
         ok = sum(value == "ok" for value in status.values())
         # Folders of other commands have no plan: what their manifest lists is all there is.
         owned = len(status) if plan is None else plan["owned"]
@@ -241,12 +251,10 @@ def _read_division(path: Path, count: int) -> Division:
     return Division(agreed[0], states, order)
 
 
-def _read_entries(path: Path, shard: Shard) -> Iterator[Entry]:
-    """The lines of a shard's manifest; of the whole, those of all manifests."""
+def _find_manifests(path: Path, shard: Shard) -> list[Path]:
+    """The manifest of a shard; of the whole, all manifests."""
     shards = [shard, *(find_shards(path, ".jsonl") if shard.is_whole else ())]
-    for manifest in (manifest_path(path, shard) for shard in shards):
-        if manifest.is_file():
-            yield from (entry for _, _, entry in read_manifest(manifest))
+    return [file for shard in shards if (file := manifest_path(path, shard)).is_file()]
 
 
 def _read_plan(path: Path, shard: Shard) -> dict[str, Any] | None:

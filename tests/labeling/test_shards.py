@@ -45,9 +45,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make(photos: Path, labeler: PseudoLabeler, out: Path, **options: Any) -> Any:
-    return generate(
-        load_folder(photos), labeler, out, labels="predicted", progress=False, **options
-    )
+    images = load_folder(photos)[::-1]  # an order that is not that of the ids
+    return generate(images, labeler, out, labels="predicted", progress=False, **options)
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
@@ -197,11 +196,30 @@ def test_another_division_and_the_whole_keep_what_is_done(
     assert stable(out) == stable(tmp_path / "whole")
 
 
+def test_a_run_killed_before_its_end_is_merged_by_the_newest_lines(tmp_path: Path) -> None:
+    config = {"adcam": "0"}
+    with OutputFolder(tmp_path, config, shard=Shard(0, 2)) as shard:
+        shard.append({"id": "a", "status": "failed", "error": "old"})
+        shard.append({"id": "b", "status": "ok"})
+    with OutputFolder(tmp_path, config) as whole:
+        whole.start(["c", "d", "a", "b"])
+        for img_id, status in (("c", "failed"), ("d", "ok"), ("c", "ok"), ("a", "ok")):
+            whole.append({"id": img_id, "status": status})
+        whole.append({"id": "d", "status": "failed", "error": "gone"})
+    (state,) = choose_division(tmp_path).states
+    assert (state.ok, state.failed, state.lines) == (3, 1, 7)
+    result = merge_shards(tmp_path)
+    assert (result.ok, result.failed) == (3, {"d": "gone"})
+    lines = (tmp_path / "manifest.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["c", "d", "a", "b"]
+    assert not (tmp_path / "shards").exists()
+
+
 def test_shards_of_other_images_are_not_merged(
     photos: Path, labeler: PseudoLabeler, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    images = load_folder(photos)
+    images = load_folder(photos)[::-1]
     fewer = type(images)(images.class_set, "all", images.records[1:])
     for index, given in enumerate((images, fewer, images)):
         options = {"labels": "predicted", "progress": False, "shard": Shard(index, 3)}
