@@ -16,6 +16,7 @@ from adcam.models.losses import (
     DepthOutput,
     contrastive_attention_loss,
     foreground_consistency_loss,
+    scale_class_maps,
     split_attention,
 )
 from adcam.models.nonlocal_cam import NonlocalCAM
@@ -55,8 +56,11 @@ class InCA(Section):
             harder.
         margin: By how much the hinge wants background to be farther away than foreground.
         temperature: The temperature of InfoNCE; a smaller one weighs hard cases more.
-        consistency_weight: The weight λ_fc of the foreground consistency loss; larger makes earlier
-            attention more like the last. 0 for none.
+        consistency_weight: The weight λ_fc of the foreground consistency loss; larger makes the
+            maps that it compares more alike. 0 for none.
+        consistency_on: What is pulled towards the attention of the last of ``layers``: that of the
+            other ``"layers"``, or the class ``"maps"`` as well, which spread over the whole object
+            where the attention does.
     """
 
     layers: str | tuple[int, ...] = "all"
@@ -72,6 +76,7 @@ class InCA(Section):
     margin: float = setting(1.0, above=0, at_most=4)
     temperature: float = setting(0.07, above=0)
     consistency_weight: float = 1.0
+    consistency_on: str = setting("layers", choices=("layers", "maps"))
 
     def build_dropout(self) -> AttentionDropout | None:
         """Return the dropout of all depths, ``None`` if nothing is dropped."""
@@ -86,8 +91,13 @@ class InCA(Section):
             layers=self.drop_layers,
         )
 
-    def compute_losses(self, maps: TrainMaps) -> dict[str, Tensor]:
-        """Return the weighted ``loss_contrastive`` and ``loss_consistency`` of outputs."""
+    def compute_losses(self, maps: TrainMaps, cls_label: Tensor) -> dict[str, Tensor]:
+        """Return the weighted ``loss_contrastive`` and ``loss_consistency`` of outputs.
+
+        Args:
+            maps: What the network showed of B images.
+            cls_label: (B, C), multi-hot.
+        """
         losses = {}
         if self.contrastive is not None:
             depth_outputs = maps.depth_outputs
@@ -112,9 +122,11 @@ class InCA(Section):
             ]
             losses["loss_contrastive"] = self.contrastive_weight * torch.stack(parts).mean()
         if self.consistency_weight:
-            *early, last = (output.attn for output in maps.depth_outputs)
+            *pulled, last = (output.attn for output in maps.depth_outputs)
+            if self.consistency_on == "maps":
+                pulled.append(scale_class_maps(maps.cam, cls_label))
             losses["loss_consistency"] = self.consistency_weight * foreground_consistency_loss(
-                early, last
+                pulled, last
             )
         return losses
 
@@ -202,7 +214,7 @@ class Classifier(BaseModel):
             loss = self._compare(cls_logits.float(), cls_label)
             losses["loss_cls_token"] = self.cls_token_loss * loss
         if inca is not None:
-            losses |= inca.compute_losses(maps)
+            losses |= inca.compute_losses(maps, cls_label)
         return losses
 
     def _compare(self, logits: Tensor, cls_label: Tensor) -> Tensor:

@@ -120,27 +120,38 @@ def contrastive_attention_loss(
     return (losses * usable).sum() / usable.sum().clamp_min(1)
 
 
-def foreground_consistency_loss(early: list[Tensor], last: Tensor) -> Tensor:
-    """Mean squared difference of each earlier attention map to the last one.
-
-    The last map is the reference: it gets no gradient, and is resized (bilinear) to each earlier
-    map.
+def scale_class_maps(cam: Tensor, cls_label: Tensor) -> Tensor:
+    """Add up the class maps of each image's labels and scale the sum from 0 to 1.
 
     Args:
-        early: Maps (B, 1, h_l, w_l) of earlier depths, in [0, 1].
-        last: (B, 1, h, w) in [0, 1].
+        cam: (B, C, h, w), of either sign.
+        cls_label: (B, C), multi-hot.
 
     Returns:
-        Scalar, the sum over the earlier depths; 0 without any.
+        float32 (B, 1, h, w) in [0, 1]; a map of one value everywhere becomes 0.
     """
-    total = last.new_zeros((), dtype=torch.float32)
-    for attn in early:
-        reference = last.detach().float()
-        if reference.shape[2:] != attn.shape[2:]:
-            reference = F.interpolate(
-                reference, size=attn.shape[2:], mode="bilinear", align_corners=False
-            )
-        total = total + (attn.float() - reference).square().mean()
+    cam = torch.einsum("bchw,bc->bhw", cam.float(), cls_label.float()).unsqueeze(1)
+    return scale_attention(cam - cam.amin(dim=(2, 3), keepdim=True))
+
+
+def foreground_consistency_loss(maps: list[Tensor], reference: Tensor) -> Tensor:
+    """Mean squared difference of each map to the reference, the attention of the last depth.
+
+    The reference gets no gradient, and is resized (bilinear) to each map.
+
+    Args:
+        maps: Attention (B, 1, h_l, w_l) of earlier depths, or scaled class maps, in [0, 1].
+        reference: (B, 1, h, w) in [0, 1].
+
+    Returns:
+        Scalar, the sum over the maps; 0 without any.
+    """
+    total = reference.new_zeros((), dtype=torch.float32)
+    for attn in maps:
+        goal = reference.detach().float()
+        if goal.shape[2:] != attn.shape[2:]:
+            goal = F.interpolate(goal, size=attn.shape[2:], mode="bilinear", align_corners=False)
+        total = total + (attn.float() - goal).square().mean()
     return total
 
 

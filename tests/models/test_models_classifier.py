@@ -140,6 +140,10 @@ NO_DROP = {"drop_foreground": False, "drop_background": False}
         ({"contrastive": None}, {"loss_patches", "loss_consistency"}),
         ({"contrastive": "infonce", "consistency_weight": 0}, {"loss_patches", "loss_contrastive"}),
         ({"contrastive": None, "consistency_weight": 0}, {"loss_patches"}),
+        (
+            {"contrastive": None, "consistency_on": "maps", "layers": (1,)},
+            {"loss_patches", "loss_consistency"},
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
@@ -160,14 +164,16 @@ def test_each_part_of_inca_goes_by_itself(
 def test_incas_losses_are_weighted_means_over_its_depths() -> None:
     plain = InCA(contrastive_weight=1.0, consistency_weight=1.0, margin=2.0, **NO_DROP)
     network = make_cnn().eval().network
-    maps = network.train_maps(torch.randn(2, 3, 64, 80), layers="all")
-    once = plain.compute_losses(maps)
-    more = InCA(contrastive_weight=0.5, consistency_weight=3.0, margin=2.0).compute_losses(maps)
+    maps, labels = network.train_maps(torch.randn(2, 3, 64, 80), layers="all"), torch.eye(4)[:2]
+    once = plain.compute_losses(maps, labels)
+    more = InCA(contrastive_weight=0.5, consistency_weight=3.0, margin=2.0).compute_losses(
+        maps, labels
+    )
     assert once["loss_contrastive"] > 0
     torch.testing.assert_close(more["loss_contrastive"], 0.5 * once["loss_contrastive"])
     torch.testing.assert_close(more["loss_consistency"], 3 * once["loss_consistency"])
     single = [
-        plain.compute_losses(replace(maps, depth_outputs=(output,)))["loss_contrastive"]
+        plain.compute_losses(replace(maps, depth_outputs=(output,)), labels)["loss_contrastive"]
         for output in maps.depth_outputs
     ]
     torch.testing.assert_close(once["loss_contrastive"], torch.stack(single).mean())
@@ -184,13 +190,49 @@ def test_the_contrast_of_class_maps() -> None:
         DepthOutput(cam, attn),
     )
     inca = InCA(contrastive_on="maps", margin=4.0, consistency_weight=0.0)
-    assert (
-        inca.compute_losses(TrainMaps(cam, None, depth_outputs))["loss_contrastive"].item() < 1e-5
+
+    def contrast(cam: Tensor, depth_outputs: tuple[DepthOutput, ...]) -> float:
+        losses = inca.compute_losses(TrainMaps(cam, None, depth_outputs), torch.eye(3)[:2])
+        return losses["loss_contrastive"].item()
+
+    assert contrast(cam, depth_outputs) < 1e-5
+    assert contrast(cam.abs(), depth_outputs) == pytest.approx(4)
+    contrast(cam, depth_outputs[:1])  # the attention may be of another size
+
+
+def test_the_consistency_of_class_maps() -> None:
+    """A map that is the attention, but for an offset and a factor, loses nothing by it."""
+    torch.manual_seed(0)
+    attn = torch.rand(2, 1, 4, 6)
+    attn -= attn.amin(dim=(2, 3), keepdim=True)
+    attn /= attn.amax(dim=(2, 3), keepdim=True)
+    early, last = (
+        DepthOutput(torch.randn(2, 5, 8, 12), torch.rand(2, 1, 8, 12)),
+        DepthOutput(torch.randn(2, 5, 4, 6), attn.requires_grad_()),
     )
-    same = TrainMaps(cam.abs(), None, depth_outputs)
-    assert inca.compute_losses(same)["loss_contrastive"].item() == pytest.approx(4)
-    # the attention may be of another size
-    inca.compute_losses(TrainMaps(cam, None, depth_outputs[:1]))
+    inca = InCA(contrastive=None, consistency_on="maps", consistency_weight=2.0)
+    labels = torch.eye(3)[[2, 0]]
+
+    def consistency(cam: Tensor, *outputs: DepthOutput) -> Tensor:
+        return inca.compute_losses(TrainMaps(cam, None, outputs), labels)["loss_consistency"]
+
+    cam = torch.randn(2, 3, 4, 6)
+    cam[[0, 1], [2, 0]] = 5 * attn.detach().squeeze(1) - 3
+    assert consistency(cam, last).item() < 1e-12
+    # Earlier attention counts beside the maps, as it does without them.
+    alone = replace(inca, consistency_on="layers").compute_losses(
+        TrainMaps(cam, None, (early, last)), labels
+    )
+    torch.testing.assert_close(consistency(cam, early, last), alone["loss_consistency"])
+    # The map of the label is pulled, towards the attention; other maps and the attention stay.
+    cam = torch.randn(2, 3, 4, 6, requires_grad=True)
+    loss = consistency(cam, last)
+    (grad,) = torch.autograd.grad(loss, cam, retain_graph=True)
+    assert grad[[0, 1], [2, 0]].abs().amin(dim=0).max() > 0
+    assert grad[[0, 0, 1, 1], [0, 1, 1, 2]].abs().max() == 0
+    assert torch.autograd.grad(loss, last.attn, allow_unused=True) == (None,)
+    with torch.no_grad():
+        assert consistency(cam - 0.1 * grad, last) < loss
 
 
 @pytest.mark.parametrize("kind", ["cnn", "vit"])

@@ -15,6 +15,7 @@ from adcam.models.losses import (
     contrastive_attention_loss,
     foreground_consistency_loss,
     scale_attention,
+    scale_class_maps,
     split_attention,
 )
 
@@ -139,6 +140,15 @@ def test_gradient_parts_object_from_background() -> None:
             optimizer.step()
         after = contrastive_attention_loss(features, masks, version=version).item()
         assert after < max(0.2 * before, 0.05)
+
+
+def test_scaled_class_maps_exactly() -> None:
+    cam = torch.tensor([[[[1.0, 3.0]], [[-1.0, 0.0]], [[9.0, -9.0]]]])
+    expected = torch.tensor([[[[0.0, 1.0]]]])
+    assert torch.equal(scale_class_maps(cam, torch.tensor([[1.0, 0.0, 0.0]])), expected)
+    # Two labels: the sum of their maps, 10 and -6; then a map of one value.
+    assert torch.equal(scale_class_maps(cam, torch.tensor([[1.0, 0.0, 1.0]])), 1 - expected)
+    assert torch.equal(scale_class_maps(cam, torch.zeros(1, 3)), torch.zeros(1, 1, 1, 2))
 
 
 def test_consistency_exactly() -> None:
