@@ -1,22 +1,26 @@
-# InCA's parts with EfficientNet-Lite0 on voc-animals: plain CAM, ADL, each part alone, all together,
-# class maps alone and multiplied by the last attention; three seeds each:
+# InCA's parts with EfficientNet-Lite0 on voc-animals: plain CAM, ADL, each part alone, InCA as its
+# config has it, all parts together; class maps alone and multiplied by the last attention; three
+# seeds each:
 #   adcam compare configs/voc_animals/localization/ablation_inca_efficientnet-lite0_voc-animals.py \
 #       --work-dir W --table-only
 # docs/methods.md reads the table.
 _base_ = ["./inca_efficientnet-lite0_2e_voc-animals.py"]
-off = {
-    "inca.contrastive": None,
-    "inca.consistency_weight": 0.0,
-    "inca.drop_foreground": False,
-    "inca.drop_background": False,
-}
-consistency = {"inca.layers": (1, 2), "inca.consistency_weight": 1.0}
+off = {"inca.contrastive": None, "inca.consistency_weight": 0.0}
+layers = {"inca.layers": (1, 2), "inca.consistency_on": "layers", "inca.consistency_weight": 1.0}
+dropping = {"inca.drop_foreground": True, "inca.drop_background": True}
 parts = {
     "non-local": {**off, "model.attention": "nonlocal"},
-    "contrast": {**off, "inca.contrastive": "hinge"},
-    "consistency": {**off, **consistency},
+    "contrast": {"inca.consistency_weight": 0.0},
+    "consistency": {**off, **layers},
+    "consistency of maps": {"inca.contrastive": None},
     "background": {**off, "inca.drop_background": True},
-    "all": {"model.attention": "nonlocal", **consistency, "inca.drop_layers": (2,)},
+    "contrast and dropping": {**dropping, "inca.consistency_weight": 0.0},
+    "all": {
+        **dropping,
+        "model.attention": "nonlocal",
+        "inca.layers": (1, 2),
+        "inca.drop_layers": (2,),
+    },
 }
 configs = {"CAM": "cam", "ADL": "adl", **dict.fromkeys((*parts, "InCA"), "inca")}
 views = dict(scales=[224], keep_ratio=False)
@@ -26,7 +30,7 @@ compare = dict(
     report_on="val",
     dtype="bfloat16",
     networks={
-        f"{name}_{seed}": dict(
+        f"{name}_{seed}".replace(" ", "-"): dict(
             config=f"./{config}_efficientnet-lite0_2e_voc-animals.py",
             options={**parts.get(name, {}), "train.seed": seed},
         )
@@ -36,7 +40,7 @@ compare = dict(
     rows=[
         dict(
             name=f"{name}{suffix}, seed {seed}",
-            network=f"{name}_{seed}",
+            network=f"{name}_{seed}".replace(" ", "-"),
             method=method,
             views=views,
         )
