@@ -25,6 +25,7 @@ methods = {
     "InCA": dict(network="inca", method="cam"),
     "TS-CAM": dict(network="plain", method="ts_cam", options=published),
     "TS-CAM, shifted": dict(network="plain", method="ts_cam"),
+    "InCA + TS-CAM, shifted": dict(network="inca", method="ts_cam"),
     "InCA + AD-CAM": dict(network="inca", method="ad_cam"),
     "TS-CAM + AD-CAM": dict(network="plain", method="ad_cam"),
 }
