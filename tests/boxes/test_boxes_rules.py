@@ -40,6 +40,9 @@ def test_the_threshold_is_a_share_of_the_maximum_and_exclusive() -> None:
     # 127 levels at the peak, 63 at the left pixel: int(0.5 * 127) = 63 is not above 63
     assert ts_cam.compute_box(half, threshold=0.5).tolist() == [1, 0, 2, 1]
     assert ts_cam.compute_box(half, threshold=0.49).tolist() == [0, 0, 2, 1]
+    # 64 is: the share of an odd maximum is cut, not rounded
+    half[0, 0] = 0.253
+    assert ts_cam.compute_box(half, threshold=0.5).tolist() == [0, 0, 2, 1]
 
 
 @pytest.mark.parametrize("rule", BOTH_RULES)
