@@ -19,14 +19,14 @@ from adcam.boxes import wsol
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
 from adcam.evaluation import compare_boxes as compare_boxes_module
-from adcam.evaluation.boxes import map_of_true_class
+from adcam.evaluation.boxes import BoxCounts, map_of_true_class
 from adcam.evaluation.compare_boxes import BoxResult, format_box_csv
 from adcam.evaluation.compare_boxes import compare_boxes as compare
-from adcam.evaluation.mapping import ImageMapper, MapTargets, Wanted
+from adcam.evaluation.mapping import ImageMapper, MappedImage, MapTargets, MethodMaps, Wanted
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import ClassifierFile
 from adcam.settings import MethodSpec, TestViews
-from adcam.structures import TokenMaps
+from adcam.structures import Sample, TokenMaps
 
 CLASSES = build_class_set("two", ["red", "green"], masks=False)
 HW = (40, 64)
@@ -124,6 +124,18 @@ def test_the_largest_contour_decides_the_threshold_of_gt_known(tmp_path: Path) -
     assert result.boxes.best_thresholds[0.5] < 119 / 255 < result.threshold
     assert result.threshold == result.largest.best_thresholds[0.5]
     assert result.localization.gt_known == 100
+
+
+def test_true_boxes_of_gt_known_end_before_the_border_as_ts_cam_has_it() -> None:
+    score_map = np.zeros((8, 8), np.float32)
+    score_map[:, 4:] = 1
+    sample = Sample("a", np.zeros((8, 8, 3), np.uint8), (0,), boxes=np.array([[4, 0, 8, 8]]))
+    counts = BoxCounts(["CAM"], {"CAM": 0.5})
+    counts.process(MappedImage(0, sample, {"CAM": MethodMaps((0,), score_map[None])}))
+    (outcome,) = counts.outcomes["CAM"]
+    # The predicted box ends at 8 and the true one at 7, and both sides count one pixel more.
+    assert outcome.iou == pytest.approx(4 * 8 / (5 * 9))
+    assert outcome.box == (0.5, 0, 1, 1)
 
 
 def test_numbers_are_those_of_the_metric_on_the_written_maps(

@@ -202,16 +202,18 @@ def test_a_run_killed_before_its_end_is_merged_by_the_newest_lines(tmp_path: Pat
         shard.append({"id": "a", "status": "failed", "error": "old"})
         shard.append({"id": "b", "status": "ok"})
     with OutputFolder(tmp_path, config) as whole:
-        whole.start(["c", "d", "a", "b"])
-        for img_id, status in (("c", "failed"), ("d", "ok"), ("c", "ok"), ("a", "ok")):
+        whole.start(["c", "d", "a", "b", "e"])
+        for img_id, status in (("c", "failed"), ("d", "ok"), ("a", "ok"), ("e", "failed")):
             whole.append({"id": img_id, "status": status})
+        for img_id in ("c", "e"):
+            whole.append({"id": img_id, "status": "ok"})
         whole.append({"id": "d", "status": "failed", "error": "gone"})
     (state,) = choose_division(tmp_path).states
-    assert (state.ok, state.failed, state.lines) == (3, 1, 7)
+    assert (state.ok, state.failed, state.lines) == (4, 1, 9)
     result = merge_shards(tmp_path)
-    assert (result.ok, result.failed) == (3, {"d": "gone"})
+    assert (result.ok, result.failed) == (4, {"d": "gone"})
     lines = (tmp_path / "manifest.jsonl").read_text("utf-8").splitlines()
-    assert [json.loads(line)["id"] for line in lines] == ["c", "d", "a", "b"]
+    assert [json.loads(line)["id"] for line in lines] == ["c", "d", "a", "e", "b"]
     assert not (tmp_path / "shards").exists()
 
 
