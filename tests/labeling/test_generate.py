@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -355,6 +356,17 @@ def test_class_ids_are_matched_by_name(
     images = load_folder(photos, labels=photos / "labels.csv", classes=stranger)
     with pytest.raises(ValueError, match="unknown class 'wolf'"):
         generate(images, labeler, tmp_path / "new", progress=False)
+
+
+def test_other_images_of_the_same_names_are_labelled_again(
+    photos: Path, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "others")
+    for folder, skipped in ((photos, 0), (tmp_path / "others", 0), (tmp_path / "others", 4)):
+        result = generate(
+            load_folder(folder), labeler, tmp_path / "out", labels="predicted", progress=False
+        )
+        assert result.skipped == skipped
 
 
 def test_other_labels_are_another_run(photos: Path, labeler: PseudoLabeler, tmp_path: Path) -> None:

@@ -205,11 +205,12 @@ def test_a_run_killed_before_its_end_is_merged_by_the_newest_lines(tmp_path: Pat
         whole.start(["c", "d", "a", "b", "e"])
         for img_id, status in (("c", "failed"), ("d", "ok"), ("a", "ok"), ("e", "failed")):
             whole.append({"id": img_id, "status": status})
+        whole.append({"id": "b", "status": "failed", "error": "not again"})
         for img_id in ("c", "e"):
             whole.append({"id": img_id, "status": "ok"})
         whole.append({"id": "d", "status": "failed", "error": "gone"})
     (state,) = choose_division(tmp_path).states
-    assert (state.ok, state.failed, state.lines) == (4, 1, 9)
+    assert (state.ok, state.failed, state.lines) == (4, 1, 10)
     result = merge_shards(tmp_path)
     assert (result.ok, result.failed) == (4, {"d": "gone"})
     lines = (tmp_path / "manifest.jsonl").read_text("utf-8").splitlines()
