@@ -258,6 +258,9 @@ def test_a_recipe_with_a_refined_classifier(place: Path, cfg: Config) -> None:
     assert run(cfg, work)[0] == []
     assert remake_report(load_recipe(work)).is_file()
 
+    for scale in (40, 32):  # other maps are learnt from again
+        cfg.cam.scales = [scale]
+        assert run(cfg, work, only=["maps", "refine"])[0] == ["maps", "refine"]
     cfg.refine.rule = "constant:0.4"
     assert run(cfg, work)[0][0] == "generate"
     cfg.refine.seed = 1
