@@ -15,6 +15,7 @@ from mmengine.config import Config
 from adcam.cli import main
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.data.shapes import make_shape_boxes
+from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
 from adcam.evaluation.boxes_on_disk import evaluate_boxes, evaluate_pixels
 from adcam.recipe import classifiers, compare
@@ -83,6 +84,7 @@ def masks_cfg(mini_cfg: Config) -> Config:
         "choose_on": "train",
         "report_on": "val",
         "choose_stride": 4,
+        "report_stride": 3,
         "rows": [
             {"name": "CAM", "method": "cam", "views": {"scales": [32], "flip": True}},
             {"name": "AD-CAM", "method": "ad_cam", "views": {"scales": [32], "flip": True}},
@@ -109,7 +111,12 @@ def test_one_command_trains_once_and_repeats_itself(
     assert run(settings, work)[0] == ["train", "compare", "report"]
     table = (work / "compare" / "compare.csv").read_bytes()
     page = (work / "report" / "report.html").read_bytes()
-    methods = read_methods(open_comparison(settings, work))
+    comparison = open_comparison(settings, work)
+    chosen_on = build_dataset(settings.data, "train").records[::4]
+    assert [record.img_id for record in comparison.choose_set().records] == [
+        record.img_id for record in chosen_on
+    ]
+    methods = read_methods(comparison)
     assert [method.name for method in methods] == ["CAM", "AD-CAM", "AD-CAM + CRF"]
     assert methods[2].crf == "toco" and methods[2].best_miou is None
     assert methods[1].threshold in methods[1].thresholds

@@ -100,6 +100,8 @@ def test_several_files_give_mean_and_spread_and_each_table_as_alone(
     for i, row in enumerate(rows):
         values = [float(lines[i]["miou"]) for lines in tables.values()]
         assert [row[f"miou {name}"] for name in tables] == [f"{v:.2f}" for v in values]
+        choosing = [float(lines[i]["miou_choosing"]) for lines in tables.values()]
+        assert float(row["miou_choosing"]) == pytest.approx(statistics.mean(choosing), abs=0.011)
         assert float(row["miou"]) == pytest.approx(statistics.mean(values), abs=0.011)
         assert float(row["miou_std"]) == pytest.approx(statistics.stdev(values), abs=0.011)
     assert rows[1]["verdict"] == "reference"
