@@ -269,6 +269,19 @@ def test_a_run_with_little_memory_says_so_and_the_same_command_goes_on_with_more
         assert (tmp_path / "out" / "masks" / path.name).read_bytes() == path.read_bytes()
 
 
+def run_info_that_fails(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """Let ``adcam info`` end with an error of its own and return what it says."""
+
+    def fail(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr("adcam.cli.info.run", fail)
+    assert main(["info"]) == 2
+    return capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -280,12 +293,7 @@ def test_a_run_with_little_memory_says_so_and_the_same_command_goes_on_with_more
 def test_a_command_that_gets_no_memory_ends_with_what_to_do(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(args: object) -> int:
-        raise error
-
-    monkeypatch.setattr("adcam.cli.info.run", fail)
-    assert main(["info"]) == 2
-    said = capsys.readouterr().err
+    said = run_info_that_fails(error, monkeypatch, capsys)
     assert "error: there is not enough memory (" in said and "fewer --workers" in said
     monkeypatch.setattr("adcam.cli.info.run", lambda args: [][1])
     with pytest.raises(IndexError):
@@ -305,14 +313,8 @@ def test_a_gpu_without_memory_is_told_from_a_mistake(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What lacked memory is tried again with fewer images, whichever library asked for it."""
-
-    def fail(args: object) -> int:
-        raise error
-
     assert is_of_image(error)
-    monkeypatch.setattr("adcam.cli.info.run", fail)
-    assert main(["info"]) == 2
-    said = capsys.readouterr().err
+    said = run_info_that_fails(error, monkeypatch, capsys)
     assert "error: the GPU does not have enough memory (" in said and "smaller batches" in said
 
 

@@ -348,6 +348,16 @@ def test_a_network_may_order_its_classes_otherwise(
     assert format_csv(results[0], known) == format_csv(results[1], known)
 
 
+def build_mapper(
+    specs: Sequence[MethodSpec], classifier: ClassifierFile, images: ImageDataset
+) -> ImageMapper:
+    """What makes the maps of images on the processor, in float32."""
+    cpu, classes = torch.device("cpu"), images.class_set
+    return ImageMapper(
+        specs, {"": classifier}, classes, MapTargets(), device=cpu, dtype=torch.float32
+    )
+
+
 def test_images_of_one_size_share_the_passes_of_a_gpu(
     splits: tuple[ImageDataset, ImageDataset],
     classifier: ClassifierFile,
@@ -357,10 +367,7 @@ def test_images_of_one_size_share_the_passes_of_a_gpu(
     images, sizes = splits[1], []
     # Not AD-CAM: random weights attend to everything alike, and its maps would be of rounding.
     specs = [*SPECS[:2], MethodSpec("two scales", "ts_cam", views=TWO)]
-    cpu = torch.device("cpu")
-    mapper = ImageMapper(
-        specs, {"": classifier}, images.class_set, MapTargets(), device=cpu, dtype=torch.float32
-    )
+    mapper = build_mapper(specs, classifier, images)
     token_maps = TokenCAM.token_maps
 
     def count(self: TokenCAM, inputs: torch.Tensor, **options: Any) -> Any:
@@ -387,14 +394,7 @@ def test_a_batch_that_memory_is_too_short_for_goes_in_halves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     images, sizes = splits[1], []
-    mapper = ImageMapper(
-        SPECS[:2],
-        {"": classifier},
-        images.class_set,
-        MapTargets(),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
+    mapper = build_mapper(SPECS[:2], classifier, images)
     names = {spec.name for spec in SPECS[:2]}
     asked = [Wanted(i, images[i], names) for i in range(5)]
     expected = [mapper.map_batch([one])[0] for one in asked]

@@ -70,6 +70,13 @@ def load(path: Path, device: str = "cpu", **options: Any) -> PseudoLabeler:
     return PseudoLabeler.from_checkpoint(path, device=device, views=views, **options)
 
 
+def load_for_batches(path: Path) -> PseudoLabeler:
+    """A labeler that makes masks in a batch, as on a GPU: by another name of the CPU."""
+    labeler = load(path)
+    labeler.mask_maker = replace(labeler.mask_maker, crf_device="cpu:0")
+    return labeler
+
+
 def read(tasks: Sequence[Task], labeler: PseudoLabeler) -> list[Decoded | Failed]:
     resizer, most = labeler.map_maker.resizer, labeler.options.max_pixels
     return [decode_with(task, max_pixels=most, make_inputs=resizer) for task in tasks]
@@ -169,8 +176,7 @@ def test_lanes_give_what_the_steps_give_one_image_at_a_time(
 
 
 def test_maps_that_nobody_reads_stay_on_the_device(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    labeler = load(tiny_checkpoint)
-    labeler.mask_maker = replace(labeler.mask_maker, crf_device="cpu:0")
+    labeler = load_for_batches(tiny_checkpoint)
     decoded = read(make_photos(tmp_path / "photos"), labeler)
     for maps_dtype, size in ((None, 0), ("uint8", 40)):
         job = mask_job(labeler, tmp_path, maps_dtype)
@@ -183,8 +189,7 @@ def test_maps_that_nobody_reads_stay_on_the_device(tiny_checkpoint: Path, tmp_pa
 def test_only_the_maps_that_are_shown_leave_the_device(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    labeler = load(tiny_checkpoint)
-    labeler.mask_maker = replace(labeler.mask_maker, crf_device="cpu:0")
+    labeler = load_for_batches(tiny_checkpoint)
     decoded = read(make_photos(tmp_path / "photos"), labeler)
     job = replace(mask_job(labeler, tmp_path), shown_every=3)
     found = [x for batch in DeviceSteps(labeler, job, batch_size=4).run([decoded]) for x in batch]
@@ -195,8 +200,7 @@ def test_only_the_maps_that_are_shown_leave_the_device(
 def test_what_fails_as_a_batch_goes_by_halves_and_nonsense_is_refused(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labeler = load(tiny_checkpoint)
-    labeler.mask_maker = replace(labeler.mask_maker, crf_device="cpu:0")
+    labeler = load_for_batches(tiny_checkpoint)
     job = mask_job(labeler, tmp_path)
     decoded = read(make_photos(tmp_path / "photos"), labeler)
     forward, sizes = MapMaker.forward, []
@@ -238,8 +242,7 @@ def test_what_fails_in_another_lane_waits_for_the_network(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two passes at once would meet each other's hooks, through which attention is read."""
-    labeler = load(tiny_checkpoint)
-    labeler.mask_maker = replace(labeler.mask_maker, crf_device="cpu:0")
+    labeler = load_for_batches(tiny_checkpoint)
     job = mask_job(labeler, tmp_path)
     decoded = read(make_photos(tmp_path / "photos"), labeler)
     expected = {x.task.index: make(x, job) for x in infer_window(decoded, labeler, batch_size=1)}
