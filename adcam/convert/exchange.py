@@ -166,12 +166,12 @@ def convert_coco_to_masks(
 
 def _find_classes(file: CocoFile, name: str) -> ClassSet:
     """The classes that the categories of a file stand for."""
-    if file.categories == dict(zip(COCO_CATEGORY_IDS, COCO_CLASSES, strict=True)):
+    if file.classes == dict(zip(COCO_CATEGORY_IDS, COCO_CLASSES, strict=True)):
         return coco_class_set()
-    voc = voc_class_set()
-    if file.categories.items() <= dict(zip(voc.mask_values, voc.classes, strict=True)).items():
-        return voc_class_set(tuple(file.categories.values()))
-    return build_class_set(name, tuple(dict.fromkeys(file.categories.values())))
+    names, voc = tuple(file.classes.values()), voc_class_set()
+    if file.classes.items() <= dict(zip(voc.mask_values, voc.classes, strict=True)).items():
+        return voc_class_set(names)
+    return build_class_set(name, tuple(dict.fromkeys(names)))
 
 
 class CocoDrawer:

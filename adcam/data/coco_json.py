@@ -61,14 +61,23 @@ class CocoFile:
     """What a json file holds.
 
     Attributes:
-        categories: The names of the categories by id, ids ascending. Those that stand for no class
-            are left out: :data:`IGNORE_CATEGORY`, and a category 0 that no annotation has, which
-            some tools list above all others.
+        categories: The names of the categories by id, ids ascending, without
+            :data:`IGNORE_CATEGORY`.
         images: The images, sorted by ``img_id``.
     """
 
     categories: Mapping[int, str]
     images: tuple[CocoImage, ...]
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """The categories that stand for classes, where no class set says which do.
+
+        Those without an annotation and without a positive id are left out: some tools list a
+        category 0 above all others.
+        """
+        used = {a["category_id"] for image in self.images for a in image.annotations}
+        return {i: name for i, name in self.categories.items() if i > 0 or i in used}
 
 
 def read_coco_json(path: str | Path) -> CocoFile:
@@ -86,7 +95,7 @@ def read_coco_json(path: str | Path) -> CocoFile:
     path = Path(path)
     content = read_json(path, kind=object, what="a json file")
     try:
-        categories = _read_categories(content["categories"], content["annotations"])
+        categories = _read_categories(content["categories"])
         images = _read_images(content["images"], content["annotations"], path)
     except (KeyError, TypeError, AttributeError, OverflowError) as err:
         raise AdcamError(
@@ -97,7 +106,7 @@ def read_coco_json(path: str | Path) -> CocoFile:
     return CocoFile(categories, tuple(sorted(images, key=lambda image: image.img_id)))
 
 
-def _read_categories(entries: Any, annotations: Any) -> dict[int, str]:
+def _read_categories(entries: Any) -> dict[int, str]:
     check_num_classes(len(entries), "categories")
     name_of: dict[int, str] = {}
     for entry in entries:
@@ -108,8 +117,6 @@ def _read_categories(entries: Any, annotations: Any) -> dict[int, str]:
             )
     if name_of.get(IGNORE_CATEGORY["id"]) == IGNORE_CATEGORY["name"]:
         del name_of[IGNORE_CATEGORY["id"]]
-    if 0 in name_of and all(a["category_id"] != 0 for a in annotations):
-        del name_of[0]
     return dict(sorted(name_of.items()))
 
 

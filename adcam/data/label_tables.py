@@ -341,4 +341,4 @@ def _read_coco(path: Path) -> LabelRows:
         names = tuple(file.categories[i] for i in sorted(ids) if i in file.categories)
         rows.append(LabelRow(f"{path}, image {image.img_id!r}", image.img_id, names, "names"))
     understood = "COCO's json: an image shows the categories of its annotations"
-    return LabelRows(rows, understood, tuple(dict.fromkeys(file.categories.values())))
+    return LabelRows(rows, understood, tuple(dict.fromkeys(file.classes.values())))

@@ -236,11 +236,17 @@ def coco_file(names: dict[int, str], used: list[int], **more: Any) -> dict[str, 
 def test_categories_that_nobody_uses(tmp_path: Path) -> None:
     roboflow = coco_file({0: "pets-GxKp", 1: "cat", 2: "dog"}, [1])
     file = read_coco_json(written(tmp_path, roboflow))
-    assert file.categories == {1: "cat", 2: "dog"}
-    assert match_categories(file, build_class_set("own", ["cat", "dog"])) == {1: 1, 2: 2}
-    assert match_categories(file, build_class_set("own", ["cat"])) == {1: 1, 2: 0}
+    assert file.classes == {1: "cat", 2: "dog"}
+    assert match_categories(file, build_class_set("own", ["cat", "dog"])) == {0: 0, 1: 1, 2: 2}
+    assert match_categories(file, build_class_set("own", ["cat"])) == {0: 0, 1: 1, 2: 0}
     used = read_coco_json(written(tmp_path, coco_file({0: "cat", 1: "dog"}, [0])))
-    assert used.categories == {0: "cat", 1: "dog"}
+    assert used.classes == {0: "cat", 1: "dog"}
+
+
+def test_a_class_numbered_0_can_be_chosen_where_no_image_shows_it(tmp_path: Path) -> None:
+    file = read_coco_json(written(tmp_path, coco_file({0: "cat", 1: "dog", 2: "fox"}, [1, 2])))
+    value_of = match_categories(file, build_class_set("own", ["cat", "dog"]))
+    assert value_of == {0: 1, 1: 2, 2: 0}
 
 
 def test_some_of_the_classes_can_be_chosen(tmp_path: Path) -> None:
