@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,11 +24,12 @@ from adcam.data.augment import EvalDataset
 from adcam.data.dataset import build_class_set
 from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
-from adcam.labeling.labeler import hash_network
+from adcam.labeling.calibrate import calibrate
+from adcam.labeling.labeler import PseudoLabeler, hash_network
 from adcam.models.classifier import Classifier
-from adcam.models.classifier_file import load_classifier, save_classifier
+from adcam.models.classifier_file import LabelThresholds, load_classifier, save_classifier
 from adcam.models.networks import build_network
-from adcam.settings import Settings
+from adcam.settings import Settings, TestViews
 from adcam.training.classifier import ExportClassifier, MeanAveragePrecision, train_classifier
 
 # Warnings raised inside mmengine and tensorboard are theirs.
@@ -203,6 +205,25 @@ def test_a_better_earlier_classifier_outlives_a_resume(
         assert hash_network(after.network) == hash_network(expected.network)
         assert after.info == expected.info
         assert after.label_thresholds is not None and after.label_thresholds.chosen_on == "val"
+
+
+def test_label_thresholds_are_chosen_at_the_views_of_the_config(
+    tmp_path: Path, finished: Path, mini_settings: Settings
+) -> None:
+    views = TestViews(scales=(24, 40), flip=True, keep_ratio=False)
+    settings = mini_settings.with_changes({f"cam.{k}": v for k, v in asdict(views).items()})
+    path = train_classifier(settings, shutil.copytree(finished, tmp_path / "run"), resume=True)
+    images = build_dataset(settings.data, "val")
+
+    def choose(views: TestViews) -> LabelThresholds:
+        labeler = PseudoLabeler.from_checkpoint(path, method="cam", views=views)
+        return calibrate(images, labeler, progress=False).thresholds
+
+    stored = load_classifier(path)
+    assert TestViews.from_description(stored.views, path) == views
+    assert stored.label_thresholds == choose(views)
+    for other in ({"scales": (24,)}, {"flip": False}, {"keep_ratio": True}):
+        assert choose(replace(views, **other)) != stored.label_thresholds
 
 
 def test_unreadable_images_neither_end_the_run_nor_count(
