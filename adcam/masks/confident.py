@@ -27,7 +27,6 @@ def compute_confident_mask(
     fg_threshold: float = 0.30,
     bg_threshold: float = 0.05,
     crf: Callable[[np.ndarray], np.ndarray] | None = None,
-    chosen_on: str = "given",
 ) -> PseudoMask:
     """Label what two passes agree on and leave the rest uncertain.
 
@@ -49,7 +48,6 @@ def compute_confident_mask(
             smaller value leaves more background uncertain. The default is IRN's.
         crf: From float32 probabilities (K + 1, H, W), background first, to refined ones of the same
             shape; called once per pass, and not at all for an image without a class.
-        chosen_on: Recorded in the result: the split the thresholds were chosen on.
 
     Returns:
         The mask. Its ``rule`` names both thresholds, e.g. ``"confident:0.05:0.3"``; its
@@ -72,7 +70,7 @@ def compute_confident_mask(
         mask=np.where(fg_pass == bg_pass, fg_pass, np.uint8(IGNORE_INDEX)),
         rule=f"confident:{bg_threshold}:{fg_threshold}",
         threshold=fg_threshold,
-        chosen_on=chosen_on,
+        chosen_on="given",
     )
 
 

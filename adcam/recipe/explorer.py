@@ -132,15 +132,15 @@ class MaskFolder:
 
 
 def write_explorer(
-    folder: Path, images: ImageDataset, makers: Sequence[MaskFolder], *, limit: int = MAX_IMAGES
+    folder: Path, images: ImageDataset, makers: Sequence[MaskFolder]
 ) -> Section | None:
     """Write an explorer of masks that are on disk, image by image.
 
     Args:
         folder: The folder that gets the folder ``explorer``.
-        images: The images; those of which no maker has a mask are left out.
+        images: The images, of which :data:`MAX_IMAGES` are shown at most, evenly spread; those of
+            which no maker has a mask are left out.
         makers: Whose masks are shown, in the order of the panels.
-        limit: The number of images that are shown at most, evenly spread.
 
     Returns:
         The section of a report that shows it; ``None`` without any image.
@@ -150,7 +150,7 @@ def write_explorer(
     """
     class_set, out = images.class_set, folder / EXPLORER_DIR
     writer = ExplorerWriter(out, [maker.method for maker in makers], class_set)
-    for sample in images[:: -(-len(images) // limit) or 1]:
+    for sample in images[:: -(-len(images) // MAX_IMAGES) or 1]:
         if any((maker.folder / MASK_DIR / f"{sample.img_id}.png").is_file() for maker in makers):
             writer.add(_explore_files(sample, makers, class_set))
     writer.finish()

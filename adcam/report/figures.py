@@ -96,31 +96,28 @@ _CONES_TO_LINEAR = np.array(
 )
 
 
-def overlay_heat(img: np.ndarray, score_map: np.ndarray, *, strength: float = 0.75) -> np.ndarray:
+def overlay_heat(img: np.ndarray, score_map: np.ndarray) -> np.ndarray:
     """Lay a score map in colour over its photograph; low scores leave the photograph visible.
 
     Args:
         img: The photograph, uint8 (H, W, 3).
         score_map: The score map, float (H, W) in [0, 1]. Values outside are clipped, and NaN counts
             as 0.
-        strength: The opacity of a score of 1. A larger value hides more of the photograph.
 
     Returns:
         uint8 (H, W, 3).
 
     Raises:
-        ValueError: If the shapes do not fit or ``strength`` is outside [0, 1].
+        ValueError: If the shapes do not fit.
     """
     _check_rgb(img)
     _check_same_hw("score_map", score_map, img)
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength must lie in [0, 1], got {strength}")
     score = np.clip(np.nan_to_num(score_map.astype(np.float32), nan=0.0), 0.0, 1.0)
     # Half of the photograph's own colour goes, so that a colour on the map means a score.
     gray = img.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     base = 0.5 * img + 0.5 * gray[..., None]  # (H, W, 3)
     # The square root makes middle scores visible: inferno is dark there.
-    alpha = strength * np.sqrt(score)[..., None]  # (H, W, 1)
+    alpha = 0.75 * np.sqrt(score)[..., None]  # (H, W, 1)
     heat = heat_colors()[np.rint(score * 255).astype(np.intp)]  # (H, W, 3)
     return _to_uint8((1 - alpha) * base + alpha * heat)
 

@@ -51,11 +51,11 @@ def test_equal_thresholds_leave_nothing_uncertain(crf):
 
 def test_irn_thresholds_by_hand():
     maps = ClassMaps((1, 2), np.array([[[0.04, 0.2, 0.31]], [[0.0, 0.25, 0.9]]], dtype=np.float32))
-    result = compute_confident_mask(maps, mask_values=MASK_VALUES, chosen_on="train")
+    result = compute_confident_mask(maps, mask_values=MASK_VALUES)
     np.testing.assert_array_equal(result.mask, [[0, 255, 12]])
     assert result.mask.dtype == np.uint8
     assert (result.rule, result.threshold) == ("confident:0.05:0.3", 0.3)
-    assert result.chosen_on == "train"
+    assert result.chosen_on == "given"
 
 
 def test_each_pass_has_its_own_crf_and_every_disagreement_is_uncertain():

@@ -41,8 +41,8 @@ def test_heat_colors_are_inferno() -> None:
 def test_heat_of_zero_shows_the_photograph_and_one_the_map() -> None:
     gray = np.full((3, 5, 3), 90, np.uint8)
     assert (overlay_heat(gray, np.zeros((3, 5))) == gray).all()
-    full = overlay_heat(gray, np.ones((3, 5)), strength=1.0)
-    assert (full == heat_colors()[255]).all()
+    full = overlay_heat(gray, np.ones((3, 5)))
+    assert np.abs(full - (0.25 * 90 + 0.75 * heat_colors()[255])).max() <= 0.5
 
 
 def test_heat_follows_the_score_at_the_same_pixel() -> None:
@@ -164,8 +164,6 @@ def test_mistakes_are_refused() -> None:
     img = random_img((4, 6))
     with pytest.raises(ValueError, match=r"score_map has shape \(6, 4\), the image \(4, 6\)"):
         overlay_heat(img, np.zeros((6, 4)))
-    with pytest.raises(ValueError, match="strength"):
-        overlay_heat(img, np.zeros((4, 6)), strength=1.5)
     with pytest.raises(ValueError, match=r"mask has shape \(6, 4\)"):
         overlay_mask(img, np.zeros((6, 4), np.uint8), PALETTE)
     with pytest.raises(ValueError, match="256 colours, got 3"):
