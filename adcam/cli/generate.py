@@ -204,13 +204,13 @@ def _run(args: argparse.Namespace) -> int:
     show(args.out / "masks")
     if num_shown and shard.is_whole:
         _write_report(args, result, num_shown)
-    if args.project is not None:
+    if not shard.is_whole:
+        say_next(f"when all {shard.count} shards are done: adcam merge {args.out}")
+    elif args.project is not None and args.out == args.project.out:
         say_next_in(args.project, "adcam convert")
-    elif shard.is_whole:
+    else:
         look = "look at the report" if num_shown else f"adcam report {args.out}"
         say_next(f"{look}, then adcam convert for other formats")
-    else:
-        say_next(f"when all {shard.count} shards are done: adcam merge {args.out}")
     return code
 
 

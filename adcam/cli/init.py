@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
 from adcam.cli.arguments import add_command
 from adcam.cli.console import EXIT_OK
 from adcam.cli.project import add_label_arguments, say_next_in, set_up
+from adcam.errors import AdcamError
 
 
 def add(commands: Any) -> None:
@@ -42,9 +44,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--images",
         type=Path,
-        required=True,
         metavar="FOLDER",
-        help="the folder of the photographs, with sub-folders; they are read and never changed",
+        help="needed: the folder of the photographs, with sub-folders; it is read, never changed",
     )
     add_label_arguments(parser)
     parser.add_argument(
@@ -53,6 +54,9 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.images is None:
+        given = "photos/" if args.project == Path() else shlex.quote(str(args.project))
+        raise AdcamError(f"--images is missing: adcam init --images {given}, where photographs are")
     project = set_up(args, args.images, args.project, overwrite=args.overwrite)
     say_next_in(project, "adcam train")
     return EXIT_OK

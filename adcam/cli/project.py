@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from adcam.project.project import Project
 
 
+_KEYS = {
+    "labels": "data.labels",
+    "classes": "data.classes",
+    "val_share": "",
+    "seed": "train.seed",
+    "backbone": "model.backbone",
+    "weights": "model.weights",
+}
+"""The options of photographs, and where a config says the same."""
+
+
 def add_label_arguments(parser: argparse._ActionsContainer) -> None:
     """Add labels, classes, the share of validation, the seed and the network to start from."""
     parser.add_argument(
@@ -56,11 +67,15 @@ def refuse_label_arguments(args: argparse.Namespace) -> None:
     Raises:
         AdcamError: One is given.
     """
-    for name in ("labels", "classes", "val_share", "seed", "backbone", "weights"):
+    for name, key in _KEYS.items():
         if getattr(args, name) is not None:
+            says = (
+                f"has {key}: --cfg-options {key}=…"
+                if key
+                else "names its lists, which adcam init draws"
+            )
             raise AdcamError(
-                f"--{name.replace('_', '-')} goes with a folder of photographs; a config says it "
-                "itself, and --cfg-options changes that"
+                f"--{name.replace('_', '-')} goes with a folder of photographs; a config {says}"
             )
 
 
@@ -85,8 +100,9 @@ def find_project(args: argparse.Namespace, purpose: str) -> Project:
     project = open_project(Path())
     if project is None:
         raise AdcamError(
-            f"{purpose} is missing, and this folder is no project (it has no {CONFIG_NAME}). Set "
-            f"one up: adcam init --images photos/; see adcam {args.command} --help for the rest"
+            f"{purpose} is missing, and this folder is no project that says it (it has no "
+            f"{CONFIG_NAME}). Name it, or set up a project: adcam init --images photos/; see adcam "
+            f"{args.command} --help for the rest"
         )
     return project
 

@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         log(f"{len(found.changes)} images are not as they were written:")
         log_failures(found.changes, rest=rest)
     if found.orphans:
-        log(f"{len(found.orphans)} files belong to no image of the manifest:")
+        many = "1 file belongs" if len(found.orphans) == 1 else f"{len(found.orphans)} files belong"
+        log(f"{many} to no image of the manifest:")
         log_failures(dict.fromkeys(found.orphans, "no image has it"), rest=rest)
     for sentence in found.others[:_SHOWN]:
         log(sentence)
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
         say_next(f"adcam convert unpack {args.folder} --out OUT makes a file an image of it")
     elif found.is_sound:
         say_next(f"adcam evaluate {args.folder} --gt TRUTH, or adcam convert for other formats")
+    elif found.orphans and not (found.changes or found.others or found.unknown):
+        say_next("remove these files; all else is sound")
     else:
         say_next("the same adcam generate command makes what is missing or has changed again")
     return EXIT_OK if found.is_sound else EXIT_SOME_FAILED

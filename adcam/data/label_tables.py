@@ -262,7 +262,8 @@ def _plain_name(cell: str) -> str:
 def _refuse_header(path: Path, line: int, header: Sequence[str]) -> AdcamError:
     return AdcamError(
         f"{path}, line {line}: the header must be {','.join(CSV_HEADER)!r}, or name a column of "
-        f"images and one column a class with 0 and 1, got {','.join(header)!r}"
+        f"images and one column a class with 0 and 1, got {','.join(header)!r}; rename the column "
+        "of images to 'filename' and that of their classes to 'labels', others may stay"
     )
 
 

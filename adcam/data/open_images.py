@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record
@@ -231,9 +232,11 @@ def _check_labels(labels: str | Path | None) -> str | Path | None:
         return labels
     if Path(labels).is_dir():  # VOC's XML or YOLO's text files
         return labels
+    near = get_close_matches(str(labels), ("predicted", "folders"), 1)
     raise AdcamError(
         f"labels of these images must be a {', '.join(LABEL_SUFFIXES)} file, a folder of VOC's or "
         f"YOLO's annotations, or 'folders' for one sub-folder a class, got {str(labels)!r}"
+        + (f"; did you mean {near[0]!r}?" if near else "")
     )
 
 

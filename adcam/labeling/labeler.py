@@ -180,7 +180,7 @@ def refined_options(settings: Settings) -> dict[str, Any]:
     return options | {"method": "refined", "method_options": steps, "rule": rule}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PseudoLabel:
     """The maps, the mask and the scores of one image.
 
@@ -235,6 +235,14 @@ class PseudoLabel:
         overlay = overlay_mask(self.img, mask, self.class_set.palette)
         return Image.fromarray(side_by_side([self.img, overlay]))
 
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        return f"PseudoLabel({height}×{width}, {self._describe()})"
+
+    def _describe(self) -> str:
+        names = [self.class_set.classes[i] for i in self.class_maps.class_ids]
+        return ", ".join(f"{name} {self.scores[name]:.2f}" for name in names) or "no class"
+
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.show().save(buffer, format="PNG")
@@ -242,15 +250,14 @@ class PseudoLabel:
 
     def _repr_html_(self) -> str:
         picture = base64.b64encode(self._repr_png_()).decode("ascii")
-        shown = ", ".join(f"{name} {self.scores[name]:.2f}" for name in self.maps) or "no class"
-        shares = count_shares(self)
+        shown, shares = html.escape(self._describe()), count_shares(self)
         rows = "".join(
             f'<tr><td><span style="color:rgb{color}">■</span> {html.escape(name)}</td>'
             f"<td>{self.scores[name]:.3f}</td><td>{share:.1%}</td></tr>"
             for name, (color, share) in shares.items()
         )
         return (
-            f'<figure style="margin:0"><img alt="{html.escape(shown)}" style="max-width:100%" '
+            f'<figure style="margin:0"><img alt="{shown}" style="max-width:100%" '
             f'src="data:image/png;base64,{picture}"><figcaption><table><thead><tr><th>class</th>'
             f"<th>score</th><th>of the mask</th></tr></thead><tbody>{rows}</tbody></table>"
             "</figcaption></figure>"

@@ -19,6 +19,7 @@ from adcam.errors import AdcamError
 from adcam.labeling.labeler import ImageLike, convert_image
 from adcam.labeling.mask_maker import MaskMaker
 from adcam.masks.background import DEFAULT_RULE, BackgroundRule, parse_rule
+from adcam.models.attention_recorder import RecordedAttention
 from adcam.structures import ClassMaps, TokenMaps
 
 ArrayLike: TypeAlias = Tensor | np.ndarray
@@ -251,7 +252,19 @@ def _read_blocks(attention: Any, batch: int | None) -> list[Tensor]:
     """Every form of attention as one tensor (B, T, T) a block."""
     if hasattr(attention, "logits") or hasattr(attention, "last_hidden_state"):
         attention = getattr(attention, "attentions", None) or [None]  # an output of Hugging Face
-    if isinstance(attention, list | tuple):
+    if isinstance(attention, RecordedAttention):
+        parts = [block[:, None] for block in attention]
+        if not parts:
+            raise AdcamError(
+                "no attention was recorded: run the network once inside record_attention(); one "
+                "that is compiled, or has no attention (a CNN), cannot be used"
+            )
+        if len(sizes := sorted({len(block) for block in parts})) > 1:
+            raise AdcamError(
+                f"the recorded blocks attend in different numbers of parts, {sizes}; record one "
+                "network, once, that attends among all patches (windows, as Swin's, cannot be used)"
+            )
+    elif isinstance(attention, list | tuple):
         parts = list(attention)
     else:
         whole = _to_tensor(attention, "attention")
@@ -332,11 +345,14 @@ def _find_grid(maps: Tensor, tokens: int, prefix: int | None) -> tuple[tuple[int
         ((count, grid),) = found.items()
         return grid, count
     known = " or ".join(f"num_prefix_tokens={c} ({g[0]}×{g[1]})" for c, g in fits.items())
+    sides = (math.isqrt(tokens - count) for count in range(min(_MOST_PREFIX + 1, tokens)))
+    square = next((side for i, side in enumerate(sides) if side * side == tokens - i), 0)
+    seen = f", ({square}, {square}) if the network saw a square image" if square else ""
     raise AdcamError(
         f"{tokens} tokens"
         + ("" if prefix is None else f", {prefix} of them before the patches,")
         + f" are no grid of square patches over maps of {height}×{width}; "
-        + (f"fitting are {known}" if fits else "give grid_hw=(rows, columns) of the patches")
+        + (f"fitting are {known}" if fits else f"give grid_hw=(rows, columns) of the patches{seen}")
     )
 
 

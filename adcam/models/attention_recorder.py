@@ -28,6 +28,10 @@ _PRODUCT_NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal"
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 
 
+class RecordedAttention(list[Tensor]):
+    """Blocks (B, T, T) of what ran: the first size is images, or windows, and never heads."""
+
+
 @contextmanager
 def record_attention() -> Iterator[list[Tensor]]:
     """Record the attention of every block of the networks that run inside.
@@ -61,7 +65,7 @@ class AttentionRecorder(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks: list[Tensor] = []
+        self.blocks = RecordedAttention()
 
     def __torch_function__(
         self,

@@ -77,8 +77,8 @@ class Survey:
         """Sentences on what a user should know before training."""
         pictures, counts = self.photographs, self.counts
         if pictures.unreadable:
-            first = next(iter(pictures.unreadable.values()))
-            yield f"{_many(pictures.unreadable, 'image')} cannot be read, left out: {first}"
+            reasons = join_some([*pictures.unreadable.values()], separator="; ")
+            yield f"{_many(pictures.unreadable, 'image')} cannot be read, left out: {reasons}"
         if pictures.copies:
             pairs = [f"{copy} = {first}" for copy, first in pictures.copies.items()]
             yield (
@@ -102,6 +102,8 @@ class Survey:
         if shown[most] >= IMBALANCE * shown[least]:
             ratio = shown[most] // shown[least]
             yield f"unbalanced: {most} has {ratio} times as many photographs as {least}"
+        if twice := [f"{a} ({shown[a]}) and {b} ({shown[b]})" for a, b in find_inflections(shown)]:
+            yield f"perhaps one class in two spellings, learnt as two: {join_some(twice)}"
         if together := list(self._find_inseparable(shown)):
             yield (
                 f"always together, so that they cannot be told apart: {join_some(together)}; a "
@@ -130,6 +132,22 @@ class Survey:
         ]
         if pairs:
             yield f"copies of one photograph with different labels: {join_some(pairs)}"
+
+
+def find_inflections(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of class names of which the second is the first with an ending of plurals.
+
+    Example:
+        >>> find_inflections(["Hund", "Hunde", "Katze", "Katzen", "car", "cart"])
+        [('Hund', 'Hunde'), ('Katze', 'Katzen')]
+    """
+    by_spelling = {name.casefold(): name for name in names}
+    return [
+        (name, by_spelling[spelling + ending])
+        for spelling, name in by_spelling.items()
+        for ending in ("s", "es", "e", "n", "en")
+        if spelling + ending in by_spelling
+    ]
 
 
 def look_at_images(folder: str | Path, found: Mapping[str, Path]) -> Photographs:

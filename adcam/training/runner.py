@@ -322,7 +322,8 @@ class ProgressLines(Hook):
     def before_train(self, runner: Runner) -> None:
         """Start the clocks, and say where the curves are."""
         if is_main_process():
-            length = f"training {self._length} {'epochs' if self._by_epoch else 'steps'}"
+            unit = ("epoch" if self._by_epoch else "step") + ("s" if self._length != 1 else "")
+            length = f"training {self._length} {unit}"
             _log(f"{length}; curves: {self._curves}" if self._curves else length)
         self._start, self._first = time.monotonic(), runner.iter
         self._start_interval()

@@ -261,7 +261,10 @@ def test_classes_are_inferred_sorted(tmp_path: Path) -> None:
         ("image_id,labels\na,dog tabby cat\n", r"line 2: unknown class 'tabby'.*semicolons"),
         ("image_id,labels\na,cat\n\na,dog\n", r"line 4: image id 'a' is already on line 2"),
         ("image_id,labels\na.jpg,cat\na,dog\n", r"line 3: image id 'a' is already on line 2"),
-        ("who,what\na,cat\n", r"line 1: the header must be 'image_id,labels', .* got 'who,what'"),
+        (
+            "who,what\na,cat\n",
+            r"line 1: the header must be 'image_id,labels', .* 'who,what'; rename",
+        ),
         ("image_id,cat\na,2\n", r"line 1: the header must be 'image_id,labels', or name"),
         ("image_id,cat,cat\na,1,0\n", r"line 1: a class has no name, or two columns have one"),
         ("image_id,cat\na,1\na.png,0\n", r"line 3: image id 'a' is given twice"),

@@ -82,9 +82,11 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no VOC root"):
         open_images(tmp_path, CLASSES, voc_split="train")
     with pytest.raises(
-        ValueError, match=r"must be a \.csv, .* file, .* or 'folders' .*, got 'xml'"
+        ValueError, match=r"must be a \.csv, .* file, .* or 'folders' .*, got 'xml'$"
     ):
         open_images(photo, CLASSES, labels="xml")
+    with pytest.raises(ValueError, match="did you mean 'predicted'"):
+        open_images(photo, CLASSES, labels="predictd")
 
 
 def test_other_labels_beside_the_images(tmp_path: Path) -> None:

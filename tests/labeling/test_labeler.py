@@ -506,6 +506,8 @@ def test_a_notebook_shows_pictures_scores_and_shares(
 ) -> None:
     labels = load(tiny_checkpoint)([img, img], [["cat"], []])
     assert isinstance(labels, list) and len(labels) == 2
+    assert repr(labels[0]).startswith("PseudoLabel(44×70, cat 0.")
+    assert repr(labels[1]) == "PseudoLabel(44×70, no class)"
     shown, empty = (label._repr_html_() for label in labels)
     picture = base64.b64decode(shown.partition("base64,")[2].partition('"')[0])
     with Image.open(io.BytesIO(picture)) as png:

@@ -158,7 +158,10 @@ def test_it_is_the_method_with_its_defaults(cam: Tensor, layers: list[Tensor]) -
         ({"grid_hw": (4, 3)}, "neither on the grid"),
         ({"cam": torch.full((4, 4), float("nan"))}, "NaN"),
         ({"cam": torch.ones(4, 4, dtype=torch.int64)}, "floating point"),
-        ({"cam": torch.rand(100, 70)}, "no grid of square patches"),
+        (
+            {"cam": torch.rand(100, 70)},
+            r"no grid of square patches .*\(4, 4\) if the network saw a square",
+        ),
         ({"crf": "toco"}, "give image"),
         ({"crf": "tocco", "image": np.zeros((8, 8, 3), np.uint8)}, "toco"),
         ({"image": [np.zeros((8, 8, 3), np.uint8)] * 2}, "1 images, but 2"),
@@ -173,3 +176,23 @@ def test_mistakes_are_named(
         given["attention"] = (None,) * 4
     with pytest.raises(AdcamError, match=message):
         adcam.refine(given.pop("cam"), given.pop("attention"), **given)
+
+
+def test_recorded_images_and_windows_are_not_taken_for_heads(cam: Tensor) -> None:
+    attend = torch.nn.MultiheadAttention(8, num_heads=2, batch_first=True)
+    two, one = torch.rand(2, TOKENS, 8), torch.rand(1, TOKENS, 8)
+
+    def record(*inputs: Tensor) -> list[Tensor]:
+        with torch.no_grad(), adcam.record_attention() as attention:
+            for tokens in inputs:
+                attend(tokens, tokens, tokens)
+        return attention
+
+    with pytest.raises(AdcamError, match="attention is of 2 images, the maps are of 1"):
+        adcam.refine(cam, record(two))
+    with pytest.raises(AdcamError, match="windows, as Swin's"):
+        adcam.refine(cam, record(two, one))
+    with pytest.raises(AdcamError, match="no attention was recorded"):
+        adcam.refine(cam, record())
+    batch = adcam.refine(cam[None].expand(2, -1, -1, -1), record(two))
+    torch.testing.assert_close(batch[:1], adcam.refine(cam[None], record(two[:1])))

@@ -82,6 +82,16 @@ def test_missing_changed_and_orphaned_files_are_named(
     assert json.loads((tmp_path / "found.json").read_text("utf-8"))["changes"] == found.changes
 
 
+def test_a_file_that_belongs_to_no_image_is_not_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path)
+    (tmp_path / "masks" / "stray.png").write_bytes(b"")
+    assert main(["verify", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "1 file belongs to no image" in said and "next: remove these files" in said
+
+
 def test_a_link_in_place_of_a_mask_and_a_changed_configuration(tmp_path: Path) -> None:
     fill(tmp_path)
     mask = tmp_path / "masks" / "a.png"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -98,8 +99,12 @@ def test_from_photographs_to_coco_in_four_commands(
     assert run(f"train {short}") == 0
     assert run("generate --device cpu --workers 0") == 0
     assert run("convert") == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("next: ")]
-    assert said[:2] == ["next: adcam train", "next: adcam generate"]
+    assert run("generate --device cpu --workers 0 --report-images 0 --out other") == 0
+    printed = capsys.readouterr().err
+    assert "training 1 epoch; curves" in printed
+    said = [line for line in printed.splitlines() if line.startswith("next: ")]
+    assert said[:3] == ["next: adcam train", "next: adcam generate", "next: adcam convert"]
+    assert said[4] == "next: adcam report other, then adcam convert for other formats"
     coco = json.loads((place / "coco.json").read_text())
     assert {c["id"]: c["name"] for c in coco["categories"]} == dict(
         enumerate(("ant", "red fox", "zebra"), start=1)
@@ -124,7 +129,13 @@ def test_commands_say_what_is_missing(place: Path, capsys: pytest.CaptureFixture
         assert run(command) == 2
         assert f"first: adcam {cure}" in capsys.readouterr().err
     assert run("train --seed 3") == 2
-    assert "--cfg-options" in capsys.readouterr().err
+    assert "--cfg-options train.seed=" in capsys.readouterr().err
+    assert run("train --weights deit.pth") == 2
+    assert "--cfg-options model.weights=" in capsys.readouterr().err
+    assert run("train --val-share 0.3") == 2
+    assert "adcam init" in capsys.readouterr().err
+    assert run("init photos") == 2
+    assert "--images is missing: adcam init --images photos" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -150,13 +161,14 @@ def test_what_is_wrong_with_photographs_is_said(
 ) -> None:
     photos = place / "photos"
     (photos / "p0.jpg").write_bytes((photos / "p0.jpg").read_bytes()[:300])  # truncated
+    (photos / "empty.jpg").write_bytes(b"")
     (photos / "copy.jpg").write_bytes((photos / "p1.jpg").read_bytes())
     (photos / "new.jpg").write_bytes((photos / "p2.jpg").read_bytes())
     with (place / "labels.csv").open("a") as table:
         table.write("copy,zebra;\nelsewhere.jpg,ant;\n")
     assert run("init --images photos") == 0
     said = capsys.readouterr().err
-    assert "1 image cannot be read" in said and "p0.jpg" in said
+    assert "2 images cannot be read" in said and "p0.jpg" in said and "empty.jpg" in said
     assert "2 copies of other photographs" in said
     assert "different labels: p1 (ant) and copy (zebra)" in said
     assert "1 label of photographs that are not there: elsewhere" in said
@@ -248,6 +260,15 @@ def test_a_folder_without_a_config_is_no_project(tmp_path: Path) -> None:
     assert project == Project(tmp_path)
     with pytest.raises(AdcamError, match=r"adcam\.toml: data: there is no key 'imagse'"):
         project.read_data()
+
+
+def test_a_class_in_singular_and_plural_is_named(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (place / "labels.csv").read_text()
+    (place / "labels.csv").write_text(text.replace("zebra", "Zebras", 1))
+    assert run("init --images photos") == 0
+    assert re.search(r"two spellings.*: zebra \(\d+\) and Zebras \(1\)", capsys.readouterr().err)
 
 
 def test_classes_that_are_always_together_are_named(
