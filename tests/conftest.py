@@ -70,6 +70,18 @@ def gpu() -> torch.device:
     return torch.device("cuda")
 
 
+@pytest.fixture
+def full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions of a GPU in float32 in place of TF32, as its products of matrices are anyway.
+
+    The switch of the products is not touched: ``torch.backends.cuda.matmul`` reads it by
+    ``__getattr__``, and what is set there pytest 9.2 cannot undo.
+    """
+    import torch
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The development data beside the repository; the test is skipped where it is absent."""

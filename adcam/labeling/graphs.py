@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from adcam.errors import lacks_memory
+
 Replay: TypeAlias = Callable[..., Any]
 """From tensors of one set of shapes to what the function returns of them."""
 
@@ -88,7 +90,7 @@ class GraphCache:
         except RuntimeError as error:
             self._graphs.clear()
             self._seen.clear()
-            self._most = self._most // 2 if isinstance(error, torch.OutOfMemoryError) else 0
+            self._most = self._most // 2 if lacks_memory(error) else 0
             if self._most == 0:
                 self._is_off = True
                 reason = str(error).splitlines()[0]

@@ -89,10 +89,8 @@ def test_a_step_follows_from_its_seed() -> None:
 
 
 @pytest.mark.gpu
-def test_gpu_takes_the_step_of_a_cpu(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_takes_the_step_of_a_cpu(gpu: torch.device, full_float32: None) -> None:
     """Another draw would change gradients by much more than their rounding."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     torch.testing.assert_close(train_once(gpu), train_once("cpu"), rtol=1e-3, atol=1e-5)
 
 

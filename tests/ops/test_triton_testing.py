@@ -57,6 +57,14 @@ def test_gpu(gpu: torch.device) -> None:
     torch.testing.assert_close(row_sums(values), values.sum(dim=1))
 
 
+def test_full_float32_ends_with_the_test(
+    full_float32: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not torch.backends.cudnn.allow_tf32
+    monkeypatch.undo()
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
 def test_poison_is_for_floats_alone(dtype: torch.dtype) -> None:
     """Triton's autotuner makes a buffer of integers, which NaN cannot fill."""
