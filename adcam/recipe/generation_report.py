@@ -32,7 +32,13 @@ from adcam.report.explorer import (
     shrink_image,
     shrink_mask,
 )
-from adcam.report.figures import display_palette, encode_jpeg, picture_row
+from adcam.report.figures import (
+    can_draw,
+    display_palette,
+    draw_legend,
+    encode_jpeg,
+    picture_row,
+)
 from adcam.report.model import (
     Block,
     Column,
@@ -59,6 +65,7 @@ SHEET_NAME = "contact_sheet.jpg"
 _MADE_NAME = "run.json"
 _NUM_ROWS = 6  # images with photograph, map and mask that the page shows by itself
 _SHEET_COLUMNS = 8
+_SHEET_CLASSES = 20  # that the legend names
 _NUM_FAILURES = 20
 
 
@@ -297,7 +304,7 @@ def _build_row(
 
 
 def _write_contact_sheet(out: Path, index: Mapping[str, Any]) -> None:
-    """Lay out the small pictures of all shown images in one."""
+    """Lay out the small pictures of all shown images in one, under a legend of their classes."""
     names = [name for name in list_files(index) if name.endswith(".jpg")]
     side, num_rows = THUMBNAIL_SIDE, -(-len(names) // _SHEET_COLUMNS)
     gap = 4
@@ -310,8 +317,21 @@ def _write_contact_sheet(out: Path, index: Mapping[str, Any]) -> None:
             left = gap + column * (side + gap) + (side - picture.width) // 2
             top = gap + row * (side + gap) + (side - picture.height) // 2
             sheet.paste(picture, (left, top))
-    jpeg = encode_jpeg(np.asarray(sheet), max_side=max(size), quality=85)
+    rgb = np.concatenate([_draw_sheet_legend(index, sheet.width), np.asarray(sheet)])
+    jpeg = encode_jpeg(rgb, max_side=max(rgb.shape), quality=85)
     write_bytes(out / SHEET_NAME, jpeg)
+
+
+def _draw_sheet_legend(index: Mapping[str, Any], width: int) -> np.ndarray:
+    """Colours and names of the classes that the images show, the most frequent ones first."""
+    images = Counter(value for image in index["images"] for value in image["classes"])
+    class_of = {item["value"]: item for item in index["classes"]}
+    shown = [class_of[value] for value, _ in images.most_common(_SHEET_CLASSES)]
+    entries = [
+        (item["name"] if can_draw(item["name"]) else f"mask value {item['value']}", item["color"])
+        for item in shown
+    ]
+    return draw_legend(entries, width=width, rest=len(images) - len(shown))
 
 
 def _build_report(

@@ -1,19 +1,23 @@
 """Pictures of a report: maps, masks and boxes over their photographs, and their encoding.
 
-Arrays go in, arrays or bytes come out; nothing here reads or writes a file. They are drawn with
-NumPy and Pillow rather than matplotlib, so that one pixel of a picture is one pixel of the image.
+Arrays go in, arrays or bytes come out; no file is read or written, but that of a font. They are
+drawn with NumPy and Pillow rather than matplotlib, so that one pixel of a picture is one pixel of
+the image.
 """
 
 from __future__ import annotations
 
 import base64
 import functools
+import importlib.util
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from adcam.report.model import RGB, Picture, PictureRow
 from adcam.structures import IGNORE_INDEX, ClassSet
@@ -218,6 +222,78 @@ def draw_boxes(rgb: np.ndarray, boxes: np.ndarray, color: RGB) -> np.ndarray:
             else:
                 pen.rectangle((left, top, right, bottom), fill=color)
     return np.asarray(img)
+
+
+_FONT_SIZE, _LINE, _SQUARE, _SPACE = 15, 24, 14, 8  # of a legend, in pixels
+_LONGEST = 200  # letters of a name that are measured
+_Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def draw_legend(entries: Sequence[tuple[str, RGB]], *, width: int, rest: int = 0) -> np.ndarray:
+    """Draw a strip with a square of colour and a name for every class, in one line or several.
+
+    Args:
+        entries: Name and colour of every class. A name that is wider than the strip is cut.
+        width: The width of the strip in pixels, which leaves room for a few letters.
+        rest: How many classes have no entry; the strip then ends in "and N more".
+
+    Returns:
+        uint8 (H, width, 3), dark on white; H is 0 where there is nothing to show.
+    """
+    font = _load_font()
+    texts: list[tuple[str, RGB | None]] = [*entries]
+    if rest:
+        texts.append((f"and {rest} more", None))
+    placed, x, y = [], _SPACE, _SPACE // 2
+    for text, color in texts:
+        indent = 0 if color is None else _SQUARE + _SPACE
+        cut = _cut(text, font, width - 2 * _SPACE - indent)
+        end = x + indent + math.ceil(font.getlength(cut))
+        if x > _SPACE and end + _SPACE > width:
+            x, y, end = _SPACE, y + _LINE, end - x + _SPACE
+        placed.append((x, y + _LINE // 2, x + indent, cut, color))
+        x = end + 2 * _SPACE
+    strip = np.full((y + _LINE + _SPACE // 2 if placed else 0, width, 3), 255, np.uint8)
+    if not placed:
+        return strip
+    img = Image.fromarray(strip)
+    pen = ImageDraw.Draw(img)
+    for left, middle, start, text, color in placed:
+        if color is not None:
+            top = middle - _SQUARE // 2
+            pen.rectangle((left, top, left + _SQUARE - 1, top + _SQUARE - 1), fill=tuple(color))
+        pen.text((start, middle), text, fill=DARK, font=font, anchor="lm")
+    return np.asarray(img)
+
+
+def can_draw(text: str) -> bool:
+    """Whether the font of :func:`draw_legend` has every letter of a text."""
+    font = _load_font()
+    missing = font.getmask("\uffff")  # no character
+    shapes = [font.getmask(letter) for letter in set(text)]
+    return all((s.size, bytes(s)) != (missing.size, bytes(missing)) for s in shapes)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_font() -> _Font:
+    """DejaVu Sans, which matplotlib brings, or else Pillow's own font, which has ASCII alone."""
+    found = importlib.util.find_spec("matplotlib")
+    for place in (found and found.submodule_search_locations) or ():
+        path = Path(place, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
+        if path.is_file():
+            return ImageFont.truetype(path, _FONT_SIZE)
+    return ImageFont.load_default(_FONT_SIZE)
+
+
+def _cut(text: str, font: _Font, width: int) -> str:
+    """A text in one line, with dots in place of what goes beyond a width."""
+    line = " ".join(text.split())
+    if len(line) <= _LONGEST and font.getlength(line) <= width:
+        return line
+    kept = line[:_LONGEST]
+    while len(kept) > 1 and font.getlength(f"{kept}...") > width:
+        kept = kept[:-1]
+    return f"{kept}..."
 
 
 _GAP = 4  # pixels between two pictures side by side

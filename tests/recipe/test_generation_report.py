@@ -12,9 +12,12 @@ from PIL import Image
 
 from adcam.cli import main
 from adcam.data.png import read_mask, voc_palette, write_mask
+from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
 from adcam.labeling.maps_file import load_maps
+from adcam.recipe import generation_report
 from adcam.recipe.generation_report import write_generation_report
+from adcam.report.figures import display_palette
 
 NUM_IMAGES = 7
 
@@ -68,7 +71,11 @@ def test_masks_come_with_a_page_to_look_at(
     maps = load_maps(out / "report" / "shown" / "in" / "1.npz")
     assert maps.class_maps.class_ids == (0,) and maps.ori_hw == (250, 400)
     with Image.open(out / "report" / "contact_sheet.jpg") as sheet:
-        assert sheet.width > 6 * 160 and sheet.height > 100
+        assert sheet.width > 6 * 160 and sheet.height == 168 + 32
+        legend = np.asarray(sheet.crop((0, 0, sheet.width, 32)))
+    squares = legend[9:23].reshape(-1, 3)
+    for color in (display_palette(voc_class_set(["cat", "dog", "horse"]))[v] for v in (8, 12, 13)):
+        assert (np.abs(squares.astype(int) - color).max(axis=1) < 12).sum() > 100
     titles = [section["title"] for section in report["sections"]]
     assert titles == ["A few images", "Classes", "Failed", "Where the time went"]
     for row in report["sections"][0]["blocks"][0]["rows"]:
@@ -111,6 +118,22 @@ def test_the_report_is_made_from_any_folder_of_masks(
     script = (out / "report" / "explorer" / "0.js").read_text()
     assert '"maps":[null]' not in script
     assert main(["verify", str(out)]) == 0
+
+
+def test_the_legend_names_the_most_frequent_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Any] = {}
+
+    def draw(entries: list[tuple[str, Any]], *, width: int, rest: int) -> np.ndarray:
+        drawn.update(names=[name for name, _ in entries], rest=rest)
+        return np.zeros((0, width, 3), np.uint8)
+
+    monkeypatch.setattr(generation_report, "draw_legend", draw)
+    classes = [{"value": v, "name": f"n{v}", "color": [v, 0, 0]} for v in range(30)]
+    classes[29]["name"] = "\u732b"  # in no font that is always there
+    images = [{"classes": [29]}, {"classes": [29, *range(2, 27)]}]
+    generation_report._draw_sheet_legend({"classes": classes, "images": images}, 300)
+    assert drawn["names"] == ["mask value 29", *(f"n{v}" for v in range(2, 21))]
+    assert drawn["rest"] == 6
 
 
 def test_a_folder_without_masks_is_refused(tmp_path: Path) -> None:

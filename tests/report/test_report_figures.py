@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adcam.report import figures
 from adcam.report.figures import (
+    can_draw,
     data_uri,
     draw_boxes,
+    draw_legend,
     encode_jpeg,
     fit_side,
     heat_colors,
@@ -203,3 +206,39 @@ def test_no_boxes_leave_the_picture_and_others_are_refused() -> None:
     assert (draw_boxes(img, np.zeros((0, 4), int), (0, 0, 0)) == img).all()
     with pytest.raises(ValueError, match=r"boxes must be \(n, 4\), got \(4,\)"):
         draw_boxes(img, np.array([0, 0, 1, 1]), (0, 0, 0))
+
+
+def test_a_legend_shows_every_colour_in_lines_of_the_width() -> None:
+    colors = [(200, 10 * i, 30) for i in range(20)]
+    entries = [(f"class {i}", color) for i, color in enumerate(colors)]
+    heights = []
+    for width in (168, 1316):
+        strip = draw_legend(entries, width=width, rest=3)
+        assert strip.dtype == np.uint8 and strip.shape[1:] == (width, 3)
+        for color in colors:
+            rows, columns = np.nonzero((strip == color).all(axis=2))
+            assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (14, 14) and len(rows) == 14 * 14
+        assert (strip[:, [0, -1]] == 255).all() and strip.min() < 40  # the text is dark
+        heights.append(len(strip))
+    assert heights[0] > heights[1] > 0
+    assert (
+        draw_legend(entries, width=168, rest=4) != draw_legend(entries, width=168, rest=3)
+    ).any()
+    assert draw_legend([], width=50).shape == (0, 50, 3)
+    # A name that has no room is cut, so that it stays inside.
+    for name in ("m" * 1000, "two\nlines " * 30):
+        strip = draw_legend([(name, (200, 0, 30))], width=100)
+        assert len(strip) == len(draw_legend(entries[:1], width=100))
+        assert (strip[:, -6:] == 255).all()
+
+
+def test_letters_that_the_font_lacks_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert can_draw("red fox") and not can_draw("red \u732b")
+    # Without matplotlib there is Pillow's own font alone.
+    monkeypatch.setattr(figures.importlib.util, "find_spec", lambda _: None)
+    figures._load_font.cache_clear()
+    try:
+        assert can_draw("red fox") and not can_draw("K\u00e4fer")
+        assert draw_legend([("red fox", (200, 0, 30))], width=168).shape == (32, 168, 3)
+    finally:
+        figures._load_font.cache_clear()
