@@ -293,12 +293,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_converted(result: Converted) -> None:
     names = {**result.class_images, **result.class_pixels}
+    columns = {"images": result.class_images, "pixels": result.class_pixels}
+    filled = {column: counts for column, counts in columns.items() if counts}
     rows = [
-        (name, str(result.class_images.get(name, "")), str(result.class_pixels.get(name, "")))
+        (name, *(str(counts.get(name, "")) for counts in filled.values()))
         for name in ("background", *result.class_images, "ignore")
         if names.get(name)
     ]
-    print_table(("class", "images", "pixels"), rows, f"{result.what}: {result.num_images} images")
+    print_table(("class", *filled), rows, f"{result.what}: {result.num_images} images")
     for note in result.notes:
         show(note)
     show(f"sha256 of all results: {result.sha256}")

@@ -624,6 +624,9 @@ def test_maps_of_other_projects_are_scored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_cams(tmp_path / "cams")
+    assert main(["convert", "cams", str(tmp_path / "cams"), "--out", str(tmp_path / "maps")]) == 0
+    printed = capsys.readouterr().out
+    assert "images" in printed and "pixels" not in printed  # maps have none to count
     convert_cams(tmp_path / "cams", tmp_path / "out", VOC, threshold="0.4")
     words = ["evaluate", str(tmp_path / "cams"), "--gt", str(tmp_path / "out" / "masks"), "--sweep"]
     assert main([*words, "--format", "clip_es", "--json", str(tmp_path / "x.json")]) == 0
