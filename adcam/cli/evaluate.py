@@ -153,14 +153,28 @@ def run(args: argparse.Namespace) -> int:
         log(f"{len(missing)} images without a prediction were left out, such as {missing[0]}")
     if args.json:
         write_json(args.json, result)
-    if args.sweep:
-        say_next("adcam generate … --threshold T with the best one; report it on other images")
-    else:
-        say_next(
-            "adcam generate … --save-maps, then adcam evaluate OUT --gt TRUTH --sweep scores every "
-            "threshold"
-        )
+    say_next(_find_next(args))
     return EXIT_OK
+
+
+def _find_next(args: argparse.Namespace) -> str:
+    """What one does with scores: of masks, find out whether a threshold would be better."""
+    from adcam.labeling.output_folder import CONFIG_NAME, maps_folder, masks_folder
+
+    if args.sweep:
+        return "adcam generate … --threshold T with the best one; report it on other images"
+    out = masks_folder(args.pred_dir).parent
+    if not (out / CONFIG_NAME).is_file():
+        return (
+            "where class maps became these masks, adcam evaluate MAPS --gt TRUTH --sweep scores "
+            "every threshold"
+        )
+    if maps_folder(out) != out:
+        return f"adcam evaluate {out} --gt {args.gt} --sweep scores every threshold"
+    return (
+        "adcam generate … --save-maps, then adcam evaluate OUT --gt TRUTH --sweep scores every "
+        "threshold"
+    )
 
 
 def require_files(args: argparse.Namespace) -> None:

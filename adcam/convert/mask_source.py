@@ -12,7 +12,11 @@ from adcam.data.png import map_values, parse_values, read_mask
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
 from adcam.files import find_files, find_images
-from adcam.labeling.output_folder import masks_folder, read_output_folder
+from adcam.labeling.output_folder import (
+    masks_folder,
+    read_converted_classes,
+    read_output_folder,
+)
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 SPLITS = ("train", "val", "test")
@@ -86,7 +90,8 @@ def find_masks(
     Args:
         masks: Folder of ``<id>.png``; of an output folder of this project, which brings classes,
             colours and images, the ``masks`` in it.
-        class_set: The classes; ``None`` takes those of the output folder, else VOC's.
+        class_set: The classes; ``None`` takes those of the output folder or of the conversion that
+            made the masks, else VOC's.
         images: Folder of the images; ``None`` takes those that the output folder names.
         values: What mask values are read as, e.g. ``"255=1"``
             (:func:`adcam.data.png.parse_values`).
@@ -101,5 +106,6 @@ def find_masks(
     if images is not None:
         image_paths = find_images(images)
     if class_set is None:
-        class_set = voc_class_set() if own is None else own.class_set
+        converted = read_converted_classes(folder) if own is None else own.class_set
+        class_set = converted or voc_class_set()
     return MaskSource(paths, class_set, image_paths, parse_values(values))

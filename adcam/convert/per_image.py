@@ -14,11 +14,9 @@ from adcam.convert.summary import ClassCounts
 from adcam.data.png import read_mask, write_mask
 from adcam.errors import AdcamError
 from adcam.files import file_of_id, is_file, read_json, to_plain, write_bytes, write_json
+from adcam.labeling.output_folder import CONVERTED_NAME
 from adcam.progress import track
 from adcam.structures import ClassSet
-
-SETTINGS_NAME = "convert.json"
-"""Says how the files of a folder were made, and keeps runs of different settings apart."""
 
 T = TypeVar("T")
 
@@ -182,7 +180,7 @@ def _open_folder(
     folder: Path, suffix: str, settings: Mapping[str, Any], remove: Iterable[Path] | None
 ) -> None:
     """Refuse files of other settings; with ``remove`` begin by removing these files."""
-    path = folder / SETTINGS_NAME
+    path = folder / CONVERTED_NAME
     wanted = to_plain(dict(settings))
     if remove is not None:
         for old in remove:
@@ -201,7 +199,7 @@ def _open_folder(
         return
     elif any(path.suffix == suffix for path in folder.rglob("[!.]*")):
         raise AdcamError(
-            f"{folder} holds {suffix} files of unknown origin (there is no {SETTINGS_NAME}); "
+            f"{folder} holds {suffix} files of unknown origin (there is no {CONVERTED_NAME}); "
             "choose another folder, or replace them with --overwrite"
         )
     write_json(path, wanted)

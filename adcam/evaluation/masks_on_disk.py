@@ -19,7 +19,12 @@ from adcam.evaluation.masks import MaskCounts, MaskScore
 from adcam.evaluation.unsupervised import UnsupervisedRules
 from adcam.files import find_files, match_id, read_json
 from adcam.labeling.maps_file import StoredMaps, load_maps
-from adcam.labeling.output_folder import CONFIG_NAME, maps_folder, masks_folder
+from adcam.labeling.output_folder import (
+    CONFIG_NAME,
+    maps_folder,
+    masks_folder,
+    read_converted_classes,
+)
 from adcam.metrics.miou import Average, PredIgnore, ThresholdCurve, name_classes
 from adcam.progress import track
 from adcam.structures import IGNORE_INDEX, ClassSet
@@ -81,6 +86,10 @@ def evaluate_masks(
     classes = _read_class_names(predictions.parent)
     if num_classes is None and classes:
         num_classes = max(classes) + 1
+    if converted := read_converted_classes(predictions):
+        classes = {0: "background", **{v: name for name, v in converted.value_of.items()}}
+    changed = {*(pred_values or {}), *(pred_values or {}).values()} - {0}
+    classes = {value: name for value, name in classes.items() if value not in changed}
     # Where the number is not known, all values are counted and those that occur are kept.
     counts = MaskCounts(num_classes or IGNORE_INDEX, average=average, pred_ignore=pred_ignore)
     gt_masks = _Masks(gt_dir, "--values", values)

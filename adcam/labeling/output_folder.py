@@ -61,6 +61,7 @@ CONFIG_NAME = "config.json"
 MANIFEST_NAME = "manifest.jsonl"
 PLAN_NAME = "plan.json"
 TABLE_NAME = "manifest.parquet"
+CONVERTED_NAME = "convert.json"
 MASK_DIR = "masks"
 MAPS_DIR = "maps"
 MASK, MAPS = "mask", "maps"
@@ -536,6 +537,29 @@ def read_output_folder(path: str | Path) -> OutputRecord | None:
         return None
     entries = {entry["id"]: entry for _, _, entry in read_manifest(folder / MANIFEST_NAME)}
     return OutputRecord(folder, config, _read_classes(folder, config, entries), entries)
+
+
+def read_converted_classes(masks: str | Path) -> ClassSet | None:
+    """Read the classes of masks that ``adcam convert`` made.
+
+    Args:
+        masks: The folder of the masks, in which ``convert.json`` says their classes.
+
+    Returns:
+        The classes by ascending mask value, in the colours of the masks; ``None`` if the file is
+        not there or does not say them.
+    """
+    try:
+        said = read_json(Path(masks) / CONVERTED_NAME)
+        if said["converter"] == "masks-to-mmseg":  # these are the values of its source, not its own
+            return None
+        name_of = {value: name for name, value in said["mask_values"].items()}
+        values = tuple(sorted(name_of))
+        first = next(Path(masks).rglob("*.png"), None)
+        palette = (first and _read_palette(first)) or voc_palette()
+        return ClassSet("converted", tuple(name_of[v] for v in values), values, palette)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def describe_image(image: Record | Task, root: str) -> str:

@@ -48,6 +48,7 @@ from adcam.convert.labels import (
     convert_mask_labels,
     convert_voc_labels,
 )
+from adcam.convert.mask_source import find_masks
 from adcam.convert.recode import convert_recode_masks
 from adcam.data.coco import COCO_CATEGORY_IDS, COCO_CLASSES, coco_class_set, load_coco
 from adcam.data.dataset import build_class_set
@@ -431,6 +432,12 @@ def test_cams_become_maps_that_can_be_scored(tmp_path: Path) -> None:
         sum(masks.class_pixels.values())
         == sum(maps[0].size for _, maps in stored.values() if len(maps)) + 72
     )
+
+    # Their classes are known wherever they are read.
+    source = find_masks(tmp_path / "masks")
+    assert source.class_set.value_of == VOC.value_of
+    convert_cams(tmp_path / "cams", tmp_path / "coco", coco_class_set(), threshold="0.4")
+    assert find_masks(tmp_path / "coco").class_set.value_of == coco_class_set().value_of
 
     # The .npy files are scored as they are, and agree with the masks made of them.
     curve = evaluate_maps(

@@ -87,6 +87,38 @@ def test_without_a_config_values_are_counted_and_named_by_number(
     assert evaluate_masks(*folders, num_classes=21)["miou"] == pytest.approx(result["miou"])
 
 
+def test_converted_masks_have_the_names_of_their_conversion(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pred, gt = folders
+    (pred.parent / "config.json").unlink()
+    said = {"converter": "cams", "mask_values": {"lynx": 8, "fox": 10}}
+    (pred / "convert.json").write_text(json.dumps(said))
+    # What the conversion does not know keeps its number, and is no error.
+    assert list(evaluate_masks(pred, gt)["iou_per_class"]) == ["background", "lynx", "12"]
+    # A value that is read as another is no longer the class of that name.
+    renamed = evaluate_masks(pred, gt, pred_values={8: 10})
+    assert list(renamed["iou_per_class"]) == ["background", "8", "10", "12"]
+    assert main(["evaluate", str(pred), "--gt", str(gt)]) == 0
+    assert "next: where class maps became these masks" in capsys.readouterr().err
+    # These say the values of what they were made of, and hold others themselves.
+    (pred / "convert.json").write_text(json.dumps({**said, "converter": "masks-to-mmseg"}))
+    assert list(evaluate_masks(pred, gt)["iou_per_class"]) == ["0", "8", "12"]
+    (pred / "convert.json").write_text('{"converter": "cams", "mask_values": {"lynx": "8"}}')
+    assert list(evaluate_masks(pred, gt)["iou_per_class"]) == ["0", "8", "12"]
+
+
+def test_what_comes_next_depends_on_the_maps_of_a_run(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = folders[0].parent
+    assert main(["evaluate", str(run), "--gt", str(folders[1])]) == 0
+    assert "next: adcam generate … --save-maps" in capsys.readouterr().err
+    (run / "maps").mkdir()
+    assert main(["evaluate", str(run), "--gt", str(folders[1])]) == 0
+    assert f"next: adcam evaluate {run} --gt {folders[1]} --sweep" in capsys.readouterr().err
+
+
 def test_a_missing_prediction_is_an_error_unless_allowed(folders: tuple[Path, Path]) -> None:
     write(folders[1], "c", [[0]])
     with pytest.raises(ValueError, match=r"lacks 1 of 3 images: c\..*--ids.*--allow-missing"):
