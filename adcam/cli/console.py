@@ -42,15 +42,25 @@ def say_next(command: str) -> None:
 
 
 class _WarningHandler(logging.Handler):
+    """Prints a warning once: a folder that is opened for two lists would say the same twice."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._printed: set[str] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
-        log(self.format(record))
+        text = self.format(record)
+        if text not in self._printed:
+            self._printed.add(text)
+            log(text)
 
 
 def show_warnings() -> None:
-    """Print what the package logs as a warning by :func:`log`, from now on."""
+    """Print what the package logs as a warning by :func:`log`, from now on and each text once."""
     logger = logging.getLogger("adcam")
-    if not any(isinstance(handler, _WarningHandler) for handler in logger.handlers):
-        logger.addHandler(_WarningHandler(logging.WARNING))
+    for handler in [found for found in logger.handlers if isinstance(found, _WarningHandler)]:
+        logger.removeHandler(handler)
+    logger.addHandler(_WarningHandler())
 
 
 def log_failures(failures: Mapping[str, str], *, rest: str = "") -> None:

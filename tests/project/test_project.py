@@ -95,16 +95,20 @@ def test_from_photographs_to_coco_in_four_commands(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = "--cfg-options train.epochs=1 train.num_workers=0 train.amp=none"
+    (place / "photos" / "IMG_1.heic").touch()
     assert run("init --images photos --backbone shapes_vit") == 0
+    capsys.readouterr()
     assert run(f"train {short}") == 0
+    trained = capsys.readouterr().err  # both lists are of the same folder
+    assert trained.count("1 file is of a kind that is not read: 1 .heic") == 1
     assert run("generate --device cpu --workers 0") == 0
     assert run("convert") == 0
     assert run("generate --device cpu --workers 0 --report-images 0 --out other") == 0
-    printed = capsys.readouterr().err
+    printed = trained + capsys.readouterr().err
     assert "training 1 epoch; curves" in printed
     said = [line for line in printed.splitlines() if line.startswith("next: ")]
-    assert said[:3] == ["next: adcam train", "next: adcam generate", "next: adcam convert"]
-    assert said[4] == "next: adcam report other, then adcam convert for other formats"
+    assert said[:2] == ["next: adcam generate", "next: adcam convert"]
+    assert said[3] == "next: adcam report other, then adcam convert for other formats"
     coco = json.loads((place / "coco.json").read_text())
     assert {c["id"]: c["name"] for c in coco["categories"]} == dict(
         enumerate(("ant", "red fox", "zebra"), start=1)
