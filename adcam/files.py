@@ -43,6 +43,9 @@ _COMPANIONS = frozenset(
 )
 """Suffixes of what lies beside images on purpose; nobody needs to hear that these are no images."""
 
+_PHONE_PHOTOGRAPHS = frozenset({".heic", ".heif"})
+"""Suffixes of photographs that Pillow cannot decode; phones and computers export them as JPEG."""
+
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 """Folders that archivers and file servers add, full of thumbnails and leftovers."""
 
@@ -625,6 +628,8 @@ def _scan(
         if count > 1:
             kinds = f"{count} files are of kinds that are"
         notes.insert(0, f"{kinds} not read: {counts}")
+        if suffixes is IMAGE_SUFFIXES and not _PHONE_PHOTOGRAPHS.isdisjoint(others):
+            notes[0] += " (export HEIC photographs as JPEG)"
     if not found:
         why = "".join(f"; {note}" for note in notes)
         raise AdcamError(f"{root}: there are no {what} in this folder{why}")

@@ -191,14 +191,17 @@ def test_a_walk_leaves_out_what_is_no_image_and_says_so(
         paths = find_images(tmp_path)
     assert paths == {"a": tmp_path / "a.PNG", "sub/b": tmp_path / "sub" / "b.jp2"}
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}: 3 files are of kinds that are not read: 1 .cr2, 2 .heic"
+        f"{tmp_path}: 3 files are of kinds that are not read: 1 .cr2, 2 .heic "
+        "(export HEIC photographs as JPEG)"
     ]
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
     touch(tmp_path / "a.heic", tmp_path / "b.heic")
+    with pytest.raises(AdcamError, match=r"2 \.heic$"):
+        find_files(tmp_path, ".png")
     with pytest.raises(
-        AdcamError, match=r"there are no images in this folder; 2 files .* 2 \.heic"
+        AdcamError, match=r"there are no images in this folder; 2 files .* 2 \.heic .*as JPEG"
     ):
         find_images(tmp_path)
 
