@@ -23,7 +23,7 @@ from adcam.cams.activation import DiffusionMethod
 from adcam.data.images import ImageError, convert_to_rgb, fit_pixels, read_image
 from adcam.data.png import write_mask
 from adcam.data.sources import build_classes
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 from adcam.files import to_plain
 from adcam.labeling.device_steps import DeviceSteps
 from adcam.labeling.executor import one_thread, run_ahead
@@ -355,6 +355,12 @@ class PseudoLabeler:
             self._find_crf_backend(),
             class_set.mask_values,
             self._find_crf_device(),
+        )
+
+    def __repr__(self) -> str:
+        names = join_some(self.class_set.classes)
+        return (
+            f"PseudoLabeler({self.network.name}: {names}; {self.options.method} on {self.device})"
         )
 
     @property

@@ -504,8 +504,11 @@ def test_save_and_show(tiny_checkpoint: Path, img: np.ndarray, tmp_path: Path) -
 def test_a_notebook_shows_pictures_scores_and_shares(
     tiny_checkpoint: Path, img: np.ndarray
 ) -> None:
-    labels = load(tiny_checkpoint)([img, img], [["cat"], []])
+    labeler = load(tiny_checkpoint)
+    labels = labeler([img, img], [["cat"], []])
     assert isinstance(labels, list) and len(labels) == 2
+    described = f"PseudoLabeler({labeler.network.name}: cat, dog, horse; ad_cam on cpu)"
+    assert repr(labeler) == described
     assert repr(labels[0]).startswith("PseudoLabel(44×70, cat 0.")
     assert repr(labels[1]) == "PseudoLabel(44×70, no class)"
     shown, empty = (label._repr_html_() for label in labels)
