@@ -129,8 +129,12 @@ def convert_label_studio_to_masks(
     settings = _describe("label-studio-to-masks", tasks, classes)
     options = LoopOptions(settings, overwrite, progress)
     counts = convert_each(regions, make, Path(out), masks_of(classes), options)
-    notes = [f"{len(found) - len(regions)} tasks without regions have no mask"]
-    return counts.finish("label-studio-to-masks", Path(out), notes[: len(found) > len(regions)])
+    notes = _describe_left_out(sum(task.num_other for task in found), "brushes")
+    if without := len(found) - len(regions):
+        notes.append(f"{without} tasks without regions have no mask")
+    if class_set is None and len(names) > 1:
+        notes.append("classes are numbered by the alphabet; --classes names them in another order")
+    return counts.finish("label-studio-to-masks", Path(out), notes)
 
 
 def convert_masks_to_cvat(
@@ -191,7 +195,8 @@ def convert_cvat_to_masks(
 
     Args:
         annotations: The XML file.
-        out: Folder for ``<id>.png``; an image without a shape is all background.
+        out: Folder for ``<id>.png``; an image without a shape is all background,
+            one with only boxes or other shapes is listed as failed.
         class_set: The classes; ``None`` takes the labels of the file in their order.
         overwrite: Whether masks that are there are made again.
         progress: Whether progress is shown on standard error.
@@ -207,12 +212,21 @@ def convert_cvat_to_masks(
 
     def make(img_id: str) -> np.ndarray:
         image = images[img_id]
+        if image.num_other and not image.regions:
+            raise AdcamError(
+                f"none of its {image.num_other} shapes is a mask or polygon; boxes make no mask"
+            )
         return _paint(image.regions, image.hw, classes, small_on_top=False)
 
     settings = _describe("cvat-to-masks", annotations, classes)
     options = LoopOptions(settings, overwrite, progress)
     counts = convert_each(images, make, Path(out), masks_of(classes), options)
-    return counts.finish("cvat-to-masks", Path(out))
+    left_out = sum(image.num_other for image in file.images)
+    return counts.finish("cvat-to-masks", Path(out), _describe_left_out(left_out, "masks"))
+
+
+def _describe_left_out(number: int, kind: str) -> list[str]:
+    return [f"{number} regions are neither {kind} nor polygons: left out"] if number else []
 
 
 def _describe(converter: str, annotations: str | Path, classes: ClassSet) -> dict[str, Any]:

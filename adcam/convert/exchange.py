@@ -19,7 +19,7 @@ from adcam.convert.per_image import (
     refuse_existing,
 )
 from adcam.convert.summary import ClassCounts, Converted
-from adcam.data.annotation_labels import read_class_list
+from adcam.data.annotation_labels import find_class_list, find_yolo_files, read_class_list
 from adcam.data.coco import COCO_CATEGORY_IDS, COCO_CLASSES, coco_class_set
 from adcam.data.coco_json import (
     IGNORE_CATEGORY,
@@ -38,7 +38,6 @@ from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
 from adcam.files import (
     file_of_id,
-    find_files,
     find_images,
     hash_file,
     read_text,
@@ -315,15 +314,6 @@ def _format_data_yaml(root: Path, class_set: ClassSet) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _read_data_yaml(labels: Path) -> ClassSet | None:
-    """The classes of the ``data.yaml`` above a folder of labels, ``None`` where there is none."""
-    folders = labels.resolve().parents[:2]
-    path = next((f / "data.yaml" for f in folders if (f / "data.yaml").is_file()), None)
-    if path is None:
-        return None
-    return build_class_set(path.parent.name, read_class_list(path))
-
-
 def convert_yolo_to_masks(
     labels: str | Path,
     out: str | Path,
@@ -338,8 +328,8 @@ def convert_yolo_to_masks(
     Args:
         labels: Folder of ``<id>.txt``.
         out: Folder for ``<id>.png``.
-        class_set: The classes, numbered from 0 in the text files; ``None`` takes the ``names`` of
-            ``data.yaml`` in a folder above, else VOC's.
+        class_set: The classes, numbered from 0 in the text files; ``None`` takes those of
+            ``data.yaml`` or ``classes.txt`` in this folder or above, else VOC's.
         images: Folder of the images, whose sizes are needed.
         overwrite: Whether masks that are there are made again.
         progress: Whether progress is shown on standard error.
@@ -348,10 +338,15 @@ def convert_yolo_to_masks(
         AdcamError: A folder is missing or empty, or a text file belongs to no image.
         OSError: A mask cannot be written.
     """
-    text_of, path_of = find_files(labels, ".txt"), find_images(images)
-    classes = class_set or _read_data_yaml(Path(labels)) or voc_class_set()
+    text_of, path_of = find_yolo_files(Path(labels)), find_images(images)
+    if class_set is None and (listed := find_class_list(Path(labels))):
+        class_set = build_class_set(listed.parent.name, read_class_list(listed))
+    classes = class_set or voc_class_set()
     if stray := [img_id for img_id in text_of if img_id not in path_of]:
-        raise AdcamError(f"{images}: {len(stray)} text files have no image, such as {stray[0]!r}")
+        raise AdcamError(
+            f"{images}: {len(stray)} text files have no image, such as {stray[0]!r}; name the "
+            "folder below which they have the paths of the images"
+        )
 
     def make(img_id: str) -> np.ndarray:
         hw = read_image_hw(path_of[img_id])

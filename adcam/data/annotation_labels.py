@@ -7,11 +7,11 @@ of Label Studio. Boxes and outlines are not looked at, only what they are called
 from __future__ import annotations
 
 import logging
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adcam.data.cvat import list_labels
 from adcam.data.label_studio import find_image_name
 from adcam.data.xml_text import read_xml
 from adcam.errors import AdcamError, join_some
@@ -79,10 +79,13 @@ def _read_voc_folder(folder: Path) -> Annotated:
 
 
 def _read_yolo_folder(folder: Path) -> Annotated:
-    files = find_files(folder, ".txt")
-    listed = {folder / name for name in CLASS_LISTS}
-    files = {img_id: path for img_id, path in files.items() if path not in listed}
-    source = _find_class_list(folder)
+    files = find_yolo_files(folder)
+    source = find_class_list(folder)
+    if source is None:
+        raise AdcamError(
+            f"{folder}: what the numbers in YOLO's text files mean is not said; put data.yaml or "
+            "classes.txt (a class a line) into this folder"
+        )
     classes = read_class_list(source)
     names = {
         img_id: _unique(classes[i] for i in _read_numbers(path, len(classes), source))
@@ -91,15 +94,20 @@ def _read_yolo_folder(folder: Path) -> Annotated:
     return Annotated(names, classes, f"YOLO's text files, classes as in {source}", files)
 
 
-def _find_class_list(folder: Path) -> Path:
+def find_yolo_files(folder: Path) -> dict[str, Path]:
+    """YOLO's text files by image id, without a list of classes among them."""
+    listed = {folder / name for name in CLASS_LISTS}
+    files = find_files(folder, ".txt")
+    return {img_id: path for img_id, path in files.items() if path not in listed}
+
+
+def find_class_list(folder: Path) -> Path | None:
+    """The list of classes in a folder of YOLO's text files or up to two folders above."""
     for place in (folder, *folder.resolve().parents[:2]):
         for name in CLASS_LISTS:
             if (place / name).is_file():
                 return place / name
-    raise AdcamError(
-        f"{folder}: what the numbers in YOLO's text files mean is not said; put data.yaml or "
-        "classes.txt (a class a line) into this folder"
-    )
+    return None
 
 
 def read_class_list(path: Path) -> tuple[str, ...]:
@@ -161,15 +169,8 @@ def read_cvat_labels(path: Path) -> Annotated:
         names[img_id] = _unique(item.get("label") or "" for item in image)
     if not names:
         raise AdcamError(f"{path}: there are no images in it; export as 'CVAT for images 1.1'")
-    classes = _unique(_list_cvat_labels(root))
+    classes = _unique(list_labels(root))
     return Annotated(names, classes, "CVAT for images", dict.fromkeys(names, path))
-
-
-def _list_cvat_labels(root: ET.Element) -> Iterator[str]:
-    """The labels of the task or project; parts of a skeleton, which have a parent, are left out."""
-    for label in root.iterfind("meta//labels/label"):
-        if label.find("parent") is None:
-            yield label.findtext("name") or ""
 
 
 def is_label_studio(content: Any) -> bool:

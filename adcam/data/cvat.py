@@ -7,7 +7,7 @@ of the box, background first ("CVAT for images" in https://docs.cvat.ai).
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from adcam.files import img_id_of
 from adcam.limits import check_image_hw
 from adcam.structures import ClassSet
 
+_OTHER_SHAPES = ("box", "ellipse", "polyline", "points", "cuboid", "skeleton")
+
 
 @dataclass(frozen=True)
 class CvatImage:
@@ -31,11 +33,13 @@ class CvatImage:
         hw: Height and width in pixels.
         regions: The class and the pixels of each region, bool (H, W); what has a larger
             ``z_order`` comes first.
+        num_other: Number of shapes that are no regions, such as boxes.
     """
 
     img_id: str
     hw: tuple[int, int]
     regions: tuple[tuple[str, np.ndarray], ...]
+    num_other: int
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def encode_runs(box: np.ndarray) -> list[int]:
 
 
 def read_cvat(path: str | Path) -> CvatFile:
-    """Read an export "CVAT for images 1.1"; masks and polygons count, other shapes do not.
+    """Read an export "CVAT for images 1.1"; masks and polygons are regions, others are counted.
 
     Raises:
         AdcamError: The file is no such XML, a shape is damaged, or two images have one name.
@@ -122,7 +126,7 @@ def read_cvat(path: str | Path) -> CvatFile:
     root = read_xml(path)
     if root.tag != "annotations":
         raise AdcamError(f"{path}: no annotations of CVAT for images, but {root.tag!r}")
-    labels = [(label.findtext("name") or "").strip() for label in root.iter("label")]
+    labels = [name.strip() for name in list_labels(root)]
     images: dict[str, CvatImage] = {}
     for element in root.findall("image"):
         try:
@@ -139,6 +143,13 @@ def read_cvat(path: str | Path) -> CvatFile:
     )
 
 
+def list_labels(root: ET.Element) -> Iterator[str]:
+    """The labels of the task or project; parts of a skeleton, which have a parent, are left out."""
+    for label in root.iterfind("meta//labels/label"):
+        if label.find("parent") is None:
+            yield label.findtext("name") or ""
+
+
 def _read_image(element: ET.Element, path: Path) -> CvatImage:
     name = check_relative(path, element.attrib["name"].replace("\\", "/"))
     hw = (int(element.attrib["height"]), int(element.attrib["width"]))
@@ -147,7 +158,8 @@ def _read_image(element: ET.Element, path: Path) -> CvatImage:
     shapes = [shape for shape in reversed(list(element)) if shape.tag in ("mask", "polygon")]
     shapes.sort(key=lambda shape: -int(shape.get("z_order", "0")))
     regions = [(shape.attrib["label"], _read_shape(shape, hw)) for shape in shapes]
-    return CvatImage(img_id_of(name), hw, tuple(regions))
+    num_other = sum(shape.tag in _OTHER_SHAPES for shape in element)
+    return CvatImage(img_id_of(name), hw, tuple(regions), num_other)
 
 
 def _read_shape(shape: ET.Element, hw: tuple[int, int]) -> np.ndarray:

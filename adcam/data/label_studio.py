@@ -41,11 +41,13 @@ class StudioTask:
         img_id: The image id.
         hw: Height and width of the image; ``None`` where nothing is annotated.
         regions: The class and the pixels of each region, bool (H, W), in the order of the file.
+        num_other: Number of regions of other kinds, such as boxes.
     """
 
     img_id: str
     hw: tuple[int, int] | None
     regions: tuple[tuple[str, np.ndarray], ...]
+    num_other: int
 
 
 def encode_brush(region: np.ndarray) -> list[int]:
@@ -172,14 +174,17 @@ def _read_task(content: Mapping[str, Any]) -> StudioTask:
     found = (done or content.get("predictions") or [{"result": []}])[0]
     hw: tuple[int, int] | None = None
     regions = []
+    num_other = 0
     for result in found["result"]:
-        if result.get("type") not in ("brushlabels", "polygonlabels"):
+        kind = str(result.get("type"))
+        if kind not in ("brushlabels", "polygonlabels"):
+            num_other += kind.endswith("labels")  # rectanglelabels; but choices are no region
             continue
         hw = (int(result["original_height"]), int(result["original_width"]))
         check_image_hw(hw, f"image {img_id!r}")
         (name,) = result["value"][result["type"]]
         regions.append((str(name), _read_region(result, hw)))
-    return StudioTask(img_id, hw, tuple(regions))
+    return StudioTask(img_id, hw, tuple(regions), num_other)
 
 
 def _read_region(result: Mapping[str, Any], hw: tuple[int, int]) -> np.ndarray:

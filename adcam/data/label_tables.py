@@ -23,7 +23,7 @@ from adcam.data.annotation_labels import (
     read_cvat_labels,
     read_label_studio_labels,
 )
-from adcam.data.coco_json import read_coco_json
+from adcam.data.coco_json import IGNORE_CATEGORY, read_coco_json
 from adcam.data.spreadsheet import read_xlsx
 from adcam.errors import AdcamError
 from adcam.files import check_characters, decode_text, img_id_of, is_image_path, read_json
@@ -316,7 +316,7 @@ def _find_pair(path: Path, item: dict[str, Any]) -> tuple[Any, Any]:
             f'{{"image_id": …, "labels": […]}}, got the keys {sorted(item)}'
         )
     # "id" beside "file_name" is a number of somebody's own.
-    image = next((name for name in images if "file" in name), images[0])
+    image = min(images, key=lambda n: ("file" not in n, not isinstance(item[columns[n]], str)))
     return item[columns[image]], item[columns[labels[0]]]
 
 
@@ -339,6 +339,11 @@ def _read_coco(path: Path) -> LabelRows:
     rows = []
     for image in file.images:
         ids = {a["category_id"] for a in image.annotations}
+        if unknown := sorted(ids - file.categories.keys() - {IGNORE_CATEGORY["id"]}):
+            raise AdcamError(
+                f"{path}, image {image.img_id!r}: its annotations are of the category "
+                f"{unknown[0]}, which the file does not list; it lists {list(file.categories)}"
+            )
         names = tuple(file.categories[i] for i in sorted(ids) if i in file.categories)
         rows.append(LabelRow(f"{path}, image {image.img_id!r}", image.img_id, names, "names"))
     understood = "COCO's json: an image shows the categories of its annotations"

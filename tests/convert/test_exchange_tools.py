@@ -210,6 +210,58 @@ def test_damaged_cvat(tmp_path: Path, text: str, message: str) -> None:
         read_cvat(tmp_path / "a.xml")
 
 
+def test_an_image_of_cvat_with_only_boxes_is_no_background(tmp_path: Path) -> None:
+    image = '<image id="0" name="{}.jpg" width="4" height="2">{}</image>'
+    box = '<box label="dog" xtl="0" ytl="0" xbr="1" ybr="1"/>'
+    mask = '<mask label="dog" rle="0, 2" left="0" top="0" width="2" height="1"/>'
+    shapes = {"boxes": box * 2, "both": box + mask, "tagged": '<tag label="dog"/>', "none": ""}
+    images = "".join(image.format(name, shape) for name, shape in shapes.items())
+    (tmp_path / "a.xml").write_text(f"<annotations>{images}</annotations>")
+    result = CONVERTERS["cvat-to-masks"](tmp_path / "a.xml", tmp_path / "out")
+    assert set(result.failed) == {"boxes"}
+    assert "none of its 2 shapes is a mask or polygon" in result.failed["boxes"]
+    assert result.notes == ("3 regions are neither masks nor polygons: left out",)
+    assert read_mask(tmp_path / "out/both.png").tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_parts_of_a_skeleton_take_no_number_in_cvat(tmp_path: Path) -> None:
+    labels = "".join(
+        f"<label><name>{name}</name>{parent}</label>"
+        for name, parent in {"pose": "", "nose": "<parent>pose</parent>", "dog": ""}.items()
+    )
+    (tmp_path / "a.xml").write_text(
+        f"<annotations><meta><task><labels>{labels}</labels></task></meta></annotations>"
+    )
+    assert read_cvat(tmp_path / "a.xml").labels == ("pose", "dog")
+
+
+def test_boxes_and_the_order_of_classes_in_label_studio_are_noted(tmp_path: Path) -> None:
+    def region(kind: str, name: str, **value: Any) -> dict[str, Any]:
+        size = {"original_width": 4, "original_height": 2}
+        return {"type": kind, **size, "value": {kind: [name], **value}}
+
+    points = {"points": [[0, 0], [50, 0], [50, 50], [0, 50]]}
+    outlines = [region("polygonlabels", name, **points) for name in ("hare", "fox")]
+    results = {
+        "a": [outlines[0], region("rectanglelabels", "fox", x=0, y=0), region("choices", "x")],
+        "b": [region("rectanglelabels", "fox", x=0, y=0)],
+        "c": [outlines[1]],
+    }
+    tasks = [{"data": {"image": k}, "annotations": [{"result": v}]} for k, v in results.items()]
+    (tmp_path / "a.json").write_text(json.dumps(tasks))
+    result = convert("label-studio-to-masks", tmp_path / "a.json", tmp_path / "out")
+    assert result.notes == (
+        "2 regions are neither brushes nor polygons: left out",
+        "1 tasks without regions have no mask",
+        "classes are numbered by the alphabet; --classes names them in another order",
+    )
+    named = build_class_set("own", ["hare", "fox"])
+    result = convert(
+        "label-studio-to-masks", tmp_path / "a.json", tmp_path / "named", class_set=named
+    )
+    assert len(result.notes) == 2
+
+
 # Hugging Face datasets
 
 
@@ -380,6 +432,20 @@ def test_yolo_by_its_own_package_and_classes_from_data_yaml(masks: Path, tmp_pat
     found = utils.verify_image_label((str(image), str(label), "", False, 3, 0, 0, False))
     assert found[5:9] == [0, 1, 0, 0] or found[6] == 1  # found, neither empty nor corrupt
     assert len(found[3]) == len(label.read_text().splitlines())
+
+
+def test_yolo_finds_classes_txt_and_names_the_wrong_folder(masks: Path, tmp_path: Path) -> None:
+    images, labels = masks.parent / "images", tmp_path / "yolo/labels/train"
+    convert_masks_to_yolo(masks, tmp_path / "yolo", CLASSES, images=images)
+    (tmp_path / "yolo/data.yaml").unlink()
+    for number, place in enumerate((tmp_path / "yolo", labels)):
+        (place / "classes.txt").write_text("\n".join(CLASSES.classes), encoding="utf-8")
+        out = tmp_path / str(number)
+        result = convert_yolo_to_masks(labels, out, images=images)
+        assert tuple(result.class_images) == CLASSES.classes
+        same(out, masks, ignore_as=0)
+    with pytest.raises(AdcamError, match="name the folder below which"):
+        convert_yolo_to_masks(tmp_path / "yolo", tmp_path / "other", images=images)
 
 
 # Class maps of other projects

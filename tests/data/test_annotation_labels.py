@@ -160,3 +160,19 @@ def test_a_table_keeps_the_order_of_its_columns_and_coco_of_its_numbers(tmp_path
     }
     (tmp_path / "c.json").write_text(json.dumps(coco))
     assert read_labels(tmp_path / "c.json").classes == ("zebra", "ant")
+
+
+def test_a_category_that_coco_does_not_list_is_refused(tmp_path: Path) -> None:
+    content = {
+        "images": [{"id": 4, "file_name": "a.jpg", "width": 3, "height": 2}],
+        "annotations": [{"id": 1, "image_id": 4, "category_id": 6}],
+        "categories": [{"id": 5, "name": "dog"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(AdcamError, match=r"image 'a'.* category 6, which .* it lists \[5\]"):
+        read_labels(tmp_path / "a.json")
+
+
+def test_a_number_beside_a_name_is_not_the_image(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"id": 7, "image": "a.jpg", "labels": ["dog"]}]')
+    assert dict(read_labels(tmp_path / "a.json")) == {"a": ("dog",)}
