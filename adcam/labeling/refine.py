@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias, cast
 
@@ -26,6 +27,8 @@ ArrayLike: TypeAlias = Tensor | np.ndarray
 
 _MOST_PREFIX = 16
 """More tokens before the patches than any published ViT has, so a larger number is a mistake."""
+_USUAL_PREFIX = (1, 0, 2, 5)
+"""A class token; none (SigLIP); DeiT's two; a class token and four registers (DINOv2)."""
 
 
 def refine(
@@ -36,7 +39,7 @@ def refine(
     grid_hw: tuple[int, int] | None = None,
     image: ImageLike | Sequence[ImageLike] | None = None,
     crf: str | None = None,
-    rule: str | BackgroundRule = DEFAULT_RULE,
+    rule: str | float | BackgroundRule = DEFAULT_RULE,
     **options: Any,
 ) -> Any:
     """Refine any class maps by any attention, as AD-CAM does and with its defaults.
@@ -90,6 +93,7 @@ def refine(
 prefix tokens, but the grid is 4×4 = 16 patches; num_prefix_tokens=1 would fit
     """
     is_array = not _holds_tensor(cam)
+    grid_hw = _read_grid(grid_hw)
     maps = _read_maps(cam)
     blocks = _read_blocks(attention, _count_batch(maps, grid_hw))
     dtype = torch.promote_types(maps.dtype, blocks[0].dtype)
@@ -129,7 +133,7 @@ def _finish_image(
     shape: tuple[int, ...],
     method: ADCAM,
     crf: str | None,
-    rule: str | BackgroundRule,
+    rule: str | float | BackgroundRule,
 ) -> Tensor:
     """The maps (K, h, w) of one image at its size, or its mask."""
     hw = (img.shape[0], img.shape[1])
@@ -140,7 +144,7 @@ def _finish_image(
     if crf is None:
         return maps.reshape(*shape, *hw)
     maker = MaskMaker(
-        parse_rule(rule) if isinstance(rule, str) else rule,
+        rule if isinstance(rule, BackgroundRule) else parse_rule(str(rule)),
         None,
         crf,
         "lattice",
@@ -248,6 +252,18 @@ def _is_flat(maps: Tensor, grid_hw: tuple[int, int]) -> bool:
     return maps.shape[-1] == height * width and not is_image
 
 
+def _read_grid(grid_hw: Any) -> tuple[int, int] | None:
+    if grid_hw is None:
+        return None
+    try:
+        height, width = (operator.index(size) for size in grid_hw)
+    except (TypeError, ValueError) as error:
+        raise AdcamError(
+            f"grid_hw must be (rows, columns) of the patches, such as (14, 14), got {grid_hw!r}"
+        ) from error
+    return height, width
+
+
 def _read_blocks(attention: Any, batch: int | None) -> list[Tensor]:
     """Every form of attention as one tensor (B, T, T) a block."""
     if hasattr(attention, "logits") or hasattr(attention, "last_hidden_state"):
@@ -343,6 +359,17 @@ def _find_grid(maps: Tensor, tokens: int, prefix: int | None) -> tuple[tuple[int
     found = fits if prefix is None else {c: grid for c, grid in fits.items() if c == prefix}
     if len(found) == 1:
         ((count, grid),) = found.items()
+        # A photograph of 3:4 fits 12×16 patches and five others, but most networks with as many
+        # tokens saw a square of 14×14 and one: maps of the photograph's shape do not tell.
+        usual = (i for i in _USUAL_PREFIX if math.isqrt(max(tokens - i, 0)) ** 2 == tokens - i)
+        others = next(usual, None)
+        if prefix is None and grid[0] != grid[1] and others is not None:
+            rows = math.isqrt(tokens - others)
+            raise AdcamError(
+                f"{tokens} tokens may be {grid[0]}×{grid[1]} patches after {count} others, or "
+                f"{rows}×{rows} after {others} if the network saw a square image; say which by "
+                f"grid_hw={grid} or grid_hw=({rows}, {rows})"
+            )
         return grid, count
     known = " or ".join(f"num_prefix_tokens={c} ({g[0]}×{g[1]})" for c, g in fits.items())
     sides = (math.isqrt(tokens - count) for count in range(min(_MOST_PREFIX + 1, tokens)))
@@ -379,9 +406,9 @@ def _to_batch(maps: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor, tuple[int
     if _is_flat(maps, grid_hw):
         maps = maps.unflatten(-1, grid_hw)
     shape = tuple(maps.shape[:-2])
-    batch = maps.reshape(-1, shape[-1] if shape else 1, *maps.shape[-2:])
-    if not batch.numel():
+    if not maps.numel():
         raise AdcamError(f"there are no maps to refine, got {tuple(maps.shape)}")
+    batch = maps.reshape(-1, shape[-1] if shape else 1, *maps.shape[-2:])
     if maps.shape[-2:] == grid_hw:
         return batch, shape
     if any(size < 2 * cells for size, cells in zip(maps.shape[-2:], grid_hw, strict=True)):

@@ -196,3 +196,31 @@ def test_recorded_images_and_windows_are_not_taken_for_heads(cam: Tensor) -> Non
         adcam.refine(cam, record())
     batch = adcam.refine(cam[None].expand(2, -1, -1, -1), record(two))
     torch.testing.assert_close(batch[:1], adcam.refine(cam[None], record(two[:1])))
+
+
+def test_maps_of_a_photograph_do_not_decide_between_two_grids() -> None:
+    maps = torch.rand(300, 400, generator=torch.Generator().manual_seed(0))
+    attention = [torch.rand(2, 197, 197).softmax(dim=-1) for _ in range(3)]  # 14·14 + 1 = 12·16 + 5
+    with pytest.raises(AdcamError, match=r"12×16 patches after 5 others, or 14×14 after 1 .*grid"):
+        adcam.refine(maps, attention)
+    assert adcam.refine(maps, attention, grid_hw=(14, 14)).shape == (14, 14)
+    assert adcam.refine(maps, attention, num_prefix_tokens=5).shape == (12, 16)
+    assert adcam.refine(maps[:280, :280], attention).shape == (14, 14)
+
+
+@pytest.mark.parametrize("grid", [4, "4x4", (4,), (4.0, 4.0)])
+def test_what_is_no_grid_is_named(cam: Tensor, layers: list[Tensor], grid: Any) -> None:
+    with pytest.raises(AdcamError, match=r"grid_hw must be \(rows, columns\)"):
+        adcam.refine(cam, layers, grid_hw=grid)
+
+
+def test_no_maps_a_list_as_grid_and_a_number_as_rule(cam: Tensor, layers: list[Tensor]) -> None:
+    with pytest.raises(AdcamError, match="no maps to refine"):
+        adcam.refine(cam[:0], layers)
+    torch.testing.assert_close(
+        adcam.refine(cam, layers, grid_hw=[4, 4]),  # type: ignore[arg-type]
+        adcam.refine(cam, layers),
+    )
+    image = np.zeros((16, 16, 3), np.uint8)
+    masks = [adcam.refine(cam, layers, image=image, crf="none", rule=r) for r in (0.4, "0.4")]
+    assert torch.equal(*masks)
