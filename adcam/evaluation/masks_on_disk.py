@@ -73,8 +73,9 @@ def evaluate_masks(
 
     Raises:
         AdcamError: Masks are missing, two files have one id, two masks of one image differ in size
-            or hold values outside the classes, all masks of a folder hold only 0 and 255, or there
-            cannot be so many classes.
+            or hold values outside the classes, both folders say their classes and number one
+            differently, all masks of a folder hold only 0 and 255, or there cannot be so many
+            classes.
     """
     if num_classes is not None and not 1 <= num_classes <= IGNORE_INDEX:
         raise AdcamError(
@@ -90,6 +91,8 @@ def evaluate_masks(
         classes = {0: "background", **{v: name for name, v in converted.value_of.items()}}
     changed = {*(pred_values or {}), *(pred_values or {}).values()} - {0}
     classes = {value: name for value, name in classes.items() if value not in changed}
+    if not values and not pred_values:
+        _check_numbers(Path(gt_dir), {name: value for value, name in classes.items()})
     # Where the number is not known, all values are counted and those that occur are kept.
     counts = MaskCounts(num_classes or IGNORE_INDEX, average=average, pred_ignore=pred_ignore)
     gt_masks = _Masks(gt_dir, "--values", values)
@@ -103,6 +106,25 @@ def evaluate_masks(
     if num_classes is None:
         result["policy"]["num_classes"] = max(gt_masks.highest, pred_masks.highest) + 1
     return {**result, "missing_predictions": missing}
+
+
+def _check_numbers(gt_dir: Path, predicted: Mapping[str, int]) -> None:
+    """Refuse true masks whose classes are known to have other numbers than the predicted ones."""
+    true = read_converted_classes(gt_dir)
+    value_of = {} if true is None else true.value_of
+    other = {n: v for n, v in value_of.items() if predicted.get(n, v) != v}
+    if other:
+        name, value = next(iter(other.items()))
+        cure = ",".join(f"{value}={predicted[name]}" for name, value in other.items())
+        rest = value_of.keys() - predicted.keys()
+        raise AdcamError(
+            f"{name!r} is {value} in {gt_dir}, but {predicted[name]} in the masks to score; "
+            f"--values {cure} reads the true masks so"
+            + (
+                "; give it their other classes too, as 0 (background) or 255 (not scored)"
+                * bool(rest)
+            )
+        )
 
 
 def score_masks(images: ImageDataset, masks_dir: str | Path) -> MaskScore:

@@ -108,6 +108,20 @@ def test_converted_masks_have_the_names_of_their_conversion(
     assert list(evaluate_masks(pred, gt)["iou_per_class"]) == ["0", "8", "12"]
 
 
+def test_classes_of_other_numbers_are_told_with_the_cure(folders: tuple[Path, Path]) -> None:
+    pred, gt = folders
+    said = {"converter": "coco-to-masks", "mask_values": {"dog": 12, "fox": 20, "cat": 8}}
+    (gt / "convert.json").write_text(json.dumps(said))
+    assert list(evaluate_masks(pred, gt)["iou_per_class"]) == ["background", "cat", "dog"]
+    (gt / "convert.json").write_text(json.dumps({**said, "mask_values": {"dog": 8, "cat": 12}}))
+    with pytest.raises(AdcamError, match=r"'dog' is 8 in .*, but 12 .*--values 8=12,12=8 reads"):
+        evaluate_masks(pred, gt)
+    assert evaluate_masks(pred, gt, values={8: 12, 12: 8})["num_images"] == 2
+    (gt / "convert.json").write_text('{"converter": "coco"}')  # `convert coco`: COCO's own numbers
+    with pytest.raises(AdcamError, match=r"'cat' is 16 in .*--values 16=8,17=12 .*other classes"):
+        evaluate_masks(pred, gt)
+
+
 def test_what_comes_next_depends_on_the_maps_of_a_run(
     folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
