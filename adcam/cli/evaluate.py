@@ -9,7 +9,7 @@ from typing import Any
 
 from adcam.cli.arguments import CAM_FORMAT, CLASSES, add_command
 from adcam.cli.console import EXIT_OK, log, print_scores, print_table, say_next, show
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 
 
 def add(commands: Any) -> None:
@@ -110,6 +110,7 @@ def _add_box_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    _refuse_unread(args)
     require_files(args)
     from adcam.data.open_images import read_id_list
     from adcam.data.png import parse_values
@@ -129,8 +130,6 @@ def run(args: argparse.Namespace) -> int:
         "progress": True,
     }
     if args.sweep:
-        if args.pred_values is not None:
-            raise AdcamError("--pred-values is for masks; with --sweep the predictions are maps")
         result = evaluate_maps(
             args.pred_dir,
             args.gt,
@@ -175,6 +174,34 @@ def _find_next(args: argparse.Namespace) -> str:
         "adcam generate … --save-maps, then adcam evaluate OUT --gt TRUTH --sweep scores every "
         "threshold"
     )
+
+
+_FOR_MASKS = {"num_classes": None, "pred_ignore": "miss", "pred_values": None}
+_FOR_TRUTH = {"average": "union", "values": None, "allow_missing": False}
+_FOR_BOXES = {
+    **{"choose_maps": None, "choose_metadata": None},
+    **{"largest_contour": False, "mask_root": None},
+}
+
+
+def _refuse_unread(args: argparse.Namespace) -> None:
+    """Refuse options that would change nothing, so that nobody takes them for heard."""
+    unread: dict[str, Any]
+    if args.metadata is not None:  # the order of the branches is that of `run`
+        unread, what = {**_FOR_MASKS, **_FOR_TRUTH, "ids": None, "sweep": False}, "with --metadata"
+    elif not args.sweep:
+        unread, what = _FOR_BOXES, "without --metadata"
+    elif args.gt is None:
+        unread, what = {**_FOR_MASKS, **_FOR_TRUTH, **_FOR_BOXES}, "with --sweep and no --gt"
+    else:
+        unread, what = {**_FOR_MASKS, **_FOR_BOXES}, "with --sweep, whose predictions are maps"
+    given = [name for name, default in unread.items() if getattr(args, name) != default]
+    if given:
+        options = join_some([f"--{name.replace('_', '-')}" for name in given])
+        cure = "; image_ids.txt lists the images" if "ids" in given else ""
+        raise AdcamError(f"{what}, nothing reads {options}{cure}")
+    if args.sweep and args.average == "per_image":
+        raise AdcamError("--sweep has no --average per_image; take union or gt_present")
 
 
 def require_files(args: argparse.Namespace) -> None:

@@ -58,7 +58,11 @@ def load_cub(
     root = Path(root)
     if split not in SPLITS:
         raise AdcamError(f"CUB has the splits {', '.join(SPLITS)}, got {split!r}")
-    classes = [row.cells[1] for row in read_rows(root / "classes.txt", ("class", "name"), None)]
+    rows = read_rows(root / "classes.txt", ("class", "name"), None)
+    for number, row in enumerate(rows, start=1):
+        if row.cells[0] != str(number):
+            raise AdcamError(f"{row.where}: expected class {number}, got {row.cells[0]!r}")
+    classes = [row.cells[1] for row in rows]
     images = read_pairs(root / "images.txt", ("image", "path"), None)
     labels = _read_table(root / "image_class_labels.txt", ("image", "class"), images)
     in_train = _read_table(root / "train_test_split.txt", ("image", "is_train"), images)

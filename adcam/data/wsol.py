@@ -11,6 +11,7 @@ clovaai/wsolevaluation. ``metadata/<set>/<split>/`` holds, one line an image or 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from adcam.data.text_tables import (
 from adcam.errors import AdcamError
 from adcam.files import img_id_of, read_text
 from adcam.structures import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
 
 SPLITS = {"train-weaksup": "train", "train-fullsup": "val", "test": "test"}
 """Folder of each split of the protocol: train on the first, choose thresholds and settings on the
@@ -103,6 +106,7 @@ def read_wsol_metadata(folder: str | Path) -> WsolMetadata:
             masks = _only(_read_masks(localization), image_ids, localization)
         else:
             boxes = _only(_read_boxes(localization), image_ids, localization)
+            _warn_of_boxes_outside(localization, boxes, sizes)
     return WsolMetadata(
         folder,
         image_ids,
@@ -217,6 +221,26 @@ def _read_boxes(path: Path) -> dict[str, tuple[Box, ...]]:
         x0, y0, x1, y1 = (parse_int(row, i, "a coordinate", 0) for i in range(1, 5))
         boxes.setdefault(row.cells[0], []).append(check_box(row.where, (x0, y0, x1, y1)))
     return {image_id: tuple(found) for image_id, found in boxes.items()}
+
+
+def _warn_of_boxes_outside(
+    path: Path, boxes: Mapping[str, tuple[Box, ...]], sizes: Mapping[str, tuple[int, int]]
+) -> None:
+    """Say which boxes no map can match; the protocol scales them without a look."""
+    outside = [
+        f"{image_id} of {width}x{height} pixels has {box}"
+        for image_id, (height, width) in sizes.items()
+        for box in boxes[image_id]
+        if box[2] > width or box[3] > height
+    ]
+    if outside:
+        logger.warning(
+            "%s: %d boxes x0, y0, x1, y1 reach out of their images, such as %s; image_sizes.txt "
+            "must hold path,width,height",
+            path,
+            len(outside),
+            outside[0],
+        )
 
 
 def _read_masks(path: Path) -> dict[str, tuple[tuple[str, ...], str]]:

@@ -118,7 +118,8 @@ def predict_segmenter(
         out: ``masks/<id>.png``, ``config.json`` and ``manifest.jsonl`` go here.
         settings: The config of the network, for a file that does not hold it; ``test.labels`` plays
             no part.
-        changes: Dotted keys and values that change the settings, e.g. ``{"test.flip": True}``.
+        changes: Dotted keys and values that change the settings, e.g. ``{"test.flip": True}``;
+            ``test.labels`` cannot be ``"given"``.
 
     Returns:
         ``masks`` (the folder), ``ok``, ``failed`` (error by image id).
@@ -127,6 +128,10 @@ def predict_segmenter(
         AdcamError: There are no images, or the checkpoint does not fit.
     """
     check_mmsegmentation()
+    if (changes or {}).get("test.labels") == "given":
+        raise AdcamError(
+            "test.labels='given' is for `adcam segment test`; new images have no labels to keep to"
+        )
     if settings is None:
         file = read_segmenter_file(checkpoint)
         settings, class_set = file.settings, file.class_set
@@ -219,7 +224,9 @@ class Predictor:
             prob = prob[indices] / prob[indices].sum(axis=0)
         if (crf := self._test.crf) != "none":
             # The time of a CRF grows with its labels, and one that no pixel believes in never wins.
-            likely = np.flatnonzero(prob.reshape(len(prob), -1).max(axis=1) >= _LIKELY)
+            # A network of many classes that has learnt little believes in none so much.
+            floor = min(_LIKELY, prob.max(axis=0).min())
+            likely = np.flatnonzero(prob.reshape(len(prob), -1).max(axis=1) >= floor)
             prob, indices = prob[likely], indices[likely]
             if len(prob) > 1:
                 prob = refine(prob / prob.sum(axis=0), sample.img, crf=crf)
@@ -270,7 +277,8 @@ class Predictor:
             prob = prob[torch.from_numpy(indices).to(prob.device)]
             prob = prob / prob.sum(dim=0)
         if (crf := self._test.crf) != "none":
-            likely = np.flatnonzero((prob.flatten(1).amax(dim=1) >= _LIKELY).cpu().numpy())
+            floor = prob.amax(dim=0).min().clamp(max=_LIKELY)
+            likely = np.flatnonzero((prob.flatten(1).amax(dim=1) >= floor).cpu().numpy())
             prob, indices = prob[torch.from_numpy(likely).to(prob.device)], indices[likely]
             if len(prob) > 1:
                 (prob,) = refine_batch([prob / prob.sum(dim=0)], [sample.img], crf=crf)
@@ -280,7 +288,12 @@ class Predictor:
 
 
 def write_masks(
-    images: ImageDataset, predictor: Predictor, out: Path, failed: dict[str, str] | None = None
+    images: ImageDataset,
+    predictor: Predictor,
+    out: Path,
+    failed: dict[str, str] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Iterator[np.ndarray | None]:
     """Write the masks of all images and yield them; masks of an earlier run are read back.
 
@@ -290,12 +303,13 @@ def write_masks(
         out: The folder, resumable (:mod:`adcam.labeling.output_folder`).
         failed: Errors of images that cannot be read, filled by image id; without it, such an image
             ends the run.
+        overwrite: Whether to start over.
     """
     root, records = os.path.realpath(out), images.records
     steps, size = _Steps(images, predictor), predictor.stretch
     ahead = size + _THREADS
     with (
-        OutputFolder(out, predictor.description) as folder,
+        OutputFolder(out, predictor.description, overwrite=overwrite) as folder,
         ThreadPoolExecutor(_THREADS) as readers,
         ThreadPoolExecutor(1) as lane,
         ThreadPoolExecutor(_THREADS) as writers,

@@ -122,12 +122,17 @@ def train_segmenter(
 
     Raises:
         AdcamError: As :func:`check_segmentation`; weights do not fit; ``work_dir`` holds a training
-            of another network or on other data; another process works there; or the training
-            diverges.
+            of another network or on other data; another process works there; the training
+            diverges; or it has several rounds and ``train.confidence``.
     """
     train, work_dir = settings.train, Path(work_dir)
     if train.amp == "float16" and not torch.cuda.is_available():
         raise AdcamError("train.amp 'float16' needs a GPU; on a CPU take 'bfloat16' or 'none'")
+    if train.confidence and settings.self_training.rounds > 1:
+        raise AdcamError(
+            "train.confidence weights pixels by the maps of their masks, and the masks that "
+            "self_training makes have none; leave one of the two out"
+        )
     keep_from_terminal()
     start_processes(launcher)
     with hold_work_dir(work_dir, again="the same command"):
@@ -143,10 +148,14 @@ def _train_rounds(
     for number in range(1, rounds + 1):
         round_dir = work_dir / f"round_{number}"
         path = round_dir / SEGMENTER_NAME
-        if not (resume and path.is_file()):
+        is_done = resume and path.is_file()
+        if not is_done:
             _train_once(settings, round_dir, resume, launcher)
+        elif is_main_process():
+            refuse_another_training(round_dir, describe_training(settings), cure=_CURE)
         if number < rounds:
-            settings = _with_masks_of(settings, path, round_dir / "train_masks")
+            # Masks beside a network that was only just trained are those of an older one.
+            settings = _with_masks_of(settings, path, round_dir / "train_masks", keep=is_done)
     if is_main_process():
         write_bytes(work_dir / SEGMENTER_NAME, path.read_bytes())
     return work_dir / SEGMENTER_NAME
@@ -245,7 +254,7 @@ class SegmentationScore(BaseMetric):
 
 
 def _with_masks_of(
-    settings: SegmentationSettings, checkpoint: Path, out: Path
+    settings: SegmentationSettings, checkpoint: Path, out: Path, *, keep: bool
 ) -> SegmentationSettings:
     """The settings of the next round: the network's masks of the training images as its masks.
 
@@ -255,10 +264,11 @@ def _with_masks_of(
     test = {"labels": "given", **{key: v for key, v in section.items() if key != "rounds"}}
     if is_main_process():
         predicting = settings.with_changes({"test": test})
-        for split in settings.data.train:
+        for number, split in enumerate(settings.data.train):
             images = open_split(settings, split, labels=True)
             predictor = Predictor(predicting, checkpoint, images.class_set)
-            for _ in track(write_masks(images, predictor, out), f"masks {split}", len(images)):
+            masks = write_masks(images, predictor, out, overwrite=not keep and number == 0)
+            for _ in track(masks, f"masks {split}", len(images)):
                 pass
     barrier()
     return settings.with_changes({"data.masks": str(out)})

@@ -49,6 +49,12 @@ def cub_root(tmp_path: Path) -> Path:
     return root
 
 
+def test_cub_classes_must_be_in_order(cub_root: Path) -> None:
+    (cub_root / "classes.txt").write_text("2 002.Laysan_Albatross\n1 001.Black_footed_Albatross\n")
+    with pytest.raises(ValueError, match=r"classes\.txt, line 1: expected class 1, got '2'"):
+        load_cub(cub_root, "train", expected_counts=None)
+
+
 @pytest.mark.parametrize("split", ["train", "train-weaksup"])
 def test_cub_train(cub_root: Path, split: str) -> None:
     dataset = load_cub(cub_root, split, expected_counts={"train": 1, "test": 2})

@@ -117,6 +117,17 @@ def test_missing_maps_and_boxes(splits: Path) -> None:
         evaluate_pixels(splits / "val_maps", splits / "birds" / "val", splits)
 
 
+def test_boxes_that_reach_out_of_their_images_are_told(
+    splits: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluate_boxes(splits / "test_maps", splits / "birds" / "test")
+    assert not caplog.records
+    sizes = splits / "birds" / "test" / "image_sizes.txt"
+    sizes.write_text(sizes.read_text().replace("48,32", "7,32"))  # every box is 8 wide
+    evaluate_boxes(splits / "test_maps", splits / "birds" / "test")
+    assert "reach out of their images" in caplog.text and "path,width,height" in caplog.text
+
+
 def test_perfect_maps_have_a_pixel_average_precision_of_100(tmp_path: Path) -> None:
     for number, image_id in enumerate(make_split(tmp_path / "open" / "val", 0, masks=True)):
         mask = np.zeros(HW, dtype=np.uint8)
@@ -150,3 +161,7 @@ def test_evaluate_command(splits: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "the largest contour; thresholds chosen on: birds/val" in printed
     assert main(shlex.split(f"{command} --mask-root {splits} --largest-contour")) == 2
     assert "no threshold to choose" in capsys.readouterr().err
+    ids = splits / "birds" / "test" / "image_ids.txt"
+    assert main(shlex.split(f"{command} --ids {ids} --average gt_present")) == 2
+    error = capsys.readouterr().err
+    assert "with --metadata, nothing reads --average, --ids; image_ids.txt lists" in error

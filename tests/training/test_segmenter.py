@@ -16,6 +16,7 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ from adcam.data.shapes import make_shapes
 from adcam.data.sources import build_classes, build_dataset
 from adcam.errors import AdcamError
 from adcam.evaluation.masks_on_disk import evaluate_masks
-from adcam.settings import SegmentationSettings
+from adcam.settings import SegmentationSettings, SegTestSettings
+from adcam.structures import Sample
 from adcam.training import prediction, segmenter, segmenter_file
 
 pytest.importorskip("mmseg", reason="mmsegmentation is not installed (extra `seg`)")
@@ -481,6 +483,68 @@ def test_self_training_makes_the_masks_of_the_next_round(
     segmenter.train_segmenter(settings, work_dir=tmp_path)
     assert (tmp_path / "round_1" / "segmenter.safetensors").stat().st_mtime_ns == before
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_crf_takes_a_network_that_believes_in_no_class(on_device: bool) -> None:
+    """As one of COCO's 81 classes does after a few steps."""
+    prob = np.full((81, 12, 16), 1 / 81, np.float32)
+    prob[7] += 0.01
+    predictor = object.__new__(prediction.Predictor)
+    predictor._test = SegTestSettings(crf="toco")
+    predictor._values = np.arange(81, dtype=np.uint8)
+    sample = Sample("a", np.zeros((12, 16, 3), np.uint8))
+    if on_device:
+        mask = predictor._decide_on_device(torch.from_numpy(prob), sample).numpy()
+    else:
+        network = SimpleNamespace(compute_probabilities=lambda img: prob)
+        predictor._segmenter = network  # type: ignore[assignment]
+        mask = predictor(sample)
+    assert mask.shape == (12, 16) and (mask == 7).all()
+
+
+def test_rounds_refuse_other_settings_and_start_over(
+    settings: SegmentationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, made = [], []
+
+    def train_once(settings: SegmentationSettings, work_dir: Path, *args: Any) -> Path:
+        trained.append(work_dir.name)
+        segmenter.write_description(work_dir, segmenter.describe_training(settings))
+        (work_dir / "segmenter.safetensors").write_bytes(b"network")
+        return work_dir / "segmenter.safetensors"
+
+    def write_masks(*args: Any, overwrite: bool) -> list[None]:
+        made.append(overwrite)
+        return []
+
+    monkeypatch.setattr(segmenter, "_train_once", train_once)
+    monkeypatch.setattr(segmenter, "write_masks", write_masks)
+    monkeypatch.setattr(segmenter, "Predictor", lambda *args: None)
+    settings = settings.with_changes({"self_training": {"rounds": 2}})
+    for number in (1, 2):
+        (tmp_path / f"round_{number}").mkdir()
+    segmenter.train_segmenter(settings, work_dir=tmp_path)
+    segmenter.train_segmenter(settings, work_dir=tmp_path)
+    assert trained == ["round_1", "round_2"] and made == [True, False]
+    other = settings.with_changes({"train.max_iters": 5})
+    with pytest.raises(
+        AdcamError, match=r"round_1 holds .*other settings.*\n.*4 -> 5\n.*--restart"
+    ):
+        segmenter.train_segmenter(other, work_dir=tmp_path)
+    segmenter.train_segmenter(other, work_dir=tmp_path, resume=False)
+    assert trained[2:] == ["round_1", "round_2"] and made[2:] == [True]
+    with pytest.raises(AdcamError, match="masks that self_training makes have none"):
+        segmenter.train_segmenter(
+            settings.with_changes({"train.confidence": True}), work_dir=tmp_path
+        )
+
+
+def test_predict_takes_no_given_labels(tmp_path: Path) -> None:
+    with pytest.raises(AdcamError, match="is for `adcam segment test`"):
+        prediction.predict_segmenter(
+            tmp_path / "x", tmp_path, tmp_path / "out", changes={"test.labels": "given"}
+        )
 
 
 def test_the_documented_commands_work(
