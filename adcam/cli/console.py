@@ -76,6 +76,10 @@ def log_failures(failures: Mapping[str, str], *, rest: str = "") -> None:
         log(f"  … and {more} more{rest}")
 
 
+_MEAN_NAMES = {"per_image": "mean of images", "gt_present": "mean of true classes"}
+"""Names of means that are not those of the rows above them."""
+
+
 def print_scores(result: Mapping[str, Any], title: str = "Scores in percent") -> None:
     """Print IoU, precision and recall of every class, and how they were counted."""
     rows = [
@@ -88,7 +92,8 @@ def print_scores(result: Mapping[str, Any], title: str = "Scores in percent") ->
         )
         for name in result["iou_per_class"]
     ]
-    rows.append(("mean", _percent(result["miou"]), "", ""))
+    mean = _MEAN_NAMES.get(result["policy"]["average"], "mean")
+    rows.append((mean, _percent(result["miou"]), "", ""))
     print_table(("class", "IoU", "precision", "recall"), rows, title)
     policy = ", ".join(f"{key} {value}" for key, value in result["policy"].items())
     ignored = 100 * (result["ignored_share"] or 0)

@@ -122,6 +122,7 @@ def _add_test(actions: Any) -> None:
         help="the network (default: WORK_DIR/segmenter.safetensors)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the predicted masks there")
+    parser.add_argument("--overwrite", action="store_true", help="start over in --out")
 
 
 def _add_predict(actions: Any) -> None:
@@ -149,6 +150,7 @@ def _add_predict(actions: Any) -> None:
         help="the network, segmenter.safetensors of `adcam segment train`",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="the masks go there")
+    parser.add_argument("--overwrite", action="store_true", help="start over, whatever OUT holds")
     parser.add_argument(
         "--config",
         type=Path,
@@ -186,7 +188,11 @@ def _run_test(args: argparse.Namespace) -> int:
     work_dir = work_dir_of(args)
     checkpoint = args.checkpoint or work_dir / segmenter_file.SEGMENTER_NAME
     scores = prediction.test_segmenter(
-        _load_settings(args), checkpoint, work_dir=work_dir, masks_out=args.out
+        _load_settings(args),
+        checkpoint,
+        work_dir=work_dir,
+        masks_out=args.out,
+        overwrite=args.overwrite,
     )
     print_scores(scores, f"Scores of {scores['split']} in percent")
     show(work_dir / f"test_{scores['split']}.json")
@@ -203,6 +209,7 @@ def _run_predict(args: argparse.Namespace) -> int:
         args.out,
         settings=None if args.config is None else _load_settings(args),
         changes=None if args.config else parse_pairs("--cfg-options", args.cfg_options),
+        overwrite=args.overwrite,
     )
     log_failures(result["failed"])
     log(f"{result['ok']} masks written, {len(result['failed'])} images failed")

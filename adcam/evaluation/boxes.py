@@ -160,10 +160,17 @@ def boxes_of(sample: Sample) -> np.ndarray:
     """Return the true boxes of an image, (n, 4).
 
     Raises:
-        AdcamError: It has none.
+        AdcamError: It has none, or one that begins outside of the image.
     """
     if sample.boxes is None:
         raise AdcamError(f"{sample.img_id} has no box")
+    height, width = sample.ori_hw
+    outside = (sample.boxes[:, :2] >= [width, height]).any(axis=1)
+    if outside.any():
+        raise AdcamError(
+            f"{sample.img_id} has {width}x{height} pixels, and the box x0, y0, x1, y1 "
+            f"{tuple(sample.boxes[outside][0].tolist())} lies outside of it"
+        )
     return sample.boxes
 
 

@@ -50,6 +50,7 @@ def test_segmenter(
     *,
     work_dir: str | Path,
     masks_out: str | Path | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Score a network on ``test.split``; counts are int64 (docs/metrics.md).
 
@@ -58,6 +59,7 @@ def test_segmenter(
         checkpoint: The file of :func:`adcam.training.segmenter.train_segmenter`.
         work_dir: ``test_<split>.json`` goes here.
         masks_out: Folder for the predicted masks, resumable as that of :func:`predict_segmenter`.
+        overwrite: Whether to start over in ``masks_out``.
 
     Returns:
         As :func:`adcam.evaluation.masks_on_disk.evaluate_masks`, and ``confusion`` (rows true, cols
@@ -77,7 +79,7 @@ def test_segmenter(
     masks = (
         map(predictor, images)
         if masks_out is None
-        else write_masks(images, predictor, Path(masks_out))
+        else write_masks(images, predictor, Path(masks_out), overwrite=overwrite)
     )
     table = index_of_value(images.class_set)
     metric = MeanIoU(images.class_set.num_fg_classes + 1)
@@ -107,6 +109,7 @@ def predict_segmenter(
     *,
     settings: SegmentationSettings | None = None,
     changes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a palette mask for every image.
 
@@ -120,6 +123,7 @@ def predict_segmenter(
             no part.
         changes: Dotted keys and values that change the settings, e.g. ``{"test.flip": True}``;
             ``test.labels`` cannot be ``"given"``.
+        overwrite: Whether to start over in ``out``.
 
     Returns:
         ``masks`` (the folder), ``ok``, ``failed`` (error by image id).
@@ -141,7 +145,8 @@ def predict_segmenter(
     found = open_images(images, class_set, labels=None, leave_out=[Path(out)])
     predictor = Predictor(settings, checkpoint, class_set)
     failed: dict[str, str] = {}
-    for _ in track(write_masks(found, predictor, Path(out), failed), "predict", len(found)):
+    masks = write_masks(found, predictor, Path(out), failed, overwrite=overwrite)
+    for _ in track(masks, "predict", len(found)):
         pass
     return {
         "masks": str(Path(out) / MASK_DIR),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from adcam.boxes import wsol
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
+from adcam.errors import AdcamError
 from adcam.evaluation import compare_boxes as compare_boxes_module
 from adcam.evaluation.boxes import BoxCounts, map_of_true_class
 from adcam.evaluation.compare_boxes import BoxResult, format_box_csv
@@ -136,6 +137,14 @@ def test_true_boxes_of_gt_known_end_before_the_border_as_ts_cam_has_it() -> None
     # The predicted box ends at 8 and the true one at 7, and both sides count one pixel more.
     assert outcome.iou == pytest.approx(4 * 8 / (5 * 9))
     assert outcome.box == (0.5, 0, 1, 1)
+
+
+def test_a_box_outside_of_its_image_is_named() -> None:
+    boxes = np.array([[0, 0, 4, 8], [9, 0, 12, 8]])
+    sample = Sample("a/b", np.zeros((8, 9, 3), np.uint8), (0,), boxes=boxes)
+    maps = MethodMaps((0,), np.ones((1, 8, 8), np.float32))
+    with pytest.raises(AdcamError, match=r"a/b has 9x8 pixels, .* \(9, 0, 12, 8\) lies outside"):
+        BoxCounts(["CAM"]).process(MappedImage(0, sample, {"CAM": maps}))
 
 
 def test_numbers_are_those_of_the_metric_on_the_written_maps(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -317,6 +318,18 @@ def test_options_of_the_command_map_values(
     assert main([*command, "--values", "255:1"]) == 2
     assert "OLD=NEW" in capsys.readouterr().err
     assert main([*command, "--sweep", "--pred-values", "255=1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("average", "name"),
+    [("union", "mean"), ("per_image", "mean of images"), ("gt_present", "mean of true classes")],
+)
+def test_the_mean_says_what_it_is_the_mean_of(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], average: str, name: str
+) -> None:
+    assert main(["evaluate", str(folders[0]), "--gt", str(folders[1]), "--average", average]) == 0
+    rows = [re.split(r"\s*│\s*", line) for line in capsys.readouterr().out.splitlines()]
+    assert [row[1] for row in rows if len(row) > 1][-1] == name
 
 
 def test_two_files_of_one_image_are_refused(folders: tuple[Path, Path]) -> None:

@@ -358,6 +358,9 @@ def test_predict_any_folder_without_a_config_and_resume(
     )
     mirrored = (tmp_path / "mirrored" / "masks" / "more" / "a.png").read_bytes()
     assert mirrored != (out / "masks" / "more" / "a.png").read_bytes()
+    command = f"segment predict {folder.parent} --checkpoint {network} --out {out} --overwrite"
+    assert main([*shlex.split(command), "--cfg-options", "test.flip=true"]) == 1  # broken.jpg
+    assert (out / "masks" / "more" / "a.png").read_bytes() == mirrored
     # An image in an archive is named as `adcam generate` names it.
     with tarfile.open(tmp_path / "b.tar", "w") as archive:
         archive.add(folder.parent / "b.png", "b.png")
