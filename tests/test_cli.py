@@ -528,13 +528,22 @@ def test_labels_of_any_spreadsheet(place: Path, text: str) -> None:
     assert [json.loads(line)["classes"] for line in lines] == [["dog"], ["cat", "horse"], []]
 
 
+def test_labels_of_more_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "image_id,labels\nbeach,dog\ngarden,cat\ntrip/yard,\nmoon,cat\nsun,dog\n"
+    (place / "labels.csv").write_text(text)
+    assert run(f"{GENERATE} --labels labels.csv") == 0
+    assert "2 of 5 labelled ids have no image in photos and are left out: moon, sun" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("beach,wolf\n", r"labels\.csv, line 2: unknown class 'wolf'; legal are cat, dog, horse"),
         ("beach,dog\nbeach.jpg,cat\n", r"labels\.csv, line 3: image id 'beach' is already on"),
         ("beach,dog\n", r"2 of 3 images have no labels: garden, trip/yard\..*--labels predicted"),
-        ("beach,dog\nmoon,cat\n", r"1 labelled ids have no image in photos, such as 'moon'"),
+        ("moon,cat\n", r"labels\.csv: none of the 1 labelled ids has an image in photos: got moon"),
     ],
 )
 def test_wrong_labels(
@@ -606,7 +615,7 @@ def test_wrong_usage_exits_with_2(place: Path, command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("init --imags photos", "required: --images; did you mean --images by --imags?"),
+        ("init --imags photos", "unrecognized arguments: --imags; did you mean --images?"),
         ("generate photos --out out --treshold 1", "--treshold 1; did you mean --threshold?"),
         ("segment check my.py --cfg-opions=a", "did you mean --cfg-options?"),
         ("convert label-table a.csv --out b.csv --overwrit --clases a", "mean --classes?"),

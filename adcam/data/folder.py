@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.labels import read_any_labels
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 from adcam.files import file_of_id, find_images, img_id_of, index_by_id
 from adcam.structures import ClassSet
 
@@ -36,7 +36,9 @@ def load_folder(
     Args:
         path: The folder; symbolic links to folders inside it are not followed.
         labels: A file of labels (:func:`adcam.data.labels.read_labels`), or ``"folders"`` where
-            images lie in one sub-folder a class. Images without a label get ``class_ids=None``.
+            images lie in one sub-folder a class. Images without a label get ``class_ids=None``;
+            labels of images that are not here are left out with a warning, so that one table can
+            serve several folders.
         classes: The class names, which get the mask values 1..K, or a class set. ``None`` takes the
             names found in ``labels``, sorted; without one there are no classes.
         mask_dir: The folder of masks ``<img_id>.png``; every image should then have one. It may lie
@@ -48,8 +50,8 @@ def load_folder(
         split: What the images are called in reports; ``None`` takes the folder's name.
 
     Raises:
-        AdcamError: No such folder, no image in it, ids that clash, are unknown or given twice, a
-            labelled id without an image, or a bad label file.
+        AdcamError: No such folder, no image in it, ids that clash, are unknown or given twice,
+            labels of none of the images, or a bad label file.
     """
     root = Path(path)
     masks = None if mask_dir is None else Path(mask_dir)
@@ -57,11 +59,7 @@ def load_folder(
     path_of = find_images(root, leave_out=skipped)
     name = root.resolve().name or "images"
     class_set, class_ids = _labels_and_classes(name, labels, path_of, classes)
-    if stray := [img_id for img_id in class_ids if img_id not in path_of]:
-        raise AdcamError(
-            f"{labels}: {len(stray)} labelled ids have no image in {root}, "
-            f"such as {', '.join(repr(s) for s in stray[:5])}"
-        )
+    _check_labelled_ids(labels, class_ids, path_of, root)
     records = [
         Record(
             img_id,
@@ -104,6 +102,30 @@ def load_images(
     class_set, _ = _labels_and_classes("images", None, (), classes)
     return ImageDataset(
         class_set, "images", [Record(img_id, file) for img_id, file in path_of.items()]
+    )
+
+
+def _check_labelled_ids(
+    labels: str | Path | None,
+    class_ids: Collection[str],
+    path_of: Mapping[str, Path],
+    root: Path,
+) -> None:
+    stray = [img_id for img_id in class_ids if img_id not in path_of]
+    if not stray:
+        return
+    if len(stray) == len(class_ids):
+        raise AdcamError(
+            f"{labels}: none of the {len(stray)} labelled ids has an image in {root}: got "
+            f"{join_some(stray, 3)}; expected such as {next(iter(path_of))!r}"
+        )
+    logger.warning(
+        "%s: %d of %d labelled ids have no image in %s and are left out: %s",
+        labels,
+        len(stray),
+        len(class_ids),
+        root,
+        join_some(stray, 3),
     )
 
 

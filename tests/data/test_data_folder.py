@@ -67,9 +67,18 @@ def test_labels_with_and_without_suffix(photos: Path, tmp_path: Path) -> None:
         load_folder(photos, labels=csv, classes=["tabby cat"])
 
 
-def test_labels_without_an_image_are_an_error(photos: Path, tmp_path: Path) -> None:
-    csv = labels(tmp_path / "l.csv", "a,dog\ngone,dog\ndog 1,dog\n")
-    with pytest.raises(ValueError, match=r"l\.csv: 2 labelled ids .*my photos, .*'gone', 'dog 1'"):
+def test_labels_of_other_images_are_left_out_and_told(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    csv = labels(tmp_path / "l.csv", "a,dog\ngone,cat\ndog 1,dog\n")
+    found = load_folder(photos, labels=csv)
+    assert {r.img_id: r.class_ids for r in found.records}["a"] == (1,)
+    assert "2 of 3 labelled ids have no image in" in caplog.text and "gone, dog 1" in caplog.text
+
+
+def test_labels_of_other_images_alone_are_an_error(photos: Path, tmp_path: Path) -> None:
+    csv = labels(tmp_path / "l.csv", "gone,dog\ndog 1,dog\n")
+    with pytest.raises(ValueError, match=r"l\.csv: none of the 2 labelled .*my photos: got gone, "):
         load_folder(photos, labels=csv)
 
 
