@@ -287,7 +287,8 @@ def run(args: argparse.Namespace) -> int:
     log(
         f"{result.num_images} images, {result.kept} of them were there; {len(result.failed)} failed"
     )
-    say_next(_NEXT.get(result.what, _NEXT[""]).format(out=result.out))
+    if result.num_images:
+        say_next(_NEXT.get(result.what, _NEXT[""]).format(out=result.out))
     return EXIT_SOME_FAILED if result.failed else EXIT_OK
 
 

@@ -114,10 +114,15 @@ def convert_label_studio_to_masks(
         progress: Whether progress is shown on standard error.
 
     Raises:
-        AdcamError: The file is no such export, or names a label that is no class.
+        AdcamError: The file is no such export, has no brush or polygon, or names a label that is
+            no class.
         OSError: A mask cannot be written.
     """
     found = read_tasks(tasks)
+    if not any(task.regions for task in found):
+        raise AdcamError(
+            f"{tasks}: none of its {len(found)} tasks has a brush or polygon to make a mask of"
+        )
     names = sorted({name for task in found for name, _ in task.regions})
     classes = class_set or build_class_set("label-studio", names)
     regions = {task.img_id: task for task in found if task.hw is not None}

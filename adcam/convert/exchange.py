@@ -335,12 +335,16 @@ def convert_yolo_to_masks(
         progress: Whether progress is shown on standard error.
 
     Raises:
-        AdcamError: A folder is missing or empty, or a text file belongs to no image.
+        AdcamError: A folder is missing or empty, a text file belongs to no image, or the list of
+            classes that is there numbers one of ``class_set`` differently.
         OSError: A mask cannot be written.
     """
     text_of, path_of = find_yolo_files(Path(labels)), find_images(images)
-    if class_set is None and (listed := find_class_list(Path(labels))):
-        class_set = build_class_set(listed.parent.name, read_class_list(listed))
+    if listed := find_class_list(Path(labels)):
+        if class_set is None:
+            class_set = build_class_set(listed.parent.name, read_class_list(listed))
+        else:
+            _check_order(class_set.classes, listed)
     classes = class_set or voc_class_set()
     if stray := [img_id for img_id in text_of if img_id not in path_of]:
         raise AdcamError(
@@ -358,3 +362,17 @@ def convert_yolo_to_masks(
     options = LoopOptions(settings, overwrite, progress)
     counts = convert_each(path_of, make, Path(out), masks_of(classes), options)
     return counts.finish("yolo-to-masks", Path(out))
+
+
+def _check_order(given: Sequence[str], listed: Path) -> None:
+    """Refuse classes in another order than a list beside the text files has, if one can be read."""
+    try:
+        names = read_class_list(listed)
+    except AdcamError:
+        return
+    if any(name in names and names.index(name) != number for number, name in enumerate(given)):
+        raise AdcamError(
+            f"the classes given are, from 0, {', '.join(given)}, but in {listed} "
+            f"{', '.join(names)}, so that classes would be swapped. Leave out --classes (`adcam "
+            "convert recode-masks --values` gives the masks other values), or correct that file"
+        )

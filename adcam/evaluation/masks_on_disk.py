@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -116,14 +116,11 @@ def _check_numbers(gt_dir: Path, predicted: Mapping[str, int]) -> None:
     if other:
         name, value = next(iter(other.items()))
         cure = ",".join(f"{value}={predicted[name]}" for name, value in other.items())
-        rest = value_of.keys() - predicted.keys()
+        rest = "; give it their other classes too, as 0 (background) or 255 (not scored)"
         raise AdcamError(
-            f"{name!r} is {value} in {gt_dir}, but {predicted[name]} in the masks to score; "
+            f"{name!r} is {value} in {gt_dir}, but {predicted[name]} in the predictions; "
             f"--values {cure} reads the true masks so"
-            + (
-                "; give it their other classes too, as 0 (background) or 255 (not scored)"
-                * bool(rest)
-            )
+            f"{'' if value_of.keys() <= predicted.keys() else rest}"
         )
 
 
@@ -232,16 +229,16 @@ def evaluate_maps(
         AdcamError: As :func:`evaluate_masks`, or maps differ in their classes.
     """
     folder, is_ours = _find_maps(maps_dir)
-    other_classes = class_set or voc_class_set()
+    load = load_maps if is_ours else _other_loader(class_set, cam_format)
     pairs, missing = _pair(folder, Path(gt_dir), ".npz" if is_ours else ".npy", ids, allow_missing)
     gt_masks = _Masks(gt_dir, "--values", values)
     sweep = _Sweep(folder, thresholds, average)
+    # Where nobody said the classes of another project's maps, VOC's are only a guess.
+    if not values and (is_ours or class_set is not None):
+        first = load(next(iter(pairs.values()))[0])
+        _check_numbers(Path(gt_dir), dict(zip(first.classes, first.mask_values, strict=True)))
     for _, (maps_path, gt_path) in _track(pairs, "sweep", progress):
-        if is_ours:
-            stored = load_maps(maps_path)
-        else:
-            stored = _load_other_maps(maps_path, other_classes, cam_format)
-        gt = gt_masks.read(gt_path)
+        stored, gt = load(maps_path), gt_masks.read(gt_path)
         with _comparing(maps_path, stored.ori_hw, gt_path, gt.shape):
             sweep.update(maps_path, stored, gt)
     _refuse_binary(gt_masks)
@@ -273,7 +270,7 @@ def suggest_thresholds(
         AdcamError: There are no maps or none of an id, or a file cannot be read.
     """
     folder, is_ours = _find_maps(maps_dir)
-    other_classes = class_set or voc_class_set()
+    load = load_maps if is_ours else _other_loader(class_set, cam_format)
     rules = UnsupervisedRules(_read_method(folder))
     files = find_files(folder, ".npz" if is_ours else ".npy")
     if ids is not None:
@@ -282,8 +279,7 @@ def suggest_thresholds(
             raise AdcamError(f"{folder} has no maps of {join_some(unknown)}")
         files = {img_id: files[img_id] for img_id in wanted}
     for _, path in _track(files, "sweep", progress):
-        stored = load_maps(path) if is_ours else _load_other_maps(path, other_classes, cam_format)
-        rules.update(stored.upsample().score_maps)
+        rules.update(load(path).upsample().score_maps)
     return {"rules": rules.suggest(), "num_images": len(files)}
 
 
@@ -350,16 +346,21 @@ class _Sweep:
         }
 
 
-def _load_other_maps(path: Path, class_set: ClassSet, cam_format: str) -> StoredMaps:
-    """Maps of another project, which are at image size already."""
-    file = read_cam_file(path, num_fg_classes=class_set.num_fg_classes, cam_format=cam_format)
-    if file.background is not None:
-        raise AdcamError(
-            f"{path}: probabilities after a CRF have no threshold; "
-            "`adcam convert cams` makes masks of them"
-        )
-    height, width = file.maps.score_maps.shape[1:]
-    return StoredMaps(file.maps, (height, width), class_set.classes, class_set.mask_values)
+def _other_loader(class_set: ClassSet | None, cam_format: str) -> Callable[[Path], StoredMaps]:
+    """Return what loads maps of another project, which are at image size already."""
+    classes = class_set or voc_class_set()
+
+    def load(path: Path) -> StoredMaps:
+        file = read_cam_file(path, num_fg_classes=classes.num_fg_classes, cam_format=cam_format)
+        if file.background is not None:
+            raise AdcamError(
+                f"{path}: probabilities after a CRF have no threshold; "
+                "`adcam convert cams` makes masks of them"
+            )
+        height, width = file.maps.score_maps.shape[1:]
+        return StoredMaps(file.maps, (height, width), classes.classes, classes.mask_values)
+
+    return load
 
 
 def _pair(

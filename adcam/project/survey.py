@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from adcam.data.images import ImageError, read_image
 from adcam.data.labels import LabelTable
@@ -229,6 +231,8 @@ def put_together(photographs: Photographs, table: LabelTable, labels: str | Path
 def match_ids(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
     """The image that each name of a label file stands for; names of no image are left out.
 
+    A name of no image is also read with its percent escapes resolved, which some tools write.
+
     Args:
         names: The image ids of a label file.
         known: The ids of the images.
@@ -236,6 +240,8 @@ def match_ids(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
     Example:
         >>> match_ids(["upload/3/a", "c", "x"], ["a", "sub/c", "d"])
         {'upload/3/a': 'a', 'c': 'sub/c'}
+        >>> match_ids(["my%20cat"], ["my cat"])
+        {'my%20cat': 'my cat'}
     """
     ends: dict[str, list[str]] = {}
     for img_id in known:
@@ -245,12 +251,12 @@ def match_ids(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     there = set(known)
     for name in names:
-        parts = name.split("/")
-        for start in range(len(parts)):
-            end = "/".join(parts[start:])
-            candidates = [end] if end in there else ends.get(end, [])
-            if len(candidates) == 1:
-                found[name] = candidates[0]
+        spellings = dict.fromkeys((name, unicodedata.normalize("NFC", unquote(name))))
+        for parts in (spelling.split("/") for spelling in spellings):
+            tails = ("/".join(parts[start:]) for start in range(len(parts)))
+            hits = ([tail] if tail in there else ends.get(tail, []) for tail in tails)
+            if match := next((hit[0] for hit in hits if len(hit) == 1), None):
+                found[name] = match
                 break
     return found
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from adcam.cli import main
 from adcam.convert import CONVERTERS, Converted
 from adcam.convert.exchange import (
     convert_coco_to_masks,
@@ -262,6 +263,29 @@ def test_boxes_and_the_order_of_classes_in_label_studio_are_noted(tmp_path: Path
     assert len(result.notes) == 2
 
 
+def test_an_export_of_label_studio_without_regions_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = [{"data": {"image": "a.jpg"}, "annotations": [{"result": []}]}]
+    (tmp_path / "a.json").write_text(json.dumps(tasks))
+    words = [str(tmp_path / "a.json"), "--out", str(tmp_path / "out")]
+    assert main(["convert", "label-studio-to-masks", *words]) == 2
+    err = capsys.readouterr().err
+    assert "none of its 1 tasks has a brush or polygon" in err and "next:" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_comes_next_where_nothing_was_converted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = '<image name="a.jpg" width="2" height="2"><box label="x" xtl="0" ytl="0"/></image>'
+    (tmp_path / "a.xml").write_text(f"<annotations>{image}</annotations>")
+    words = [str(tmp_path / "a.xml"), "--out", str(tmp_path / "out")]
+    assert main(["convert", "cvat-to-masks", *words]) == 1
+    err = capsys.readouterr().err
+    assert "0 images, 0 of them were there; 1 failed" in err and "next:" not in err
+
+
 # Hugging Face datasets
 
 
@@ -446,6 +470,25 @@ def test_yolo_finds_classes_txt_and_names_the_wrong_folder(masks: Path, tmp_path
         same(out, masks, ignore_as=0)
     with pytest.raises(AdcamError, match="name the folder below which"):
         convert_yolo_to_masks(tmp_path / "yolo", tmp_path / "other", images=images)
+
+
+def test_classes_in_another_order_than_yolos_list_are_refused(masks: Path, tmp_path: Path) -> None:
+    images, labels = masks.parent / "images", tmp_path / "yolo/labels/train"
+    convert_masks_to_yolo(masks, tmp_path / "yolo", CLASSES, images=images)
+    fox, hare, owl = CLASSES.classes
+    for names in ([hare, fox, owl], [owl], ["x", fox]):
+        with pytest.raises(
+            AdcamError, match=f"from 0, {', '.join(names)}, but in .*data.yaml {fox}"
+        ):
+            convert_yolo_to_masks(
+                labels, tmp_path / "out", build_class_set("own", names), images=images
+            )
+    renamed = build_class_set("own", [fox, "Hase", "Eule"])
+    convert_yolo_to_masks(labels, tmp_path / "out", renamed, images=images)
+    (tmp_path / "yolo/data.yaml").write_text("names: 3\n")  # no list, and none is asked for
+    named = build_class_set("own", [hare, fox, owl])
+    result = convert_yolo_to_masks(labels, tmp_path / "named", named, images=images)
+    assert result.failed == {}
 
 
 # Class maps of other projects

@@ -266,6 +266,23 @@ def test_maps_of_other_classes_or_sizes_are_refused(stored: tuple[Path, Path]) -
         evaluate_maps(*stored)
 
 
+def test_the_sweep_tells_classes_of_other_numbers_too(stored: tuple[Path, Path]) -> None:
+    said = {"converter": "coco-to-masks", "mask_values": {"dog": 8, "cat": 12}}
+    (stored[1] / "convert.json").write_text(json.dumps(said))
+    with pytest.raises(AdcamError, match=r"'dog' is 8 in .*, but 12 .*--values 8=12,12=8 reads"):
+        evaluate_maps(*stored)
+    assert evaluate_maps(*stored, values={8: 12, 12: 8})["num_images"] == 3
+    # Of another project's maps the classes are known only where they are given.
+    for path in stored[0].glob("*.npz"):
+        np.save(
+            path.with_suffix(".npy"), np.array({1: np.ones((4, 4), np.float32)}), allow_pickle=True
+        )
+        write(stored[1], path.stem, [[8, 8, 0, 0]] * 4)
+    with pytest.raises(AdcamError, match="'dog' is 8"):
+        evaluate_maps(*stored, class_set=CLASSES)
+    assert evaluate_maps(*stored)["num_images"] == 3
+
+
 def write_binary(folder: Path, name: str, mask: np.ndarray) -> None:
     write_mask(folder / f"{name}.png", np.where(mask, 255, 0).astype(np.uint8), voc_palette())
 

@@ -257,6 +257,12 @@ def test_names_in_labels_may_be_longer_or_shorter_than_ids() -> None:
     }
 
 
+def test_names_in_labels_may_be_percent_escaped() -> None:
+    known = ["my cat", "sub/ü", "50%20", "50 "]
+    found = match_ids(["up/my%20cat", "sub%2F%C3%BC", "50%20", "100%", "%FF"], known)
+    assert found == {"up/my%20cat": "my cat", "sub%2F%C3%BC": "sub/ü", "50%20": "50%20"}
+
+
 def test_a_folder_without_a_config_is_no_project(tmp_path: Path) -> None:
     assert open_project(tmp_path) is None
     (tmp_path / "adcam.toml").write_text("[data]\nimagse = 'x'\n")
