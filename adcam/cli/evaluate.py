@@ -179,8 +179,10 @@ def _find_next(args: argparse.Namespace) -> str:
 _FOR_MASKS = {"num_classes": None, "pred_ignore": "miss", "pred_values": None}
 _FOR_TRUTH = {"average": "union", "values": None, "allow_missing": False}
 _FOR_BOXES = {
-    **{"choose_maps": None, "choose_metadata": None},
-    **{"largest_contour": False, "mask_root": None},
+    "choose_maps": None,
+    "choose_metadata": None,
+    "largest_contour": False,
+    "mask_root": None,
 }
 
 
