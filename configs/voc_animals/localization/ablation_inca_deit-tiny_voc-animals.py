@@ -2,7 +2,7 @@
 # consistency of layers together; three seeds each:
 #   adcam compare configs/voc_animals/localization/ablation_inca_deit-tiny_voc-animals.py \
 #       --work-dir W --table-only
-# docs/methods.md reads the table.
+# docs/methods.md and docs/what_did_not_help.md read the table.
 _base_ = ["./inca_deit-tiny_4e_voc-animals.py"]
 alone = {"inca.fg_threshold": 0.2, "inca.consistency_weight": 0.0}
 contrast = {

@@ -3,7 +3,7 @@
 # seeds each:
 #   adcam compare configs/voc_animals/localization/ablation_inca_efficientnet-lite0_voc-animals.py \
 #       --work-dir W --table-only
-# docs/methods.md reads the table.
+# docs/methods.md and docs/what_did_not_help.md read the table.
 _base_ = ["./inca_efficientnet-lite0_2e_voc-animals.py"]
 off = {"inca.contrastive": None, "inca.consistency_weight": 0.0}
 layers = {"inca.layers": (1, 2), "inca.consistency_on": "layers", "inca.consistency_weight": 1.0}

@@ -1,6 +1,7 @@
 # Plain CAM with EfficientNet-Lite0, two epochs: a schedule of its own, which ADL and InCA beside it
-# share. Rate and epochs were chosen on a third of train that was held out (docs/methods.md). The
-# channel mean is read, for maps that are multiplied by it, and changes nothing.
+# share. Rate and epochs were chosen on a third of train that was held out
+# (docs/what_did_not_help.md). The channel mean is read, for maps that are multiplied by it, and
+# changes nothing.
 _base_ = [
     "../../_base_/data/voc_animals_boxes.py",
     "../../_base_/model/efficientnet-lite0_nonlocal.py",

@@ -1,5 +1,5 @@
 # InCA with DeiT-Tiny: class maps that are pulled towards the class token's attention of all blocks.
-# docs/methods.md has what this gains, and why the other parts are off.
+# docs/methods.md has what this gains, docs/what_did_not_help.md why the other parts are off.
 _base_ = ["./ce_deit-tiny_4e_voc-animals.py"]
 inca = dict(
     layers=(11,),

@@ -1,6 +1,7 @@
 # InCA with EfficientNet-Lite0: the contrast of features, and class maps that are pulled towards the
 # attention, both behind the last layer; nothing is dropped. Options were chosen on a third of train
-# that was held out. docs/methods.md has each part's share, and what else was tried.
+# that was held out. docs/methods.md has what this gains, docs/what_did_not_help.md what else was
+# tried.
 _base_ = ["./cam_efficientnet-lite0_2e_voc-animals.py"]
 inca = dict(
     layers=(2,),
