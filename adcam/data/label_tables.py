@@ -38,6 +38,9 @@ _IMAGE_COLUMNS = frozenset(
 _LABEL_COLUMNS = frozenset({"labels", "classes", "categories", "tags", "classnames", "classlabels"})
 _ONE_LABEL_COLUMNS = frozenset({"label", "class", "category", "tag", "classname", "target"})
 _BOX_COLUMNS = frozenset({"xmin", "x0", "x1", "bbox", "bboxx"})
+# Open Images writes 0 under "Confidence" for a class that people looked for and did not find:
+# https://storage.googleapis.com/openimages/web/download_v7.html
+_PRESENCE_COLUMNS = frozenset({"confidence", "present", "presence", "value", "score"})
 _YES = frozenset({"1", "1.0", "true", "yes", "x"})
 _NO = frozenset({"0", "0.0", "false", "no", ""})
 
@@ -149,9 +152,11 @@ def _read_grid(path: Path, grid: Grid, kind: str) -> LabelRows:
     if len(header) == 2 and is_image_path(header[0]):
         note = "there is no header: the first column names images, the second their labels"
         return _read_pairs(path, grid, (0, 1), 2, "cell", [kind, note])
-    image = next((i for i, name in enumerate(names) if name in _IMAGE_COLUMNS), None)
-    if image is None or len(header) < 2:
+    images = [i for i, name in enumerate(names) if name in _IMAGE_COLUMNS]
+    if not images or len(header) < 2:
         raise _refuse_header(path, grid[0][0], header)
+    first = {i: cells[i] for _, cells in grid[1:2] for i in images if i < len(cells)}
+    image = min(images, key=lambda i: _rank_image_column(names[i], first.get(i, "")))
     labels = [
         i
         for i, name in enumerate(names)
@@ -159,6 +164,15 @@ def _read_grid(path: Path, grid: Grid, kind: str) -> LabelRows:
     ]
     if not labels:
         return _read_flags(path, grid, image, kind)
+    if len(labels) > 1:
+        shown = " and ".join(repr(header[i]) for i in labels)
+        raise AdcamError(
+            f"{path}, line {grid[0][0]}: the columns {shown} could all hold the labels; leave one "
+            "of them, or give the others names of another kind"
+        )
+    for i in (i for i, name in enumerate(names) if name in _PRESENCE_COLUMNS and i != image):
+        for line, cells in grid[1:]:
+            _refuse_absent(f"{path}, line {line}", header[i], "".join(cells[i : i + 1]))
     notes = [kind]
     if tuple(header) != CSV_HEADER:
         notes.append(f"images are in column {header[image]!r}, labels in {header[labels[0]]!r}")
@@ -170,6 +184,24 @@ def _read_grid(path: Path, grid: Grid, kind: str) -> LabelRows:
         form = "object"
         notes.append("a row is a label, and an image shows those of all its rows")
     return _read_pairs(path, grid[1:], (image, labels[0]), len(header), form, notes)
+
+
+def _rank_image_column(name: str, value: object) -> tuple[bool, ...]:
+    """Rank a column that may name the images by its name and first value; the least is it.
+
+    A number beside a name is somebody's own: ``id,file_name``.
+    """
+    text = str(value).strip()
+    is_number = text.isdecimal() or not text
+    return is_number, name != "imageid", not is_image_path(text), "file" not in name
+
+
+def _refuse_absent(where: str, column: str, value: object) -> None:
+    if (text := str(value).strip()) and text.lower() in _NO:
+        raise AdcamError(
+            f"{where}: {text} under {column!r} says that the image does not show the class; leave "
+            f"such rows out, or the column {column!r} if it means something else"
+        )
 
 
 def _is_a_label_a_row(grid: Grid, image: int, label: int) -> bool:
@@ -189,6 +221,11 @@ def _read_pairs(
         row = _cut(path, line, cells, width)
         where, img_id = f"{path}, line {line}", _read_id(path, line, row[columns[0]])
         text = unicodedata.normalize("NFC", row[columns[1]])
+        if re.fullmatch(r"\[.*\]|\{.*\}", text.strip()):
+            raise AdcamError(
+                f"{where}: the labels are a list as a program prints it ({text.strip():.60}); "
+                "write the names alone, with semicolons between them"
+            )
         labels: tuple[str, ...] = (text,)
         if form == "object":
             earlier = found[img_id].labels if img_id in found else ()
@@ -315,8 +352,9 @@ def _find_pair(path: Path, item: dict[str, Any]) -> tuple[Any, Any]:
             f"{path}: an entry needs an image and its labels, such as "
             f'{{"image_id": …, "labels": […]}}, got the keys {sorted(item)}'
         )
-    # "id" beside "file_name" is a number of somebody's own.
-    image = min(images, key=lambda n: ("file" not in n, not isinstance(item[columns[n]], str)))
+    for name in sorted(_PRESENCE_COLUMNS & columns.keys()):
+        _refuse_absent(f"{path}, {item!r:.80}", columns[name], item[columns[name]])
+    image = min(images, key=lambda name: _rank_image_column(name, item[columns[name]]))
     return item[columns[image]], item[columns[labels[0]]]
 
 

@@ -20,14 +20,16 @@ MAX_BYTES = 200_000_000
 """Largest size of one part of a workbook once unpacked; a small archive can unpack to anything."""
 
 _MAX_COLUMNS = 16_384  # of Excel itself
+_MAX_CELLS = 50_000_000  # 400 MB: a short file can stand for many rows of many empty cells
 
 
 def read_xlsx(path: str | Path) -> list[tuple[int, list[str]]]:
     """Read the first sheet of a workbook.
 
     Returns:
-        The number of each row, from 1, and its cells as text, for rows that are not empty. Whole
-        numbers have no decimal point.
+        The number of each row, from 1, and its cells as text, for rows that are not empty. No
+        row has fewer cells than the first, since Excel stores none for what is empty. Whole numbers
+        have no decimal point.
 
     Raises:
         AdcamError: The file is missing, no workbook, damaged, or larger than :data:`MAX_BYTES`.
@@ -53,7 +55,13 @@ def read_xlsx(path: str | Path) -> list[tuple[int, list[str]]]:
         if any(text.strip() for text in cells):
             number = row.get("r", "")
             rows.append((int(number) if re.fullmatch(r"\d{1,9}", number) else count, cells))
-    return rows
+    width = len(rows[0][1]) if rows else 0
+    if len(rows) * width > _MAX_CELLS:
+        raise AdcamError(
+            f"{path}: {len(rows):,} rows of {width:,} columns are more than {_MAX_CELLS:,} cells; "
+            "save the table as CSV"
+        )
+    return [(number, cells + [""] * (width - len(cells))) for number, cells in rows]
 
 
 def _read_part(archive: zipfile.ZipFile, name: str, path: str | Path) -> Element:
@@ -70,8 +78,13 @@ def _read_shared_texts(archive: zipfile.ZipFile, path: str | Path) -> list[str]:
     name = "xl/sharedStrings.xml"
     if name not in archive.namelist():
         return []
-    items = _read_part(archive, name, path).iter("si")
-    return ["".join(part.text or "" for part in item.iter("t")) for item in items]
+    return [_join_text(item) for item in _read_part(archive, name, path).iter("si")]
+
+
+def _join_text(item: Element) -> str:
+    """The text of an item in its parts, without the reading aid of East Asian texts (``rPh``)."""
+    own = [part for part in item if part.tag in ("t", "r")]
+    return "".join(text.text or "" for part in own for text in part.iter("t"))
 
 
 def _find_first_sheet(archive: zipfile.ZipFile, path: str | Path) -> str:
@@ -100,7 +113,7 @@ def _find_column(reference: str, following: int, path: str | Path) -> int:
 def _read_cell(cell: Element, texts: list[str], path: str | Path) -> str:
     kind = cell.get("t", "n")
     if kind == "inlineStr":
-        return "".join(part.text or "" for part in cell.iter("t"))
+        return "".join(map(_join_text, cell.iter("is")))
     value = cell.findtext("v") or ""
     if kind == "s":
         if not re.fullmatch(r"\d{1,9}", value) or int(value) >= len(texts):

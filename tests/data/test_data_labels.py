@@ -118,6 +118,7 @@ def test_one_spelling_of_classes_that_differ_in_case(tmp_path: Path) -> None:
     "content",
     [
         {"a.jpg": ["cat"], "b/c.jpg": []},
+        [{"id": "7", "image": "a.jpg", "label": "cat"}, {"image": "b/c.jpg", "label": None}],
         {"a.jpg": "Cat", "b\\c.jpg": None},
         {"a.jpg": {"cat": 1, "dog": 0}, "b/c.jpg": {"cat": False}},
         [{"file_name": "a.jpg", "id": 7, "labels": ["cat"]}, {"file_name": "b/c.jpg", "tags": []}],
@@ -145,6 +146,7 @@ def test_labels_in_json(tmp_path: Path, content: Any) -> None:
         ('{"a": ["cat"], "a.jpg": ["dog"]}', "image id 'a' is given twice"),
         ('{"a": 3}', r"image 'a': labels are a list of class names, got 3"),
         ('{"a": ["kitten"]}', "image 'a': unknown class 'kitten'"),
+        ('[{"id": "a", "label": "cat", "confidence": 0}]', "0 under 'confidence' says"),
         ('[{"image": "a"}]', r"an entry needs an image and its labels"),
         ("[1]", "expected labels by image"),
         ("[" * 50_000, "nested too deeply"),
@@ -196,6 +198,9 @@ def test_bad_workbooks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         write_xlsx(path, sheet)
         with pytest.raises(AdcamError, match=rf"l\.xlsx.*{message}"):
             read_labels(path, CLASSES)
+    monkeypatch.setattr("adcam.data.spreadsheet._MAX_CELLS", 8)
+    with pytest.raises(AdcamError, match=r"l\.xlsx: 3 rows of 3 columns are more than 8 cells"):
+        read_labels(write_xlsx(path), CLASSES)
     monkeypatch.setattr("adcam.data.spreadsheet.MAX_BYTES", 300)
     with pytest.raises(AdcamError, match=r"sheet1\.xml unpacks to more than 300 bytes"):
         read_labels(write_xlsx(path), CLASSES)
@@ -245,6 +250,41 @@ def test_a_label_a_row(tmp_path: Path) -> None:
         read_labels(written(tmp_path, "filename,label\na.jpg,ant;fox\na.jpg,ant\n"))
 
 
+@pytest.mark.parametrize(
+    ("text", "img_id"),
+    [
+        ("id,file_name,labels\n0,a.jpg,cat\n", "a"),
+        ("id,image,label\n17,rex,cat\n", "rex"),
+        ("image,labels,image_path\n1,cat,a.jpg\n", "a"),
+        ("name,filename,label\nMrs X,a.jpg,cat\n", "a"),
+        ("id,file\n", ""),
+        ("image_id,labels,path\na,cat,/data/a.jpg\n", "a"),
+        ("id,labels\n17,cat\n", "17"),
+    ],
+)
+def test_a_number_beside_a_file_name_is_no_image(tmp_path: Path, text: str, img_id: str) -> None:
+    path = written(tmp_path, text)
+    if img_id:
+        assert dict(read_labels(path)) == {img_id: ("cat",)}
+    else:
+        with pytest.raises(AdcamError, match="the header must be"):
+            read_labels(path)
+
+
+def test_a_workbook_without_its_empty_cells_and_with_reading_aids(tmp_path: Path) -> None:
+    sheet = (
+        '<x><row><c t="s"><v>0</v></c><c t="inlineStr"><is><t>cat</t></is></c>'
+        '<c t="s"><v>1</v></c></row><row><c><v>1</v></c><c><v>1</v></c></row><row><c><v>2</v></c>'
+        "</row></x>"
+    )
+    texts = (
+        "<x><si><r><t>im</t></r><r><t>age</t></r></si><si><t>猫</t><rPh><t>ネコ</t></rPh></si></x>"
+    )
+    table = read_labels(write_xlsx(tmp_path / "l.xlsx", sheet, texts))
+    assert dict(table) == {"1": ("cat",), "2": ()}
+    assert table.classes == ("cat", "猫")
+
+
 def test_classes_are_inferred_sorted(tmp_path: Path) -> None:
     path = written(tmp_path, "image_id,labels\na,zebra;tabby cat\nb,ant\nc,\n")
     assert read_labels(path).classes == ("ant", "tabby cat", "zebra")
@@ -276,6 +316,14 @@ def test_classes_are_inferred_sorted(tmp_path: Path) -> None:
         ('image_id,labels\n"a"b,cat\n', r"line 2: not a CSV file"),
         ('image_id,labels\n"a,cat\n', r"not a CSV file"),
         ("", r"empty; the header must be"),
+        ("file,label,labels\na,cat,cat dog\n", r"line 1: the columns 'label' and 'labels' could"),
+        (
+            "file,class,Present\na,cat,1\na,dog,0\n",
+            r"line 3: 0 under 'Present' says that",
+        ),
+        ("ImageID,Label,Confidence\na,cat,0.0\n", r"line 2: 0\.0 under 'Confidence' says"),
+        ("file,labels\na,\"['cat', 'dog']\"\n", r"line 2: the labels are a list as a program"),
+        ("file,label\na,[]\n", r"line 2: the labels are a list as a program prints it \(\[\]\)"),
         ("image_id,labels\na,cät\n".encode("latin-1"), r"not UTF-8 text"),
     ],
 )
