@@ -80,12 +80,7 @@ def open_images(
             f"--labels {path}"
         )
     images = load_images(_read_list(path) if is_list else path, classes=class_set)
-    if (source := None if labels == "auto" else _check_labels(labels)) is not None:
-        img_ids = [record.img_id for record in images.records]
-        table = read_any_labels(source, img_ids, class_set.classes)
-        if table.understood:
-            logger.warning("labels of %s are read as %s", source, table.understood)
-        images = images.with_labels(table.class_ids)
+    images = _with_labels(images, labels)
     return images if ids is None else images.subset(ids)
 
 
@@ -126,16 +121,31 @@ def _open_packed(
         for item in found
     ]
     images = ImageDataset(class_set, "images", records)
-    if labels in (None, "auto"):
+    return _with_labels(images, labels)
+
+
+def _with_labels(images: ImageDataset, labels: str | Path | None) -> ImageDataset:
+    """The same images with the labels of a file, or of the folders in their ids, if named."""
+    if labels == "auto" or (source := _check_labels(labels)) is None:
         return images
-    img_ids = [item.img_id for item in found]
-    return images.with_labels(read_any_labels(labels, img_ids, class_set.classes).class_ids)
+    img_ids = [record.img_id for record in images.records]
+    table = read_any_labels(source, img_ids, images.class_set.classes)
+    if table.understood:
+        logger.warning("labels of %s are read as %s", source, table.understood)
+    return images.with_labels(table.class_ids)
 
 
 def _stored_class_ids(item: Found, class_set: ClassSet) -> tuple[int, ...] | None:
     """Class ids of labels that stand beside an image, by name or by number."""
     if item.labels is None:
         return None
+    count = len(class_set.classes)
+    if 2 < count == len(item.labels) and set(item.labels) <= {0, 1}:
+        raise AdcamError(
+            f"{item.image.file}#{item.image.name}: the labels {list(item.labels)} could be "
+            f"numbers of classes or a flag for each of the {count} classes; list the number of "
+            "each class that the image shows once, or give --labels FILE.csv"
+        )
     position = {name: i for i, name in enumerate(class_set.classes)}
     ids = {label if isinstance(label, int) else position.get(label, -1) for label in item.labels}
     if any(not 0 <= i < len(class_set.classes) for i in ids):

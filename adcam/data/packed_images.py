@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -214,6 +215,11 @@ def _index_tar(path: str) -> Iterator[Found]:
                 if not key or stem.startswith("."):
                     continue
                 if is_image_path(f"x.{suffix}") and "." not in suffix:
+                    if key in images:  # one of them may be a mask: nobody can tell which
+                        raise AdcamError(
+                            f"{path}: the sample {key!r} has two images, {images[key].name} and "
+                            f"{name}; leave out the one that is not to be labelled"
+                        )
                     images[key] = TarMember(path, str(name), member.offset_data, member.size)
                 elif suffix in ("cls", "json") and member.size <= _LABEL_BYTES:
                     content = archive.extractfile(member)
@@ -231,7 +237,7 @@ def _index_tar(path: str) -> Iterator[Found]:
 def _parse_label(data: bytes, suffix: str, where: str) -> Labels:
     text = data.decode("utf-8", "replace").strip()
     if suffix == "cls":
-        return (int(text) if text.isdigit() else text,)
+        return (int(text) if re.fullmatch(r"[0-9]{1,9}", text) else text,)
     try:
         values: Any = json.loads(text)
     except (ValueError, RecursionError) as error:

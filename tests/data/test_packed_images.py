@@ -169,6 +169,35 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
         open_images(packed, CLASSES)
 
 
+def test_two_images_of_a_sample_are_refused(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"x/1.jpg": encode(1), "x/1.png": encode(2)})
+    with pytest.raises(AdcamError, match=r"'x/1' has two images, x/1\.jpg and x/1\.png"):
+        open_images(path, CLASSES)
+
+
+def test_flags_of_classes_are_not_taken_for_their_numbers(tmp_path: Path) -> None:
+    def class_ids(labels: list[list[int]]) -> list[Any]:
+        columns = {"image": [encode(0)] * len(labels), "labels": labels}
+        images = open_images(write_parquet(tmp_path / "a.parquet", columns), CLASSES)
+        return [record.class_ids for record in images.records]
+
+    assert class_ids([[0, 1], [2, 2, 1], []]) == [(0, 1), (1, 2), ()]
+    with pytest.raises(AdcamError, match=r"\[0, 1, 0\] could be numbers .* each of the 3 classes"):
+        class_ids([[0, 1, 0]])
+    path = write_tar(tmp_path / "a.tar", {"1.png": encode(1), "1.cls": "²".encode()})
+    with pytest.raises(AdcamError, match="unknown class in"):
+        open_images(path, CLASSES)
+
+
+def test_how_labels_were_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_tar(tmp_path / "a.tar", {"1.png": encode(1)})
+    (tmp_path / "l.csv").write_text("file;label\n1.png;cat\n")
+    assert open_images(path, CLASSES, labels=tmp_path / "l.csv").records[0].class_ids == (0,)
+    assert "are read as cells are separated by semicolons" in caplog.text
+    with pytest.raises(AdcamError, match="did you mean 'predicted'"):
+        open_images(path, CLASSES, labels="predictd")
+
+
 def test_urls_of_images_get_ids_below_their_folder() -> None:
     fsspec = pytest.importorskip("fsspec")
     store = fsspec.filesystem("memory")
