@@ -198,7 +198,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.output_format != "files":
         code = report_run(args, result, "mask", f"{args.out}/manifest")
         show(f"{args.out}/data")
-        say_next(f"adcam convert unpack {args.out} --out DIR makes a file an image of it")
+        if shard.is_whole:
+            say_next(f"adcam convert unpack {args.out} --out DIR makes a file an image of it")
+        else:
+            say_next(f"when all {shard.count} shards are done: adcam merge {args.out}")
         return code
     code = report_run(args, result, "mask", manifest_path(args.out, shard))
     show(args.out / "masks")

@@ -8,6 +8,7 @@ from pathlib import Path
 from adcam.convert.summary import ClassCounts, Converted
 from adcam.data.png import voc_palette
 from adcam.files import hash_or_none, write_bytes
+from adcam.labeling.merge import require_complete
 from adcam.labeling.output_folder import OutputFolder, relative_path, result_files
 from adcam.labeling.packed_parts import read_config, read_packed
 from adcam.progress import track
@@ -30,10 +31,11 @@ def convert_unpack(
         progress: Whether to show progress on standard error.
 
     Raises:
-        AdcamError: The packed folder is damaged, or ``out`` holds another run.
+        AdcamError: The packed folder is damaged or not complete, or ``out`` holds another run.
         OSError: A file cannot be written.
     """
     config = read_config(packed)
+    require_complete(packed, "unpacked")
     division = config.pop("packed")
     names, values = config["labeler"]["classes"], config["labeler"]["mask_values"]
     counts = ClassCounts(ClassSet("packed", tuple(names), tuple(values), voc_palette()))

@@ -122,15 +122,13 @@ def merge_shards(path: str | Path, *, parquet: bool = False) -> MergeResult:
         OSError: The folder cannot be written to.
     """
     if find_config(path) is not None:
-        division = choose_division(path)
-        _require_complete(path, division)
+        division = require_complete(path, "merged")
         if parquet:
             raise AdcamError(f"{path} holds packed results, whose manifest is Parquet already")
         return MergeResult(sum(state.ok for state in division.states), read_packed_failures(path))
     path = Path(path)
     with OutputFolder(path, None) as folder:
-        division = choose_division(path)
-        _require_complete(path, division)
+        division = require_complete(path, "merged")
         state = division.states[0]
         if not state.shard.is_whole:
             plan = read_json(plan_path(path, state.shard))
@@ -153,16 +151,26 @@ def merge_shards(path: str | Path, *, parquet: bool = False) -> MergeResult:
     return MergeResult(ok, failed)
 
 
-def _require_complete(path: str | Path, division: Division) -> None:
+def require_complete(path: str | Path, done: str) -> Division:
+    """Find out how a folder's data set was divided, and refuse it if images are missing.
+
+    Args:
+        path: As for :func:`choose_division`.
+        done: What is not done then, such as ``"merged"``.
+
+    Raises:
+        AdcamError: Images are missing, or as for :func:`choose_division`.
+    """
+    division = choose_division(path)
     if division.is_complete:
-        return
+        return division
     lacking = [str(state) for state in division.states if state.missing != 0]
     count = division.states[0].shard.count
     what = f"{len(lacking)} of {count} shards are incomplete" if count > 1 else "incomplete"
     shown = "\n".join(f"  {line}" for line in lacking[:20] or ["the plan is missing"])
     more = f"\n  … and {len(lacking) - 20} more" if len(lacking) > 20 else ""
     raise AdcamError(
-        f"{path}: {what}, so that nothing was merged:\n{shown}{more}\nRun the same command again "
+        f"{path}: {what}, so that nothing was {done}:\n{shown}{more}\nRun the same command again "
         "with the --shard that is named"
     )
 

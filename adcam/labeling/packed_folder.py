@@ -234,7 +234,12 @@ class PackedFolder:
             names = [self._name(kind, number) for kind in kinds]
             if there.issuperset(names):
                 data, manifest = (join(self.path, name) for name in names)
-                rows, stated = read_table(manifest, ("id", "status"))
+                try:
+                    rows, stated = read_table(manifest, ("id", "status"))
+                except AdcamError:
+                    if self._folder is None:  # perhaps the store did not answer
+                        raise
+                    continue  # damaged: the part is made again
                 # A store is not made to send everything again for its hash.
                 if find_data_change(data, stated, by_size=self._folder is None) is None:
                     yield from zip(rows["id"], rows["status"], strict=True)

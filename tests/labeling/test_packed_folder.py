@@ -28,6 +28,7 @@ from adcam.labeling.packed_parts import FORMATS, read_packed
 from adcam.labeling.shards import Shard
 from adcam.labeling.status import read_status
 from adcam.labeling.verify import verify_folder
+from adcam.parquet import read_table
 from adcam.settings import TestViews
 
 pytest.importorskip("pyarrow")
@@ -156,9 +157,11 @@ def test_a_failed_image_is_tried_again_and_its_part_replaced(
 def test_shards_have_parts_of_their_own(
     images: ImageDataset, labeler: PseudoLabeler, plain: Path, tmp_path: Path
 ) -> None:
-    for index in range(2):
-        output = PackedOutput(str(tmp_path / "packed"), "tar", 3)
-        run(images, labeler, output, shard=Shard(index, 2))
+    output = PackedOutput(str(tmp_path / "packed"), "tar", 3)
+    run(images, labeler, output, shard=Shard(0, 2))
+    with pytest.raises(AdcamError, match=r"nothing was unpacked:\n  shard 1/2 was not started"):
+        convert_unpack(tmp_path / "packed", plain.parent / "shards")
+    run(images, labeler, output, shard=Shard(1, 2))
     found = {entry["id"] for entry, _ in read_packed(tmp_path / "packed")}
     assert found == {record.img_id for record in images.records}
     convert_unpack(tmp_path / "packed", plain.parent / "shards")
@@ -168,6 +171,19 @@ def test_shards_have_parts_of_their_own(
         run(images, labeler, PackedOutput(str(tmp_path / "packed"), "tar", 3))
     with pytest.raises(AdcamError, match="--overwrite would remove"):
         run(images, labeler, output, shard=Shard(0, 2), overwrite=True)
+
+
+def test_a_part_with_a_damaged_manifest_is_made_again(
+    images: ImageDataset, labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    output = PackedOutput(str(tmp_path / "packed"), "tar", 3)
+    run(images, labeler, output)
+    manifest = tmp_path / "packed/manifest/part-00001.parquet"
+    columns = read_table(manifest, ("id", "mask"))
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    result = run(images, labeler, output)
+    assert (result.ok, result.skipped, len(result.failed)) == (3, 3, 1)
+    assert read_table(manifest, ("id", "mask"))[0] == columns[0]
 
 
 def test_other_images_and_settings_are_another_run(
