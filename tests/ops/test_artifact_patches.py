@@ -76,6 +76,15 @@ def test_finds_a_planted_clique_and_nothing_else() -> None:
     assert found.nonzero().flatten().tolist() == clique
 
 
+def test_corners_of_a_sharp_object_are_found() -> None:
+    """A limit (README.md): five of the eight patches around a corner are background."""
+    inside = torch.zeros(8, 9, dtype=torch.bool)
+    inside[2:6, 3:6] = True
+    attn = (inside.flatten()[:, None] == inside.flatten()).float()
+    found = find_artifacts(attn, (8, 9)).view(8, 9)
+    assert found.nonzero().tolist() == [[2, 3], [2, 5], [5, 3], [5, 5]]
+
+
 def test_what_all_patches_see_alike_has_no_artifacts() -> None:
     assert not find_artifacts(torch.ones(12, 12), (3, 4), ratio=1).any()
 
