@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from adcam.errors import AdcamError, join_some
 from adcam.files import is_file, match_id
 from adcam.limits import check_num_classes
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -175,22 +178,36 @@ class ImageDataset(Sequence[Sample]):
             )
         return self._with_records(self.records[self._index[img_id]] for img_id in img_ids)
 
-    def with_labels(self, labels: Mapping[str, Iterable[int]]) -> ImageDataset:
+    def with_labels(
+        self, labels: Mapping[str, Iterable[int]], *, table: str | Path | None = None
+    ) -> ImageDataset:
         """The same images with other labels.
 
         Args:
             labels: The class ids of each image id, e.g. ``LabelTable.class_ids``. An image that is
                 not among them gets ``None`` ("not known"); ids of other images are skipped, so that
                 one table can serve several splits.
+            table: The file that the labels are from, for messages. If it is named, a warning says
+                which ids were skipped.
 
         Raises:
             AdcamError: A class id is out of range, or no id of a non-empty table is in this set.
         """
-        if labels and self.records and not any(img_id in self._index for img_id in labels):
+        stray = [img_id for img_id in labels if img_id not in self._index]
+        where = "" if table is None else f"{table}: "
+        if stray and self.records and len(stray) == len(labels):
             raise AdcamError(
-                f"none of the {len(labels)} labelled ids is in {self._name()}: "
-                f"got {join_some(list(labels), 10)}; expected such as "
-                f"{self.records[0].img_id!r}"
+                f"{where}none of the {len(stray)} labelled ids has an image in {self.split}: got "
+                f"{join_some(stray, 3)}; expected such as {self.records[0].img_id!r}"
+            )
+        if stray and table is not None:
+            logger.warning(
+                "%s%d of %d labelled ids have no image in %s and are left out: %s",
+                where,
+                len(stray),
+                len(labels),
+                self.split,
+                join_some(stray, 3),
             )
         return self._with_records(
             replace(

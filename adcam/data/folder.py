@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.labels import read_any_labels
-from adcam.errors import AdcamError, join_some
+from adcam.errors import AdcamError
 from adcam.files import file_of_id, find_images, img_id_of, index_by_id
 from adcam.structures import ClassSet
 
@@ -59,17 +59,16 @@ def load_folder(
     path_of = find_images(root, leave_out=skipped)
     name = root.resolve().name or "images"
     class_set, class_ids = _labels_and_classes(name, labels, path_of, classes)
-    _check_labelled_ids(labels, class_ids, path_of, root)
     records = [
         Record(
             img_id,
             path_of[img_id],
-            class_ids.get(img_id),
-            None if masks is None else file_of_id(masks, img_id, ".png"),
+            mask_path=None if masks is None else file_of_id(masks, img_id, ".png"),
         )
         for img_id in path_of
     ]
     dataset = ImageDataset(class_set, name if split is None else split, records)
+    dataset = dataset.with_labels(class_ids, table=labels)
     return dataset if ids is None else dataset.subset(ids)
 
 
@@ -102,30 +101,6 @@ def load_images(
     class_set, _ = _labels_and_classes("images", None, (), classes)
     return ImageDataset(
         class_set, "images", [Record(img_id, file) for img_id, file in path_of.items()]
-    )
-
-
-def _check_labelled_ids(
-    labels: str | Path | None,
-    class_ids: Collection[str],
-    path_of: Mapping[str, Path],
-    root: Path,
-) -> None:
-    stray = [img_id for img_id in class_ids if img_id not in path_of]
-    if not stray:
-        return
-    if len(stray) == len(class_ids):
-        raise AdcamError(
-            f"{labels}: none of the {len(stray)} labelled ids has an image in {root}: got "
-            f"{join_some(stray, 3)}; expected such as {next(iter(path_of))!r}"
-        )
-    logger.warning(
-        "%s: %d of %d labelled ids have no image in %s and are left out: %s",
-        labels,
-        len(stray),
-        len(class_ids),
-        root,
-        join_some(stray, 3),
     )
 
 

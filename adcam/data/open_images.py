@@ -132,7 +132,7 @@ def _with_labels(images: ImageDataset, labels: str | Path | None) -> ImageDatase
     table = read_any_labels(source, img_ids, images.class_set.classes)
     if table.understood:
         logger.warning("labels of %s are read as %s", source, table.understood)
-    return images.with_labels(table.class_ids)
+    return images.with_labels(table.class_ids, table=source)
 
 
 def _stored_class_ids(item: Found, class_set: ClassSet) -> tuple[int, ...] | None:

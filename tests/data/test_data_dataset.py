@@ -72,7 +72,7 @@ def test_with_labels(dataset: ImageDataset) -> None:
     assert [r.class_ids for r in dataset.with_labels({}).records] == [None] * 3
     with pytest.raises(ValueError, match=r"image 'a': class ids .* in 0\.\.2, got \(3,\)"):
         dataset.with_labels({"a": [3]})
-    with pytest.raises(ValueError, match=r"none of the 1 labelled ids .* got x; .* such as 'a'"):
+    with pytest.raises(ValueError, match=r"^none of the 1 labelled ids .* got x; .* such as 'a'"):
         dataset.with_labels({"x": [0]})
 
 

@@ -42,13 +42,16 @@ def test_a_folder_finds_the_labels_beside_its_images(tmp_path: Path) -> None:
     assert len(open_images(tmp_path, CLASSES, ids=["sub/b"])) == 1
 
 
-def test_one_image_and_a_list_relative_to_itself(tmp_path: Path) -> None:
+def test_one_image_and_a_list_relative_to_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first, second = make(tmp_path / "pics" / "a b.jpg"), make(tmp_path / "pics" / "c" / "d.png")
     assert [r.img_id for r in open_images(first, CLASSES).records] == ["a b"]
     (tmp_path / "list.txt").write_text(f"\ufeffpics/a b.jpg\r\n\r\n{second}\r\n", "utf-8")
-    (tmp_path / "l.csv").write_text("image_id,labels\nc/d,cat\na b,\n")
+    (tmp_path / "l.csv").write_text("image_id,labels\nc/d,cat\na b,\nmoon,\n")
     images = open_images(tmp_path / "list.txt", CLASSES, labels=tmp_path / "l.csv")
     assert [(r.img_id, r.class_ids) for r in images.records] == [("a b", ()), ("c/d", (0,))]
+    assert "l.csv: 1 of 3 labelled ids have no image in images and are left out" in caplog.text
     (tmp_path / "list.txt").write_text("2007_000032\n")
     with pytest.raises(ValueError, match="is no image path"):
         open_images(tmp_path / "list.txt", CLASSES)
