@@ -67,7 +67,9 @@ def convert_sbd(
     note = _check_count("train_aug", len(img_ids), VOC_COUNTS["train_aug"], partial)
     own = frozenset(voc_train)
     folder = root / "SegmentationClassAug"
-    options = LoopOptions({"converter": "sbd"}, overwrite, progress)
+    class_set = voc_class_set()
+    settings = {"converter": "sbd", "mask_values": class_set.value_of}
+    options = LoopOptions(settings, overwrite, progress)
     # scipy's reader can crash on damaged files: without a checksum they go to another process.
     with WorkerPool(read_sbd_mask, 1, on_crash=_refuse_crash) as pool:
 
@@ -80,7 +82,7 @@ def convert_sbd(
                 mask = read_sbd_mask(path) if is_safe else pool.submit(path).result()
             return _check_size(mask, voc / "JPEGImages" / f"{img_id}.jpg")
 
-        counts = convert_each(img_ids, make, folder, masks_of(voc_class_set()), options)
+        counts = convert_each(img_ids, make, folder, masks_of(class_set), options)
     list_path = root / "ImageSets" / "Segmentation" / "train_aug.txt"
     write_id_list(list_path, img_ids)
     num_own = len(own & set(img_ids))
@@ -144,7 +146,12 @@ def convert_coco(
     totals = {split: len(file.images), f"{split}_objects": len(with_objects)}
     notes = [_check_count(name, n, COCO_COUNTS.get(name), partial) for name, n in totals.items()]
     drawer = CocoDrawer(file.images, value_of, crowd, overlap)
-    settings = {"converter": "coco", "annotations": hash_file(path), **drawer.rules}
+    settings = {
+        "converter": "coco",
+        "annotations": hash_file(path),
+        "mask_values": class_set.value_of,
+        **drawer.rules,
+    }
     folder = root / "masks" / split
     options = LoopOptions(settings, overwrite, progress)
     counts = convert_each(drawer.images, drawer, folder, masks_of(class_set), options)

@@ -373,6 +373,8 @@ def _pair(
         wanted = [match_id(name, gt_masks) for name in ids]
     if unknown := [img_id for img_id in wanted if img_id not in gt_masks]:
         raise AdcamError(f"{gt_dir} lacks the masks of {join_some(unknown)}")
+    if not wanted:
+        raise AdcamError("ids names no image to score")
     missing = [img_id for img_id in wanted if img_id not in predictions]
     if len(missing) == len(wanted):
         raise AdcamError(f"{pred_dir} holds none of the {len(wanted)} images, such as {wanted[0]}")

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from adcam.data.coco import coco_class_set
 from adcam.data.png import voc_palette
 from adcam.errors import AdcamError
 from adcam.files import (
@@ -552,8 +551,6 @@ def read_converted_classes(masks: str | Path) -> ClassSet | None:
     """
     try:
         said = read_json(Path(masks) / CONVERTED_NAME)
-        if said["converter"] == "coco":
-            return coco_class_set()
         if said["converter"] == "masks-to-mmseg":  # these are the values of its source, not its own
             return None
         name_of = {value: name for name, value in said["mask_values"].items()}

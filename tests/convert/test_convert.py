@@ -60,6 +60,7 @@ from adcam.errors import AdcamError
 from adcam.evaluation.masks_on_disk import evaluate_maps, evaluate_masks
 from adcam.labeling.maps_file import load_maps
 from adcam.labeling.mask_maker import resize_maps
+from adcam.labeling.output_folder import read_converted_classes
 from adcam.structures import ClassMaps, ClassSet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,6 +130,8 @@ def test_sbd_makes_train_aug_that_the_loader_reads(voc: Path) -> None:
     )
     assert sum(result.class_pixels.values()) == 4 * HW[0] * HW[1]
     assert "2 masks are VOC's own, 2 SBD's" in result.notes
+    said = read_converted_classes(voc / "SegmentationClassAug")
+    assert said is not None and said.value_of == dataset.class_set.value_of
 
 
 def test_sbd_checks_its_10582_images(voc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +209,8 @@ def test_coco_makes_what_its_loader_reads(coco: Path, crowd: str) -> None:
     assert (result.class_pixels["ignore"] > 0) == (crowd == "ignore")
     assert result.class_images["cat"] == 1 and result.class_images["person"] == 0
     assert f"crowds: {crowd}; on top where objects overlap: small" in result.notes
+    said = read_converted_classes(coco / "masks" / "train2014")
+    assert said is not None and said.value_of == everything.class_set.value_of
 
 
 def test_coco_checks_its_counts(coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from adcam.cli import main
+from adcam.data.coco import coco_class_set
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.data.score_maps import read_score_map
 from adcam.data.sources import build_classes
@@ -118,7 +119,8 @@ def test_classes_of_other_numbers_are_told_with_the_cure(folders: tuple[Path, Pa
     with pytest.raises(AdcamError, match=r"'dog' is 8 in .*, but 12 .*--values 8=12,12=8 reads"):
         evaluate_masks(pred, gt)
     assert evaluate_masks(pred, gt, values={8: 12, 12: 8})["num_images"] == 2
-    (gt / "convert.json").write_text('{"converter": "coco"}')  # `convert coco`: COCO's own numbers
+    said = {"converter": "coco", "mask_values": coco_class_set().value_of}
+    (gt / "convert.json").write_text(json.dumps(said))
     with pytest.raises(AdcamError, match=r"'cat' is 16 in .*--values 16=8,17=12 .*other classes"):
         evaluate_masks(pred, gt)
 
@@ -147,6 +149,8 @@ def test_ids_restrict_what_is_scored(folders: tuple[Path, Path]) -> None:
     assert result["num_images"] == 1 and "dog" not in result["iou_per_class"]
     with pytest.raises(ValueError, match="lacks the masks of nobody"):
         evaluate_masks(*folders, ids=["a", "nobody"])
+    with pytest.raises(AdcamError, match="ids names no image to score"):
+        evaluate_masks(*folders, ids=[])
 
 
 def test_two_sizes_name_both_files(folders: tuple[Path, Path]) -> None:
