@@ -77,7 +77,8 @@ def convert_masks_to_label_studio(
     tasks = list(make_each(source.paths, encode, counts.failed, progress))
     write_json(path / "tasks.json", tasks, indent=None)
     write_text(path / "label_config.xml", _format_interface(source.class_set))
-    return counts.finish("masks-to-label-studio", path, source.describe())
+    notes = [*source.describe_names(image_suffix), *source.describe()]
+    return counts.finish("masks-to-label-studio", path, notes)
 
 
 def _format_interface(class_set: ClassSet) -> str:
@@ -185,7 +186,8 @@ def convert_masks_to_cvat(
     for element in make_each(source.paths, encode, counts.failed, progress):
         elements.append(element)
     write_bytes(path, encode_file(elements, source.class_set))
-    return counts.finish("masks-to-cvat", path, source.describe())
+    notes = [*source.describe_names(image_suffix), *source.describe()]
+    return counts.finish("masks-to-cvat", path, notes)
 
 
 def convert_cvat_to_masks(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -114,7 +115,8 @@ def convert_masks_to_coco(
         categories.append(IGNORE_CATEGORY)
     content = {"images": entries, "annotations": annotations, "categories": categories}
     write_json(out, content, indent=None)
-    notes = [f"{len(annotations)} annotations", *source.describe()]
+    notes = [f"{len(annotations)} annotations", *source.describe_names(image_suffix)]
+    notes += source.describe()
     return counts.finish("masks-to-coco", out, notes)
 
 
@@ -160,7 +162,13 @@ def convert_coco_to_masks(
     }
     options = LoopOptions(settings, overwrite, progress)
     counts = convert_each(drawer.images, drawer, folder, masks_of(class_set), options)
-    return counts.finish("coco-to-masks", folder, drawer.describe())
+    notes = drawer.describe()
+    if escaped := [img_id for img_id in drawer.images if unquote(img_id) != img_id]:
+        notes.append(
+            f"{len(escaped)} file names look escaped, such as {escaped[0]!r}; masks are named as "
+            "they are written"
+        )
+    return counts.finish("coco-to-masks", folder, notes)
 
 
 def _find_classes(file: CocoFile, name: str) -> ClassSet:

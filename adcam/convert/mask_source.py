@@ -68,6 +68,16 @@ class MaskSource:
             return f"{img_id}{suffix}"
         return "/".join(path.parts[-len(img_id.split("/")) :])
 
+    def describe_names(self, suffix: str) -> list[str]:
+        """What a user should know of the names that :meth:`name_of` gives the images."""
+        unknown = [img_id for img_id in self.paths if img_id not in self.image_paths]
+        if not unknown:
+            return []
+        return [
+            f"{len(unknown)} of {len(self.paths)} images are not known and named as "
+            f"{unknown[0]}{suffix}; --images names their folder, --image-suffix another suffix"
+        ]
+
     def describe(self) -> list[str]:
         """What a user should know of the values of the masks read so far."""
         if not self.pixels[IGNORE_INDEX] or self.pixels[1:IGNORE_INDEX].any():

@@ -151,7 +151,9 @@ def read_tasks(path: str | Path) -> list[StudioTask]:
             and polygons, or two tasks are of one image.
     """
     tasks: dict[str, StudioTask] = {}
-    for content in read_json(path, kind=list, what="an export of Label Studio"):
+    contents = read_json(path, kind=list, what="an export of Label Studio")
+    refuse_json_min(path, contents)
+    for content in contents:
         try:
             task = _read_task(content)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -164,6 +166,20 @@ def read_tasks(path: str | Path) -> list[StudioTask]:
             raise AdcamError(f"{path}: two tasks are of the image {task.img_id!r}")
         tasks[task.img_id] = task
     return [tasks[img_id] for img_id in sorted(tasks)]
+
+
+def refuse_json_min(path: str | Path, content: Any) -> None:
+    """Refuse the export JSON-MIN, whose keys are whatever the labelling interface calls its parts.
+
+    Source: ``convert_to_json_min`` in ``label_studio_sdk/converter/converter.py`` of
+    HumanSignal/label-studio-sdk.
+
+    Raises:
+        AdcamError: The content of the file is such an export.
+    """
+    entries = content if isinstance(content, list) else []
+    if any(isinstance(e, dict) and {"annotator", "annotation_id"} <= e.keys() for e in entries):
+        raise AdcamError(f"{path}: the export JSON-MIN of Label Studio; export as JSON instead")
 
 
 def _read_task(content: Mapping[str, Any]) -> StudioTask:

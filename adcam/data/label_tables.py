@@ -24,6 +24,7 @@ from adcam.data.annotation_labels import (
     read_label_studio_labels,
 )
 from adcam.data.coco_json import IGNORE_CATEGORY, read_coco_json
+from adcam.data.label_studio import refuse_json_min
 from adcam.data.spreadsheet import read_xlsx
 from adcam.errors import AdcamError
 from adcam.files import check_characters, decode_text, img_id_of, is_image_path, read_json
@@ -310,6 +311,7 @@ def _read_json(path: Path) -> LabelRows:
         return _read_coco(path)
     if is_label_studio(content):
         return _read_annotated(read_label_studio_labels(path, content))
+    refuse_json_min(path, content)
     pairs: list[tuple[Any, Any]]
     if isinstance(content, dict):
         pairs, note = list(content.items()), "JSON with labels by image"

@@ -417,6 +417,25 @@ def test_coco_by_its_own_package(masks: Path, tmp_path: Path, objects: str, poly
         same(tmp_path / "back", masks)
 
 
+def test_names_of_images_that_are_guessed_or_escaped_are_told(masks: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed (extra `coco`)")
+    write_mask(tmp_path / "m/my%20cat.png", np.ones((2, 2), np.uint8), voc_palette())
+    guessed = "1 of 1 images are not known and named as my%20cat.jpg; --images names"
+    for what, out in (("coco", "a.json"), ("label-studio", "studio"), ("cvat", "a.xml")):
+        found = CONVERTERS[f"masks-to-{what}"](tmp_path / "m", tmp_path / out, CLASSES)
+        assert any(note.startswith(guessed) for note in found.notes)
+    found = convert_masks_to_coco(
+        tmp_path / "m", tmp_path / "b.json", CLASSES, images=masks.parent / "images"
+    )
+    assert any(note.startswith(guessed) for note in found.notes)  # the folder lacks it
+    back = convert_coco_to_masks(tmp_path / "a.json", tmp_path / "back", CLASSES)
+    assert any("1 file names look escaped, such as 'my%20cat'" in note for note in back.notes)
+    known = CONVERTERS["masks-to-cvat"](
+        masks, tmp_path / "b.xml", CLASSES, images=masks.parent / "images"
+    )
+    assert not any("are not known" in note for note in known.notes)
+
+
 def test_fiftyone_reads_our_coco(masks: Path, tmp_path: Path) -> None:
     pytest.importorskip("pycocotools", reason="pycocotools is not installed (extra `coco`)")
     fiftyone = pytest.importorskip("fiftyone.utils.coco", reason="fiftyone is not installed")

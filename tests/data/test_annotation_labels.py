@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from adcam.data.label_studio import read_tasks
 from adcam.data.labels import read_labels
 from adcam.errors import AdcamError
 
@@ -91,6 +92,11 @@ def test_label_studio(tmp_path: Path) -> None:
     )
     with pytest.raises(AdcamError, match="which value of `data` is the image"):
         read_labels(tmp_path / "which.json")
+    least = {"image": "a.jpg", "id": 7, "label": "cat", "annotator": 1, "annotation_id": 4}
+    (tmp_path / "min.json").write_text(json.dumps([least]))
+    for read in (read_labels, read_tasks):
+        with pytest.raises(AdcamError, match=r"min\.json: the export JSON-MIN .* export as JSON"):
+            read(tmp_path / "min.json")
 
 
 def test_voc_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
