@@ -826,7 +826,7 @@ class ConfigSettings:
 
         Args:
             changes: Dotted keys to values, e.g. ``{"train.epochs": 3}``. A mapping is merged with
-                the one that is there, or replaces it if it holds ``_delete_=True``.
+                the one that is there, or replaces it if it is empty or holds ``_delete_=True``.
 
         Raises:
             AdcamError: A key is unknown or a value is not legal.
@@ -838,7 +838,10 @@ class ConfigSettings:
 
         merged = Config(self.to_dict())
         try:
-            merged.merge_from_dict(copy.deepcopy(dict(changes)))
+            for key, value in changes.items():
+                merged.merge_from_dict({key: copy.deepcopy(value)})
+                if value == {}:  # which mmengine merges without any effect
+                    merged.merge_from_dict({key: {"_delete_": True}})
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise AdcamError(
                 f"{dict(changes)} cannot be merged into the config: {error}"

@@ -134,6 +134,16 @@ def test_overrides_reach_what_they_name_and_leave_the_rest() -> None:
     assert load_settings(path).to_dict() == plain.to_dict()
 
 
+def test_an_empty_mapping_empties_what_is_there() -> None:
+    counts = {"data.expected_counts": {"train": 3}}
+    voc = load_settings(ROOT / "configs/voc12/adcam_deit-small_60e_voc12.py", counts)
+    assert voc.data.expected_counts == {"train": 3, "val": 1449, "train_aug": 10582}
+    assert voc.with_changes({"data.expected_counts": {}}).data.expected_counts == {}
+    one = voc.with_changes({"data.expected_counts": {}, "data.expected_counts.val": 2})
+    assert one.data.expected_counts == {"val": 2}
+    assert load_settings(ANIMALS, {"data.expected_counts": {}}).data.expected_counts == {}
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

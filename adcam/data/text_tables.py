@@ -104,7 +104,7 @@ def check_count(
     if expected_counts is not None and expected_counts.get(split, count) != count:
         raise AdcamError(
             f"{path}: {count} images, but {split} has {expected_counts[split]}; for a part of the "
-            "data set give other expected_counts, or None"
+            "data set give other expected_counts, or {} for any number"
         )
 
 
