@@ -96,7 +96,7 @@ def read_coco_json(path: str | Path) -> CocoFile:
     content = read_json(path, kind=object, what="a json file")
     try:
         categories = _read_categories(content["categories"])
-        images = _read_images(content["images"], content["annotations"], path)
+        images = _read_images(content["images"], content["annotations"])
     except (KeyError, TypeError, AttributeError, OverflowError) as err:
         raise AdcamError(
             f"{path}: not in COCO's form, which has images, annotations and categories ({err!r})"
@@ -120,7 +120,7 @@ def _read_categories(entries: Any) -> dict[int, str]:
     return dict(sorted(name_of.items()))
 
 
-def _read_images(images: Any, annotations: Any, path: Path) -> list[CocoImage]:
+def _read_images(images: Any, annotations: Any) -> list[CocoImage]:
     if len(annotations) > read_limits().annotations:
         raise LimitError(f"{len(annotations):,} annotations", "annotations")
     annotations_of: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in images}
@@ -129,12 +129,16 @@ def _read_images(images: Any, annotations: Any, path: Path) -> list[CocoImage]:
             raise AdcamError(f"annotation {annotation.get('id')} is of no image: {image_id!r}")
         if type(category := annotation["category_id"]) is not int:
             raise AdcamError(f"annotation {annotation.get('id')} has the category {category!r}")
+        if (crowd := annotation.get("iscrowd")) not in (0, 1, None):  # the text "0" would be true
+            raise AdcamError(
+                f"annotation {annotation.get('id')} has iscrowd {crowd!r}; legal are 0 and 1"
+            )
         annotations_of[image_id].append(annotation)
     found: dict[str, CocoImage] = {}
     name_of: dict[Any, str] = {}
     for image in images:
         name = str(image["file_name"]).replace("\\", "/")
-        img_id = img_id_of(check_relative(path, name))
+        img_id = img_id_of(check_relative(Path("file_name"), name))
         hw = (int(image["height"]), int(image["width"]))
         check_image_hw(hw, f"image {img_id!r}")
         if (number := image["id"]) in name_of or img_id in found:

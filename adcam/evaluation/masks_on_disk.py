@@ -89,7 +89,11 @@ def evaluate_masks(
         num_classes = max(classes) + 1
     if converted := read_converted_classes(predictions):
         classes = {0: "background", **{v: name for name, v in converted.value_of.items()}}
-    changed = {*(pred_values or {}), *(pred_values or {}).values()} - {0}
+    mapped = pred_values or {}
+    if not classes and (true := read_converted_classes(gt_dir)):
+        classes = {0: "background", **{v: name for name, v in true.value_of.items()}}
+        mapped = values or {}
+    changed = {*mapped, *mapped.values()} - {0}
     classes = {value: name for value, name in classes.items() if value not in changed}
     if not values and not pred_values:
         _check_numbers(Path(gt_dir), {name: value for value, name in classes.items()})

@@ -313,6 +313,17 @@ def test_one_annotation_an_object() -> None:
         ({**coco_file({1: "cat"}, []), "annotations": [{"image_id": 1}]}, "'category_id'"),
         ({**coco_file({1: "cat"}, []), "annotations": [{"image_id": []}]}, "not in COCO's form"),
         (
+            {
+                **coco_file({1: "cat"}, []),
+                "annotations": [{"image_id": 1, "id": 5, "category_id": 1, "iscrowd": "0"}],
+            },
+            "annotation 5 has iscrowd '0'; legal are 0 and 1",
+        ),
+        (
+            coco_file({1: "cat"}, [], file_name="/a.jpg"),
+            r"file_name: paths must stay below their folder, got '/a\.jpg'",
+        ),
+        (
             {**coco_file({}, []), "categories": [{"id": 1, "name": n} for n in ("cat", "dog")]},
             "the categories 'cat' and 'dog' have the id 1",
         ),

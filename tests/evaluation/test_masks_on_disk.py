@@ -110,6 +110,18 @@ def test_converted_masks_have_the_names_of_their_conversion(
     assert list(evaluate_masks(pred, gt)["iou_per_class"]) == ["0", "8", "12"]
 
 
+def test_classes_that_the_predictions_do_not_say_are_those_of_the_true_masks(
+    folders: tuple[Path, Path],
+) -> None:
+    pred, gt = folders
+    (pred.parent / "config.json").unlink()
+    said = {"converter": "sbd", "mask_values": {"cat": 8, "dog": 12}}
+    (gt / "convert.json").write_text(json.dumps(said))
+    for values, names in ((None, "cat dog"), ({12: 7}, "7 cat 12")):
+        found = evaluate_masks(pred, gt, values=values, pred_values={9: 8})
+        assert list(found["iou_per_class"]) == ["background", *names.split()]
+
+
 def test_classes_of_other_numbers_are_told_with_the_cure(folders: tuple[Path, Path]) -> None:
     pred, gt = folders
     said = {"converter": "coco-to-masks", "mask_values": {"dog": 12, "fox": 20, "cat": 8}}
