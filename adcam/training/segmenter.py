@@ -326,7 +326,10 @@ def _check_images(images: ImageDataset, split: str) -> dict[str, Any]:
     values = [int(counts[v]) for v in (0, *images.class_set.mask_values)]
     if not sum(values[1:]):
         found = np.flatnonzero(counts).tolist()
-        cure = "; where 255 is the object, `adcam convert recode-masks MASKS --values 255=1` helps"
+        cure = (
+            "; where 255 is the object, `adcam convert recode-masks MASKS --values 255=1 "
+            "--classes NAME` helps"
+        )
         raise AdcamError(
             f"split {split!r}: no mask shows a class; their values are "
             f"{', '.join(map(str, found))}, but the classes have "

@@ -829,6 +829,21 @@ def test_bad_tables_of_colours(tmp_path: Path, table: str, message: str) -> None
         convert_recode_masks(tmp_path, tmp_path / "o")
 
 
+def test_recoded_masks_keep_the_classes_of_their_conversion(tmp_path: Path) -> None:
+    write_mask(tmp_path / "m" / "a.png", np.array([[0, 75, 255]], np.uint8), voc_palette())
+    said = {"converter": "coco", "mask_values": {"cat": 16, "clock": 75}}
+    (tmp_path / "m" / "convert.json").write_text(json.dumps(said))
+    assert convert_recode_masks(tmp_path / "m", tmp_path / "o", values="255=0").failed == {}
+    found = read_converted_classes(tmp_path / "o")
+    assert found is not None and found.value_of == {"cat": 16, "clock": 75}
+    # What is numbered anew is no longer the class of that number.
+    with pytest.raises(AdcamError, match="--values makes pixels 1; say with --classes which class"):
+        convert_recode_masks(tmp_path / "m", tmp_path / "new", values="75=1,255=0")
+    pets = build_class_set("pets", ["clock"])
+    convert_recode_masks(tmp_path / "m", tmp_path / "new", pets, values="75=1,255=0")
+    assert read_mask(tmp_path / "new" / "a.png").tolist() == [[0, 1, 0]]
+
+
 def test_label_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.csv").write_text("filename;label\na.jpg;cat\nb.jpg;dog\n")
     command = f"convert label-table {tmp_path}/t.csv --out {tmp_path}/labels.csv"
