@@ -37,6 +37,7 @@ from adcam.labeling.steps import (
     is_of_image,
     make_window,
 )
+from adcam.labeling.transfer import send_bytes
 from adcam.structures import ClassMaps
 
 if TYPE_CHECKING:
@@ -223,20 +224,15 @@ class DeviceSteps:
         start = time.perf_counter()
         views = [*zip(*(image.inputs for image in images), strict=True)]
         shapes = [tuple(of_scale[0].movedim(0, -1).shape) for of_scale in views]
-        sources = [x.movedim(0, -1).reshape(-1) for of_scale in views for x in of_scale]
-        sources += [torch.from_numpy(np.ascontiguousarray(image.img)).view(-1) for image in images]
-        sizes = [len(source) for source in sources]
-        is_gpu = self._device.type == "cuda"
-        host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=is_gpu)
-        for part, source in zip(host.split(sizes), sources, strict=True):
-            part.copy_(source)
-        there = host.to(self._device, non_blocking=True)
+        sources = [x.movedim(0, -1) for of_scale in views for x in of_scale]
+        sources += [torch.from_numpy(np.ascontiguousarray(image.img)) for image in images]
+        there = send_bytes(sources, self._device)
         num, offset, batches = len(images), 0, []
         for shape in shapes:
             end = offset + num * shape[0] * shape[1] * shape[2]
             batches.append(there[offset:end].view(num, *shape).movedim(-1, 1))
             offset = end
-        flat = there[offset:].split(sizes[len(views) * num :])
+        flat = there[offset:].split([image.img.size for image in images])
         pixels = [x.view(image.img.shape) for x, image in zip(flat, images, strict=True)]
         seconds = time.perf_counter() - start
         return _Uploaded(tuple(images), tuple(batches), tuple(pixels), lane.mark(), seconds)

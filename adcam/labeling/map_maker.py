@@ -21,6 +21,7 @@ from adcam.errors import AdcamError
 from adcam.labeling.executor import one_thread
 from adcam.labeling.inputs import Resizer
 from adcam.labeling.mask_maker import DeviceMaps
+from adcam.labeling.transfer import to_host
 from adcam.models.preprocess import channel_stats, normalize_pixels, to_inputs
 from adcam.settings import TestViews
 from adcam.structures import ClassMaps, TokenMaps
@@ -352,14 +353,6 @@ class MapMaker:
                 yield
         else:
             yield
-
-
-def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    """Copy tensors of a device to the host; it is waited for once, however many there are."""
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    if any(tensor.is_cuda for tensor in tensors):
-        torch.cuda.current_stream(tensors[0].device).synchronize()
-    return [copy.numpy() for copy in copies]
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -113,26 +113,30 @@ class Segmenter(EncoderDecoder):
         Returns:
             float32 (C, H, W), background first, summing to 1 over the first axis.
         """
-        return self.compute_on_device([img], views)[0].cpu().numpy()
+        pixels = torch.from_numpy(np.array(img, order="C"))[None]
+        return self.compute_on_device(pixels.to(self.device), views)[0].cpu().numpy()
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the network is on."""
+        device: torch.device = self.data_preprocessor.mean.device
+        return device
 
     @torch.no_grad()
-    def compute_on_device(
-        self, imgs: Sequence[np.ndarray], views: SegViews | None = None
-    ) -> Tensor:
+    def compute_on_device(self, imgs: Tensor, views: SegViews | None = None) -> Tensor:
         """As :meth:`compute_probabilities`, of images of one size, where the network is.
 
         Args:
-            imgs: RGB uint8 (H, W, 3) each.
+            imgs: RGB uint8 (images, H, W, 3), on the device of the network.
             views: The views to test, by default those the network was built with.
 
         Returns:
             float32 (images, C, H, W).
         """
         views = views or self._views
-        ori_hw = (imgs[0].shape[0], imgs[0].shape[1])
-        stacked = np.stack([img.transpose(2, 0, 1) for img in imgs])
-        pixels = torch.from_numpy(stacked).to(self.data_preprocessor.mean.device)
-        pixels = self._normalise(pixels.float())
+        ori_hw = (imgs.shape[1], imgs.shape[2])
+        # Contiguous as bytes: convolutions of other layouts round otherwise.
+        pixels = self._normalise(imgs.permute(0, 3, 1, 2).contiguous().float())
         total = pixels.new_zeros(())
         for hw in views.sizes(ori_hw):
             inputs = F.interpolate(pixels, hw, mode="bilinear", align_corners=False, antialias=True)

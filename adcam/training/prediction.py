@@ -22,8 +22,9 @@ from adcam.errors import AdcamError
 from adcam.files import hash_file, hash_values, write_json
 from adcam.installation import why_not_importable
 from adcam.labeling.executor import run_ahead
-from adcam.labeling.map_maker import to_host
 from adcam.labeling.output_folder import MASK_DIR, OutputFolder, describe_files, describe_image
+from adcam.labeling.steps import compute_in_halves
+from adcam.labeling.transfer import send_bytes, to_host
 from adcam.masks.crf import refine, refine_batch
 from adcam.metrics.miou import MeanIoU, name_classes
 from adcam.ops.dense_crf import available_backends
@@ -77,7 +78,7 @@ def test_segmenter(
         raise AdcamError(f"split {split!r} has no masks to score against")
     predictor = Predictor(settings, checkpoint, images.class_set)
     masks = (
-        map(predictor, images)
+        predict_all(images, predictor)
         if masks_out is None
         else write_masks(images, predictor, Path(masks_out), overwrite=overwrite)
     )
@@ -259,12 +260,16 @@ class Predictor:
         for index, sample in enumerate(samples):
             groups.setdefault(sample.ori_hw, []).append(index)
         masks: dict[int, torch.Tensor] = {}
+        believed: dict[int, _Believed] = {}
         for group in groups.values():
             for start in range(0, len(group), _BATCH_SIZE):
                 batch = group[start : start + _BATCH_SIZE]
-                probs = self._segmenter.compute_on_device([samples[i].img for i in batch])
-                for index, prob in zip(batch, probs, strict=True):
-                    masks[index] = self._decide_on_device(prob, samples[index])
+                found = compute_in_halves([samples[i] for i in batch], self._believe)
+                if self._test.crf == "none":  # the probabilities of all labels take much memory
+                    masks.update(zip(batch, self._decide(found), strict=True))
+                else:
+                    believed.update(zip(batch, found, strict=True))
+        masks.update(zip(believed, self._decide([*believed.values()]), strict=True))
         return to_host([masks[index] for index in range(len(samples))])
 
     def _find_indices(self, sample: Sample, num_labels: int) -> np.ndarray:
@@ -275,21 +280,74 @@ class Predictor:
             raise AdcamError(f"image {sample.img_id!r} has no labels to keep to")
         return np.array([0, *(i + 1 for i in sample.class_ids)])
 
-    def _decide_on_device(self, prob: torch.Tensor, sample: Sample) -> torch.Tensor:
-        """As when called, from probabilities (C, H, W) that stay where they are."""
-        indices = self._find_indices(sample, len(prob))
-        if len(indices) < len(prob):
-            prob = prob[torch.from_numpy(indices).to(prob.device)]
-            prob = prob / prob.sum(dim=0)
+    def _believe(self, samples: Sequence[Sample]) -> list[_Believed]:
+        """Run the network on samples of one size, and find the labels that a mask may have."""
+        imgs = [torch.from_numpy(np.array(sample.img, order="C")) for sample in samples]
+        pixels = send_bytes(imgs, self._segmenter.device).view(len(imgs), *imgs[0].shape)
+        probs = [*self._segmenter.compute_on_device(pixels)]
+        labels = [
+            self._find_indices(sample, len(prob))
+            for sample, prob in zip(samples, probs, strict=True)
+        ]
+        for i, indices in enumerate(labels):
+            if len(indices) < len(probs[i]):
+                probs[i] = _take(probs[i], indices)
+                probs[i] = probs[i] / probs[i].sum(dim=0)
+        if self._test.crf != "none":  # as when called
+            floors = [prob.amax(dim=0).min().clamp(max=_LIKELY) for prob in probs]
+            likely = to_host(
+                [p.flatten(1).amax(dim=1) >= floor for p, floor in zip(probs, floors, strict=True)]
+            )
+            probs = [_take(p, np.flatnonzero(kept)) for p, kept in zip(probs, likely, strict=True)]
+            labels = [indices[kept] for indices, kept in zip(labels, likely, strict=True)]
+        return [_Believed(*of_image) for of_image in zip(probs, labels, pixels, strict=True)]
+
+    def _decide(self, images: Sequence[_Believed]) -> list[torch.Tensor]:
+        """Mask values of images, uint8 (H, W) each, on their device: one CRF for all of them."""
+        probs = [image.prob for image in images]
         if (crf := self._test.crf) != "none":
-            floor = prob.amax(dim=0).min().clamp(max=_LIKELY)
-            likely = np.flatnonzero((prob.flatten(1).amax(dim=1) >= floor).cpu().numpy())
-            prob, indices = prob[torch.from_numpy(likely).to(prob.device)], indices[likely]
-            if len(prob) > 1:
-                (prob,) = refine_batch([prob / prob.sum(dim=0)], [sample.img], crf=crf)
-        values = torch.from_numpy(self._values[indices]).to(prob.device)
-        best, winner = prob.max(dim=0)
-        return values.take(winner).masked_fill_(best < self._test.min_prob, IGNORE_INDEX)
+            several = [i for i, prob in enumerate(probs) if len(prob) > 1]
+            refined = refine_batch(
+                [probs[i] / probs[i].sum(dim=0) for i in several],
+                [images[i].pixels for i in several],
+                crf=crf,
+            )
+            for i, prob in zip(several, refined, strict=True):
+                probs[i] = prob
+        masks = []
+        for prob, image in zip(probs, images, strict=True):
+            best, winner = prob.max(dim=0)
+            values = torch.from_numpy(self._values[image.labels])
+            mask = values.to(prob.device, non_blocking=True).take(winner)
+            masks.append(mask.masked_fill_(best < self._test.min_prob, IGNORE_INDEX))
+        return masks
+
+
+@dataclass(frozen=True, eq=False)
+class _Believed:
+    """What a network believes about an image, where it is.
+
+    Attributes:
+        prob: The probabilities (K, H, W) of the labels that its mask may have.
+        labels: These labels.
+        pixels: The image, RGB uint8 (H, W, 3).
+    """
+
+    prob: torch.Tensor
+    labels: np.ndarray
+    pixels: torch.Tensor
+
+
+def _take(prob: torch.Tensor, places: np.ndarray) -> torch.Tensor:
+    """Some of the probabilities, which are not waited for."""
+    return prob[torch.from_numpy(places).to(prob.device, non_blocking=True)]
+
+
+def predict_all(images: ImageDataset, predictor: Predictor) -> Iterator[np.ndarray]:
+    """Predict the masks of all images, and keep none."""
+    for first in range(0, len(images), predictor.stretch):
+        last = min(first + predictor.stretch, len(images))
+        yield from predictor.predict([images[i] for i in range(first, last)])
 
 
 def write_masks(

@@ -35,6 +35,7 @@ from adcam.data.shapes import make_shapes
 from adcam.data.sources import build_classes, build_dataset
 from adcam.errors import AdcamError
 from adcam.evaluation.masks_on_disk import evaluate_masks
+from adcam.masks.crf import refine_batch
 from adcam.settings import SegmentationSettings, SegTestSettings
 from adcam.structures import Sample
 from adcam.training import prediction, segmenter, segmenter_file
@@ -318,11 +319,33 @@ def test_images_of_one_size_are_predicted_together_where_the_network_is(
     assert predictor.stretch == 1
     monkeypatch.setattr(predictor, "_is_on_device", True)
     assert predictor.stretch > 1
+    together: list[int] = []
+
+    def count(probs: list[torch.Tensor], imgs: list[Any], *, crf: str) -> list[torch.Tensor]:
+        together.append(len(probs))
+        return refine_batch(probs, imgs, crf=crf)
+
+    monkeypatch.setattr(prediction, "refine_batch", count)
     for mask, other in zip(predictor.predict(samples), expected, strict=True):
         assert mask.dtype == np.uint8 and mask.shape == other.shape
         assert (mask == other).mean() > 0.99
     values = np.concatenate([mask.ravel() for mask in expected])
     assert (255 in values) == (crf == "none")
+    from adcam.seg.segmenter import Segmenter
+
+    assert together == ([] if crf == "none" else [4])  # one CRF, whatever their sizes
+    compute, most = Segmenter.compute_on_device, []
+
+    def little_memory(self: Any, imgs: torch.Tensor) -> torch.Tensor:
+        most.append(len(imgs))
+        if len(imgs) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return compute(self, imgs)
+
+    monkeypatch.setattr(Segmenter, "compute_on_device", little_memory)
+    for mask, other in zip(predictor.predict(samples), expected, strict=True):
+        np.testing.assert_array_equal(mask, other)  # alone, to the bit
+    assert most == [3, 1, 2, 1, 1, 1]
     with pytest.raises(AdcamError, match="no labels to keep to"):
         predictor.predict([replace(samples[0], class_ids=None)])
 
@@ -496,12 +519,17 @@ def test_a_crf_takes_a_network_that_believes_in_no_class(on_device: bool) -> Non
     predictor = object.__new__(prediction.Predictor)
     predictor._test = SegTestSettings(crf="toco")
     predictor._values = np.arange(81, dtype=np.uint8)
+    predictor._is_on_device = on_device
+    network = SimpleNamespace(
+        device=torch.device("cpu"),
+        compute_probabilities=lambda img: prob,
+        compute_on_device=lambda imgs: torch.from_numpy(prob)[None],
+    )
+    predictor._segmenter = network  # type: ignore[assignment]
     sample = Sample("a", np.zeros((12, 16, 3), np.uint8))
     if on_device:
-        mask = predictor._decide_on_device(torch.from_numpy(prob), sample).numpy()
+        (mask,) = predictor.predict([sample])
     else:
-        network = SimpleNamespace(compute_probabilities=lambda img: prob)
-        predictor._segmenter = network  # type: ignore[assignment]
         mask = predictor(sample)
     assert mask.shape == (12, 16) and (mask == 7).all()
 
