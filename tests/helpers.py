@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def object_npy_header() -> bytes:
@@ -39,3 +41,35 @@ def write_labelled_photos(folder: Path, count: int) -> Path:
         lines.append(f"{seed}.png,{'cat' if seed % 2 else 'dog'}")
     (folder.parent / "labels.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+class OpCounter(TorchDispatchMode):
+    """Counts what torch would launch on a GPU, and what would wait for it.
+
+    Attributes:
+        launched: The operations that would launch something.
+        waited: Those that would wait. What copies between host and device is not among them: on a
+            CPU there is nothing to copy.
+    """
+
+    FREE = ("empty", "view", "slice", "select", "detach", "split", "unbind", "alias", "as_strided")
+    WAITS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launched: list[str] = []
+        self.waited: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        is_by_tensor = name == "repeat_interleave" and isinstance(args[-1], torch.Tensor)
+        if is_by_tensor and (kwargs or {}).get("output_size") is None:
+            name += " item"  # the length of the result
+        if any(x is not None and x.dtype == torch.bool for x in indices):
+            name += " nonzero"
+        if any(word in name for word in self.WAITS):
+            self.waited.append(name)
+        elif not any(word in name for word in self.FREE):
+            self.launched.append(name)
+        return func(*args, **(kwargs or {}))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import OpCounter
 from test_dense_crf import make_img, make_prob
 from triton_testing import CAPABILITIES, compile_ahead, interpreted, nan_poisoned, needs_triton
 
@@ -305,6 +306,30 @@ def test_slices_bound_memory(backend: str) -> None:
     assert built == [[one], [first, second], [large], [small, three], [four]]
     for got, want in zip(parts, alone, strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+@needs_triton
+def test_waits_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three for images that are computed together: is all in [0, 1], which vertices, how many."""
+    from adcam.ops.dense_crf import interface, triton_lattice  # noqa: F401
+
+    probs = [torch.from_numpy(make_prob(3, 9, 12, seed=i)) for i in range(4)]
+    imgs = [torch.from_numpy(make_img(9, 12, seed=i)) for i in range(4)]
+    tolist, to = torch.Tensor.tolist, torch.Tensor.to
+    seen: list[str] = []
+
+    def send(tensor: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if not options.get("non_blocking") and tensor.dtype != torch.uint8:
+            seen.append("to")  # from memory that is not pinned: it would wait
+        return to(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: (seen.append("tolist"), tolist(x))[1])
+    monkeypatch.setattr(torch.Tensor, "to", send)
+    monkeypatch.setattr(interface, "_choose", lambda *_: "triton")
+    with recorded(run=False), OpCounter() as counter:
+        monkeypatch.setattr(torch, "empty", torch.zeros)
+        dense_crf_batch(probs, imgs, **BOTH)  # type: ignore[arg-type]
+    assert seen == ["tolist", "tolist"] and counter.waited == ["nonzero"]
 
 
 # ---- compiled ahead of time ----------------------------------------------------------------------

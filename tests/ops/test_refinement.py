@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import OpCounter
 from triton_testing import (
     CAPABILITIES,
     Launch,
@@ -136,26 +137,6 @@ def test_refusals() -> None:
         refine_maps(maps, attn, (3, 5), artifact_ratio=0.5)
 
 
-class _Counter(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts what torch would launch, and what would wait for the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.launched: list[str] = []
-        self.waited: list[str] = []
-
-    FREE = ("empty", "view", "slice", "select", "detach", "split", "unbind", "alias", "as_strided")
-    WAITS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if any(word in name for word in self.WAITS):
-            self.waited.append(name)
-        elif not any(word in name for word in self.FREE):
-            self.launched.append(name)
-        return func(*args, **(kwargs or {}))
-
-
 def count(
     tokens: int, grid_hw: tuple[int, int], ratio: float, dtype: torch.dtype = torch.float32
 ) -> tuple[list[Launch], list[str], list[str]]:
@@ -164,7 +145,7 @@ def count(
 
     maps = torch.zeros(2, 3, tokens)
     attn = torch.zeros(2, tokens, tokens, dtype=dtype)
-    with record_launches() as launches, _Counter() as counter:
+    with record_launches() as launches, OpCounter() as counter:
         triton_kernels.refine_maps(maps, attn, grid_hw, RefineOptions(artifact_ratio=ratio))
     return launches, counter.launched, counter.waited
 

@@ -157,7 +157,7 @@ def _build(
 ) -> _Lattice:
     """Build the lattice of images whose ``pixels`` (N, 3) stand one after the other."""
     num_pixels = len(pixels)
-    numbers = _number_images(placed, len(sizes_hw))
+    numbers = _number_images(placed, len(sizes_hw)).to(pixels.device, non_blocking=True)
     keys, weights = _embed(pixels, sizes_hw, placed, numbers)
     sorted_keys, place = keys.flatten().sort(stable=True)
     is_new = torch.ones_like(sorted_keys, dtype=torch.bool)
@@ -168,11 +168,17 @@ def _build(
     del keys, sorted_keys, is_new
 
     num_vertices = len(vertex_keys)
-    stretches = _split(first_entry, len(place))
+    first_entry = torch.cat([first_entry, first_entry.new_full((1,), len(place))])
+    parts = (first_entry.diff() + _STRETCH - 1) // _STRETCH  # (M,)
     # The keys, so the vertices, of one kernel lie behind those of the other.
     ends = np.cumsum([len(sizes_hw) * kernel.num_keys for kernel in placed])
-    starts = [0, *torch.searchsorted(vertex_keys, torch.from_numpy(ends).to(place.device)).tolist()]
-    after, before = _connect(vertex_keys, numbers.to(place.device), placed, starts)
+    ends_there = torch.from_numpy(ends).to(place.device, non_blocking=True)
+    stops = torch.searchsorted(vertex_keys, ends_there)
+    counts = torch.cat([parts.sum()[None], (parts > 1).sum()[None], stops])
+    num_stretches, num_parted, *stop = counts.tolist()  # waits for the device, the last time
+    stretches = _split(first_entry, parts, num_stretches, num_parted)
+    starts = [0, *stop]
+    after, before = _connect(vertex_keys, numbers, placed, starts)
 
     corners = torch.empty(len(place), dtype=torch.int32, device=place.device)
     corners.scatter_(0, place, number)
@@ -222,12 +228,12 @@ def _embed(
     weights = torch.empty((num_corners, len(pixels)), dtype=torch.float32, device=pixels.device)
     counts = np.array([height * width for height, width in sizes_hw])
     table = np.stack([counts.cumsum() - counts, counts, [width for _, width in sizes_hw]], axis=1)
-    shapes = torch.from_numpy(table.astype(np.int32)).to(pixels.device)
-    numbers = numbers.to(pixels.device)
+    shapes = torch.from_numpy(table.astype(np.int32)).to(pixels.device, non_blocking=True)
     grid = (triton.cdiv(int(counts.max()), 128), len(sizes_hw))
     for row, kernel in zip(numbers, placed, strict=True):
         col, line, levels = kernel.axes
-        axes = torch.from_numpy(np.concatenate([col, line, levels.ravel()])).to(pixels.device)
+        axes = torch.from_numpy(np.concatenate([col, line, levels.ravel()]))
+        axes = axes.to(pixels.device, non_blocking=True)
         _launch(
             kernels.embed, grid,
             pixels, shapes, axes, row, keys, weights, len(pixels), len(col), len(line),
@@ -236,27 +242,30 @@ def _embed(
     return keys, weights
 
 
-def _split(first_entry: Tensor, num_entries: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Split the entries of each vertex into stretches.
+def _split(
+    first_entry: Tensor, parts: Tensor, num_stretches: int, num_parted: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Split the entries of each vertex into stretches; the device is not waited for.
 
     Args:
-        first_entry: (M,) int64, where the entries of each vertex begin.
-        num_entries: Where the last end.
+        first_entry: (M+1,) int64, where the entries of each vertex begin, and where the last end.
+        parts: (M,) int64, the number of stretches of each vertex.
+        num_stretches: Their sum.
+        num_parted: The number of vertices with several.
 
     Returns:
         ``first_entry``, ``target``, ``first_part`` and ``parted`` of :class:`_Lattice`.
     """
-    num_vertices = len(first_entry)
-    end = first_entry.new_full((1,), num_entries)
-    count = torch.cat([first_entry, end]).diff()
-    parts = (count + _STRETCH - 1) // _STRETCH  # (M,)
-    vertex = torch.arange(num_vertices, device=parts.device).repeat_interleave(parts)
-    part = torch.arange(len(vertex), device=parts.device) - (parts.cumsum(0) - parts)[vertex]
-    first = torch.cat([first_entry[vertex] + _STRETCH * part, end])
+    num_vertices, device = len(parts), parts.device
+    vertex = torch.arange(num_vertices, device=device)
+    vertex = vertex.repeat_interleave(parts, output_size=num_stretches)
+    part = torch.arange(num_stretches, device=device) - (parts.cumsum(0) - parts)[vertex]
+    first = torch.cat([first_entry[vertex] + _STRETCH * part, first_entry[-1:]])
     is_part = parts[vertex] > 1
     place_of_part = 2 * num_vertices - 1 + is_part.cumsum(0)
     target = torch.where(is_part, place_of_part, vertex)
-    parted = (parts > 1).nonzero()[:, 0]
+    wanted = torch.arange(1, num_parted + 1, device=device)
+    parted = torch.searchsorted((parts > 1).cumsum(0), wanted)
     first_part = 2 * num_vertices + torch.cat([parted.new_zeros(1), parts[parted].cumsum(0)])
     return first.int(), target.int(), first_part.int(), parted.int()
 
