@@ -13,6 +13,7 @@ from adcam.cli.labeler import (
     add_run_arguments,
     build_labeler,
     check_classifier,
+    early_start,
     open_images,
     open_images_first,
     read_run_options,
@@ -79,8 +80,14 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_classifier(args)
+    with early_start(args, ["adcam.labeling.box_job"]):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     images = open_images_first(args)
-    from adcam.labeling.boxes import BoxOptions, find_boxes
+    from adcam.labeling.box_job import BoxOptions
+    from adcam.labeling.boxes import find_boxes
     from adcam.labeling.run import RunOptions
 
     labeler = build_labeler(args)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -305,7 +304,7 @@ def early_start(args: argparse.Namespace, modules: Sequence[str]) -> Iterator[No
         args: The command's arguments.
         modules: What each process loads.
     """
-    from adcam.labeling.executor import count_workers, spare_workers
+    from adcam.labeling.executor import count_workers, start_ahead
 
     driver = any(Path(path).exists() for path in ("/dev/nvidiactl", "/proc/driver/nvidia"))
     device = args.device or ("cuda" if driver else "cpu")
@@ -316,8 +315,7 @@ def early_start(args: argparse.Namespace, modules: Sequence[str]) -> Iterator[No
     workers = args.workers
     if workers is None:
         workers = count_workers(has_gpu=True, on_device=True)
-    with spare_workers(workers, modules):
-        threading.Thread(target=_wake, args=(device,), daemon=True).start()
+    with start_ahead(device, workers, modules):
         yield
 
 
@@ -331,15 +329,6 @@ def _holds_few(images: Path) -> bool:
         return False
     first = list(islice(images.iterdir(), _FEW + 1))
     return len(first) <= _FEW and not any(path.is_dir() for path in first)
-
-
-def _wake(device: str) -> None:
-    """Let the driver and the library of products load, which takes about a second."""
-    import torch
-
-    with suppress(RuntimeError, AssertionError):  # the command itself says what is wrong
-        square = torch.ones(16, 16, device=device)
-        torch.mm(square, square)
 
 
 def choose_device(args: argparse.Namespace) -> str | None:

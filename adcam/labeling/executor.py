@@ -359,6 +359,29 @@ def spare_workers(number: int, modules: Sequence[str]) -> Iterator[None]:
             worker.close()
 
 
+@contextmanager
+def start_ahead(device: str, workers: int, modules: Sequence[str]) -> Iterator[None]:
+    """Let processes for a GPU start, and the GPU wake up, while this one loads what it needs.
+
+    Args:
+        device: The GPU.
+        workers: The number of processes.
+        modules: What each loads first.
+    """
+    with spare_workers(workers, modules):
+        threading.Thread(target=_wake, args=(device,), daemon=True).start()
+        yield
+
+
+def _wake(device: str) -> None:
+    """Let the driver and the library of products load, which takes about a second."""
+    import torch
+
+    with suppress(RuntimeError, AssertionError):  # the command itself says what is wrong
+        square = torch.ones(16, 16, device=device)
+        torch.mm(square, square)
+
+
 def _serve(connection: Connection, modules: Sequence[str]) -> None:
     """Answer items, after the function that answers them, until the caller closes its end."""
     # Whoever ends a run sends these to all of its processes; the caller decides what becomes of it.

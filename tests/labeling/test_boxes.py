@@ -6,6 +6,8 @@ import csv
 import json
 import shlex
 import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from adcam.boxes import compute_boxes
 from adcam.cli import main
 from adcam.data.folder import load_folder
 from adcam.data.score_maps import read_score_map
+from adcam.labeling import executor
 from adcam.labeling.boxes import BoxOptions, find_boxes
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.run import INLINE_LIMIT, RunOptions
@@ -56,6 +59,38 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def box_of(row: dict[str, str]) -> list[int]:
     return [int(row[key]) for key in ("x0", "y0", "x1", "y1")]
+
+
+@pytest.mark.parametrize("command", ["generate", "boxes"])
+def test_processes_for_a_gpu_start_before_the_classifier_is_loaded(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[object, ...]] = []
+
+    @contextmanager
+    def spare(number: int, modules: Sequence[str]) -> Iterator[None]:
+        started.append((number, *modules))
+        yield
+
+    monkeypatch.setattr(executor, "spare_workers", spare)
+    monkeypatch.setattr(executor, "_wake", lambda device: None)
+    for name, count in (("many", 17), ("few", 3)):
+        for i in range(count):
+            make_photo(tmp_path / name / f"{i}.png", 0, (16, 16))
+
+    (tmp_path / "broken").write_text("no classifier")
+
+    def start(folder: str, device: str) -> None:
+        words = [command, str(tmp_path / folder), "--device", device, "--workers", "3"]
+        words += ["--checkpoint", str(tmp_path / "broken"), "--out", str(tmp_path / "o.csv")]
+        assert main([*words, "--threshold", "0.4"]) != 0
+
+    start("few", "cuda")
+    start("many", "cpu")
+    assert started == []
+    start("many", "cuda")
+    job = {"generate": "mask_job", "boxes": "box_job"}[command]
+    assert started == [(3, f"adcam.labeling.{job}")]
 
 
 def test_boxes_of_images(photos: Path, labeler: PseudoLabeler, tmp_path: Path) -> None:
