@@ -13,7 +13,7 @@ import numpy as np
 from adcam.boxes import ts_cam, wsol
 from adcam.data.score_maps import write_score_map
 from adcam.errors import AdcamError
-from adcam.evaluation.mapping import MappedImage, MethodMaps, path_below_root
+from adcam.evaluation.mapping import MappedImage, MaskChoice, MethodMaps, path_below_root
 from adcam.metrics.localization import (
     LocalizationAccuracy,
     LocalizationResult,
@@ -60,6 +60,7 @@ class BoxCounts:
     """
 
     step = "boxes"
+    choices: Sequence[MaskChoice] = ()
 
     def __init__(self, names: Sequence[str], thresholds: Mapping[str, float] | None = None) -> None:
         self._names = tuple(names)
@@ -122,6 +123,7 @@ class ScoreMapWriter:
     """
 
     step = "write"
+    choices: Sequence[MaskChoice] = ()
 
     def __init__(self, folders: Mapping[str, Path], image_root: Path | None) -> None:
         self._folders = folders

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
@@ -30,15 +30,19 @@ from adcam.evaluation.mapping import (
     ImageMapper,
     MappedImage,
     MapTargets,
+    MaskChoice,
     Wanted,
     timed,
 )
+from adcam.labeling.device_steps import Lane
 from adcam.labeling.executor import (
     WorkerCrash,
     WorkerPool,
     num_processors,
     one_thread,
+    quick_turns,
     run_ahead,
+    start_ahead,
     submit_inline,
 )
 from adcam.labeling.inputs import BATCH_SIZE
@@ -86,6 +90,11 @@ class Evaluator(Protocol):
 
     step: str
     """The name under which its time is recorded."""
+
+    @property
+    def choices(self) -> Sequence[MaskChoice]:
+        """The masks that it asks an image for, where it wants the maps of their methods."""
+        ...
 
     def wants(self, index: int) -> Collection[str]:
         """Name the methods whose maps of an image are needed; none leaves the image out."""
@@ -181,6 +190,22 @@ def default_workers(device: str | torch.device | None = None) -> int:
     return min(available, MAX_WORKERS) if num_processors() > 1 else 0
 
 
+@contextmanager
+def loop_starting(options: LoopOptions, num_images: int) -> Iterator[None]:
+    """Let the workers of a loop beside a GPU start while this process loads the networks.
+
+    Args:
+        options: How the loop will compute.
+        num_images: How many images it will go through.
+    """
+    device = resolve_device(options.device)
+    if device.type == "cpu" or num_images <= INLINE_LIMIT or not options.workers:
+        yield
+        return
+    with start_ahead(str(device), options.workers, [__name__]):
+        yield
+
+
 @dataclass
 class _Counted:
     """What copies of the evaluators counted on a few images."""
@@ -207,7 +232,13 @@ class _Job:
         seconds: Counter[str] = Counter()
         with timed(seconds, "read"):
             sample = self.images[index]
-        return Wanted(index, sample, _wanted(self.evaluators, index), seconds)
+        choices = frozenset(
+            choice
+            for evaluator in self.evaluators
+            if evaluator.choices and evaluator.wants(index)
+            for choice in evaluator.choices
+        )
+        return Wanted(index, sample, _wanted(self.evaluators, index), seconds, choices)
 
     def map_and_count(self, indices: Sequence[int]) -> _Counted:
         """Read, map and count images, one after the other."""
@@ -253,23 +284,24 @@ def _run_whole(job: _Job, indices: Sequence[int], workers: int) -> Generator[_Co
 def _run_split(job: _Job, indices: Sequence[int], workers: int) -> Generator[_Counted, None, None]:
     """Read in threads, run the networks in one of this process, and count in the workers.
 
-    On a GPU, images of equal input sizes in a stretch of the data share its passes: results depend
-    on the data, not on how the work is spread.
+    On a GPU, images of equal input sizes in a stretch of the data share its passes and the CRFs of
+    their masks: results depend on the data, not on how the work is spread.
     """
     count = partial(_count, evaluators=job.evaluators)
     size, stretch = (1, 1) if job.mapper.device.type == "cpu" else (BATCH_SIZE, _STRETCH)
-    with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(1) as lane:
+    map_batch = partial(job.mapper.map_batch, batch_size=size)
+    with (
+        quick_turns(),
+        ThreadPoolExecutor(_READERS) as readers,
+        closing(Lane(job.mapper.device, "network")) as lane,
+    ):
         read = run_ahead(
             lambda index: readers.submit(job.read, index), indices, max_ahead=stretch + 4 * _READERS
         )
         stretches = iter(lambda: list(itertools.islice(read, stretch)), [])
-        mapped = run_ahead(
-            lambda images: lane.submit(job.mapper.map_batch, images, batch_size=size),
-            stretches,
-            max_ahead=2,
-        )
+        mapped = run_ahead(partial(lane.submit, map_batch), stretches, max_ahead=2)
         windows = ([one] for batch in mapped for one in batch)
-        yield from _run(count, windows, workers, lambda image: image.sample.img_id)
+        yield from _run(count, windows, workers, lambda image: image.sample.img_id, meanwhile=count)
 
 
 def _run(
@@ -277,8 +309,12 @@ def _run(
     windows: Iterable[Sequence[T]],
     workers: int,
     id_of: Callable[[T], str],
+    meanwhile: Callable[[Sequence[T]], _Counted] | None = None,
 ) -> Generator[_Counted, None, None]:
-    """Count window by window, in this process or in the workers."""
+    """Count window by window, in this process or in the workers.
+
+    With ``meanwhile``, threads of this process count until the workers have started.
+    """
 
     def on_crash(window: Sequence[T], crash: WorkerCrash, retry: object) -> NoReturn:
         img_ids = ", ".join(repr(id_of(item)) for item in window)
@@ -290,5 +326,6 @@ def _run(
     with one_thread(), ExitStack() as stack:
         submit = submit_inline(count)
         if workers:
-            submit = stack.enter_context(WorkerPool(count, workers, on_crash=on_crash)).submit
+            pool = WorkerPool(count, workers, on_crash=on_crash, meanwhile=meanwhile)
+            submit = stack.enter_context(pool).submit
         yield from run_ahead(submit, windows, max_ahead=max(2 * workers, 1))

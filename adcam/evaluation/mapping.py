@@ -6,7 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +17,12 @@ import torch
 from adcam.cams import Method
 from adcam.data.score_maps import find_score_map, read_score_map
 from adcam.errors import AdcamError
+from adcam.labeling.device_steps import cache_graphs
+from adcam.labeling.graphs import GraphCache
 from adcam.labeling.inputs import plan_batches
-from adcam.labeling.map_maker import MapMaker, Network
-from adcam.labeling.mask_maker import apply_rule
+from adcam.labeling.labeler import find_mask_device
+from adcam.labeling.map_maker import Forward, MapMaker, Network
+from adcam.labeling.mask_maker import DeviceMaps, MaskMaker, apply_rule
 from adcam.labeling.steps import compute_in_halves
 from adcam.masks.background import BackgroundRule
 from adcam.masks.crf import build_refinement
@@ -114,6 +117,8 @@ class MappedImage:
         sample: The image with its labels and ground truth.
         maps: The maps by name of the method.
         seconds: Time by step that the image has taken so far.
+        _kept: The masks that are there already, on a GPU those that were made beside the network;
+            and the CRF of the image by its parameter set.
     """
 
     index: int
@@ -154,12 +159,31 @@ class Wanted:
         sample: The image.
         names: The names of the methods.
         seconds: Time by step, which is added to.
+        choices: The masks that are wanted of it.
     """
 
     index: int
     sample: Sample
     names: Set[str]
     seconds: Counter[str] = field(default_factory=Counter)
+    choices: Set[MaskChoice] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A network with its views and the methods that share its passes.
+
+    Attributes:
+        data_ids: The data set's id of each of its classes.
+        names: The names of the methods.
+        maker: Makes their maps.
+        forward: What runs the network.
+    """
+
+    data_ids: Mapping[int, int]
+    names: Sequence[str]
+    maker: MapMaker
+    forward: Forward
 
 
 class ImageMapper:
@@ -195,6 +219,7 @@ class ImageMapper:
         """
         self.device = device
         self._targets = targets
+        self._mask_values = class_set.mask_values
         self._stored = {spec.name: spec.score_maps for spec in specs if spec.score_maps}
         # Equal methods (for example with and without a CRF) share one object, and so their maps.
         distinct: list[Method] = []
@@ -216,10 +241,12 @@ class ImageMapper:
                 device=device,
                 dtype=dtype,
             )
-            self._groups.append((data_ids, names, maker))
+            self._groups.append(_Group(data_ids, names, maker, cache_graphs(maker)))
 
     def map_batch(self, images: Sequence[Wanted], *, batch_size: int = 1) -> list[MappedImage]:
         """Make the maps of several images; those of equal input sizes share a pass of a network.
+
+        On a GPU also the masks, together: a CRF there takes a hundredth of its time on a CPU.
 
         Args:
             images: The images with what is wanted of each.
@@ -234,30 +261,43 @@ class ImageMapper:
             }
             for image in images
         ]
-        for data_ids, names, maker in self._groups:
-            asked = [i for i, image in enumerate(images) if not image.names.isdisjoint(names)]
-            inputs = [maker.resizer(images[i].sample.img) for i in asked]
+        masks: list[dict[Any, PseudoMask]] = [{} for _ in images]
+        for group in self._groups:
+            asked = [i for i, image in enumerate(images) if not image.names.isdisjoint(group.names)]
+            inputs = [group.maker.resizer(images[i].sample.img) for i in asked]
             for places in plan_batches(inputs, batch_size):
                 batch = [(images[asked[place]], inputs[place]) for place in places]
-                made = compute_in_halves(batch, partial(self._make, maker, data_ids, names))
-                for place, of_image in zip(places, made, strict=True):
+                made = compute_in_halves(batch, partial(self._try, group))
+                for place, (of_image, masks_of_image) in zip(places, made, strict=True):
                     found[asked[place]] |= of_image
+                    masks[asked[place]] |= masks_of_image
         return [
-            MappedImage(image.index, image.sample, maps, image.seconds)
-            for image, maps in zip(images, found, strict=True)
+            MappedImage(image.index, image.sample, of_image, image.seconds, kept)
+            for image, of_image, kept in zip(images, found, masks, strict=True)
         ]
 
+    def _try(
+        self, group: _Group, batch: Sequence[tuple[Wanted, Sequence[torch.Tensor]]]
+    ) -> list[tuple[dict[str, MethodMaps], dict[MaskChoice, PseudoMask]]]:
+        """Compute a batch; what comes after one that fails gets the memory of the graphs."""
+        try:
+            return self._make(group, batch)
+        except RuntimeError:
+            if isinstance(group.forward, GraphCache):
+                group.forward.free_memory()
+            raise
+
     def _make(
-        self,
-        maker: MapMaker,
-        data_ids: Mapping[int, int],
-        names: Sequence[str],
-        batch: Sequence[tuple[Wanted, Sequence[torch.Tensor]]],
-    ) -> list[dict[str, MethodMaps]]:
-        """The maps of images, with their equal inputs, by the methods each asks one network for."""
+        self, group: _Group, batch: Sequence[tuple[Wanted, Sequence[torch.Tensor]]]
+    ) -> list[tuple[dict[str, MethodMaps], dict[MaskChoice, PseudoMask]]]:
+        """The maps of images, with their equal inputs, by the methods each asks one network for.
+
+        With the masks that are made of them where the network is.
+        """
         start = time.perf_counter()
+        data_ids, names, maker = group.data_ids, group.names, group.maker
         images = [image for image, _ in batch]
-        passes = maker.run_inputs([inputs for _, inputs in batch])
+        passes = maker.run_inputs([inputs for _, inputs in batch], run=group.forward)
         scores = passes.compute_scores()
         between = time.perf_counter()
         tops = np.argsort(-scores, axis=1, kind="stable")[:, : self._targets.top_k].tolist()
@@ -265,7 +305,13 @@ class ImageMapper:
             [i for i, data_id in data_ids.items() if data_id in (image.sample.class_ids or ())]
             for image in images
         ]
-        made: dict[int, list[MethodMaps]] = {}
+        choices = {
+            choice: device
+            for choice in {choice for image in images for choice in image.choices}
+            if choice.name in names
+            and (device := find_mask_device(self.device, choice.crf)) != "cpu"
+        }
+        made: dict[int, list[ClassMaps]] = {}
         for name in names:
             method = self._methods[name]
             if id(method) in made or not any(name in image.names for image in images):
@@ -276,19 +322,56 @@ class ImageMapper:
                 [image.sample.img for image in images],
                 method=method,
                 map_hw=self._targets.map_hw,
+                keep_on_device=bool(choices),
             )
-            made[id(method)] = [
-                _rename_classes(of_image, data_ids, top, float(probs[ids].min()) if ids else None)
-                for of_image, top, probs, ids in zip(maps, tops, scores, given, strict=True)
-            ]
+            made[id(method)] = [_rename_classes(of_image, data_ids) for of_image in maps]
+        after = time.perf_counter()
+        masks = self._make_masks(
+            images, {c: (made[id(self._methods[c.name])], device) for c, device in choices.items()}
+        )
+        steps = {"network": between - start, "methods": after - between}
+        if choices:
+            steps["masks"] = time.perf_counter() - after
         for image in images:
-            image.seconds["network"] += (between - start) / len(images)  # type: ignore[assignment]
-            spent = (time.perf_counter() - between) / len(images)
-            image.seconds["methods"] += spent  # type: ignore[assignment]
-        return [
-            {name: made[id(self._methods[name])][place] for name in names if name in image.names}
-            for place, image in enumerate(images)
-        ]
+            for step, spent in steps.items():
+                image.seconds[step] += spent / len(images)  # type: ignore[assignment]
+        results = []
+        for place, image in enumerate(images):
+            top = tuple(data_ids[i] for i in tops[place])
+            ids = given[place]
+            confidence = float(scores[place][ids].min()) if ids else None
+            of_methods = {
+                name: made[id(self._methods[name])][place] for name in names if name in image.names
+            }
+            maps_of_image = {
+                name: MethodMaps(found.class_ids, found.score_maps, top, confidence)
+                for name, found in of_methods.items()
+            }
+            results.append((maps_of_image, masks[place]))
+        return results
+
+    def _make_masks(
+        self,
+        images: Sequence[Wanted],
+        choices: Mapping[MaskChoice, tuple[Sequence[ClassMaps], str]],
+    ) -> list[dict[MaskChoice, PseudoMask]]:
+        """Make the masks that are wanted of images, of the maps and on the device of each choice.
+
+        As ``adcam generate`` makes them, with one CRF for all images.
+        """
+        masks: list[dict[MaskChoice, PseudoMask]] = [{} for _ in images]
+        for choice, (maps, device) in choices.items():
+            maker = MaskMaker(choice.rule, None, choice.crf, "auto", self._mask_values, device)
+            asking = [i for i, image in enumerate(images) if choice in image.choices]
+            samples = [images[i].sample for i in asking]
+            made = maker.make_batch(
+                [maps[i] for i in asking],
+                [sample.img for sample in samples],
+                [sample.ori_hw for sample in samples],
+            )
+            for i, mask in zip(asking, made, strict=True):
+                masks[i][choice] = mask
+        return masks
 
     def _read_stored(self, folder: str, sample: Sample) -> MethodMaps:
         image_id = path_below_root(sample, self._targets.image_root)
@@ -296,15 +379,16 @@ class ImageMapper:
         return MethodMaps(sample.class_ids or (), read_score_map(path)[None])
 
 
-def _rename_classes(
-    maps: ClassMaps, data_ids: Mapping[int, int], top: Sequence[int], confidence: float | None
-) -> MethodMaps:
+def _rename_classes(maps: ClassMaps, data_ids: Mapping[int, int]) -> ClassMaps:
     """Return maps with the data set's class ids, ascending, in place of the network's."""
     ids = [data_ids[i] for i in maps.class_ids]
-    score_maps = maps.score_maps
+    changed: dict[str, Any] = {"class_ids": tuple(sorted(ids))}
     if ids != sorted(ids):
-        score_maps = score_maps[np.argsort(ids)]
-    return MethodMaps(tuple(sorted(ids)), score_maps, tuple(data_ids[i] for i in top), confidence)
+        order = np.argsort(ids)
+        changed["score_maps"] = maps.score_maps[order]
+        if isinstance(maps, DeviceMaps):
+            changed["on_device"] = maps.on_device[order.tolist()]
+    return replace(maps, **changed)
 
 
 def match_classes(

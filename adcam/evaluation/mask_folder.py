@@ -71,7 +71,7 @@ def open_mask_folder(
         labeler: What makes these masks, for the configuration in the folder.
         choice: The masks to write.
     """
-    config = describe_run(Run("masks", images, labeler, RunOptions(batch_size=1)))
+    config = describe_run(Run("masks", images, labeler, RunOptions()))
     hashes = {"config": hash_values(config), "weights": labeler.weights_hash}
     root = os.path.realpath(path)
     with OutputFolder(path, config, overwrite=True) as folder:

@@ -38,6 +38,7 @@ class ThresholdSweep:
     """
 
     step = "sweep"
+    choices: Sequence[MaskChoice] = ()
 
     def __init__(self, names: Sequence[str], class_set: ClassSet, *, stride: int = 1) -> None:
         self._names = tuple(names)
@@ -146,18 +147,18 @@ class MaskScores:
     def __init__(
         self, choices: Sequence[MaskChoice], class_set: ClassSet, *, stride: int = 1
     ) -> None:
-        self._choices = tuple(choices)
+        self.choices = tuple(choices)
         self._class_set = class_set
         self._stride = stride
         self.reset()
 
     def reset(self) -> None:
         """Forget everything that was counted."""
-        self._counts = {choice: MaskCounts(self._class_set.num_classes) for choice in self._choices}
+        self._counts = {choice: MaskCounts(self._class_set.num_classes) for choice in self.choices}
 
     def wants(self, index: int) -> Collection[str]:
         """Name the methods whose maps of an image are needed."""
-        return [] if index % self._stride else [choice.name for choice in self._choices]
+        return [] if index % self._stride else [choice.name for choice in self.choices]
 
     def process(self, image: MappedImage) -> None:
         """Count one image."""
@@ -187,7 +188,7 @@ class MaskWriter:
     step = "write"
 
     def __init__(self, choice: MaskChoice, class_set: ClassSet, folder: Path) -> None:
-        self._choice = choice
+        self.choices = (choice,)
         self._class_set = class_set
         self._folder = folder
         self.reset()
@@ -198,11 +199,12 @@ class MaskWriter:
 
     def wants(self, index: int) -> Collection[str]:
         """Name the method whose maps of an image are needed."""
-        return [self._choice.name]
+        return [choice.name for choice in self.choices]
 
     def process(self, image: MappedImage) -> None:
         """Write the mask of one image."""
-        sample, mask = image.sample, image.make_mask(self._choice, self._class_set.mask_values)
+        sample, (choice,) = image.sample, self.choices
+        mask = image.make_mask(choice, self._class_set.mask_values)
         path = mask_path(self._folder, sample.img_id)
         write_mask(path, mask.mask, self._class_set.palette)
         self._entries[sample.img_id] = {

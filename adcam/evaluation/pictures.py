@@ -148,7 +148,7 @@ class Pictures:
         folder: str | Path | None = None,
     ) -> None:
         self._names = tuple(names)
-        self._choices = tuple(choices)
+        self.choices = tuple(choices)
         self._class_set = class_set
         self._stride = stride * max(-(-num_images // (stride * limit)), 1)
         self._folder = folder
@@ -163,14 +163,14 @@ class Pictures:
         """Name the methods whose maps of an image are needed."""
         if index % self._stride:
             return ()
-        return (*self._names, *(choice.name for choice in self._choices))
+        return (*self._names, *(choice.name for choice in self.choices))
 
     def process(self, image: MappedImage) -> None:
         """Keep one image."""
         sample = image.sample
         map_hw = fit_side(sample.ori_hw, MAP_SIDE)
         mask_values = self._class_set.mask_values
-        masks = {choice.name: image.make_mask(choice, mask_values).mask for choice in self._choices}
+        masks = {choice.name: image.make_mask(choice, mask_values).mask for choice in self.choices}
         boxes = None
         if sample.boxes is not None:
             boxes = sample.boxes / np.array([sample.ori_hw[1], sample.ori_hw[0]] * 2)

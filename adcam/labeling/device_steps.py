@@ -25,7 +25,7 @@ from adcam.errors import AdcamError
 from adcam.labeling.executor import run_ahead
 from adcam.labeling.graphs import GraphCache
 from adcam.labeling.inputs import plan_batches
-from adcam.labeling.map_maker import Forward
+from adcam.labeling.map_maker import Forward, MapMaker
 from adcam.labeling.steps import (
     NO_IMG,
     Decoded,
@@ -164,9 +164,7 @@ class DeviceSteps:
         self._batch_size = batch_size
         self._maker = labeler.map_maker
         self._device = labeler.device
-        self._forward: Forward = self._maker.forward
-        if self._device.type == "cuda" and getattr(labeler.network, "has_fixed_course", False):
-            self._forward = GraphCache(self._maker.forward)
+        self._forward = cache_graphs(self._maker)
 
     def run(self, groups: Iterable[Sequence[Decoded | Failed]]) -> Generator[Labelled, None, None]:
         """Do all steps on groups of images; each is divided into batches of equal input sizes.
@@ -324,6 +322,12 @@ class DeviceSteps:
             no_maps = ClassMaps((), np.zeros((0, *hw), dtype=np.float32))
             return maker(no_maps, np.zeros((*hw, 3), dtype=np.uint8), hw)
         return maker.describe(*found)
+
+
+def cache_graphs(maker: MapMaker) -> Forward:
+    """Return the pass of a network, which on a GPU is replayed for sizes that come back."""
+    is_fixed = getattr(maker.network, "has_fixed_course", False)
+    return GraphCache(maker.forward) if maker.device.type == "cuda" and is_fixed else maker.forward
 
 
 def wait_for(mark: torch.cuda.Event | None) -> None:

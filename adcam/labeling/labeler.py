@@ -374,15 +374,11 @@ class PseudoLabeler:
         return self.map_maker.device
 
     def _find_crf_backend(self) -> str:
-        """Return what computes the CRF: for ``"auto"`` the faster of CPU and GPU.
-
-        With its kernels, a GPU refines an image sooner than a process on the CPU has received its
-        maps; without them it is slower than 16 processes (README of adcam/ops/dense_crf).
-        """
+        """Return what computes the CRF: for ``"auto"`` the faster of CPU and GPU."""
         if self.options.crf_backend != "auto":
             return self.options.crf_backend
-        has_kernels = self.device.type == "cuda" and available_backends()["triton"] is None
-        return "lattice-gpu" if has_kernels else "lattice"
+        is_there = find_mask_device(self.device, self.options.crf) != "cpu"
+        return "lattice-gpu" if is_there else "lattice"
 
     def assign_device(self, device: str | torch.device) -> None:
         """Assign the network to another device.
@@ -404,7 +400,7 @@ class PseudoLabeler:
         """
         backend = self._find_crf_backend()
         if self.options.crf == "none":
-            return str(self.device) if self.device.type == "cuda" else "cpu"
+            return find_mask_device(self.device, "none")
         if backend == "lattice":
             return "cpu"
         if backend == "lattice-gpu":
@@ -760,6 +756,20 @@ class PseudoLabeler:
             "crf": _describe_crf(options.crf) if has_crf else "none",
             "crf_backend": self.mask_maker.crf_backend if has_crf else None,
         }
+
+
+def find_mask_device(device: torch.device, crf: str) -> str:
+    """Find where masks are made soonest: where the network runs, or the CPU.
+
+    With its kernels, a GPU refines an image sooner than a process on the CPU has received its
+    maps; without them it is slower than 16 processes (README of adcam/ops/dense_crf).
+
+    Args:
+        device: The device of the network.
+        crf: ``"none"``, or the parameter set of a CRF.
+    """
+    is_there = device.type == "cuda" and (crf == "none" or available_backends()["triton"] is None)
+    return str(device) if is_there else "cpu"
 
 
 def find_present(

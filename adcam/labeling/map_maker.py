@@ -188,19 +188,23 @@ class MapMaker:
         """
         return self.run_inputs([self.make_inputs(img) for img in imgs])
 
-    def run_inputs(self, inputs: Sequence[Sequence[Tensor]]) -> Passes:
+    def run_inputs(
+        self, inputs: Sequence[Sequence[Tensor]], *, run: Forward | None = None
+    ) -> Passes:
         """Run the network on a batch of what :meth:`make_inputs` returned.
 
         Args:
             inputs: The tensors of each image, of equal sizes at each scale; also pixels, uint8,
                 as :class:`Resizer` makes them.
+            run: As for :meth:`run_batch`.
 
         Raises:
             AdcamError: The sizes differ.
         """
         if len({tuple(tensor.shape for tensor in of_image) for of_image in inputs}) != 1:
             raise AdcamError("the images of a batch must have equal input sizes at every scale")
-        return self.run_batch([torch.stack(x).to(self.device) for x in zip(*inputs, strict=True)])
+        batches = [torch.stack(x).to(self.device) for x in zip(*inputs, strict=True)]
+        return self.run_batch(batches, run=run)
 
     def run_batch(self, batches: Sequence[Tensor], *, run: Forward | None = None) -> Passes:
         """Run the network on images that are on its device already.
@@ -341,7 +345,8 @@ class MapMaker:
         check_class_ids(padded, batch=len(class_ids), num_classes=num_classes)
         num_views = 2 if self.views.flip else 1
         with self._pinned(), torch.inference_mode():
-            ids = padded.to(self.device, non_blocking=True).repeat_interleave(num_views, dim=0)
+            repeated = padded.repeat_interleave(num_views, dim=0)
+            ids = repeated.to(self.device, non_blocking=True)
             grids = [chosen(maps, ids).unflatten(0, (-1, num_views)) for maps in passes.token_maps]
             fused = fuse_batch(grids, pixels, hws, color_steps=count_color_steps(chosen))
             return [maps[: len(ids)] for maps, ids in zip(fused, class_ids, strict=True)]

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adcam.errors import AdcamError
+from adcam.labeling.transfer import send_bytes, to_host
 from adcam.masks.background import (
     BackgroundRule,
     compute_bg_score,
@@ -109,15 +110,17 @@ class MaskMaker:
         """
         each = list(zip(maps, imgs, ori_hws, strict=True))
         left = [i for i, of_image in enumerate(maps) if self._is_for_device(of_image)]
+        pixels = [torch.from_numpy(np.array(imgs[i], order="C")) for i in left]
+        sent = send_bytes(pixels, torch.device(self.device)).split([x.numel() for x in pixels])
         masks, thresholds = self.label_on_device(
             [self._to_device(maps[i]) for i in left],
             [maps[i].class_ids for i in left],
-            [torch.from_numpy(np.array(imgs[i], order="C")).to(self.device) for i in left],
+            [part.view(x.shape) for part, x in zip(sent, pixels, strict=True)],
         )
-        values = thresholds.tolist()
+        *arrays, values = to_host([*masks, thresholds])
         found = {
-            i: self.describe(mask.cpu().numpy(), value, ori_hws[i])
-            for i, mask, value in zip(left, masks, values, strict=True)
+            i: self.describe(mask, value, ori_hws[i])
+            for i, mask, value in zip(left, arrays, values.tolist(), strict=True)
         }
         return [found[i] if i in found else self(*of_image) for i, of_image in enumerate(each)]
 

@@ -15,7 +15,7 @@ from adcam.errors import AdcamError
 from adcam.evaluation.attention import find_attentive, read_attention
 from adcam.evaluation.compare import compare_methods, format_csv
 from adcam.evaluation.compare_boxes import compare_boxes, format_box_csv
-from adcam.evaluation.loop import EvaluationTimes, LoopOptions, default_workers
+from adcam.evaluation.loop import EvaluationTimes, LoopOptions, default_workers, loop_starting
 from adcam.files import hash_values, open_json, write_json, write_text
 from adcam.labeling.output_folder import CONFIG_NAME, MASK_DIR
 from adcam.models.classifier_file import ClassifierFile, load_classifier
@@ -283,9 +283,15 @@ def _compare_files(comparison: Comparison) -> list[str]:
 
 
 def _run_compare(comparison: Comparison, folder: Path) -> dict[str, Any]:
+    options = _loop_options(comparison)
+    with loop_starting(options, len(comparison.report_set())):
+        return _compare_by_masks(comparison, folder, options)
+
+
+def _compare_by_masks(comparison: Comparison, folder: Path, options: LoopOptions) -> dict[str, Any]:
     compare, table_only = comparison.settings.compare, comparison.table_only
     images = comparison.report_set() if table_only else comparison.masked_set()
-    classifiers, options = comparison.load_classifiers(), _loop_options(comparison)
+    classifiers = comparison.load_classifiers()
     found = compare_methods(
         classifiers,
         compare.rows,
@@ -315,17 +321,19 @@ def _run_compare(comparison: Comparison, folder: Path) -> dict[str, Any]:
 
 def _run_compare_boxes(comparison: Comparison, folder: Path) -> dict[str, Any]:
     compare, images = comparison.settings.compare, comparison.report_set()
-    found = compare_boxes(
-        comparison.load_classifiers(),
-        compare.rows,
-        comparison.choose_set(),
-        images,
-        threshold=compare.threshold,
-        options=_loop_options(comparison),
-        score_map_dir=folder / SCORE_MAPS_DIR if compare.score_maps else None,
-        image_root=Path(comparison.settings.data.root).expanduser(),
-        pictures_dir=None if comparison.table_only else folder,
-    )
+    options = _loop_options(comparison)
+    with loop_starting(options, len(images)):
+        found = compare_boxes(
+            comparison.load_classifiers(),
+            compare.rows,
+            comparison.choose_set(),
+            images,
+            threshold=compare.threshold,
+            options=options,
+            score_map_dir=folder / SCORE_MAPS_DIR if compare.score_maps else None,
+            image_root=Path(comparison.settings.data.root).expanduser(),
+            pictures_dir=None if comparison.table_only else folder,
+        )
     write_text(folder / TABLE_NAME, format_box_csv(found.results, images))
     methods = [
         {**none_for_nan(result.to_dict()), "ious": {o.img_id: o.iou for o in result.outcomes}}

@@ -7,7 +7,8 @@ import os
 import signal
 import tracemalloc
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,17 @@ from adcam.cams import build_method
 from adcam.data import dataset
 from adcam.data.dataset import ImageDataset
 from adcam.data.sources import build_dataset
-from adcam.evaluation import loop
+from adcam.evaluation import loop, mapping
 from adcam.evaluation.compare import MethodComparison, compare_methods, format_csv
 from adcam.evaluation.loop import LoopOptions, evaluate
 from adcam.evaluation.mapping import ImageMapper, MappedImage, MapTargets, MaskChoice, Wanted
 from adcam.evaluation.mask_folder import build_labeler
 from adcam.evaluation.pictures import Pictures, SmallImage, _Packed
+from adcam.labeling import executor, mask_maker
 from adcam.labeling.generate import generate
 from adcam.labeling.map_maker import MapMaker
+from adcam.masks.background import BackgroundRule
+from adcam.masks.crf import refine_batch
 from adcam.metrics.miou import MeanIoU
 from adcam.models.classifier_file import ClassifierFile
 from adcam.models.token_cam import TokenCAM
@@ -250,6 +254,7 @@ class Killer:
     """Kills the process that counts the third image."""
 
     step = "kill"
+    choices: Sequence[MaskChoice] = ()
 
     def wants(self, index: int) -> Collection[str]:
         return ["CAM"]
@@ -285,6 +290,7 @@ class Order:
     """Keeps the indices of the images in the order in which they are merged."""
 
     step = "order"
+    choices: Sequence[MaskChoice] = ()
 
     def __init__(self) -> None:
         self.indices: list[int] = []
@@ -322,10 +328,15 @@ def test_images_that_nobody_wants_are_left_out_and_progress_counts_the_others(
     assert shown == [("score val", 4), None, None, None, None]
 
 
+@pytest.mark.parametrize("masks_on", ["cpu", "cpu:0"])
 def test_a_network_may_order_its_classes_otherwise(
-    splits: tuple[ImageDataset, ImageDataset], classifier: ClassifierFile
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    monkeypatch: pytest.MonkeyPatch,
+    masks_on: str,
 ) -> None:
     """Classes are matched by name, so that the order of a network's outputs plays no part."""
+    monkeypatch.setattr(mapping, "find_mask_device", lambda device, crf: masks_on)
 
     class Reversed(torch.nn.Module):
         def __init__(self, network: TokenCAM) -> None:
@@ -386,6 +397,82 @@ def test_images_of_one_size_share_the_passes_of_a_gpu(
         for name, maps in image.maps.items():
             assert maps.class_ids == alone.maps[name].class_ids
             np.testing.assert_allclose(maps.score_maps, alone.maps[name].score_maps, atol=1e-5)
+
+
+def test_masks_are_made_beside_a_network_on_a_gpu(
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a CPU that passes for one: the same results, and no mask is left to who evaluates."""
+    specs = [
+        *SPECS[:2],
+        SPECS[-1],
+        MethodSpec("rule", "ad_cam", views=ONE, crf="irn", rule="steepest:0.5"),
+    ]
+    networks = {"": classifier}
+    options = {"keep_pictures": True}
+    expected = compare_methods(networks, specs, *splits, masks_dir=tmp_path / "a", **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(mapping, "find_mask_device", lambda device, crf: "cpu:0")
+    monkeypatch.setattr(loop, "_run_whole", loop._run_split)
+
+    def refuse(self: MappedImage, choice: MaskChoice, mask_values: Sequence[int]) -> Any:
+        raise AssertionError(f"{choice} is not there")
+
+    monkeypatch.setattr(MappedImage, "_compute_mask", refuse)
+    found = compare_methods(networks, specs, *splits, masks_dir=tmp_path / "b", **options)  # type: ignore[arg-type]
+    assert describe(found, splits[1]) == describe(expected, splits[1])
+    assert read_masks(tmp_path / "a") == read_masks(tmp_path / "b")
+    assert found.times["report"].seconds["masks"] > 0
+
+
+def test_masks_of_a_batch_share_a_crf(
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, together = splits[1], []
+    mapper = build_mapper([SPECS[0], SPECS[-1]], classifier, images)
+    choice = MaskChoice("AD-CAM + CRF", BackgroundRule("constant", 0.4), "toco")
+    names = {"CAM", choice.name}
+    asked = [
+        Wanted(i, images[i], names if i else {"CAM"}, choices={choice} if i else frozenset())
+        for i in range(5)
+    ]
+
+    def count(probs: list[torch.Tensor], imgs: list[Any], *, crf: str) -> list[torch.Tensor]:
+        together.append(len(probs))
+        return refine_batch(probs, imgs, crf=crf)
+
+    monkeypatch.setattr(mask_maker, "refine_batch", count)
+    monkeypatch.setattr(mapping, "find_mask_device", lambda device, crf: "cpu:0")
+    found = mapper.map_batch(asked, batch_size=8)
+    assert together == [4] and not found[0]._kept
+    values = images.class_set.mask_values
+    for image in found[1:]:
+        alone = MappedImage(image.index, image.sample, image.maps).make_mask(choice, values)
+        np.testing.assert_array_equal(image._kept[choice].mask, alone.mask)
+        np.testing.assert_array_equal(image.make_mask(choice, values).mask, alone.mask)
+
+
+def test_workers_beside_a_gpu_start_while_networks_are_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[Any] = []
+
+    @contextmanager
+    def spare(number: int, modules: Sequence[str]) -> Iterator[None]:
+        started.append((number, *modules))
+        yield
+
+    monkeypatch.setattr(executor, "spare_workers", spare)
+    monkeypatch.setattr(executor, "_wake", started.append)
+    for device, workers, num_images in (("cuda:0", 3, 41), ("cuda:0", 3, 40), ("cpu", 3, 41)):
+        monkeypatch.setattr(loop, "resolve_device", lambda _, device=device: torch.device(device))
+        with loop.loop_starting(LoopOptions(workers=workers), num_images):
+            pass
+    assert started == [(3, "adcam.evaluation.loop"), "cuda:0"]
 
 
 def test_a_batch_that_memory_is_too_short_for_goes_in_halves(
