@@ -19,11 +19,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import OpCounter
 from PIL import Image
 
+from adcam.cams import activation
 from adcam.data.folder import load_folder
 from adcam.data.png import read_mask
+from adcam.labeling import map_maker
 from adcam.labeling import run as run_module
+from adcam.labeling.box_job import BoxJob, BoxOptions
 from adcam.labeling.device_steps import DeviceSteps, Lane
 from adcam.labeling.generate import generate
 from adcam.labeling.graphs import GraphCache
@@ -40,6 +44,7 @@ from adcam.labeling.steps import (
     Task,
     decode,
     decode_with,
+    finish,
     infer_window,
     make,
 )
@@ -70,9 +75,9 @@ def load(path: Path, device: str = "cpu", **options: Any) -> PseudoLabeler:
     return PseudoLabeler.from_checkpoint(path, device=device, views=views, **options)
 
 
-def load_for_batches(path: Path) -> PseudoLabeler:
+def load_for_batches(path: Path, **options: Any) -> PseudoLabeler:
     """A labeler that makes masks in a batch, as on a GPU: by another name of the CPU."""
-    labeler = load(path)
+    labeler = load(path, **options)
     labeler.mask_maker = replace(labeler.mask_maker, crf_device="cpu:0")
     return labeler
 
@@ -173,6 +178,63 @@ def test_lanes_give_what_the_steps_give_one_image_at_a_time(
         np.testing.assert_array_equal(image.image.scores, other.image.scores)
         np.testing.assert_array_equal(image.image.maps.score_maps, other.image.maps.score_maps)
         assert set(image.seconds) == set(other.seconds) == {"decode", "network", "refine", "crf"}
+
+
+@pytest.mark.parametrize("rule", ["wsol", "ts_cam"])
+def test_lanes_give_the_boxes_that_the_steps_give_one_image_at_a_time(
+    tiny_checkpoint: Path, tmp_path: Path, rule: str
+) -> None:
+    """Boxes are found on the CPU, by processes that get the maps."""
+    labeler = load_for_batches(tiny_checkpoint)
+    tasks = make_photos(tmp_path / "photos")
+    tasks[4] = replace(tasks[4], is_done=True)
+    tasks[5] = replace(tasks[5], class_ids=None)
+    tasks.append(Task(7, "none", tmp_path / "photos" / "00.png", ()))
+    tasks.append(Task(8, "missing", tmp_path / "missing.png", (0,)))
+    decoded = read(tasks, labeler)
+    job = BoxJob(BoxOptions(0.4, rule), labeler.class_set, labeler.label_thresholds)
+    mapped = infer_window(decoded, labeler, batch_size=1)
+    expected = {image.task.index: finish(image, job) for image in mapped}
+    steps = DeviceSteps(labeler, job, batch_size=2)
+    found = [image for batch in steps.run([decoded[:5], decoded[5:]]) for image in batch]
+    assert sorted(image.task.index for image in found) == [0, 1, 2, 3, 5, 6, 7, 8]
+    for image in found:
+        assert isinstance(image, Mapped | Failed)
+        finished = finish(pickle.loads(pickle.dumps(image)), job)
+        assert finished.entry == expected[image.task.index].entry
+        assert set(finished.seconds) == set(expected[image.task.index].seconds)
+    assert sum(len(item.entry.get("boxes", ())) for item in expected.values()) >= 9
+
+
+@pytest.mark.parametrize("rule", ["steepest:0.58", "0.4", "power:3"])
+def test_nothing_between_pixels_and_masks_waits_for_the_device(
+    tiny_checkpoint: Path, tmp_path: Path, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With labels given and without a CRF; tests/ops counts the waits of AD-CAM and the CRF."""
+    labeler = load_for_batches(tiny_checkpoint, method="cam", rule=rule)
+    steps = DeviceSteps(labeler, mask_job(labeler, tmp_path), batch_size=4)
+    item: Any = read(make_photos(tmp_path / "photos", SIZES[:1] * 4), labeler)
+    list(steps.run([item]))
+    for module in (map_maker, activation):  # it looks at nothing that is on a GPU
+        monkeypatch.setattr(module, "check_class_ids", lambda *_, **__: None)
+    seen: list[str] = []
+
+    def watch(name: str) -> None:
+        """Notice what is no operation of a tensor on the CPU."""
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *a, **k: (seen.append(name), real(*a, **k))[1]
+        )
+
+    watch("tolist")
+    watch("cpu")
+    for step in (steps._upload, steps._infer, steps._label):
+        lane = Lane(labeler.device, "one")
+        with OpCounter() as counter:  # which counts the operations of its own thread
+            item = step(item, lane)
+        lane.close()
+        assert counter.launched and seen == counter.waited == []
+    assert len(steps.collect(item)) == 4
 
 
 def test_maps_that_nobody_reads_stay_on_the_device(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -436,7 +498,11 @@ def test_pixels_are_resized_as_torchvision_does() -> None:
 
 @pytest.mark.parametrize(
     ("module", "slow"),
-    [("labeling.mask_job", {"timm", "torchvision"}), ("data.folder", {"torch", "scipy"})],
+    [
+        ("labeling.mask_job", {"timm", "torchvision"}),
+        ("labeling.box_job", {"timm", "torchvision"}),
+        ("data.folder", {"torch", "scipy"}),
+    ],
 )
 def test_where_images_and_labels_are_read_nothing_slow_is_loaded(
     module: str, slow: set[str]
