@@ -42,7 +42,7 @@ def fuse_maps(grids: Sequence[Tensor], ori_hw: tuple[int, int]) -> Tensor:
         raise AdcamError(f"maps must all be (V, K, h, w), got {[tuple(g.shape) for g in grids]}")
     if views not in (1, 2):
         raise AdcamError(f"V must be 1, or 2 with the mirrored image, got {views}")
-    fused = torch.zeros(num_classes, *ori_hw, device=grids[0].device)
+    fused = torch.zeros(num_classes, *ori_hw, dtype=torch.float32, device=grids[0].device)
     for grid in grids:
         scaled = min_max(grid.float())
         if views == 2:

@@ -79,8 +79,9 @@ class LabelerOptions:
         method: The method that makes class maps, a key of :data:`adcam.cams.METHODS`.
         method_options: Options of the method, e.g. ``{"power": 3.0}``.
         views: The scales at which the network sees an image, and whether mirrored as well.
-        rule: Where background ends (:mod:`adcam.masks.background`). ``None`` takes the rule that
-            was chosen for the method (:func:`adcam.masks.background.default_rule`).
+        rule: Where background ends (:mod:`adcam.masks.background`), also as text or a number
+            (``"0.35"``, ``0.35``, ``"power:4"``, ``"otsu"``). ``None`` takes the rule that was
+            chosen for the method (:func:`adcam.masks.background.default_rule`).
         two_threshold: ``(low, high)`` background scores in place of ``rule``: pixels that they
             disagree on become 255 (:mod:`adcam.masks.confident`).
         crf: ``"none"``, or the parameter set of a dense CRF that sharpens the edges of masks, a key
@@ -119,8 +120,16 @@ class LabelerOptions:
     max_pixels: int = 1 << 22
 
     def __post_init__(self) -> None:
-        if vars(self)["rule"] is None:
+        given = vars(self)["rule"]
+        if given is None:
             object.__setattr__(self, "rule", default_rule(self.method))
+        elif not isinstance(given, BackgroundRule):
+            object.__setattr__(self, "rule", parse_rule(str(given)))
+        if not isinstance(self.views, TestViews):
+            raise AdcamError(
+                "views must be an adcam.settings.TestViews, such as TestViews((448,), flip=True), "
+                f"got {self.views!r}"
+            )
         if self.crf in CRF_BACKENDS:
             raise AdcamError(
                 f"crf={self.crf!r} names what computes the CRF; write crf='toco', "
@@ -319,8 +328,7 @@ class PseudoLabeler:
             network: The classifier; it is moved to ``device``.
             class_set: Its classes, in the order of its outputs.
             device: For example ``"cpu"`` or ``"cuda:1"``; ``None`` takes a GPU if there is one.
-            **options: Attributes of :class:`LabelerOptions`; ``rule`` also as text
-                (``"0.35"``, ``"power:4"``, ``"otsu"``).
+            **options: Attributes of :class:`LabelerOptions`.
 
         Raises:
             AdcamError: An option is unknown or not legal, the device does not exist, or the CRF
@@ -329,8 +337,6 @@ class PseudoLabeler:
         legal = [item.name for item in fields(LabelerOptions)]
         if unknown := sorted(options.keys() - set(legal)):
             raise AdcamError(f"PseudoLabeler has no option {unknown}; options: {legal}")
-        if isinstance(options.get("rule"), str):
-            options["rule"] = parse_rule(options["rule"])
         self.options = LabelerOptions(**options)
         self.class_set = class_set
         if len(self.label_thresholds) != len(class_set.classes):
@@ -478,8 +484,8 @@ class PseudoLabeler:
         """Use any ViT of timm with its own head, trained by anybody on anything.
 
         Args:
-            model: The network, which is frozen and from then on takes images of any size; or a name
-                of ``timm.list_models()``.
+            model: The network, which is frozen, made float32 and from then on takes images of any
+                size; or a name of ``timm.list_models()``.
             classes: The name of each output, in their order; or from the names of some classes to
                 their output or outputs; of ImageNet's outputs also names as for
                 :meth:`from_imagenet`.
@@ -510,8 +516,8 @@ class PseudoLabeler:
         """Use any image classifier of Hugging Face's transformers that is a vision transformer.
 
         Args:
-            model: A ``...ForImageClassification``, which is frozen, or the folder of one; nothing
-                is fetched.
+            model: A ``...ForImageClassification``, which is frozen and made float32, or the folder
+                of one; nothing is fetched.
             classes: Some of the model's own labels (``config.id2label``), or as for
                 :meth:`from_timm`; ``None`` for all labels.
             image_processor: Of a model object, what ``AutoImageProcessor.from_pretrained`` returns.
@@ -576,8 +582,8 @@ class PseudoLabeler:
             backgrounds=clip_text.BACKGROUNDS if backgrounds is None else backgrounds,
             prompt=prompt or clip_text.PROMPT,
         )
-        is_diffusion = issubclass(METHODS[options.get("method", "ad_cam")], DiffusionMethod)
-        if is_diffusion:
+        method = METHODS.get(options.get("method", "ad_cam"))
+        if method is not None and issubclass(method, DiffusionMethod):
             options["method_options"] = {"init": "cam", **options.get("method_options", {})}
         return cls._from_any(network, device, options)
 
@@ -831,7 +837,7 @@ def convert_image(image: ImageLike) -> np.ndarray:
         )
     channels = image.shape[2] if image.ndim == 3 else 1
     if (
-        image.dtype not in (np.uint8, np.uint16)
+        image.dtype.newbyteorder("=") not in (np.uint8, np.uint16)
         or image.ndim not in (2, 3)
         or channels not in (1, 3, 4)
         or not image.size
@@ -840,10 +846,11 @@ def convert_image(image: ImageLike) -> np.ndarray:
             "an image array must be (H, W, 3), (H, W, 4) or (H, W) of uint8 or uint16, got "
             f"{image.dtype} {image.shape}"
         )
-    if image.dtype == np.uint16:
+    if image.dtype.itemsize == 2:
         image = (image >> 8).astype(np.uint8)  # as a file of 16 bits is read
     if channels == 3:
-        return np.require(image, requirements="W")  # torch warns of views of what is read only
+        # torch takes no negative strides (BGR read backwards) and warns of what is read only.
+        return np.require(image, requirements="CW")
     if channels == 1:
         return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     return convert_to_rgb(Image.fromarray(image), "the array")

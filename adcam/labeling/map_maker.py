@@ -17,7 +17,7 @@ from torch import Tensor
 from adcam.cams import Method
 from adcam.cams.activation import check_class_ids
 from adcam.cams.fuse import fuse_batch
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, one_line
 from adcam.labeling.executor import one_thread
 from adcam.labeling.inputs import Resizer
 from adcam.labeling.mask_maker import DeviceMaps
@@ -337,7 +337,7 @@ class MapMaker:
         chosen = self.methods[0] if method is None else method
         most = max(map(len, class_ids))
         if most == 0:
-            return [torch.zeros(0, *hw, device=self.device) for hw in hws]
+            return [torch.zeros(0, *hw, dtype=torch.float32, device=self.device) for hw in hws]
         # All images of a batch need the same number of classes: those with fewer repeat their last
         # class, and these copies are dropped in the end.
         padded = torch.tensor([_repeat_last(ids, most) for ids in class_ids])  # (images, K)
@@ -373,13 +373,19 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise AdcamError(f"device must be such as 'cpu' or 'cuda:0', got {device!r}") from error
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise AdcamError(
             f"device {str(device)!r} is not there: torch sees {torch.cuda.device_count()} GPUs "
             "(`adcam info` says more)"
         )
+    if resolved.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=resolved).tolist()
+        except (RuntimeError, AssertionError) as error:
+            reason = one_line(error).partition(". ")[0]
+            raise AdcamError(f"device {str(device)!r} cannot be used: {reason}") from error
     return resolved
 
 

@@ -185,8 +185,11 @@ def test_images_of_16_bits_and_other_forms_read_as_their_files(tmp_path: Path) -
     Image.fromarray(deep).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(convert_image(deep), read_image(tmp_path / "deep.png"))
     np.testing.assert_array_equal(convert_image(gray[:, :, None]), convert_image(gray))
-    for wide in (rgb.astype(np.uint16) << 8, rgb):
-        np.testing.assert_array_equal(convert_image(wide), rgb)
+    backwards = np.ascontiguousarray(rgb[:, ::-1, ::-1])[:, ::-1, ::-1]  # as BGR of OpenCV is read
+    wide = rgb.astype(np.uint16) << 8
+    for form in (wide, wide.astype(">u2"), wide.astype("<u2"), rgb, backwards):
+        np.testing.assert_array_equal(convert_image(form), rgb)
+        torch.from_numpy(convert_image(form))
     rgba = np.concatenate([rgb, gray[:, :, None]], axis=2)
     Image.fromarray(rgba).save(tmp_path / "rgba.png")
     np.testing.assert_array_equal(convert_image(rgba), read_image(tmp_path / "rgba.png"))
@@ -254,6 +257,24 @@ def test_a_list_gives_what_each_image_gives(
     for wrong in (["cat"], "cat"):
         with pytest.raises(AdcamError, match="4 images needs a list with the labels of each"):
             labeler(imgs, wrong)
+
+
+def test_a_rule_is_text_or_a_number(tiny_checkpoint: Path) -> None:
+    for rule in (0.35, "0.35", BackgroundRule("constant", 0.35)):
+        assert load(tiny_checkpoint, rule=rule).options.rule == parse_rule("0.35")
+
+
+def test_maps_are_float32_whatever_torch_takes_by_default(
+    tiny_checkpoint: Path, img: np.ndarray
+) -> None:
+    labeler = load(tiny_checkpoint)
+    expected = labeler(img, labels=["dog"]).maps["dog"]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = labeler(img, labels=["dog"]).maps["dog"]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_a_missing_image_is_an_image_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -343,6 +364,8 @@ def test_resize_maps_is_bilinear_between_pixel_centres() -> None:
         ({"two_threshold": (0.5, 0.2)}, r"two_threshold must be \(low, high\)"),
         ({"max_pixels": 0}, "max_pixels must be at least 1"),
         ({"rule": "otsu:3"}, "background rule must be"),
+        ({"rule": 1.5}, r"background rule must be .*got '1\.5'"),
+        ({"views": (448, 560)}, r"views must be .*TestViews\(\(448,\).*got \(448, 560\)"),
     ],
 )
 def test_wrong_options_are_refused(
@@ -441,7 +464,7 @@ def test_a_labeler_serves_several_threads(tiny_checkpoint: Path) -> None:
 
 
 def test_devices_that_are_not_there(tiny_checkpoint: Path) -> None:
-    for device in ("cuda:99", "abacus"):
+    for device in ("cuda:99", "abacus", "meta"):
         with pytest.raises(ValueError, match="device"):
             PseudoLabeler.from_checkpoint(tiny_checkpoint, device=device)
 
