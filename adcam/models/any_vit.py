@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from adcam.errors import AdcamError
 from adcam.models.attention_recorder import AttentionRecorder, compute_weights
 from adcam.models.imagenet_classes import resolve_classes
-from adcam.models.imagenet_vit import compute_log_odds
+from adcam.models.imagenet_vit import compute_log_odds, leave_inference_mode
 from adcam.models.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from adcam.models.timm_models import create_timm_model
 from adcam.models.token_cam import compute_grid_hw, compute_patch_size
@@ -98,7 +99,8 @@ class AnyViT(nn.Module):
         layers: str | tuple[int, ...] = "last:1/3",
     ) -> None:
         super().__init__()
-        self.model = interface.model.requires_grad_(False).eval()
+        # In float32, as the gradients of float16 would vanish.
+        self.model = leave_inference_mode(interface.model.float()).requires_grad_(False).eval()
         self.name = interface.name
         self._interface = interface
         self.fixed_hw = None if interface.takes_any_size else interface.input_hw
@@ -202,7 +204,8 @@ class AnyViT(nn.Module):
 
     def _probe(self) -> tuple[int, int, int]:
         """Run once to count the blocks that attend, the tokens before the patches, the outputs."""
-        inputs = torch.zeros(1, 3, *self._interface.input_hw, device=_find_device(self.model))
+        shape = (1, 3, *self._interface.input_hw)
+        inputs = torch.zeros(shape, dtype=torch.float32, device=_find_device(self.model))
         grid = math.prod(compute_grid_hw(inputs, self.patch_size))
         recorder = AttentionRecorder()
         with torch.no_grad(), recorder:
@@ -230,7 +233,8 @@ class AnyViT(nn.Module):
     def _find_readers(self) -> tuple[int, ...]:
         """The tokens whose attention in the last block reaches the output."""
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(1, 3, *self._interface.input_hw, generator=generator)
+        shape = (1, 3, *self._interface.input_hw)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32)
         with torch.inference_mode(False), torch.enable_grad():
             with GradientRecorder(frozenset({self.depth - 1})) as recorder:
                 outputs = self._interface.run(noise.to(_find_device(self.model)))
@@ -321,10 +325,7 @@ def find_outputs(
             raise AdcamError(f"name the classes of the {num_outputs} outputs, in their order")
         return {name: (i,) for i, name in enumerate(labels)}
     if isinstance(classes, Mapping):
-        groups = {
-            name: (found,) if isinstance(found, int) else tuple(sorted(found))
-            for name, found in classes.items()
-        }
+        groups = {name: _read_outputs(name, found) for name, found in classes.items()}
     elif names := _match_labels(classes, labels):
         groups = names
     elif len(classes) == num_outputs:
@@ -341,6 +342,19 @@ def find_outputs(
     if len(used) == num_outputs and len(groups) == 1:
         raise AdcamError("a class that holds all outputs of the model is always present")
     return groups
+
+
+def _read_outputs(name: str, found: Any) -> tuple[int, ...]:
+    """The outputs of a class, given as one number or several, of any library's integers."""
+    try:
+        if hasattr(found, "__index__") and not getattr(found, "ndim", 0):
+            return (operator.index(found),)
+        return tuple(sorted(map(operator.index, found)))
+    except TypeError as error:
+        raise AdcamError(
+            f"class {name!r} must stand for an output or several, such as 3 or [3, 4], got "
+            f"{found!r}"
+        ) from error
 
 
 def _match_labels(

@@ -95,7 +95,7 @@ class CLIPText(AnyViT):
         rivals = [text for text in backgrounds if text.casefold() not in used]
         if "{}" not in prompt:
             raise AdcamError(f"the prompt must hold {{}} where the text goes, got {prompt!r}")
-        clip.model.eval()
+        clip.model.float().eval()
         with torch.no_grad():
             features = clip.encode_text([prompt.format(text) for text in (*texts, *rivals)])
         similarity = _Similarity(clip, features)

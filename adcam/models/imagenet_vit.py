@@ -89,7 +89,7 @@ class ImageNetViT(nn.Module):
         self.class_groups = tuple(group.indices for group in groups)
         if any(len(indices) == self.vit.num_classes for indices in self.class_groups):
             raise AdcamError("a class that holds all outputs of the model is always present")
-        self.requires_grad_(False).eval()
+        leave_inference_mode(self).requires_grad_(False).eval()
 
     @property
     def depth(self) -> int:
@@ -166,6 +166,25 @@ class ImageNetViT(nn.Module):
         patches = slice(self.vit.num_prefix_tokens, None)
         rows = [grad[:, :, : self._num_readers, patches].float().relu() for grad in gradients]
         return torch.stack(rows).mean(dim=(2, 3)).sum(dim=0)
+
+
+def leave_inference_mode(model: nn.Module) -> nn.Module:
+    """Return a network whose tensors can take part in a gradient, wherever it was built.
+
+    Those that were made inside ``torch.inference_mode`` cannot, and are replaced by copies.
+
+    Args:
+        model: The network, which is changed in place.
+    """
+    with torch.inference_mode(False):
+        for module in model.modules():
+            for name, tensor in [*module.named_parameters(recurse=False)]:
+                if tensor.is_inference():
+                    module.register_parameter(name, nn.Parameter(tensor.clone(), False))
+            for name, tensor in [*module.named_buffers(recurse=False)]:
+                if tensor.is_inference():
+                    setattr(module, name, tensor.clone())
+    return model
 
 
 def compute_log_odds(outputs: Tensor, groups: Sequence[tuple[int, ...]]) -> Tensor:

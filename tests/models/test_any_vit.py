@@ -121,11 +121,45 @@ def test_networks_of_one_size_get_it() -> None:
         ({"a": 7}, "0..2, got 7"),
         ({"a": [0, 1, 2]}, "always present"),
         ("abc", "list of names"),
+        ({"a": "b"}, "'a' must stand for an output or several"),
+        ({"a": 1.0}, "'a' must stand for an output or several"),
     ],
 )
 def test_classes_that_are_no_outputs(classes: Any, message: str) -> None:
     with pytest.raises(AdcamError, match=message):
         find_outputs(classes, 3)
+
+
+def test_outputs_are_integers_of_any_library() -> None:
+    expected = {"a": (1,), "b": (0, 2)}
+    assert find_outputs({"a": np.int64(1), "b": np.array([2, 0])}, 4) == expected
+    assert find_outputs({"a": torch.tensor(1), "b": torch.tensor([2, 0])}, 4) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_of_other_precisions_become_float32(dtype: torch.dtype) -> None:
+    inputs = torch.randn(1, 3, 32, 32)
+    rounded = AnyViT(read_timm(make_vit().to(dtype)), classes=["a", "b", "c"])
+    exact = AnyViT(read_timm(make_vit().to(dtype).float()), classes=["a", "b", "c"])
+    torch.testing.assert_close(rounded(inputs), exact(inputs), rtol=0, atol=0)
+    assert rounded.token_maps(inputs).cam.any()
+
+
+def test_networks_may_be_built_in_inference_mode() -> None:
+    inputs = torch.randn(1, 3, 32, 32)
+    expected = AnyViT(read_timm(make_vit()), classes=["a", "b", "c"]).token_maps(inputs)
+
+    def make_own() -> ImageNetViT:
+        torch.manual_seed(0)
+        return ImageNetViT(
+            "vit_tiny_patch16_224", classes=["dog"], weights=None, img_size=32, model_kwargs=TINY
+        )
+
+    with torch.inference_mode():
+        network, own = AnyViT(read_timm(make_vit()), classes=["a", "b", "c"]), make_own()
+        torch.testing.assert_close(network.token_maps(inputs.clone()).cam, expected.cam)
+    torch.testing.assert_close(network.token_maps(inputs).cam, expected.cam)
+    torch.testing.assert_close(own.token_maps(inputs).cam, make_own().token_maps(inputs).cam)
 
 
 def test_classes_by_the_labels_of_a_network() -> None:

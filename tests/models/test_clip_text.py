@@ -187,6 +187,17 @@ def test_weights_come_from_a_file(tmp_path: Path, suffix: str) -> None:
             PseudoLabeler.from_clip(name, ["fox"], weights=weights)
 
 
+def test_a_clip_of_half_precision_becomes_float32_and_unknown_methods_are_named() -> None:
+    model, tokenizer = make_open_clip()
+    options: dict[str, Any] = {"tokenizer": tokenizer, "device": "cpu"}
+    exact = PseudoLabeler.from_clip(model, CLASSES, **options)(IMG)
+    with torch.inference_mode():
+        half = PseudoLabeler.from_clip(make_open_clip()[0].half(), CLASSES, **options)(IMG)
+    np.testing.assert_allclose(half.probabilities, exact.probabilities, atol=2e-3)
+    with pytest.raises(AdcamError, match="got 'adcam'; did you mean 'ad_cam'"):
+        PseudoLabeler.from_clip(model, CLASSES, method="adcam", **options)
+
+
 def test_positions_are_resampled_in_the_patches_alone() -> None:
     position = torch.arange(5.0)[:, None].expand(5, 3)
     assert resize_position(position, (2, 2), (2, 2)) is position
