@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 def to_numpy(values: np.ndarray | torch.Tensor) -> np.ndarray:
     """The values as an array; tensors of any device, without importing torch for arrays."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    if not hasattr(values, "detach"):
+        return np.asarray(values)
+    tensor = values.detach().cpu()
+    # NumPy has no bfloat16, in which networks under autocast answer.
+    return np.asarray(tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor)
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -107,6 +107,14 @@ def test_batches_tensors_and_merging_equal_one_update():
     assert first.compute().num_images == 30
 
 
+def test_bfloat16_is_read_as_the_numbers_that_it_holds():
+    scores = torch.tensor([[0.9], [0.8], [0.7]], dtype=torch.bfloat16)
+    targets = torch.tensor([[1.0], [0.0], [1.0]], dtype=torch.bfloat16)
+    metric = MultiLabelAP(1)
+    metric.update(scores, targets)
+    assert round(metric.compute().mean_ap, 2) == 83.33
+
+
 def test_scores_are_kept_when_the_caller_reuses_its_buffer():
     metric = MultiLabelAP(1)
     buffer = np.array([[0.9], [0.2]])
