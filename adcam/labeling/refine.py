@@ -67,7 +67,8 @@ def refine(
             a path, an array RGB uint8 (H, W, 3) or a Pillow image; a list for a batch.
         crf: ``None`` for maps. Otherwise a mask is made: by a dense CRF with this parameter set
             (:data:`adcam.masks.crf.CRF_PARAMS`, such as ``"toco"``), or ``"none"`` without one.
-        rule: Where background ends in a mask, e.g. ``"0.4"``; a larger threshold keeps less.
+        rule: Where background ends in a mask, e.g. ``"0.4"``; a larger threshold keeps less. Only
+            beside ``crf``.
         **options: Attributes of :class:`adcam.cams.ad_cam.ADCAM`, e.g. ``power=3``. ``init`` is
             ``"coupled"`` where there are prefix tokens, so that the attention of the first, the
             class token, weighs the maps; give ``init="cam"`` where the first one is a register.
@@ -92,6 +93,8 @@ def refine(
         adcam.errors.AdcamError: the attention has 17 tokens, of which 15 are patches after 2 \
 prefix tokens, but the grid is 4×4 = 16 patches; num_prefix_tokens=1 would fit
     """
+    if crf is None and rule != DEFAULT_RULE:
+        raise AdcamError(f"rule={rule!r} says where background ends in a mask: give crf beside it")
     is_array = not _holds_tensor(cam)
     grid_hw = _read_grid(grid_hw)
     maps = _read_maps(cam)
@@ -169,12 +172,17 @@ def tokens_to_grid(
         (B, D, h, w).
 
     Raises:
-        AdcamError: The patches are not as many as the grid has cells.
+        AdcamError: The tokens are no (B, T, D), or their patches not as many as the grid has cells.
 
     Example:
         >>> tokens_to_grid(torch.zeros(2, 201, 8)).shape  # a class token and four registers
         torch.Size([2, 8, 14, 14])
     """
+    if not isinstance(tokens, Tensor) or tokens.ndim != 3:
+        shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise AdcamError(
+            f"tokens must be a tensor (B, T, D), as the blocks of a ViT return it, got {shape}"
+        )
     count = tokens.shape[1]
     if num_prefix_tokens is None:
         sides = range(min(_MOST_PREFIX + 1, count))
@@ -426,7 +434,7 @@ def _holds_tensor(value: Any) -> bool:
 
 def _to_tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.array(value, order="C"))
+        value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
     if not isinstance(value, Tensor):
         raise AdcamError(f"{name} must be a tensor or an array, got {type(value).__name__}")
     value = value.detach()

@@ -82,7 +82,10 @@ class AttentionRecorder(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             return self._on_multi_head(args, options)
         output = func(*args, **options)
-        return self.on_weights(output) if func in _SOFTMAX and _is_square(output) else output
+        if func in _SOFTMAX and _is_square(output):
+            dim = args[1] if len(args) > 1 else options.get("dim")
+            return self.on_weights(output) if dim in (-1, 3) else output
+        return output
 
     def on_product(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         """Attend as ``scaled_dot_product_attention`` does, and record.

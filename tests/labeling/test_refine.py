@@ -88,10 +88,22 @@ def test_arrays_give_arrays_and_half_precision_is_read(cam: Tensor, layers: list
     torch.testing.assert_close(half, expected, atol=0.05, rtol=0)
 
 
-def test_an_image_may_be_read_only(cam: Tensor, layers: list[Tensor]) -> None:
+def test_an_image_may_be_read_only_or_backwards(cam: Tensor, layers: list[Tensor]) -> None:
     img = np.zeros((8, 8, 3), np.uint8)
     img.flags.writeable = False
-    assert adcam.refine(cam, layers, image=img).shape == (2, 8, 8)
+    for form in (img, img[::-1, :, ::-1]):
+        assert adcam.refine(cam, layers, image=form).shape == (2, 8, 8)
+
+
+def test_maps_of_another_byte_order(cam: Tensor, layers: list[Tensor]) -> None:
+    got = adcam.refine(cam.numpy().astype(">f4"), layers)
+    np.testing.assert_array_equal(got, adcam.refine(cam.numpy(), layers))
+
+
+@pytest.mark.parametrize("tokens", [torch.zeros(1, 7, 7, 3), torch.zeros(50, 3), (1, 2)])
+def test_what_are_no_tokens_is_named(tokens: Any) -> None:
+    with pytest.raises(AdcamError, match=r"tokens must be a tensor \(B, T, D\)"):
+        adcam.tokens_to_grid(tokens)
 
 
 def test_a_batch_is_its_images(cam: Tensor, layers: list[Tensor]) -> None:
@@ -163,6 +175,7 @@ def test_it_is_the_method_with_its_defaults(cam: Tensor, layers: list[Tensor]) -
             r"no grid of square patches .*\(4, 4\) if the network saw a square",
         ),
         ({"crf": "toco"}, "give image"),
+        ({"rule": 0.4, "image": np.zeros((8, 8, 3), np.uint8)}, "rule=0.4 .* give crf"),
         ({"crf": "tocco", "image": np.zeros((8, 8, 3), np.uint8)}, "toco"),
         ({"image": [np.zeros((8, 8, 3), np.uint8)] * 2}, "1 images, but 2"),
         ({"pover": 2}, "pover"),

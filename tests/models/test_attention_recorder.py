@@ -81,6 +81,8 @@ def test_gradients_stay_and_what_is_no_self_attention_is_left_out() -> None:
         attend(tokens[:, :1], tokens, tokens, need_weights=False)  # a query that pools
         torch.randn(1, 2, 3, 4).softmax(dim=-1)  # no square
         torch.randn(3, 3).softmax(dim=-1)  # no heads
+        torch.randn(1, 2, 4, 4).softmax(dim=1)  # over classes
+        F.softmax(torch.randn(1, 2, 4, 4), dim=-3)
     (gradient,) = torch.autograd.grad(output.square().sum(), tokens)
     torch.testing.assert_close(gradient, expected)
     assert len(attention) == 1 and not attention[0].requires_grad
