@@ -850,7 +850,7 @@ def convert_image(image: ImageLike) -> np.ndarray:
         image = (image >> 8).astype(np.uint8)  # as a file of 16 bits is read
     if channels == 3:
         # torch takes no negative strides (BGR read backwards) and warns of what is read only.
-        return np.require(image, requirements="CW")
+        return np.require(image, requirements=["C", "W"])
     if channels == 1:
         return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     return convert_to_rgb(Image.fromarray(image), "the array")

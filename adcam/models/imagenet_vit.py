@@ -178,9 +178,9 @@ def leave_inference_mode(model: nn.Module) -> nn.Module:
     """
     with torch.inference_mode(False):
         for module in model.modules():
-            for name, tensor in [*module.named_parameters(recurse=False)]:
-                if tensor.is_inference():
-                    module.register_parameter(name, nn.Parameter(tensor.clone(), False))
+            for name, weight in [*module.named_parameters(recurse=False)]:
+                if weight.is_inference():
+                    module.register_parameter(name, nn.Parameter(weight.clone(), False))
             for name, tensor in [*module.named_buffers(recurse=False)]:
                 if tensor.is_inference():
                     setattr(module, name, tensor.clone())
