@@ -94,7 +94,7 @@ class Sample:
 
     Attributes:
         img_id: Unique within its data set; a relative path without suffix (``"holidays/dog 1"``).
-        img: RGB, uint8, (H, W, 3), EXIF orientation already applied.
+        img: RGB, uint8, (H, W, 3), upright, or of published sets with boxes as the file stores it.
         class_ids: Present foreground classes (0-based, ascending), ``()`` for "none of them",
             ``None`` for "not known".
         mask: uint8 (H, W) of mask values, 255 = ignore; ``None`` where there is none.

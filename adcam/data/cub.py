@@ -75,6 +75,7 @@ def load_cub(
             root / "images" / row.cells[1],
             (parse_int(labels[number], 1, "the class", 1, len(classes)) - 1,),
             boxes=(_parse_box(boxes[number]),),
+            as_stored=True,
         )
         for number, row in images.items()
         if parse_int(in_train[number], 1, "is_train", 0, 1) == wanted

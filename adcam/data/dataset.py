@@ -36,6 +36,9 @@ class Record:
             none.
         packed: Where the image is if it lies inside another file or behind a URL; ``img_path`` is
             then its name.
+        as_stored: Whether the image is read as its file stores it, without the turn that EXIF asks
+            for. Boxes of published sets are in these pixels, because the code that made and scores
+            them opens images with Pillow alone.
     """
 
     img_id: str
@@ -44,6 +47,7 @@ class Record:
     mask_path: Path | None = None
     boxes: tuple[tuple[int, int, int, int], ...] | None = None
     packed: PackedImage | None = None
+    as_stored: bool = False
 
 
 class ImageDataset(Sequence[Sample]):
@@ -130,7 +134,9 @@ class ImageDataset(Sequence[Sample]):
             ImageError: The image cannot be read.
         """
         record = self.records[index]
-        return read_image(record.img_path) if record.packed is None else record.packed.load()
+        if record.packed is not None:
+            return record.packed.load()
+        return read_image(record.img_path, upright=not record.as_stored)
 
     def load_mask(self, index: int) -> np.ndarray | None:
         """Mask, uint8 (H, W): 0, values of the class set, 255; ``None`` if there should be none.

@@ -76,7 +76,7 @@ def load_ilsvrc(
             class_id, boxes = _read_annotation(
                 root / "Annotations" / "CLS-LOC" / folder / f"{name}.xml", id_of
             )
-        records.append(Record(name, img_path, (class_id,), boxes=boxes))
+        records.append(Record(name, img_path, (class_id,), boxes=boxes, as_stored=True))
     return ImageDataset(build_class_set("ilsvrc", classes, masks=False), split, records)
 
 

@@ -45,7 +45,7 @@ class ImageError(AdcamError):
     """An image file cannot be used; the message names the file and the reason."""
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, *, upright: bool = True) -> np.ndarray:
     """Read an image of any common kind as RGB.
 
     * EXIF orientation is applied. In a PNG it counts where it stands before the pixel data.
@@ -63,9 +63,10 @@ def read_image(path: str | Path) -> np.ndarray:
         path: The image file: JPEG, PNG, BMP, GIF, PNM, TIFF, WebP, AVIF, JPEG 2000, PCX or QOI,
             recognised by content; or a Targa file, recognised by its suffix since its content has
             no mark.
+        upright: Whether EXIF orientation is applied.
 
     Returns:
-        uint8 (H, W, 3), C-contiguous, upright.
+        uint8 (H, W, 3), C-contiguous.
 
     Raises:
         ImageError: The file is missing, a folder, empty, truncated, damaged, too large, no image,
@@ -73,7 +74,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     with open_image(path) as img:
-        return convert_to_rgb(img, str(path))
+        return convert_to_rgb(img, str(path), upright=upright)
 
 
 def read_image_bytes(data: bytes, where: str) -> np.ndarray:
@@ -98,39 +99,50 @@ def read_image_bytes(data: bytes, where: str) -> np.ndarray:
         return convert_to_rgb(img, where)
 
 
-def convert_to_rgb(img: Image.Image, where: str) -> np.ndarray:
+def convert_to_rgb(img: Image.Image, where: str, *, upright: bool = True) -> np.ndarray:
     """An image that Pillow has opened, as :func:`read_image` gives it.
 
     Args:
         img: The image, decoded or not.
         where: What to call it in the message, such as its file.
+        upright: Whether EXIF orientation is applied.
 
     Returns:
-        uint8 (H, W, 3), C-contiguous, upright.
+        uint8 (H, W, 3), C-contiguous.
 
     Raises:
         ImageError: The samples are of a kind that is refused.
     """
-    orientation = _orientation(img)
+    orientation = _orientation(img) if upright else 1
     img.load()
     img = _to_8bit(where, img)
     width, height = img.size
-    upright = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
-    stored = _as_stored(upright, orientation)
+    rgb = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
+    stored = _as_stored(rgb, orientation)
     # In bands: Pillow's own way holds a large image up to five times at once.
     for top in range(0, height, _BAND):
         band = img.crop((0, top, width, min(top + _BAND, height)))
         stored[top : top + _BAND] = np.asarray(band.convert("RGB"))
-    return upright
+    return rgb
+
+
+def turn_as_stored(upright: np.ndarray, path: Path) -> np.ndarray:
+    """View what :func:`read_image` or a map (H, W) shows upright as the image's file stores it.
+
+    Raises:
+        ImageError: As :func:`read_image`, for what the header shows.
+    """
+    with open_image(path) as img:
+        return _as_stored(upright, _orientation(img))
 
 
 def _as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """View an upright image (H, W, 3) as its file stores it under an orientation of EXIF.
+    """View an upright image (H, W, …) as its file stores it under an orientation of EXIF.
 
     Source: Exif 2.32, tag 0x0112; 1 and unknown values stay.
     """
     if orientation >= 5:
-        upright = upright.transpose(1, 0, 2)
+        upright = upright.swapaxes(0, 1)
     flip_rows = orientation in (3, 4, 6, 7)
     flip_columns = orientation in (2, 3, 7, 8)
     return upright[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]

@@ -165,6 +165,7 @@ def load_wsol(
             Path(image_root) / image_id,
             (metadata.class_labels[image_id],),
             boxes=metadata.boxes.get(image_id),
+            as_stored=True,
         )
         for image_id in metadata.image_ids
     ]

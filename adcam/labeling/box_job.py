@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from adcam.boxes import compute_boxes
+from adcam.data.images import turn_as_stored
 from adcam.data.score_maps import SCORE_MAP_HW, write_score_map
 from adcam.errors import AdcamError
 from adcam.files import file_of_id, hash_file, refuse_links
@@ -99,7 +100,10 @@ class BoxJob:
         """Write the score map, and return the entry of the manifest, which holds the boxes."""
         name, files, score_map = self._name(image.task), self.find_files(image.task), None
         if (folder := self.options.score_map_dir) is not None:
-            write_score_map(folder, name, _to_score_map(image.maps))
+            upright, task = _to_score_map(image.maps), image.task
+            # wsolevaluation opens images without the turn that EXIF asks for, and so do its boxes.
+            stored = upright if task.packed else turn_as_stored(upright, task.img_path)
+            write_score_map(folder, name, stored)
             score_map = hash_file(files["score_map"])
         ids = list(result.class_ids)
         return {

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from adcam.data.images import ImageError, read_image, read_image_hw
+from adcam.data.images import ImageError, read_image, read_image_hw, turn_as_stored
 
 PngWriter: TypeAlias = Callable[[tuple[int, int], int, int, bytes], bytes]
 HW = (6, 9)
@@ -101,7 +101,12 @@ def test_exif_orientation_is_applied(
     path = tmp_path / f"x{suffix}"
     kwargs: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
     Image.fromarray(rgb).save(path, exif=exif_with(orientation), **kwargs)
-    np.testing.assert_array_equal(check(read_image(path), path), UPRIGHT[orientation](rgb))
+    upright = check(read_image(path), path)
+    np.testing.assert_array_equal(upright, UPRIGHT[orientation](rgb))
+    if suffix != ".tif":  # which Pillow turns itself
+        np.testing.assert_array_equal(read_image(path, upright=False), rgb)
+        np.testing.assert_array_equal(turn_as_stored(upright, path), rgb)
+        np.testing.assert_array_equal(turn_as_stored(upright[..., 0], path), rgb[..., 0])
 
 
 def test_exif_orientation_of_a_jpeg(tmp_path: Path) -> None:

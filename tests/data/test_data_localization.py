@@ -23,9 +23,11 @@ BIRDS = (
 )
 
 
-def write_image(path: Path, hw: tuple[int, int] = (20, 30)) -> None:
+def write_image(path: Path, hw: tuple[int, int] = (20, 30), orientation: int = 1) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (hw[1], hw[0])).save(path, format="JPEG")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (hw[1], hw[0])).save(path, format="JPEG", exif=exif)
 
 
 def replace_text(path: Path, old: str, new: str) -> None:
@@ -243,8 +245,26 @@ def test_wsol_splits(metadata_root: Path, tmp_path: Path, split: str, folder: st
     assert named.class_set.num_fg_classes == 4
 
 
+def test_images_are_read_in_the_pixels_that_their_boxes_are_in(
+    cub_root: Path, ilsvrc_root: Path, metadata_root: Path, tmp_path: Path
+) -> None:
+    """The codes of TS-CAM and wsolevaluation do not turn images as EXIF asks for."""
+    images = tmp_path / "images"
+    data_sets = (
+        load_cub(cub_root, "test", expected_counts={}),
+        load_ilsvrc(ilsvrc_root, "val", expected_counts={}),
+        load_wsol(images, metadata_root, "test"),
+    )
+    for dataset in data_sets:
+        path = dataset.records[0].img_path
+        write_image(path, orientation=6)
+        with Image.open(path) as stored:
+            assert stored.getexif()[0x0112] == 6
+        assert dataset[0].ori_hw == dataset[:1][0].ori_hw == (20, 30)
+
+
 def test_wsol_counts_classes_and_splits(metadata_root: Path) -> None:
-    with pytest.raises(ValueError, match="2 images, but train-fullsup has 1000"):
+    with pytest.raises(ValueError, match="2 images, but train-fullsup has 1000; .*, or {} to"):
         load_wsol("x", metadata_root, "train-fullsup", expected_counts=wsol.EXPECTED_COUNTS["CUB"])
     with pytest.raises(ValueError, match="class 2 has no name; 2 are given"):
         load_wsol("x", metadata_root, "test", classes=["a", "b"])

@@ -127,6 +127,29 @@ def test_boxes_of_images(photos: Path, labeler: PseudoLabeler, tmp_path: Path) -
         find_boxes(images, labeler, tmp_path / "boxes.txt", options)
 
 
+def test_a_score_map_lies_as_the_file_stores_the_photograph(
+    labeler: PseudoLabeler, tmp_path: Path
+) -> None:
+    """As wsolevaluation sees it, while boxes are in the photograph as people see it."""
+    photos = tmp_path / "photos"
+    make_photo(photos / "upright.png", 0, (40, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the stored pixels are turned clockwise to be upright
+    with Image.open(photos / "upright.png") as upright:
+        stored = Image.fromarray(np.rot90(np.asarray(upright)))
+    stored.save(photos / "turned.png", exif=exif)
+    labels = {name: [1] for name in ("upright", "turned")}
+    images = load_folder(photos, classes=labeler.class_set).with_labels(labels)
+    options = BoxOptions(0.4, score_map_dir=tmp_path / "maps")
+    find_boxes(images, labeler, tmp_path / "boxes.csv", options, run_options=QUIET)
+    score_maps = {name: read_score_map(tmp_path / "maps" / f"{name}.png.npy") for name in labels}
+    np.testing.assert_array_equal(score_maps["turned"], np.rot90(score_maps["upright"]))
+    boxes: dict[str, list[list[int]]] = {name: [] for name in labels}
+    for row in read_table(tmp_path / "boxes.csv"):
+        boxes[row["image_id"]].append(box_of(row))
+    assert boxes["turned"] == boxes["upright"] != []
+
+
 def test_boxes_resume_and_do_not_depend_on_the_number_of_workers(
     labeler: PseudoLabeler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
