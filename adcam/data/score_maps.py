@@ -8,6 +8,7 @@ Source: ``CAMComputer`` in ``inference.py`` and ``CamDataset`` in ``evaluation.p
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,21 @@ def find_score_map(folder: str | Path, image_id: str) -> Path:
     usual = Path(folder) / f"{check_relative(Path(folder), image_id)}.npy"
     short = (Path(folder) / image_id).with_suffix(".npy")
     return short if not usual.is_file() and short.is_file() else usual
+
+
+def find_score_maps(folder: str | Path, image_ids: Iterable[str]) -> dict[str, Path]:
+    """The file of each image (:func:`find_score_map`), all of which must be there.
+
+    Raises:
+        AdcamError: Files are missing; the message counts them and names the first.
+    """
+    paths = {image_id: find_score_map(folder, image_id) for image_id in image_ids}
+    if missing := [path for path in paths.values() if not path.is_file()]:
+        raise AdcamError(
+            f"{folder} lacks the score maps of {len(missing)} of {len(paths)} images, such as "
+            f"{missing[0]}"
+        )
+    return paths
 
 
 def read_score_map(path: str | Path) -> np.ndarray:

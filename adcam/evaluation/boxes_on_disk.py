@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adcam.boxes import wsol
-from adcam.data.score_maps import find_score_map, read_score_map
+from adcam.data.score_maps import find_score_maps, read_score_map
 from adcam.data.wsol import WsolMetadata, read_wsol_mask, read_wsol_metadata
 from adcam.errors import AdcamError
 from adcam.metrics.localization import MaxBoxAccuracy, PixelAveragePrecision
@@ -122,13 +122,7 @@ def _count_boxes(
 def _read_maps(
     maps_dir: str | Path, metadata: WsolMetadata, progress: bool
 ) -> Iterator[tuple[str, np.ndarray]]:
-    paths = {image_id: find_score_map(maps_dir, image_id) for image_id in metadata.image_ids}
-    if missing := [image_id for image_id, path in paths.items() if not path.is_file()]:
-        raise AdcamError(
-            f"{maps_dir} lacks the score maps of {len(missing)} of {len(paths)} images, such as "
-            f"{paths[missing[0]]}"
-        )
-    items = paths.items()
+    items = find_score_maps(maps_dir, metadata.image_ids).items()
     for image_id, path in track(items, "evaluate", len(items)) if progress else items:
         yield image_id, read_score_map(path)
 

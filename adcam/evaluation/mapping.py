@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from adcam.cams import Method
+from adcam.data.dataset import Record
 from adcam.data.score_maps import find_score_map, read_score_map
 from adcam.errors import AdcamError
 from adcam.labeling.device_steps import cache_graphs
@@ -419,7 +420,7 @@ def match_classes(
     return {i: position[c] for i, c in enumerate(known)}
 
 
-def path_below_root(sample: Sample, image_root: Path | None) -> str:
+def path_below_root(sample: Sample | Record, image_root: Path | None) -> str:
     """Return the path of an image as wsolevaluation's metadata give it, suffix included.
 
     Raises:

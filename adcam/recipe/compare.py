@@ -10,12 +10,14 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from adcam.data.dataset import ImageDataset
+from adcam.data.score_maps import find_score_maps
 from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
 from adcam.evaluation.attention import find_attentive, read_attention
 from adcam.evaluation.compare import compare_methods, format_csv
 from adcam.evaluation.compare_boxes import compare_boxes, format_box_csv
 from adcam.evaluation.loop import EvaluationTimes, LoopOptions, default_workers, loop_starting
+from adcam.evaluation.mapping import path_below_root
 from adcam.files import hash_values, open_json, write_json, write_text
 from adcam.labeling.output_folder import CONFIG_NAME, MASK_DIR
 from adcam.models.classifier_file import ClassifierFile, load_classifier
@@ -94,6 +96,11 @@ class Comparison(Recipe):
             "table_only": self.table_only,
         }
 
+    @property
+    def image_root(self) -> Path:
+        """The folder that the paths of images are relative to where maps are read or written."""
+        return Path(self.settings.data.root).expanduser()
+
     def choose_set(self) -> ImageDataset:
         """The images that thresholds are chosen on."""
         compare = self.settings.compare
@@ -149,6 +156,9 @@ def open_comparison(
     comparison = Comparison(work_dir, title, command, settings, sources, table_only)
     for images in (comparison.choose_set(), comparison.report_set()):
         images.check_files(masks=not comparison.is_by_boxes)
+        for folder in (row.score_maps for row in settings.compare.rows if row.score_maps):
+            paths = (path_below_root(record, comparison.image_root) for record in images.records)
+            find_score_maps(Path(folder).expanduser(), paths)
     return comparison
 
 
@@ -331,7 +341,7 @@ def _run_compare_boxes(comparison: Comparison, folder: Path) -> dict[str, Any]:
             threshold=compare.threshold,
             options=options,
             score_map_dir=folder / SCORE_MAPS_DIR if compare.score_maps else None,
-            image_root=Path(comparison.settings.data.root).expanduser(),
+            image_root=comparison.image_root,
             pictures_dir=None if comparison.table_only else folder,
         )
     write_text(folder / TABLE_NAME, format_box_csv(found.results, images))

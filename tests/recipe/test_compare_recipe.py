@@ -224,6 +224,18 @@ def boxes_cfg(mini_cfg: Config, tmp_path: Path) -> Config:
     return mini_cfg
 
 
+def test_stored_maps_that_are_missing_are_named_before_the_training(
+    boxes_cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maps = tmp_path / "theirs"
+    boxes_cfg.compare.rows.append({"name": "stored", "score_maps": str(maps)})
+    boxes_cfg.dump(str(tmp_path / "boxes.py"))
+    work = tmp_path / "work"
+    assert main(["compare", str(tmp_path / "boxes.py"), "--work-dir", str(work)]) == 2
+    assert f"{maps} lacks the score maps of " in capsys.readouterr().err
+    assert not (work / "train").exists()
+
+
 @pytest.mark.filterwarnings("default")  # of mmengine while it trains
 def test_the_generated_set_gives_the_table_the_maps_and_the_report(
     boxes_cfg: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
