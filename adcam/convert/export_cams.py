@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from adcam.convert.per_image import EncodedFile, LoopOptions, convert_each, encoded_files
 from adcam.convert.summary import Converted
 from adcam.data.formats import CAM_FORMATS
-from adcam.data.score_maps import SCORE_MAP_HW, encode_score_map
+from adcam.data.score_maps import encode_score_map
 from adcam.errors import AdcamError
 from adcam.files import file_of_id, find_files
+from adcam.labeling.box_job import make_score_map
 from adcam.labeling.maps_file import StoredMaps, load_maps
-from adcam.labeling.mask_maker import resize_maps
 from adcam.labeling.output_folder import maps_folder
 from adcam.options import check_choice
 from adcam.structures import ClassMaps
@@ -88,7 +88,7 @@ def _encode_single(maps: ClassMaps) -> bytes:
         raise AdcamError(
             f"it shows {len(maps.class_ids)} classes; wsolevaluation scores images of one class"
         )
-    return encode_score_map(resize_maps(maps.score_maps, SCORE_MAP_HW)[0])
+    return encode_score_map(make_score_map(maps))
 
 
 def encode_cam_file(maps: ClassMaps, cam_format: str) -> bytes:

@@ -100,7 +100,7 @@ class BoxJob:
         """Write the score map, and return the entry of the manifest, which holds the boxes."""
         name, files, score_map = self._name(image.task), self.find_files(image.task), None
         if (folder := self.options.score_map_dir) is not None:
-            upright, task = _to_score_map(image.maps), image.task
+            upright, task = make_score_map(image.maps), image.task
             # wsolevaluation opens images without the turn that EXIF asks for, and so do its boxes.
             stored = upright if task.packed else turn_as_stored(upright, task.img_path)
             write_score_map(folder, name, stored)
@@ -123,7 +123,7 @@ class BoxJob:
         return path.relative_to(root).as_posix()
 
 
-def _to_score_map(maps: ClassMaps) -> np.ndarray:
+def make_score_map(maps: ClassMaps) -> np.ndarray:
     """Return the only map at the size that wsolevaluation scores, min-max normalised."""
     score_map = resize_maps(maps.score_maps, SCORE_MAP_HW)[0].astype(np.float64)
     score_map -= score_map.min()

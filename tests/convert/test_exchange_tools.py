@@ -564,6 +564,7 @@ def test_score_maps_of_wsolevaluation(
     first = convert("maps-to-cams", folder, tmp_path / "wsol", cam_format="wsol")
     found = read_score_map(tmp_path / "wsol/sub/b 1.jpg.npy")
     assert found.shape == (224, 224) and found.dtype == np.float64
+    assert (found.min(), found.max()) == (0, 1)
     again = convert("maps-to-cams", folder, tmp_path / "wsol", cam_format="wsol")
     assert (again.kept, again.sha256) == (3, first.sha256)
     two = ClassMaps((0, 1), np.zeros((2, 4, 4), np.float32))
