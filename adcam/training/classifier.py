@@ -209,11 +209,13 @@ def _build_parts(
 def _calibrate(path: Path, settings: Settings, images: ImageDataset) -> None:
     """Choose the label thresholds on images that the network did not learn from.
 
-    At the scales that it will label images at: its probabilities there differ from those at the
-    size of its training.
+    At the sizes that it will label images at: its probabilities there differ from those at the size
+    of its training.
     """
-    views, dtype = settings.cam.views, settings.cam.dtype
-    labeler = PseudoLabeler.from_checkpoint(path, method="cam", views=views, dtype=dtype)
+    cam = settings.cam
+    labeler = PseudoLabeler.from_checkpoint(
+        path, method="cam", views=cam.views, dtype=cam.dtype, max_pixels=cam.max_pixels
+    )
     calibrate_file(path, images, labeler)
 
 

@@ -211,12 +211,15 @@ def test_label_thresholds_are_chosen_at_the_views_of_the_config(
     tmp_path: Path, finished: Path, mini_settings: Settings
 ) -> None:
     views = TestViews(scales=(24, 40), flip=True, keep_ratio=False)
-    settings = mini_settings.with_changes({f"cam.{k}": v for k, v in asdict(views).items()})
+    changes = {f"cam.{k}": v for k, v in asdict(views).items()}
+    settings = mini_settings.with_changes({**changes, "cam.max_pixels": 400})
     path = train_classifier(settings, shutil.copytree(finished, tmp_path / "run"), resume=True)
     images = build_dataset(settings.data, "val")
 
-    def choose(views: TestViews) -> LabelThresholds:
-        labeler = PseudoLabeler.from_checkpoint(path, method="cam", views=views)
+    def choose(views: TestViews, max_pixels: int = 400) -> LabelThresholds:
+        labeler = PseudoLabeler.from_checkpoint(
+            path, method="cam", views=views, max_pixels=max_pixels
+        )
         return calibrate(images, labeler, progress=False).thresholds
 
     stored = load_classifier(path)
@@ -224,6 +227,7 @@ def test_label_thresholds_are_chosen_at_the_views_of_the_config(
     assert stored.label_thresholds == choose(views)
     for other in ({"scales": (24,)}, {"flip": False}, {"keep_ratio": True}):
         assert choose(replace(views, **other)) != stored.label_thresholds
+    assert choose(views, max_pixels=1 << 22) != stored.label_thresholds
 
 
 def test_unreadable_images_neither_end_the_run_nor_count(
