@@ -43,8 +43,10 @@ _COMPANIONS = frozenset(
 )
 """Suffixes of what lies beside images on purpose; nobody needs to hear that these are no images."""
 
-_PHONE_PHOTOGRAPHS = frozenset({".heic", ".heif"})
+HEIC_SUFFIXES = frozenset({".heic", ".heif"})
 """Suffixes of photographs that Pillow cannot decode; phones and computers export them as JPEG."""
+
+HEIC_CURE = " (export HEIC photographs as JPEG)"
 
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 """Folders that archivers and file servers add, full of thumbnails and leftovers."""
@@ -628,8 +630,8 @@ def _scan(
         if count > 1:
             kinds = f"{count} files are of kinds that are"
         notes.insert(0, f"{kinds} not read: {counts}")
-        if suffixes is IMAGE_SUFFIXES and not _PHONE_PHOTOGRAPHS.isdisjoint(others):
-            notes[0] += " (export HEIC photographs as JPEG)"
+        if suffixes is IMAGE_SUFFIXES and not HEIC_SUFFIXES.isdisjoint(others):
+            notes[0] += HEIC_CURE
     if not found:
         why = "".join(f"; {note}" for note in notes)
         raise AdcamError(f"{root}: there are no {what} in this folder{why}")

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from adcam.errors import AdcamError, one_line
+from adcam.files import HEIC_CURE, HEIC_SUFFIXES
 from adcam.limits import LimitError, check_file_bytes, read_limits
 
 # Formats decoded by Pillow itself (JPEG includes MPO). EPS, for one, would start Ghostscript.
@@ -37,6 +38,9 @@ _DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+# Starts of HEIC files (ISO/IEC 23008-12, 10.2: a major brand in the box ``ftyp``).
+_HEIC_HEADS = frozenset({b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"})
 
 _BAND = 256  # rows
 
@@ -238,13 +242,24 @@ def _open(file: Path | io.BytesIO, where: str) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except UnidentifiedImageError as err:
-        raise ImageError(f"{where}: not an image, or of an unknown kind") from err
+        cure = HEIC_CURE if _is_heic(file, where) else ""
+        raise ImageError(f"{where}: not an image, or of an unknown kind{cure}") from err
     except Image.DecompressionBombError as err:
         raise ImageError(
             f"{where}: too large ({err}); --limits image_pixels=… raises the limit"
         ) from err
     except _DECODE_ERRORS as err:
         raise ImageError(f"{where}: cannot be decoded ({one_line(err)})") from err
+
+
+def _is_heic(file: Path | io.BytesIO, where: str) -> bool:
+    """Whether a file is a HEIC photograph, by its suffix or, under another one, by its content."""
+    if isinstance(file, io.BytesIO):
+        head = file.getvalue()[:12]
+    else:
+        with file.open("rb") as stream:
+            head = stream.read(12)
+    return head[4:] in _HEIC_HEADS or Path(where).suffix.lower() in HEIC_SUFFIXES
 
 
 @lru_cache(maxsize=2)

@@ -13,7 +13,15 @@ from adcam.data.labels import read_any_labels
 from adcam.data.packed_images import Found, find_packed, is_packed, list_packed
 from adcam.data.voc import load_voc
 from adcam.errors import AdcamError
-from adcam.files import img_id_of, is_image_path, read_text, spell_img_id, write_text
+from adcam.files import (
+    HEIC_CURE,
+    HEIC_SUFFIXES,
+    img_id_of,
+    is_image_path,
+    read_text,
+    spell_img_id,
+    write_text,
+)
 from adcam.remote_files import is_url
 from adcam.structures import ClassSet
 
@@ -254,5 +262,6 @@ def _read_list(path: Path) -> list[Path]:
     lines = read_text(path, "a list of image paths").replace("\\", "/").splitlines()
     files = [path.parent / line.strip() for line in lines if line.strip()]
     if stray := [file for file in files if not is_image_path(file)]:
-        raise AdcamError(f"{path}: {stray[0]} is no image path; one path a line is expected")
+        cure = HEIC_CURE if stray[0].suffix.lower() in HEIC_SUFFIXES else ""
+        raise AdcamError(f"{path}: {stray[0]} is no image path; one path a line is expected{cure}")
     return files

@@ -306,6 +306,13 @@ def test_what_is_no_image_renamed_to_jpg(tmp_path: Path, content: bytes) -> None
             read(path)
 
 
+@pytest.mark.parametrize("name", ["x.HEIC", "x.heif", "x.jpg"])
+def test_a_heic_photograph_names_the_cure(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    with pytest.raises(ImageError, match=r"unknown kind \(export HEIC photographs as JPEG\)"):
+        read_image(tmp_path / name)
+
+
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     for read in (read_image, read_image_hw):
         with pytest.raises(ImageError, match=r"none\.jpg: there is no such file"):

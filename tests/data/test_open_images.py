@@ -55,6 +55,9 @@ def test_one_image_and_a_list_relative_to_itself(
     (tmp_path / "list.txt").write_text("2007_000032\n")
     with pytest.raises(ValueError, match="is no image path"):
         open_images(tmp_path / "list.txt", CLASSES)
+    (tmp_path / "list.txt").write_text("a.HEIC\n")
+    with pytest.raises(ValueError, match=r"is no image path.* \(export HEIC .* as JPEG\)"):
+        open_images(tmp_path / "list.txt", CLASSES)
 
 
 def test_a_list_takes_its_labels_from_folders(tmp_path: Path) -> None:
