@@ -11,10 +11,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from adcam.convert.summary import ClassCounts
+from adcam.data.converted import CONVERTED_NAME
 from adcam.data.png import read_mask, write_mask
 from adcam.errors import AdcamError
 from adcam.files import file_of_id, is_file, read_json, to_plain, write_bytes, write_json
-from adcam.labeling.output_folder import CONVERTED_NAME
 from adcam.progress import track
 from adcam.structures import ClassSet
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from adcam.data.coco import coco_class_set, load_coco
+from adcam.data.converted import read_converted_classes, refuse_other_numbers
 from adcam.data.cub import EXPECTED_COUNTS as CUB_COUNTS
 from adcam.data.cub import load_cub
 from adcam.data.dataset import ImageDataset, build_class_set
@@ -76,6 +77,9 @@ def build_dataset(
             f"data.root {_root_of(keys)} is no folder; set ADCAM_DATA_ROOT or --cfg-options "
             "data.root=…"
         )
+    if keys.mask_dir is not None:
+        masks = _root_of(keys) / keys.mask_dir
+        refuse_other_numbers(masks, read_converted_classes(masks), find_class_set(keys))
     images = SOURCES[keys.source](keys, split, labels)
     return images if labels else images.with_labels({})
 

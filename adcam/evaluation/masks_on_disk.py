@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from adcam.data.converted import read_converted_classes
 from adcam.data.dataset import ImageDataset
 from adcam.data.formats import read_cam_file
 from adcam.data.images import check_same_hw
@@ -23,7 +24,6 @@ from adcam.labeling.output_folder import (
     CONFIG_NAME,
     maps_folder,
     masks_folder,
-    read_converted_classes,
 )
 from adcam.metrics.miou import Average, PredIgnore, ThresholdCurve, name_classes
 from adcam.progress import track

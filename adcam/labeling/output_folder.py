@@ -26,8 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
+from adcam.data.converted import read_palette
 from adcam.data.png import voc_palette
 from adcam.errors import AdcamError
 from adcam.files import (
@@ -61,7 +60,6 @@ CONFIG_NAME = "config.json"
 MANIFEST_NAME = "manifest.jsonl"
 PLAN_NAME = "plan.json"
 TABLE_NAME = "manifest.parquet"
-CONVERTED_NAME = "convert.json"
 MASK_DIR = "masks"
 MAPS_DIR = "maps"
 MASK, MAPS = "mask", "maps"
@@ -539,29 +537,6 @@ def read_output_folder(path: str | Path) -> OutputRecord | None:
     return OutputRecord(folder, config, _read_classes(folder, config, entries), entries)
 
 
-def read_converted_classes(masks: str | Path) -> ClassSet | None:
-    """Read the classes of masks that ``adcam convert`` made.
-
-    Args:
-        masks: The folder of the masks, in which ``convert.json`` says their classes.
-
-    Returns:
-        The classes by ascending mask value, in the colours of the masks; ``None`` if the file is
-        not there or does not say them.
-    """
-    try:
-        said = read_json(Path(masks) / CONVERTED_NAME)
-        if said["converter"] == "masks-to-mmseg":  # these are the values of its source, not its own
-            return None
-        name_of = {value: name for name, value in said["mask_values"].items()}
-        values = tuple(sorted(name_of))
-        first = next(Path(masks).rglob("*.png"), None)
-        palette = (first and _read_palette(first)) or voc_palette()
-        return ClassSet("converted", tuple(name_of[v] for v in values), values, palette)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
 def describe_image(image: Record | Task, root: str) -> str:
     """Say where an image is, as a manifest does: its path relative to the output folder.
 
@@ -735,20 +710,9 @@ def _read_classes(
     if not (_is_list_of(classes, str) and _is_list_of(values, int)):
         raise AdcamError(f"{folder / CONFIG_NAME} does not say the classes and their mask values")
     masks = (mask_path(folder, i) for i, entry in entries.items() if entry.get("mask"))
-    palette = next((p for mask in masks if (p := _read_palette(mask)) is not None), voc_palette())
+    palette = next((p for mask in masks if (p := read_palette(mask)) is not None), voc_palette())
     return ClassSet(folder.resolve().name, tuple(classes), tuple(values), palette)
 
 
 def _is_list_of(values: Any, kind: type) -> bool:
     return isinstance(values, list) and all(type(value) is kind for value in values)
-
-
-def _read_palette(path: Path) -> tuple[tuple[int, int, int], ...] | None:
-    try:
-        with Image.open(path, formats=("PNG",)) as img:
-            colors = img.getpalette() or []
-    except (OSError, ValueError):  # moved, or edited since
-        return None
-    if len(colors) != 3 * 256:
-        return None
-    return tuple((colors[i], colors[i + 1], colors[i + 2]) for i in range(0, 3 * 256, 3))

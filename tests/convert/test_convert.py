@@ -51,6 +51,7 @@ from adcam.convert.labels import (
 from adcam.convert.mask_source import find_masks
 from adcam.convert.recode import convert_recode_masks
 from adcam.data.coco import COCO_CATEGORY_IDS, COCO_CLASSES, coco_class_set, load_coco
+from adcam.data.converted import read_converted_classes
 from adcam.data.dataset import build_class_set
 from adcam.data.labels import read_labels
 from adcam.data.png import read_mask, voc_palette, write_mask
@@ -809,6 +810,8 @@ def test_colour_masks_by_a_table(tmp_path: Path, table: str) -> None:
     assert read_mask(tmp_path / "o" / "a.png").tolist() == [[0, 1, 2, 255]]
     with Image.open(tmp_path / "o" / "a.png") as img:
         assert (img.getpalette() or [])[3:9] == [200, 0, 10, 0, 255, 128]
+    found = read_converted_classes(tmp_path / "o")
+    assert found is not None and 1 in found.value_of.values()
 
 
 @pytest.mark.parametrize(
