@@ -654,9 +654,11 @@ class SelfTrainingSettings(SegTestSettings):
     """How a network's own masks replace those it learnt from; the rest is as in ``test``.
 
     Attributes:
+        labels: ``"given"`` allows only the classes of the image's labels, ``"none"`` all of them.
         rounds: How many times a network is trained; from the second on, on masks of the one before.
     """
 
+    labels: str = setting("given", choices=("none", "given"))
     rounds: int = setting(1, at_least=1)
 
     def __post_init__(self) -> None:

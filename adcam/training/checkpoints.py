@@ -161,6 +161,18 @@ def _allowed_globals() -> list[Any]:
     ]
 
 
+def forget_training(work_dir: Path, result: str) -> None:
+    """Remove what a training left that another one in its folder could take for its own.
+
+    Args:
+        work_dir: The folder of the training.
+        result: The name of the file that it ended with.
+    """
+    checkpoints = [path for path in work_dir.glob("*.pth") if _NAME.fullmatch(path.name)]
+    for path in (*checkpoints, work_dir / "last_checkpoint", work_dir / result):
+        path.unlink(missing_ok=True)
+
+
 def write_description(work_dir: Path, description: Mapping[str, Any]) -> None:
     """Note what a training is started with, and in how many processes."""
     write_json(work_dir / TRAINING_NAME, {**description, "processes": get_world_size()})
@@ -195,12 +207,32 @@ def refuse_another_training(work_dir: Path, description: Mapping[str, Any], *, c
             f"{work_dir} holds checkpoints, but no {TRAINING_NAME} says what they were trained "
             f"for; {cure}"
         )
-    there = {"processes": 1, **read_json(path)}  # older files do not say the number
     asked = {**to_plain(description), "processes": get_world_size()}
-    found, wanted = _forget_places(there), _forget_places(asked)
+    # Older files do not say these.
+    unsaid = {"processes": 1, **{k: v for k, v in asked.items() if k == "mask_files"}}
+    there = {**unsaid, **read_json(path)}
+    refuse_differences(
+        f"{work_dir} holds a training", _forget_places(there), _forget_places(asked), cure=cure
+    )
+
+
+def refuse_differences(
+    what: str, found: Mapping[str, Any], wanted: Mapping[str, Any], *, cure: str
+) -> None:
+    """Refuse what was made with other settings than those that are asked for.
+
+    Args:
+        what: What is there, for the message.
+        found: The settings that it was made with.
+        wanted: Those that are asked for.
+        cure: What to do, for the message.
+
+    Raises:
+        AdcamError: They differ; the message lists every difference.
+    """
     if differences := diff_configs(found, wanted):
         raise AdcamError(
-            f"{work_dir} holds a training with other settings (found -> asked for):\n"
+            f"{what} with other settings (found -> asked for):\n"
             + "\n".join(f"  {line}" for line in differences)
             + f"\nTo go on, ask for the same settings; {cure}"
         )

@@ -28,7 +28,13 @@ from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.models.networks import build_network
 from adcam.settings import Settings, TestViews
 from adcam.structures import ClassSet
-from adcam.training.checkpoints import find_checkpoint, refuse_another_training, write_description
+from adcam.training.checkpoints import (
+    TRAINING_NAME,
+    find_checkpoint,
+    forget_training,
+    refuse_another_training,
+    write_description,
+)
 from adcam.training.labelled_images import LabelledImages, open_labelled_images
 from adcam.training.layer_decay import decay_rates
 from adcam.training.repeatable import (
@@ -101,6 +107,14 @@ class ExportClassifier(Hook):
     score_name: str
     choose: str
     views: TestViews | None
+    description: Mapping[str, Any] | None = None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Take the place of the training before this one, which could be resumed until now."""
+        if self.description is not None:
+            forget_training(self.path.parent, self.path.name)
+            write_description(self.path.parent, self.description)
+            self.description = None
 
     def before_train(self, runner: Runner) -> None:
         """Validate the epoch that is resumed from, which may have ended before its validation."""
@@ -162,8 +176,11 @@ def train_classifier(
     val_view = EvalDataset(images.val, img_size=settings.train.img_size)
     start_processes(launcher)
     with hold_work_dir(work_dir, again="the same command with --resume"):
-        checkpoint = _begin(settings, images, work_dir, resume)
+        description = _describe_training(settings, images)
+        checkpoint = _begin(description, work_dir, resume)
         export = _build_export(settings, images, work_dir, resumes=checkpoint is not None)
+        if checkpoint is None:
+            export.description = description
         parts = _build_parts(
             settings, images.class_set, model, optim_wrapper, train_view, val_view, export
         )
@@ -263,14 +280,14 @@ def _build_train_view(
     )
 
 
-def _begin(settings: Settings, images: LabelledImages, work_dir: Path, resume: bool) -> Path | None:
+def _begin(description: Mapping[str, Any], work_dir: Path, resume: bool) -> Path | None:
     """The checkpoint to resume from, once it is known that it belongs to this training."""
-    description = _describe_training(settings, images)
     checkpoint = find_checkpoint(work_dir, cure=_CURE) if resume else None
     if is_main_process():
         if checkpoint is not None:
             refuse_another_training(work_dir, description, cure=_CURE)
-        write_description(work_dir, description)
+        if checkpoint is not None or not (work_dir / TRAINING_NAME).is_file():
+            write_description(work_dir, description)
     barrier()
     return checkpoint
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adcam.data.dataset import ImageDataset
+from adcam.data.dataset import ImageDataset, Record
 from adcam.data.images import ImageError
 from adcam.data.open_images import open_images
 from adcam.data.png import read_mask, write_mask
@@ -218,6 +218,18 @@ class Predictor:
             },
         }
 
+    def describe(self, record: Record, root: str) -> dict[str, Any]:
+        """Say what the mask of an image is made from: the image, and labels if it keeps to them.
+
+        Args:
+            record: The image.
+            root: The folder of the mask (:func:`adcam.labeling.output_folder.describe_image`).
+        """
+        described: dict[str, Any] = {"image": describe_image(record, root)}
+        if self._test.labels == "given" and record.class_ids is not None:
+            described["classes"] = [self.class_set.classes[i] for i in record.class_ids]
+        return described
+
     def __call__(self, sample: Sample) -> np.ndarray:
         """Mask values of a sample, uint8 (H, W).
 
@@ -378,8 +390,12 @@ def write_masks(
         ThreadPoolExecutor(_THREADS) as writers,
     ):
         planned = (
-            _Item(i, folder.mask_path(record.img_id), folder.is_done(record.img_id, {}))
-            for i, record in enumerate(records)
+            _Item(
+                index,
+                folder.mask_path(record.img_id),
+                folder.is_done(record.img_id, predictor.describe(record, root)),
+            )
+            for index, record in enumerate(records)
         )
         read = run_ahead(lambda x: readers.submit(steps.read, x), planned, max_ahead=ahead)
         stretches = iter(lambda: list(itertools.islice(read, size)), [])
@@ -392,7 +408,7 @@ def write_masks(
                     raise item.error
                 failed[record.img_id] = str(item.error)
             if not item.is_done:
-                entry = {"id": record.img_id, "image": describe_image(record, root)}
+                entry = {"id": record.img_id, **predictor.describe(record, root)}
                 folder.append({**entry, **item.describe()})
             yield item.mask
         folder.finish(record.img_id for record in records)

@@ -36,6 +36,7 @@ from adcam.structures import IGNORE_INDEX, ClassSet
 from adcam.training.checkpoints import (
     TRAINING_NAME,
     find_checkpoint,
+    forget_training,
     refuse_another_training,
     write_description,
 )
@@ -242,7 +243,8 @@ def train_refiner(
         if resumes:
             refuse_another_training(work_dir, description, cure=_CURE)
         else:
-            _clear(work_dir)
+            forget_training(work_dir, REFINED_NAME)
+            shutil.rmtree(work_dir / _FEATURES, ignore_errors=True)
         path = work_dir / REFINED_NAME
         if not path.is_file():
             write_description(work_dir, description)
@@ -260,14 +262,6 @@ def train_refiner(
             )
         shutil.rmtree(work_dir / _FEATURES, ignore_errors=True)
         return path
-
-
-def _clear(work_dir: Path) -> None:
-    """Remove what another training left that this one could take for its own."""
-    for path in (*work_dir.glob("epoch_*.pth"), work_dir / "last_checkpoint"):
-        path.unlink(missing_ok=True)
-    (work_dir / REFINED_NAME).unlink(missing_ok=True)
-    shutil.rmtree(work_dir / _FEATURES, ignore_errors=True)
 
 
 def _train_head(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +17,29 @@ from mmengine.evaluator import BaseMetric
 from mmengine.model import is_model_wrapper
 from torch.utils.data import ConcatDataset, Dataset
 
+from adcam.data.converted import read_converted_classes, refuse_other_numbers
 from adcam.data.dataset import ImageDataset
 from adcam.data.images import check_same_hw, read_image_hw
 from adcam.errors import AdcamError, join_some
-from adcam.files import write_bytes
+from adcam.files import hash_values, read_json, write_bytes
 from adcam.labeling.maps_file import load_maps
-from adcam.labeling.output_folder import MAPS_DIR, masks_folder
+from adcam.labeling.output_folder import (
+    CONFIG_NAME,
+    MAPS_DIR,
+    masks_folder,
+    read_output_folder,
+)
 from adcam.metrics.miou import MeanIoU, compute_confusion
 from adcam.progress import track
 from adcam.settings import SegmentationSettings, load_settings
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
-from adcam.training.checkpoints import find_checkpoint, refuse_another_training, write_description
+from adcam.training.checkpoints import (
+    find_checkpoint,
+    forget_training,
+    refuse_another_training,
+    refuse_differences,
+    write_description,
+)
 from adcam.training.prediction import Predictor, check_mmsegmentation, open_split, write_masks
 from adcam.training.repeatable import (
     RepeatableSampler,
@@ -48,6 +62,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SHOWN = 10
+_MASKS = "train_masks"
 _CURE = "take another folder, or start over with --restart"
 
 
@@ -123,7 +138,7 @@ def train_segmenter(
     Raises:
         AdcamError: As :func:`check_segmentation`; weights do not fit; ``work_dir`` holds a training
             of another network or on other data; another process works there; the training
-            diverges; or it has several rounds and ``train.confidence``.
+            diverges; or it has ``train.confidence``, and several rounds or no loss that reads it.
     """
     train, work_dir = settings.train, Path(work_dir)
     if train.amp == "float16" and not torch.cuda.is_available():
@@ -132,6 +147,11 @@ def train_segmenter(
         raise AdcamError(
             "train.confidence weights pixels by the maps of their masks, and the masks that "
             "self_training makes have none; leave one of the two out"
+        )
+    if train.confidence and "ConfidenceCrossEntropy" not in json.dumps(settings.to_dict()["model"]):
+        raise AdcamError(
+            "train.confidence is read by the loss ConfidenceCrossEntropy alone, and no head of the "
+            "model has it; set model.decode_head.loss_decode to dict(type='ConfidenceCrossEntropy')"
         )
     keep_from_terminal()
     start_processes(launcher)
@@ -144,18 +164,18 @@ def train_segmenter(
 def _train_rounds(
     settings: SegmentationSettings, work_dir: Path, resume: bool, launcher: str
 ) -> Path:
-    rounds = settings.self_training.rounds
-    for number in range(1, rounds + 1):
-        round_dir = work_dir / f"round_{number}"
+    round_dirs = [work_dir / f"round_{i + 1}" for i in range(settings.self_training.rounds)]
+    if not resume and is_main_process():
+        for round_dir in round_dirs[1:]:
+            forget_training(round_dir, SEGMENTER_NAME)
+    for round_dir in round_dirs:
         path = round_dir / SEGMENTER_NAME
-        is_done = resume and path.is_file()
-        if not is_done:
+        if not (resume and path.is_file()):
             _train_once(settings, round_dir, resume, launcher)
         elif is_main_process():
-            refuse_another_training(round_dir, describe_training(settings), cure=_CURE)
-        if number < rounds:
-            # Masks beside a network that was only just trained are those of an older one.
-            settings = _with_masks_of(settings, path, round_dir / "train_masks", keep=is_done)
+            refuse_another_training(round_dir, _describe(settings), cure=_CURE)
+        if round_dir != round_dirs[-1]:
+            settings = _with_masks_of(settings, path, round_dir / _MASKS)
     if is_main_process():
         write_bytes(work_dir / SEGMENTER_NAME, path.read_bytes())
     return work_dir / SEGMENTER_NAME
@@ -169,7 +189,7 @@ def _train_once(
     if is_main_process():
         if checkpoint is not None:
             # What began once was checked; on COCO that takes minutes.
-            refuse_another_training(work_dir, describe_training(settings), cure=_CURE)
+            refuse_another_training(work_dir, _describe(settings), cure=_CURE)
         else:
             check_segmentation(settings)
     barrier()
@@ -178,7 +198,10 @@ def _train_once(
     torch.manual_seed(train.seed)
     parts = _build_parts(settings, val_set)
     if is_main_process():
-        write_description(work_dir, describe_training(settings))
+        if checkpoint is None:
+            forget_training(work_dir, SEGMENTER_NAME)
+            shutil.rmtree(work_dir / _MASKS, ignore_errors=True)
+        write_description(work_dir, _describe(settings))
     runner = build_runner(parts, settings, work_dir, checkpoint=checkpoint, launcher=launcher)
     runner.train()
     network = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -187,6 +210,17 @@ def _train_once(
     if is_main_process() and not (was_done and path.is_file()):
         save_segmenter(path, network, settings, val_set.class_set)
     return path
+
+
+def _describe(settings: SegmentationSettings) -> dict[str, Any]:
+    """What decides the network that comes out, with a hash of the pseudo masks it learns from."""
+    masks = settings.data.masks
+    found = None if masks is None else read_output_folder(Path(masks).expanduser())
+    hashes = None
+    if found is not None:
+        records = (r for images in _open_train_sets(settings).values() for r in images.records)
+        hashes = hash_values([found.entries.get(r.img_id, {}).get("mask") for r in records])
+    return {**describe_training(settings), "mask_files": hashes}
 
 
 def _build_parts(settings: SegmentationSettings, val_set: ImageDataset) -> TrainingParts:
@@ -254,21 +288,25 @@ class SegmentationScore(BaseMetric):
 
 
 def _with_masks_of(
-    settings: SegmentationSettings, checkpoint: Path, out: Path, *, keep: bool
+    settings: SegmentationSettings, checkpoint: Path, out: Path
 ) -> SegmentationSettings:
     """The settings of the next round: the network's masks of the training images as its masks.
 
     What the network sees and may say is ``self_training``'s: image labels are known in training.
     """
     section = settings.to_dict().get("self_training", {})
-    test = {"labels": "given", **{key: v for key, v in section.items() if key != "rounds"}}
+    test = {key: value for key, value in section.items() if key != "rounds"}
+    test["labels"] = settings.self_training.labels
     if is_main_process():
         predicting = settings.with_changes({"test": test})
-        for number, split in enumerate(settings.data.train):
+        for split in settings.data.train:
             images = open_split(settings, split, labels=True)
             predictor = Predictor(predicting, checkpoint, images.class_set)
-            masks = write_masks(images, predictor, out, overwrite=not keep and number == 0)
-            for _ in track(masks, f"masks {split}", len(images)):
+            if (config := out / CONFIG_NAME).is_file():
+                refuse_differences(
+                    f"{out} holds masks", read_json(config), predictor.description, cure=_CURE
+                )
+            for _ in track(write_masks(images, predictor, out), f"masks {split}", len(images)):
                 pass
     barrier()
     return settings.with_changes({"data.masks": str(out)})
@@ -291,6 +329,9 @@ def _open_train_sets(settings: SegmentationSettings) -> dict[str, ImageDataset]:
     if not path.is_dir():
         raise AdcamError(f"data.masks {path} is no folder; `adcam generate` makes one")
     masks = masks_folder(path)
+    own = read_output_folder(masks)
+    known = read_converted_classes(masks) if own is None else own.class_set
+    refuse_other_numbers(path, known, next(iter(sets.values())).class_set)
     return {
         split: ImageDataset(
             images.class_set,

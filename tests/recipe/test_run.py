@@ -59,7 +59,7 @@ model = dict(
         num_convs=1,
         concat_input=False,
         num_classes=@CLASSES@,
-        loss_decode=dict(type="CrossEntropyLoss"),
+        loss_decode=dict(type="ConfidenceCrossEntropy"),
     ),
     test_cfg=dict(mode="whole"),
 )

@@ -30,14 +30,16 @@ from safetensors.torch import load_file, save_file
 
 from adcam.cli import main
 from adcam.convert.data_sets import convert_coco, convert_sbd
+from adcam.data.dataset import ImageDataset
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.data.shapes import make_shapes
 from adcam.data.sources import build_classes, build_dataset
 from adcam.errors import AdcamError
 from adcam.evaluation.masks_on_disk import evaluate_masks
+from adcam.labeling.output_folder import OutputFolder, describe_files
 from adcam.masks.crf import refine_batch
 from adcam.settings import SegmentationSettings, SegTestSettings
-from adcam.structures import Sample
+from adcam.structures import ClassSet, Sample
 from adcam.training import prediction, segmenter, segmenter_file
 
 pytest.importorskip("mmseg", reason="mmsegmentation is not installed (extra `seg`)")
@@ -233,6 +235,64 @@ def test_a_folder_holds_one_training(finished: Path, mini_shapes: Path, tmp_path
     assert (work_dir / "iter_5.pth").is_file()
 
 
+def test_starting_over_takes_nothing_of_the_training_before(
+    finished: Path,
+    settings: SegmentationSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(segmenter, "build_runner", None)  # killed before the first checkpoint
+        segmenter.train_segmenter(settings, work_dir=work_dir, resume=False)
+    assert not list(work_dir.glob("*.pth"))
+    assert not (work_dir / "segmenter.safetensors").exists()
+
+
+def write_pseudo_masks(root: Path, out: Path, class_set: ClassSet, images: ImageDataset) -> None:
+    """The true masks, as `adcam generate` writes masks of these classes."""
+    labeler = {"classes": class_set.classes, "mask_values": class_set.mask_values}
+    with OutputFolder(out, {"adcam": "0", "labeler": labeler}, overwrite=True) as folder:
+        for record in images.records:
+            path = folder.mask_path(record.img_id)
+            write_mask(path, read_mask(mask_of(root, record.img_id)), class_set.palette)
+            entry = {"id": record.img_id, "image": str(record.img_path), "status": "ok"}
+            folder.append({**entry, **describe_files({"mask": path})})
+
+
+def test_masks_that_were_made_again_are_another_training(
+    finished: Path, own_shapes: Path, tmp_path: Path
+) -> None:
+    out, work_dir = tmp_path / "out", Path(shutil.copytree(finished, tmp_path / "run"))
+    settings = read_settings(own_shapes, **{"data.masks": str(out)})
+    images = build_dataset(settings.data, "train")
+    write_pseudo_masks(own_shapes, out, images.class_set, images)
+    (work_dir / "training.json").write_text(
+        json.dumps({**segmenter._describe(settings), "processes": 1})
+    )
+    (work_dir / "last_checkpoint").write_text("iter_4.pth")
+    segmenter.train_segmenter(settings, work_dir=work_dir)
+    shutil.copyfile(mask_of(own_shapes, "train_00004"), mask_of(own_shapes))
+    write_pseudo_masks(own_shapes, out, images.class_set, images)
+    with pytest.raises(AdcamError, match=r"mask_files: .*\n.*--restart"):
+        segmenter.train_segmenter(settings, work_dir=work_dir)
+
+
+def test_masks_that_number_a_class_differently_are_refused(
+    own_shapes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    settings = read_settings(own_shapes, **{"data.masks": str(out)})
+    images = build_dataset(settings.data, "train")
+    names = images.class_set.classes
+    other = replace(images.class_set, classes=(names[1], names[0], *names[2:]))
+    write_pseudo_masks(own_shapes, out, other, images)
+    cure = rf"order of the masks, {', '.join(other.classes)}, or .*--values 1=2,2=1 --out DIR"
+    for folder in (out, out / "masks"):
+        with pytest.raises(AdcamError, match=f"{names[1]!r} is 1 in the masks .*, but 2.*{cure}"):
+            segmenter.check_segmentation(settings.with_changes({"data.masks": str(folder)}))
+
+
 def test_training_writes_checkpoint_log_and_network(finished: Path) -> None:
     assert list(losses(finished)) == [1, 2, 3, 4]
     assert (finished / "iter_4.pth").is_file()
@@ -301,6 +361,24 @@ def test_restricted_to_labels_only_they_are_predicted(
     for record in images.records:
         values = set(np.unique(read_mask(tmp_path / "out" / "masks" / f"{record.img_id}.png")))
         assert values <= {0, *(i + 1 for i in record.class_ids or ())}
+    # Masks that were made from other labels are made again.
+    root = Path(shutil.copytree(settings.data.root, tmp_path / "shapes"))
+    first = images.records[0]
+    name = images.class_set.classes[next(i for i in range(6) if i not in (first.class_ids or ()))]
+    rows = (root / "labels.csv").read_text("utf-8").splitlines()
+    changed = [f"{first.img_id},{name}" if x.startswith(f"{first.img_id},") else x for x in rows]
+    (root / "labels.csv").write_text("\n".join(changed) + "\n", "utf-8")
+    shutil.rmtree(root / "JPEGImages")
+    (root / "JPEGImages").symlink_to(Path(settings.data.root) / "JPEGImages")
+    prediction.test_segmenter(
+        settings.with_changes({"data.root": str(root)}),
+        finished / "segmenter.safetensors",
+        work_dir=tmp_path,
+        masks_out=tmp_path / "out",
+    )
+    lines = (tmp_path / "out" / "manifest.jsonl").read_text("utf-8").splitlines()
+    (entry,) = [line for line in map(json.loads, lines) if line["id"] == first.img_id]
+    assert entry["classes"] == [name]
 
 
 @pytest.mark.parametrize("crf", ["none", "toco"])
@@ -384,6 +462,11 @@ def test_predict_any_folder_without_a_config_and_resume(
     command = f"segment predict {folder.parent} --checkpoint {network} --out {out} --overwrite"
     assert main([*shlex.split(command), "--cfg-options", "test.flip=true"]) == 1  # broken.jpg
     assert (out / "masks" / "more" / "a.png").read_bytes() == mirrored
+    # Other images of the same names are not taken for these.
+    others = Path(shutil.copytree(folder.parent, tmp_path / "others"))
+    Image.fromarray(pixels[:30]).save(others / "b.png")
+    prediction.predict_segmenter(network, others, out, changes={"test.flip": True})
+    assert read_mask(out / "masks" / "b.png").shape == (30, 51)
     # An image in an archive is named as `adcam generate` names it.
     with tarfile.open(tmp_path / "b.tar", "w") as archive:
         archive.add(folder.parent / "b.png", "b.png")
@@ -535,7 +618,10 @@ def test_a_crf_takes_a_network_that_believes_in_no_class(on_device: bool) -> Non
 
 
 def test_rounds_refuse_other_settings_and_start_over(
-    settings: SegmentationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: SegmentationSettings,
+    mini_shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trained, made = [], []
 
@@ -545,26 +631,43 @@ def test_rounds_refuse_other_settings_and_start_over(
         (work_dir / "segmenter.safetensors").write_bytes(b"network")
         return work_dir / "segmenter.safetensors"
 
-    def write_masks(*args: Any, overwrite: bool) -> list[None]:
-        made.append(overwrite)
+    def write_masks(images: Any, predictor: Any, out: Path) -> list[None]:
+        made.append(out.parent.name)
         return []
 
     monkeypatch.setattr(segmenter, "_train_once", train_once)
     monkeypatch.setattr(segmenter, "write_masks", write_masks)
-    monkeypatch.setattr(segmenter, "Predictor", lambda *args: None)
+    predictor = SimpleNamespace(description={"labeler": {"test": {"flip": False}}})
+    monkeypatch.setattr(segmenter, "Predictor", lambda *args: predictor)
     settings = settings.with_changes({"self_training": {"rounds": 2}})
     for number in (1, 2):
         (tmp_path / f"round_{number}").mkdir()
     segmenter.train_segmenter(settings, work_dir=tmp_path)
     segmenter.train_segmenter(settings, work_dir=tmp_path)
-    assert trained == ["round_1", "round_2"] and made == [True, False]
+    assert trained == ["round_1", "round_2"] and made == ["round_1", "round_1"]
     other = settings.with_changes({"train.max_iters": 5})
     with pytest.raises(
         AdcamError, match=r"round_1 holds .*other settings.*\n.*4 -> 5\n.*--restart"
     ):
         segmenter.train_segmenter(other, work_dir=tmp_path)
+    masks = tmp_path / "round_1" / "train_masks"
+    masks.mkdir()
+    (masks / "config.json").write_text('{"labeler": {"test": {"flip": true}}}')
+    with pytest.raises(AdcamError, match=r"train_masks holds masks with other .*\n.*\n.*--restart"):
+        segmenter.train_segmenter(settings, work_dir=tmp_path)
+    (masks / "config.json").unlink()
     segmenter.train_segmenter(other, work_dir=tmp_path, resume=False)
-    assert trained[2:] == ["round_1", "round_2"] and made[2:] == [True]
+    assert trained[2:] == ["round_1", "round_2"] and made[2:] == ["round_1"]
+    # Killed in the first round, a start over leaves nothing of the second.
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(segmenter, "_train_once", None)
+        segmenter.train_segmenter(other, work_dir=tmp_path, resume=False)
+    assert not (tmp_path / "round_2" / "segmenter.safetensors").exists()
+    with pytest.raises(AdcamError, match="read by the loss ConfidenceCrossEntropy alone"):
+        loss = {"model.decode_head.loss_decode.type": "CrossEntropyLoss"}
+        segmenter.train_segmenter(
+            read_settings(mini_shapes, **{"train.confidence": True}, **loss), work_dir=tmp_path
+        )
     with pytest.raises(AdcamError, match="masks that self_training makes have none"):
         segmenter.train_segmenter(
             settings.with_changes({"train.confidence": True}), work_dir=tmp_path

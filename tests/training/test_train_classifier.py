@@ -184,6 +184,33 @@ def test_resume_after_the_last_epoch_still_validates_it(
     )
 
 
+def test_a_training_that_starts_over_replaces_the_one_before_with_its_first_checkpoint(
+    tmp_path: Path, finished: Path, mini_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    path, other = work_dir / "classifier.safetensors", mini_settings.with_changes({"train.seed": 1})
+
+    def killed(self: Any, runner: Any, checkpoint: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(ExportClassifier, "before_save_checkpoint", killed)
+        train_classifier(other, work_dir)
+    # Until then it is the training before that a resume goes on with.
+    with pytest.raises(AdcamError, match=r"train\.seed: 3 -> 1"):
+        train_classifier(other, work_dir, resume=True)
+    assert train_classifier(mini_settings, work_dir, resume=True) == path
+    assert path.read_bytes() == (finished / "classifier.safetensors").read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at_validation(patch)
+        train_classifier(other, work_dir)
+    assert [found.name for found in work_dir.glob("*.pth")] == ["epoch_1.pth"]
+    assert not path.exists()
+    train_classifier(other, work_dir, resume=True)
+    fresh = train_classifier(other, tmp_path / "fresh")
+    assert path.read_bytes() == fresh.read_bytes()
+
+
 def test_a_better_earlier_classifier_outlives_a_resume(
     tmp_path: Path, finished: Path, mini_settings: Settings
 ) -> None:
