@@ -18,7 +18,7 @@ from adcam.data.images import ImageError
 from adcam.data.open_images import open_images
 from adcam.data.png import read_mask, write_mask
 from adcam.data.sources import build_dataset, find_class_set
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, lacks_memory
 from adcam.files import hash_file, hash_values, write_json
 from adcam.installation import why_not_importable
 from adcam.labeling.executor import run_ahead
@@ -376,8 +376,8 @@ def write_masks(
         images: The images.
         predictor: The network.
         out: The folder, resumable (:mod:`adcam.labeling.output_folder`).
-        failed: Errors of images that cannot be read, filled by image id; without it, such an image
-            ends the run.
+        failed: Errors of images that cannot be read or are too large for the memory, filled by
+            image id; without it, such an image ends the run.
         overwrite: Whether to start over.
     """
     root, records = os.path.realpath(out), images.records
@@ -424,7 +424,7 @@ class _Item:
         is_done: Whether an earlier run has made it.
         sample: The image, once it is read.
         mask: The mask, once it is there.
-        error: Why the image could not be read.
+        error: Why the image could not be read, or its mask not be predicted.
     """
 
     index: int
@@ -460,10 +460,25 @@ class _Steps:
         return replace(item, sample=Sample(record.img_id, img, record.class_ids))
 
     def predict(self, items: Sequence[_Item]) -> list[_Item]:
-        """Predict the masks of what was read."""
+        """Predict the masks of what was read; an image too large for the memory is that image's."""
         read = {item.index: item.sample for item in items if item.sample is not None}
-        masks = dict(zip(read, self.predictor.predict([*read.values()]), strict=True))
+        try:
+            masks = dict(zip(read, self.predictor.predict([*read.values()]), strict=True))
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            if len(items) > 1:
+                return [x for item in items for x in self.predict([item])]
+            return [replace(item, sample=None, error=self._explain(item)) for item in items]
         return [replace(x, mask=masks.get(x.index, x.mask), sample=None) for x in items]
+
+    def _explain(self, item: _Item) -> ImageError:
+        height, width = (0, 0) if item.sample is None else item.sample.ori_hw
+        return ImageError(
+            f"{self.images.records[item.index].img_path}: there is not enough memory for its "
+            f"{width}×{height} pixels; with --cfg-options test.short_side=512 the network sees "
+            "images smaller"
+        )
 
     def write(self, item: _Item) -> _Item:
         """Write a mask that is new."""

@@ -61,7 +61,6 @@ from adcam.errors import AdcamError
 from adcam.evaluation.masks_on_disk import evaluate_maps, evaluate_masks
 from adcam.labeling.maps_file import load_maps
 from adcam.labeling.mask_maker import resize_maps
-from adcam.labeling.output_folder import read_converted_classes
 from adcam.structures import ClassMaps, ClassSet
 
 ROOT = Path(__file__).resolve().parents[2]

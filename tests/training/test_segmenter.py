@@ -475,6 +475,31 @@ def test_predict_any_folder_without_a_config_and_resume(
     assert json.loads(line)["image"] == "../b.tar#b.png"
 
 
+@pytest.mark.parametrize("together", [1, 3])
+def test_an_image_too_large_for_the_memory_costs_no_other(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    for name, width in (("a", 20), ("b", 40), ("c", 20)):
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((16, width, 3), np.uint8)).save(path)
+    predict = prediction.Predictor.predict
+
+    def predict_small(self: Any, samples: Any) -> Any:
+        if any(sample.ori_hw[1] > 20 for sample in samples):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to …")
+        return predict(self, samples)
+
+    monkeypatch.setattr(prediction.Predictor, "predict", predict_small)
+    monkeypatch.setattr(prediction.Predictor, "stretch", together)
+    network = finished / "segmenter.safetensors"
+    result = prediction.predict_segmenter(network, tmp_path / "photos", tmp_path / "out")
+    assert result["ok"] == 2 and list(result["failed"]) == ["b"]
+    assert "b.png: there is not enough memory for its 40×16 pixels" in result["failed"]["b"]
+    names = sorted(path.name for path in (tmp_path / "out" / "masks").iterdir())
+    assert names == ["a.png", "c.png"]
+
+
 def rewrite_header(source: Path, target: Path, change: Any) -> Path:
     """A copy of a segmenter's file with another description."""
     with safe_open(source, framework="pt") as file:
