@@ -603,6 +603,10 @@ class SegTrainSettings(Section):
         amp: Mixed precision: ``"none"``, ``"bfloat16"`` or ``"float16"`` (on a GPU).
         seed: The seed of everything random; the same seed gives the same network.
         confidence: Whether each pixel counts as much as the maps that made its mask are sure.
+        balance: How much more often images of rare classes are drawn, by image-level labels: an
+            image counts (f of the commonest class / f of its rarest class) to this power, where f
+            is the share of the images that show a class. 0 draws all alike; 0.5 is usual (arXiv
+            1908.03195); a larger value favours rare classes more.
         val_interval: How many steps lie between two validations; by default all of them.
         checkpoint_interval: How many steps lie between two checkpoints; by default there is one,
             after the last step.
@@ -616,6 +620,7 @@ class SegTrainSettings(Section):
     amp: str = setting("none", choices=AMP_TYPES)
     seed: int = setting(0, at_least=0)
     confidence: bool = setting(False)
+    balance: float = setting(0.0, at_least=0)
     val_interval: int | None = setting(None, at_least=1)
     checkpoint_interval: int | None = setting(None, at_least=1)
     log_interval: int = setting(50, at_least=1)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,28 @@ def seed_everything(*entropy: int) -> None:
     torch.manual_seed(int(words[2]))
 
 
+def balance_weights(class_ids: Sequence[Collection[int]], power: float) -> np.ndarray:
+    """How often each image is drawn so that rare classes are seen more often.
+
+    The repeat factors of Gupta et al., "LVIS" (arXiv 1908.03195): an image counts as often as its
+    rarest class c, ``(f_max / f_c)^power``, where f is the share of the images that show a class.
+    Theirs is ``max(1, √(t / f_c))`` with a chosen t; here t is the share of the commonest class.
+
+    Args:
+        class_ids: The classes of each image.
+        power: Larger draws rare classes more often; 0 draws all images alike, 1 would make classes
+            equally frequent if each image showed one.
+
+    Returns:
+        One weight for each image, 1 for those of the commonest class alone or of none.
+    """
+    counts = Counter(itertools.chain.from_iterable(class_ids))
+    most = max(counts.values(), default=1)
+    return np.array(
+        [max(((most / counts[c]) ** power for c in ids), default=1.0) for ids in class_ids]
+    )
+
+
 class RepeatableSampler(Sampler[tuple[int, int]]):
     """Shuffled passes over a data set without end; every draw follows from seed and position.
 
@@ -46,11 +69,14 @@ class RepeatableSampler(Sampler[tuple[int, int]]):
     Args:
         size: Number of images, at least 1.
         seed: The seed of the run, the same in all processes.
+        weights: How often each image is drawn relative to the others, all above 0; by default each
+            is drawn once a pass.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
+    def __init__(self, size: int, seed: int, weights: np.ndarray | None = None) -> None:
         self._size = size
         self._seed = seed
+        self._weights = weights
         self._rank, self._world_size = get_dist_info()
         self._done = 0
 
@@ -60,9 +86,21 @@ class RepeatableSampler(Sampler[tuple[int, int]]):
         for position in itertools.count(start, self._world_size):
             number, place = divmod(position, self._size)
             if number != order_of:
-                generator = np.random.default_rng((self._seed, number))
-                order, order_of = generator.permutation(self._size), number
+                order, order_of = self._draw_pass(number), number
             yield int(order[place]), position
+
+    def _draw_pass(self, number: int) -> np.ndarray:
+        """The indices of one pass, in the order in which they are drawn."""
+        generator = np.random.default_rng((self._seed, number))
+        order = generator.permutation(self._size)
+        if self._weights is None:
+            return order
+        # Systematic sampling (Madow and Madow, 1944): equidistant points on the summed weights take
+        # an image floor or ceil of its expected times; the first shuffle frees neighbours.
+        ends = np.cumsum(self._weights[order])
+        points = (generator.random() + np.arange(self._size)) * (ends[-1] / self._size)
+        picks = np.searchsorted(ends, points, side="right")
+        return generator.permutation(order[picks.clip(max=self._size - 1)])
 
     def __len__(self) -> int:
         """Images of one pass; mmengine asks for it, though the draws do not end."""

@@ -43,6 +43,7 @@ from adcam.training.checkpoints import (
 from adcam.training.prediction import Predictor, check_mmsegmentation, open_split, write_masks
 from adcam.training.repeatable import (
     RepeatableSampler,
+    balance_weights,
     hold_work_dir,
     start_processes,
     wrap_model,
@@ -229,10 +230,12 @@ def _build_parts(settings: SegmentationSettings, val_set: ImageDataset) -> Train
     train = settings.train
     confidence = _read_confidence(settings) if train.confidence else None
     model = wrap_model(build_network(settings, sync=is_distributed()))
+    opened = _open_train_sets(settings, labels=train.balance > 0).values()
     sets = [
         SegmentationDataset(images, images.class_set, settings.train_pipeline, confidence)
-        for images in _open_train_sets(settings).values()
+        for images in opened
     ]
+    shown = [record.class_ids or () for images in opened for record in images.records]
     train_set: Dataset[Any] = ConcatDataset(sets)
     train_set.metainfo = sets[0].metainfo  # type: ignore[attr-defined]
     # In float16 gradients are scaled; a classifier does without, as it always has.
@@ -241,7 +244,9 @@ def _build_parts(settings: SegmentationSettings, val_set: ImageDataset) -> Train
         name="segmenter",
         model=model,
         train_set=train_set,
-        sampler=RepeatableSampler(sum(map(len, sets)), train.seed),
+        sampler=RepeatableSampler(
+            len(shown), train.seed, balance_weights(shown, train.balance) if train.balance else None
+        ),
         val_set=WholeImages(val_set, val_set.class_set),
         metric=SegmentationScore(val_set.class_set),
         batch_size=train.batch_size,
@@ -318,11 +323,13 @@ def _val_split(settings: SegmentationSettings) -> str:
     return settings.data.val
 
 
-def _open_train_sets(settings: SegmentationSettings) -> dict[str, ImageDataset]:
+def _open_train_sets(
+    settings: SegmentationSettings, *, labels: bool = False
+) -> dict[str, ImageDataset]:
     """Training images by split, with the pseudo masks of ``data.masks`` if it names any."""
     if not settings.data.train:
         raise AdcamError("data.train must name at least one list of images")
-    sets = {split: open_split(settings, split) for split in settings.data.train}
+    sets = {split: open_split(settings, split, labels=labels) for split in settings.data.train}
     if (folder := settings.data.masks) is None:
         return sets
     path = Path(folder).expanduser()

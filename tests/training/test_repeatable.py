@@ -19,6 +19,7 @@ from adcam.training.repeatable import (
     RepeatableEpochs,
     RepeatableSampler,
     RepeatableSteps,
+    balance_weights,
     seed_everything,
 )
 
@@ -35,10 +36,37 @@ def test_every_pass_holds_every_image_once_in_another_order() -> None:
     assert len({tuple(one) for one in passes}) == 3
 
 
+def test_an_image_counts_as_often_as_its_rarest_class() -> None:
+    class_ids = [(0,), (0,), (0,), (0, 1), (2,), ()]  # shares 4, 1, 1 of 6
+    assert balance_weights(class_ids, 0.5).tolist() == [1, 1, 1, 2, 2, 1]
+    assert balance_weights(class_ids, 1).tolist() == [1, 1, 1, 4, 4, 1]
+    assert balance_weights(class_ids, 0).tolist() == [1] * 6
+    assert balance_weights([(), ()], 0.5).tolist() == [1, 1]
+
+
+def test_weighted_passes_hold_images_in_proportion() -> None:
+    weights = np.array([1.0, 1.0, 2.0, 4.0, 0.5, 1.5])  # a pass of 6: 0.6, 0.6, 1.2, 2.4, 0.3, 0.9
+    draws = draw(RepeatableSampler(6, seed=2, weights=weights), 6 * 2000)
+    assert [position for _, position in draws] == list(range(len(draws)))
+    passes = np.array([index for index, _ in draws]).reshape(2000, 6)
+    counts = np.stack([np.bincount(one, minlength=6) for one in passes])
+    expected = 6 * weights / weights.sum()
+    assert (np.abs(counts - expected) < 1).all()  # floor or ceil of it, in each pass
+    np.testing.assert_allclose(counts.mean(0), expected, atol=0.05)
+    assert len(set(passes[:, 0])) == 6  # any image may come first
+
+
+def test_equal_weights_draw_every_image_once_a_pass() -> None:
+    draws = draw(RepeatableSampler(7, seed=3, weights=np.full(7, 0.3)), 700)
+    passes = np.array([index for index, _ in draws]).reshape(100, 7)
+    assert (np.sort(passes, axis=1) == np.arange(7)).all()
+
+
+@pytest.mark.parametrize("weights", [None, np.arange(1.0, 8)], ids=["alike", "weighted"])
 @pytest.mark.parametrize("skipped", [0, 1, 6, 7, 20])
-def test_skipping_is_the_same_as_drawing(skipped: int) -> None:
-    whole = draw(RepeatableSampler(7, seed=3), 30)
-    resumed = RepeatableSampler(7, seed=3)
+def test_skipping_is_the_same_as_drawing(skipped: int, weights: np.ndarray | None) -> None:
+    whole = draw(RepeatableSampler(7, seed=3, weights=weights), 30)
+    resumed = RepeatableSampler(7, seed=3, weights=weights)
     resumed.skip(skipped)
     assert draw(resumed, 30 - skipped) == whole[skipped:]
 

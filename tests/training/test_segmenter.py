@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import sys
 import tarfile
 import textwrap
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -592,6 +594,34 @@ def test_confidence_weights_come_from_the_maps(
     np.testing.assert_allclose(weight[0], 204)
     np.testing.assert_allclose(weight[8], 102)
     np.testing.assert_allclose(weight[31], 51)  # background: what the likeliest class leaves
+
+
+def test_images_of_rare_classes_are_drawn_more_often(mini_shapes: Path) -> None:
+    def draws(balance: float) -> Counter[int]:
+        settings = read_settings(mini_shapes, **{"train.balance": balance})
+        parts = segmenter._build_parts(settings, segmenter.open_split(settings, "val"))
+        return Counter(index for index, _ in itertools.islice(iter(parts.sampler), 100 * size))
+
+    images = build_dataset(read_settings(mini_shapes).data, "train")
+    size = len(images)
+    shown = Counter(c for record in images.records for c in record.class_ids or ())
+    most = max(shown.values())
+    weights = [
+        max((most / shown[c] for c in record.class_ids or ()), default=1.0)
+        for record in images.records
+    ]
+    assert len(set(weights)) > 1
+    drawn, alike = draws(1.0), draws(0)
+    for index, weight in enumerate(weights):
+        assert drawn[index] == pytest.approx(100 * size * weight / sum(weights), rel=0.1)
+        assert alike[index] == 100
+
+
+def test_balance_needs_labels(own_shapes: Path) -> None:
+    (own_shapes / "labels.csv").unlink()
+    settings = read_settings(own_shapes, **{"train.balance": 0.5})
+    with pytest.raises(AdcamError, match=r"labels\.csv"):
+        segmenter.train_segmenter(settings, work_dir=own_shapes / "work")
 
 
 def test_self_training_makes_the_masks_of_the_next_round(

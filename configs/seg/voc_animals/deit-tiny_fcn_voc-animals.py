@@ -43,6 +43,7 @@ train = dict(
     crop_size=crop_size,
     amp="bfloat16",
     seed=0,
+    balance=0.5,  # aux shows cows and sheep half as often as train
     val_interval=600,
     checkpoint_interval=200,
     log_interval=20,
