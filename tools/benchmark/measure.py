@@ -27,6 +27,19 @@ _MIB = 2**20
 
 
 @dataclass(frozen=True)
+class Check:
+    """How the result of a variant is compared with the plain reference.
+
+    Attributes:
+        error: A function from the result to its distance from the reference.
+        tolerance: The largest distance with which the variant is timed.
+    """
+
+    error: Callable[[Any], float]
+    tolerance: float
+
+
+@dataclass(frozen=True)
 class Variant:
     """One way to do the work of a case.
 
@@ -36,11 +49,14 @@ class Variant:
         dtype: The data type that the work is computed in.
         score: A function that returns the quality of the last result in percent. It is called
             once, after the timing.
+        check: What its first result is compared with, or ``None`` for a variant that computes
+            something else, such as a bare product.
     """
 
     run: Callable[[], Any]
     dtype: str = "float32"
     score: Callable[[], float] | None = None
+    check: Check | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,28 @@ class Timing:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
+
+
+def find_errors(variants: Mapping[str, Variant]) -> dict[str, float]:
+    """Run every variant that has a check once, and return the errors by name.
+
+    Args:
+        variants: The variants by name.
+
+    Raises:
+        ValueError: An error is above the tolerance of its check, or no number.
+    """
+    errors = {}
+    for name, variant in variants.items():
+        if variant.check is None:
+            continue
+        errors[name] = variant.check.error(variant.run())
+        if not errors[name] <= variant.check.tolerance:  # true for NaN as well
+            raise ValueError(
+                f"{name} is not what the reference computes: its error {errors[name]:.3g} is above "
+                f"{variant.check.tolerance:.3g}"
+            )
+    return errors
 
 
 def measure(
@@ -153,7 +191,13 @@ def _peak_mib() -> float:
 
 
 def make_rows(
-    case: str, size: int, batch: int, device: str, variants: Mapping[str, Variant], timings: Any
+    case: str,
+    size: int,
+    batch: int,
+    device: str,
+    variants: Mapping[str, Variant],
+    timings: Any,
+    errors: Mapping[str, float],
 ) -> list[dict[str, Any]]:
     """One line of the CSV for each variant; the others are compared with the first."""
     first = next(iter(timings.values()))
@@ -177,6 +221,7 @@ def make_rows(
                 "times_ours": f"{median / own:.3f}",
                 "times_ours_cpu": f"{statistics.median(timing.cpu) / max(own_cpu, 1e-9):.3f}",
                 "peak_mib": f"{timing.peak_mib:.1f}",
+                "error": f"{errors[name]:.3g}" if name in errors else "",
                 "score": "" if score is None else f"{score():.2f}",
                 "runs": len(timing.wall),
                 **about,

@@ -5,7 +5,8 @@
     python tools/benchmark/run.py --op generate --sizes 20 --data VOC_ROOT --checkpoint FILE
 
 The variants of a case run alternately, so that other load on the machine affects all of them. The
-tests of an operation run first, and nothing is timed unless they pass.
+tests of an operation run first, then every variant is compared with the plain reference, and
+nothing is timed unless both go well.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 from cases import CASES, Setting
-from measure import ROOT, make_rows, measure
+from measure import ROOT, find_errors, make_rows, measure
 
 from adcam.files import write_text
 
@@ -111,13 +112,14 @@ def run_case(name: str, size: int, batch: int, args: argparse.Namespace) -> list
             if unknown := sorted(set(args.only) - variants.keys()):
                 raise ValueError(f"{name} has no variant {unknown}; it has {list(variants)}")
             variants = {key: value for key, value in variants.items() if key in args.only}
+        errors = find_errors(variants)
         timings = measure(
             variants,
             device=args.device,
             repeats=args.repeats or case.repeats,
             max_seconds=args.seconds,
         )
-        return make_rows(name, size, batch, args.device, variants, timings)
+        return make_rows(name, size, batch, args.device, variants, timings, errors)
 
 
 def format_csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -137,7 +139,7 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     first = rows[0]
     columns = (
         *("variant", "median_s", "iqr_s", "cpu_median_s", "times_ours", "times_ours_cpu"),
-        *("peak_mib", "score", "runs"),
+        *("peak_mib", "error", "score", "runs"),
     )
     about = (f"{first[key]}" for key in ("processor", "threads", "torch", "commit"))
     table = Table(
