@@ -109,6 +109,78 @@ def test_what_is_not_a_number_is_not_timed(tool: dict[str, ModuleType]) -> None:
         tool["measure"].find_errors(variants)
 
 
+def test_on_a_gpu_rivals_also_run_with_tf32(
+    tool: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = tool["cases"]
+    monkeypatch.setattr(cases, "is_gpu", lambda device: True)  # though everything stays on the CPU
+    setting = cases.Setting("cpu", 2, None, "val", None, None, 0, tmp_path)
+    variants = cases.CASES["refine"].build(9, setting)
+    pairs = {name: f"{name}, TF32" for name in ("torch eager", "torch.compile", "gemm roofline")}
+    assert [name for name in variants if "TF32" in name] == [*pairs.values()]
+    seen: list[str] = []
+    monkeypatch.setattr(
+        cases,
+        "_refine",
+        lambda *arguments: seen.append(torch.get_float32_matmul_precision()) or arguments[0],
+    )
+    variants = cases.CASES["refine"].build(9, setting)
+    seen.clear()
+    for name in ("torch eager, TF32", "torch eager"):
+        variants[name].run()
+    assert seen == ["high", "highest"]
+    assert variants["torch eager, TF32"].dtype == "tf32"
+    assert variants["torch eager, TF32"].check.tolerance == cases.ROUNDED
+    assert variants["torch eager"].check.tolerance == cases.TOLERANCE
+    assert variants["gemm roofline, TF32"].check is None
+
+
+def test_tf32_ends_with_a_variant_that_fails(tool: dict[str, ModuleType]) -> None:
+    def fail() -> None:
+        assert torch.get_float32_matmul_precision() == "high"
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        tool["cases"]._with_tf32(tool["measure"].Variant(fail)).run()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_row_holds_the_times_by_call_and_as_a_graph(
+    tool: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = tool["measure"]
+    variants = {
+        "adcam": measure.Variant(lambda: None, graph=True),
+        "rival": measure.Variant(lambda: None),
+    }
+    assert measure.add_graphs(variants, "cpu") == variants
+    both = measure.add_graphs(variants, "cuda")
+    assert [*both] == ["adcam", "rival", "adcam, as a graph"]
+    timings = {
+        name: measure.Timing([seconds], [1.0])
+        for name, seconds in zip(both, (0.002, 0.006, 0.0005), strict=True)
+    }
+    monkeypatch.setattr(measure, "describe_environment", lambda device: {})
+    first, second = measure.make_rows("refine", 9, 1, "cuda", both, timings, {"adcam": 1e-6})
+    assert (first["ms_call"], first["ms_graph"], first["error"]) == ("2", "0.5", "1e-06")
+    assert (second["ms_call"], second["ms_graph"], second["error"]) == ("6", "", "")
+    assert second["times_ours"] == "3.000"
+    first, second = measure.make_rows("refine", 9, 1, "cpu", variants, timings, {})
+    assert (first["ms_call"], first["ms_graph"]) == ("", "")
+
+
+@pytest.mark.gpu
+def test_a_graph_computes_what_its_variant_does(
+    tool: dict[str, ModuleType], gpu: torch.device, tmp_path: Path
+) -> None:
+    setting = tool["cases"].Setting("cuda", 2, None, "val", None, None, 0, tmp_path)
+    variants = tool["cases"].CASES["refine"].build(196, setting)
+    here = {label: variant for label, variant in variants.items() if "compile" not in label}
+    both = tool["measure"].add_graphs(here, "cuda")
+    assert "adcam, artefacts out, as a graph" in both
+    assert tool["measure"].find_errors(both).keys() >= {"adcam, as a graph", "torch eager, TF32"}
+
+
 def test_tuning_says_where_there_is_no_gpu(
     tool: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

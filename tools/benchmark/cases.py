@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import rivals
 import torch
-from measure import ROOT, Check, Peak, Variant
+from measure import ROOT, Check, Peak, Variant, is_gpu
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -120,12 +120,16 @@ def _gemm(setting: Setting, tokens: int) -> Callable[[], Any]:
 
 
 def _with_rivals(
+    setting: Setting,
     reference: Callable[..., Any],
     arguments: Sequence[Any],
     ours: Mapping[str, Callable[[], Any]],
     gemms: Mapping[str, Callable[[], Any]],
 ) -> dict[str, Variant]:
-    """Our ways beside the reference, all compared with it, and bare products, which are not."""
+    """Our ways beside the reference, all compared with it, and bare products, which are not.
+
+    On a GPU, the rivals in float32 also run with TF32, which multiplies several times as fast.
+    """
     compiled = torch.compile(reference, dynamic=False)
     check = Check(_compare(reference, arguments), TOLERANCE)
     runs: dict[str, Callable[[], Any]] = {
@@ -134,7 +138,27 @@ def _with_rivals(
         "torch.compile": partial(compiled, *arguments),
     }
     checked = {n: Variant(torch.inference_mode()(run), check=check) for n, run in runs.items()}
-    return checked | {n: Variant(torch.inference_mode()(run)) for n, run in gemms.items()}
+    variants = checked | {n: Variant(torch.inference_mode()(run)) for n, run in gemms.items()}
+    if is_gpu(setting.device):
+        for name in ("torch eager", "torch.compile", *gemms):
+            if "float16" not in name:
+                variants[f"{name}, TF32"] = _with_tf32(variants[name])
+    return variants
+
+
+def _with_tf32(variant: Variant) -> Variant:
+    """The same computation, in which a GPU rounds the factors of its products to TF32."""
+
+    def run() -> Any:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            return variant.run()
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    check = None if variant.check is None else replace(variant.check, tolerance=ROUNDED)
+    return replace(variant, run=run, dtype="tf32", check=check)
 
 
 def _compare(reference: Callable[..., Any], arguments: Sequence[Any]) -> Callable[[Any], float]:
@@ -156,46 +180,15 @@ def _find_error(want: Tensor | Sequence[Tensor], got: Tensor | Sequence[Tensor])
     return float(torch.stack(errors).max())  # NaN if any is
 
 
-def _with_graphs(
-    variants: dict[str, Variant], setting: Setting, names: Sequence[str]
-) -> dict[str, Variant]:
-    """On a GPU, some variants once more as CUDA graphs: without the time that launching takes."""
-    if torch.device(setting.device).type != "cuda":
-        return variants
-    graphs = {
-        f"{name}, as a graph": replace(variants[name], run=_Graph(variants[name].run))
-        for name in names
-    }
-    return {**variants, **graphs}
-
-
-class _Graph:
-    """A CUDA graph of a function without arguments, captured when it is called first."""
-
-    def __init__(self, run: Callable[[], Any]) -> None:
-        self._run = run
-        self._graph: Any = None
-        self._result: Any = None
-
-    def __call__(self) -> Any:
-        if self._graph is None:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):  # what is compiled, and what is chosen at a first call
-                    self._run()
-            torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._result = self._run()
-        self._graph.replay()
-        return self._result
+def _mark_graphs(variants: Mapping[str, Variant], names: Sequence[str]) -> dict[str, Variant]:
+    return {name: replace(variant, graph=name in names) for name, variant in variants.items()}
 
 
 def _build_token_attention(tokens: int, setting: Setting) -> dict[str, Variant]:
     q, k = (setting.rand(setting.batch, HEADS, 1 + tokens, HEAD_WIDTH) - 0.5 for _ in range(2))
     scale = HEAD_WIDTH**-0.5
     return _with_rivals(
+        setting,
         _attention_reference,
         (q, k, scale),
         {
@@ -252,6 +245,7 @@ def _in_turn(*runs: Callable[[], Any]) -> list[Any]:
 def _build_common_neighbor(tokens: int, setting: Setting) -> dict[str, Variant]:
     attn = _attention_like(setting, tokens)
     return _with_rivals(
+        setting,
         common_neighbor_reference.refine,
         (attn, "resource_allocation", 2.0),
         {"adcam": lambda: common_neighbor.common_neighbor(attn)},
@@ -272,11 +266,15 @@ def _build_diffusion(tokens: int, setting: Setting) -> dict[str, Variant]:
     maps = setting.rand(setting.batch, NUM_CLASSES, tokens)
     affinity = _attention_like(setting, tokens)
     return _with_rivals(
+        setting,
         _diffuse,
         (maps, affinity),
         {"adcam": lambda: diffusion.diffuse(maps, affinity)},
         {"gemm roofline": _gemm(setting, tokens)},
     )
+
+
+_REFINE_GRAPHS = ("adcam", "adcam, exact", "adcam, attention in float16", "adcam, artefacts out")
 
 
 def _build_refine(tokens: int, setting: Setting) -> dict[str, Variant]:
@@ -287,6 +285,7 @@ def _build_refine(tokens: int, setting: Setting) -> dict[str, Variant]:
     apart = RefineOptions(artifact_ratio=0.65)
     exact = RefineOptions(exact=True)
     variants = _with_rivals(
+        setting,
         _refine,
         (maps, attn),
         {
@@ -303,22 +302,26 @@ def _build_refine(tokens: int, setting: Setting) -> dict[str, Variant]:
     plain = partial(refinement.refine_maps, backend="reference")
     without = Check(_compare(plain, (maps, attn, grid_hw, apart)), TOLERANCE)
     variants["adcam, artefacts out"] = replace(variants["adcam, artefacts out"], check=without)
-    return _with_graphs(variants, setting, ["adcam", "adcam, artefacts out"])
+    return _mark_graphs(variants, _REFINE_GRAPHS)
 
 
 def _build_two_hop_walk(tokens: int, setting: Setting) -> dict[str, Variant]:
     maps = setting.rand(setting.batch, NUM_CLASSES, tokens)
     attn = _attention_like(setting, tokens)
     variants = _with_rivals(
+        setting,
         two_hop_reference.walk,
         (maps, attn, 1),
         {
             "adcam": lambda: two_hop_walk.two_hop_walk(maps, attn),
-            "torch": lambda: two_hop_walk.two_hop_walk(maps, attn, backend="torch"),
+            **{
+                backend: partial(two_hop_walk.two_hop_walk, maps, attn, backend=backend)
+                for backend in (("triton", "torch") if is_gpu(setting.device) else ("torch",))
+            },
         },
         {"gemm roofline": _gemm(setting, tokens)},
     )
-    return _with_graphs(variants, setting, ["adcam", "torch"])
+    return _mark_graphs(variants, ["adcam", "triton", "torch"])
 
 
 def _grid_of(tokens: int) -> tuple[int, int]:
@@ -472,7 +475,9 @@ def _build_forward(side: int, setting: Setting) -> dict[str, Variant]:
         "torch.compile, plain": maps.logits,
     }
     variants = {}
-    for dtype, tolerance in (("float32", TOLERANCE), ("bfloat16", ROUNDED)):
+    # On a GPU, torch computes convolutions in TF32 unless told otherwise.
+    exact = ROUNDED if is_gpu(setting.device) else TOLERANCE
+    for dtype, tolerance in (("float32", exact), ("bfloat16", ROUNDED)):
         for name, run in runs.items():
             if dtype == "float32" or name == "plain" or "capture" in name:
                 label = name if dtype == "float32" else f"{name}, bfloat16"
@@ -480,7 +485,7 @@ def _build_forward(side: int, setting: Setting) -> dict[str, Variant]:
                 run = _inference(run, setting.device, dtype)
                 variants[label] = Variant(run, dtype, check=check)
     names = ("plain", "capture", "capture + AD-CAM")
-    return _with_graphs(variants, setting, [f"{name}, bfloat16" for name in names])
+    return _mark_graphs(variants, [f"{name}, bfloat16" for name in names])
 
 
 def _tensors_of(maps: TokenMaps) -> list[Tensor]:

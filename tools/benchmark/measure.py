@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,14 @@ class Variant:
             once, after the timing.
         check: What its first result is compared with, or ``None`` for a variant that computes
             something else, such as a bare product.
+        graph: Whether a GPU also runs it as a CUDA graph: without the time that launching takes.
     """
 
     run: Callable[[], Any]
     dtype: str = "float32"
     score: Callable[[], float] | None = None
     check: Check | None = None
+    graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,53 @@ class Timing:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
+
+
+AS_GRAPH = ", as a graph"
+
+
+class Graph:
+    """A CUDA graph of a function without arguments, captured when it is called first."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self._run = run
+        self._graph: Any = None
+        self._result: Any = None
+
+    def __call__(self) -> Any:
+        """Replay the graph; the result lies where the last one did."""
+        if self._graph is None:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):  # what is compiled, and what is chosen at a first call
+                    self._run()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._result = self._run()
+        self._graph.replay()
+        return self._result
+
+
+def is_gpu(device: str) -> bool:
+    """Whether the device is one of CUDA's."""
+    return torch.device(device).type == "cuda"
+
+
+def add_graphs(variants: Mapping[str, Variant], device: str) -> dict[str, Variant]:
+    """On a GPU, add the variants that also run as CUDA graphs; a row holds both times.
+
+    Args:
+        variants: The variants by name.
+        device: ``"cpu"`` or the name of a CUDA device.
+    """
+    graphs = {
+        name + AS_GRAPH: replace(variant, run=Graph(variant.run))
+        for name, variant in variants.items()
+        if variant.graph and is_gpu(device)
+    }
+    return {**variants, **graphs}
 
 
 def find_errors(variants: Mapping[str, Variant]) -> dict[str, float]:
@@ -138,7 +187,7 @@ def measure(
 
 def _run_once(variant: Variant, timing: Timing, device: str) -> None:
     cpu_before = _cpu_seconds()
-    if device == "cpu":
+    if not is_gpu(device):
         before = _reset_peak()
         start = time.perf_counter()
         result = variant.run()
@@ -199,13 +248,19 @@ def make_rows(
     timings: Any,
     errors: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    """One line of the CSV for each variant; the others are compared with the first."""
+    """One line of the CSV for each variant; the others are compared with the first.
+
+    On a GPU it also has the milliseconds by call and, where a variant ran as one, as a CUDA graph.
+    """
     first = next(iter(timings.values()))
     own, own_cpu = statistics.median(first.wall), statistics.median(first.cpu)
     about = describe_environment(device)
     rows = []
     for name, timing in timings.items():
+        if name.endswith(AS_GRAPH):
+            continue
         median = statistics.median(timing.wall)
+        graph = timings.get(name + AS_GRAPH)
         low, high = np.percentile(timing.wall, [25, 75])
         score = variants[name].score
         rows.append(
@@ -217,6 +272,8 @@ def make_rows(
                 "dtype": variants[name].dtype,
                 "median_s": f"{median:.6g}",
                 "iqr_s": f"{high - low:.3g}",
+                "ms_call": f"{1000 * median:.4g}" if is_gpu(device) else "",
+                "ms_graph": f"{1000 * statistics.median(graph.wall):.4g}" if graph else "",
                 "cpu_median_s": f"{statistics.median(timing.cpu):.6g}",
                 "times_ours": f"{median / own:.3f}",
                 "times_ours_cpu": f"{statistics.median(timing.cpu) / max(own_cpu, 1e-9):.3f}",

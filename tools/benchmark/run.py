@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from cases import CASES, Setting
-from measure import ROOT, find_errors, make_rows, measure
+from measure import ROOT, add_graphs, find_errors, make_rows, measure
 
 from adcam.files import write_text
 
@@ -107,11 +107,15 @@ def run_case(name: str, size: int, batch: int, args: argparse.Namespace) -> list
             args.workers,
             Path(scratch),
         )
+        # torch falls back to eager, with a warning alone, where one function was compiled for many
+        # sizes (torch._dynamo.config.recompile_limit).
+        torch.compiler.reset()
         variants = case.build(size, setting)
         if args.only:
             if unknown := sorted(set(args.only) - variants.keys()):
                 raise ValueError(f"{name} has no variant {unknown}; it has {list(variants)}")
             variants = {key: value for key, value in variants.items() if key in args.only}
+        variants = add_graphs(variants, args.device)
         errors = find_errors(variants)
         timings = measure(
             variants,
@@ -138,8 +142,8 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
 
     first = rows[0]
     columns = (
-        *("variant", "median_s", "iqr_s", "cpu_median_s", "times_ours", "times_ours_cpu"),
-        *("peak_mib", "error", "score", "runs"),
+        *("variant", "median_s", "iqr_s", "ms_graph", "cpu_median_s", "times_ours"),
+        *("times_ours_cpu", "peak_mib", "error", "score", "runs"),
     )
     about = (f"{first[key]}" for key in ("processor", "threads", "torch", "commit"))
     table = Table(
