@@ -48,6 +48,7 @@ def test_every_case_names_tests_that_exist(tool: dict[str, ModuleType]) -> None:
 SMALL = {
     **dict.fromkeys(("token_attention", "attend", "common_neighbor", "diffusion", "refine"), 9),
     "two_hop_walk": 9,
+    "color_diffusion": 9,
     **{
         "dense_crf": 2,
         "dense_crf_batch": 2,
@@ -57,6 +58,7 @@ SMALL = {
         "growth": 1,
     },
 }
+TINY = "deit_tiny_patch16_224"
 # What their tests start by themselves: whole runs of `adcam generate`.
 LONG = ("generate", "growth")
 
@@ -74,7 +76,7 @@ def test_every_case_can_be_built_and_run(
     name: str,
 ) -> None:
     monkeypatch.setattr(tool["cases"], "CRF_HW", (32, 40))
-    setting = tool["cases"].Setting("cpu", 1, None, "val", tiny_checkpoint, None, 0, tmp_path)
+    setting = tool["cases"].Setting("cpu", 1, None, "val", tiny_checkpoint, "", None, 0, tmp_path)
     variants = tool["cases"].CASES[name].build(SMALL[name], setting)
     assert next(iter(variants)).startswith("adcam") or name == "forward"
     if name in LONG:
@@ -114,7 +116,7 @@ def test_on_a_gpu_rivals_also_run_with_tf32(
 ) -> None:
     cases = tool["cases"]
     monkeypatch.setattr(cases, "is_gpu", lambda device: True)  # though everything stays on the CPU
-    setting = cases.Setting("cpu", 2, None, "val", None, None, 0, tmp_path)
+    setting = cases.Setting("cpu", 2, None, "val", None, TINY, None, 0, tmp_path)
     variants = cases.CASES["refine"].build(9, setting)
     pairs = {name: f"{name}, TF32" for name in ("torch eager", "torch.compile", "gemm roofline")}
     assert [name for name in variants if "TF32" in name] == [*pairs.values()]
@@ -165,7 +167,8 @@ def test_a_row_holds_the_times_by_call_and_as_a_graph(
     assert (first["ms_call"], first["ms_graph"], first["error"]) == ("2", "0.5", "1e-06")
     assert (second["ms_call"], second["ms_graph"], second["error"]) == ("6", "", "")
     assert second["times_ours"] == "3.000"
-    first, second = measure.make_rows("refine", 9, 1, "cpu", variants, timings, {})
+    called = {name: timings[name] for name in variants}
+    first, second = measure.make_rows("refine", 9, 1, "cpu", variants, called, {})
     assert (first["ms_call"], first["ms_graph"]) == ("", "")
 
 
@@ -173,12 +176,30 @@ def test_a_row_holds_the_times_by_call_and_as_a_graph(
 def test_a_graph_computes_what_its_variant_does(
     tool: dict[str, ModuleType], gpu: torch.device, tmp_path: Path
 ) -> None:
-    setting = tool["cases"].Setting("cuda", 2, None, "val", None, None, 0, tmp_path)
+    setting = tool["cases"].Setting("cuda", 2, None, "val", None, TINY, None, 0, tmp_path)
     variants = tool["cases"].CASES["refine"].build(196, setting)
     here = {label: variant for label, variant in variants.items() if "compile" not in label}
     both = tool["measure"].add_graphs(here, "cuda")
     assert "adcam, artefacts out, as a graph" in both
     assert tool["measure"].find_errors(both).keys() >= {"adcam, as a graph", "torch eager, TF32"}
+
+
+def test_a_row_names_the_network_that_is_timed(
+    tool: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases, run = tool["cases"], tool["run"]
+    case = cases.Case(
+        "an image",
+        (32,),
+        ("tests/test_docs.py",),
+        lambda size, setting: {"plain": tool["measure"].Variant(lambda: None)},
+    )
+    monkeypatch.setitem(cases.CASES, "forward", case)
+    named = ["--op", "forward", "--device", "cpu", "--backbone", "vit_tiny_patch16_224"]
+    args = run.parse_args(named)
+    assert [row["case"] for row in run.run_case("forward", 32, 1, args)] == ["forward vit_tiny"]
+    with pytest.raises(SystemExit):
+        run.parse_args([*named, "--checkpoint", "classifier.safetensors"])
 
 
 def test_tuning_says_where_there_is_no_gpu(

@@ -34,6 +34,7 @@ from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import save_classifier
 from adcam.models.token_cam import TokenCAM
 from adcam.ops import (
+    color_diffusion,
     common_neighbor,
     dense_crf,
     diffusion,
@@ -41,6 +42,7 @@ from adcam.ops import (
     token_attention,
     two_hop_walk,
 )
+from adcam.ops.color_diffusion import reference as color_reference
 from adcam.ops.common_neighbor import reference as common_neighbor_reference
 from adcam.ops.diffusion import reference as diffusion_reference
 from adcam.ops.refinement import RefineOptions
@@ -68,7 +70,8 @@ class Setting:
         batch: How many images are computed at once, in cases that have batches.
         data: A VOC root with ``labels.csv`` and masks, or ``None`` for generated pictures.
         split: The list of ``data`` that names the images.
-        checkpoint: The file of a classifier, or ``None`` for DeiT-Tiny with random weights.
+        checkpoint: The file of a classifier, or ``None`` for ``backbone`` with random weights.
+        backbone: The network's name at timm.
         score_maps: A folder of score maps in wsolevaluation's format, or ``None`` for random ones.
         workers: The number of processes of ``generate``, or ``None`` for its default.
         scratch: An empty folder that is deleted after the run.
@@ -79,6 +82,7 @@ class Setting:
     data: Path | None
     split: str
     checkpoint: Path | None
+    backbone: str
     score_maps: Path | None
     workers: int | None
     scratch: Path
@@ -322,6 +326,24 @@ def _build_two_hop_walk(tokens: int, setting: Setting) -> dict[str, Variant]:
         {"gemm roofline": _gemm(setting, tokens)},
     )
     return _mark_graphs(variants, ["adcam", "triton", "torch"])
+
+
+def _build_color_diffusion(side: int, setting: Setting) -> dict[str, Variant]:
+    maps, img = setting.rand(2, setting.batch, NUM_CLASSES, side, side)  # NUM_CLASSES = channels
+    options: dict[str, Any] = {
+        "num_steps": 10,
+        "dilations": color_diffusion.DILATIONS,
+        "contrast": 0.3,
+        "distance_weight": 0.01,
+    }
+    variants = _with_rivals(
+        setting,
+        color_reference.diffuse_by_color,
+        (maps, img, *options.values()),
+        {"adcam": partial(color_diffusion.diffuse_by_color, maps, img, **options)},
+        {},
+    )
+    return _mark_graphs(variants, ["adcam"])
 
 
 def _grid_of(tokens: int) -> tuple[int, int]:
@@ -687,6 +709,21 @@ def _measure_command(words: Sequence[str]) -> Peak:
     return Peak(int(done.stdout.split()[-2]) / 1024)
 
 
+def describe_case(name: str, setting: Setting) -> str:
+    """What a row calls the case: with the network, such as deit_tiny, where that is what is timed.
+
+    Args:
+        name: A key of :data:`CASES`.
+        setting: The options of the run.
+    """
+    if name != "forward":
+        return name
+    from adcam.models.classifier_file import load_classifier
+
+    backbone = load_classifier(_checkpoint(setting)).network_options["backbone"]
+    return f"{name} {backbone.partition('_patch')[0]}"
+
+
 def _network(setting: Setting) -> Any:
     from adcam.models.classifier_file import load_classifier
 
@@ -694,14 +731,14 @@ def _network(setting: Setting) -> Any:
 
 
 def _checkpoint(setting: Setting) -> Path:
-    """The classifier of the setting, or DeiT-Tiny with random weights, which is as fast."""
+    """The classifier of the setting, or its backbone with random weights, which is as fast."""
     if setting.checkpoint is not None:
         return setting.checkpoint
     path = setting.scratch / "random.safetensors"
     if not path.exists():
         torch.manual_seed(0)
         images = _images(1, setting)
-        options = {"backbone": "deit_tiny_patch16_224", "img_size": 224}
+        options = {"backbone": setting.backbone, "img_size": 224}
         num_fg_classes = images.class_set.num_fg_classes
         network = TokenCAM(num_fg_classes=num_fg_classes, **options)  # type: ignore[arg-type]
         save_classifier(path, network, options, images.class_set, {})
@@ -778,6 +815,12 @@ CASES: dict[str, Case] = {
         ("tests/ops/test_two_hop_walk.py",),
         _build_two_hop_walk,
     ),
+    "color_diffusion": Case(
+        "ten steps of three square maps along the image's colours; size: side in pixels",
+        (112,),
+        ("tests/ops/test_color_diffusion.py",),
+        _build_color_diffusion,
+    ),
     "dense_crf": Case(
         f"CRF of a {CRF_HW[1]}x{CRF_HW[0]} image, 10 updates; size: labels",
         (2, 4, 21),
@@ -800,7 +843,7 @@ CASES: dict[str, Case] = {
         _build_level_boxes,
     ),
     "forward": Case(
-        "DeiT-Tiny with 3x3 head, square image; size: side in pixels",
+        "--backbone with 3x3 head, square image; size: side in pixels",
         (224, 448),
         _FORWARD_TESTS,
         _build_forward,

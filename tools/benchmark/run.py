@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import CASES, Setting
+from cases import CASES, Setting, describe_case
 from measure import ROOT, add_graphs, find_errors, make_rows, measure
 
 from adcam.files import write_text
@@ -74,10 +74,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--score-maps", type=Path, metavar="DIR", help="for level_boxes; default: made-up ones"
     )
-    images = parser.add_argument_group("images (generate and growth)")
+    images = parser.add_argument_group("images (forward, generate and growth)")
     images.add_argument("--data", type=Path, metavar="VOC_ROOT", help="default: generated ones")
     images.add_argument("--split", default="val", help="default: %(default)s")
-    images.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: random weights")
+    network = images.add_mutually_exclusive_group()
+    network.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: random weights")
+    network.add_argument(
+        "--backbone",
+        default="deit_tiny_patch16_224",
+        metavar="NAME",
+        help="a network of timm with random weights (default: %(default)s)",
+    )
     images.add_argument("--workers", type=int, metavar="N", help="processes of adcam generate")
     return parser.parse_args(argv)
 
@@ -103,6 +110,7 @@ def run_case(name: str, size: int, batch: int, args: argparse.Namespace) -> list
             args.data,
             args.split,
             args.checkpoint,
+            args.backbone,
             args.score_maps,
             args.workers,
             Path(scratch),
@@ -123,7 +131,8 @@ def run_case(name: str, size: int, batch: int, args: argparse.Namespace) -> list
             repeats=args.repeats or case.repeats,
             max_seconds=args.seconds,
         )
-        return make_rows(name, size, batch, args.device, variants, timings, errors)
+        label = describe_case(name, setting)
+        return make_rows(label, size, batch, args.device, variants, timings, errors)
 
 
 def format_csv(rows: Sequence[dict[str, Any]]) -> str:
