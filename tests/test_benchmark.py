@@ -15,6 +15,7 @@ import torch
 
 from adcam.data.shapes import make_shapes
 from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.run import RunResult
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
@@ -200,6 +201,34 @@ def test_a_row_names_the_network_that_is_timed(
     assert [row["case"] for row in run.run_case("forward", 32, 1, args)] == ["forward vit_tiny"]
     with pytest.raises(SystemExit):
         run.parse_args([*named, "--checkpoint", "classifier.safetensors"])
+
+
+def test_a_row_of_generate_says_what_its_run_does(
+    tool: dict[str, ModuleType],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cases, measure = tool["cases"], tool["measure"]
+    asked: list[Path | None] = []
+
+    def generate(*arguments: Any, profile: Path | None = None, **options: Any) -> RunResult:
+        asked.append(profile)
+        busy = None if profile is None else 0.19
+        return RunResult(2, 0, (), (), {"total": 1.0}, {}, 1.75, 117.0, busy)
+
+    monkeypatch.setattr(cases, "generate", generate)
+    setting = cases.Setting("cpu", 1, None, "val", tiny_checkpoint, TINY, None, 0, tmp_path)
+    variant = cases.CASES["generate"].build(1, setting)["adcam, float32, one process"]
+    variant.run()
+    assert variant.notes() == {"images_per_s": 117.0, "first_image_s": 1.75}
+    variants = {"adcam": replace(variant, score=None)}
+    timings = {"adcam": measure.Timing([1.0], [1.0])}
+    (row,) = measure.make_rows("generate", 1, 1, "cpu", variants, timings, {})
+    assert [row[key] for key in measure.NOTES] == ["117", "1.75", ""]
+    monkeypatch.setattr(cases, "is_gpu", lambda device: True)
+    assert variant.notes()["gpu_busy"] == 0.19  # as a run that is recorded says
+    assert asked == [None, tmp_path / "trace.json"]
 
 
 def test_tuning_says_where_there_is_no_gpu(

@@ -91,6 +91,8 @@ class RunResult:
         parallelism: Number of threads or processes that each step was spread over.
         first_after: Seconds after which the first image was done.
         images_per_second: Images done in a second from then on; 0 with less than two.
+        gpu_busy: Share of the time in which the GPU worked, in [0, 1], from a run that was recorded
+            (:attr:`RunOptions.profile`); ``None`` from others.
     """
 
     ok: int
@@ -101,6 +103,7 @@ class RunResult:
     parallelism: Mapping[str, int]
     first_after: float = 0.0
     images_per_second: float = 0.0
+    gpu_busy: float | None = None
 
     @property
     def shares(self) -> dict[str, float]:
@@ -138,6 +141,7 @@ class RunResult:
             "shares": self.shares,
             "first_after": self.first_after,
             "images_per_second": self.images_per_second,
+            "gpu_busy": self.gpu_busy,
         }
 
 
@@ -328,7 +332,7 @@ class Run:
         observer = self._observe(hashes, num_left, progress.skipped)
         with (
             observer,
-            record_trace(self.options.profile, self.options.log),
+            record_trace(self.options.profile, self.options.log) as trace,
             closing(self._finish_all(tasks, job, workers)) as finished,
         ):
             # Whatever ends this loop ends the workers.
@@ -356,6 +360,7 @@ class Run:
             parallelism=self._describe_parallelism(progress.seconds, job, workers),
             first_after=progress.first_after,
             images_per_second=rate,
+            gpu_busy=trace.gpu_busy,
         )
 
     def _plan_all(

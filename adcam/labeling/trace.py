@@ -10,6 +10,7 @@ import inspect
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,20 @@ import torch
 from adcam.files import write_bytes
 
 
+@dataclass
+class Trace:
+    """What a trace says once it has ended.
+
+    Attributes:
+        gpu_busy: The share of the time from the GPU's first work to its last in which it worked, in
+            [0, 1]; ``None`` without a trace or without work of a GPU.
+    """
+
+    gpu_busy: float | None = None
+
+
 @contextmanager
-def record_trace(path: Path | None, log: Callable[[str], None] | None = None) -> Iterator[None]:
+def record_trace(path: Path | None, log: Callable[[str], None] | None = None) -> Iterator[Trace]:
     """Record the block, and write the trace when it ends without an error.
 
     Args:
@@ -27,11 +40,15 @@ def record_trace(path: Path | None, log: Callable[[str], None] | None = None) ->
             records nothing.
         log: Called with a line that says how busy the GPU was, if there was one.
 
+    Yields:
+        The trace, which is filled when the block ends.
+
     Raises:
         OSError: The file cannot be written.
     """
+    trace = Trace()
     if path is None:
-        yield
+        yield trace
         return
     from torch.profiler import ProfilerActivity, profile
 
@@ -39,16 +56,19 @@ def record_trace(path: Path | None, log: Callable[[str], None] | None = None) ->
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities, experimental_config=_all_threads()) as profiler:
-        yield
+        yield trace
     results: Any = profiler.profiler
     spans = [
         (event.start_ns(), event.start_ns() + event.duration_ns())
         for event in results.kineto_results.events()
         if event.device_type().name == "CUDA"
     ]
-    if spans and log is not None:
-        busy, whole = measure_union(spans), max(end for _, end in spans) - spans[0][0]
-        log(f"GPU busy for {busy / 1e9:.2f} s, {busy / whole:.0%} of the time from its first work")
+    if spans:
+        busy = measure_union(spans)
+        trace.gpu_busy = busy / (max(end for _, end in spans) - min(start for start, _ in spans))
+        if log is not None:
+            share = f"{trace.gpu_busy:.0%} of the time from its first work"
+            log(f"GPU busy for {busy / 1e9:.2f} s, {share}")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"trace{''.join(path.suffixes[-2:])}"
         profiler.export_chrome_trace(str(file))

@@ -10,11 +10,13 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -473,7 +475,7 @@ def test_a_trace_shows_the_lanes(tiny_checkpoint: Path, tmp_path: Path) -> None:
     labeler = load(tiny_checkpoint)
     decoded = read(make_photos(tmp_path / "photos", SIZES[:2]), labeler)
     said: list[str] = []
-    with record_trace(tmp_path / "trace.json.gz", said.append):
+    with record_trace(tmp_path / "trace.json.gz", said.append) as recorded:
         list(DeviceSteps(labeler, mask_job(labeler, tmp_path), batch_size=2).run([decoded]))
     trace = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))
     names = {event.get("name") for event in trace["traceEvents"]}
@@ -481,8 +483,50 @@ def test_a_trace_shows_the_lanes(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert said == [
         f"The trace {tmp_path / 'trace.json.gz'} can be looked at with https://ui.perfetto.dev"
     ]
-    with record_trace(None):
+    assert recorded.gpu_busy is None
+    with record_trace(None) as recorded:
         pass
+    assert recorded.gpu_busy is None
+
+
+def test_a_trace_tells_how_busy_the_gpu_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Event(NamedTuple):
+        start: int
+        duration: int
+        where: str
+
+        def start_ns(self) -> int:
+            return self.start
+
+        def duration_ns(self) -> int:
+            return self.duration
+
+        def device_type(self) -> SimpleNamespace:
+            return SimpleNamespace(name=self.where)
+
+    # The GPU works from 10 to 20 and from 40 to 50, not in the order of its events.
+    events = [
+        Event(40, 10, "CUDA"),
+        Event(0, 99, "CPU"),
+        Event(10, 5, "CUDA"),
+        Event(12, 8, "CUDA"),
+    ]
+    results = SimpleNamespace(kineto_results=SimpleNamespace(events=lambda: events))
+
+    @contextmanager
+    def profile(**options: Any) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(
+            profiler=results, export_chrome_trace=lambda path: Path(path).write_text("{}")
+        )
+
+    monkeypatch.setattr("torch.profiler.profile", profile)
+    said: list[str] = []
+    with record_trace(tmp_path / "trace.json", said.append) as recorded:
+        pass
+    assert recorded.gpu_busy == 0.5
+    assert said[0] == "GPU busy for 0.00 s, 50% of the time from its first work"
 
 
 def test_pixels_are_resized_as_torchvision_does() -> None:

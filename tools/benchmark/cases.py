@@ -30,6 +30,7 @@ from adcam.evaluation.masks_on_disk import score_masks
 from adcam.files import write_json, write_text
 from adcam.labeling.generate import default_workers, generate
 from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.run import RunResult
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import save_classifier
 from adcam.models.token_cam import TokenCAM
@@ -586,10 +587,14 @@ def _build_generate(num_images: int, setting: Setting) -> dict[str, Variant]:
     def ours(dtype: str, workers: int | None, out: Path) -> Variant:
         made = labeler(dtype)
         count = default_workers(made) if workers is None else workers
+        options: dict[str, Any] = {"overwrite": True, "workers": count, "progress": False}
+        run = partial(generate, images, made, out, **options)
+        results: list[RunResult] = []
         return Variant(
-            lambda: generate(images, made, out, overwrite=True, workers=count, progress=False),
+            lambda: results.append(run()),
             dtype,
             _miou_of(images, out / "masks"),
+            notes=lambda: _describe_run(results[-1], run, setting),
         )
 
     out = setting.scratch
@@ -624,6 +629,17 @@ def _build_generate(num_images: int, setting: Setting) -> dict[str, Variant]:
 
         variants["peers' recipe"] = Variant(peers, score=_miou_of(images, out / "peers"))
     return variants
+
+
+def _describe_run(
+    result: RunResult, run: Callable[..., RunResult], setting: Setting
+) -> dict[str, float]:
+    """What a run says of itself; on a GPU, another run, which is recorded, says how busy it was."""
+    notes = {"images_per_s": result.images_per_second, "first_image_s": result.first_after}
+    if is_gpu(setting.device):
+        busy = run(profile=setting.scratch / "trace.json").gpu_busy
+        notes |= {} if busy is None else {"gpu_busy": busy}
+    return notes
 
 
 def _build_growth(num_images: int, setting: Setting) -> dict[str, Variant]:

@@ -25,6 +25,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 _MIB = 2**20
 
+NOTES = ("images_per_s", "first_image_s", "gpu_busy")
+"""Columns that only some cases fill: images per second from the first image to the last, the
+seconds to the first, and the share of the time in which the GPU worked."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -51,6 +55,8 @@ class Variant:
             once, after the timing.
         check: What its first result is compared with, or ``None`` for a variant that computes
             something else, such as a bare product.
+        notes: A function that returns what the last run says of itself, by the names in ``NOTES``.
+            It is called once, after the timing.
         graph: Whether a GPU also runs it as a CUDA graph: without the time that launching takes.
     """
 
@@ -58,6 +64,7 @@ class Variant:
     dtype: str = "float32"
     score: Callable[[], float] | None = None
     check: Check | None = None
+    notes: Callable[[], Mapping[str, float]] | None = None
     graph: bool = False
 
 
@@ -262,7 +269,8 @@ def make_rows(
         median = statistics.median(timing.wall)
         graph = timings.get(name + AS_GRAPH)
         low, high = np.percentile(timing.wall, [25, 75])
-        score = variants[name].score
+        score, take_notes = variants[name].score, variants[name].notes
+        notes = {} if take_notes is None else take_notes()
         rows.append(
             {
                 "case": case,
@@ -280,6 +288,7 @@ def make_rows(
                 "peak_mib": f"{timing.peak_mib:.1f}",
                 "error": f"{errors[name]:.3g}" if name in errors else "",
                 "score": "" if score is None else f"{score():.2f}",
+                **{key: f"{notes[key]:.4g}" if key in notes else "" for key in NOTES},
                 "runs": len(timing.wall),
                 **about,
             }

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from cases import CASES, Setting, describe_case
-from measure import ROOT, add_graphs, find_errors, make_rows, measure
+from measure import NOTES, ROOT, add_graphs, find_errors, make_rows, measure
 
 from adcam.files import write_text
 
@@ -152,16 +152,17 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     first = rows[0]
     columns = (
         *("variant", "median_s", "iqr_s", "ms_graph", "cpu_median_s", "times_ours"),
-        *("times_ours_cpu", "peak_mib", "error", "score", "runs"),
+        *("times_ours_cpu", "peak_mib", "error", "score", *NOTES, "runs"),
     )
     about = (f"{first[key]}" for key in ("processor", "threads", "torch", "commit"))
+    shown = [column for column in columns if any(row[column] != "" for row in rows)]
     table = Table(
-        *columns,
+        *shown,
         title=f"{first['case']} {first['size']}, batch {first['batch']} ({', '.join(about)})",
         title_justify="left",
     )
     for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
+        table.add_row(*(str(row[column]) for column in shown))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
