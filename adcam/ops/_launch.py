@@ -117,8 +117,16 @@ def find_tile(name: str, device: torch.device) -> Tile:
         return _forced[name]
     if INTERPRETED:  # small tiles, so that the small inputs of tests have several
         return Tile({side: min(size, 16) for side, size in TILES[name][0].sizes.items()}, 4, 1)
-    known = device.type == "cuda" and SHIPPED.get(torch.cuda.get_device_capability(device))
-    return TILES[name][known.get(name, 0) if known else 0]
+    return TILES[name][SHIPPED.get(capability_of(device), {}).get(name, 0)]
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU, such as (9, 0); (0, 0) for another device.
+
+    Args:
+        device: Where a kernel will run.
+    """
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 @contextmanager

@@ -105,14 +105,18 @@ def test_interpreted_refusals() -> None:
 
 
 def launches_of(
-    tokens: int, dtype: torch.dtype, half_product: bool, grid_hw: tuple[int, int] | None
+    tokens: int,
+    dtype: torch.dtype,
+    half_product: bool,
+    grid_hw: tuple[int, int] | None,
+    capability: int | None = None,
 ) -> list[Launch]:
     """What a refinement launches before its walk."""
     from adcam.ops.common_neighbor import triton_kernels
 
     attn = torch.zeros(2, tokens, tokens, dtype=dtype)
     counters = torch.zeros(triton_kernels.count_counters(2), dtype=torch.int32)
-    with record_launches() as launches:
+    with record_launches(capability) as launches:
         triton_kernels.refine_for_walk(
             attn,
             "resource_allocation",
@@ -128,9 +132,21 @@ def launches_of(
 
 @needs_triton
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(("tokens", "grid_hw"), [(785, (5, 157)), (2304, (48, 48))])
-def test_compiles_as_launched(capability: int, tokens: int, grid_hw: tuple[int, int]) -> None:
-    finding, leaving, product, *_ = launches_of(tokens, torch.float32, True, grid_hw)
+@pytest.mark.parametrize(
+    ("grid_hw", "half_product"),
+    # Triton tells multiples of 16 from others, and long rows have tiles of their own.
+    [
+        *(((28, 28), True), ((5, 157), True), ((48, 48), True), ((35, 35), True)),
+        ((5, 157), False),
+    ],
+)
+def test_compiles_as_launched(
+    capability: int, grid_hw: tuple[int, int], half_product: bool
+) -> None:
+    tokens = grid_hw[0] * grid_hw[1]
+    finding, leaving, product, *_ = launches_of(
+        tokens, torch.float32, half_product, grid_hw, capability
+    )
     assert [launch.name for launch in (finding, leaving, product)] == [
         *("prepare", "prepare", "gate_product"),
     ]
@@ -155,6 +171,20 @@ def test_compiles_other_inputs(
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("tokens", [784, 785, 2304, 2305])
+def test_compiles_in_every_row_tile(capability: int, tokens: int) -> None:
+    name = f"prepare, {'short' if tokens <= 1024 else 'long'} rows"
+    for tile in _launch.TILES[name]:
+        with _launch.force_tile(name, tile):
+            launches = launches_of(tokens, torch.float32, True, (1, tokens))
+            for launch in launches[:2]:
+                assert launch.values["rows"] == tile.sizes["block_rows"]
+                compile_launch(launch, capability)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("tokens", [785, 784])
 def test_compiles_in_every_tile(capability: int, tokens: int) -> None:
     for half_product in (True, False):
@@ -168,7 +198,7 @@ def test_compiles_in_every_tile(capability: int, tokens: int) -> None:
                 assert is_old_triton() or "cp.async" in ptx or capability > 90
 
 
-def test_the_safe_tile_fits_every_gpu() -> None:
+def test_the_safe_tile_compiles_for_every_gpu() -> None:
     """sm_86, sm_89 and sm_120 have 99 KiB of shared memory, where sm_80 has 163."""
     if triton_package_reason() is not None:
         pytest.skip("no Triton")

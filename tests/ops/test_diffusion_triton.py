@@ -14,6 +14,7 @@ from triton_testing import (
     record_launches,
 )
 
+from adcam.ops import _launch
 from adcam.ops._backends import triton_package_reason
 from adcam.ops.diffusion import diffuse
 
@@ -105,13 +106,21 @@ def test_interpreted_refusals() -> None:
         diffuse(maps.double(), affinity, backend="triton")
 
 
-def launches_of(tokens: int, num_maps: int, images: int, has_sums: bool) -> list[Launch]:
+def launches_of(
+    tokens: int,
+    num_maps: int,
+    images: int,
+    has_sums: bool,
+    *,
+    exact: bool = False,
+    capability: int | None = None,
+) -> list[Launch]:
     from adcam.ops.diffusion import triton_kernels
 
-    kind = torch.float16 if has_sums else torch.float32
+    kind = torch.float16 if has_sums and not exact else torch.float32
     affinity = torch.zeros(images, tokens, tokens, dtype=kind)
     parts = torch.zeros(images, -(-tokens // 128), tokens)
-    with record_launches() as launches:
+    with record_launches(capability) as launches:
         triton_kernels.diffuse(
             torch.zeros(images, num_maps, tokens),
             affinity,
@@ -138,10 +147,27 @@ def test_one_launch() -> None:
 
 @needs_triton
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("tokens", [785, 2304])  # Triton tells multiples of 16 from others
-def test_compiles_as_launched(capability: int, tokens: int) -> None:
-    (launch,) = launches_of(tokens, 3, 2, has_sums=True)
+@pytest.mark.parametrize(
+    # Triton tells multiples of 16 from others, and long rows have tiles of their own.
+    ("tokens", "exact"),
+    [(784, False), (785, False), (2304, False), (1225, False), (785, True)],
+)
+def test_compiles_as_launched(capability: int, tokens: int, exact: bool) -> None:
+    (launch,) = launches_of(tokens, 3, 2, has_sums=True, exact=exact, capability=capability)
     compile_launch(launch, capability)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("tokens", [784, 785, 2304, 2305])
+def test_compiles_in_every_tile(capability: int, tokens: int) -> None:
+    name = f"walk, {'short' if tokens <= 1024 else 'long'} rows"
+    for tile in _launch.TILES[name]:
+        with _launch.force_tile(name, tile):
+            (launch,) = launches_of(tokens, 3, 2, has_sums=True)
+            assert launch.values["block_rows"] == tile.sizes["block_rows"]
+            compile_launch(launch, capability)
 
 
 @needs_triton

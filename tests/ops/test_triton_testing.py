@@ -6,7 +6,16 @@ import os
 
 import pytest
 import torch
-from triton_testing import CAPABILITIES, compile_ahead, interpreted, nan_poisoned, needs_triton
+from triton_testing import (
+    CAPABILITIES,
+    compile_ahead,
+    interpreted,
+    nan_poisoned,
+    needs_triton,
+    record_launches,
+)
+
+from adcam.ops import _launch
 
 
 def row_sums(values: torch.Tensor) -> torch.Tensor:
@@ -49,6 +58,15 @@ def test_compiler(capability: int) -> None:
         constants={"block": 16},
     )
     assert "ld.global" in compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize("capability", [None, *CAPABILITIES])
+def test_launches_are_recorded_in_the_tile_of_a_gpu(capability: int | None) -> None:
+    name, device = "common_neighbor, float16", torch.device("cpu")
+    places = {80: _launch.SHIPPED[8, 0][name], 90: _launch.SHIPPED[9, 0][name]}
+    with record_launches(capability):
+        assert _launch.find_tile(name, device) == _launch.TILES[name][places.get(capability, 0)]
+    assert _launch.find_tile(name, device) == _launch.TILES[name][0]
 
 
 @pytest.mark.gpu

@@ -14,6 +14,7 @@ from ops.triton_testing import (
     record_launches,
 )
 
+from adcam.ops import _launch
 from adcam.ops.two_hop_walk import two_hop_walk
 
 
@@ -64,11 +65,13 @@ def test_interpreted_refusals() -> None:
         two_hop_walk(maps, attn.requires_grad_(), backend="triton")
 
 
-def launches_of(images: int, num_maps: int, tokens: int, dtype: torch.dtype) -> list[Launch]:
+def launches_of(
+    images: int, num_maps: int, tokens: int, dtype: torch.dtype, capability: int | None = None
+) -> list[Launch]:
     from adcam.ops.two_hop_walk import triton_kernels
 
     attn = torch.zeros(images, tokens, tokens, dtype=dtype)
-    with record_launches() as launches:
+    with record_launches(capability) as launches:
         triton_kernels.walk(torch.zeros(images, num_maps, tokens), attn, 2)
     return launches
 
@@ -84,13 +87,26 @@ def test_one_launch_and_two_readings_a_step() -> None:
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(
     ("num_maps", "tokens", "dtype"),
-    [(3, 2304, torch.float32), (5, 785, torch.float16), (1, 196, torch.bfloat16)],
+    [(3, 2304, torch.float32), (5, 785, torch.float16), (1, 784, torch.bfloat16)],
 )
 def test_compiles_as_launched(
     capability: int, num_maps: int, tokens: int, dtype: torch.dtype
 ) -> None:
-    (launch,) = launches_of(2, num_maps, tokens, dtype)
+    (launch,) = launches_of(2, num_maps, tokens, dtype, capability)
     compile_launch(launch, capability)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("tokens", [784, 785, 2304, 2305])
+def test_compiles_in_every_tile(capability: int, tokens: int) -> None:
+    name = f"two_hop_walk, {'short' if tokens <= 1024 else 'long'} rows"
+    for tile in _launch.TILES[name]:
+        with _launch.force_tile(name, tile):
+            (launch,) = launches_of(2, 3, tokens, torch.float32)
+            assert launch.values["block_rows"] == tile.sizes["block_rows"]
+            compile_launch(launch, capability)
 
 
 @pytest.mark.gpu

@@ -148,8 +148,13 @@ class Launch:
 
 
 @contextlib.contextmanager
-def record_launches() -> Iterator[list[Launch]]:
-    """Collect launches instead of running them: no result of a kernel is written meanwhile."""
+def record_launches(capability: int | None = None) -> Iterator[list[Launch]]:
+    """Collect launches instead of running them: no result of a kernel is written meanwhile.
+
+    Args:
+        capability: The GPU whose shipped tiles are launched, one of :data:`CAPABILITIES`. With
+            ``None``, tensors on the CPU get the first tile of each kernel.
+    """
     launches: list[Launch] = []
 
     def record(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
@@ -161,6 +166,8 @@ def record_launches() -> Iterator[list[Launch]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_launch, "launch", record)
+        if capability is not None:
+            patch.setattr(_launch, "capability_of", lambda device: divmod(capability, 10))
         yield launches
 
 
