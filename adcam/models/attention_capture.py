@@ -11,7 +11,7 @@ The hook on ``k_norm`` replaces the keys by a stand-in. When timm calls
 - On a CPU it computes output and mean attention from one softmax, and in bfloat16 the output of the
   other blocks in less time than the fused kernel.
 - On a GPU it lets the fused kernel run as usual and hand out the normalisers of its softmax. The
-  means are computed from these, four blocks in one pass, without a copy of queries or keys.
+  means are computed from these, six blocks in one pass, without a copy of queries or keys.
 - Where autograd records, it computes the means beside the fused attention.
 """
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from adcam.errors import AdcamError
 from adcam.ops.token_attention import (
+    MOST_BLOCKS,
     Block,
     accumulate_blocks,
     accumulate_token_attention,
@@ -36,10 +37,6 @@ from adcam.ops.token_attention import (
     cls_attention,
     has_kernels,
 )
-
-_MOST_WAITING = 4
-"""Blocks whose queries and keys wait for one pass over the sum. More would save little memory
-traffic and hold more tensors."""
 
 _Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Any]
 
@@ -197,7 +194,7 @@ class AttentionCapture:
         if named_by := self._named_by(index):
             waiting = self._waiting.setdefault((named_by, scale), [])
             waiting.append((query, key, normalizers))
-            if len(waiting) == _MOST_WAITING:
+            if len(waiting) == MOST_BLOCKS:
                 self._add_waiting()
         return output
 

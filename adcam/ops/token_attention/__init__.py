@@ -32,6 +32,10 @@ __all__ = [
 Block = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 """Queries, keys and, where they are known, normalisers of a block of the network."""
 
+MOST_BLOCKS = 6
+"""Blocks that Triton adds in one pass over the sum: those that DeiT's attention is read of by
+default. Until then their queries and keys are held; more would save little memory traffic."""
+
 
 def token_attention(
     q: torch.Tensor,
@@ -271,7 +275,7 @@ def accumulate_blocks(
 ) -> torch.Tensor:
     """Add ``weight`` times the ``patch2patch`` of several blocks to a running sum, in one pass.
 
-    Triton reads and writes the sum once for every four blocks, where one call of
+    Triton reads and writes the sum once for every six blocks, where one call of
     :func:`accumulate_token_attention` a block does so for each.
 
     Args:

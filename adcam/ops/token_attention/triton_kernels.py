@@ -1,7 +1,7 @@
 """Mean-over-heads attention in Triton, tile by tile: no attention of a single head is stored.
 
 With the normaliser of each row of each head known, :func:`add_mean` sums the heads of a tile of the
-(N, N) result in registers, for up to four blocks of the network in one launch, and touches memory
+(N, N) result in registers, for up to six blocks of the network in one launch, and touches memory
 once. The normalisers come from the fused attention that ran anyway (fused.py); where it hands out
 none, :func:`row_normalizers` finds them as FlashAttention does (Dao et al., arXiv 2205.14135).
 """
@@ -18,10 +18,7 @@ import triton
 import triton.language as tl
 
 from adcam.ops import _launch
-from adcam.ops.token_attention import Block
-
-MOST_BLOCKS = 4
-"""How many blocks of a network one launch takes."""
+from adcam.ops.token_attention import MOST_BLOCKS, Block
 
 _CLASS_KEYS = 64
 
@@ -87,7 +84,7 @@ def accumulate_blocks(
     tile = _find_tile(q)
     tiles = math.prod(triton.cdiv(patches, tile.sizes[side]) for side in tile.sizes)
     for group in _group_by_layout(blocks, scale, num_prefix_tokens):
-        # The kernel takes four blocks. Where there are fewer, it does not read the rest.
+        # The kernel takes six blocks. Where there are fewer, it does not read the rest.
         pointers = [x for block in group + group[:1] * (MOST_BLOCKS - len(group)) for x in block]
         queries, keys, normalizers = group[0]
         _launch.launch(
@@ -105,7 +102,7 @@ def _group_by_layout(
     scale: float,
     num_prefix_tokens: int,
 ) -> Iterator[list[list[torch.Tensor]]]:
-    """The patches of each block, up to four blocks that one launch can take."""
+    """The patches of each block, up to six blocks that one launch can take."""
     patches = []
     for q, k, known in blocks:
         normalizers = compute_normalizers(q, k, scale=scale) if known is None else known
@@ -218,6 +215,12 @@ def add_mean(
     q3,
     k3,
     n3,
+    q4,
+    k4,
+    n4,
+    q5,
+    k5,
+    n5,
     total,
     q_batch,
     q_head,
@@ -244,7 +247,7 @@ def add_mean(
     block_rows: tl.constexpr,
     block_columns: tl.constexpr,
 ):
-    """Add the mean over heads of up to four blocks to (B, N, N), or write it; one program a tile.
+    """Add the mean over heads of up to six blocks to (B, N, N), or write it; one program a tile.
 
     ``scale`` and ``shift``, the logarithm of the weight of a head, are for powers of 2.
     """
@@ -256,28 +259,15 @@ def add_mean(
     columns = tile % column_blocks * block_columns + tl.arange(0, block_columns)
     here_q, here_k, here_n = image * q_batch, image * k_batch, image * n_batch
     mean = tl.zeros((block_rows, block_columns), tl.float32)
-    mean = _add_heads(
-        mean, q0 + here_q, k0 + here_k, n0 + here_n, rows, columns, q_head, q_token, q_channel,
-        k_head, k_token, k_channel, n_head, n_token, scale, shift, patches, heads, head_dim,
-        padded_dim,
-    )  # fmt: skip
-    if num_blocks > 1:
+    for block in tl.static_range(num_blocks):
+        # Not by name: Triton 3.2 keeps only the first of a tuple.
         mean = _add_heads(
-            mean, q1 + here_q, k1 + here_k, n1 + here_n, rows, columns, q_head, q_token, q_channel,
-            k_head, k_token, k_channel, n_head, n_token, scale, shift, patches, heads, head_dim,
-        padded_dim,
-        )  # fmt: skip
-    if num_blocks > 2:
-        mean = _add_heads(
-            mean, q2 + here_q, k2 + here_k, n2 + here_n, rows, columns, q_head, q_token, q_channel,
-            k_head, k_token, k_channel, n_head, n_token, scale, shift, patches, heads, head_dim,
-        padded_dim,
-        )  # fmt: skip
-    if num_blocks > 3:
-        mean = _add_heads(
-            mean, q3 + here_q, k3 + here_k, n3 + here_n, rows, columns, q_head, q_token, q_channel,
-            k_head, k_token, k_channel, n_head, n_token, scale, shift, patches, heads, head_dim,
-        padded_dim,
+            mean,
+            (q0, q1, q2, q3, q4, q5)[block] + here_q,
+            (k0, k1, k2, k3, k4, k5)[block] + here_k,
+            (n0, n1, n2, n3, n4, n5)[block] + here_n,
+            rows, columns, q_head, q_token, q_channel, k_head, k_token, k_channel, n_head, n_token,
+            scale, shift, patches, heads, head_dim, padded_dim,
         )  # fmt: skip
     inside = (rows < patches)[:, None] & (columns < patches)[None, :]
     places = (
