@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -86,6 +87,22 @@ def test_ci_runs_make_test() -> None:
     lines = script.read_text(encoding="utf-8").splitlines()
     assert "set -euo pipefail" in lines
     assert lines[-1] == "make test"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("is_ci", [False, True])
+def test_without_the_oldest_triton_make_says_so_and_ci_fails(tmp_path: Path, is_ci: bool) -> None:
+    for stamp in (".installed", ".extras"):  # an environment that seems complete but has no pip
+        (tmp_path / stamp).touch()
+    done = subprocess.run(
+        ["make", f"VENV={tmp_path}", "test-kernels"],
+        cwd=ROOT,
+        env={**os.environ, "CI": "true" if is_ci else ""},
+        capture_output=True,
+        text=True,
+    )
+    assert "The oldest Triton is missing: it compiles no kernel." in done.stdout
+    assert (done.returncode != 0) == is_ci
 
 
 def find_dangers(source: str) -> Iterator[tuple[int, str]]:
