@@ -33,9 +33,17 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     import measure
     import rivals
     import run
+    import tables
     import tune
 
-    return {"cases": cases, "measure": measure, "rivals": rivals, "run": run, "tune": tune}
+    return {
+        "cases": cases,
+        "measure": measure,
+        "rivals": rivals,
+        "run": run,
+        "tables": tables,
+        "tune": tune,
+    }
 
 
 def test_every_case_names_tests_that_exist(tool: dict[str, ModuleType]) -> None:
@@ -229,6 +237,71 @@ def test_a_row_of_generate_says_what_its_run_does(
     monkeypatch.setattr(cases, "is_gpu", lambda device: True)
     assert variant.notes()["gpu_busy"] == 0.19  # as a run that is recorded says
     assert asked == [None, tmp_path / "trace.json"]
+
+
+@pytest.mark.checkout
+def test_the_tables_of_the_docs_are_what_the_tool_prints(
+    tool: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = FOLDER.parents[1] / "docs"
+    saved = [str(docs / "results" / f"{name}_h100.csv") for name in ("performance", "generate")]
+    assert tool["run"].main(["--tables", *saved]) == 0
+    page = (docs / "performance.md").read_text()
+    written = [
+        page.partition(f"<!-- {name}:begin -->")[2].partition(f"<!-- {name}:end -->")[0].strip()
+        for name in ("operations", "generate")
+    ]
+    assert capsys.readouterr().out == "\n\n".join(written) + "\n"
+
+
+def test_what_was_not_measured_is_called_so(tool: dict[str, ModuleType]) -> None:
+    tables = tool["tables"]
+    lines = tables.format_operations([]).splitlines()[2:]
+    assert len(lines) == len(tables.list_figures())
+    for line, figure in zip(lines, tables.list_figures(), strict=True):
+        assert line.count("not measured") == 1 + figure.has_graph
+    assert "not measured" in tables.format_generate([])
+
+
+def test_tables_read_the_rows_that_the_tool_writes(
+    tool: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, tables = tool["measure"], tool["tables"]
+    monkeypatch.setattr(measure, "describe_environment", lambda device: {"commit": "abc"})
+
+    def save(name: str, case: str, size: int, batch: int, **seconds: float) -> Path:
+        labels = {"ours": "adcam", "graph": "adcam, as a graph", "rival": "torch.compile, TF32"}
+        timings = {labels[key]: measure.Timing([s], [1.0]) for key, s in seconds.items()}
+        variants = {label: measure.Variant(lambda: None) for label in timings}
+        path = tmp_path / name
+        rows = measure.make_rows(case, size, batch, "cuda", variants, timings, {})
+        path.write_text(tool["run"].format_csv(rows))
+        return path
+
+    paths = [
+        save("both.csv", "refine", 1024, 16, ours=0.002, graph=0.0005, rival=0.006),
+        save("ours_alone.csv", "refine", 1024, 16, ours=0.001),
+        save("crf.csv", "dense_crf_batch", 3, 32, ours=0.064),
+    ]
+    lines = tables.format_operations(tables.read_rows(paths)).splitlines()
+    # A quotient is of the run that has both, though ours was measured again.
+    assert lines[2].endswith("| **3× (2.00, 6.00 ms)** | **12× (0.50 ms)** |")
+    (crf,) = [line for line in lines if "per image in batches of 32" in line]
+    assert crf.endswith("| ≤ 1.5 ms | 2.00 ms |  |")
+
+
+def test_the_figures_time_what_the_cases_have(
+    tool: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases, figures = tool["cases"], tool["tables"].list_figures()
+    monkeypatch.setattr(cases, "CRF_HW", (32, 40))
+    monkeypatch.setattr(cases, "is_gpu", lambda device: True)
+    setting = cases.Setting("cpu", 1, None, "val", None, TINY, None, 0, tmp_path)
+    works = [work for figure in figures for work in (figure.ours, figure.rival) if work]
+    for name in ("refine", "two_hop_walk", "color_diffusion", "dense_crf_batch", "forward"):
+        asked = {work.variant for work in works if work.case.split()[0] == name}
+        variants = cases.CASES[name].build(SMALL[name], setting)
+        assert asked and asked - {"pydensecrf"} <= variants.keys()
 
 
 def test_tuning_says_where_there_is_no_gpu(

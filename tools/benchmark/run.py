@@ -2,6 +2,7 @@
 
     python tools/benchmark/run.py --list
     python tools/benchmark/run.py --op refine dense_crf --out rows.csv
+    python tools/benchmark/run.py --tables rows.csv
     python tools/benchmark/run.py --op generate --sizes 20 --data VOC_ROOT --checkpoint FILE
 
 The variants of a case run alternately, so that other load on the machine affects all of them. The
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from cases import CASES, Setting, describe_case
 from measure import NOTES, ROOT, add_graphs, find_errors, make_rows, measure
+from tables import format_generate, format_operations, read_rows
 
 from adcam.files import write_text
 
@@ -32,6 +34,10 @@ from adcam.files import write_text
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments, run the tests, time the cases, print and write the rows."""
     args = parse_args(argv)
+    if args.tables:
+        saved = read_rows(args.tables)
+        print(f"{format_operations(saved)}\n\n{format_generate(saved)}")
+        return 0
     if args.list or not args.op:
         for name, case in CASES.items():
             print(f"{name:<16} {case.summary} (default: {', '.join(map(str, case.sizes))})")
@@ -57,6 +63,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="show the cases and end")
     parser.add_argument("--op", nargs="+", choices=CASES, metavar="CASE", help="what to time")
+    parser.add_argument(
+        "--tables",
+        type=Path,
+        nargs="+",
+        metavar="F.csv",
+        help="print the tables of docs/performance.md that saved rows fill, and end",
+    )
     parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help="what --list says it is")
     parser.add_argument(
         "--batch", type=int, nargs="+", default=[1], metavar="B", help="one after the other"

@@ -1,0 +1,244 @@
+"""The tables of docs/performance.md that saved rows fill: operations on a GPU, and ``generate``."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+
+Row = dict[str, str]
+
+MISSING = "not measured"
+CALL, GRAPH = "ms_call", "ms_graph"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a row timed: its case, size, batch and variant."""
+
+    case: str
+    size: int
+    batch: int
+    variant: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of the table of operations.
+
+    Attributes:
+        text: What was measured.
+        ours: What adcam does.
+        rival: What it is compared with, in the last run that has both; ``None`` gives the time.
+        is_cost: Whether a quotient says how much longer ours takes, and not how much the rival.
+        target: The largest time or cost, or the smallest gain, that is wanted.
+        has_graph: Whether it also runs as a CUDA graph.
+        is_elsewhere: Whether the rival may be of another run.
+    """
+
+    text: str
+    ours: Work
+    rival: Work | None = None
+    is_cost: bool = False
+    target: str = ""
+    has_graph: bool = True
+    is_elsewhere: bool = False
+
+
+def list_figures() -> list[Figure]:
+    """The lines of the table of operations."""
+    colors = Work("color_diffusion", 112, 16, "adcam")
+    by_colors = Figure(
+        "diffusion along colours compared with plain torch, 16 images, 3 maps of 112×112",
+        colors,
+        replace(colors, variant="torch eager"),
+    )
+    return [*_list_refinements(), *_list_forward_passes(), *_list_crfs(), by_colors]
+
+
+def _list_refinements() -> list[Figure]:
+    ours = {n: Work("refine", n, 16, "adcam") for n in (784, 1024, 2304)}
+    compiled = ("torch.compile (TF32) of the reference", "torch.compile, TF32", "2")
+    gains = [
+        Figure(
+            f"AD-CAM's refinement compared with {label}, N = {n}, batch 16",
+            ours[n],
+            replace(ours[n], variant=rival),
+            target=target,
+        )
+        for label, rival, target in (compiled, ("eager float32", "torch eager", "5"))
+        for n in (1024, 2304)
+    ]
+    apart = [
+        Figure(
+            f"AD-CAM's refinement with artefacts removed, N = {n}, batch 16",
+            replace(work, variant="adcam, artefacts out"),
+        )
+        for n, work in ours.items()
+    ]
+    quick = [
+        Figure(
+            f'the quick form, `walk="two_hop"`, N = {n}, batch 16',
+            Work("two_hop_walk", n, 16, "torch" if n > 2048 else "triton"),  # what "auto" takes
+            target="0.4" if n == 2304 else "",
+        )
+        for n in ours
+    ]
+    return [*gains, *apart, *quick]
+
+
+def _list_forward_passes() -> list[Figure]:
+    figures = []
+    for label, variant, targets in (
+        ("capture", "capture", ("1.12", "1.25", "1.12")),
+        ("capture and AD-CAM", "capture + AD-CAM", ("1.15", "1.3", "1.15")),
+    ):
+        networks = (("small", 32), ("tiny", 32), ("base", 16))
+        for (name, batch), target in zip(networks, targets, strict=True):
+            ours = Work(f"forward deit_{name}", 448, batch, f"{variant}, bfloat16")
+            text = f"DeiT-{name[0].upper()} with {label} relative to a plain forward pass"
+            plain = replace(ours, variant="plain, bfloat16")
+            text += f", 448 px, bfloat16, batch {batch}"
+            figures.append(Figure(text, ours, plain, is_cost=True, target=target))
+    return figures
+
+
+def _list_crfs() -> list[Figure]:
+    ours = {b: Work("dense_crf_batch", 3, b, "adcam") for b in (1, 8, 32)}
+    figures = [
+        Figure(
+            f"CRF, 3 labels, time per image in batches of {b}",
+            work,
+            target="1.5" if b == 32 else "",
+            has_graph=False,
+        )
+        for b, work in ours.items()
+    ]
+    rival = Figure(
+        "CRF, 3 labels, batches of 32, compared with pydensecrf on one thread",
+        ours[32],
+        replace(ours[1], variant="pydensecrf"),
+        target="300",
+        has_graph=False,
+        is_elsewhere=True,
+    )
+    many = replace(ours[8], size=21)
+    text = "CRF, 21 labels, time per image in batches of 8"
+    return [*figures, rival, Figure(text, many, has_graph=False)]
+
+
+def read_rows(paths: Sequence[Path]) -> list[Row]:
+    """Read saved rows; ``run`` becomes what distinguishes the runs of all files.
+
+    Args:
+        paths: CSV files that ``run.py`` wrote, or that have its columns.
+    """
+    rows = []
+    for path in paths:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                rows.append({**row, "run": f"{path}: {row.get('run') or row.get('commit')}"})
+    return rows
+
+
+def format_operations(rows: Sequence[Row]) -> str:
+    """The table of operations on a GPU. A number in bold meets its target.
+
+    Args:
+        rows: What :func:`read_rows` returned.
+    """
+    lines = ["| figure | target | by call | on the GPU |", "|---|---|---|---|"]
+    for figure in list_figures():
+        cells = [_format_cell(rows, figure, CALL)]
+        cells.append(_format_cell(rows, figure, GRAPH) if figure.has_graph else "")
+        lines.append(f"| {figure.text} | {_format_target(figure)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_generate(rows: Sequence[Row]) -> str:
+    """The table of runs of ``generate``, one line for each row that has its columns.
+
+    Args:
+        rows: What :func:`read_rows` returned.
+    """
+    lines = [
+        "| commit | type | setting | images/s once running (target: ≥ 200) | first mask, s |"
+        " GPU busy (target: ≥ 60 %) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row.get("images_per_s"):
+            kernels = f"kernels: {row['kernels']}" if row.get("kernels") else ""
+            setting = [part for part in (row.get("variant"), kernels, row.get("setting")) if part]
+            busy = (
+                f"{float(row['gpu_busy']):.0%}".replace("%", " %")
+                if row.get("gpu_busy")
+                else MISSING
+            )
+            cells = (row["commit"], row["dtype"], ", ".join(setting), row["images_per_s"])
+            lines.append(f"| {' | '.join(cells)} | {row['first_image_s']} | {busy} |")
+    return "\n".join(lines if len(lines) > 2 else [*lines, f"| {MISSING} | | | | | |"])
+
+
+def _format_target(figure: Figure) -> str:
+    if not figure.target:
+        return "–"
+    if figure.rival is None:
+        return f"≤ {figure.target} ms"
+    return f"≤ {figure.target}" if figure.is_cost else f"≥ {figure.target}×"
+
+
+def _format_cell(rows: Sequence[Row], figure: Figure, column: str) -> str:
+    """A time, or a quotient; a rival's gain is counted from its time by call."""
+    wanted = [(figure.ours, column)]
+    if figure.rival is not None:
+        wanted.append((figure.rival, column if figure.is_cost else CALL))
+    together = [[one] for one in wanted] if figure.is_elsewhere else [wanted]
+    times = [time for group in together for time in _find_times(rows, group)]
+    if len(times) < len(wanted):
+        return MISSING
+    ours, *rival = times
+    if not rival:
+        value, text = ours, f"{_round(ours)} ms"
+    elif figure.is_cost:
+        value = ours / rival[0]
+        text = str(_round(value))
+    else:
+        value = rival[0] / ours
+        both = times if column == CALL else times[:1]
+        text = f"{float(f'{value:.2g}'):g}× ({', '.join(str(_round(t)) for t in both)} ms)"
+    is_less = figure.is_cost or not rival
+    target = Decimal(figure.target or "NaN")
+    meets = not target.is_nan() and (value <= target if is_less else value >= target)
+    return f"**{text}**" if meets else text
+
+
+def _find_times(rows: Sequence[Row], wanted: Sequence[tuple[Work, str]]) -> list[Decimal]:
+    """The milliseconds of the last run that has them all, or nothing."""
+    for run in reversed(dict.fromkeys(row["run"] for row in rows)):
+        of_run = [row for row in rows if row["run"] == run]
+        found = [_find_time(of_run, work, column) for work, column in wanted]
+        times = [time for time in found if time is not None]
+        if len(times) == len(wanted):
+            return times
+    return []
+
+
+def _find_time(rows: Sequence[Row], work: Work, column: str) -> Decimal | None:
+    """The milliseconds of the last row that has them; of a CRF, those of an image."""
+    about = (work.case, str(work.size), str(work.batch))
+    for row in reversed(rows):
+        if (row.get("case"), row.get("size"), row.get("batch")) == about and row.get(column):
+            if row["variant"] == work.variant:
+                images = work.batch if work.case == "dense_crf_batch" else 1
+                return Decimal(row[column]) / images
+            if row["variant"] == f"{work.variant}, an image":
+                return Decimal(row[column])
+    return None
+
+
+def _round(value: Decimal) -> Decimal:
+    step = Decimal("0.01") if value < 100 else Decimal(1)
+    return value.quantize(step, ROUND_HALF_UP)
