@@ -363,11 +363,9 @@ def _build_dense_crf(labels: int, setting: Setting) -> dict[str, Variant]:
     for backend, reason in dense_crf.available_backends().items():
         if reason is None and backend != "triton":  # has a case of its own, on the GPU
             runs[backend] = partial(dense_crf.dense_crf, prob, img, backend=backend)
-    check = Check(partial(_find_crf_error, [prob], [img]), CRF_TOLERANCE)
-    return {
-        name: Variant(run, check=replace(check, error=lambda got: check.error([got])))
-        for name, run in runs.items()
-    }
+    wanted = _crf_references([prob], [img])
+    check = Check(lambda got: _find_crf_error(wanted, [got]), CRF_TOLERANCE)
+    return {name: Variant(run, check=check) for name, run in runs.items()}
 
 
 def _make_scene(labels: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -397,39 +395,39 @@ def _build_dense_crf_batch(labels: int, setting: Setting) -> dict[str, Variant]:
     for backend in ("numba", "pydensecrf"):
         if reasons[backend] is None:
             runs[backend] = partial(dense_crf.dense_crf_batch, probs, imgs, backend=backend)
-    check = Check(partial(_find_crf_error, probs, imgs), CRF_TOLERANCE)
-    score = partial(_share_labels, probs, imgs)
+    wanted = _crf_references(probs, imgs)
+    check = Check(partial(_find_crf_error, wanted), CRF_TOLERANCE)
+    score = partial(_share_labels, wanted)
     return {
         name: Variant(run, score=partial(score, run), check=check) for name, run in runs.items()
     }
 
 
-def _find_crf_error(
-    probs: Sequence[np.ndarray], imgs: Sequence[np.ndarray], got: Sequence[Any]
-) -> float:
-    """The mean difference from the reference's marginals, the larger of first and last image."""
-    pairs = _beside_the_reference(probs, imgs, got)
-    return float(np.max([np.abs(ours - want).mean() for ours, want in pairs]))
-
-
-def _share_labels(
-    probs: Sequence[np.ndarray], imgs: Sequence[np.ndarray], run: Callable[[], Sequence[Any]]
-) -> float:
-    """Percent of pixels with the reference's label, in the first and the last image."""
-    pairs = _beside_the_reference(probs, imgs, run())
-    return float(np.mean([100 * (ours.argmax(0) == want.argmax(0)).mean() for ours, want in pairs]))
-
-
-def _beside_the_reference(
-    probs: Sequence[np.ndarray], imgs: Sequence[np.ndarray], got: Sequence[Any]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [
-        (
-            torch.as_tensor(got[place]).cpu().numpy(),
-            dense_crf.dense_crf(probs[place], imgs[place], backend="reference"),
-        )
+def _crf_references(
+    probs: Sequence[np.ndarray], imgs: Sequence[np.ndarray]
+) -> dict[int, np.ndarray]:
+    """The reference's marginals of the first and the last image, by place."""
+    return {
+        place: dense_crf.dense_crf(probs[place], imgs[place], backend="reference")
         for place in sorted({0, len(probs) - 1})
-    ]
+    }
+
+
+def _find_crf_error(wanted: Mapping[int, np.ndarray], got: Sequence[Any]) -> float:
+    """The mean difference from the reference's marginals, the larger of first and last image."""
+    errors = [np.abs(_to_array(got[place]) - want).mean() for place, want in wanted.items()]
+    return float(np.max(errors))
+
+
+def _share_labels(wanted: Mapping[int, np.ndarray], run: Callable[[], Sequence[Any]]) -> float:
+    """Percent of pixels with the reference's label, in the first and the last image."""
+    got = run()
+    shares = [_to_array(got[k]).argmax(0) == want.argmax(0) for k, want in wanted.items()]
+    return 100 * float(np.mean(shares))
+
+
+def _to_array(marginals: Any) -> np.ndarray:
+    return torch.as_tensor(marginals).cpu().numpy()
 
 
 def _build_level_boxes(num_thresholds: int, setting: Setting) -> dict[str, Variant]:

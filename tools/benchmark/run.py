@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from cases import CASES, Setting, describe_case
 from measure import NOTES, ROOT, add_graphs, find_errors, make_rows, measure
-from tables import format_generate, format_operations, read_rows
+from tables import format_tables, read_rows
 
 from adcam.files import write_text
 
@@ -35,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments, run the tests, time the cases, print and write the rows."""
     args = parse_args(argv)
     if args.tables:
-        saved = read_rows(args.tables)
-        print(f"{format_operations(saved)}\n\n{format_generate(saved)}")
+        print("\n\n".join(format_tables(read_rows(args.tables)).values()))
         return 0
     if args.list or not args.op:
         for name, case in CASES.items():

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md that saved rows fill: operations on a GPU, and ``generate``."""
+"""The tables of docs/performance.md that saved rows fill."""
 
 from __future__ import annotations
 
@@ -45,6 +45,20 @@ class Figure:
     target: str = ""
     has_graph: bool = True
     is_elsewhere: bool = False
+
+
+def format_tables(rows: Sequence[Row]) -> dict[str, str]:
+    """All tables by name, in the order of the page.
+
+    Args:
+        rows: What :func:`read_rows` returned.
+    """
+    return {
+        "peers": format_peers(rows),
+        "growth": format_growth(rows),
+        "operations": format_operations(rows),
+        "generate": format_generate(rows),
+    }
 
 
 def list_figures() -> list[Figure]:
@@ -149,12 +163,12 @@ def format_operations(rows: Sequence[Row]) -> str:
     Args:
         rows: What :func:`read_rows` returned.
     """
-    lines = ["| figure | target | by call | on the GPU |", "|---|---|---|---|"]
+    lines = []
     for figure in list_figures():
         cells = [_format_cell(rows, figure, CALL)]
         cells.append(_format_cell(rows, figure, GRAPH) if figure.has_graph else "")
-        lines.append(f"| {figure.text} | {_format_target(figure)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append((figure.text, _format_target(figure), *cells))
+    return _format_table(("figure", "target", "by call", "on the GPU"), lines)
 
 
 def format_generate(rows: Sequence[Row]) -> str:
@@ -163,23 +177,65 @@ def format_generate(rows: Sequence[Row]) -> str:
     Args:
         rows: What :func:`read_rows` returned.
     """
-    lines = [
-        "| commit | type | setting | images/s once running (target: ≥ 200) | first mask, s |"
-        " GPU busy (target: ≥ 60 %) |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = (
+        *("commit", "type", "setting", "images/s once running (target: ≥ 200)"),
+        *("first mask, s", "GPU busy (target: ≥ 60 %)"),
+    )
+    lines = []
     for row in rows:
         if row.get("images_per_s"):
             kernels = f"kernels: {row['kernels']}" if row.get("kernels") else ""
             setting = [part for part in (row.get("variant"), kernels, row.get("setting")) if part]
-            busy = (
-                f"{float(row['gpu_busy']):.0%}".replace("%", " %")
-                if row.get("gpu_busy")
-                else MISSING
-            )
-            cells = (row["commit"], row["dtype"], ", ".join(setting), row["images_per_s"])
-            lines.append(f"| {' | '.join(cells)} | {row['first_image_s']} | {busy} |")
-    return "\n".join(lines if len(lines) > 2 else [*lines, f"| {MISSING} | | | | | |"])
+            share = row.get("gpu_busy")
+            busy = f"{100 * float(share):.0f} %" if share else MISSING
+            about = (row["commit"], row["dtype"], ", ".join(setting))
+            lines.append((*about, row["images_per_s"], row["first_image_s"], busy))
+    return _format_table(head, lines)
+
+
+def format_peers(rows: Sequence[Row]) -> str:
+    """The table of ``generate`` beside the peers' recipe on a CPU.
+
+    Args:
+        rows: What :func:`read_rows` returned.
+    """
+    head = ("variant", "images", "seconds", "relative to the first", "processor seconds", "mIoU")
+    lines = [
+        (
+            *(row["variant"], row["size"], _to_tenths(row["median_s"])),
+            *(str(_round(Decimal(row["times_ours"]))), _to_tenths(row["cpu_median_s"])),
+            row["score"],
+        )
+        for row in rows
+        if (row.get("case"), row.get("device")) == ("generate", "cpu")
+    ]
+    return _format_table(head, lines)
+
+
+def format_growth(rows: Sequence[Row]) -> str:
+    """The table of how memory and time of ``generate`` grow.
+
+    Args:
+        rows: What :func:`read_rows` returned.
+    """
+    head = ("images", "largest process, MiB", "seconds", "processor seconds")
+    lines = [
+        (
+            *(f"{int(row['size']):,}", row["peak_mib"]),
+            *(_to_tenths(row["median_s"]), _to_tenths(row["cpu_median_s"])),
+        )
+        for row in rows
+        # Before the case had other commands, its variant was "adcam".
+        if row.get("case") == "growth" and row["variant"] in ("adcam", "adcam generate")
+    ]
+    return _format_table(head, lines)
+
+
+def _format_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    missing = (MISSING, *[""] * (len(head) - 1))
+    rule = f"|{'---|' * len(head)}"
+    cells = (f"| {' | '.join(line)} |" for line in lines or [missing])
+    return "\n".join([f"| {' | '.join(head)} |", rule, *cells])
 
 
 def _format_target(figure: Figure) -> str:
@@ -242,3 +298,7 @@ def _find_time(rows: Sequence[Row], work: Work, column: str) -> Decimal | None:
 def _round(value: Decimal) -> Decimal:
     step = Decimal("0.01") if value < 100 else Decimal(1)
     return value.quantize(step, ROUND_HALF_UP)
+
+
+def _to_tenths(seconds: str) -> str:
+    return str(Decimal(seconds).quantize(Decimal("0.1"), ROUND_HALF_UP))
