@@ -467,10 +467,12 @@ class _Steps:
         except (MemoryError, RuntimeError) as error:
             if not lacks_memory(error):
                 raise
-            if len(items) > 1:
-                return [x for item in items for x in self.predict([item])]
-            return [replace(item, sample=None, error=self._explain(item)) for item in items]
-        return [replace(x, mask=masks.get(x.index, x.mask), sample=None) for x in items]
+        else:
+            return [replace(x, mask=masks.get(x.index, x.mask), sample=None) for x in items]
+        # Not while the error is handled, which keeps what was predicted in memory.
+        if len(items) > 1:
+            return [x for item in items for x in self.predict([item])]
+        return [replace(item, sample=None, error=self._explain(item)) for item in items]
 
     def _explain(self, item: _Item) -> ImageError:
         height, width = (0, 0) if item.sample is None else item.sample.ori_hw
