@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from PIL import Image
@@ -54,11 +55,14 @@ def refuse_other_numbers(masks: str | Path, found: ClassSet | None, class_set: C
     if other:
         name, value = next(iter(other.items()))
         cure = ",".join(f"{value}={wanted[name]}" for name, value in other.items())
+        is_counted = class_set.mask_values == tuple(range(1, len(wanted) + 1))
+        classes = shlex.quote(("" if is_counted else "voc:") + ",".join(class_set.classes))
         raise AdcamError(
             f"{name!r} is {value} in the masks of {masks}, but {wanted[name]} in the classes that "
             f"they are read as, {', '.join(class_set.classes)}; give the classes in the order of "
             f"the masks, {', '.join(sorted(value_of, key=value_of.__getitem__))}, or take the "
-            f"masks of adcam convert recode-masks {masks} --values {cure} --out DIR"
+            f"masks of adcam convert recode-masks {masks} --values {cure} --classes {classes} "
+            "--out DIR"
         )
 
 

@@ -15,6 +15,7 @@ import sys
 import tarfile
 import textwrap
 import time
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -289,10 +290,15 @@ def test_masks_that_number_a_class_differently_are_refused(
     names = images.class_set.classes
     other = replace(images.class_set, classes=(names[1], names[0], *names[2:]))
     write_pseudo_masks(own_shapes, out, other, images)
-    cure = rf"order of the masks, {', '.join(other.classes)}, or .*--values 1=2,2=1 --out DIR"
+    cure = rf"order of the masks, {', '.join(other.classes)}, or .*--values 1=2,2=1 "
     for folder in (out, out / "masks"):
-        with pytest.raises(AdcamError, match=f"{names[1]!r} is 1 in the masks .*, but 2.*{cure}"):
+        with pytest.raises(
+            AdcamError, match=f"{names[1]!r} is 1 in the masks .*, but 2.*{cure}"
+        ) as told:
             segmenter.check_segmentation(settings.with_changes({"data.masks": str(folder)}))
+    command = shlex.split(str(told.value).partition("the masks of adcam ")[2])
+    assert main([*command[:-1], str(tmp_path / "recoded")]) == 0
+    segmenter.check_segmentation(settings.with_changes({"data.masks": str(tmp_path / "recoded")}))
 
 
 def test_training_writes_checkpoint_log_and_network(finished: Path) -> None:
@@ -500,6 +506,25 @@ def test_an_image_too_large_for_the_memory_costs_no_other(
     assert "b.png: there is not enough memory for its 40×16 pixels" in result["failed"]["b"]
     names = sorted(path.name for path in (tmp_path / "out" / "masks").iterdir())
     assert names == ["a.png", "c.png"]
+
+
+def test_what_did_not_fit_is_let_go_of_before_images_go_alone() -> None:
+    """And what then goes wrong for another reason is no lack of memory."""
+    large: list[weakref.ref[np.ndarray]] = []
+
+    def predict(samples: list[Sample]) -> list[np.ndarray]:
+        if len(samples) > 1:
+            held = np.zeros(8)
+            large.append(weakref.ref(held))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert large[0]() is None
+        raise RuntimeError("expected scalar type Float but found Half")
+
+    steps = prediction._Steps(None, SimpleNamespace(predict=predict))  # type: ignore[arg-type]
+    sample = Sample("a", np.zeros((2, 2, 3), np.uint8))
+    items = [prediction._Item(i, Path("a.png"), False, sample=sample) for i in range(2)]
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        steps.predict(items)
 
 
 def rewrite_header(source: Path, target: Path, change: Any) -> Path:
