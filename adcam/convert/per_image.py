@@ -190,13 +190,14 @@ def _open_folder(
             found = read_json(path)
         except AdcamError as error:
             raise AdcamError(f"{error}; --overwrite starts over") from error
-        if found != wanted:
+        # Older versions did not write the classes of every converter.
+        classes = {key: value for key, value in wanted.items() if key == "mask_values"}
+        if {**classes, **found} != wanted:
             raise AdcamError(
                 f"{folder} was created with different settings "
                 f"({'; '.join(_differences(found, wanted))}); choose another folder, or start over "
                 "with --overwrite"
             )
-        return
     elif any(path.suffix == suffix for path in folder.rglob("[!.]*")):
         raise AdcamError(
             f"{folder} holds {suffix} files of unknown origin (there is no {CONVERTED_NAME}); "

@@ -132,6 +132,11 @@ def test_sbd_makes_train_aug_that_the_loader_reads(voc: Path) -> None:
     assert "2 masks are VOC's own, 2 SBD's" in result.notes
     said = read_converted_classes(voc / "SegmentationClassAug")
     assert said is not None and said.value_of == dataset.class_set.value_of
+    path = voc / "SegmentationClassAug" / "convert.json"
+    written = path.read_text()
+    path.write_text('{"converter": "sbd"}')  # as by older versions
+    assert convert_sbd(voc.parent / "benchmark_RELEASE", voc, partial=True).kept == 4
+    assert path.read_text() == written
 
 
 def test_sbd_checks_its_10582_images(voc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
