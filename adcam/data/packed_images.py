@@ -215,7 +215,9 @@ def _index_tar(path: str) -> Iterator[Found]:
                 if not key or stem.startswith("."):
                     continue
                 if is_image_path(f"x.{suffix}") and "." not in suffix:
-                    if key in images:  # one of them may be a mask: nobody can tell which
+                    # The same name again replaces what is before it. Of two names, one may be a
+                    # mask: nobody can tell which.
+                    if key in images and images[key].name != str(name):
                         raise AdcamError(
                             f"{path}: the sample {key!r} has two images, {images[key].name} and "
                             f"{name}; leave out the one that is not to be labelled"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adcam.data.images import ImageError
+from adcam.data.images import ImageError, read_image_bytes
 from adcam.data.open_images import open_images
 from adcam.data.packed_images import find_packed, list_packed
 from adcam.data.sources import build_classes
@@ -173,6 +173,11 @@ def test_two_images_of_a_sample_are_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"x/1.jpg": encode(1), "x/1.png": encode(2)})
     with pytest.raises(AdcamError, match=r"'x/1' has two images, x/1\.jpg and x/1\.png"):
         open_images(path, CLASSES)
+    path = write_tar(tmp_path / "b.tar", {"x/1.png": encode(1)})
+    write_tar(path, {"x/1.png": encode(2)}, "a")  # as `tar --append` updates a file
+    np.testing.assert_array_equal(
+        open_images(path, CLASSES)[0].img, read_image_bytes(encode(2), "")
+    )
 
 
 def test_flags_of_classes_are_not_taken_for_their_numbers(tmp_path: Path) -> None:
