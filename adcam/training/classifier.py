@@ -29,7 +29,6 @@ from adcam.models.networks import build_network
 from adcam.settings import Settings, TestViews
 from adcam.structures import ClassSet
 from adcam.training.checkpoints import (
-    TRAINING_NAME,
     find_checkpoint,
     forget_training,
     refuse_another_training,
@@ -283,11 +282,9 @@ def _build_train_view(
 def _begin(description: Mapping[str, Any], work_dir: Path, resume: bool) -> Path | None:
     """The checkpoint to resume from, once it is known that it belongs to this training."""
     checkpoint = find_checkpoint(work_dir, cure=_CURE) if resume else None
-    if is_main_process():
-        if checkpoint is not None:
-            refuse_another_training(work_dir, description, cure=_CURE)
-        if checkpoint is not None or not (work_dir / TRAINING_NAME).is_file():
-            write_description(work_dir, description)
+    if is_main_process() and checkpoint is not None:
+        refuse_another_training(work_dir, description, cure=_CURE)
+        write_description(work_dir, description)
     barrier()
     return checkpoint
 

@@ -196,6 +196,15 @@ def test_a_training_that_starts_over_replaces_the_one_before_with_its_first_chec
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(ExportClassifier, "before_save_checkpoint", killed)
         train_classifier(other, work_dir)
+    # Nor does it become the training of checkpoints that nobody described.
+    described = (work_dir / "training.json").read_text()
+    (work_dir / "training.json").unlink()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(ExportClassifier, "before_save_checkpoint", killed)
+        train_classifier(other, work_dir)
+    with pytest.raises(AdcamError, match=r"no training\.json says what they were trained for"):
+        train_classifier(other, work_dir, resume=True)
+    (work_dir / "training.json").write_text(described)
     # Until then it is the training before that a resume goes on with.
     with pytest.raises(AdcamError, match=r"train\.seed: 3 -> 1"):
         train_classifier(other, work_dir, resume=True)
