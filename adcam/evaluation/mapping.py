@@ -280,12 +280,13 @@ class ImageMapper:
     def _try(
         self, group: _Group, batch: Sequence[tuple[Wanted, Sequence[torch.Tensor]]]
     ) -> list[tuple[dict[str, MethodMaps], dict[MaskChoice, PseudoMask]]]:
-        """Compute a batch; what comes after one that fails gets the memory of the graphs."""
+        """Compute a batch; what comes after one that fails gets the memory of all graphs."""
         try:
             return self._make(group, batch)
         except RuntimeError:
-            if isinstance(group.forward, GraphCache):
-                group.forward.free_memory()
+            for other in self._groups:
+                if isinstance(other.forward, GraphCache):
+                    other.forward.free_memory()
             raise
 
     def _make(

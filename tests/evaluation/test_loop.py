@@ -29,6 +29,7 @@ from adcam.evaluation.mask_folder import build_labeler
 from adcam.evaluation.pictures import Pictures, SmallImage, _Packed
 from adcam.labeling import executor, mask_maker
 from adcam.labeling.generate import generate
+from adcam.labeling.graphs import GraphCache
 from adcam.labeling.map_maker import MapMaker
 from adcam.masks.background import BackgroundRule
 from adcam.masks.crf import refine_batch
@@ -508,6 +509,31 @@ def test_a_batch_that_memory_is_too_short_for_goes_in_halves(
     with pytest.raises(RuntimeError, match="expected scalar type"):
         mapper.map_batch(asked, batch_size=4)
     assert sizes == [4]
+
+
+def test_a_batch_that_fails_gets_the_memory_of_all_graphs(
+    splits: tuple[ImageDataset, ImageDataset], classifier: ClassifierFile
+) -> None:
+    mapper = build_mapper([SPECS[0], MethodSpec("two", "cam", views=TWO)], classifier, splits[1])
+    caches = [
+        GraphCache(group.forward, capture=lambda function, *_: function, first=0)
+        for group in mapper._groups
+    ]
+    mapper._groups = [
+        replace(group, forward=cache) for group, cache in zip(mapper._groups, caches, strict=True)
+    ]
+    asked = [Wanted(0, splits[1][0], {SPECS[0].name, "two"})]
+    mapper.map_batch(asked)
+    assert all(cache._graphs for cache in caches)
+
+    def fail(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    caches[1]._function = fail
+    caches[1].free_memory()
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        mapper.map_batch(asked)
+    assert not any(cache._graphs for cache in caches)
 
 
 def test_memory_does_not_grow_with_the_pictures_that_are_kept(
