@@ -13,10 +13,7 @@ from adcam.data.png import map_values, parse_values, read_mask
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
 from adcam.files import find_files, find_images
-from adcam.labeling.output_folder import (
-    masks_folder,
-    read_output_folder,
-)
+from adcam.labeling.output_folder import masks_folder, read_output_folder
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 SPLITS = ("train", "val", "test")

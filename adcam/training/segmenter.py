@@ -23,12 +23,7 @@ from adcam.data.images import check_same_hw, read_image_hw
 from adcam.errors import AdcamError, join_some
 from adcam.files import hash_values, read_json, write_bytes
 from adcam.labeling.maps_file import load_maps
-from adcam.labeling.output_folder import (
-    CONFIG_NAME,
-    MAPS_DIR,
-    masks_folder,
-    read_output_folder,
-)
+from adcam.labeling.output_folder import CONFIG_NAME, MAPS_DIR, masks_folder, read_output_folder
 from adcam.metrics.miou import MeanIoU, compute_confusion
 from adcam.progress import track
 from adcam.settings import SegmentationSettings, load_settings
