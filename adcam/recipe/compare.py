@@ -294,13 +294,15 @@ def _compare_files(comparison: Comparison) -> list[str]:
 
 def _run_compare(comparison: Comparison, folder: Path) -> dict[str, Any]:
     options = _loop_options(comparison)
-    with loop_starting(options, len(comparison.report_set())):
-        return _compare_by_masks(comparison, folder, options)
+    images = comparison.report_set() if comparison.table_only else comparison.masked_set()
+    with loop_starting(options, len(images)):
+        return _compare_by_masks(comparison, images, folder, options)
 
 
-def _compare_by_masks(comparison: Comparison, folder: Path, options: LoopOptions) -> dict[str, Any]:
+def _compare_by_masks(
+    comparison: Comparison, images: ImageDataset, folder: Path, options: LoopOptions
+) -> dict[str, Any]:
     compare, table_only = comparison.settings.compare, comparison.table_only
-    images = comparison.report_set() if table_only else comparison.masked_set()
     classifiers = comparison.load_classifiers()
     found = compare_methods(
         classifiers,

@@ -182,10 +182,12 @@ def _train_once(
 ) -> Path:
     train = settings.train
     checkpoint = find_checkpoint(work_dir, cure=_CURE) if resume else None
+    description: dict[str, Any] = {}
     if is_main_process():
+        description = _describe(settings)
         if checkpoint is not None:
             # What began once was checked; on COCO that takes minutes.
-            refuse_another_training(work_dir, _describe(settings), cure=_CURE)
+            refuse_another_training(work_dir, description, cure=_CURE)
         else:
             check_segmentation(settings)
     barrier()
@@ -197,7 +199,7 @@ def _train_once(
         if checkpoint is None:
             forget_training(work_dir, SEGMENTER_NAME)
             shutil.rmtree(work_dir / _MASKS, ignore_errors=True)
-        write_description(work_dir, _describe(settings))
+        write_description(work_dir, description)
     runner = build_runner(parts, settings, work_dir, checkpoint=checkpoint, launcher=launcher)
     runner.train()
     network = runner.model.module if is_model_wrapper(runner.model) else runner.model
