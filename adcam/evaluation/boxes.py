@@ -34,11 +34,13 @@ class BoxOutcome:
     """How well a method found the object of one image.
 
     Attributes:
+        index: The position of the image in its data set.
         img_id: The id of the image.
         iou: The best IoU of the box of the true class with a true box.
         box: That box as ``(x0, y0, x1, y1)``, as shares of the image's width and height.
     """
 
+    index: int
     img_id: str
     iou: float
     box: tuple[float, float, float, float]
@@ -55,7 +57,7 @@ class BoxCounts:
     Attributes:
         every: MaxBoxAccV2's counts of each method, from boxes of all contours.
         largest: MaxBoxAcc's counts of each method, from the box of the largest contour.
-        outcomes: How well each method found the object of each image.
+        outcomes: How well each method found the object of each image, in any order.
         thresholds: The thresholds that were given.
     """
 
@@ -91,11 +93,11 @@ class BoxCounts:
                 metric.update(score_map, boxes, class_id=class_of(sample))
             if name in self.thresholds:
                 located = self._located[name]
-                outcome = _locate(sample, maps, self.thresholds[name], located)
+                outcome = _locate(image.index, sample, maps, self.thresholds[name], located)
                 self.outcomes[name].append(outcome)
 
     def merge(self, other: BoxCounts) -> None:
-        """Add the counts of another instance on later images."""
+        """Add the counts of another instance on other images."""
         for name in self._names:
             self.every[name].merge(other.every[name])
             self.largest[name].merge(other.largest[name])
@@ -187,7 +189,7 @@ def _hw(maps: MethodMaps) -> tuple[int, int]:
 
 
 def _locate(
-    sample: Sample, maps: MethodMaps, threshold: float, metric: LocalizationAccuracy
+    index: int, sample: Sample, maps: MethodMaps, threshold: float, metric: LocalizationAccuracy
 ) -> BoxOutcome:
     """Count an image by TS-CAM's rules."""
     hw = _hw(maps)
@@ -208,7 +210,7 @@ def _locate(
     )
     x0, y0, x1, y1 = (known / np.array([hw[1], hw[0]] * 2)).tolist()
     iou = float(compute_iou(known[None], boxes).max())
-    return BoxOutcome(sample.img_id, iou, (x0, y0, x1, y1))
+    return BoxOutcome(index, sample.img_id, iou, (x0, y0, x1, y1))
 
 
 def _hide_predictions(result: LocalizationResult) -> LocalizationResult:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def _result(
         reported.thresholds[name],
         threshold_from,
         reported.compute_localization(name, has_predictions=bool(spec.method)),
-        tuple(reported.outcomes[name]),
+        tuple(sorted(reported.outcomes[name], key=attrgetter("index"))),
     )
 
 

@@ -4,8 +4,8 @@ The loop knows no task. It reads each image once, lets each network see each set
 once, and hands the maps of all methods to evaluators, which count what they are interested in
 (the idea of ``inference_on_dataset`` in detectron2's ``evaluation/evaluator.py``). The results are
 equal to the bit for any number of worker processes: on a CPU every image is computed by itself with
-one thread, on a GPU in the same batches always, and what was counted is merged in the order of the
-images.
+one thread, on a GPU in the same batches always, and evaluators count so that the order of the
+images plays no part.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ import copy
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -45,7 +54,7 @@ from adcam.labeling.executor import (
     start_ahead,
     submit_inline,
 )
-from adcam.labeling.inputs import BATCH_SIZE
+from adcam.labeling.inputs import BATCH_SIZE, find_unread, in_groups, plan_groups
 from adcam.labeling.map_maker import resolve_device
 from adcam.settings import MethodSpec
 
@@ -60,7 +69,6 @@ MAX_WORKERS = 16
 T = TypeVar("T")
 
 _READERS = 4
-_STRETCH = 64  # images in a row that are searched for equal sizes on a GPU
 _WINDOW = 4  # images that a worker takes at once
 
 
@@ -109,7 +117,7 @@ class Evaluator(Protocol):
         ...
 
     def merge(self, other: Any) -> None:
-        """Add what another instance counted on later images."""
+        """Add what another instance counted on other images, earlier or later ones."""
         ...
 
 
@@ -165,7 +173,7 @@ def evaluate(
     )
     indices = [i for i in range(len(images)) if _wanted(evaluators, i)]
     workers = options.workers if len(indices) > INLINE_LIMIT else 0
-    run = _run_whole if device.type == "cpu" else _run_split
+    run = _run_whole if device.type == "cpu" else partial(_run_split, batch_size=BATCH_SIZE)
     seconds: Counter[str] = Counter()
     # Whatever ends the loop ends the workers.
     with closing(run(_Job(images, mapper, evaluators), indices, workers)) as counted:
@@ -227,6 +235,13 @@ class _Job:
         for evaluator in self.evaluators:
             evaluator.reset()
 
+    def find_sizes(self, index: int) -> Hashable:
+        """Find what tells whether images share passes, by the head of the file, if it has one."""
+        record, names = self.images.records[index], _wanted(self.evaluators, index)
+        if record.packed is not None:
+            return None
+        return find_unread(record.img_path, lambda hw: self.mapper.find_sizes(hw, names))
+
     def read(self, index: int) -> Wanted:
         """Read an image with its ground truth, and ask which maps the evaluators want of it."""
         seconds: Counter[str] = Counter()
@@ -262,7 +277,7 @@ def _count(images: Iterable[MappedImage], evaluators: Sequence[Evaluator]) -> _C
 def _merge(
     counted: Iterable[_Counted], evaluators: Sequence[Evaluator], seconds: Counter[str]
 ) -> Iterator[None]:
-    """Add up what was counted, in the order of the images, and yield once for each."""
+    """Add up what was counted, and yield once for each image."""
     for part in counted:
         for evaluator, other in zip(evaluators, part.evaluators, strict=True):
             evaluator.merge(other)
@@ -281,25 +296,25 @@ def _run_whole(job: _Job, indices: Sequence[int], workers: int) -> Generator[_Co
     yield from _run(job.map_and_count, windows, workers, lambda index: records[index].img_id)
 
 
-def _run_split(job: _Job, indices: Sequence[int], workers: int) -> Generator[_Counted, None, None]:
+def _run_split(
+    job: _Job, indices: Sequence[int], workers: int, batch_size: int = 1
+) -> Generator[_Counted, None, None]:
     """Read in threads, run the networks in one of this process, and count in the workers.
 
-    On a GPU, images of equal input sizes in a stretch of the data share its passes and the CRFs of
-    their masks: results depend on the data, not on how the work is spread.
+    On a GPU, images of equal input sizes share its passes and the CRFs of their masks, found as
+    ``adcam generate`` finds them: results depend on the data, not on how the work is spread.
     """
     count = partial(_count, evaluators=job.evaluators)
-    size, stretch = (1, 1) if job.mapper.device.type == "cpu" else (BATCH_SIZE, _STRETCH)
-    map_batch = partial(job.mapper.map_batch, batch_size=size)
+    map_batch = partial(job.mapper.map_batch, batch_size=batch_size)
     with (
         quick_turns(),
         ThreadPoolExecutor(_READERS) as readers,
         closing(Lane(job.mapper.device, "network")) as lane,
     ):
-        read = run_ahead(
-            lambda index: readers.submit(job.read, index), indices, max_ahead=stretch + 4 * _READERS
-        )
-        stretches = iter(lambda: list(itertools.islice(read, stretch)), [])
-        mapped = run_ahead(partial(lane.submit, map_batch), stretches, max_ahead=2)
+        groups = plan_groups(indices, job.find_sizes, batch_size=batch_size)
+        ahead = 2 * batch_size + 4 * _READERS
+        read = in_groups(lambda index: readers.submit(job.read, index), groups, max_ahead=ahead)
+        mapped = run_ahead(partial(lane.submit, map_batch), read, max_ahead=2)
         windows = ([one] for batch in mapped for one in batch)
         yield from _run(count, windows, workers, lambda image: image.sample.img_id, meanwhile=count)
 

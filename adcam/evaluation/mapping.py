@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -243,6 +243,22 @@ class ImageMapper:
                 dtype=dtype,
             )
             self._groups.append(_Group(data_ids, names, maker, cache_graphs(maker)))
+
+    def find_sizes(self, hw: tuple[int, int], names: Set[str]) -> Hashable:
+        """Find what an image has in common with those that share all of its passes.
+
+        Args:
+            hw: Height and width of the image.
+            names: The names of the methods that are wanted of it.
+
+        Raises:
+            AdcamError: A scale is smaller than a patch.
+        """
+        return tuple(
+            (i, group.maker.resizer.find_sizes(hw))
+            for i, group in enumerate(self._groups)
+            if not names.isdisjoint(group.names)
+        )
 
     def map_batch(self, images: Sequence[Wanted], *, batch_size: int = 1) -> list[MappedImage]:
         """Make the maps of several images; those of equal input sizes share a pass of a network.

@@ -122,7 +122,7 @@ class MaskCounts:
         self._mious[img_id] = single.compute().miou
 
     def merge(self, other: MaskCounts) -> None:
-        """Add the counts of another instance on later images."""
+        """Add the counts of another instance on other images."""
         self._total.merge(other._total)
         self._mious |= other._mious
 
@@ -167,7 +167,7 @@ class MaskScores:
             counts.update(image.sample.img_id, mask, mask_of(image.sample))
 
     def merge(self, other: MaskScores) -> None:
-        """Add the counts of another instance on later images."""
+        """Add the counts of another instance on other images."""
         for choice, counts in self._counts.items():
             counts.merge(other._counts[choice])
 
@@ -219,7 +219,7 @@ class MaskWriter:
         }
 
     def merge(self, other: MaskWriter) -> None:
-        """Add the masks that another instance wrote of later images."""
+        """Add the masks that another instance wrote of other images."""
         self._entries |= other._entries
 
     def compute(self) -> dict[str, dict[str, Any]]:

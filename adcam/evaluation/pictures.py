@@ -6,6 +6,7 @@ import io
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +191,7 @@ class Pictures:
         )
 
     def merge(self, other: Pictures) -> None:
-        """Add the later images of another instance.
+        """Add the images of another instance.
 
         Raises:
             OSError: The disk is full or gone.
@@ -201,7 +202,7 @@ class Pictures:
 
     def compute(self) -> tuple[SmallImage, ...]:
         """Return the images that were kept, in their order."""
-        return tuple(self._images)
+        return tuple(sorted(self._images, key=attrgetter("index")))
 
     def _reduce_maps(self, image: MappedImage, name: str, hw: tuple[int, int]) -> _Packed:
         maps = image.maps[name]

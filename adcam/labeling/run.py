@@ -11,12 +11,11 @@ import itertools
 import json
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 
 from adcam.data.dataset import ImageDataset
-from adcam.data.images import fit_hw, read_image_hw
+from adcam.data.images import fit_hw
 from adcam.errors import AdcamError, join_some
 from adcam.files import hash_bytes, hash_values
 from adcam.labeling.device_steps import DeviceSteps
@@ -37,7 +36,14 @@ from adcam.labeling.executor import (
     run_ahead,
     submit_inline,
 )
-from adcam.labeling.inputs import BATCH_SIZE, Resizer
+from adcam.labeling.inputs import (
+    BATCH_SIZE,
+    Resizer,
+    find_unread,
+    in_groups,
+    plan_groups,
+    window_size,
+)
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.manifest import Entry
 from adcam.labeling.observe import Observer
@@ -62,10 +68,6 @@ LABEL_CHOICES = ("given", "predicted")
 
 INLINE_LIMIT = 16
 """Up to this many images are labelled in this process: starting others takes longer."""
-
-_READERS = 4
-_WINDOW = 4  # batches
-_WIDE_WINDOW = 128  # batches, of which only the sizes of the images are known
 
 
 @dataclass(frozen=True)
@@ -368,7 +370,7 @@ class Run:
     ) -> list[Task]:
         """Plan the images that fall to this process; an earlier run may have done some of them."""
         # A GPU searches its part of the images for equal sizes, however they are divided.
-        window = _window_size(self.batch_size) if self._on_cpu else self.batch_size
+        window = window_size(self.batch_size) if self._on_cpu else self.batch_size
         mine = folder.start([record.img_id for record in self.images.records], window=window)
         tasks = [self._plan(index, folder, job, root) for index in mine]
         for task in tasks:
@@ -450,10 +452,11 @@ class Run:
                 tasks,
                 partial(find_input_sizes, resizer=maker.resizer, max_pixels=max_pixels),
                 batch_size=self.batch_size,
+                is_done=attrgetter("is_done"),
                 read_ahead=not self._is_suspicious,
             )
             ahead = 2 * self.batch_size + workers
-            decoded = _in_groups(pool.submit, groups, max_ahead=ahead)
+            decoded = in_groups(pool.submit, groups, max_ahead=ahead)
             steps = DeviceSteps(self.labeler, job, batch_size=self.batch_size)
             with closing(steps.run(decoded)) as labelled:
                 left = (image for batch in labelled for image in batch)
@@ -571,54 +574,10 @@ def _plan_windows(tasks: Iterable[Task], batch_size: int) -> Iterator[tuple[Task
     windows that are done are left out.
     """
     left = (task for task in tasks if not task.is_done) if batch_size == 1 else iter(tasks)
-    size = _window_size(batch_size)
+    size = window_size(batch_size)
     while window := tuple(itertools.islice(left, size)):
         if not all(task.is_done for task in window):
             yield window
-
-
-def plan_groups(
-    tasks: Iterable[Task],
-    find_sizes: Callable[[Task], Any],
-    *,
-    batch_size: int,
-    read_ahead: bool = True,
-) -> Iterator[tuple[Task, ...]]:
-    """Yield the images of each batch: those of equal input sizes among many, unread.
-
-    Args:
-        tasks: All images, those that are done included, which only complete their batch.
-        find_sizes: The function that finds the input sizes of an image, ``None`` where they are not
-            known; those come in larger groups, to be searched when they are read.
-        batch_size: Most images in a batch.
-        read_ahead: Whether sizes are looked for at all.
-    """
-    left = iter(tasks)
-    with ThreadPoolExecutor(_READERS) as readers:
-        while window := tuple(itertools.islice(left, _WIDE_WINDOW * batch_size)):
-            if all(task.is_done for task in window):
-                continue
-            sizes: Iterable[Any] = itertools.repeat(None, len(window))
-            if read_ahead:
-                sizes = run_ahead(
-                    lambda task: readers.submit(find_sizes, task), window, max_ahead=4 * batch_size
-                )
-            for group in _group_by_size(window, sizes, batch_size=batch_size):
-                if not all(task.is_done for task in group):
-                    yield group
-
-
-def _group_by_size(
-    window: Sequence[Task], sizes: Iterable[Any], *, batch_size: int
-) -> Iterator[tuple[Task, ...]]:
-    """Yield a batch as soon as it is full; in the end those that are not."""
-    groups: dict[Any, list[Task]] = {}
-    for task, of_image in zip(window, sizes, strict=True):
-        group = groups.setdefault(of_image, [])
-        group.append(task)
-        if len(group) == (_window_size(batch_size) if of_image is None else batch_size):
-            yield tuple(groups.pop(of_image))
-    yield from map(tuple, groups.values())
 
 
 def find_input_sizes(
@@ -631,28 +590,7 @@ def find_input_sizes(
     """
     if task.problem or task.packed is not None:
         return None
-    with suppress(ValueError, OSError, MemoryError, RuntimeError):  # reading it will say why
-        return resizer.find_sizes(fit_hw(read_image_hw(task.img_path), max_pixels))
-    return None
-
-
-def _in_groups(
-    submit: Callable[[Task], Future[Any]], groups: Iterable[Sequence[Task]], *, max_ahead: int
-) -> Iterator[list[Any]]:
-    """Yield the results of each group of images, in order."""
-    sizes: deque[int] = deque()
-
-    def note(group: Sequence[Task]) -> Sequence[Task]:
-        sizes.append(len(group))
-        return group
-
-    done = run_ahead(submit, (x for group in groups for x in note(group)), max_ahead=max_ahead)
-    for first in done:
-        yield [first, *itertools.islice(done, sizes.popleft() - 1)]
-
-
-def _window_size(batch_size: int) -> int:
-    return 1 if batch_size == 1 else _WINDOW * batch_size
+    return find_unread(task.img_path, lambda hw: resizer.find_sizes(fit_hw(hw, max_pixels)))
 
 
 def isolate_crash(

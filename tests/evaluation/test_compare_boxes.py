@@ -20,6 +20,7 @@ from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
 from adcam.errors import AdcamError
 from adcam.evaluation import compare_boxes as compare_boxes_module
+from adcam.evaluation import loop
 from adcam.evaluation.boxes import BoxCounts, map_of_true_class
 from adcam.evaluation.compare_boxes import BoxResult, format_box_csv
 from adcam.evaluation.compare_boxes import compare_boxes as compare
@@ -111,6 +112,19 @@ def test_thresholds_come_from_the_choosing_split(
     (swapped,) = compare_boxes(classifiers, rows[:1], splits[1], splits[0])
     assert swapped.threshold >= 179 / 255  # what test wants also finds the objects of val
     assert swapped.boxes.max_box_acc_v2 == swapped.localization.gt_known == 100
+
+
+def test_a_gpu_counts_images_in_another_order_and_finds_the_same(
+    splits: tuple[ImageDataset, ImageDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = MethodSpec("CAM", "cam", views=EXACT)
+    (expected,) = compare_boxes(make_classifiers(), [row], *splits)
+    # Only the order: in a batch the last bits of a map may differ.
+    monkeypatch.setattr(loop, "_run_whole", loop._run_split)
+    monkeypatch.setattr(loop, "plan_groups", lambda *_, **__: [(2, 3), (1,), (0,)])
+    (found,) = compare_boxes(make_classifiers(), [row], *splits)
+    assert found.to_dict() == expected.to_dict() and found.outcomes == expected.outcomes
+    assert [outcome.index for outcome in found.outcomes] == [0, 1, 2, 3]
 
 
 def test_the_largest_contour_decides_the_threshold_of_gt_known(tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from adcam.cams import build_method
 from adcam.data import dataset
@@ -26,11 +28,15 @@ from adcam.evaluation.compare import MethodComparison, compare_methods, format_c
 from adcam.evaluation.loop import LoopOptions, evaluate
 from adcam.evaluation.mapping import ImageMapper, MappedImage, MapTargets, MaskChoice, Wanted
 from adcam.evaluation.mask_folder import build_labeler
+from adcam.evaluation.masks import ThresholdSweep
 from adcam.evaluation.pictures import Pictures, SmallImage, _Packed
 from adcam.labeling import executor, mask_maker
 from adcam.labeling.generate import generate
 from adcam.labeling.graphs import GraphCache
+from adcam.labeling.inputs import BATCH_SIZE, plan_groups
 from adcam.labeling.map_maker import MapMaker
+from adcam.labeling.run import find_input_sizes
+from adcam.labeling.steps import Task
 from adcam.masks.background import BackgroundRule
 from adcam.masks.crf import refine_batch
 from adcam.metrics.miou import MeanIoU
@@ -398,6 +404,95 @@ def test_images_of_one_size_share_the_passes_of_a_gpu(
         for name, maps in image.maps.items():
             assert maps.class_ids == alone.maps[name].class_ids
             np.testing.assert_allclose(maps.score_maps, alone.maps[name].score_maps, atol=1e-5)
+
+
+def turn_every_third(images: ImageDataset, folder: Path) -> ImageDataset:
+    """The same images, of which every third stands upright."""
+
+    def turn(path: Path | None) -> Path:
+        assert path is not None
+        copy = folder / images.split / f"{path.parent.name}-{path.stem}.png"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as img:
+            img.transpose(Image.Transpose.ROTATE_90).save(copy)
+        return copy
+
+    return images._with_records(
+        record
+        if index % 3
+        else replace(record, img_path=turn(record.img_path), mask_path=turn(record.mask_path))
+        for index, record in enumerate(images.records)
+    )
+
+
+def test_a_gpu_counts_images_in_another_order_and_finds_the_same(
+    mini_settings: Any,
+    classifier: ClassifierFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each image of a batch is computed by itself here, so that results are equal to the bit."""
+    choose, report = (
+        turn_every_third(build_dataset(mini_settings.data, name)[:11], tmp_path)
+        for name in ("train", "val")
+    )
+    networks, map_batch = {"": classifier}, ImageMapper.map_batch
+    groups: list[list[int]] = []
+
+    def map_one_by_one(self: ImageMapper, images: Sequence[Wanted], *, batch_size: int) -> Any:
+        groups.append([image.index for image in images])
+        return [mapped for image in images for mapped in map_batch(self, [image])]
+
+    def compare(name: str) -> Any:
+        found = compare_methods(
+            networks, SPECS, choose, report, masks_dir=tmp_path / name, keep_pictures=True
+        )
+        return describe(found, report), read_masks(tmp_path / name)
+
+    expected = compare("a")
+    monkeypatch.setattr(loop, "_run_whole", partial(loop._run_split, batch_size=3))
+    monkeypatch.setattr(ImageMapper, "map_batch", map_one_by_one)
+    assert compare("b") == expected
+    assert groups == [[1, 2, 4], [0, 3, 6], [5, 7, 8], [9], [10]] * 2
+
+
+def test_a_comparison_needs_the_passes_that_generate_needs(
+    mini_settings: Any,
+    classifier: ClassifierFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """200 images of two shapes, in the batches of a GPU."""
+    shapes = turn_every_third(build_dataset(mini_settings.data, "train"), tmp_path)
+    images = shapes._with_records(
+        replace(record, img_id=f"{copy}/{record.img_id}")
+        for copy in range(5)
+        for record in shapes.records
+    )
+    sizes: list[tuple[int, ...]] = []
+    token_maps = TokenCAM.token_maps
+
+    def note(self: TokenCAM, inputs: torch.Tensor, **options: Any) -> Any:
+        sizes.append(tuple(inputs.shape))
+        return token_maps(self, inputs, **options)
+
+    monkeypatch.setattr(TokenCAM, "token_maps", note)
+    monkeypatch.setattr(loop, "_run_whole", partial(loop._run_split, batch_size=BATCH_SIZE))
+    evaluate(images, SPECS[:2], [ThresholdSweep(["CAM"], images.class_set)], {"": classifier})
+    maker = MapMaker(classifier.network, [build_method("cam")], views=ONE, device="cpu")
+    tasks = [Task(i, r.img_id, r.img_path, r.class_ids) for i, r in enumerate(images.records)]
+    find = partial(find_input_sizes, resizer=maker.resizer, max_pixels=1 << 22)
+    of_generate = [len(group) for group in plan_groups(tasks, find, batch_size=BATCH_SIZE)]
+    assert [size[0] for size in sizes] == of_generate
+    assert Counter(of_generate) == {32: 6, 2: 1, 6: 1}  # 130 and 70 images
+    # Where only every third image is wanted at two scales too, the batches of those are full.
+    sizes.clear()
+    few = ThresholdSweep(["AD-CAM, two scales"], images.class_set, stride=3)
+    every = ThresholdSweep(["CAM"], images.class_set)
+    evaluate(images, SPECS[:3], [every, few], {"": classifier})
+    asked = Counter((i % 3 == 0, i % 40 % 3 == 0) for i in range(200))
+    batches = {(both, shape): -(-n // BATCH_SIZE) for (both, shape), n in asked.items()}
+    assert len(sizes) == sum((3 if both else 1) * n for (both, _), n in batches.items())
 
 
 def test_masks_are_made_beside_a_network_on_a_gpu(

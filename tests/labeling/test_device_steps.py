@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -27,17 +28,19 @@ from PIL import Image
 from adcam.cams import activation
 from adcam.data.folder import load_folder
 from adcam.data.png import read_mask
+from adcam.labeling import inputs as inputs_module
 from adcam.labeling import map_maker
 from adcam.labeling import run as run_module
 from adcam.labeling.box_job import BoxJob, BoxOptions
 from adcam.labeling.device_steps import DeviceSteps, Lane
 from adcam.labeling.generate import generate
 from adcam.labeling.graphs import GraphCache
+from adcam.labeling.inputs import plan_groups
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.mask_job import MaskJob
 from adcam.labeling.mask_maker import MaskMaker
-from adcam.labeling.run import Run, find_input_sizes, plan_groups
+from adcam.labeling.run import Run, find_input_sizes
 from adcam.labeling.steps import (
     Decoded,
     Failed,
@@ -119,24 +122,26 @@ def test_batches_are_planned_of_images_of_one_size_unread(
     tasks = make_photos(tmp_path / "photos")
     labeler = load(tiny_checkpoint)
     find = partial(find_input_sizes, resizer=labeler.map_maker.resizer, max_pixels=1 << 22)
-    groups = [[task.index for task in group] for group in plan_groups(tasks, find, batch_size=2)]
+
+    def plan(tasks: Sequence[Task], batch_size: int = 2, **options: Any) -> list[list[int]]:
+        done = attrgetter("is_done")
+        groups = plan_groups(tasks, find, batch_size=batch_size, is_done=done, **options)
+        return [[task.index for task in group] for group in groups]
+
+    groups = plan(tasks)
     assert groups == [[0, 2], [3, 4], [1, 5], [6]]  # those that are not full come last
     inputs = {image.task.index: image.inputs for image in read(tasks, labeler)}  # type: ignore
     for group in groups:
         assert len({tuple(x.shape for x in inputs[i]) for i in group}) == 1
     # Batches of a resumed run are those of the first; what is done completely is left out.
     done = [replace(task, is_done=task.index not in (2, 5)) for task in tasks]
-    again = [[task.index for task in group] for group in plan_groups(done, find, batch_size=2)]
-    assert again == [[0, 2], [1, 5]]
+    assert plan(done) == [[0, 2], [1, 5]]
     # Unknown sizes: larger groups, in which equal ones are looked for when they are read.
     tasks[1] = replace(tasks[1], img_path=tmp_path / "missing.png")
-    groups = [[task.index for task in group] for group in plan_groups(tasks, find, batch_size=2)]
-    assert [1] in groups
-    blind = plan_groups(tasks, find, batch_size=1, read_ahead=False)
-    assert [[task.index for task in group] for group in blind] == [[i] for i in range(7)]
-    monkeypatch.setattr(run_module, "_WIDE_WINDOW", 2)
-    windows = [[task.index for task in group] for group in plan_groups(tasks, find, batch_size=2)]
-    assert {index for group in windows[:3] for index in group} == {0, 1, 2, 3}
+    assert [1] in plan(tasks)
+    assert plan(tasks, batch_size=1, read_ahead=False) == [[i] for i in range(7)]
+    monkeypatch.setattr(inputs_module, "_WIDE_WINDOW", 2)
+    assert {index for group in plan(tasks)[:3] for index in group} == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(
