@@ -32,6 +32,17 @@ def check_class_name(name: str, where: str = "classes") -> None:
         raise AdcamError(f"{where}: the class name {name!r} holds a control character")
 
 
+def check_class_order(classes: object) -> None:
+    """Refuse names without an order that holds: a set has another one in every process.
+
+    Raises:
+        AdcamError: ``classes`` is one text or a set, where the order decides which output and
+            which mask value each class has.
+    """
+    if isinstance(classes, str | set | frozenset):
+        raise AdcamError(f"classes must be a list of names, in their order, got {classes!r}")
+
+
 @dataclass(frozen=True)
 class ClassSet:
     """The foreground classes of a data set and how masks and pictures show them.

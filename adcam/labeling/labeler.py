@@ -7,7 +7,7 @@ import hashlib
 import html
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -629,12 +629,21 @@ class PseudoLabeler:
 
         Raises:
             ImageError: The image cannot be read.
-            AdcamError: A label is no class, or the array is no image.
+            AdcamError: A label is no class, the array is no image, or the network was put into
+                training mode since.
         """
+        network = self.network
+        if isinstance(network, torch.nn.Module) and any(m.training for m in network.modules()):
+            raise AdcamError(
+                "the network is in training mode, in which dropout makes every pass another: call "
+                "its eval() first"
+            )
         if not isinstance(image, list | tuple):
             return self._label(image, labels)
         each = [None] * len(image) if labels is None else labels
-        if isinstance(each, str) or len(each) != len(image):
+        # Neither a text nor names without an order are the labels of each image.
+        is_list = hasattr(each, "__len__") and not isinstance(each, str | Mapping | Set)
+        if not is_list or len(each) != len(image):
             raise AdcamError(
                 f"a list of {len(image)} images needs a list with the labels of each, got "
                 f"{labels!r:.80}"
@@ -698,8 +707,11 @@ class PseudoLabeler:
         """Return the ascending ids of class names.
 
         Raises:
-            AdcamError: A name is unknown; the message lists the legal ones.
+            AdcamError: A name is unknown; the message lists the legal ones. Or there are no names,
+                as in ``{"cat": 0, "dog": 1}``, where a 0 would mean no cat.
         """
+        if isinstance(labels, Mapping) or not isinstance(labels, Iterable):
+            raise AdcamError(f"labels must be a list of class names, got {labels!r:.80}")
         names = [labels] if isinstance(labels, str) else list(labels)
         classes = self.class_set.classes
         if unknown := [name for name in names if name not in classes]:
@@ -849,8 +861,8 @@ def convert_image(image: ImageLike) -> np.ndarray:
     if image.dtype.itemsize == 2:
         image = (image >> 8).astype(np.uint8)  # as a file of 16 bits is read
     if channels == 3:
-        # torch takes no negative strides (BGR read backwards) and warns of what is read only.
-        return np.require(image, requirements=["C", "W"])
+        # A copy, as the next frame may be read into the same array while a label shows this one.
+        return np.array(image, order="C")
     if channels == 1:
         return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     return convert_to_rgb(Image.fromarray(image), "the array")

@@ -31,7 +31,7 @@ from adcam.models.timm_models import create_timm_model
 from adcam.models.token_cam import compute_grid_hw, compute_patch_size
 from adcam.models.weights import load_vit_weights
 from adcam.ops.token_attention import resolve_layers
-from adcam.structures import TokenMaps
+from adcam.structures import TokenMaps, check_class_order
 
 Classes: TypeAlias = Sequence[str | int] | Mapping[str, int | Sequence[int]] | None
 """Names of the classes, or the outputs of each by its name."""
@@ -107,6 +107,11 @@ class AnyViT(nn.Module):
         self.depth, self.num_prefix_tokens, num_outputs = self._probe()
         self._explained = frozenset(resolve_layers(layers, self.depth))
         groups = find_outputs(classes, num_outputs, interface.labels)
+        if not interface.multi_label and any(len(g) == num_outputs for g in groups.values()):
+            raise AdcamError(
+                f"a class that holds all {num_outputs} outputs of a softmax is always present; if "
+                "each output is a yes or no of its own, say multi_label=True"
+            )
         self.classes = tuple(groups)
         self.class_groups = tuple(groups.values())
         readers = self._find_readers()
@@ -318,12 +323,11 @@ def find_outputs(
         >>> find_outputs({"pet": [0, 1]}, 3)
         {'pet': (0, 1)}
     """
-    if isinstance(classes, str):
-        raise AdcamError(f"classes must be a list of names, got {classes!r}")
     if classes is None:
         if len(labels) != num_outputs:
             raise AdcamError(f"name the classes of the {num_outputs} outputs, in their order")
         return {name: (i,) for i, name in enumerate(labels)}
+    check_class_order(classes)
     if isinstance(classes, Mapping):
         groups = {name: _read_outputs(name, found) for name, found in classes.items()}
     elif names := _match_labels(classes, labels):
@@ -331,16 +335,18 @@ def find_outputs(
     elif len(classes) == num_outputs:
         groups = {str(name): (i,) for i, name in enumerate(classes)}
     else:
-        return {
-            item.name: item.indices for item in resolve_classes(classes, num_outputs=num_outputs)
-        }
+        try:
+            found = resolve_classes(classes, num_outputs=num_outputs)
+        except AdcamError as error:
+            raise AdcamError(
+                f"{error}; or name all {num_outputs} outputs, in their order ({len(classes)} are)"
+            ) from error
+        return {item.name: item.indices for item in found}
     used = [i for group in groups.values() for i in group]
     if len(groups) != len(classes) or len(set(used)) != len(used) or not all(groups.values()):
         raise AdcamError(f"every class needs outputs of its own, got {groups}")
     if wrong := [i for i in used if not 0 <= i < num_outputs]:
         raise AdcamError(f"the network has the outputs 0..{num_outputs - 1}, got {wrong[0]}")
-    if len(used) == num_outputs and len(groups) == 1:
-        raise AdcamError("a class that holds all outputs of the model is always present")
     return groups
 
 
@@ -386,6 +392,7 @@ def read_timm(model: nn.Module | str, weights: str | Path | None = None) -> ViTI
             model, weights=weights, load=_load_weights, prepare=lambda _: None, options={}
         )
         return read_timm(network)
+    model = getattr(model, "_orig_mod", model)  # torch.compile's hides attention and its gradient
     embed: Any = getattr(model, "patch_embed", None)
     if getattr(embed, "patch_size", None) is None or not hasattr(embed, "img_size"):
         raise AdcamError(f"{type(model).__name__} has no patch_embed as timm's ViTs have")

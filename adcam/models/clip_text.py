@@ -27,6 +27,7 @@ from adcam.models.attention_recorder import AttentionRecorder
 from adcam.models.checkpoints import load_state_dict
 from adcam.models.known_names import check_clip_name
 from adcam.models.weights import fit_weights
+from adcam.structures import check_class_order
 
 PROMPT = "a clean origami {}."
 """The text of a class in CLIP-ES."""
@@ -169,8 +170,9 @@ def read_texts(classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
         >>> read_texts(["red fox", "person=person|people"])
         {'red fox': ('red fox',), 'person': ('person', 'people')}
     """
-    if isinstance(classes, str) or not classes:
-        raise AdcamError(f"name the classes in a list, got {classes!r}")
+    check_class_order(classes)
+    if not classes:
+        raise AdcamError("no classes given; name at least one, e.g. 'red fox'")
     found: dict[str, tuple[str, ...]] = {}
     for given in classes:
         name, equals, rest = (part.strip() for part in str(given).partition("="))

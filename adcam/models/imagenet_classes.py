@@ -17,6 +17,7 @@ from pathlib import Path
 
 from adcam.errors import AdcamError
 from adcam.models.known_names import find_package
+from adcam.structures import check_class_order
 
 # Read off the 1,000 classes of ILSVRC 2012, whose order follows the WordNet tree, by the VOC
 # annotation guidelines (host.robots.ox.ac.uk/pascal/VOC/voc2007/guidelines.html): domestic dogs and
@@ -99,6 +100,7 @@ def resolve_classes(
         AdcamError: If nothing is asked for, a name is unknown or means several classes (close
             names are listed), an index is out of range, or two classes share an output or a name.
     """
+    check_class_order(classes)
     if not classes:
         raise AdcamError("no classes given; name at least one, e.g. 'tabby cat'")
     resolved = tuple(_resolve(str(text), num_outputs) for text in classes)

@@ -144,6 +144,39 @@ def test_an_unknown_class_is_refused_with_the_legal_ones(
         load(tiny_checkpoint)(img, labels=["dog", "wolf"])
 
 
+@pytest.mark.parametrize("labels", [{"cat": 0, "dog": 1}, 0, float("nan")])
+def test_labels_that_are_no_list_are_refused(
+    tiny_checkpoint: Path, img: np.ndarray, labels: Any
+) -> None:
+    with pytest.raises(AdcamError, match="labels must be a list of class names, got"):
+        load(tiny_checkpoint)(img, labels)
+
+
+@pytest.mark.parametrize(
+    "labels", [{"cat", "dog"}, {"cat": 0, "dog": 1}, "cat", (["cat"] for _ in range(2))]
+)
+def test_labels_of_a_list_are_a_list(tiny_checkpoint: Path, img: np.ndarray, labels: Any) -> None:
+    with pytest.raises(AdcamError, match="a list of 2 images needs a list with the labels of each"):
+        load(tiny_checkpoint)([img, img], labels)
+
+
+def test_a_label_keeps_its_picture_if_the_array_is_used_again(
+    tiny_checkpoint: Path, img: np.ndarray
+) -> None:
+    frame = img.copy()
+    label = load(tiny_checkpoint)(frame, ["dog"])
+    frame[:] = 0
+    np.testing.assert_array_equal(label.img, img)
+
+
+def test_a_network_in_training_mode_is_refused(tiny_checkpoint: Path, img: np.ndarray) -> None:
+    labeler = load(tiny_checkpoint)
+    assert isinstance(labeler.network, torch.nn.Module)
+    next(labeler.network.children()).train()
+    with pytest.raises(AdcamError, match=r"in training mode.*eval\(\)"):
+        labeler(img, ["dog"])
+
+
 def test_every_form_of_an_image_gives_the_same(
     tiny_checkpoint: Path, img: np.ndarray, tmp_path: Path
 ) -> None:

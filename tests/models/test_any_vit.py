@@ -115,12 +115,12 @@ def test_networks_of_one_size_get_it() -> None:
     ("classes", "message"),
     [
         (None, "name the classes of the 3 outputs"),
-        (["a", "b"], "'a'"),
+        (["a", "b"], r"'a' .*; or name all 3 outputs, in their order \(2 are\)"),
         (["a", "a", "b"], "outputs of its own"),
         ({"a": 0, "b": 0}, "outputs of its own"),
         ({"a": 7}, "0..2, got 7"),
-        ({"a": [0, 1, 2]}, "always present"),
         ("abc", "list of names"),
+        ({"a", "b", "c"}, "list of names, in their order"),
         ({"a": "b"}, "'a' must stand for an output or several"),
         ({"a": 1.0}, "'a' must stand for an output or several"),
     ],
@@ -128,6 +128,29 @@ def test_networks_of_one_size_get_it() -> None:
 def test_classes_that_are_no_outputs(classes: Any, message: str) -> None:
     with pytest.raises(AdcamError, match=message):
         find_outputs(classes, 3)
+
+
+def test_one_output_is_a_class_where_it_is_a_yes_or_no_of_its_own() -> None:
+    vit = make_vit(num_classes=1)
+    with pytest.raises(AdcamError, match=r"all 1 outputs .*always present; .* multi_label=True"):
+        PseudoLabeler.from_timm(vit, ["dog"], device="cpu")
+    labeler = PseudoLabeler.from_timm(
+        vit, ["dog"], multi_label=True, device="cpu", views=TestViews((32,))
+    )
+    img = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    with torch.no_grad():
+        logit = vit(labeler.map_maker.make_inputs(img)[0][None])[0, 0]
+    label = labeler(img, ["dog"])
+    assert label.scores["dog"] == pytest.approx(float(torch.sigmoid(logit)), abs=1e-6)
+    assert label.maps["dog"].any()
+
+
+def test_a_compiled_network_is_read_as_the_one_within() -> None:
+    vit = make_vit()
+    inputs = torch.randn(1, 3, 32, 32)
+    network = AnyViT(read_timm(torch.compile(vit)), classes=["a", "b", "c"])
+    expected = AnyViT(read_timm(vit), classes=["a", "b", "c"]).token_maps(inputs).cam
+    torch.testing.assert_close(network.token_maps(inputs).cam, expected, rtol=0, atol=0)
 
 
 def test_outputs_are_integers_of_any_library() -> None:

@@ -210,8 +210,9 @@ def test_positions_are_resampled_in_the_patches_alone() -> None:
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        ([], "name the classes"),
-        ("fox", "name the classes"),
+        ([], "no classes given"),
+        ("fox", "list of names"),
+        ({"red fox", "hare"}, "list of names, in their order"),
         (["fox", ""], "a name and texts"),
         (["fox=red|"], "a name and texts"),
         (["fox", "fox"], "given twice"),

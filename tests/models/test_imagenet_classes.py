@@ -74,6 +74,7 @@ def test_the_width_of_the_model_tells_which_imagenet_it_knows():
     ("classes", "message"),
     [
         ([], "no classes given"),
+        ("dog", "list of names"),
         (["crane"], r"several ImageNet classes.*134 \(crane\); 517 \(crane\)"),
         (["terrier"], "close names.*'toy terrier'"),
         (["tiger catt"], "close names.*'tiger cat'"),
