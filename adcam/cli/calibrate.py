@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from adcam.cli.arguments import add_command
 from adcam.cli.console import EXIT_OK, log, print_table, say_next, show
 from adcam.cli.labeler import add_images_argument, add_view_arguments, open_images, read_views
+from adcam.errors import join_some
 
 if TYPE_CHECKING:
     from adcam.labeling.calibrate import Calibration
@@ -83,6 +84,9 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or args.checkpoint
     views = asdict(labeler.options.views)
     save_label_thresholds(args.checkpoint, found.thresholds, out, views=views)
+    counts = zip(labeler.class_set.classes, found.num_shown, strict=True)
+    if absent := [name for name, count in counts if not count]:
+        log(f"no image shows {join_some(absent)}: the threshold is what suits the other classes")
     log("F1 is that of the images the thresholds were chosen on; on others it is lower")
     show(out)
     say_next(f"adcam generate IMAGES --checkpoint {out} --labels predicted --out DIR")

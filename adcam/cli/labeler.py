@@ -468,7 +468,12 @@ def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
         options["method_options"] = parse_pairs("--method-options", args.method_options)
     options["views"] = read_views(args, options.get("views"))
     if args.checkpoint is not None:
-        return PseudoLabeler.from_checkpoint(args.checkpoint, device=choose_device(args), **options)
+        labeler = PseudoLabeler.from_checkpoint(
+            args.checkpoint, device=choose_device(args), **options
+        )
+        if args.labels == "predicted" and options.get("label_threshold") is None:
+            _warn_of_other_views(args.checkpoint, labeler)
+        return labeler
     names = split_names(args.classes)
     device, (kind, _, model) = choose_device(args), args.model.partition(":")
     if kind == "clip":
@@ -478,6 +483,24 @@ def build_labeler(args: argparse.Namespace, **options: Any) -> PseudoLabeler:
     return PseudoLabeler.from_imagenet(
         args.model, names, weights=args.weights or "timm", device=device, **options
     )
+
+
+def _warn_of_other_views(checkpoint: Path, labeler: PseudoLabeler) -> None:
+    """Say so if the thresholds that a file holds were chosen at other views."""
+    from adcam.labeling.classifier_views import read_classifier_views
+
+    views, chosen = labeler.options.views, read_classifier_views(checkpoint)
+    if labeler.options.label_threshold is not None and views != chosen:
+        log(
+            f"the label thresholds of {checkpoint} were chosen at {_describe_views(chosen)}, and "
+            f"this run looks at {_describe_views(views)}, where probabilities are others: `adcam "
+            "calibrate` chooses them for given views"
+        )
+
+
+def _describe_views(views: TestViews) -> str:
+    flip, squash = " with --flip" * views.flip, " with --no-keep-ratio" * (not views.keep_ratio)
+    return f"--scales {' '.join(map(str, views.scales))}{flip}{squash}"
 
 
 def read_views(args: argparse.Namespace, views: TestViews | None = None) -> TestViews:

@@ -55,12 +55,18 @@ def read_description(path: str | Path) -> str:
     check_file_kind(path)
     try:
         with safe_open(path, framework="np") as file:
-            text: str | None = (file.metadata() or {}).get("adcam")
+            metadata: dict[str, str] = file.metadata() or {}
     except SafetensorError as error:
         raise AdcamError(
             f"{path}: not a readable safetensors file ({error}). `adcam train` writes "
             "classifier.safetensors beside its .pth checkpoints, which are for resuming only"
         ) from error
+    if "segmenter" in metadata:
+        raise AdcamError(
+            f"{path}: this is a network of `adcam segment`, no classifier; `adcam segment predict` "
+            "labels images with it"
+        )
+    text = metadata.get("adcam")
     if text is None:
         raise AdcamError(
             f"{path}: these are bare weights without a head or class names. Train on them "

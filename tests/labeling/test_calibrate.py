@@ -98,8 +98,23 @@ def test_the_command_writes_another_file_if_asked(
     words = ["calibrate", str(photos), "--checkpoint", str(checkpoint), "--scales", "32"]
     assert main([*words, "--out", str(out), "--device", "cpu"]) == 0
     assert checkpoint.read_bytes() == before
-    assert str(out) in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert str(out) in captured.out and "no image shows horse:" in captured.err + captured.out
     assert load_classifier(out).label_thresholds is not None
+    generated = [
+        *("generate", str(photos), "--checkpoint", str(out), "--device", "cpu"),
+        *("--workers", "0", "--report-images", "0"),
+    ]
+    for name, more, is_warned in (
+        ("a", ["--labels", "predicted"], False),
+        ("b", ["--labels", "predicted", "--flip"], True),
+        ("c", ["--labels", "predicted", "--flip", "--label-threshold", "0.3"], False),
+        ("d", ["--flip"], False),
+    ):
+        assert main([*generated, *more, "--out", str(photos.parent / name)]) == 0
+        captured = capsys.readouterr()
+        message = "were chosen at --scales 32, and this run looks at --scales 32 with --flip"
+        assert (message in captured.err + captured.out) == is_warned, name
     (photos / "labels.csv").unlink()
     assert main(words) == 2
     assert "have no labels" in capsys.readouterr().err

@@ -161,6 +161,12 @@ def test_bare_weights(tmp_path: Path) -> None:
         load_classifier(tmp_path / "deit.safetensors")
 
 
+def test_a_network_of_segment_is_named(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "s.safetensors", metadata={"segmenter": "{}"})
+    with pytest.raises(ValueError, match=r"network of `adcam segment`, no classifier"):
+        load_classifier(tmp_path / "s.safetensors")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
