@@ -38,7 +38,7 @@ def convert_cams(
     class_set: ClassSet | None = None,
     *,
     cam_format: str = "auto",
-    threshold: str | None = None,
+    threshold: str | float | BackgroundRule | None = None,
     crf: str = "none",
     images: str | Path | None = None,
     overwrite: bool = False,
@@ -57,9 +57,10 @@ def convert_cams(
             bring theirs.
         cam_format: One of :data:`adcam.data.formats.CAM_FORMATS`; ``"auto"`` asks the first file
             that can be read.
-        threshold: A background rule such as ``"0.2"`` (:func:`adcam.masks.background.parse_rule`)
-            makes masks, ``None`` maps. Probabilities after a CRF (``psa_crf``) take none and always
-            become masks, the most probable class of each pixel: background is among them.
+        threshold: A background rule such as ``0.2`` or ``"otsu"``
+            (:func:`adcam.masks.background.parse_rule`) makes masks, ``None`` maps. Probabilities
+            after a CRF (``psa_crf``) take none and always become masks, the most probable class of
+            each pixel: background is among them.
         crf: ``"none"``, or a parameter set of :data:`adcam.masks.crf.CRF_PARAMS` that refines
             masks; it needs ``threshold`` and the images.
         images: Folder of the images; ``None`` takes those that an output folder names.

@@ -121,10 +121,8 @@ class LabelerOptions:
 
     def __post_init__(self) -> None:
         given = vars(self)["rule"]
-        if given is None:
-            object.__setattr__(self, "rule", default_rule(self.method))
-        elif not isinstance(given, BackgroundRule):
-            object.__setattr__(self, "rule", parse_rule(str(given)))
+        rule = default_rule(self.method) if given is None else parse_rule(given)
+        object.__setattr__(self, "rule", rule)
         if not isinstance(self.views, TestViews):
             raise AdcamError(
                 "views must be an adcam.settings.TestViews, such as TestViews((448,), flip=True), "

@@ -61,11 +61,12 @@ class BackgroundRule:
         return self.rule if self.value is None else f"{self.rule}:{self.value}"
 
 
-def parse_rule(text: str, *, chosen_on: str = "given") -> BackgroundRule:
-    """Read a rule as it is written on the command line.
+def parse_rule(rule: str | float | BackgroundRule, *, chosen_on: str = "given") -> BackgroundRule:
+    """Read a rule as it is written on the command line, or as a number.
 
     Args:
-        text: ``"0.35"`` or ``"constant:0.35"``, ``"power:4"``, ``"otsu"``, ``"steepest:0.58"``.
+        rule: ``"0.35"``, ``0.35`` or ``"constant:0.35"``, ``"power:4"``, ``"otsu"``,
+            ``"steepest:0.58"``; a :class:`BackgroundRule` stays as it is.
         chosen_on: The split the value was chosen on.
 
     Raises:
@@ -75,14 +76,16 @@ def parse_rule(text: str, *, chosen_on: str = "given") -> BackgroundRule:
         >>> parse_rule("power:4")
         BackgroundRule(rule='power', value=4.0, chosen_on='given')
     """
-    name, colon, number = text.strip().partition(":")
+    if isinstance(rule, BackgroundRule):
+        return rule
+    name, colon, number = str(rule).strip().partition(":")
     if not colon and name not in RULES:
         name, number = "constant", name
     try:
         value = float(number) if colon or number else None
         return BackgroundRule(name, value, chosen_on)
     except ValueError as error:
-        raise AdcamError(f"background rule must be {RULE_FORMS}, got {text!r}: {error}") from error
+        raise AdcamError(f"background rule must be {RULE_FORMS}, got {rule!r}: {error}") from error
 
 
 def compute_bg_score(

@@ -438,6 +438,11 @@ def test_cams_become_maps_that_can_be_scored(tmp_path: Path) -> None:
         expected = np.array([0, *(i + 1 for i in ids)])[winner]
         found_mask = read_mask(tmp_path / "masks" / "masks" / f"{img_id}.png")
         assert (found_mask != expected).mean() < 0.005  # float16
+    same = convert_cams(tmp_path / "cams", tmp_path / "masks", VOC, threshold=0.4)
+    assert same.class_pixels == masks.class_pixels
+    for wrong in (1.5, (0.3, 0.4)):
+        with pytest.raises(AdcamError, match="background rule must be a number in"):
+            convert_cams(tmp_path / "cams", tmp_path / "other", VOC, threshold=wrong)  # type: ignore[arg-type]
     assert (
         sum(masks.class_pixels.values())
         == sum(maps[0].size for _, maps in stored.values() if len(maps)) + 72

@@ -31,6 +31,8 @@ def random_maps(seed, num_classes=3, hw=(7, 11)):
     [
         ("0.35", "constant", 0.35),
         ("constant:0.35", "constant", 0.35),
+        (0.35, "constant", 0.35),
+        (1, "constant", 1.0),
         ("0", "constant", 0.0),
         ("1", "constant", 1.0),
         ("power:4", "power", 4.0),
@@ -40,6 +42,7 @@ def random_maps(seed, num_classes=3, hw=(7, 11)):
 )
 def test_rules_are_read(text, rule, value):
     parsed = parse_rule(text, chosen_on="train")
+    assert parse_rule(parsed) is parsed
     assert parsed == BackgroundRule(rule, value, "train")
     assert parse_rule(str(parsed), chosen_on="train") == parsed
 
@@ -54,7 +57,7 @@ ILLEGAL_TEXTS = """
 """
 
 
-@pytest.mark.parametrize("text", ["", *ILLEGAL_TEXTS.split()])
+@pytest.mark.parametrize("text", ["", 1.5, True, None, (0.3, 0.4), *ILLEGAL_TEXTS.split()])
 def test_other_texts_are_refused_with_the_legal_forms(text):
     with pytest.raises(
         ValueError, match=r"a number in .*'steepest:<number in \[0, 1\]>', got"
