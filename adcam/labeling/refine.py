@@ -27,6 +27,8 @@ ArrayLike: TypeAlias = Tensor | np.ndarray
 
 _MOST_PREFIX = 16
 """More tokens before the patches than any published ViT has, so a larger number is a mistake."""
+_MOST_SUM = 1.01
+"""Rows of attention sum to 1, rounded to bfloat16 to at most 1.004; less without prefix tokens."""
 _USUAL_PREFIX = (1, 0, 2, 5)
 """A class token; none (SigLIP); DeiT's two; a class token and four registers (DINOv2)."""
 
@@ -54,13 +56,13 @@ def refine(
             ``grid_hw`` also flat, (..., h * w). What pytorch-grad-cam returns for one image is such
             a map (1, H, W), what torch-cam returns for one layer a list of one (1, h, w); a list of
             maps (h, w) is stacked.
-        attention: The attention after softmax, with or without its prefix tokens (class token,
-            registers) before the patches: averaged, (T, T); per head, (heads, T, T); or a list or
-            tuple with one of those, or (B, heads, T, T), a block, as Hugging Face's
-            ``outputs.attentions`` (or ``outputs``) and ``adcam.record_attention()``. A tensor
-            (layers, heads, T, T) or (layers, B, heads, T, T) counts as such a list. Of several
-            blocks those are averaged that AD-CAM's ``layers`` names, by default the last half. For
-            a batch the first size of each block is B.
+        attention: The attention after softmax, whose rows sum to 1, with or without its prefix
+            tokens (class token, registers) before the patches: averaged, (T, T); per head, (heads,
+            T, T); or a list or tuple with one of those, or (B, heads, T, T), a block, as Hugging
+            Face's ``outputs.attentions`` (or ``outputs``) and ``adcam.record_attention()``. A
+            tensor (layers, heads, T, T) or (layers, B, heads, T, T) counts as such a list. Of
+            several blocks those are averaged that AD-CAM's ``layers`` names, by default the last
+            half. For a batch the first size of each block is B.
         num_prefix_tokens: The number of tokens before the patches; ``None`` finds it.
         grid_hw: Height and width of the grid of patches; ``None`` finds it.
         image: The image as the network saw it (after a crop, not before), for colours and the CRF:
@@ -74,14 +76,16 @@ def refine(
             class token, weighs the maps; give ``init="cam"`` where the first one is a register.
 
     Returns:
-        Maps in [0, 1], of the shape of ``cam`` with ``grid_hw`` as its last sizes, or the image's
-        height and width; or a mask uint8 (H, W), 0 background and i + 1 for map i. A tensor on its
-        device for a tensor, an array for an array; a list for a list of images.
+        Maps in [0, 1], or a mask uint8, 0 background and i + 1 for map i. The sizes are those of
+        ``cam``, of a mask without K, and then height and width of the grid or the image; a list of
+        images gives a list, each result without B. A tensor on its device for a tensor, an array
+        for an array.
 
     Raises:
         AdcamError: The sizes fit no grid of patches (the message says which numbers of prefix
-            tokens would), values are not finite, the attention is no attention after softmax, the
-            CRF lacks the image, or an option is not legal.
+            tokens would), values are not finite, the attention is no attention after softmax (it
+            has negative values, or rows that sum to more than 1), the CRF lacks the image, or an
+            option is not legal.
 
     Example:
         >>> attention = torch.softmax(torch.rand(12, 3, 17, 17), dim=-1)
@@ -96,11 +100,11 @@ prefix tokens, but the grid is 4×4 = 16 patches; num_prefix_tokens=1 would fit
     if crf is None and rule != DEFAULT_RULE:
         raise AdcamError(f"rule={rule!r} says where background ends in a mask: give crf beside it")
     is_array = not _holds_tensor(cam)
-    grid_hw = _read_grid(grid_hw)
+    grid_hw, num_prefix_tokens = _read_grid(grid_hw), _read_prefix(num_prefix_tokens)
     maps = _read_maps(cam)
     blocks = _read_blocks(attention, _count_batch(maps, grid_hw))
     dtype = torch.promote_types(maps.dtype, blocks[0].dtype)
-    maps, blocks = maps.to(dtype), [block.to(dtype) for block in blocks]
+    maps, blocks = maps.to(dtype), [block.to(maps.device, dtype) for block in blocks]
     tokens = _check_tokens(blocks)
     if grid_hw is None:
         grid_hw, prefix = _find_grid(maps, tokens, num_prefix_tokens)
@@ -120,14 +124,15 @@ prefix tokens, but the grid is 4×4 = 16 patches; num_prefix_tokens=1 would fit
             raise AdcamError("a mask is as large as its image: give image=… beside crf")
         return _finish(min_max(refined.float()).reshape(*shape, *grid_hw), is_array)
     images = image if isinstance(image, list | tuple) else [image]
+    is_list = images is image
     if len(images) != len(batch):
         raise AdcamError(f"the maps are of {len(batch)} images, but {len(images)} are given")
     results = [
-        _finish_image(grid, convert_image(img), shape[-1:], method, crf, rule)
+        _finish_image(grid, convert_image(img), shape[-1:] if is_list else shape, method, crf, rule)
         for grid, img in zip(refined, images, strict=True)
     ]
     finished = [_finish(result.to(maps.device), is_array) for result in results]
-    return finished if isinstance(image, list | tuple) else finished[0]
+    return finished if is_list else finished[0]
 
 
 def _finish_image(
@@ -138,7 +143,7 @@ def _finish_image(
     crf: str | None,
     rule: str | float | BackgroundRule,
 ) -> Tensor:
-    """The maps (K, h, w) of one image at its size, or its mask."""
+    """The maps (K, h, w) of one image at its size, or its mask; ``shape`` comes before the size."""
     hw = (img.shape[0], img.shape[1])
     if method.color_steps:
         maps = sharpen_by_color([grid[None]], img, hw, num_steps=method.color_steps)
@@ -147,14 +152,14 @@ def _finish_image(
     if crf is None:
         return maps.reshape(*shape, *hw)
     maker = MaskMaker(
-        rule if isinstance(rule, BackgroundRule) else parse_rule(str(rule)),
+        parse_rule(rule),
         None,
         crf,
         "lattice",
         tuple(range(1, len(maps) + 1)),
     )
     found = ClassMaps(tuple(range(len(maps))), maps.cpu().numpy())
-    return torch.from_numpy(maker(found, img, hw).mask)
+    return torch.from_numpy(maker(found, img, hw).mask).reshape(*shape[:-1], *hw)
 
 
 def tokens_to_grid(
@@ -184,6 +189,7 @@ def tokens_to_grid(
             f"tokens must be a tensor (B, T, D), as the blocks of a ViT return it, got {shape}"
         )
     count = tokens.shape[1]
+    grid_hw, num_prefix_tokens = _read_grid(grid_hw), _read_prefix(num_prefix_tokens)
     if num_prefix_tokens is None:
         sides = range(min(_MOST_PREFIX + 1, count))
         squares = [i for i in sides if math.isqrt(count - i) ** 2 == count - i]
@@ -227,12 +233,12 @@ def _build_token_maps(
     batch: Tensor, blocks: list[Tensor], grid_hw: tuple[int, int], prefix: int, method: ADCAM
 ) -> TokenMaps:
     """The maps and the blocks (B, T, T) as a network of ours would hand them to the method."""
-    patches = [block[:, prefix:, prefix:].to(batch.device) for block in blocks]
+    patches = [block[:, prefix:, prefix:] for block in blocks]
     try:
         layer_sets = method.layer_sets(len(blocks))
     except ValueError as error:
         raise AdcamError(f"the attention has {len(blocks)} blocks: {error}") from error
-    rows = [block[:, 0, prefix:].to(batch.device) for block in blocks] if prefix else None
+    rows = [block[:, 0, prefix:] for block in blocks] if prefix else None
     return TokenMaps(
         logits=batch.new_zeros(batch.shape[:2]),
         cam=batch,
@@ -270,6 +276,15 @@ def _read_grid(grid_hw: Any) -> tuple[int, int] | None:
             f"grid_hw must be (rows, columns) of the patches, such as (14, 14), got {grid_hw!r}"
         ) from error
     return height, width
+
+
+def _read_prefix(num_prefix_tokens: Any) -> int | None:
+    try:
+        return None if num_prefix_tokens is None else operator.index(num_prefix_tokens)
+    except TypeError as error:
+        raise AdcamError(
+            f"num_prefix_tokens must be a whole number, such as 1, got {num_prefix_tokens!r}"
+        ) from error
 
 
 def _read_blocks(attention: Any, batch: int | None) -> list[Tensor]:
@@ -341,11 +356,19 @@ def _check_tokens(blocks: list[Tensor]) -> int:
             f"blocks attend among different numbers of tokens, {sizes}; give those of one network "
             "that attends among all patches (a text tower or windows, as Swin's, cannot be used)"
         )
-    for block in blocks:
-        if not block.isfinite().all() or (block < 0).any():
+    # NaN and infinite values spread to both numbers. A GPU is waited for once.
+    found = [torch.stack((block.amin(), block.sum(dim=-1).amax())) for block in blocks]
+    for low, most in torch.stack(found).tolist():
+        if not (low >= 0 and most < math.inf):
             raise AdcamError(
                 "the attention must be finite and >= 0, as it is after softmax; got values from "
-                f"{float(block.min()):.3g} to {float(block.max()):.3g}"
+                f"{low:.3g}, and rows that sum to up to {most:.3g}"
+            )
+        if most > _MOST_SUM:
+            raise AdcamError(
+                f"the rows of the attention must sum to 1, as they do after softmax; got up to "
+                f"{most:.3g}. Apply softmax to scores over the last size, call eval() on a network "
+                "with dropout, or divide by attention.sum(-1, keepdims=True)"
             )
     return sizes[0]
 

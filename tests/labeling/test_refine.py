@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,16 @@ def test_what_are_no_tokens_is_named(tokens: Any) -> None:
         adcam.tokens_to_grid(tokens)
 
 
+def test_a_number_of_prefix_tokens_or_a_grid_that_is_none_is_named() -> None:
+    for prefix in ("1", 1.5):
+        with pytest.raises(AdcamError, match=f"must be a whole number, such as 1, got {prefix!r}"):
+            adcam.tokens_to_grid(torch.zeros(1, 17, 8), num_prefix_tokens=prefix)  # type: ignore[arg-type]
+    with pytest.raises(AdcamError, match=r"grid_hw must be \(rows, columns\)"):
+        adcam.tokens_to_grid(torch.zeros(1, 17, 8), grid_hw=4)  # type: ignore[arg-type]
+    one = adcam.tokens_to_grid(torch.zeros(1, 17, 8), num_prefix_tokens=np.int64(1))  # type: ignore[arg-type]
+    assert one.shape == (1, 8, 4, 4)
+
+
 def test_a_batch_is_its_images(cam: Tensor, layers: list[Tensor]) -> None:
     other = [block.flip(-1).flip(-2) for block in layers]
     batch = [torch.cat(pair) for pair in zip(layers, other, strict=True)]
@@ -114,6 +125,37 @@ def test_a_batch_is_its_images(cam: Tensor, layers: list[Tensor]) -> None:
     torch.testing.assert_close(got[1], adcam.refine(cam.flip(0), other))
     with pytest.raises(AdcamError, match=r"cam\[:, None\]"):
         adcam.refine(cam, batch)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (1, 1), (1, 2)])
+@pytest.mark.parametrize("as_array", [False, True])
+def test_a_result_has_the_sizes_of_the_maps(
+    layers: list[Tensor], shape: tuple[int, ...], as_array: bool
+) -> None:
+    maps: Any = torch.rand(*shape, 4, 4, generator=torch.Generator().manual_seed(0))
+    image = np.zeros((8, 12, 3), np.uint8)
+    given: list[Any] = [(maps, None), (maps.flatten(-2), (4, 4))]
+    given += [([maps], None)] if len(shape) else []
+    for cam, grid_hw in given:
+        if as_array:
+            cam = [maps.numpy()] if isinstance(cam, list) else cam.numpy()
+        refine = partial(adcam.refine, cam, layers, grid_hw=grid_hw)
+        assert refine().shape == (*shape, 4, 4)
+        assert refine(image=image).shape == (*shape, 8, 12)
+        assert refine(image=image, crf="none").shape == (*shape[:-1], 8, 12)
+        (one,) = refine(image=[image])
+        assert one.shape == (*shape[-1:], 8, 12)
+        (mask,) = refine(image=(image,), crf="none")
+        assert mask.shape == (8, 12)
+
+
+def test_rows_that_rounding_or_dropped_tokens_change_are_attention(
+    cam: Tensor, layers: list[Tensor]
+) -> None:
+    big = torch.randn(1, 2, 785, 785, generator=torch.Generator().manual_seed(0)).softmax(dim=-1)
+    for dtype in (torch.float16, torch.bfloat16):
+        adcam.refine(torch.rand(28, 28), big.to(dtype).mean(dim=1)[0])
+    adcam.refine(cam, [block[..., 1:, 1:] for block in layers])
 
 
 def test_maps_of_any_size_and_shape(cam: Tensor, layers: list[Tensor]) -> None:
@@ -166,7 +208,13 @@ def test_it_is_the_method_with_its_defaults(cam: Tensor, layers: list[Tensor]) -
         ({"attention": [torch.rand(17, 17), torch.rand(26, 26)]}, "different numbers of tokens"),
         ({"attention": torch.randn(17, 17)}, "after softmax"),
         ({"attention": torch.rand(17, 16)}, r"must be \(T, T\)"),
-        ({"attention": torch.rand(50, 50)}, "4×4 = 16"),
+        ({"attention": torch.full((17, 17), torch.nan)}, "finite and >= 0"),
+        ({"attention": torch.eye(17).where(torch.eye(17) == 0, torch.inf)}, "finite and >= 0"),
+        ({"attention": torch.rand(17, 17)}, "sum to 1, .* got up to .* softmax to scores"),
+        ({"attention": torch.rand(17, 17).softmax(dim=0)}, "sum to 1"),
+        ({"attention": torch.eye(50)}, "4×4 = 16"),
+        ({"num_prefix_tokens": "1"}, "must be a whole number, such as 1, got '1'"),
+        ({"num_prefix_tokens": 1.0}, "must be a whole number, such as 1, got 1.0"),
         ({"grid_hw": (4, 3)}, "neither on the grid"),
         ({"cam": torch.full((4, 4), float("nan"))}, "NaN"),
         ({"cam": torch.ones(4, 4, dtype=torch.int64)}, "floating point"),
