@@ -92,11 +92,16 @@ def run(args: argparse.Namespace) -> int:
         args.config, args.work_dir = args.project.config, args.project.work_dir
     settings = load_settings(args)
     work_dir = work_dir_of(args)
+    from adcam.settings import NonlocalCamSettings
     from adcam.training.classifier import train_classifier
 
     path = train_classifier(settings, work_dir, resume=args.resume, launcher=args.launcher)
     show(f"classifier: {path}{_describe(path)}")
-    if args.project is not None:
+    if settings.task == "localization":
+        is_cnn = isinstance(settings.model, NonlocalCamSettings)  # it has no attention for AD-CAM
+        method = " --method cam" if is_cnn else ""
+        say_next(f"adcam boxes IMAGES --checkpoint {path}{method} --threshold T --out boxes.csv")
+    elif args.project is not None:
         say_next_in(args.project, "adcam generate")
     else:
         say_next(f"adcam generate IMAGES --checkpoint {path} --out masks")

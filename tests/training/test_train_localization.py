@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from adcam.cli import main
 from adcam.data.augment import EvalDataset
 from adcam.data.sources import build_dataset
 from adcam.errors import AdcamError
@@ -229,6 +230,26 @@ def test_cross_entropy_learns_two_colours(tmp_path: Path, load: Callable[..., Se
     assert loaded.info["val_top1"] == max(scores)
     assert loaded.info["epoch"] == 1 + scores.index(max(scores))
     assert max(scores) > 80
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [("ts-cam_deit-tiny_60e_cub", ""), ("inca_resnet50_50e_cub", " --method cam")],
+)
+def test_the_command_says_how_boxes_come_next(
+    config: str,
+    method: str,
+    tmp_path: Path,
+    load: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = load(f"configs/cub/{config}.py")
+    monkeypatch.setattr("adcam.cli.train.load_settings", lambda args: settings)
+    assert main(["train", f"cub/{config}", "--work-dir", str(tmp_path)]) == 0
+    path = tmp_path / "classifier.safetensors"
+    said = f"next: adcam boxes IMAGES --checkpoint {path}{method} --threshold T --out boxes.csv"
+    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 @pytest.mark.parametrize(("choose", "chosen_on"), [("last", None), ("best", "oracle")])
