@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adcam.cli.arguments import add_command
-from adcam.cli.console import EXIT_OK, print_table, say_next, show
+from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, print_table, say_next, show
 from adcam.cli.labeler import path_or_url
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def add(commands: Any) -> None:
         "show how far a run of `adcam generate` is",
         """\
         Show how many images of DIR are done, failed and missing, the rate and the time left, and
-        who is at work, from any machine that sees the folder.""",
+        who is at work, from any machine that sees the folder. The exit code is 1 until every image
+        is done, also where one has failed.""",
         """\
         adcam status out
         """,
@@ -53,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     _print_shards(status)
     if status.failed or status.missing or status.images is None:
         say_next("the same adcam generate command does what is missing and tries again what failed")
-    else:
-        say_next(f"adcam verify {args.folder}")
+        return EXIT_SOME_FAILED
+    say_next(f"adcam verify {args.folder}")
     return EXIT_OK
 
 

@@ -133,7 +133,7 @@ def test_status_of_a_run_at_work_killed_and_done(
         status = read_status(tmp_path)
         assert (status.images, status.ok, status.failed, status.missing) == (4, 1, 1, 2)
         assert status.rate == 0.5 and status.seconds_left == 4
-        assert main(["status", str(tmp_path)]) == 0
+        assert main(["status", str(tmp_path)]) == 1
         printed = capsys.readouterr().out
         assert "1 of 4 images done, 1 failed, 2 missing\n0.50 images/s, 0:00:04 left" in printed
         assert f"at work: process {os.getpid()}" in printed
@@ -150,10 +150,15 @@ def test_status_of_a_run_at_work_killed_and_done(
         add(folder, "sub/ü")
         add(folder, "x.jpg")
         folder.finish(IDS)
-    assert main(["status", str(tmp_path), "--json", str(tmp_path / "s.json")]) == 0
+    assert main(["status", str(tmp_path), "--json", str(tmp_path / "s.json")]) == 1
     assert "3 of 4 images done, 1 failed, 0 missing" in capsys.readouterr().out
     numbers = json.loads((tmp_path / "s.json").read_text())
     assert numbers["missing"] == 0 and numbers["shards"][0]["state"] == "done"
+    with OutputFolder(tmp_path, CONFIG) as folder:
+        folder.start(IDS)
+        add(folder, "b c")
+        folder.finish(IDS)
+    assert main(["status", str(tmp_path)]) == 0
 
 
 def test_status_of_shards(tmp_path: Path) -> None:
