@@ -35,6 +35,17 @@ def is_url(path: str | Path) -> bool:
     return "://" in str(path)
 
 
+def to_local(path: str | Path) -> Path | None:
+    """Return the path of a file of this machine, which ``file://`` may name, else ``None``.
+
+    Example:
+        >>> to_local("file:///data/masks"), to_local("s3://bucket/masks")
+        (PosixPath('/data/masks'), None)
+    """
+    text = str(path).removeprefix("file://")
+    return None if is_url(text) else Path(text)
+
+
 def join(folder: str | Path, name: str) -> str:
     """Name a file below a folder, of this machine or behind a URL."""
     return f"{str(folder).rstrip('/')}/{name}"

@@ -54,8 +54,11 @@ def add_images_argument(parser: argparse.ArgumentParser, *, nargs: str | None = 
 
 
 def path_or_url(text: str) -> Path | str:
-    """Read an argument that names files of this machine, or files behind a URL."""
-    return text if "://" in text else Path(text)
+    """Read an argument that names files of this machine, also by ``file://``, or behind a URL."""
+    from adcam.remote_files import to_local
+
+    path = to_local(text)
+    return text if path is None else path
 
 
 def _add_classifier(parser: argparse.ArgumentParser) -> None:

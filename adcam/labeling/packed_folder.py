@@ -49,11 +49,11 @@ from adcam.labeling.shards import SHARDS_DIR, WHOLE, Shard
 from adcam.parquet import encode_table, read_table
 from adcam.remote_files import (
     find_size,
-    is_url,
     join,
     list_files,
     read_part,
     remove_file,
+    to_local,
     write_file,
 )
 
@@ -68,7 +68,7 @@ class PackedOutput:
     """Where and how results are packed.
 
     Attributes:
-        path: The folder, of this machine or a URL.
+        path: The folder, of this machine (also as ``file://…``) or a URL.
         format: The kind of the files, one of :data:`adcam.labeling.packed_parts.FORMATS`.
         images_per_file: Images in a part. More give fewer files; a run that was killed repeats more
             and holds the results of more images in memory, some ten kilobytes each.
@@ -127,7 +127,9 @@ class PackedFolder:
         shard: Shard = WHOLE,
     ) -> None:
         self.output = output
-        self.path = output.path if is_url(output.path) else str(Path(output.path))
+        # The folder, where it is one of this machine.
+        self._folder = to_local(output.path)
+        self.path = output.path if self._folder is None else str(self._folder)
         self.shard = shard
         self._config = to_plain(config)
         self._overwrite = overwrite
@@ -136,8 +138,6 @@ class PackedFolder:
         # States of the images of earlier runs, and what has come since of parts that wait for more.
         self._status: dict[str, str] = {}
         self._new: dict[int, dict[str, tuple[Entry, Mapping[str, bytes]]]] = {}
-        # The folder, where it is one of this machine.
-        self._folder = None if is_url(output.path) else Path(output.path)
         self._locks: list[FolderLock] = []
         if self._folder is not None:
             make_folder(self._folder)

@@ -278,9 +278,12 @@ def test_boxes_of_images_in_archives(
     for name in ("a.jpg", "trip/b.jpg"):
         with tarfile.open(tmp_path / "shards" / f"{Path(name).stem}.tar", "w") as archive:
             archive.add(photos / name, name)
-    # A folder of archives, one archive, and the folder behind a URL.
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").put(f"{tmp_path}/shards/", "/boxes", recursive=True)
+    # A folder of archives, one archive, and the folder named by URLs.
+    folder = tmp_path / "shards"
     for number, images in enumerate(
-        (tmp_path / "shards", tmp_path / "shards" / "a.tar", f"file://{tmp_path}/shards")
+        (folder, folder / "a.tar", f"file://{folder}", "memory://boxes")
     ):
         command = (
             f"boxes {images} --checkpoint {tiny_checkpoint} --scales 64 --device cpu --workers 0 "

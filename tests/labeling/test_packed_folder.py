@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tarfile
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from adcam.cli import main
+from adcam.cli.labeler import path_or_url
 from adcam.convert.packed import convert_unpack
 from adcam.data.dataset import ImageDataset
 from adcam.data.open_images import open_images
@@ -347,6 +349,28 @@ def test_links_and_a_removed_folder(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_named_by_file_is_one_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = PackedOutput(f"file://{tmp_path}/out", "tar", 1)
+    assert path_or_url(output.path) == tmp_path / "out"
+    assert path_or_url("s3://bucket/out") == "s3://bucket/out"
+
+    def fill_disk(number: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with PackedFolder(output, {"adcam": "0"}) as folder:
+        folder.start(["a", "b"])
+        with pytest.raises(AdcamError, match="is in use by process"):
+            PackedFolder(output, {"adcam": "0"})
+        folder.append({"id": "a", "status": "failed", "error": "x"})
+        monkeypatch.setattr("adcam.files.os.fsync", fill_disk)
+        with pytest.raises(OSError, match="no space left"):
+            folder.append({"id": "b", "status": "failed", "error": "x"})
+    (part,) = (tmp_path / "out" / "manifest").iterdir()
+    assert part.name == "part-00000.parquet"
+
+
 def test_the_commands(
     images: ImageDataset, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,7 +380,8 @@ def test_the_commands(
     url = "memory://results/packed"
     words = ["--out", url, "--output-format", "parquet", "--images-per-file", "4"]
     assert main(["generate", *common, *words]) == 1  # one image cannot be read
-    assert main(["status", url]) == main(["verify", url]) == main(["verify", url, "--sizes"]) == 0
+    assert main(["status", url]) == 1
+    assert main(["verify", url]) == main(["verify", url, "--sizes"]) == 0
     printed = capsys.readouterr().out
     assert f"{url}: 6 of 7 images done, 1 failed, 0 missing" in printed
     assert printed.count("is as its manifest says: 6 images sound, 1 without") == 2
