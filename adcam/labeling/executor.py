@@ -470,17 +470,33 @@ def limit_threads(num_threads: int) -> None:
         os.environ[name] = str(num_threads)
 
 
+_ON_ONE_THREAD: dict[int, int] = {}
+"""The Python threads inside :func:`one_thread`, and how many threads torch used there before."""
+_SWITCHING = threading.Lock()
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute with one thread in this process, and afterwards as before."""
+    """Let torch compute with one thread in this Python thread, and afterwards as before.
+
+    torch counts for each Python thread. One that is new takes the number set last in any of them
+    (``ATen/ParallelOpenMP.cpp`` of pytorch/pytorch): 1 while another is in here, where its own is
+    therefore not the one from before.
+    """
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    me = threading.get_ident()
+    with _SWITCHING:
+        if is_outermost := me not in _ON_ONE_THREAD:
+            before = torch.get_num_threads()
+            _ON_ONE_THREAD[me] = max(_ON_ONE_THREAD.values(), default=1) if before == 1 else before
+            torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if is_outermost:
+            with _SWITCHING:
+                torch.set_num_threads(_ON_ONE_THREAD.pop(me))
 
 
 @contextmanager

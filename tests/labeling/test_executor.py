@@ -170,6 +170,32 @@ def test_one_thread_for_a_while() -> None:
     assert 1 <= num_processors() <= (os.cpu_count() or 1)
 
 
+def test_threads_that_overlap_all_compute_as_before_afterwards() -> None:
+    before, found = torch.get_num_threads(), []
+    inside = threading.Barrier(2)
+
+    def compute(is_first: bool) -> None:
+        if not is_first:
+            inside.wait(60)
+        with one_thread(), one_thread():
+            if is_first:
+                inside.wait(60)
+            inside.wait(60)
+            found.append(torch.get_num_threads())
+        found.append(torch.get_num_threads())
+
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            for done in [threads.submit(compute, is_first) for is_first in (True, False)]:
+                done.result(60)
+            assert sorted(found) == [1, 1, 2, 2]
+        with ThreadPoolExecutor(1) as threads:
+            assert threads.submit(torch.get_num_threads).result(60) == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def grow(number: int) -> tuple[int, np.ndarray, bytes]:
     return os.getpid(), np.full(1 << (10 + number % 8), number, dtype=np.float32), b"x" * 100_000
 
