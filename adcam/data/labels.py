@@ -15,6 +15,9 @@ from adcam.errors import AdcamError
 from adcam.files import img_id_of, spell_img_id, write_csv
 from adcam.structures import check_class_name
 
+# What pandas, Excel, R, databases and people write into a cell that has no value.
+_NO_VALUE = ("nan", "na", "n/a", "<na>", "none", "null", "#n/a", "#ref!", "#value!", "-", "?")
+
 
 class LabelTable(Mapping[str, tuple[str, ...]]):
     """Class names by image id, in the order of the file; iterates and indexes like a dict.
@@ -79,7 +82,8 @@ def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> Label
 
     Raises:
         AdcamError: What the columns mean cannot be told, an id is empty or repeated, a label is not
-            in ``classes``, or the file is damaged. The message names file, line, value and what is
+            in ``classes``, or without ``classes`` says that a value is missing (``NaN``, ``none``),
+            or the file is damaged. The message names file, line, value and what is
             legal.
         FileNotFoundError: There is no such file.
     """
@@ -99,6 +103,13 @@ def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> Label
             raise AdcamError(
                 f"{row.where}: unknown class {unknown[0]!r}; legal are {', '.join(legal or ())}"
                 f"{hint}"
+            )
+        unsaid = [label for label in labels if label.casefold() in _NO_VALUE]
+        if unsaid and legal is None and unsaid[0] not in listed:
+            raise AdcamError(
+                f"{row.where}: {unsaid[0]!r} usually says that a value is missing; leave the cell "
+                "empty if the image shows none of the classes, and the row out if nobody knows "
+                "what it shows; or, if this is a class, name all classes (--classes)"
             )
         spelt = (n if n in (legal or listed) else spelling[n.casefold()] for n in labels)
         names[row.img_id] = tuple(dict.fromkeys(spelt))

@@ -105,6 +105,29 @@ def test_several_labels_in_a_cell(tmp_path: Path, text: str, expected: tuple[str
     assert read_labels(written(tmp_path, text), CLASSES)["a"] == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "image_id,labels\na,cat\nb,\nc,NaN\n"),
+        ("t.csv", "filename,label\na,cat\nb,dog\nb,cat\nc,NaN\n"),
+        ("t.csv", "filename;labels\na;cat|dog\nc;cat|NaN\n"),
+        ("t.json", '{"a": ["cat"], "c": ["NaN"]}'),
+    ],
+)
+def test_a_value_that_is_missing_is_no_class(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    for marker in ("NaN", "none", "#N/A", "-"):
+        path.write_text(text.replace("NaN", marker))
+        with pytest.raises(AdcamError, match=f"(line|image) .*'{marker}' usually .*leave the cell"):
+            read_labels(path)
+        assert read_labels(path, ["cat", "dog", marker])["c"][-1] == marker
+
+
+def test_a_table_may_list_a_class_none(tmp_path: Path) -> None:
+    path = written(tmp_path, "filename,cat,None\na,1,0\nb,0,1\n")
+    assert dict(read_labels(path)) == {"a": ("cat",), "b": ("None",)}
+
+
 def test_one_spelling_of_classes_that_differ_in_case(tmp_path: Path) -> None:
     path = written(tmp_path, "image_id,labels\na,Dog\nb,dog\nc,dog\nd,DOG\n")
     assert read_labels(path).classes == ("dog",)
