@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from adcam.data.png import voc_palette
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 from adcam.files import read_json
-from adcam.structures import ClassSet
+from adcam.structures import IGNORE_INDEX, ClassSet
 
 CONVERTED_NAME = "convert.json"
 
@@ -54,7 +54,11 @@ def refuse_other_numbers(masks: str | Path, found: ClassSet | None, class_set: C
     other = {name: value for name, value in value_of.items() if wanted.get(name, value) != value}
     if other:
         name, value = next(iter(other.items()))
-        cure = ",".join(f"{value}={wanted[name]}" for name, value in other.items())
+        # A class that is not read must not share its number with one that is.
+        new = {name: wanted.get(name, IGNORE_INDEX) for name in value_of}
+        cure = ",".join(f"{value_of[n]}={v}" for n, v in new.items() if value_of[n] != v)
+        left_out = [name for name in value_of if name not in wanted]
+        note = f", in which the pixels of {join_some(left_out)} are ignored" if left_out else ""
         is_counted = class_set.mask_values == tuple(range(1, len(wanted) + 1))
         classes = shlex.quote(("" if is_counted else "voc:") + ",".join(class_set.classes))
         raise AdcamError(
@@ -62,7 +66,7 @@ def refuse_other_numbers(masks: str | Path, found: ClassSet | None, class_set: C
             f"they are read as, {', '.join(class_set.classes)}; give the classes in the order of "
             f"the masks, {', '.join(sorted(value_of, key=value_of.__getitem__))}, or take the "
             f"masks of adcam convert recode-masks {masks} --values {cure} --classes {classes} "
-            "--out DIR"
+            f"--out DIR{note}"
         )
 
 

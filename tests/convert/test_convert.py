@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 import tracemalloc
@@ -51,7 +52,7 @@ from adcam.convert.labels import (
 from adcam.convert.mask_source import find_masks
 from adcam.convert.recode import convert_recode_masks
 from adcam.data.coco import COCO_CATEGORY_IDS, COCO_CLASSES, coco_class_set, load_coco
-from adcam.data.converted import read_converted_classes
+from adcam.data.converted import read_converted_classes, refuse_other_numbers
 from adcam.data.dataset import build_class_set
 from adcam.data.labels import read_labels
 from adcam.data.png import read_mask, voc_palette, write_mask
@@ -839,6 +840,20 @@ def test_bad_tables_of_colours(tmp_path: Path, table: str, message: str) -> None
         convert_recode_masks(tmp_path, tmp_path / "o", colors=tmp_path / "t.csv")
     with pytest.raises(AdcamError, match="say what the masks hold"):
         convert_recode_masks(tmp_path, tmp_path / "o")
+
+
+@pytest.mark.parametrize("wanted", [["dog", "bird"], ["hare", "dog"], ["dog", "hare", "cat"]])
+def test_the_advice_of_other_numbers_merges_no_classes(tmp_path: Path, wanted: list[str]) -> None:
+    values = {"cat": 1, "dog": 2, "hare": 3}
+    write_mask(tmp_path / "m" / "a.png", np.array([[0, 1, 2, 3, 255]], np.uint8), voc_palette())
+    found, class_set = build_class_set("m", [*values]), build_class_set("x", wanted)
+    with pytest.raises(AdcamError, match="recode-masks") as told:
+        refuse_other_numbers(tmp_path / "m", found, class_set)
+    advice, _, note = str(told.value).partition("masks of adcam ")[2].partition("--out DIR")
+    assert main([*shlex.split(advice), "--out", str(tmp_path / "o")]) == 0
+    new = [class_set.value_of.get(name, 255) for name in values]
+    assert read_mask(tmp_path / "o" / "a.png").tolist() == [[0, *new, 255]]
+    assert all((name in note) == (name not in wanted) for name in values)
 
 
 def test_recoded_masks_keep_the_classes_of_their_conversion(tmp_path: Path) -> None:
