@@ -241,10 +241,7 @@ class Predictor:
         if len(indices) < len(prob):
             prob = prob[indices] / prob[indices].sum(axis=0)
         if (crf := self._test.crf) != "none":
-            # The time of a CRF grows with its labels, and one that no pixel believes in never wins.
-            # A network of many classes that has learnt little believes in none so much.
-            floor = min(_LIKELY, prob.max(axis=0).min())
-            likely = np.flatnonzero(prob.reshape(len(prob), -1).max(axis=1) >= floor)
+            likely = _find_likely(torch.from_numpy(prob)).numpy()
             prob, indices = prob[likely], indices[likely]
             if len(prob) > 1:
                 prob = refine(prob / prob.sum(axis=0), sample.img, crf=crf)
@@ -305,11 +302,8 @@ class Predictor:
             if len(indices) < len(probs[i]):
                 probs[i] = _take(probs[i], indices)
                 probs[i] = probs[i] / probs[i].sum(dim=0)
-        if self._test.crf != "none":  # as when called
-            floors = [prob.amax(dim=0).min().clamp(max=_LIKELY) for prob in probs]
-            likely = to_host(
-                [p.flatten(1).amax(dim=1) >= floor for p, floor in zip(probs, floors, strict=True)]
-            )
+        if self._test.crf != "none":
+            likely = to_host([_find_likely(prob) for prob in probs])
             probs = [_take(p, np.flatnonzero(kept)) for p, kept in zip(probs, likely, strict=True)]
             labels = [indices[kept] for indices, kept in zip(labels, likely, strict=True)]
         return [_Believed(*of_image) for of_image in zip(probs, labels, pixels, strict=True)]
@@ -348,6 +342,16 @@ class _Believed:
     prob: torch.Tensor
     labels: np.ndarray
     pixels: torch.Tensor
+
+
+def _find_likely(prob: torch.Tensor) -> torch.Tensor:
+    """Which labels of probabilities (K, H, W) a CRF gets, bool (K,).
+
+    Its time grows with its labels, and one that no pixel believes in never wins. A network of many
+    classes that has learnt little believes in none so much.
+    """
+    floor = prob.amax(dim=0).min().clamp(max=_LIKELY)
+    return prob.flatten(1).amax(dim=1) >= floor
 
 
 def _take(prob: torch.Tensor, places: np.ndarray) -> torch.Tensor:
