@@ -59,3 +59,13 @@ class ConfidenceCrossEntropy(nn.Module):
             trust = trust * weight
         # A crop may hold nothing but ignored pixels.
         return self.loss_weight * (losses * trust).sum() / trust.sum().clamp(min=1e-6)
+
+
+def is_confidence_loss(kind: str) -> bool:
+    """Whether a registered name stands for :class:`ConfidenceCrossEntropy` or a class of its kind.
+
+    Args:
+        kind: A ``type`` of a config.
+    """
+    found = MODELS.get(kind)
+    return isinstance(found, type) and issubclass(found, ConfidenceCrossEntropy)

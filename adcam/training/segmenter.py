@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -49,6 +48,7 @@ from adcam.training.segmenter_file import (
     build_network,
     check_heads,
     describe_training,
+    reads_confidence,
     save_segmenter,
 )
 
@@ -96,10 +96,15 @@ def check_segmentation(settings: SegmentationSettings) -> dict[str, Any]:
     Raises:
         AdcamError: Something is wrong; the message names files, values and what would be right.
     """
-    val = _val_split(settings)
-    train = _open_train_sets(settings)
+    val_set = open_split(settings, _val_split(settings))
+    return _check_sets(settings, _open_train_sets(settings), val_set)
+
+
+def _check_sets(
+    settings: SegmentationSettings, train: Mapping[str, ImageDataset], val_set: ImageDataset
+) -> dict[str, Any]:
     check_heads(settings, next(iter(train.values())).class_set)
-    splits = {**train, val: open_split(settings, val)}
+    splits = {**train, _val_split(settings): val_set}
     found = {split: _check_images(images, split) for split, images in splits.items()}
     pixels = [found[split]["pixels"] for split in train]
     absent = [name for name in pixels[0] if not any(counts[name] for counts in pixels)]
@@ -144,7 +149,7 @@ def train_segmenter(
             "train.confidence weights pixels by the maps of their masks, and the masks that "
             "self_training makes have none; leave one of the two out"
         )
-    if train.confidence and "ConfidenceCrossEntropy" not in json.dumps(settings.to_dict()["model"]):
+    if train.confidence and not reads_confidence(settings.model):
         raise AdcamError(
             "train.confidence is read by the loss ConfidenceCrossEntropy alone, and no head of the "
             "model has it; set model.decode_head.loss_decode to dict(type='ConfidenceCrossEntropy')"
@@ -169,7 +174,8 @@ def _train_rounds(
         if not (resume and path.is_file()):
             _train_once(settings, round_dir, resume, launcher)
         elif is_main_process():
-            refuse_another_training(round_dir, _describe(settings), cure=_CURE)
+            description = _describe(settings, _open_train_sets(settings))
+            refuse_another_training(round_dir, description, cure=_CURE)
         if round_dir != round_dirs[-1]:
             settings = _with_masks_of(settings, path, round_dir / _MASKS)
     if is_main_process():
@@ -182,19 +188,20 @@ def _train_once(
 ) -> Path:
     train = settings.train
     checkpoint = find_checkpoint(work_dir, cure=_CURE) if resume else None
+    val_set = open_split(settings, _val_split(settings))
+    train_sets = _open_train_sets(settings, labels=train.balance > 0)
     description: dict[str, Any] = {}
     if is_main_process():
-        description = _describe(settings)
+        description = _describe(settings, train_sets)
         if checkpoint is not None:
             # What began once was checked; on COCO that takes minutes.
             refuse_another_training(work_dir, description, cure=_CURE)
         else:
-            check_segmentation(settings)
+            _check_sets(settings, train_sets, val_set)
     barrier()
-    val_set = open_split(settings, _val_split(settings))
     check_heads(settings, val_set.class_set)
     torch.manual_seed(train.seed)
-    parts = _build_parts(settings, val_set)
+    parts = _build_parts(settings, [*train_sets.values()], val_set)
     if is_main_process():
         if checkpoint is None:
             forget_training(work_dir, SEGMENTER_NAME)
@@ -210,29 +217,30 @@ def _train_once(
     return path
 
 
-def _describe(settings: SegmentationSettings) -> dict[str, Any]:
+def _describe(settings: SegmentationSettings, train: Mapping[str, ImageDataset]) -> dict[str, Any]:
     """What decides the network that comes out, with a hash of the pseudo masks it learns from."""
     masks = settings.data.masks
     found = None if masks is None else read_output_folder(Path(masks).expanduser())
     hashes = None
     if found is not None:
-        records = (r for images in _open_train_sets(settings).values() for r in images.records)
+        records = (record for images in train.values() for record in images.records)
         hashes = hash_values([found.entries.get(r.img_id, {}).get("mask") for r in records])
     return {**describe_training(settings), "mask_files": hashes}
 
 
-def _build_parts(settings: SegmentationSettings, val_set: ImageDataset) -> TrainingParts:
+def _build_parts(
+    settings: SegmentationSettings, train_sets: Sequence[ImageDataset], val_set: ImageDataset
+) -> TrainingParts:
     from adcam.seg.dataset import SegmentationDataset, WholeImages
 
     train = settings.train
     confidence = _read_confidence(settings) if train.confidence else None
     model = wrap_model(build_network(settings, sync=is_distributed()))
-    opened = _open_train_sets(settings, labels=train.balance > 0).values()
     sets = [
         SegmentationDataset(images, images.class_set, settings.train_pipeline, confidence)
-        for images in opened
+        for images in train_sets
     ]
-    shown = [record.class_ids or () for images in opened for record in images.records]
+    shown = [record.class_ids or () for images in train_sets for record in images.records]
     train_set: Dataset[Any] = ConcatDataset(sets)
     train_set.metainfo = sets[0].metainfo  # type: ignore[attr-defined]
     # In float16 gradients are scaled; a classifier does without, as it always has.
@@ -331,7 +339,10 @@ def _open_train_sets(
         return sets
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise AdcamError(f"data.masks {path} is no folder; `adcam generate` makes one")
+        raise AdcamError(
+            f"data.masks {path} is no folder; name the one that `adcam generate` made, or, if a "
+            "training is to go on and its masks were moved, where they are now"
+        )
     masks = masks_folder(path)
     own = read_output_folder(masks)
     known = read_converted_classes(masks) if own is None else own.class_set

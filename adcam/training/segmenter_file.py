@@ -96,6 +96,17 @@ def check_heads(settings: SegmentationSettings, class_set: ClassSet) -> None:
                 )
 
 
+def reads_confidence(model: Mapping[str, Any]) -> bool:
+    """Whether a network has a loss that weighs pixels by ``train.confidence``.
+
+    Args:
+        model: The ``model`` section of a config.
+    """
+    from adcam.seg.losses import is_confidence_loss
+
+    return any(key == "type" and is_confidence_loss(value) for key, value in _walk(model))
+
+
 def save_segmenter(
     path: Path, segmenter: Segmenter, settings: SegmentationSettings, class_set: ClassSet
 ) -> None:
@@ -233,7 +244,7 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
         for key, item in value.items():
             yield str(key), item
             yield from _walk(item)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for item in value:
             yield "", item
             yield from _walk(item)

@@ -271,13 +271,16 @@ def test_masks_that_were_made_again_are_another_training(
     images = build_dataset(settings.data, "train")
     write_pseudo_masks(own_shapes, out, images.class_set, images)
     (work_dir / "training.json").write_text(
-        json.dumps({**segmenter._describe(settings), "processes": 1})
+        json.dumps({**segmenter._describe(settings, {"train": images}), "processes": 1})
     )
     (work_dir / "last_checkpoint").write_text("iter_4.pth")
     segmenter.train_segmenter(settings, work_dir=work_dir)
     shutil.copyfile(mask_of(own_shapes, "train_00004"), mask_of(own_shapes))
     write_pseudo_masks(own_shapes, out, images.class_set, images)
     with pytest.raises(AdcamError, match=r"mask_files: .*\n.*--restart"):
+        segmenter.train_segmenter(settings, work_dir=work_dir)
+    shutil.rmtree(out)
+    with pytest.raises(AdcamError, match=r"data\.masks .*out is no folder; .* were moved, where"):
         segmenter.train_segmenter(settings, work_dir=work_dir)
 
 
@@ -621,10 +624,40 @@ def test_confidence_weights_come_from_the_maps(
     np.testing.assert_allclose(weight[31], 51)  # background: what the likeliest class leaves
 
 
+def test_losses_that_read_confidence_are_known_by_their_class(
+    settings: SegmentationSettings,
+) -> None:
+    from mmseg.registry import MODELS
+
+    from adcam.seg.losses import ConfidenceCrossEntropy
+
+    class Sharper(ConfidenceCrossEntropy):
+        pass
+
+    class ConfidenceCrossEntropyOfOthers(torch.nn.Module):
+        pass
+
+    def is_known(kind: str) -> bool:
+        losses = ({"type": "DiceLoss"}, {"type": kind})
+        return segmenter_file.reads_confidence(
+            settings.with_changes({"model.decode_head.loss_decode": losses}).model
+        )
+
+    for kind in (Sharper, ConfidenceCrossEntropyOfOthers):
+        MODELS.register_module(module=kind)
+    try:
+        assert is_known("ConfidenceCrossEntropy") and is_known("Sharper")
+        assert not is_known("ConfidenceCrossEntropyOfOthers") and not is_known("Missing")
+    finally:
+        for kind in (Sharper, ConfidenceCrossEntropyOfOthers):
+            del MODELS.module_dict[kind.__name__]
+
+
 def test_images_of_rare_classes_are_drawn_more_often(mini_shapes: Path) -> None:
     def draws(balance: float) -> Counter[int]:
         settings = read_settings(mini_shapes, **{"train.balance": balance})
-        parts = segmenter._build_parts(settings, segmenter.open_split(settings, "val"))
+        val_set = segmenter.open_split(settings, "val")
+        parts = segmenter._build_parts(settings, [images], val_set)
         return Counter(index for index, _ in itertools.islice(iter(parts.sampler), 100 * size))
 
     images = build_dataset(read_settings(mini_shapes).data, "train")
@@ -713,6 +746,7 @@ def test_rounds_refuse_other_settings_and_start_over(
 
     def write_masks(images: Any, predictor: Any, out: Path) -> list[None]:
         made.append(out.parent.name)
+        out.mkdir(exist_ok=True)
         return []
 
     monkeypatch.setattr(segmenter, "_train_once", train_once)
@@ -731,7 +765,6 @@ def test_rounds_refuse_other_settings_and_start_over(
     ):
         segmenter.train_segmenter(other, work_dir=tmp_path)
     masks = tmp_path / "round_1" / "train_masks"
-    masks.mkdir()
     (masks / "config.json").write_text('{"labeler": {"test": {"flip": true}}}')
     with pytest.raises(AdcamError, match=r"train_masks holds masks with other .*\n.*\n.*--restart"):
         segmenter.train_segmenter(settings, work_dir=tmp_path)
