@@ -110,8 +110,10 @@ class Sample:
             ``None`` for "not known".
         mask: uint8 (H, W) of mask values, 255 = ignore; ``None`` where there is none.
         img_path: The file the image came from.
-        boxes: int64 (n, 4) ``x0, y0, x1, y1`` in pixels of the image, n >= 1; ``None`` where there
-            are none.
+        boxes: int64 (n, 4) ``x0, y0, x1, y1`` in pixels of an image of ``boxes_hw``, n >= 1;
+            ``None`` where there are none.
+        boxes_hw: Height and width of the image that the boxes were drawn on, of which this one may
+            be a smaller copy; ``None`` says that they are those of this image.
     """
 
     img_id: str
@@ -120,6 +122,7 @@ class Sample:
     mask: np.ndarray | None = None
     img_path: Path | None = None
     boxes: np.ndarray | None = None
+    boxes_hw: tuple[int, int] | None = None
 
     @property
     def ori_hw(self) -> tuple[int, int]:

@@ -32,8 +32,10 @@ class Record:
         class_ids: The present foreground classes (0-based, ascending), ``()`` for "none of them",
             ``None`` for "not known".
         mask_path: The mask that the image should have, ``None`` if it should have none.
-        boxes: The true boxes ``(x0, y0, x1, y1)`` in pixels of the image, ``None`` if there are
-            none.
+        boxes: The true boxes ``(x0, y0, x1, y1)`` in pixels of an image of ``boxes_hw``, ``None``
+            if there are none.
+        boxes_hw: Height and width of the image that the boxes were drawn on, ``None`` for those of
+            this image.
         packed: Where the image is if it lies inside another file or behind a URL; ``img_path`` is
             then its name.
         as_stored: Whether the image is read as its file stores it, without the turn that EXIF asks
@@ -48,6 +50,7 @@ class Record:
     boxes: tuple[tuple[int, int, int, int], ...] | None = None
     packed: PackedImage | None = None
     as_stored: bool = False
+    boxes_hw: tuple[int, int] | None = None
 
 
 class ImageDataset(Sequence[Sample]):
@@ -125,7 +128,9 @@ class ImageDataset(Sequence[Sample]):
             image = f"its image {record.img_path}"
             check_same_hw(record.mask_path, mask.shape, image, img.shape[:2])
         boxes = None if record.boxes is None else np.array(record.boxes, dtype=np.int64)
-        return Sample(record.img_id, img, record.class_ids, mask, record.img_path, boxes)
+        return Sample(
+            record.img_id, img, record.class_ids, mask, record.img_path, boxes, record.boxes_hw
+        )
 
     def load_image(self, index: int) -> np.ndarray:
         """RGB image, uint8 (H, W, 3).

@@ -60,7 +60,8 @@ class WsolMetadata:
         image_ids: The images in their order.
         class_labels: The class of each image, from 0.
         image_sizes: The height and width of each image; empty where there is no such table.
-        boxes: The true boxes of each image in its own pixels; empty where there are none.
+        boxes: The true boxes of each image in pixels of ``image_sizes``; empty where there are
+            none.
         masks: The mask files of each image and its ignore mask, below the mask root; empty where
             there are none.
     """
@@ -166,6 +167,7 @@ def load_wsol(
             (metadata.class_labels[image_id],),
             boxes=metadata.boxes.get(image_id),
             as_stored=True,
+            boxes_hw=metadata.image_sizes.get(image_id),
         )
         for image_id in metadata.image_ids
     ]

@@ -88,7 +88,7 @@ class BoxCounts:
         for name in self._names:
             maps = image.maps[name]
             score_map = map_of_true_class(sample, maps)
-            boxes = wsol.scale_boxes(boxes_of(sample), sample.ori_hw, _hw(maps))
+            boxes = wsol.scale_boxes(*boxes_of(sample), _hw(maps))
             for metric in (self.every[name], self.largest[name]):
                 metric.update(score_map, boxes, class_id=class_of(sample))
             if name in self.thresholds:
@@ -160,22 +160,22 @@ def class_of(sample: Sample) -> int:
     return sample.class_ids[0]
 
 
-def boxes_of(sample: Sample) -> np.ndarray:
-    """Return the true boxes of an image, (n, 4).
+def boxes_of(sample: Sample) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return the true boxes of an image, (n, 4), and the height and width that they are for.
 
     Raises:
         AdcamError: It has none, or one that begins outside of the image.
     """
     if sample.boxes is None:
         raise AdcamError(f"{sample.img_id} has no box")
-    height, width = sample.ori_hw
+    height, width = hw = sample.boxes_hw or sample.ori_hw
     outside = (sample.boxes[:, :2] >= [width, height]).any(axis=1)
     if outside.any():
         raise AdcamError(
             f"{sample.img_id} has {width}x{height} pixels, and the box x0, y0, x1, y1 "
             f"{tuple(sample.boxes[outside][0].tolist())} lies outside of it"
         )
-    return sample.boxes
+    return sample.boxes, hw
 
 
 def map_of_true_class(sample: Sample, maps: MethodMaps) -> np.ndarray:
@@ -193,7 +193,7 @@ def _locate(
 ) -> BoxOutcome:
     """Count an image by TS-CAM's rules."""
     hw = _hw(maps)
-    boxes = ts_cam.scale_boxes(boxes_of(sample), sample.ori_hw, hw)
+    boxes = ts_cam.scale_boxes(*boxes_of(sample), hw)
     box_of = {
         class_id: ts_cam.compute_box(score_map.astype(np.float64), threshold=threshold)
         for class_id, score_map in zip(maps.class_ids, maps.score_maps, strict=True)

@@ -174,7 +174,8 @@ class Pictures:
         masks = {choice.name: image.make_mask(choice, mask_values).mask for choice in self.choices}
         boxes = None
         if sample.boxes is not None:
-            boxes = sample.boxes / np.array([sample.ori_hw[1], sample.ori_hw[0]] * 2)
+            height, width = sample.boxes_hw or sample.ori_hw
+            boxes = sample.boxes / np.array([width, height] * 2)
         last = [*self._names, *masks][-1]
         self._images.append(
             SmallImage(

@@ -34,6 +34,8 @@ def describe_images(images: ImageDataset, *, masks: bool = False) -> dict[str, A
     }
     if any(record.boxes for record in records):
         description["boxes"] = hash_values([record.boxes for record in records])
+    if any(record.boxes_hw for record in records):
+        description["boxes_hw"] = hash_values([record.boxes_hw for record in records])
     if masks:
         hashes = [hash_once(r.mask_path) for r in records if r.mask_path is not None]
         description["masks"] = hash_values(hashes)

@@ -241,6 +241,7 @@ def test_wsol_splits(metadata_root: Path, tmp_path: Path, split: str, folder: st
     assert dataset.class_set.classes == ("0", "1", "2")
     boxes = [record.boxes for record in dataset.records]
     assert boxes == [None, None] if folder == "train" else boxes[0] == ((1, 2, 30, 20),)
+    assert dataset[0].boxes_hw == (None if folder == "train" else (20, 30))
     named = load_wsol(tmp_path, metadata_root, split, classes=["x", "y", "z", "unused"])
     assert named.class_set.num_fg_classes == 4
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,28 @@ def test_a_gpu_counts_images_in_another_order_and_finds_the_same(
     (found,) = compare_boxes(make_classifiers(), [row], *splits)
     assert found.to_dict() == expected.to_dict() and found.outcomes == expected.outcomes
     assert [outcome.index for outcome in found.outcomes] == [0, 1, 2, 3]
+
+
+def test_images_may_be_smaller_copies_of_those_that_their_boxes_are_for(
+    splits: tuple[ImageDataset, ImageDataset], tmp_path: Path
+) -> None:
+    def enlarge(images: ImageDataset) -> ImageDataset:
+        records = [
+            replace(
+                r, boxes=tuple(tuple(2 * v for v in box) for box in r.boxes), boxes_hw=(80, 128)
+            )
+            for r in images.records
+        ]
+        return ImageDataset(CLASSES, images.split, records)
+
+    rows = [MethodSpec("CAM", "cam", views=EXACT)]
+    found, same = (
+        compare(make_classifiers(), rows, *sets, pictures_dir=tmp_path)
+        for sets in (splits, map(enlarge, splits))
+    )
+    assert found.results[0].to_dict() == same.results[0].to_dict()
+    for picture, other in zip(found.pictures, same.pictures, strict=True):
+        np.testing.assert_array_equal(picture.boxes, other.boxes)
 
 
 def test_the_largest_contour_decides_the_threshold_of_gt_known(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def test_labels_masks_and_sizes_count_and_places_do_not(
     assert describe_images(relabelled)["labels"] != before["labels"]
     boxed = [replace(r, boxes=((0, 0, 3, 3),)) for r in images.records]
     assert "boxes" in describe_images(ImageDataset(images.class_set, "val10", boxed))
+    of_copies = [replace(r, boxes_hw=(9, 9)) for r in boxed]
+    assert "boxes_hw" in describe_images(ImageDataset(images.class_set, "val10", of_copies))
     write_mask(tmp_path / "photos" / "masks" / "a.png", np.zeros((7, 9), np.uint8), voc_palette())
     changed = describe_images(images, masks=True)
     assert {key for key in before if changed[key] != before[key]} == {"masks"}
