@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -415,3 +416,15 @@ def test_two_processes_train_one_classifier(tmp_path: Path, mini_settings: Setti
     two, one = (load_classifier(tmp_path / n / path.name).network for n in ("run", "one"))
     for name, tensor in one.state_dict().items():
         torch.testing.assert_close(two.state_dict()[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_gradients_in_float32_are_exact_beside_those_in_bfloat16(mini_settings: Settings) -> None:
+    tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "gradient_precision.py"))
+    errors: dict[str, dict[str, float]] = {}
+    for variant, group, one_step, _, norm in tool["make_rows"](mini_settings, steps=2):
+        assert float(norm) > 0
+        errors.setdefault(variant, {})[group] = float(one_step)
+    exact, rounded, rounded_patches = errors.values()
+    assert {"patch embedding", "position embedding", "block 0", "block 1"} < exact.keys()
+    assert max(exact.values()) < 0.01 < 0.1 < max(rounded.values()) < 30
+    assert rounded["patch embedding"] < rounded_patches["patch embedding"]
