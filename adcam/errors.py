@@ -1,7 +1,8 @@
 """AdcamError, for mistakes that a user can mend, and helpers for the text of messages."""
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 _NO_MEMORY = (
     "failed to map segment",  # the loader of libraries
@@ -22,6 +23,24 @@ class AdcamError(ValueError):
     line prints it without a traceback; every other exception is a fault of the program and keeps
     its traceback.
     """
+
+
+@contextmanager
+def reading_config(section: str) -> Iterator[None]:
+    """Report what a library says of a part of a config as a mistake in it.
+
+    Args:
+        section: The part, as the message names it.
+
+    Raises:
+        AdcamError: What is built within the block does not exist, or does not take its options.
+    """
+    try:
+        yield
+    except AdcamError:
+        raise
+    except (AssertionError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        raise AdcamError(f"{section} cannot be used: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -599,7 +599,7 @@ class SegTrainSettings(Section):
         max_iters: How many steps are trained.
         batch_size: How many crops make one step, in each process.
         num_workers: How many processes read images; 0 reads them in the training process.
-        crop_size: The height and width of the crops in pixels.
+        crop_size: The height and width of the crops in pixels, as in ``train_pipeline``.
         amp: Mixed precision: ``"none"``, ``"bfloat16"`` or ``"float16"`` (on a GPU).
         seed: The seed of everything random; the same seed gives the same network.
         confidence: Whether each pixel counts as much as the maps that made its mask are sure.

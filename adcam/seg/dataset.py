@@ -15,7 +15,7 @@ from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, TRANSFORMS
 from torch.utils.data import Dataset
 
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, reading_config
 from adcam.structures import IGNORE_INDEX, ClassSet, Sample
 
 with redirect_stdout(StringIO()):  # it prints which optional packages it has not found
@@ -37,6 +37,9 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         class_set: Their classes; mask value ``class_set.mask_values[i]`` becomes index i + 1.
         pipeline: Transforms of mmsegmentation between loading and packing, as configs.
         confidence: Adds a ``weight_map`` for :class:`adcam.seg.losses.ConfidenceCrossEntropy`.
+
+    Raises:
+        AdcamError: A transform does not exist, or does not take its options.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         self._index_of_value = index_of_value(class_set)
         # A training before this one may have left another scope to look names up in.
         with DefaultScope.overwrite_default_scope("mmseg"):
-            self._transforms = Compose([TRANSFORMS.build(dict(entry)) for entry in pipeline])
+            self._transforms = Compose([_build(i, entry) for i, entry in enumerate(pipeline)])
         self._pack = PackSegInputs()
         self._confidence = confidence
         self.metainfo = {"classes": class_names(class_set), "palette": class_colors(class_set)}
@@ -112,6 +115,19 @@ class WholeImages(Dataset[dict[str, np.ndarray]]):
         if sample.mask is None:
             raise AdcamError(f"image {sample.img_id!r} has no mask to compare with")
         return {"img": sample.img, "target": self._index_of_value[sample.mask]}
+
+
+def _build(index: int, entry: Mapping[str, Any]) -> Any:
+    """One transform of a pipeline; sizes from a command line or a TOML file are lists there."""
+    options = {key: _to_size(value) for key, value in entry.items()}
+    with reading_config(f"train_pipeline.{index}: {dict(entry)}"):
+        return TRANSFORMS.build(options)
+
+
+def _to_size(value: Any) -> Any:
+    """Whole numbers as the tuple that transforms take for a size; others are lists there too."""
+    is_size = isinstance(value, list) and value and all(type(item) is int for item in value)
+    return tuple(value) if is_size else value
 
 
 def index_of_value(class_set: ClassSet) -> np.ndarray:

@@ -20,7 +20,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, reading_config
 from adcam.options import check_choice
 from adcam.seg import deeplab_v2, timm_cnn, timm_vit  # noqa: F401 - register what mmsegmentation lacks
 from adcam.seg.losses import ConfidenceCrossEntropy
@@ -177,7 +177,7 @@ def build_segmenter(
         sync: ``True`` takes batch statistics over all processes; ``False`` makes SyncBN a BN.
 
     Raises:
-        AdcamError: For another ``type``.
+        AdcamError: For another ``type``, or a part that does not exist or take its options.
     """
     settings = ConfigDict(copy.deepcopy(dict(model)))
     if (kind := settings.pop("type", "EncoderDecoder")) != "EncoderDecoder":
@@ -186,7 +186,7 @@ def build_segmenter(
     settings.data_preprocessor.setdefault("type", "SegDataPreProcessor")
     settings.data_preprocessor.size = tuple(crop_size)
     # A training before this one may have left another scope to look names up in.
-    with DefaultScope.overwrite_default_scope("mmseg"):
+    with DefaultScope.overwrite_default_scope("mmseg"), reading_config("model"):
         segmenter = Segmenter(**settings, amp=amp, views=views)
     if sync:
         return segmenter

@@ -32,7 +32,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, reading_config
 from adcam.files import name_in_error
 from adcam.settings import SegmentationSettings, Settings
 from adcam.training.checkpoints import read_checkpoint
@@ -212,6 +212,19 @@ class QuietRunner(Runner):
                 # A full disk is reported once, by whatever needs the file.
                 handler.handleError = lambda record: None  # type: ignore[method-assign]
         return logger
+
+    def build_optim_wrapper(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the optimizer, for which a mistake in the config is the user's."""
+        with reading_config(f"optim_wrapper={self._shown('optim_wrapper')}"):
+            return super().build_optim_wrapper(*args, **kwargs)
+
+    def build_param_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the schedule, for which a mistake in the config is the user's."""
+        with reading_config(f"param_scheduler={self._shown('param_scheduler')}"):
+            return super().build_param_scheduler(*args, **kwargs)
+
+    def _shown(self, section: str) -> Any:
+        return self.cfg.adcam.get(section)
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Write a checkpoint whole or not at all, and force it to the disk.

@@ -80,7 +80,26 @@ def load_segmentation_settings(
     needed = ("data", "model", "train", "train_pipeline", "optim_wrapper")
     if missing := [name for name in needed if name not in settings]:
         raise AdcamError(f"{path}: a segmentation config needs the sections {missing}")
+    _check_crops(path, settings)
     return settings
+
+
+def _check_crops(path: str | Path, settings: SegmentationSettings) -> None:
+    """Refuse crops of another size than batches are padded to: smaller ones fail or change nothing.
+
+    Raises:
+        AdcamError: ``train.crop_size`` and a crop of ``train_pipeline`` differ.
+    """
+    height, width = settings.train.crop_size
+    for i, step in enumerate(settings.train_pipeline):
+        crop = step.get("crop_size", (height, width))
+        size = tuple(crop) if isinstance(crop, list | tuple) else (crop, crop)
+        if step.get("type") == "RandomCrop" and size != (height, width):
+            raise AdcamError(
+                f"{path}: train_pipeline crops to {crop}, and train.crop_size is "
+                f"{height}×{width}; change both, such as train.crop_size=[{height},{width}] "
+                f"train_pipeline.{i}.crop_size=[{height},{width}]"
+            )
 
 
 def check_segmentation(settings: SegmentationSettings) -> dict[str, Any]:

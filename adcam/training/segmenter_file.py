@@ -210,9 +210,15 @@ def _read_header(path: Path) -> dict[str, Any]:
     check_file_kind(path)
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("segmenter", "{}")
+            metadata: dict[str, str] = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise AdcamError(f"{path}: cannot be read as a segmenter ({error})") from error
+    if "adcam" in metadata:
+        raise AdcamError(
+            f"{path}: this is a classifier, no network of `adcam segment`; `adcam generate` makes "
+            "masks with it"
+        )
+    text = metadata.get("segmenter", "{}")
     header: dict[str, Any] = parse_json(text, f"{path}, metadata", what="a segmenter's header")
     return header
 

@@ -195,6 +195,9 @@ def test_masks_without_a_palette_are_fine(own_shapes: Path) -> None:
         ),
         ({"model.type": "CascadeEncoderDecoder"}, "model.type must be 'EncoderDecoder'"),
         ({"train.confidence": True}, "train.confidence needs data.masks"),
+        ({"model.decode_head.type": "Foo"}, r"model cannot be used: .*Foo is not in"),
+        ({"model.backbone.foo": 1}, r"model cannot be used: .*foo"),
+        ({"train_pipeline.1.type": "Foo"}, r"train_pipeline\.1: .* cannot be used: .*Foo"),
     ],
 )
 def test_mistakes_of_a_config_are_told_before_training(
@@ -203,6 +206,38 @@ def test_mistakes_of_a_config_are_told_before_training(
     with pytest.raises(AdcamError, match=message):
         segmenter.train_segmenter(settings.with_changes(change), work_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optim_wrapper.optimizer.type": "Foo"}, r"optim_wrapper={.*'Foo'.*} cannot be used"),
+        ({"optim_wrapper.optimizer.lrr": 1}, r"optim_wrapper={.* cannot be used: .*lrr"),
+        ({"param_scheduler.0.type": "Foo"}, r"param_scheduler=\[.* cannot be used: .*Foo"),
+    ],
+)
+def test_mistakes_of_the_optimizer_are_no_tracebacks(
+    settings: SegmentationSettings, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(AdcamError, match=message):
+        segmenter.train_segmenter(settings.with_changes(change), work_dir=tmp_path / "run")
+
+
+def test_crops_are_of_the_size_that_batches_have(mini_shapes: Path) -> None:
+    message = r"crops to \(32, 32\), and train\.crop_size is 16×24; change both, .*\[16,24\]"
+    with pytest.raises(AdcamError, match=message):
+        read_settings(mini_shapes, **{"train.crop_size": [16, 24]})
+    from adcam.seg.dataset import SegmentationDataset
+
+    for crop in ([16, 24], (16, 24)):  # as a command line or TOML has it, as Python has it
+        both = {"train.crop_size": crop, "train_pipeline.0.crop_size": crop}
+        settings = read_settings(mini_shapes, **both)
+        images = build_dataset(settings.data, "train")
+        crops = SegmentationDataset(images, images.class_set, settings.train_pipeline)
+        assert crops[0]["inputs"].shape == (3, 16, 24)
+    assert read_settings(
+        mini_shapes, **{"train.crop_size": [16, 16], "train_pipeline.0.crop_size": 16}
+    )
 
 
 def test_unknown_options_are_refused(mini_shapes: Path) -> None:
@@ -437,6 +472,14 @@ def test_images_of_one_size_are_predicted_together_where_the_network_is(
     assert most == [3, 1, 2, 1, 1, 1]
     with pytest.raises(AdcamError, match="no labels to keep to"):
         predictor.predict([replace(samples[0], class_ids=None)])
+
+
+def test_a_classifier_is_no_network_to_predict_with(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["segment", "predict", str(tmp_path), "--checkpoint", str(tiny_checkpoint)]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "this is a classifier, no network of `adcam segment`" in capsys.readouterr().err
 
 
 def test_predict_any_folder_without_a_config_and_resume(
