@@ -23,11 +23,18 @@ IGNORE_INDEX = 255
 
 
 def check_class_name(name: str, where: str = "classes") -> None:
-    """Refuse names that no file can hold or no terminal show: control characters, half symbols.
+    """Refuse names that no file can hold or no terminal show, and that of what is no class.
 
     Raises:
-        AdcamError: The name holds one; the message begins with ``where``.
+        AdcamError: The name holds a control character or half a symbol, or is "background"; the
+            message begins with ``where``.
     """
+    if name.casefold() == "background":
+        raise AdcamError(
+            f"{where}: {name!r} is what every mask holds as 0, and no class: leave it out. An "
+            "image of it alone has no labels (an empty cell); of a network, name the other outputs "
+            "by their numbers, as in {'cat': 1, 'dog': 2}"
+        )
     if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
         raise AdcamError(f"{where}: the class name {name!r} holds a control character")
 

@@ -428,7 +428,8 @@ class PseudoLabeler:
             path: The file.
             device: As for the class.
             **options: Attributes of :class:`LabelerOptions`. The defaults of ``views`` and
-                ``label_threshold`` are what the file says, if it does.
+                ``label_threshold`` are what the file says, if it does; its thresholds were chosen
+                at its views, and at others probabilities are others.
 
         Raises:
             AdcamError: The file is missing or no classifier, or an option is not legal.

@@ -130,6 +130,13 @@ def test_classes_that_are_no_outputs(classes: Any, message: str) -> None:
         find_outputs(classes, 3)
 
 
+def test_background_is_no_class() -> None:
+    with pytest.raises(AdcamError, match="'background' is what every mask holds as 0"):
+        PseudoLabeler.from_timm(make_vit(), ["background", "cat", "dog"], device="cpu")
+    labeler = PseudoLabeler.from_timm(make_vit(), {"cat": 1, "dog": 2}, device="cpu")
+    assert labeler.class_set.mask_values == (8, 12)
+
+
 def test_one_output_is_a_class_where_it_is_a_yes_or_no_of_its_own() -> None:
     vit = make_vit(num_classes=1)
     with pytest.raises(AdcamError, match=r"all 1 outputs .*always present; .* multi_label=True"):
