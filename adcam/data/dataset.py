@@ -11,7 +11,7 @@ from typing import Literal, overload
 
 import numpy as np
 
-from adcam.data.images import check_same_hw, read_image
+from adcam.data.images import ImageError, check_same_hw, read_image, read_image_hw
 from adcam.data.packed_images import PackedImage
 from adcam.data.png import count_values, map_values, read_mask, voc_palette
 from adcam.errors import AdcamError, join_some
@@ -142,6 +142,17 @@ class ImageDataset(Sequence[Sample]):
         if record.packed is not None:
             return record.packed.load()
         return read_image(record.img_path, upright=not record.as_stored)
+
+    def read_hw(self, index: int) -> tuple[int, int]:
+        """Height and width of an image, from the head of its file.
+
+        Raises:
+            ImageError: It has no file of its own, or the head cannot be read.
+        """
+        record = self.records[index]
+        if record.packed is not None:
+            raise ImageError(f"{record.img_path}: only in one piece with its pixels")
+        return read_image_hw(record.img_path, upright=not record.as_stored)
 
     def load_mask(self, index: int) -> np.ndarray | None:
         """Mask, uint8 (H, W): 0, values of the class set, 255; ``None`` if there should be none.

@@ -152,8 +152,12 @@ def _as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
     return upright[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
-def read_image_hw(path: str | Path) -> tuple[int, int]:
+def read_image_hw(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
     """Height and width that :func:`read_image` would give, from the header alone.
+
+    Args:
+        path: As for :func:`read_image`.
+        upright: As for :func:`read_image`.
 
     Raises:
         ImageError: As :func:`read_image`, for what the header shows; damaged pixel data goes
@@ -161,7 +165,7 @@ def read_image_hw(path: str | Path) -> tuple[int, int]:
     """
     with open_image(Path(path)) as img:
         width, height = img.size
-        return (width, height) if _orientation(img) >= 5 else (height, width)
+        return (width, height) if upright and _orientation(img) >= 5 else (height, width)
 
 
 def check_same_hw(what: object, hw: Sequence[int], other: object, other_hw: Sequence[int]) -> None:

@@ -54,7 +54,7 @@ from adcam.labeling.executor import (
     start_ahead,
     submit_inline,
 )
-from adcam.labeling.inputs import BATCH_SIZE, find_unread, in_groups, plan_groups
+from adcam.labeling.inputs import BATCH_SIZE, READERS, find_unread, in_groups, plan_groups
 from adcam.labeling.map_maker import resolve_device
 from adcam.settings import MethodSpec
 
@@ -68,7 +68,6 @@ MAX_WORKERS = 16
 
 T = TypeVar("T")
 
-_READERS = 4
 _WINDOW = 4  # images that a worker takes at once
 
 
@@ -237,10 +236,8 @@ class _Job:
 
     def find_sizes(self, index: int) -> Hashable:
         """Find what tells whether images share passes, by the head of the file, if it has one."""
-        record, names = self.images.records[index], _wanted(self.evaluators, index)
-        if record.packed is not None:
-            return None
-        return find_unread(record.img_path, lambda hw: self.mapper.find_sizes(hw, names))
+        names = _wanted(self.evaluators, index)
+        return find_unread(lambda: self.mapper.find_sizes(self.images.read_hw(index), names))
 
     def read(self, index: int) -> Wanted:
         """Read an image with its ground truth, and ask which maps the evaluators want of it."""
@@ -308,11 +305,11 @@ def _run_split(
     map_batch = partial(job.mapper.map_batch, batch_size=batch_size)
     with (
         quick_turns(),
-        ThreadPoolExecutor(_READERS) as readers,
+        ThreadPoolExecutor(READERS) as readers,
         closing(Lane(job.mapper.device, "network")) as lane,
     ):
         groups = plan_groups(indices, job.find_sizes, batch_size=batch_size)
-        ahead = 2 * batch_size + 4 * _READERS
+        ahead = 2 * batch_size + 4 * READERS
         read = in_groups(lambda index: readers.submit(job.read, index), groups, max_ahead=ahead)
         mapped = run_ahead(partial(lane.submit, map_batch), read, max_ahead=2)
         windows = ([one] for batch in mapped for one in batch)

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from adcam.data.dataset import ImageDataset
-from adcam.data.images import ImageError, fit_pixels
+from adcam.data.images import ImageError, fit_hw, fit_pixels
 from adcam.errors import AdcamError
-from adcam.labeling.inputs import plan_batches
+from adcam.labeling.inputs import (
+    BATCH_SIZE,
+    READERS,
+    find_unread,
+    in_groups,
+    plan_batches,
+    plan_groups,
+)
 from adcam.labeling.labeler import DEFAULT_LABEL_THRESHOLD, PseudoLabeler
 from adcam.labeling.run import given_class_ids
+from adcam.labeling.steps import compute_in_halves
 from adcam.metrics.classification import MultiLabelAP, MultiLabelResult
 from adcam.metrics.label_thresholds import choose_label_thresholds
 from adcam.models.classifier_file import LabelThresholds, save_label_thresholds
 from adcam.progress import track
 
 logger = logging.getLogger(__name__)
-
-_WINDOW = 32  # images, of which those of equal input sizes share a batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +67,7 @@ def calibrate(
         labeler: The classifier with the scales that it will be used at; the probabilities depend on
             them. Its method changes nothing: take ``"cam"``, which reads no attention.
         batch_size: Most images of equal input sizes that the network sees at once; ``None`` for 1
-            on the CPU, else 8.
+            on the CPU, else :data:`adcam.labeling.inputs.BATCH_SIZE`.
         progress: Whether to show progress on standard error.
 
     Raises:
@@ -73,7 +81,7 @@ def calibrate(
         )
     class_ids = given_class_ids(images, labeler)
     num_classes = len(labeler.class_set.classes)
-    size = batch_size or (1 if labeler.device.type == "cpu" else 8)
+    size = batch_size or (1 if labeler.device.type == "cpu" else BATCH_SIZE)
     results = _predict(images, labeler, size)
     pairs = list(track(results, "calibrate", len(images)) if progress else results)
     read = [(index, scores) for index, scores in pairs if scores is not None]
@@ -115,21 +123,33 @@ def _predict(
     images: ImageDataset, labeler: PseudoLabeler, batch_size: int
 ) -> Iterator[tuple[int, np.ndarray | None]]:
     """Yield the index and the probabilities (C,) of each image, ``None`` if it is unreadable."""
-    maker = labeler.map_maker
-    for start in range(0, len(images), _WINDOW):
-        indices, inputs = [], []
-        for index in range(start, min(start + _WINDOW, len(images))):
-            try:
-                img = images.load_image(index)
-            except ImageError as error:
-                logger.warning("left out of the calibration: %s", error)
-                yield index, None
-                continue
-            indices.append(index)
-            inputs.append(maker.make_inputs(fit_pixels(img, labeler.options.max_pixels)))
-        for batch in plan_batches(inputs, batch_size):
-            scores = maker.run_inputs([inputs[i] for i in batch]).compute_scores()
-            yield from zip((indices[i] for i in batch), scores, strict=True)
+    maker, max_pixels = labeler.map_maker, labeler.options.max_pixels
+
+    def find_sizes(index: int) -> Hashable:
+        return find_unread(
+            lambda: maker.resizer.find_sizes(fit_hw(images.read_hw(index), max_pixels))
+        )
+
+    def read(index: int) -> tuple[int, tuple[Tensor, ...] | None]:
+        try:
+            img = images.load_image(index)
+        except ImageError as error:
+            logger.warning("left out of the calibration: %s", error)
+            return index, None
+        return index, maker.make_inputs(fit_pixels(img, max_pixels))
+
+    def predict(inputs: Sequence[Sequence[Tensor]]) -> list[np.ndarray]:
+        return [*maker.run_inputs(inputs).compute_scores()]
+
+    groups = plan_groups(range(len(images)), find_sizes, batch_size=batch_size)
+    with ThreadPoolExecutor(READERS) as readers:
+        ahead = 2 * batch_size + READERS
+        for group in in_groups(lambda i: readers.submit(read, i), groups, max_ahead=ahead):
+            yield from ((index, None) for index, inputs in group if inputs is None)
+            there = [(index, inputs) for index, inputs in group if inputs is not None]
+            for batch in plan_batches([inputs for _, inputs in there], batch_size):
+                scores = compute_in_halves([there[i][1] for i in batch], predict)
+                yield from zip((there[i][0] for i in batch), scores, strict=True)
 
 
 def _score(

@@ -12,14 +12,12 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adcam.data.images import read_image_hw
 from adcam.labeling.executor import run_ahead
 from adcam.models.preprocess import compute_input_hw, resize_img
 from adcam.settings import TestViews
@@ -27,10 +25,12 @@ from adcam.settings import TestViews
 BATCH_SIZE = 32
 """Images in a batch on a GPU: the first size at which an H100 is busy with DeiT-Tiny."""
 
+READERS = 4
+"""Threads that read images, or the heads of their files."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
-_READERS = 4
 _WINDOW = 4  # batches
 _WIDE_WINDOW = 128  # batches, of which only the sizes of the images are known
 
@@ -101,12 +101,12 @@ def plan_groups(
         read_ahead: Whether sizes are looked for at all.
     """
     left = iter(items)
-    with ThreadPoolExecutor(_READERS) as readers:
+    with ThreadPoolExecutor(READERS) as readers:
         while window := tuple(itertools.islice(left, _WIDE_WINDOW * batch_size)):
             if all(map(is_done, window)):
                 continue
             sizes: Iterable[Hashable] = itertools.repeat(None, len(window))
-            if read_ahead:
+            if read_ahead and batch_size > 1:
                 sizes = run_ahead(
                     lambda item: readers.submit(find_sizes, item), window, max_ahead=4 * batch_size
                 )
@@ -133,14 +133,14 @@ def window_size(batch_size: int) -> int:
     return 1 if batch_size == 1 else _WINDOW * batch_size
 
 
-def find_unread(img_path: Path, find: Callable[[tuple[int, int]], T]) -> T | None:
+def find_unread(find: Callable[[], T]) -> T | None:
     """Find something by the height and width of an image, of which only the head is read.
 
     Returns:
         What was found; ``None`` where that fails, since reading the image will say why.
     """
-    with suppress(ValueError, OSError, MemoryError, RuntimeError):
-        return find(read_image_hw(img_path))
+    with suppress(ValueError, ArithmeticError, OSError, MemoryError, RuntimeError):
+        return find()
     return None
 
 

@@ -6,8 +6,7 @@ import base64
 import hashlib
 import html
 import io
-import itertools
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -20,14 +19,21 @@ from PIL import Image
 
 from adcam.cams import METHODS, build_method
 from adcam.cams.activation import DiffusionMethod
-from adcam.data.images import ImageError, convert_to_rgb, fit_pixels, read_image
+from adcam.data.images import (
+    ImageError,
+    convert_to_rgb,
+    fit_hw,
+    fit_pixels,
+    read_image,
+    read_image_hw,
+)
 from adcam.data.png import write_mask
 from adcam.data.sources import build_classes
 from adcam.errors import AdcamError, join_some
 from adcam.files import to_plain
 from adcam.labeling.device_steps import DeviceSteps
-from adcam.labeling.executor import one_thread, run_ahead
-from adcam.labeling.inputs import BATCH_SIZE
+from adcam.labeling.executor import one_thread
+from adcam.labeling.inputs import BATCH_SIZE, READERS, find_unread, in_groups, plan_groups
 from adcam.labeling.map_maker import MapMaker, Network, resolve_device
 from adcam.labeling.mask_maker import MaskMaker, resize_maps, resize_mask
 from adcam.labeling.steps import Decoded, Failed, Made, MaskMaking, Task, make
@@ -63,9 +69,6 @@ ImageLike: TypeAlias = str | Path | np.ndarray | Image.Image
 
 Labels: TypeAlias = Sequence[str] | None
 """Names of the classes in an image; ``None`` where they are not known."""
-
-_READERS = 4
-_STRETCH = 128  # images of a list that are searched for equal sizes
 
 DEFAULT_LABEL_THRESHOLD = 0.5
 """The probability from which a class counts as present where nobody chose another."""
@@ -669,22 +672,27 @@ class PseudoLabeler:
         """Label images on a GPU as ``adcam generate`` does, those of equal input sizes together."""
         given = [None if names is None else self.find_class_ids(names) for names in labels]
         shown: dict[int, np.ndarray] = {}
-        resizer = self.map_maker.resizer
+        resizer, max_pixels = self.map_maker.resizer, self.options.max_pixels
+
+        def find_sizes(index: int) -> Hashable:
+            return find_unread(
+                lambda: resizer.find_sizes(fit_hw(_find_hw(images[index]), max_pixels))
+            )
 
         def read(index: int) -> Decoded:
             img = convert_image(images[index])
-            small = shown[index] = fit_pixels(img, self.options.max_pixels)
+            small = shown[index] = fit_pixels(img, max_pixels)
             task = Task(index, f"image {index}", Path(), given[index])
             return Decoded(task, small, (img.shape[0], img.shape[1]), resizer(small), {})
 
         making = MaskMaking(self.mask_maker)
         results: dict[int, PseudoLabel] = {}
-        with one_thread(), ThreadPoolExecutor(_READERS) as readers:
-            read_ahead = run_ahead(
-                lambda i: readers.submit(read, i), range(len(images)), max_ahead=_STRETCH
+        with one_thread(), ThreadPoolExecutor(READERS) as readers:
+            groups = plan_groups(range(len(images)), find_sizes, batch_size=BATCH_SIZE)
+            decoded = in_groups(
+                lambda i: readers.submit(read, i), groups, max_ahead=2 * BATCH_SIZE + READERS
             )
-            stretches = iter(lambda: list(itertools.islice(read_ahead, _STRETCH)), [])
-            for batch in DeviceSteps(self, making, batch_size=BATCH_SIZE).run(stretches):
+            for batch in DeviceSteps(self, making, batch_size=BATCH_SIZE).run(decoded):
                 for image in batch:
                     made = image if isinstance(image, Made) else make(image, making)
                     if isinstance(made, Failed):
@@ -823,6 +831,22 @@ def hash_network(network: Network) -> str:
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
         digest.update(array.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _find_hw(image: ImageLike) -> tuple[int, int]:
+    """Height and width of an image in any form, undecoded.
+
+    Of a Pillow image without its EXIF turn: a thread that reads it may be at work on the same one.
+
+    Raises:
+        ValueError: The head of the file cannot be read, or this is no image.
+    """
+    if isinstance(image, str | Path):
+        return read_image_hw(image)
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    height, width = np.shape(image)[:2]
+    return height, width
 
 
 def convert_image(image: ImageLike) -> np.ndarray:

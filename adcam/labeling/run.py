@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from adcam.data.dataset import ImageDataset
-from adcam.data.images import fit_hw
+from adcam.data.images import fit_hw, read_image_hw
 from adcam.errors import AdcamError, join_some
 from adcam.files import hash_bytes, hash_values
 from adcam.labeling.device_steps import DeviceSteps
@@ -590,7 +590,7 @@ def find_input_sizes(
     """
     if task.problem or task.packed is not None:
         return None
-    return find_unread(task.img_path, lambda hw: resizer.find_sizes(fit_hw(hw, max_pixels)))
+    return find_unread(lambda: resizer.find_sizes(fit_hw(read_image_hw(task.img_path), max_pixels)))
 
 
 def isolate_crash(

@@ -22,6 +22,7 @@ from adcam.errors import AdcamError, lacks_memory
 from adcam.files import hash_file, hash_values, write_json
 from adcam.installation import why_not_importable
 from adcam.labeling.executor import run_ahead
+from adcam.labeling.inputs import find_unread, plan_groups
 from adcam.labeling.output_folder import MASK_DIR, OutputFolder, describe_files, describe_image
 from adcam.labeling.steps import compute_in_halves
 from adcam.labeling.transfer import send_bytes, to_host
@@ -41,7 +42,7 @@ from adcam.version import __version__
 
 _LIKELY = 0.05
 _BATCH_SIZE = 8  # images of one size on a GPU
-_STRETCH = 32  # images in a row that are searched for equal sizes there
+_STRETCH = 32  # images there whose masks are refined together, of any size
 _THREADS = 4  # that read, and that write
 
 
@@ -84,7 +85,7 @@ def test_segmenter(
     )
     table = index_of_value(images.class_set)
     metric = MeanIoU(images.class_set.num_fg_classes + 1)
-    for index, mask in enumerate(track(masks, f"test {split}", len(images))):
+    for index, mask in track(masks, f"test {split}", len(images)):
         truth = images[index].mask
         if truth is None:
             raise AdcamError(f"image {images.records[index].img_id!r} of {split!r} has no mask")
@@ -152,7 +153,7 @@ def predict_segmenter(
     return {
         "masks": str(Path(out) / MASK_DIR),
         "ok": len(found) - len(failed),
-        "failed": failed,
+        "failed": {x.img_id: failed[x.img_id] for x in found.records if x.img_id in failed},
     }
 
 
@@ -253,6 +254,15 @@ class Predictor:
     def stretch(self) -> int:
         """The number of samples that :meth:`predict` is best given at once."""
         return _STRETCH if self._is_on_device else 1
+
+    def plan(self, images: ImageDataset) -> Iterator[int]:
+        """Yield the indices of images so that, on a GPU, those of one size come in a row."""
+        groups = plan_groups(
+            range(len(images)),
+            lambda index: find_unread(lambda: images.read_hw(index)),
+            batch_size=min(_BATCH_SIZE, self.stretch),
+        )
+        return itertools.chain.from_iterable(groups)
 
     def predict(self, samples: Sequence[Sample]) -> list[np.ndarray]:
         """Mask values of several samples; on a GPU, those of one size together.
@@ -359,11 +369,11 @@ def _take(prob: torch.Tensor, places: np.ndarray) -> torch.Tensor:
     return prob[torch.from_numpy(places).to(prob.device, non_blocking=True)]
 
 
-def predict_all(images: ImageDataset, predictor: Predictor) -> Iterator[np.ndarray]:
-    """Predict the masks of all images, and keep none."""
-    for first in range(0, len(images), predictor.stretch):
-        last = min(first + predictor.stretch, len(images))
-        yield from predictor.predict([images[i] for i in range(first, last)])
+def predict_all(images: ImageDataset, predictor: Predictor) -> Iterator[tuple[int, np.ndarray]]:
+    """Predict the masks of all images, and keep none; yield each with its index, in any order."""
+    order = predictor.plan(images)
+    while stretch := [*itertools.islice(order, predictor.stretch)]:
+        yield from zip(stretch, predictor.predict([images[i] for i in stretch]), strict=True)
 
 
 def write_masks(
@@ -373,8 +383,10 @@ def write_masks(
     failed: dict[str, str] | None = None,
     *,
     overwrite: bool = False,
-) -> Iterator[np.ndarray | None]:
-    """Write the masks of all images and yield them; masks of an earlier run are read back.
+) -> Iterator[tuple[int, np.ndarray | None]]:
+    """Write the masks of all images and yield each with its index, in any order.
+
+    Masks of an earlier run are read back.
 
     Args:
         images: The images.
@@ -396,10 +408,10 @@ def write_masks(
         planned = (
             _Item(
                 index,
-                folder.mask_path(record.img_id),
-                folder.is_done(record.img_id, predictor.describe(record, root)),
+                folder.mask_path(records[index].img_id),
+                folder.is_done(records[index].img_id, predictor.describe(records[index], root)),
             )
-            for index, record in enumerate(records)
+            for index in predictor.plan(images)
         )
         read = run_ahead(lambda x: readers.submit(steps.read, x), planned, max_ahead=ahead)
         stretches = iter(lambda: list(itertools.islice(read, size)), [])
@@ -414,7 +426,7 @@ def write_masks(
             if not item.is_done:
                 entry = {"id": record.img_id, **predictor.describe(record, root)}
                 folder.append({**entry, **item.describe()})
-            yield item.mask
+            yield item.index, item.mask
         folder.finish(record.img_id for record in records)
 
 

@@ -106,6 +106,7 @@ def test_exif_orientation_is_applied(
     if suffix != ".tif":  # which Pillow turns itself
         np.testing.assert_array_equal(read_image(path, upright=False), rgb)
         np.testing.assert_array_equal(turn_as_stored(upright, path), rgb)
+        assert read_image_hw(path, upright=False) == read_image(path, upright=False).shape[:2]
         np.testing.assert_array_equal(turn_as_stored(upright[..., 0], path), rgb[..., 0])
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from adcam import PseudoLabeler
@@ -14,7 +16,9 @@ from adcam.cli import main
 from adcam.data.folder import load_folder
 from adcam.errors import AdcamError
 from adcam.labeling.calibrate import calibrate, calibrate_file
+from adcam.labeling.inputs import BATCH_SIZE
 from adcam.labeling.labeler import find_present
+from adcam.labeling.map_maker import MapMaker
 from adcam.models.classifier_file import LabelThresholds, load_classifier, save_label_thresholds
 from adcam.settings import TestViews
 
@@ -77,6 +81,46 @@ def test_predictions_are_those_of_the_labeler_however_images_are_batched(
     correct = sum(len(a & b) for a, b in zip(found, shown, strict=True))
     total = sum(len(a) + len(b) for a, b in zip(found, shown, strict=True))
     assert one.before.f1 == pytest.approx(100 * 2 * correct / total)
+
+
+def test_on_a_gpu_batches_are_full(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """128 photographs of four shapes by turns, of which one is damaged behind its head."""
+    rng, lines, root = np.random.default_rng(0), ["image,labels"], tmp_path / "many"
+    root.mkdir()
+    shapes = [(32, 32), (48, 16), (16, 48), (16, 64)]
+    for i in range(128):
+        img = Image.fromarray(rng.integers(0, 255, (*shapes[i % 4], 3), dtype=np.uint8))
+        img.save(root / f"{i:03}.png")
+        lines.append(f"{i:03},{('cat', 'dog', 'cat dog')[i % 3]}")
+    (root / "labels.csv").write_text("\n".join(lines), "utf-8")
+    (root / "007.png").write_bytes((root / "007.png").read_bytes()[:200])
+    labeler = load(checkpoint)
+    images = load_folder(root, labels=root / "labels.csv", classes=labeler.class_set)
+    sizes: list[int] = []
+    forward = MapMaker.forward
+
+    def count(self: MapMaker, *batches: torch.Tensor) -> Any:
+        sizes.append(len(batches[0]))
+        if len(batches[0]) > limit:
+            raise torch.OutOfMemoryError("no room")
+        return forward(self, *batches)
+
+    monkeypatch.setattr(MapMaker, "forward", count)
+    limit = BATCH_SIZE
+    alone = calibrate(images, labeler, progress=False)
+    assert sizes == [1] * 127
+    monkeypatch.setattr(PseudoLabeler, "device", torch.device("cuda"))
+    sizes.clear()
+    found = calibrate(images, labeler, progress=False)
+    assert sizes == [32, 32, 32, 31]  # 32 in a row have eight of each shape: 16 passes
+    assert found.thresholds.num_images == alone.thresholds.num_images == 127
+    assert found.thresholds.values == pytest.approx(alone.thresholds.values, abs=1e-3)
+    limit = 16
+    assert calibrate(images, labeler, progress=False).thresholds.values == pytest.approx(
+        alone.thresholds.values, abs=1e-3
+    )
 
 
 def test_unreadable_and_unlabelled_images(

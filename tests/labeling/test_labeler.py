@@ -6,6 +6,7 @@ import argparse
 import base64
 import copy
 import io
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from adcam import PseudoLabeler
 from adcam.cli.labeler import read_views
@@ -290,6 +291,52 @@ def test_a_list_gives_what_each_image_gives(
     for wrong in (["cat"], "cat"):
         with pytest.raises(AdcamError, match="4 images needs a list with the labels of each"):
             labeler(imgs, wrong)
+
+
+def test_a_long_list_is_searched_as_a_whole_for_images_of_one_size(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, with files, arrays and Pillow images of three shapes by turns."""
+    rng = np.random.default_rng(0)
+    shapes = [(16, 16), (24, 8), (8, 24)]
+    arrays = [rng.integers(0, 255, (*shapes[i % 3], 3), np.uint8) for i in range(384)]
+    images: list[Any] = list(arrays)
+    for i in range(0, len(images), 5):
+        images[i] = tmp_path / f"{i}.png"
+        Image.fromarray(arrays[i]).save(images[i])
+        images[i - 1] = Image.fromarray(arrays[i - 1])
+    # Of a turned Pillow image the size is found wrong, which costs a pass and nothing else.
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(np.rot90(arrays[1]).copy()).save(turned, "PNG", exif=exif)
+    views = TestViews(scales=(32,))
+    labeler = load(tiny_checkpoint, method="cam", views=views)
+    monkeypatch.setattr(PseudoLabeler, "_has_lanes", True)
+    sizes: list[tuple[int, ...]] = []
+    forward = MapMaker.forward
+
+    def count(self: MapMaker, *batches: torch.Tensor) -> Any:
+        sizes.append((len(batches[0]), *batches[0].shape[2:]))
+        return forward(self, *batches)
+
+    monkeypatch.setattr(MapMaker, "forward", count)
+    labels = [("cat", "dog")[i % 7 == 0] for i in range(len(images))]
+    results = labeler(images, labels)
+    # 128 in a row have 42 or 43 of each shape, which made 18 passes.
+    assert Counter(sizes) == {(32, 32, 32): 4, (32, 48, 16): 4, (32, 16, 48): 4}
+    for result, array, name in zip(results, arrays, labels, strict=True):
+        np.testing.assert_array_equal(result.img, array)
+        assert list(result.maps) == [name]
+    images[1] = Image.open(turned)
+    again = labeler(images, labels)
+    np.testing.assert_array_equal(again[1].img, arrays[1])
+    assert [result.scores for result in again] == [
+        pytest.approx(result.scores, abs=1e-5) for result in results
+    ]
+    # What is no image says so when it is read.
+    for wrong in (5, np.zeros(3, np.uint8), np.zeros((4, 0, 3), np.uint8), tmp_path / "no.png"):
+        with pytest.raises(AdcamError, match=r"an image|no such file"):
+            labeler([arrays[0], wrong])
 
 
 def test_a_rule_is_text_or_a_number(tiny_checkpoint: Path) -> None:

@@ -34,9 +34,10 @@ from safetensors.torch import load_file, save_file
 from adcam.cli import main
 from adcam.convert.data_sets import convert_coco, convert_sbd
 from adcam.data.dataset import ImageDataset
+from adcam.data.open_images import open_images
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.data.shapes import make_shapes
-from adcam.data.sources import build_classes, build_dataset
+from adcam.data.sources import build_classes, build_dataset, find_class_set
 from adcam.errors import AdcamError
 from adcam.evaluation.masks_on_disk import evaluate_masks
 from adcam.labeling.output_folder import OutputFolder, describe_files
@@ -472,6 +473,53 @@ def test_images_of_one_size_are_predicted_together_where_the_network_is(
     assert most == [3, 1, 2, 1, 1, 1]
     with pytest.raises(AdcamError, match="no labels to keep to"):
         predictor.predict([replace(samples[0], class_ids=None)])
+
+
+def test_images_of_one_size_are_found_in_the_whole_data_set_where_the_network_is(
+    finished: Path,
+    settings: SegmentationSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """64 photographs of eight shapes by turns, on a CPU that passes for a GPU."""
+    from adcam.seg.segmenter import Segmenter
+
+    rng = np.random.default_rng(0)
+    for i in range(64):
+        img = Image.fromarray(rng.integers(0, 256, (24, 24 + i % 8, 3), dtype=np.uint8))
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        img.save(tmp_path / "photos" / f"{i:02}.png")
+    class_set = find_class_set(settings.data)
+    images = open_images(tmp_path / "photos", class_set, labels=None)
+    predictor = prediction.Predictor(settings, finished / "segmenter.safetensors", class_set)
+    one_by_one = [*prediction.write_masks(images, predictor, tmp_path / "cpu")]
+    assert [index for index, _ in one_by_one] == [*range(64)]
+    expected = dict(one_by_one)
+    monkeypatch.setattr(predictor, "_is_on_device", True)
+    compute = Segmenter.compute_on_device
+    sizes: list[int] = []
+
+    def count(self: Any, imgs: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(imgs))
+        return compute(self, imgs)
+
+    monkeypatch.setattr(Segmenter, "compute_on_device", count)
+    for found in (
+        prediction.predict_all(images, predictor),
+        prediction.write_masks(images, predictor, tmp_path / "gpu"),
+    ):
+        sizes.clear()
+        masks = dict(found)
+        assert sizes == [8] * 8  # 32 in a row have four of each shape: 16 passes
+        assert sorted(masks) == [*range(64)]
+        for index, mask in masks.items():
+            assert mask is not None and mask.shape == (24, 24 + index % 8)
+            assert (mask == expected[index]).mean() > 0.99
+    lines = (tmp_path / "gpu" / "manifest.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [x.img_id for x in images.records]
+    # A second run reads its masks back, and says of each whose it is.
+    for index, mask in prediction.write_masks(images, predictor, tmp_path / "gpu"):
+        np.testing.assert_array_equal(mask, masks[index])
 
 
 def test_a_classifier_is_no_network_to_predict_with(
