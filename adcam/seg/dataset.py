@@ -119,15 +119,15 @@ class WholeImages(Dataset[dict[str, np.ndarray]]):
 
 def _build(index: int, entry: Mapping[str, Any]) -> Any:
     """One transform of a pipeline; sizes from a command line or a TOML file are lists there."""
-    options = {key: _to_size(value) for key, value in entry.items()}
+    options = {key: tuple(value) if _is_size(key, value) else value for key, value in entry.items()}
     with reading_config(f"train_pipeline.{index}: {dict(entry)}"):
         return TRANSFORMS.build(options)
 
 
-def _to_size(value: Any) -> Any:
-    """Whole numbers as the tuple that transforms take for a size; others are lists there too."""
-    is_size = isinstance(value, list) and value and all(type(item) is int for item in value)
-    return tuple(value) if is_size else value
+def _is_size(name: str, value: Any) -> bool:
+    """Whether an option is a list where a transform takes a tuple; ``scales`` are a list there."""
+    is_named = name.endswith(("scale", "size", "shape"))
+    return is_named and isinstance(value, list) and all(type(item) is int for item in value)
 
 
 def index_of_value(class_set: ClassSet) -> np.ndarray:

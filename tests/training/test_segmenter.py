@@ -241,6 +241,22 @@ def test_crops_are_of_the_size_that_batches_have(mini_shapes: Path) -> None:
     )
 
 
+def test_a_list_is_a_size_where_it_names_one_and_else_a_choice(mini_shapes: Path) -> None:
+    from adcam.seg.dataset import SegmentationDataset
+
+    images = build_dataset(read_settings(mini_shapes).data, "train")
+
+    def draw(**step: Any) -> set[int]:
+        """The shorter sides of 16 draws."""
+        drawn = SegmentationDataset(images, images.class_set, [step])
+        return {min(drawn[0]["inputs"].shape[1:]) for _ in range(16)}
+
+    assert draw(type="Resize", scale=[40, 48]) == {40}
+    # As in the configs of mmsegmentation for Mask2Former.
+    step = {"type": "RandomChoiceResize", "resize_type": "ResizeShortestEdge", "max_size": 99}
+    assert draw(**step, scales=[40, 48]) == {40, 48}
+
+
 def test_unknown_options_are_refused(mini_shapes: Path) -> None:
     with pytest.raises(ValueError, match="train: there is no key 'epochs'"):
         read_settings(mini_shapes, **{"train.epochs": 3})
