@@ -82,9 +82,9 @@ def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> Label
 
     Raises:
         AdcamError: What the columns mean cannot be told, an id is empty or repeated, a label is not
-            in ``classes``, or without ``classes`` says that a value is missing (``NaN``, ``none``),
-            or the file is damaged. The message names file, line, value and what is
-            legal.
+            in ``classes``, or without ``classes`` says that a value is missing (``NaN``, ``none``)
+            or is "background", or the file is damaged. The message names file, line, value and
+            what is legal.
         FileNotFoundError: There is no such file.
     """
     path = Path(path)
@@ -116,10 +116,9 @@ def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> Label
     used = sorted({label for labels in names.values() for label in labels})
     for name in used:
         check_class_name(name, str(path))
-    # What a file lists may lack a class that it uses.
-    return LabelTable(
-        names, dict.fromkeys((*listed, *used)) if legal is None else legal, understood
-    )
+    # What a file lists may lack a class that it uses, and have a background that no image has.
+    every = (name for name in (*listed, *used) if name.casefold() != "background")
+    return LabelTable(names, dict.fromkeys(every) if legal is None else legal, understood)
 
 
 def read_folder_labels(img_ids: Iterable[str], classes: Sequence[str] | None = None) -> LabelTable:

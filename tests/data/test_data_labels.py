@@ -128,6 +128,36 @@ def test_a_table_may_list_a_class_none(tmp_path: Path) -> None:
     assert dict(read_labels(path)) == {"a": ("cat",), "b": ("None",)}
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "filename,Background,cat\na,0,1\nb,0,0\n"),
+        (
+            "t.xml",
+            "<annotations><meta><job><labels><label><name>background</name></label><label>"
+            "<name>cat</name></label></labels></job></meta><image id='0' name='a.jpg'>"
+            "<tag label='cat'/></image><image id='1' name='b.jpg'/></annotations>",
+        ),
+    ],
+)
+def test_a_background_that_is_listed_and_that_no_image_has_is_no_class(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    table = read_labels(path)
+    assert (dict(table), table.classes) == ({"a": ("cat",), "b": ()}, ("cat",))
+    assert table.class_ids == {"a": (0,), "b": ()}
+
+
+@pytest.mark.parametrize(
+    "text", ["filename,background,cat\na,1,1\n", "image_id,labels\na,Background\n"]
+)
+def test_a_background_that_an_image_has_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(AdcamError, match="ackground' is what every mask holds as 0"):
+        read_labels(written(tmp_path, text))
+
+
 def test_one_spelling_of_classes_that_differ_in_case(tmp_path: Path) -> None:
     path = written(tmp_path, "image_id,labels\na,Dog\nb,dog\nc,dog\nd,DOG\n")
     assert read_labels(path).classes == ("dog",)

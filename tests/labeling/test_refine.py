@@ -208,6 +208,7 @@ def test_it_is_the_method_with_its_defaults(cam: Tensor, layers: list[Tensor]) -
         ({"attention": [torch.rand(17, 17), torch.rand(26, 26)]}, "different numbers of tokens"),
         ({"attention": torch.randn(17, 17)}, "after softmax"),
         ({"attention": torch.rand(17, 16)}, r"must be \(T, T\)"),
+        ({"attention": torch.zeros(12, 0, 0)}, r"must be \(T, T\).*got \(12, 0, 0\)"),
         ({"attention": torch.full((17, 17), torch.nan)}, "finite and >= 0"),
         ({"attention": torch.eye(17).where(torch.eye(17) == 0, torch.inf)}, "finite and >= 0"),
         ({"attention": torch.rand(17, 17)}, "sum to 1, .* got up to .* softmax to scores"),
