@@ -32,8 +32,8 @@ def check_class_name(name: str, where: str = "classes") -> None:
     if name.casefold() == "background":
         raise AdcamError(
             f"{where}: {name!r} is what every mask holds as 0, and no class: leave it out. An "
-            "image of it alone has no labels (an empty cell); of a network, name the other outputs "
-            "by their numbers, as in {'cat': 1, 'dog': 2}"
+            "image of it alone has no labels (an empty cell in a table); of a network, name the "
+            "other outputs by their numbers, as in {'cat': 1, 'dog': 2}"
         )
     if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
         raise AdcamError(f"{where}: the class name {name!r} holds a control character")

@@ -129,7 +129,8 @@ def read_folder_labels(img_ids: Iterable[str], classes: Sequence[str] | None = N
         classes: The legal class names; ``None`` takes the folders' names, sorted.
 
     Raises:
-        AdcamError: An image lies in no folder, or in one that is not named after a class.
+        AdcamError: An image lies in no folder, or in one that is not named after a class or is
+            called "background".
     """
     folder_of = {img_id: img_id.rpartition("/")[0].partition("/")[0] for img_id in img_ids}
     if outside := [img_id for img_id, folder in folder_of.items() if not folder]:
@@ -142,6 +143,8 @@ def read_folder_labels(img_ids: Iterable[str], classes: Sequence[str] | None = N
         )
     names = {img_id: (spelling[folder.casefold()],) for img_id, folder in folder_of.items()}
     legal = sorted({name for (name,) in names.values()}) if classes is None else classes
+    for name in legal:
+        check_class_name(name, "one folder a class")
     return LabelTable(names, legal, f"one folder a class: {', '.join(legal)}")
 
 

@@ -270,6 +270,8 @@ def test_one_folder_a_class() -> None:
         read_folder_labels(["cat/1", "cow/2"], ("cat", "dog"))
     with pytest.raises(AdcamError, match="'1' lies in no folder"):
         read_folder_labels(["1"], ("cat", "dog"))
+    with pytest.raises(AdcamError, match="one folder a class: 'Background' is what every mask"):
+        read_folder_labels(["cat/1", "Background/2"])
 
 
 def test_class_ids_are_ascending_positions(tmp_path: Path) -> None:
