@@ -496,8 +496,8 @@ def _warn_of_other_views(checkpoint: Path, labeler: PseudoLabeler) -> None:
     if labeler.options.label_threshold is not None and views != chosen:
         log(
             f"the label thresholds of {checkpoint} were chosen at {_describe_views(chosen)}, and "
-            f"this run looks at {_describe_views(views)}, where probabilities are others: `adcam "
-            "calibrate` chooses them for given views"
+            f"this run looks at {_describe_views(views)}, where probabilities differ: `adcam "
+            "calibrate` chooses thresholds for given views"
         )
 
 

@@ -432,7 +432,7 @@ class PseudoLabeler:
             device: As for the class.
             **options: Attributes of :class:`LabelerOptions`. The defaults of ``views`` and
                 ``label_threshold`` are what the file says, if it does; its thresholds were chosen
-                at its views, and at others probabilities are others.
+                at its views, and at others the probabilities differ.
 
         Raises:
             AdcamError: The file is missing or no classifier, or an option is not legal.
@@ -637,8 +637,8 @@ class PseudoLabeler:
         network = self.network
         if isinstance(network, torch.nn.Module) and any(m.training for m in network.modules()):
             raise AdcamError(
-                "the network is in training mode, in which dropout makes every pass another: call "
-                "its eval() first"
+                "the network is in training mode, in which dropout makes every pass different: "
+                "call its eval() first"
             )
         if not isinstance(image, list | tuple):
             return self._label(image, labels)
