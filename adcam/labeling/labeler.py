@@ -634,8 +634,7 @@ class PseudoLabeler:
             AdcamError: A label is no class, the array is no image, or the network was put into
                 training mode since.
         """
-        network = self.network
-        if isinstance(network, torch.nn.Module) and any(m.training for m in network.modules()):
+        if _is_in_training(self.network):
             raise AdcamError(
                 "the network is in training mode, in which dropout makes every pass different: "
                 "call its eval() first"
@@ -831,6 +830,16 @@ def hash_network(network: Network) -> str:
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
         digest.update(array.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _is_in_training(network: Network) -> bool:
+    """Whether a part of a network is in training mode.
+
+    A part with a ``train()`` of its own, such as one that is frozen, may keep the flag for ever;
+    what lies within is asked all the same.
+    """
+    parts = network.modules() if isinstance(network, torch.nn.Module) else ()
+    return any(part.training and type(part).train is torch.nn.Module.train for part in parts)
 
 
 def _find_hw(image: ImageLike) -> tuple[int, int]:

@@ -177,6 +177,13 @@ def test_a_network_in_training_mode_is_refused(tiny_checkpoint: Path, img: np.nd
     with pytest.raises(AdcamError, match=r"in training mode.*eval\(\)"):
         labeler(img, ["dog"])
 
+    class Frozen(torch.nn.Module):
+        def train(self, mode: bool = True) -> Frozen:
+            return self
+
+    labeler.network.eval().add_module("frozen", Frozen())
+    assert labeler(img, ["dog"]).mask.shape == img.shape[:2]
+
 
 def test_every_form_of_an_image_gives_the_same(
     tiny_checkpoint: Path, img: np.ndarray, tmp_path: Path
