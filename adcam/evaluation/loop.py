@@ -24,7 +24,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -54,7 +53,7 @@ from adcam.labeling.executor import (
     start_ahead,
     submit_inline,
 )
-from adcam.labeling.inputs import BATCH_SIZE, READERS, find_unread, in_groups, plan_groups
+from adcam.labeling.inputs import BATCH_SIZE, find_unread, read_in_groups
 from adcam.labeling.map_maker import resolve_device
 from adcam.settings import MethodSpec
 
@@ -305,12 +304,9 @@ def _run_split(
     map_batch = partial(job.mapper.map_batch, batch_size=batch_size)
     with (
         quick_turns(),
-        ThreadPoolExecutor(READERS) as readers,
+        closing(read_in_groups(indices, job.find_sizes, job.read, batch_size=batch_size)) as read,
         closing(Lane(job.mapper.device, "network")) as lane,
     ):
-        groups = plan_groups(indices, job.find_sizes, batch_size=batch_size)
-        ahead = 2 * batch_size + 4 * READERS
-        read = in_groups(lambda index: readers.submit(job.read, index), groups, max_ahead=ahead)
         mapped = run_ahead(partial(lane.submit, map_batch), read, max_ahead=2)
         windows = ([one] for batch in mapped for one in batch)
         yield from _run(count, windows, workers, lambda image: image.sample.img_id, meanwhile=count)

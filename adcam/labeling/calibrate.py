@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,14 +14,7 @@ from torch import Tensor
 from adcam.data.dataset import ImageDataset
 from adcam.data.images import ImageError, fit_hw, fit_pixels
 from adcam.errors import AdcamError
-from adcam.labeling.inputs import (
-    BATCH_SIZE,
-    READERS,
-    find_unread,
-    in_groups,
-    plan_batches,
-    plan_groups,
-)
+from adcam.labeling.inputs import BATCH_SIZE, find_unread, plan_batches, read_in_groups
 from adcam.labeling.labeler import DEFAULT_LABEL_THRESHOLD, PseudoLabeler
 from adcam.labeling.run import given_class_ids
 from adcam.labeling.steps import compute_in_halves
@@ -141,10 +134,9 @@ def _predict(
     def predict(inputs: Sequence[Sequence[Tensor]]) -> list[np.ndarray]:
         return [*maker.run_inputs(inputs).compute_scores()]
 
-    groups = plan_groups(range(len(images)), find_sizes, batch_size=batch_size)
-    with ThreadPoolExecutor(READERS) as readers:
-        ahead = 2 * batch_size + READERS
-        for group in in_groups(lambda i: readers.submit(read, i), groups, max_ahead=ahead):
+    groups = read_in_groups(range(len(images)), find_sizes, read, batch_size=batch_size)
+    with closing(groups):
+        for group in groups:
             yield from ((index, None) for index, inputs in group if inputs is None)
             there = [(index, inputs) for index, inputs in group if inputs is not None]
             for batch in plan_batches([inputs for _, inputs in there], batch_size):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -163,3 +163,24 @@ def in_groups(
     done = run_ahead(submit, (x for group in groups for x in note(group)), max_ahead=max_ahead)
     for first in done:
         yield [first, *itertools.islice(done, sizes.popleft() - 1)]
+
+
+def read_in_groups(
+    items: Iterable[T],
+    find_sizes: Callable[[T], Hashable],
+    read: Callable[[T], R],
+    *,
+    batch_size: int,
+) -> Generator[list[R], None, None]:
+    """Read images in threads, and yield those of each batch together; closing it ends the threads.
+
+    Args:
+        items: As for :func:`plan_groups`.
+        find_sizes: As for :func:`plan_groups`.
+        read: The function that reads an image.
+        batch_size: As for :func:`plan_groups`; two batches are read ahead.
+    """
+    groups = plan_groups(items, find_sizes, batch_size=batch_size)
+    with ThreadPoolExecutor(READERS) as readers:
+        ahead = 2 * batch_size + READERS
+        yield from in_groups(lambda item: readers.submit(read, item), groups, max_ahead=ahead)

@@ -7,7 +7,7 @@ import hashlib
 import html
 import io
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from adcam.errors import AdcamError, join_some
 from adcam.files import to_plain
 from adcam.labeling.device_steps import DeviceSteps
 from adcam.labeling.executor import one_thread
-from adcam.labeling.inputs import BATCH_SIZE, READERS, find_unread, in_groups, plan_groups
+from adcam.labeling.inputs import BATCH_SIZE, find_unread, read_in_groups
 from adcam.labeling.map_maker import MapMaker, Network, resolve_device
 from adcam.labeling.mask_maker import MaskMaker, resize_maps, resize_mask
 from adcam.labeling.steps import Decoded, Failed, Made, MaskMaking, Task, make
@@ -686,11 +686,11 @@ class PseudoLabeler:
 
         making = MaskMaking(self.mask_maker)
         results: dict[int, PseudoLabel] = {}
-        with one_thread(), ThreadPoolExecutor(READERS) as readers:
-            groups = plan_groups(range(len(images)), find_sizes, batch_size=BATCH_SIZE)
-            decoded = in_groups(
-                lambda i: readers.submit(read, i), groups, max_ahead=2 * BATCH_SIZE + READERS
-            )
+        indices = range(len(images))
+        with (
+            one_thread(),
+            closing(read_in_groups(indices, find_sizes, read, batch_size=BATCH_SIZE)) as decoded,
+        ):
             for batch in DeviceSteps(self, making, batch_size=BATCH_SIZE).run(decoded):
                 for image in batch:
                     made = image if isinstance(image, Made) else make(image, making)

@@ -26,6 +26,7 @@ from adcam.evaluation.boxes import BoxCounts, map_of_true_class
 from adcam.evaluation.compare_boxes import BoxResult, format_box_csv
 from adcam.evaluation.compare_boxes import compare_boxes as compare
 from adcam.evaluation.mapping import ImageMapper, MappedImage, MapTargets, MethodMaps, Wanted
+from adcam.labeling import inputs
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import ClassifierFile
 from adcam.settings import MethodSpec, TestViews
@@ -122,7 +123,7 @@ def test_a_gpu_counts_images_in_another_order_and_finds_the_same(
     (expected,) = compare_boxes(make_classifiers(), [row], *splits)
     # Only the order: in a batch the last bits of a map may differ.
     monkeypatch.setattr(loop, "_run_whole", loop._run_split)
-    monkeypatch.setattr(loop, "plan_groups", lambda *_, **__: [(2, 3), (1,), (0,)])
+    monkeypatch.setattr(inputs, "plan_groups", lambda *_, **__: [(2, 3), (1,), (0,)])
     (found,) = compare_boxes(make_classifiers(), [row], *splits)
     assert found.to_dict() == expected.to_dict() and found.outcomes == expected.outcomes
     assert [outcome.index for outcome in found.outcomes] == [0, 1, 2, 3]
