@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from adcam.data.dataset import ImageDataset, Record
-from adcam.data.images import ImageError
+from adcam.data.images import ImageError, check_same_hw
 from adcam.data.open_images import open_images
 from adcam.data.png import read_mask, write_mask
 from adcam.data.sources import build_dataset, find_class_set
@@ -86,10 +86,7 @@ def test_segmenter(
     table = index_of_value(images.class_set)
     metric = MeanIoU(images.class_set.num_fg_classes + 1)
     for index, mask in track(masks, f"test {split}", len(images)):
-        truth = images[index].mask
-        if truth is None:
-            raise AdcamError(f"image {images.records[index].img_id!r} of {split!r} has no mask")
-        metric.update(table[mask], table[truth])
+        metric.update(table[mask], table[read_true_mask(images, index)])
     result = metric.compute()
     names = class_names(images.class_set)
     scores = {
@@ -177,6 +174,20 @@ def open_split(settings: SegmentationSettings, split: str, *, labels: bool = Fal
     if not len(images):
         raise AdcamError(f"split {split!r} is empty")
     return images
+
+
+def read_true_mask(images: ImageDataset, index: int) -> np.ndarray:
+    """Read a mask, but of its image only the size.
+
+    Raises:
+        AdcamError: There is no mask, or it has another size or values outside the class set.
+    """
+    record, mask = images.records[index], images.load_mask(index)
+    if mask is None:
+        raise AdcamError(f"image {record.img_id!r} of {images.split!r} has no mask")
+    image = f"its image {record.img_path}"
+    check_same_hw(record.mask_path, mask.shape, image, images.read_hw(index))
+    return mask
 
 
 class Predictor:
@@ -373,7 +384,14 @@ def predict_all(images: ImageDataset, predictor: Predictor) -> Iterator[tuple[in
     """Predict the masks of all images, and keep none; yield each with its index, in any order."""
     order = predictor.plan(images)
     while stretch := [*itertools.islice(order, predictor.stretch)]:
-        yield from zip(stretch, predictor.predict([images[i] for i in stretch]), strict=True)
+        samples = [_read_sample(images, index) for index in stretch]
+        yield from zip(stretch, predictor.predict(samples), strict=True)
+
+
+def _read_sample(images: ImageDataset, index: int) -> Sample:
+    """Read an image without its mask."""
+    record = images.records[index]
+    return Sample(record.img_id, images.load_image(index), record.class_ids)
 
 
 def write_masks(
@@ -468,12 +486,10 @@ class _Steps:
         """Read an image, or the mask of an earlier run."""
         if item.is_done:
             return replace(item, mask=read_mask(item.path))
-        record = self.images.records[item.index]
         try:
-            img = self.images.load_image(item.index)
+            return replace(item, sample=_read_sample(self.images, item.index))
         except ImageError as error:
             return replace(item, error=error)
-        return replace(item, sample=Sample(record.img_id, img, record.class_ids))
 
     def predict(self, items: Sequence[_Item]) -> list[_Item]:
         """Predict the masks of what was read; an image too large for the memory is that image's."""

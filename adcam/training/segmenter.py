@@ -18,7 +18,6 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from adcam.data.converted import read_converted_classes, refuse_other_numbers
 from adcam.data.dataset import ImageDataset
-from adcam.data.images import check_same_hw, read_image_hw
 from adcam.errors import AdcamError, join_some
 from adcam.files import hash_values, read_json, write_bytes
 from adcam.labeling.maps_file import load_maps
@@ -34,7 +33,13 @@ from adcam.training.checkpoints import (
     refuse_differences,
     write_description,
 )
-from adcam.training.prediction import Predictor, check_mmsegmentation, open_split, write_masks
+from adcam.training.prediction import (
+    Predictor,
+    check_mmsegmentation,
+    open_split,
+    read_true_mask,
+    write_masks,
+)
 from adcam.training.repeatable import (
     RepeatableSampler,
     balance_weights,
@@ -88,18 +93,26 @@ def _check_crops(path: str | Path, settings: SegmentationSettings) -> None:
     """Refuse crops of another size than batches are padded to: smaller ones fail or change nothing.
 
     Raises:
-        AdcamError: ``train.crop_size`` and a crop of ``train_pipeline`` differ.
+        AdcamError: ``train.crop_size`` and a crop of ``train_pipeline`` differ, and no later
+            ``Resize`` brings the crop to ``train.crop_size``.
     """
     height, width = settings.train.crop_size
-    for i, step in enumerate(settings.train_pipeline):
+    for i, step in reversed([*enumerate(settings.train_pipeline)]):
+        # mmcv's transform has (width, height); before it, crops may have any size.
+        is_fitting = step.get("type") == "Resize" and not step.get("keep_ratio")
+        if is_fitting and _as_pair(step.get("scale")) == (width, height):
+            return
         crop = step.get("crop_size", (height, width))
-        size = tuple(crop) if isinstance(crop, list | tuple) else (crop, crop)
-        if step.get("type") == "RandomCrop" and size != (height, width):
+        if step.get("type") == "RandomCrop" and _as_pair(crop) != (height, width):
             raise AdcamError(
                 f"{path}: train_pipeline crops to {crop}, and train.crop_size is "
                 f"{height}×{width}; change both, such as train.crop_size=[{height},{width}] "
                 f"train_pipeline.{i}.crop_size=[{height},{width}]"
             )
+
+
+def _as_pair(size: Any) -> tuple[Any, ...]:
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
 
 def check_segmentation(settings: SegmentationSettings) -> dict[str, Any]:
@@ -380,15 +393,9 @@ def _check_images(images: ImageDataset, split: str) -> dict[str, Any]:
     """Read every mask; all problems of a split in one error."""
     counts = np.zeros(256, dtype=np.int64)
     problems: list[str] = []
-    for index, record in enumerate(track(images.records, f"check {split}", len(images))):
+    for index in track(range(len(images)), f"check {split}", len(images)):
         try:
-            mask = images.load_mask(index)
-            if mask is None:
-                raise AdcamError(f"{record.img_id}: there is no mask")
-            image_hw = read_image_hw(record.img_path)
-            image = f"its image {record.img_path}"
-            check_same_hw(record.mask_path, mask.shape, image, image_hw)
-            counts += np.bincount(mask.ravel(), minlength=256)
+            counts += np.bincount(read_true_mask(images, index).ravel(), minlength=256)
         except ValueError as error:
             problems.append(str(error))
     if problems:

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 
 from adcam.cli import main
 from adcam.convert.data_sets import convert_coco, convert_sbd
-from adcam.data.dataset import ImageDataset
+from adcam.data.dataset import ImageDataset, Record
 from adcam.data.open_images import open_images
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.data.shapes import make_shapes
@@ -241,6 +241,24 @@ def test_crops_are_of_the_size_that_batches_have(mini_shapes: Path) -> None:
     )
 
 
+def test_a_crop_may_be_resized_to_the_size_that_batches_have(mini_shapes: Path) -> None:
+    crop = {"type": "RandomCrop", "crop_size": [32, 32]}
+
+    def read(*steps: dict[str, Any]) -> SegmentationSettings:
+        return read_settings(mini_shapes, **{"train.crop_size": [16, 24], "train_pipeline": steps})
+
+    fitting = {"type": "Resize", "scale": [24, 16]}  # width and height
+    assert len(read(crop, fitting).train_pipeline) == 2
+    for steps in (
+        [fitting, crop],
+        [crop, fitting, crop],
+        [crop, {**fitting, "scale": [16, 24]}],
+        [crop, {**fitting, "keep_ratio": True}],
+    ):
+        with pytest.raises(AdcamError, match=r"crops to \[32, 32\]"):
+            read(*steps)
+
+
 def test_a_list_is_a_size_where_it_names_one_and_else_a_choice(mini_shapes: Path) -> None:
     from adcam.seg.dataset import SegmentationDataset
 
@@ -383,6 +401,50 @@ def test_the_test_scores_equal_those_of_validation_and_of_evaluate(
         settings, finished / "segmenter.safetensors", work_dir=tmp_path, masks_out=tmp_path / "out"
     )
     assert stamp == max(path.stat().st_mtime_ns for path in (tmp_path / "out" / "masks").iterdir())
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_test_reads_each_image_once(
+    finished: Path,
+    settings: SegmentationSettings,
+    own_shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writes: bool,
+) -> None:
+    load, seen = ImageDataset.load_image, Counter[int]()
+
+    def count(images: ImageDataset, index: int) -> np.ndarray:
+        seen[index] += 1
+        return load(images, index)
+
+    monkeypatch.setattr(ImageDataset, "load_image", count)
+    settings = settings.with_changes({"data.root": str(own_shapes)})
+    options = {"work_dir": tmp_path, "masks_out": tmp_path / "out" if writes else None}
+    checkpoint = finished / "segmenter.safetensors"
+    prediction.test_segmenter(settings, checkpoint, **options)
+    assert seen == Counter(range(15))
+    spoil_size(mask_of(own_shapes, "val_00003"))
+    with pytest.raises(AdcamError, match=r"val_00003.png has 48×63 .* its image .* has 48×64"):
+        prediction.test_segmenter(settings, checkpoint, **options)
+
+
+def test_a_mask_may_lie_on_its_image_as_that_is_stored(tmp_path: Path) -> None:
+    img = Image.new("RGB", (20, 10))
+    img.getexif()[0x0112] = 6  # a quarter turn, which the data sets of as_stored take no notice of
+    img.save(tmp_path / "turned.jpg", exif=img.getexif())
+    write_mask(tmp_path / "turned.png", np.zeros((10, 20), np.uint8), voc_palette())
+    record = Record("turned", tmp_path / "turned.jpg", mask_path=tmp_path / "turned.png")
+
+    def read(record: Record) -> np.ndarray:
+        images = ImageDataset(build_classes("shapes"), "val", [record])
+        return prediction.read_true_mask(images, 0)
+
+    assert read(replace(record, as_stored=True)).shape == (10, 20)
+    with pytest.raises(AdcamError, match=r"has 10×20 .* its image .* has 20×10"):
+        read(record)
+    with pytest.raises(AdcamError, match="image 'turned' of 'val' has no mask"):
+        read(replace(record, mask_path=None))
 
 
 def test_mmsegmentations_metric_gives_the_same_numbers(
