@@ -11,9 +11,10 @@ import numpy as np
 from adcam.convert.mask_source import find_masks
 from adcam.convert.per_image import make_each, refuse_existing
 from adcam.convert.summary import ClassCounts, Converted
+from adcam.data.annotation_labels import read_object_names
 from adcam.data.labels import read_cls_labels_npy, read_labels, write_labels_csv
 from adcam.data.png import count_values, voc_palette
-from adcam.data.voc import EXPECTED_COUNTS, ids_of_names, load_voc, read_object_names, voc_class_set
+from adcam.data.voc import EXPECTED_COUNTS, ids_of_names, load_voc, voc_class_set
 from adcam.structures import ClassSet
 
 

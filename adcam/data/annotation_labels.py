@@ -7,6 +7,7 @@ of Label Studio. Boxes and outlines are not looked at, only what they are called
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,23 +25,39 @@ CLASS_LISTS = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.name
 """Files that say what the numbers in YOLO's text files mean, beside these or above them."""
 
 
-class Annotated(NamedTuple):
-    """What annotations say about images.
+class LabelRow(NamedTuple):
+    """What a file says about one image.
 
     Attributes:
-        names: The names of an image's objects by its id; empty for an image without any.
-        classes: The classes that the annotations list, in their order; empty where they list none.
-        understood: How they were read, in words.
-        where: The file of each image, for messages.
+        where: The file and the line or image, for messages.
+        img_id: The image id.
+        labels: The class names; or a single text that is still to be split.
+        form: How ``labels`` are to be read. ``"names"``: they are names. ``"cell"``: a text of
+            several names. ``"label"``: a text that is one name unless it holds separators.
     """
 
-    names: dict[str, tuple[str, ...]]
-    classes: tuple[str, ...]
+    where: str
+    img_id: str
+    labels: tuple[str, ...]
+    form: str = "names"
+
+
+class LabelRows(NamedTuple):
+    """What a file, or a folder of annotations, says image by image.
+
+    Attributes:
+        rows: One row an image, in the order of the file.
+        understood: How the labels were read, in words; empty for a plain table ``image_id,labels``.
+        classes: The classes that the file itself lists, in its order, also those that no image
+            shows: columns of a table, COCO's categories. Empty where it lists none.
+    """
+
+    rows: list[LabelRow]
     understood: str
-    where: Mapping[str, Path]
+    classes: tuple[str, ...] = ()
 
 
-def read_annotation_folder(folder: Path) -> Annotated:
+def read_annotation_folder(folder: Path) -> LabelRows:
     """Read a folder of annotations with a file an image: VOC's XML, or YOLO's text.
 
     An image's id is the path of its file below the folder, without suffix.
@@ -59,26 +76,35 @@ def read_annotation_folder(folder: Path) -> Annotated:
     )
 
 
-def _read_voc_folder(folder: Path) -> Annotated:
-    from adcam.data.voc import read_object_names
-
-    files = find_files(folder, ".xml")
-    names: dict[str, tuple[str, ...]] = {}
+def _read_voc_folder(folder: Path) -> LabelRows:
+    rows: list[LabelRow] = []
     errors: list[str] = []
-    for img_id, path in files.items():
+    for img_id, path in find_files(folder, ".xml").items():
         try:
-            names[img_id] = _unique(read_object_names(path))
+            rows.append(_make_row(path, img_id, read_object_names(path)))
         except AdcamError as error:
             errors.append(str(error))
-    if not names:
+    if not rows:
         raise AdcamError(f"{folder}: no annotation can be read: {errors[0]}")
     if errors:
         shown = join_some(errors, 3, "; ")
         logger.warning("%d annotations in %s cannot be read: %s", len(errors), folder, shown)
-    return Annotated(names, (), "VOC's XML: an image shows the classes of its objects", files)
+    return LabelRows(rows, "VOC's XML: an image shows the classes of its objects")
 
 
-def _read_yolo_folder(folder: Path) -> Annotated:
+def read_object_names(path: str | Path) -> list[str]:
+    """Class names of the objects of VOC's XML, difficult ones included, in the file's order.
+
+    Parts (head, hand, foot) are no objects.
+
+    Raises:
+        AdcamError: There is no such file, or it is no XML (:func:`adcam.data.xml_text.read_xml`).
+    """
+    names = (o.findtext("name") or "" for o in read_xml(path).iter("object"))
+    return [name.strip() for name in names]
+
+
+def _read_yolo_folder(folder: Path) -> LabelRows:
     files = find_yolo_files(folder)
     source = find_class_list(folder)
     if source is None:
@@ -87,11 +113,11 @@ def _read_yolo_folder(folder: Path) -> Annotated:
             "classes.txt (a class a line) into this folder"
         )
     classes = read_class_list(source)
-    names = {
-        img_id: _unique(classes[i] for i in _read_numbers(path, len(classes), source))
+    rows = [
+        _make_row(path, img_id, (classes[i] for i in _read_numbers(path, len(classes), source)))
         for img_id, path in files.items()
-    }
-    return Annotated(names, classes, f"YOLO's text files, classes as in {source}", files)
+    ]
+    return LabelRows(rows, f"YOLO's text files, classes as in {source}", clean_names(classes))
 
 
 def find_yolo_files(folder: Path) -> dict[str, Path]:
@@ -147,7 +173,7 @@ def _read_numbers(path: Path, count: int, source: Path) -> Iterator[int]:
         yield int(cells[0])
 
 
-def read_cvat_labels(path: Path) -> Annotated:
+def read_cvat_labels(path: Path) -> LabelRows:
     """Read an export of CVAT, "CVAT for images 1.1": one XML file of all images.
 
     Source: "CVAT for image" in CVAT's manual, XML annotation format.
@@ -163,14 +189,13 @@ def read_cvat_labels(path: Path) -> Annotated:
         )
     if root.find("track") is not None:
         raise AdcamError(f"{path}: annotations of a video; export as 'CVAT for images 1.1'")
-    names: dict[str, tuple[str, ...]] = {}
+    rows: dict[str, LabelRow] = {}
     for image in root.iter("image"):
-        img_id = _check_new(path, image.get("name"), names)
-        names[img_id] = _unique(item.get("label") or "" for item in image)
-    if not names:
+        img_id = _check_new(path, image.get("name"), rows)
+        rows[img_id] = _make_row(path, img_id, (item.get("label") or "" for item in image))
+    if not rows:
         raise AdcamError(f"{path}: there are no images in it; export as 'CVAT for images 1.1'")
-    classes = _unique(list_labels(root))
-    return Annotated(names, classes, "CVAT for images", dict.fromkeys(names, path))
+    return LabelRows([*rows.values()], "CVAT for images", clean_names(list_labels(root)))
 
 
 def is_label_studio(content: Any) -> bool:
@@ -187,7 +212,7 @@ def is_label_studio(content: Any) -> bool:
     )
 
 
-def read_label_studio_labels(path: Path, tasks: Sequence[Mapping[str, Any]]) -> Annotated:
+def read_label_studio_labels(path: Path, tasks: Sequence[Mapping[str, Any]]) -> LabelRows:
     """Read the tasks of Label Studio's JSON.
 
     Choices, boxes, outlines and brushes count alike. A task that nobody annotated says nothing of
@@ -203,19 +228,19 @@ def read_label_studio_labels(path: Path, tasks: Sequence[Mapping[str, Any]]) -> 
     Raises:
         AdcamError: A task names no image.
     """
-    names: dict[str, tuple[str, ...]] = {}
+    rows: dict[str, LabelRow] = {}
     for number, task in enumerate(tasks, start=1):
         where = f"{path}, task {task.get('id', number)}"
         given = task.get("annotations", task.get("completions"))
         done = [a for a in given or () if isinstance(a, dict) and not a.get("was_cancelled")]
         if not done:
             continue
-        img_id = _check_new(Path(where), _find_image(where, task["data"]), names)
+        img_id = _check_new(Path(where), _find_image(where, task["data"]), rows)
         results = (result for annotation in done for result in annotation.get("result") or ())
-        names[img_id] = _unique(_list_results(results))
-    if not names:
+        rows[img_id] = _make_row(path, img_id, _list_results(results))
+    if not rows:
         raise AdcamError(f"{path}: none of its {len(tasks)} tasks is annotated")
-    return Annotated(names, (), "Label Studio's JSON", dict.fromkeys(names, path))
+    return LabelRows([*rows.values()], "Label Studio's JSON")
 
 
 def _find_image(where: str, data: Mapping[str, Any]) -> str:
@@ -240,15 +265,20 @@ def _list_results(results: Iterable[Any]) -> Iterator[str]:
                 yield name
 
 
-def _check_new(path: Path, name: str | None, names: Mapping[str, object]) -> str:
+def _check_new(path: Path, name: str | None, rows: Mapping[str, LabelRow]) -> str:
     if not name or not name.strip():
         raise AdcamError(f"{path}: an image has no name")
     img_id = check_characters(img_id_of(name))
-    if img_id in names:
+    if img_id in rows:
         raise AdcamError(f"{path}: image id {img_id!r} is given twice")
     return img_id
 
 
-def _unique(names: Iterable[str]) -> tuple[str, ...]:
-    stripped = (name.strip() for name in names)
+def _make_row(path: Path, img_id: str, names: Iterable[str]) -> LabelRow:
+    return LabelRow(f"{path}, image {img_id!r}", img_id, clean_names(names))
+
+
+def clean_names(names: Iterable[str]) -> tuple[str, ...]:
+    """The names in NFC and without white space around them, each once; empty ones are left out."""
+    stripped = (unicodedata.normalize("NFC", name.strip()) for name in names)
     return tuple(dict.fromkeys(name for name in stripped if name))

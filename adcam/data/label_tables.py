@@ -14,10 +14,12 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from adcam.data.annotation_labels import (
-    Annotated,
+    LabelRow,
+    LabelRows,
+    clean_names,
     is_label_studio,
     read_annotation_folder,
     read_cvat_labels,
@@ -49,38 +51,6 @@ Grid = Sequence[tuple[int, Sequence[str]]]
 """Rows that are not empty: the number of the line, and its cells."""
 
 
-class LabelRow(NamedTuple):
-    """What a table says about one image.
-
-    Attributes:
-        where: The file and the line, for messages.
-        img_id: The image id.
-        labels: The class names; or a single text that is still to be split.
-        form: How ``labels`` are to be read. ``"names"``: they are names. ``"cell"``: a text of
-            several names. ``"label"``: a text that is one name unless it holds separators.
-    """
-
-    where: str
-    img_id: str
-    labels: tuple[str, ...]
-    form: str
-
-
-class LabelRows(NamedTuple):
-    """What a table says, image by image.
-
-    Attributes:
-        rows: One row an image, in the order of the file.
-        understood: How the table was read, in words; empty where it is plain ``image_id,labels``.
-        classes: The classes that the table itself lists, in its order, also those that no image
-            shows: its columns, or COCO's categories. Empty where it lists none.
-    """
-
-    rows: list[LabelRow]
-    understood: str
-    classes: tuple[str, ...] = ()
-
-
 def read_label_table(path: Path) -> LabelRows:
     """Read a label file, or a folder of annotations, of any kind.
 
@@ -91,9 +61,9 @@ def read_label_table(path: Path) -> LabelRows:
         FileNotFoundError: There is no such file.
     """
     if path.is_dir():
-        return _read_annotated(read_annotation_folder(path))
+        return read_annotation_folder(path)
     if path.suffix.lower() == ".xml":
-        return _read_annotated(read_cvat_labels(path))
+        return read_cvat_labels(path)
     if path.suffix.lower() == ".json":
         return _read_json(path)
     if path.suffix.lower() == ".xlsx":
@@ -254,7 +224,7 @@ def _read_flags(path: Path, grid: Grid, image: int, kind: str) -> LabelRows:
         if img_id in found:
             raise AdcamError(f"{where}: image id {img_id!r} is given twice")
         names = tuple(header[i] for i in classes if cells[i].strip().lower() in _YES)
-        found[img_id] = LabelRow(where, img_id, names, "names")
+        found[img_id] = LabelRow(where, img_id, names)
     names = tuple(header[i] for i in classes)
     note = f"one column a class: {', '.join(names)}"
     return LabelRows(list(found.values()), "; ".join(filter(None, (kind, note))), names)
@@ -310,7 +280,7 @@ def _read_json(path: Path) -> LabelRows:
     if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
         return _read_coco(path)
     if is_label_studio(content):
-        return _read_annotated(read_label_studio_labels(path, content))
+        return read_label_studio_labels(path, content)
     refuse_json_min(path, content)
     pairs: list[tuple[Any, Any]]
     if isinstance(content, dict):
@@ -326,22 +296,8 @@ def _read_json(path: Path) -> LabelRows:
             raise AdcamError(f"{where}: an image is named by its file or id")
         if (img_id := _check_id(where, img_id_of(name))) in found:
             raise AdcamError(f"{where}: image id {img_id!r} is given twice")
-        found[img_id] = LabelRow(where, img_id, _read_names(where, value), "names")
+        found[img_id] = LabelRow(where, img_id, _read_names(where, value))
     return LabelRows(list(found.values()), note)
-
-
-def _read_annotated(found: Annotated) -> LabelRows:
-    rows = [
-        LabelRow(
-            f"{found.where[img_id]}, image {img_id!r}",
-            img_id,
-            tuple(unicodedata.normalize("NFC", name) for name in names),
-            "names",
-        )
-        for img_id, names in found.names.items()
-    ]
-    classes = tuple(unicodedata.normalize("NFC", name) for name in found.classes)
-    return LabelRows(rows, found.understood, classes)
 
 
 def _find_pair(path: Path, item: dict[str, Any]) -> tuple[Any, Any]:
@@ -370,8 +326,7 @@ def _read_names(where: str, value: Any) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise AdcamError(f"{where}: labels are a list of class names, got {value!r:.60}")
-    stripped = (unicodedata.normalize("NFC", name.strip()) for name in names)
-    return tuple(dict.fromkeys(name for name in stripped if name))
+    return clean_names(names)
 
 
 def _read_coco(path: Path) -> LabelRows:
@@ -385,6 +340,6 @@ def _read_coco(path: Path) -> LabelRows:
                 f"{unknown[0]}, which the file does not list; it lists {list(file.categories)}"
             )
         names = tuple(file.categories[i] for i in sorted(ids) if i in file.categories)
-        rows.append(LabelRow(f"{path}, image {image.img_id!r}", image.img_id, names, "names"))
+        rows.append(LabelRow(f"{path}, image {image.img_id!r}", image.img_id, names))
     understood = "COCO's json: an image shows the categories of its annotations"
     return LabelRows(rows, understood, tuple(dict.fromkeys(file.classes.values())))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adcam.data.label_tables import CSV_HEADER, LabelRow, read_label_table
+from adcam.data.annotation_labels import LabelRow
+from adcam.data.label_tables import CSV_HEADER, read_label_table
 from adcam.data.object_npy import load_object_npy
 from adcam.errors import AdcamError
 from adcam.files import img_id_of, spell_img_id, write_csv

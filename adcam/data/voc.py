@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from adcam.data.annotation_labels import read_object_names
 from adcam.data.dataset import ImageDataset, Record
 from adcam.data.labels import read_cls_labels_npy, read_labels
 from adcam.data.png import voc_palette
 from adcam.data.text_tables import check_complete, check_relative
-from adcam.data.xml_text import read_xml
 from adcam.errors import AdcamError, join_some
 from adcam.files import IMAGE_SUFFIXES, is_file, is_folder, is_image_path, read_text
 from adcam.structures import ClassSet
@@ -117,18 +117,6 @@ def load_voc(
     if labels == "xml":
         return _attach_xml_labels(root, dataset)
     return dataset.with_labels(_read_class_ids(root, dataset, labels))
-
-
-def read_object_names(path: str | Path) -> list[str]:
-    """Class names of the objects of an annotation, difficult ones included, in the file's order.
-
-    Parts (head, hand, foot) are no objects.
-
-    Raises:
-        AdcamError: There is no such file, or it is no XML (:func:`adcam.data.xml_text.read_xml`).
-    """
-    names = (o.findtext("name") or "" for o in read_xml(path).iter("object"))
-    return [name.strip() for name in names]
 
 
 def ids_of_names(names: Iterable[str], class_set: ClassSet, path: Path) -> tuple[int, ...]:

@@ -10,13 +10,13 @@ import pytest
 from miniatures import annotation, write_list
 from PIL import Image
 
+from adcam.data.annotation_labels import read_object_names
 from adcam.data.dataset import build_class_set
 from adcam.data.png import voc_palette, write_mask
 from adcam.data.voc import (
     EXPECTED_COUNTS,
     VOC_CLASSES,
     load_voc,
-    read_object_names,
     voc_class_set,
 )
 from adcam.errors import AdcamError

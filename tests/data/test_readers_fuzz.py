@@ -31,6 +31,7 @@ from miniatures import annotation, coco_json
 from PIL import Image
 
 from adcam.convert.training_sets import convert_hf_to_masks
+from adcam.data.annotation_labels import read_object_names
 from adcam.data.coco_json import draw_objects, match_categories, read_coco_json
 from adcam.data.colors import read_color_table
 from adcam.data.cvat import encode_file, encode_image, read_cvat
@@ -44,7 +45,7 @@ from adcam.data.packed_images import find_packed
 from adcam.data.png import read_mask
 from adcam.data.polygons import draw_yolo, read_yolo
 from adcam.data.score_maps import read_score_map
-from adcam.data.voc import load_voc, read_object_names
+from adcam.data.voc import load_voc
 from adcam.data.wsol import read_wsol_metadata
 from adcam.errors import AdcamError
 from adcam.files import read_json
