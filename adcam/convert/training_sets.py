@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from adcam.convert.mask_source import SPLITS, MaskSource, find_masks
 from adcam.convert.per_image import (
@@ -21,6 +19,7 @@ from adcam.convert.per_image import (
 )
 from adcam.convert.summary import ClassCounts, Converted
 from adcam.data.dataset import build_class_set
+from adcam.data.images import ImageError, open_image
 from adcam.data.png import encode_mask, map_values, parse_values, voc_palette
 from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError
@@ -367,15 +366,10 @@ def _decode(data: bytes | None, column: str) -> np.ndarray:
     """A mask from the bytes of an image of 8-bit values or a palette."""
     if data is None:
         raise AdcamError(f"the column {column!r} holds no image here")
-    try:
-        with Image.open(io.BytesIO(data)) as img:
-            if img.mode not in ("L", "P"):
-                raise AdcamError(f"a mask must hold 8-bit values or a palette, got mode {img.mode}")
-            return np.array(img)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, AdcamError):
-            raise
-        raise AdcamError(f"the mask cannot be decoded ({error})") from error
+    with open_image(data, "the mask") as img:
+        if img.mode not in ("L", "P"):
+            raise ImageError(f"a mask must hold 8-bit values or a palette, got mode {img.mode}")
+        return np.array(img)
 
 
 def _read_id2label(folder: Path) -> ClassSet | None:

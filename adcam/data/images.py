@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from adcam.errors import AdcamError, one_line
 from adcam.files import HEIC_CURE, HEIC_SUFFIXES
-from adcam.limits import LimitError, check_file_bytes, read_limits
+from adcam.limits import LimitError, read_limits
 
 # Formats decoded by Pillow itself (JPEG includes MPO). EPS, for one, would start Ghostscript.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "PCX", "QOI")
@@ -76,8 +76,7 @@ def read_image(path: str | Path, *, upright: bool = True) -> np.ndarray:
         ImageError: The file is missing, a folder, empty, truncated, damaged, too large, no image,
             or of a kind that is refused.
     """
-    path = Path(path)
-    with open_image(path) as img:
+    with open_image(Path(path)) as img:
         return convert_to_rgb(img, str(path), upright=upright)
 
 
@@ -94,12 +93,7 @@ def read_image_bytes(data: bytes, where: str) -> np.ndarray:
     Raises:
         ImageError: As :func:`read_image`.
     """
-    if not data:
-        raise ImageError(f"{where}: the file is empty")
-    if len(data) > read_limits().file_bytes:
-        what = f"{where}: {len(data):,} bytes are more than an image may have"
-        raise ImageError(str(LimitError(what, "file_bytes")))
-    with _open(io.BytesIO(data), where) as img:
+    with open_image(data, where) as img:
         return convert_to_rgb(img, where)
 
 
@@ -211,40 +205,40 @@ def fit_hw(hw: tuple[int, int], max_pixels: int) -> tuple[int, int]:
 
 
 @contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open an image undecoded; what Pillow raises here or in the body becomes `ImageError`."""
-    try:
-        if not path.exists():
-            raise ImageError(f"{path}: there is no such file")
-        if not path.is_file():
-            raise ImageError(f"{path}: not a file")
-        if path.stat().st_size == 0:
-            raise ImageError(f"{path}: the file is empty")
-        check_file_bytes(path, "an image")
-    except (OSError, ValueError) as err:
-        if isinstance(err, ImageError):
-            raise
-        if isinstance(err, LimitError):
-            raise ImageError(str(err)) from err
-        raise ImageError(f"{path}: cannot be decoded ({one_line(err)})") from err
-    with _open(path, str(path)) as img:
-        yield img
+def open_image(file: Path | bytes, where: str = "") -> Iterator[Image.Image]:
+    """Open an image undecoded; what Pillow raises here or in the body becomes `ImageError`.
 
-
-@contextmanager
-def _open(file: Path | io.BytesIO, where: str) -> Iterator[Image.Image]:
-    """Open an image undecoded, as :func:`open_image`; ``where`` names it in errors."""
+    Args:
+        file: The image file, or its content.
+        where: What errors call the content of a file; its suffix tells a Targa image.
+    """
+    where = where or str(file)
     try:
+        if isinstance(file, Path) and not file.exists():
+            raise ImageError(f"{where}: there is no such file")
+        if isinstance(file, Path) and not file.is_file():
+            raise ImageError(f"{where}: not a file")
+        size = len(file) if isinstance(file, bytes) else file.stat().st_size
+        if size == 0:
+            raise ImageError(f"{where}: the file is empty")
+        limits = read_limits()
+        if size > limits.file_bytes:
+            what = f"{where}: {size:,} bytes are more than an image may have"
+            raise LimitError(what, "file_bytes")
         # Pillow refuses what has more than twice as many, some formats also while they decode.
-        Image.MAX_IMAGE_PIXELS = read_limits().image_pixels / 2  # type: ignore[assignment]
+        Image.MAX_IMAGE_PIXELS = limits.image_pixels / 2  # type: ignore[assignment]
+        formats = _known_formats(Path(where).suffix.lower() == ".tga")
         with warnings.catch_warnings():
             # Pillow warns at half the size that it refuses, and of metadata that is damaged.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-            with Image.open(file, formats=_find_formats(Path(where))) as img:
+            stream = file if isinstance(file, Path) else io.BytesIO(file)
+            with Image.open(stream, formats=formats) as img:
                 yield img
     except ImageError:
         raise
+    except LimitError as err:
+        raise ImageError(str(err)) from err
     except UnidentifiedImageError as err:
         cure = HEIC_CURE if _is_heic(file, where) else ""
         raise ImageError(f"{where}: not an image, or of an unknown kind{cure}") from err
@@ -256,10 +250,10 @@ def _open(file: Path | io.BytesIO, where: str) -> Iterator[Image.Image]:
         raise ImageError(f"{where}: cannot be decoded ({one_line(err)})") from err
 
 
-def _is_heic(file: Path | io.BytesIO, where: str) -> bool:
+def _is_heic(file: Path | bytes, where: str) -> bool:
     """Whether a file is a HEIC photograph, by its suffix or, under another one, by its content."""
-    if isinstance(file, io.BytesIO):
-        head = file.getvalue()[:12]
+    if isinstance(file, bytes):
+        head = file[:12]
     else:
         with file.open("rb") as stream:
             head = stream.read(12)
@@ -268,14 +262,10 @@ def _is_heic(file: Path | io.BytesIO, where: str) -> bool:
 
 @lru_cache(maxsize=2)
 def _known_formats(with_targa: bool) -> tuple[str, ...]:
+    """Formats to try; Targa has no mark, so that any damaged file could pass for one."""
     Image.init()
     wanted = (*_FORMATS, "TGA") if with_targa else _FORMATS
     return tuple(name for name in wanted if name in Image.OPEN)  # an old Pillow has no AVIF
-
-
-def _find_formats(path: Path) -> tuple[str, ...]:
-    """Formats to try; Targa has no mark, so that any damaged file could pass for one."""
-    return _known_formats(path.suffix.lower() == ".tga")
 
 
 def _orientation(img: Image.Image) -> int:

@@ -29,11 +29,12 @@ from adcam.data.cvat import encode_runs, read_cvat
 from adcam.data.dataset import build_class_set
 from adcam.data.formats import CAM_FORMATS, read_cam_file
 from adcam.data.label_studio import decode_brush, encode_brush, read_tasks
-from adcam.data.png import read_mask, voc_palette, write_mask
+from adcam.data.png import encode_mask, read_mask, voc_palette, write_mask
 from adcam.data.score_maps import read_score_map
 from adcam.errors import AdcamError
 from adcam.files import write_bytes
 from adcam.labeling.maps_file import encode_maps, load_maps
+from adcam.parquet import encode_table
 from adcam.structures import ClassMaps, ClassSet
 
 CLASSES = build_class_set("pets", ["red fox", "hare & co", "öwl"])
@@ -315,6 +316,22 @@ def test_datasets_opens_what_we_write_and_we_read_what_it_writes(
     (tmp_path / "own/id2label.json").write_bytes((tmp_path / "hf/id2label.json").read_bytes())
     convert("hf-to-masks", tmp_path / "own", tmp_path / "again")
     same(tmp_path / "again", masks)
+
+
+def test_a_damaged_mask_in_a_table_is_the_failure_of_its_image(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed (extra `ray`)")
+    good = encode_mask(np.ones((40, 40), np.uint8), voc_palette())
+    # Pixels said to be shorter than they are: Pillow finds no chunk behind them, a SyntaxError.
+    at = good.index(b"IDAT")
+    bad = good[: at - 4] + (3).to_bytes(4, "big") + good[at:]
+    lines = ("%!PS-Adobe-3.0 EPSF-3.0", "%%BoundingBox: 0 0 4 4", "%%EndComments", "%%EndProlog")
+    size = '%ImageData: 4 4 8 1 0 1 1 "x"'  # in gray; Ghostscript would run what follows
+    run = "\n".join([*lines, size, "%%EOF", ""]).encode()
+    cells = [{"bytes": data, "path": name} for data, name in ((good, "a"), (bad, "b"), (run, "c"))]
+    write_bytes(tmp_path / "x.parquet", encode_table({"mask": ("image", cells)}))
+    result = CONVERTERS["hf-to-masks"](tmp_path / "x.parquet", tmp_path / "out", CLASSES)
+    assert result.num_images == 1 and set(result.failed) == {"b", "c"}
+    assert "cannot be decoded" in result.failed["b"] and "not an image" in result.failed["c"]
 
 
 def test_images_that_are_missing_are_named(masks: Path, tmp_path: Path) -> None:
