@@ -157,9 +157,7 @@ def set_up(
     # Labels first: mistakes in them are reported before every photograph is decoded.
     table = read_any_labels(labels, found, classes)
     survey = put_together(look_at_images(images, found), table, labels)
-    project, parts = create_project(
-        folder, survey, start=start, val_share=share, seed=args.seed or 0, overwrite=overwrite
-    )
+    parts = create_project(project, survey, start=start, val_share=share, seed=args.seed or 0)
     read_as = f", read as {survey.understood}" if survey.understood else ""
     log(f"labels: {labels}{read_as}")
     header, rows = describe_table(survey, parts)

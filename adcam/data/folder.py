@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
-from adcam.data.labels import read_any_labels
+from adcam.data.labels import LabelTable, read_any_labels
 from adcam.errors import AdcamError
 from adcam.files import file_of_id, find_images, img_id_of, index_by_id
 from adcam.structures import ClassSet
@@ -58,7 +58,13 @@ def load_folder(
     skipped = (*leave_out, *(() if masks is None else (masks,)))
     path_of = find_images(root, leave_out=skipped)
     name = root.resolve().name or "images"
-    class_set, class_ids = _labels_and_classes(name, labels, path_of, classes)
+    class_set = None if classes is None else _make_class_set(name, classes)
+    table = None
+    if labels is not None:
+        names = None if class_set is None else class_set.classes
+        table = read_labels_with_note(labels, path_of, names)
+    if class_set is None:
+        class_set = _make_class_set(name, () if table is None else table.classes)
     records = [
         Record(
             img_id,
@@ -68,7 +74,8 @@ def load_folder(
         for img_id in path_of
     ]
     dataset = ImageDataset(class_set, name if split is None else split, records)
-    dataset = dataset.with_labels(class_ids, table=labels)
+    if table is not None:
+        dataset = dataset.with_labels(table.class_ids, table=labels)
     return dataset if ids is None else dataset.subset(ids)
 
 
@@ -98,31 +105,21 @@ def load_images(
         (img_id_of(full.relative_to(top).as_posix()), file)
         for full, file in zip(absolute, files, strict=True)
     )
-    class_set, _ = _labels_and_classes("images", None, (), classes)
-    return ImageDataset(
-        class_set, "images", [Record(img_id, file) for img_id, file in path_of.items()]
-    )
+    records = [Record(img_id, file) for img_id, file in path_of.items()]
+    return ImageDataset(_make_class_set("images", classes or ()), "images", records)
 
 
-def _labels_and_classes(
-    name: str,
-    labels: str | Path | None,
-    img_ids: Iterable[str],
-    classes: Sequence[str] | ClassSet | None,
-) -> tuple[ClassSet, dict[str, tuple[int, ...]]]:
-    """The class set, and class ids of the labelled images."""
-    names = classes.classes if isinstance(classes, ClassSet) else classes
-    if names is not None:
-        names = [unicodedata.normalize("NFC", n) for n in names]
-    table = None
-    if labels is not None:
-        table = read_any_labels(labels, img_ids, names)
-        if table.understood:
-            logger.warning("labels of %s are read as %s", labels, table.understood)
+def read_labels_with_note(
+    labels: str | Path, img_ids: Iterable[str], classes: Sequence[str] | None
+) -> LabelTable:
+    """Read labels (:func:`adcam.data.labels.read_any_labels`), and log how they are understood."""
+    table = read_any_labels(labels, img_ids, classes)
+    if table.understood:
+        logger.warning("labels of %s are read as %s", labels, table.understood)
+    return table
+
+
+def _make_class_set(name: str, classes: Sequence[str] | ClassSet) -> ClassSet:
     if isinstance(classes, ClassSet):
-        class_set = classes
-    elif names is not None:
-        class_set = build_class_set(name, names)
-    else:
-        class_set = build_class_set(name, () if table is None else table.classes)
-    return class_set, {} if table is None else table.class_ids
+        return classes
+    return build_class_set(name, [unicodedata.normalize("NFC", n) for n in classes])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,8 @@ from adcam.structures import check_class_name
 _NO_VALUE = ("nan", "na", "n/a", "<na>", "none", "null", "#n/a", "#ref!", "#value!", "-", "?")
 
 
-class LabelTable(Mapping[str, tuple[str, ...]]):
-    """Class names by image id, in the order of the file; iterates and indexes like a dict.
+class LabelTable(dict[str, tuple[str, ...]]):
+    """Class names by image id, in the order of the file.
 
     Attributes:
         classes: The legal class names: those given, or those that the file lists in its order
@@ -34,23 +34,13 @@ class LabelTable(Mapping[str, tuple[str, ...]]):
         self, names: Mapping[str, tuple[str, ...]], classes: Iterable[str], understood: str = ""
     ) -> None:
         """Keep ``names``, each of which must be one of ``classes``."""
-        self._names = dict(names)
+        super().__init__(names)
         self.understood = understood
         self.classes = tuple(classes)
         position = {name: i for i, name in enumerate(self.classes)}
         self.class_ids: dict[str, tuple[int, ...]] = {
-            img_id: tuple(sorted({position[name] for name in row}))
-            for img_id, row in self._names.items()
+            img_id: tuple(sorted({position[name] for name in row})) for img_id, row in self.items()
         }
-
-    def __getitem__(self, img_id: str) -> tuple[str, ...]:
-        return self._names[img_id]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> LabelTable:
@@ -89,7 +79,7 @@ def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> Label
         FileNotFoundError: There is no such file.
     """
     path = Path(path)
-    legal = None if classes is None else tuple(unicodedata.normalize("NFC", c) for c in classes)
+    legal = _normalize(classes)
     rows, understood, listed = read_label_table(path)
     separator = _find_separator(rows, legal, is_documented=not understood)
     split = [(row, _split_labels(row, legal or (), separator)) for row in rows]
@@ -133,6 +123,7 @@ def read_folder_labels(img_ids: Iterable[str], classes: Sequence[str] | None = N
         AdcamError: An image lies in no folder, or in one that is not named after a class or is
             called "background".
     """
+    classes = _normalize(classes)
     folder_of = {img_id: img_id.rpartition("/")[0].partition("/")[0] for img_id in img_ids}
     if outside := [img_id for img_id, folder in folder_of.items() if not folder]:
         raise AdcamError(f"image {outside[0]!r} lies in no folder that could name its class")
@@ -147,6 +138,10 @@ def read_folder_labels(img_ids: Iterable[str], classes: Sequence[str] | None = N
     for name in legal:
         check_class_name(name, "one folder a class")
     return LabelTable(names, legal, f"one folder a class: {', '.join(legal)}")
+
+
+def _normalize(classes: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if classes is None else tuple(unicodedata.normalize("NFC", c) for c in classes)
 
 
 def read_any_labels(
@@ -230,14 +225,16 @@ def read_cls_labels_npy(path: str | Path, num_fg_classes: int = 20) -> dict[str,
     """
     content = load_object_npy(path)
     if not isinstance(content, dict):
-        raise AdcamError(f"{path}: expected a dict of class vectors, got {_kind(content)}")
+        kind = type(content).__name__
+        raise AdcamError(f"{path}: expected a dict of class vectors, got a {kind}")
     class_ids: dict[str, tuple[int, ...]] = {}
     for key, value in content.items():
         img_id = _img_id_of_key(path, key)
         if img_id in class_ids:
             raise AdcamError(f"{path}: two keys name image {img_id!r}, the second is {key!r}")
         if not isinstance(value, np.ndarray | list | tuple):
-            raise AdcamError(f"{path}: image {img_id!r} has {_kind(value)} for a class vector")
+            kind = type(value).__name__
+            raise AdcamError(f"{path}: image {img_id!r} has a {kind} for a class vector")
         vector = np.asarray(value)
         if vector.shape != (num_fg_classes,):
             raise AdcamError(
@@ -304,7 +301,3 @@ def _img_id_of_key(path: str | Path, key: object) -> str:
     raise AdcamError(
         f"{path}: key {key!r} is neither an image id nor ten digits such as 2007000032"
     )
-
-
-def _kind(value: object) -> str:
-    return f"a {type(value).__name__}"

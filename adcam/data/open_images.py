@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from adcam.data.dataset import ImageDataset, Record
-from adcam.data.folder import load_folder, load_images
-from adcam.data.labels import read_any_labels
+from adcam.data.folder import load_folder, load_images, read_labels_with_note
 from adcam.data.packed_images import Found, find_packed, is_packed, list_packed
 from adcam.data.voc import load_voc
 from adcam.errors import AdcamError
@@ -24,8 +22,6 @@ from adcam.files import (
 )
 from adcam.remote_files import is_url
 from adcam.structures import ClassSet
-
-logger = logging.getLogger(__name__)
 
 LABEL_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".xlsx", ".xml")
 """Kinds of files that labels are read from (:func:`adcam.data.labels.read_labels`)."""
@@ -94,23 +90,24 @@ def open_images(
 
 def _find_packed_files(path: str | Path) -> list[str]:
     """Tar archives, Parquet files or URLs that a user names; empty if it is none of these."""
-    is_list = not is_url(path) and Path(path).suffix.lower() == ".txt"
-    lines: list[str] = []
-    if is_list:
-        lines = [line.strip() for line in read_text(path, "a list of image paths").splitlines()]
-        lines = [line for line in lines if line]
-        found = list_packed(path, lines) if lines else []
-        if found and len(found) < len(lines):
-            stray = next(line for line in lines if not (is_url(line) or is_packed(line)))
-            raise AdcamError(
-                f"{path}: a list names either images of this machine, or archives and URLs; "
-                f"{stray} is of another kind than {found[0]}"
-            )
-        return found
+    if not is_url(path) and Path(path).suffix.lower() == ".txt":
+        return _find_packed_lines(Path(path))
     found = list_packed(path)
     if not found and (is_url(path) or "*" in str(path)):
         raise AdcamError(f"{path}: there are no images, .tar or .parquet files")
     return found
+
+
+def _find_packed_lines(path: Path) -> list[str]:
+    """The archives and URLs of a list; empty where it names images of this machine."""
+    lines = [line.strip() for line in read_text(path, "a list of image paths").splitlines()]
+    packed = [line for line in lines if is_url(line) or is_packed(line)]
+    if packed and (stray := [line for line in lines if line and line not in packed]):
+        raise AdcamError(
+            f"{path}: a list names either images of this machine, or archives and URLs; "
+            f"{stray[0]} is of another kind than {packed[0]}"
+        )
+    return [line if is_url(line) else str(path.parent / line) for line in packed]
 
 
 def _open_packed(
@@ -137,9 +134,7 @@ def _with_labels(images: ImageDataset, labels: str | Path | None) -> ImageDatase
     if labels == "auto" or (source := _check_labels(labels)) is None:
         return images
     img_ids = [record.img_id for record in images.records]
-    table = read_any_labels(source, img_ids, images.class_set.classes)
-    if table.understood:
-        logger.warning("labels of %s are read as %s", source, table.understood)
+    table = read_labels_with_note(source, img_ids, images.class_set.classes)
     return images.with_labels(table.class_ids, table=source)
 
 

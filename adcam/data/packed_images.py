@@ -123,30 +123,25 @@ class Found:
     image: PackedImage
 
 
-def list_packed(path: str | Path, lines: Iterable[str] = ()) -> list[str]:
+def list_packed(path: str | Path) -> list[str]:
     """List the packed files, or image URLs, that a user's "my images" means.
 
     Args:
         path: A packed file, a folder of them, a pattern with ``*``, or a URL of any of these or of
-            a folder of images; or else a list, whose lines are given.
-        lines: The lines of the list: packed files relative to the list, or URLs.
+            a folder of images.
 
     Returns:
-        The files, ascending, or in the order of the list; empty if ``path`` means image files of
-        this machine.
+        The files, ascending; empty if ``path`` means image files of this machine.
 
     Raises:
         AdcamError: The store behind a URL cannot be reached.
     """
     text = str(path)
-    if lines:
-        folder = Path(text).parent
-        packed = [line for line in lines if is_url(line) or is_packed(line)]
-        return [line if is_url(line) else str(folder / line) for line in packed]
-    if is_packed(text) and "*" not in text:
-        return [text]
-    if not is_url(text) and "*" not in text and _holds_images(Path(text)):
-        return []
+    if "*" not in text:
+        if is_packed(text):
+            return [text]
+        if not is_url(text) and _holds_images(Path(text)):
+            return []
     files = [file for file in list_files(text) if not PurePosixPath(file).name.startswith(".")]
     packed = [file for file in files if is_packed(file)]
     return packed or [file for file in files if is_url(file) and is_image_path(file)]

@@ -8,44 +8,30 @@ from pathlib import Path
 from adcam.data.labels import write_labels_csv
 from adcam.data.open_images import write_id_list
 from adcam.data.stratify import split_stratified
-from adcam.errors import AdcamError
 from adcam.files import write_text
 from adcam.project.config_text import Start, format_config
-from adcam.project.project import LISTS, Project, refuse_existing
+from adcam.project.project import LISTS, Project
 from adcam.project.survey import Survey
 
 
 def create_project(
-    folder: str | Path,
-    survey: Survey,
-    *,
-    start: Start,
-    val_share: float = 0.2,
-    seed: int = 0,
-    overwrite: bool = False,
-) -> tuple[Project, dict[str, list[str]]]:
-    """Write the config, the labels and the lists of a project.
+    project: Project, survey: Survey, *, start: Start, val_share: float, seed: int
+) -> dict[str, list[str]]:
+    """Write the config, the labels and the lists of a project; files of these names are replaced.
 
     Args:
-        folder: The folder; it is made if it is not there.
+        project: The project, whose folder is made if it is not there.
         survey: The photographs and their labels.
         start: The network that training starts from.
         val_share: The share of photographs that are validated on, in (0, 1).
         seed: The seed of the lists and of training.
-        overwrite: Whether the files of another project may be replaced.
 
     Returns:
-        The project, and the image ids of ``train`` and ``val``.
+        The image ids of ``train`` and ``val``.
 
     Raises:
-        AdcamError: A project is there already, or ``val_share`` is out of range.
         OSError: A file cannot be written.
     """
-    if not 0 < val_share < 1:
-        raise AdcamError(f"--val-share must lie between 0 and 1, got {val_share}")
-    project = Project(Path(folder))
-    if not overwrite:
-        refuse_existing(project)
     learnable = {img_id: survey.labels[img_id] for img_id in survey.learnable}
     train, val = split_stratified(learnable, val_share, seed)
     lists = project.folder / LISTS
@@ -55,7 +41,7 @@ def create_project(
     images = _place(survey.photographs.folder, project.folder)
     text = format_config(images, survey.counts, start, num_train=len(train), seed=seed)
     write_text(project.config, text)
-    return project, {"train": train, "val": val}
+    return {"train": train, "val": val}
 
 
 def _place(images: Path, folder: Path) -> str:
