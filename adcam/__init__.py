@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from adcam.cams import register_method
     from adcam.convert import register_converter
     from adcam.data.sources import register_data_source
-    from adcam.labeling.labeler import PseudoLabel, PseudoLabeler
+    from adcam.labeling.labeler import PseudoLabeler
+    from adcam.labeling.pseudo_label import PseudoLabel
     from adcam.labeling.refine import refine, tokens_to_grid
     from adcam.models.attention_recorder import record_attention
     from adcam.models.networks import register_network
@@ -34,7 +35,7 @@ __all__ = [
 # Where each name is defined. It is imported when it is first used, so that `import adcam` stays
 # instant: all of them need torch.
 _HOMES = {
-    "PseudoLabel": "adcam.labeling.labeler",
+    "PseudoLabel": "adcam.labeling.pseudo_label",
     "PseudoLabeler": "adcam.labeling.labeler",
     "record_attention": "adcam.models.attention_recorder",
     "refine": "adcam.labeling.refine",

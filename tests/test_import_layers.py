@@ -192,6 +192,17 @@ def test_no_arrow_climbs(room: str) -> None:
     assert wrong == []
 
 
+def test_modules_of_labeling_import_one_another_in_one_direction() -> None:
+    folder = PACKAGE / "labeling"
+    graph: dict[str, set[str]] = {module_of(path): set() for path in folder.glob("[!_]*.py")}
+    for found in IMPORTS:
+        if found.path.parent == folder:
+            below = {module for module in graph if is_within(found.module, module)}
+            graph[module_of(found.path)] |= below
+    order = [*graphlib.TopologicalSorter(graph).static_order()]  # a circle raises CycleError
+    assert order.index("adcam.labeling.steps") < order.index("adcam.labeling.labeler")
+
+
 def test_every_module_is_in_a_room() -> None:
     names = {path.name.removesuffix(".py") for path in PACKAGE.iterdir()}
     assert names - {"__init__", "__main__", "__pycache__", "assets", "configs", "py.typed"} == set(

@@ -294,7 +294,7 @@ def _read_config(args: argparse.Namespace) -> Settings | None:
 
 def _read_options(args: argparse.Namespace, config: Settings | None) -> dict[str, Any]:
     """Read the options of a labeler: those of the config, and over them what concerns the mask."""
-    from adcam.labeling.labeler import options_from_settings
+    from adcam.labeling.labeler_options import options_from_settings
 
     options: dict[str, Any] = {}
     if config is not None:

@@ -62,7 +62,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from adcam.labeling.generate import generate
-    from adcam.labeling.labeler import PseudoLabeler, refined_options
+    from adcam.labeling.labeler import PseudoLabeler
+    from adcam.labeling.labeler_options import refined_options
     from adcam.masks.background import default_rule
     from adcam.training.refiner import open_maps_folder, train_refiner
 

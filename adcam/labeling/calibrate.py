@@ -129,7 +129,7 @@ def _predict(
         except ImageError as error:
             logger.warning("left out of the calibration: %s", error)
             return index, None
-        return index, maker.make_inputs(fit_pixels(img, max_pixels))
+        return index, maker.resizer(fit_pixels(img, max_pixels))
 
     def predict(inputs: Sequence[Sequence[Tensor]]) -> list[np.ndarray]:
         return [*maker.run_inputs(inputs).compute_scores()]

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from adcam.labeling.steps import (
     NO_IMG,
     Decoded,
     Failed,
+    Labeler,
     Made,
     Making,
     Mapped,
@@ -39,9 +40,6 @@ from adcam.labeling.steps import (
 )
 from adcam.labeling.transfer import send_bytes
 from adcam.structures import ClassMaps
-
-if TYPE_CHECKING:
-    from adcam.labeling.labeler import PseudoLabeler
 
 Labelled: TypeAlias = Sequence[Mapped | Made | Failed]
 
@@ -158,12 +156,12 @@ class DeviceSteps:
         batch_size: Most images in a batch.
     """
 
-    def __init__(self, labeler: PseudoLabeler, job: Making, *, batch_size: int) -> None:
+    def __init__(self, labeler: Labeler, job: Making, *, batch_size: int) -> None:
         self._labeler = labeler
         self._job = job
         self._batch_size = batch_size
         self._maker = labeler.map_maker
-        self._device = labeler.device
+        self._device = labeler.map_maker.device
         self._forward = cache_graphs(self._maker)
 
     def run(self, groups: Iterable[Sequence[Decoded | Failed]]) -> Generator[Labelled, None, None]:

@@ -84,21 +84,20 @@ def plan_batches(inputs: Sequence[Sequence[Tensor]], batch_size: int) -> Iterato
 
 def plan_groups(
     items: Iterable[T],
-    find_sizes: Callable[[T], Hashable],
+    find_sizes: Callable[[T], Hashable] | None,
     *,
     batch_size: int,
     is_done: Callable[[T], bool] = lambda item: False,
-    read_ahead: bool = True,
 ) -> Iterator[tuple[T, ...]]:
     """Yield the images of each batch: those of equal input sizes among many, unread.
 
     Args:
         items: All images, those that are done included, which only complete their batch.
         find_sizes: The function that finds the input sizes of an image, ``None`` where they are not
-            known; those come in larger groups, to be searched when they are read.
+            known; those come in larger groups, to be searched when they are read. Without the
+            function no sizes are known.
         batch_size: Most images in a batch.
         is_done: The function that tells whether an image is done.
-        read_ahead: Whether sizes are looked for at all.
     """
     left = iter(items)
     with ThreadPoolExecutor(READERS) as readers:
@@ -106,7 +105,7 @@ def plan_groups(
             if all(map(is_done, window)):
                 continue
             sizes: Iterable[Hashable] = itertools.repeat(None, len(window))
-            if read_ahead and batch_size > 1:
+            if find_sizes is not None and batch_size > 1:
                 sizes = run_ahead(
                     lambda item: readers.submit(find_sizes, item), window, max_ahead=4 * batch_size
                 )

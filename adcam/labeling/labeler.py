@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import html
-import io
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -27,42 +23,25 @@ from adcam.data.images import (
     read_image,
     read_image_hw,
 )
-from adcam.data.png import write_mask
 from adcam.data.sources import build_classes
 from adcam.errors import AdcamError, join_some
 from adcam.files import to_plain
 from adcam.labeling.device_steps import DeviceSteps
 from adcam.labeling.executor import one_thread
 from adcam.labeling.inputs import BATCH_SIZE, find_unread, read_in_groups
-from adcam.labeling.map_maker import MapMaker, Network, resolve_device
-from adcam.labeling.mask_maker import MaskMaker, resize_maps, resize_mask
+from adcam.labeling.labeler_options import LabelerOptions
+from adcam.labeling.map_maker import MapMaker, Network
+from adcam.labeling.mask_maker import MaskMaker, resize_mask
+from adcam.labeling.pseudo_label import PseudoLabel, PseudoLabels
 from adcam.labeling.steps import Decoded, Failed, Made, MaskMaking, Task, make
-from adcam.masks.background import DEFAULT_RULE, BackgroundRule, default_rule, parse_rule
-from adcam.masks.crf import CRF_BACKENDS, CRF_PARAMS
+from adcam.masks.crf import CRF_PARAMS
 from adcam.models.classifier_file import load_classifier
 from adcam.ops.dense_crf import available_backends
-from adcam.options import from_section
-from adcam.report.figures import overlay_mask, side_by_side
-from adcam.settings import CamSettings, MaskSettings, Settings, TestViews
-from adcam.structures import ClassMaps, ClassSet, PseudoMask
+from adcam.settings import TestViews
+from adcam.structures import ClassMaps, ClassSet
 
 if TYPE_CHECKING:
     from adcam.models.any_vit import AnyViT, Classes
-
-__all__ = [
-    "DEFAULT_RULE",
-    "ImageLike",
-    "LabelerOptions",
-    "PseudoLabel",
-    "PseudoLabeler",
-    "PseudoLabels",
-    "convert_image",
-    "hash_network",
-    "options_from_settings",
-    "refined_options",
-    "resolve_device",
-]
-
 
 ImageLike: TypeAlias = str | Path | np.ndarray | Image.Image
 """An image in any form: a file, an array, or an object of Pillow's."""
@@ -72,230 +51,6 @@ Labels: TypeAlias = Sequence[str] | None
 
 DEFAULT_LABEL_THRESHOLD = 0.5
 """The probability from which a class counts as present where nobody chose another."""
-
-
-@dataclass(frozen=True)
-class LabelerOptions:
-    """Every choice between the classifier and the mask; all of them change the result.
-
-    Attributes:
-        method: The method that makes class maps, a key of :data:`adcam.cams.METHODS`.
-        method_options: Options of the method, e.g. ``{"power": 3.0}``.
-        views: The scales at which the network sees an image, and whether mirrored as well.
-        rule: Where background ends (:mod:`adcam.masks.background`), also as text or a number
-            (``"0.35"``, ``0.35``, ``"power:4"``, ``"otsu"``). ``None`` takes the rule that was
-            chosen for the method (:func:`adcam.masks.background.default_rule`).
-        two_threshold: ``(low, high)`` background scores in place of ``rule``: pixels that they
-            disagree on become 255 (:mod:`adcam.masks.confident`).
-        crf: ``"none"``, or the parameter set of a dense CRF that sharpens the edges of masks, a key
-            of :data:`adcam.masks.crf.CRF_PARAMS`.
-        crf_backend: What computes the CRF: ``"lattice"`` (ours, on the CPU), ``"lattice-gpu"``
-            (ours, on the network's GPU), ``"pydensecrf"``, or ``"auto"``: ``"lattice-gpu"`` where
-            the network runs on a GPU that has kernels for it, else ``"lattice"``.
-        dtype: The precision of the network: ``"float32"``, or ``"bfloat16"``/``"float16"`` by
-            autocast, faster on a GPU and a little less exact.
-        compile: Whether to compile the network's MLPs with ``torch.compile``, in every process that
-            runs it: seconds to half a minute before the first image, and the last bits change.
-        label_threshold: The probability from which a class counts as present where no labels are
-            given, one for all classes or one a class. Larger finds fewer. ``None`` takes those that
-            the classifier file holds, or else 0.5.
-        at_least_one: Whether the likeliest class counts as present where none reaches its threshold
-            and no labels are given: for images that all show a class.
-        max_pixels: Larger images are labelled at this many pixels, and their masks enlarged
-            (nearest). The token grid is far coarser, so that only a CRF would see the difference;
-            time and memory stay bounded whatever the camera.
-
-    Raises:
-        AdcamError: A value is not legal.
-    """
-
-    method: str = "ad_cam"
-    method_options: Mapping[str, Any] = field(default_factory=dict)
-    views: TestViews = field(default_factory=TestViews)
-    rule: BackgroundRule = None  # type: ignore[assignment]  # by the method, in __post_init__
-    two_threshold: tuple[float, float] | None = None
-    crf: str = "none"
-    crf_backend: str = "auto"
-    dtype: str = "float32"
-    compile: bool = False
-    label_threshold: float | tuple[float, ...] | None = None
-    at_least_one: bool = False
-    max_pixels: int = 1 << 22
-
-    def __post_init__(self) -> None:
-        given = vars(self)["rule"]
-        rule = default_rule(self.method) if given is None else parse_rule(given)
-        object.__setattr__(self, "rule", rule)
-        if not isinstance(self.views, TestViews):
-            raise AdcamError(
-                "views must be an adcam.settings.TestViews, such as TestViews((448,), flip=True), "
-                f"got {self.views!r}"
-            )
-        if self.crf in CRF_BACKENDS:
-            raise AdcamError(
-                f"crf={self.crf!r} names what computes the CRF; write crf='toco', "
-                f"crf_backend={self.crf!r}, or another parameter set of {sorted(CRF_PARAMS)}"
-            )
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        for kind in (CamSettings, MaskSettings):
-            legal = {item.name for item in fields(kind)} - {"rule"}
-            given = {name: value for name, value in values.items() if name in legal}
-            from_section(kind, given, "labeler")
-
-
-def options_from_settings(cam: CamSettings, mask: MaskSettings) -> dict[str, Any]:
-    """Return the sections ``cam`` and ``mask`` of a config as options of a labeler.
-
-    Args:
-        cam: How class maps are made.
-        mask: How class maps become masks.
-
-    Returns:
-        Keyword arguments of :class:`LabelerOptions`.
-
-    Raises:
-        AdcamError: The background rule is not legal.
-    """
-    options: dict[str, Any] = {
-        "method": cam.method,
-        "method_options": dict(cam.method_options),
-        "views": cam.views,
-        "two_threshold": mask.two_threshold,
-        "crf": mask.crf,
-        "crf_backend": mask.crf_backend,
-        "dtype": cam.dtype,
-        "compile": cam.compile,
-        "label_threshold": mask.label_threshold,
-        "at_least_one": mask.at_least_one,
-        "max_pixels": cam.max_pixels,
-    }
-    if mask.rule is not None:
-        options["rule"] = parse_rule(mask.rule, chosen_on=mask.chosen_on)
-    return options
-
-
-def refined_options(settings: Settings) -> dict[str, Any]:
-    """Return the options of a labeler that labels with a refined classifier.
-
-    Args:
-        settings: Their section ``cam`` gives views and precision, ``refine`` steps and rule,
-            ``mask`` everything else about masks.
-
-    Raises:
-        AdcamError: The background rule is not legal.
-    """
-    options = options_from_settings(settings.cam, settings.mask)
-    rule = parse_rule(settings.refine.rule, chosen_on=settings.refine.chosen_on)
-    steps = {"num_steps": settings.refine.num_steps}
-    return options | {"method": "refined", "method_options": steps, "rule": rule}
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PseudoLabel:
-    """The maps, the mask and the scores of one image.
-
-    Attributes:
-        img: The image as it was labelled, RGB uint8 (h, w, 3): at its own size, or smaller if it
-            has more than ``max_pixels`` pixels.
-        class_set: The classes of the labeler.
-        class_maps: The maps of the present classes, (K, h, w).
-        pseudo_mask: The mask at the image's own size (H, W), with the rule that made it.
-        probabilities: The probability of every class, float32 (C,).
-    """
-
-    img: np.ndarray
-    class_set: ClassSet
-    class_maps: ClassMaps
-    pseudo_mask: PseudoMask
-    probabilities: np.ndarray
-
-    @property
-    def mask(self) -> np.ndarray:
-        """uint8 (H, W) of mask values: 0 = background, 255 = uncertain."""
-        return self.pseudo_mask.mask
-
-    @cached_property
-    def maps(self) -> dict[str, np.ndarray]:
-        """The score map of each present class by name, float32 (H, W) in [0, 1]."""
-        score_maps = resize_maps(self.class_maps.score_maps, self.mask.shape)
-        return {
-            self.class_set.classes[i]: score_map
-            for i, score_map in zip(self.class_maps.class_ids, score_maps, strict=True)
-        }
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """The probability of every class by name, whether it was taken as present or not."""
-        return dict(zip(self.class_set.classes, self.probabilities.tolist(), strict=True))
-
-    def save(self, path: str | Path) -> None:
-        """Write the mask as an 8-bit palette PNG, atomically.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        write_mask(path, self.mask, self.class_set.palette)
-
-    def show(self) -> Image.Image:
-        """Return the image beside itself under the mask; a notebook displays the result."""
-        height, width = self.img.shape[:2]
-        mask = np.asarray(
-            Image.fromarray(self.mask).resize((width, height), Image.Resampling.NEAREST)
-        )
-        overlay = overlay_mask(self.img, mask, self.class_set.palette)
-        return Image.fromarray(side_by_side([self.img, overlay]))
-
-    def __repr__(self) -> str:
-        height, width = self.mask.shape
-        return f"PseudoLabel({height}×{width}, {self._describe()})"
-
-    def _describe(self) -> str:
-        names = [self.class_set.classes[i] for i in self.class_maps.class_ids]
-        return ", ".join(f"{name} {self.scores[name]:.2f}" for name in names) or "no class"
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.show().save(buffer, format="PNG")
-        return buffer.getvalue()
-
-    def _repr_html_(self) -> str:
-        picture = base64.b64encode(self._repr_png_()).decode("ascii")
-        shown, shares = html.escape(self._describe()), count_shares(self)
-        rows = "".join(
-            f'<tr><td><span style="color:rgb{color}">■</span> {html.escape(name)}</td>'
-            f"<td>{self.scores[name]:.3f}</td><td>{share:.1%}</td></tr>"
-            for name, (color, share) in shares.items()
-        )
-        return (
-            f'<figure style="margin:0"><img alt="{shown}" style="max-width:100%" '
-            f'src="data:image/png;base64,{picture}"><figcaption><table><thead><tr><th>class</th>'
-            f"<th>score</th><th>of the mask</th></tr></thead><tbody>{rows}</tbody></table>"
-            "</figcaption></figure>"
-        )
-
-
-class PseudoLabels(list[PseudoLabel]):
-    """The labels of several images, in their order; a notebook displays them as a gallery."""
-
-    def _repr_html_(self) -> str:
-        cells = "".join(f'<div style="width:24em">{label._repr_html_()}</div>' for label in self)
-        return f'<div style="display:flex;flex-wrap:wrap;gap:1em">{cells}</div>'
-
-
-def count_shares(label: PseudoLabel) -> dict[str, tuple[tuple[int, int, int], float]]:
-    """Return the colour of each present class of a label, and its share of the mask's pixels.
-
-    Args:
-        label: The label of an image.
-    """
-    classes = label.class_set
-    return {
-        name: (
-            classes.palette[classes.value_of[name]],
-            float((label.mask == classes.value_of[name]).mean()),
-        )
-        for name in label.maps
-    }
 
 
 class PseudoLabeler:
@@ -355,13 +110,14 @@ class PseudoLabeler:
             dtype=getattr(torch, self.options.dtype),
             compile=self.options.compile,
         )
+        backend, crf_device = place_masks(self.device, self.options.crf, self.options.crf_backend)
         self.mask_maker = MaskMaker(
             self.options.rule,
             self.options.two_threshold,
             self.options.crf,
-            self._find_crf_backend(),
+            backend,
             class_set.mask_values,
-            self._find_crf_device(),
+            crf_device,
         )
 
     def __repr__(self) -> str:
@@ -380,13 +136,6 @@ class PseudoLabeler:
         """The device that the network runs on."""
         return self.map_maker.device
 
-    def _find_crf_backend(self) -> str:
-        """Return what computes the CRF: for ``"auto"`` the faster of CPU and GPU."""
-        if self.options.crf_backend != "auto":
-            return self.options.crf_backend
-        is_there = find_mask_device(self.device, self.options.crf) != "cpu"
-        return "lattice-gpu" if is_there else "lattice"
-
     def assign_device(self, device: str | torch.device) -> None:
         """Assign the network to another device.
 
@@ -398,28 +147,6 @@ class PseudoLabeler:
         is_there = self.device.type != "cuda" or torch.cuda.is_available()
         if isinstance(self.network, torch.nn.Module) and is_there:
             self.network.to(self.device)
-
-    def _find_crf_device(self) -> str:
-        """Return where masks are made: where the network runs, unless the CRF is on the CPU.
-
-        Raises:
-            AdcamError: The backend cannot run here.
-        """
-        backend = self._find_crf_backend()
-        if self.options.crf == "none":
-            return find_mask_device(self.device, "none")
-        if backend == "lattice":
-            return "cpu"
-        if backend == "lattice-gpu":
-            if self.device.type == "cpu":
-                raise AdcamError(
-                    "crf_backend 'lattice-gpu' computes on the GPU of the network, but the device "
-                    f"is {str(self.device)!r}; take 'lattice'"
-                )
-            return str(self.device)
-        if reason := available_backends()[backend]:
-            raise AdcamError(f"the CRF backend {backend!r} cannot run here: {reason}")
-        return "cpu"
 
     @classmethod
     def from_checkpoint(
@@ -780,6 +507,33 @@ class PseudoLabeler:
             "crf": _describe_crf(options.crf) if has_crf else "none",
             "crf_backend": self.mask_maker.crf_backend if has_crf else None,
         }
+
+
+def place_masks(device: torch.device, crf: str, backend: str) -> tuple[str, str]:
+    """Choose what computes the CRF and where masks are made.
+
+    Args:
+        device: The device of the network.
+        crf: ``"none"``, or the parameter set of a CRF.
+        backend: The backend that was asked for; ``"auto"`` takes the faster of CPU and GPU.
+
+    Raises:
+        AdcamError: The backend cannot run here.
+    """
+    if crf == "none" or backend == "auto":
+        fastest = find_mask_device(device, crf)
+        found = "lattice" if fastest == "cpu" else "lattice-gpu"
+        return (found if backend == "auto" else backend), fastest
+    if backend == "lattice-gpu":
+        if device.type == "cpu":
+            raise AdcamError(
+                "crf_backend 'lattice-gpu' computes on the GPU of the network, but the device is "
+                f"{str(device)!r}; take 'lattice'"
+            )
+        return backend, str(device)
+    if backend != "lattice" and (reason := available_backends()[backend]):
+        raise AdcamError(f"the CRF backend {backend!r} cannot run here: {reason}")
+    return backend, "cpu"
 
 
 def find_mask_device(device: torch.device, crf: str) -> str:

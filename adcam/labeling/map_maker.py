@@ -174,7 +174,7 @@ class MapMaker:
 
     @property
     def resizer(self) -> Resizer:
-        """What makes inputs of pixels, for :meth:`run_inputs` to normalise where it runs."""
+        """What makes of an image what :meth:`run_inputs` takes."""
         return Resizer(self.views, self.network.patch_size)
 
     def run(self, imgs: Sequence[np.ndarray]) -> Passes:
@@ -186,16 +186,15 @@ class MapMaker:
         Raises:
             AdcamError: A scale is smaller than a patch, or the input sizes differ.
         """
-        return self.run_inputs([self.make_inputs(img) for img in imgs])
+        return self.run_inputs([self.resizer(img) for img in imgs])
 
     def run_inputs(
         self, inputs: Sequence[Sequence[Tensor]], *, run: Forward | None = None
     ) -> Passes:
-        """Run the network on a batch of what :meth:`make_inputs` returned.
+        """Run the network on a batch of images that :attr:`resizer` has resized.
 
         Args:
-            inputs: The tensors of each image, of equal sizes at each scale; also pixels, uint8,
-                as :class:`Resizer` makes them.
+            inputs: The tensors of each image, of equal sizes at each scale.
             run: As for :meth:`run_batch`.
 
         Raises:
@@ -210,14 +209,14 @@ class MapMaker:
         """Run the network on images that are on its device already.
 
         Args:
-            batches: The images at each scale, (B, 3, h, w): float32 normalised, or uint8 pixels.
+            batches: The pixels at each scale, uint8 (B, 3, h, w).
             run: What runs :meth:`forward`, such as a cache of graphs; by default it is called.
         """
         token_maps = (run or self.forward)(*batches)
         return Passes(token_maps, len(batches[0]))
 
     def forward(self, *batches: Tensor) -> tuple[TokenMaps, ...]:
-        """Normalise what are pixels, mirror, and run the network at every scale.
+        """Normalise, mirror, and run the network at every scale.
 
         On a GPU nothing here waits for the device. Passes of several threads take turns: attention
         is read by hooks, which would meet those of another pass.
@@ -242,9 +241,8 @@ class MapMaker:
             return tuple(network.token_maps(x, layer_sets=self.layer_sets) for x in views)
 
     def _make_views(self, batch: Tensor) -> Tensor:
-        """Normalise what are pixels, and put each image's mirrored version behind it."""
-        if batch.dtype == torch.uint8:
-            batch = normalize_pixels(batch, *self._pixel_stats())
+        """Normalise, and put each image's mirrored version behind it."""
+        batch = normalize_pixels(batch, *self._pixel_stats())
         if self.views.flip:
             batch = torch.stack([batch, batch.flip(-1)], dim=1).flatten(0, 1)
         return batch

@@ -265,7 +265,11 @@ class _Decoding(_Stage):
     """Images read and resized, in a child process; a window stays together."""
 
     def prepare(self, steps: _Steps) -> None:
-        self.pool = _make_pool(partial(decode, labeler=steps.load_labeler()), record_crash)
+        labeler = steps.load_labeler()
+        resizer, max_pixels = labeler.map_maker.resizer, labeler.options.max_pixels
+        self.pool = _make_pool(
+            partial(decode, resizer=resizer, max_pixels=max_pixels), record_crash
+        )
 
     def work(self, item: Sequence[Task]) -> list[list[Decoded | Failed]]:
         return [[self.pool.submit(task).result() for task in item]]

@@ -435,7 +435,8 @@ class Run:
         """
         maker = self.labeler.map_maker
         max_pixels = self.labeler.options.max_pixels
-        work = partial(work_on, job=job, resize=maker.resizer, max_pixels=max_pixels)
+        sizing: dict[str, Any] = {"resizer": maker.resizer, "max_pixels": max_pixels}
+        work = partial(work_on, job=job, **sizing)
         with (
             one_thread(),
             quick_turns(),
@@ -450,10 +451,9 @@ class Run:
         ):
             groups = plan_groups(
                 tasks,
-                partial(find_input_sizes, resizer=maker.resizer, max_pixels=max_pixels),
+                None if self._is_suspicious else partial(find_input_sizes, **sizing),
                 batch_size=self.batch_size,
                 is_done=attrgetter("is_done"),
-                read_ahead=not self._is_suspicious,
             )
             ahead = 2 * self.batch_size + workers
             decoded = in_groups(pool.submit, groups, max_ahead=ahead)

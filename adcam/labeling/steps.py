@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,8 @@ from adcam.labeling.inputs import Resizer, plan_batches
 from adcam.structures import ClassMaps, PseudoMask
 
 if TYPE_CHECKING:
-    from adcam.labeling.labeler import PseudoLabeler
+    from adcam.labeling.labeler_options import LabelerOptions
+    from adcam.labeling.map_maker import MapMaker
     from adcam.labeling.mask_maker import MaskMaker
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """An image, RGB uint8 (h, w, 3), the size of its file, and what the network sees of it."""
+    """An image, RGB uint8 (h, w, 3), the size of its file, and its pixels at every scale."""
 
     task: Task
     img: np.ndarray
@@ -74,8 +75,7 @@ class Decoded:
     def __reduce__(self) -> tuple[Any, ...]:
         """Arrays in place of tensors, which take ten times as long to pickle."""
         # Pixels lie as they do in an image, their three values side by side.
-        arrays = [x.movedim(0, -1) if x.dtype == torch.uint8 else x for x in self.inputs]
-        sent = [array.contiguous().numpy() for array in arrays]
+        sent = [x.movedim(0, -1).contiguous().numpy() for x in self.inputs]
         return _rebuild_decoded, (self.task, self.img, self.ori_hw, sent, self.seconds)
 
 
@@ -86,8 +86,7 @@ def _rebuild_decoded(
     arrays: Sequence[np.ndarray],
     seconds: Seconds,
 ) -> Decoded:
-    tensors = [torch.from_numpy(array) for array in arrays]
-    inputs = tuple(x.movedim(-1, 0) if x.dtype == torch.uint8 else x for x in tensors)
+    inputs = tuple(torch.from_numpy(array).movedim(-1, 0) for array in arrays)
     return Decoded(task, img, ori_hw, inputs, seconds)
 
 
@@ -133,6 +132,18 @@ class Finished:
     task: Task
     entry: Mapping[str, Any]
     seconds: Seconds
+
+
+class Labeler(Protocol):
+    """What the steps need of a :class:`adcam.labeling.labeler.PseudoLabeler`."""
+
+    options: LabelerOptions
+    map_maker: MapMaker
+    mask_maker: MaskMaker
+
+    def predict_class_ids(self, scores: np.ndarray) -> tuple[int, ...]:
+        """Return the ids of the classes that an image shows by their probabilities (C,)."""
+        ...
 
 
 class Making(Protocol):
@@ -227,27 +238,15 @@ class MaskMaking:
         )
 
 
-def decode(task: Task, labeler: PseudoLabeler) -> Decoded | Failed:
-    """Read an image, bound its size, resize and normalise it for the network."""
-    return decode_with(
-        task, max_pixels=labeler.options.max_pixels, make_inputs=labeler.map_maker.make_inputs
-    )
-
-
-def decode_with(
-    task: Task,
-    *,
-    max_pixels: int,
-    make_inputs: Callable[[np.ndarray], tuple[torch.Tensor, ...]],
-) -> Decoded | Failed:
-    """Read an image, bound its size, and make of it what the network sees."""
+def decode(task: Task, *, resizer: Resizer, max_pixels: int) -> Decoded | Failed:
+    """Read an image, bound its size, and resize it for the network."""
     if task.problem:
         return Failed(task, task.problem, {})
     start = time.perf_counter()
     try:
         img = read_image(task.img_path) if task.packed is None else task.packed.load()
         small = fit_pixels(img, max_pixels)
-        inputs = make_inputs(small)
+        inputs = resizer(small)
     except OSError as error:  # whatever the reason, the next image may be readable
         return Failed(task, one_line(error), {"decode": time.perf_counter() - start})
     except (ValueError, MemoryError, RuntimeError) as error:
@@ -257,7 +256,7 @@ def decode_with(
 
 
 def infer_window(
-    images: Sequence[Decoded | Failed], labeler: PseudoLabeler, *, batch_size: int
+    images: Sequence[Decoded | Failed], labeler: Labeler, *, batch_size: int
 ) -> list[Mapped | Failed]:
     """Run network and method on a few images, those of equal input sizes together.
 
@@ -274,17 +273,9 @@ def infer_window(
     for indices in plan_batches([image.inputs for image in decoded], batch_size):
         batch = [decoded[i] for i in indices]
         if not all(image.task.is_done for image in batch):
-            results += infer_batch(batch, labeler)
+            results += compute_in_halves(batch, partial(_infer_together, labeler=labeler))
     wanted = (result for result in results if not result.task.is_done)
     return sorted(wanted, key=lambda result: result.task.index)
-
-
-def infer_batch(batch: Sequence[Decoded], labeler: PseudoLabeler) -> list[Mapped | Failed]:
-    """Run network and method on images of equal input sizes.
-
-    A batch that fails, for example because memory is short, is tried again in two halves.
-    """
-    return compute_in_halves(batch, partial(_infer_together, labeler=labeler))
 
 
 def compute_in_halves(
@@ -299,20 +290,18 @@ def compute_in_halves(
     Returns:
         The results in the order of ``batch``.
     """
-    if len(batch) == 1:
-        return compute(batch)
     try:
         return compute(batch)
     except (ValueError, MemoryError, RuntimeError) as error:
-        if not is_of_image(error):
+        if len(batch) == 1 or not is_of_image(error):
             raise
     # Not while the error is handled, which keeps what the batch had in memory.
     half = len(batch) // 2
     return [*compute_in_halves(batch[:half], compute), *compute_in_halves(batch[half:], compute)]
 
 
-def _infer_together(batch: Sequence[Decoded], labeler: PseudoLabeler) -> list[Mapped | Failed]:
-    """As :func:`infer_batch`; a batch of several images that fails raises the error."""
+def _infer_together(batch: Sequence[Decoded], labeler: Labeler) -> list[Mapped | Failed]:
+    """Run network and method on images of equal input sizes; of several, an error is raised."""
     start = time.perf_counter()
     maker = labeler.map_maker
     try:
@@ -359,24 +348,22 @@ def make_window(images: Sequence[Mapped | Failed], job: Making) -> list[Made | F
     If they fail together, for example because memory is short, each image is tried alone.
     """
     mapped = [image for image in images if isinstance(image, Mapped)]
-    if job.device == "cpu" or len(mapped) < 2:
-        return [make(image, job) for image in images]
-    start = time.perf_counter()
-    results: Iterator[Any] | None = None
-    try:
-        results = iter(job.make_batch(mapped))
-    except (ValueError, MemoryError, RuntimeError) as error:
-        if not is_of_image(error):
-            raise
-    if results is None:
-        return [make(image, job) for image in images]
-    spent = {job.step: (time.perf_counter() - start) / len(mapped)}
-    return [
-        image
-        if isinstance(image, Failed)
-        else Made(replace(image, img=NO_IMG), next(results), {**image.seconds, **spent})
-        for image in images
-    ]
+    if job.device != "cpu" and len(mapped) > 1:
+        start = time.perf_counter()
+        try:
+            results = iter(job.make_batch(mapped))
+        except (ValueError, MemoryError, RuntimeError) as error:
+            if not is_of_image(error):
+                raise
+        else:
+            spent = {job.step: (time.perf_counter() - start) / len(mapped)}
+            return [
+                image
+                if isinstance(image, Failed)
+                else Made(replace(image, img=NO_IMG), next(results), {**image.seconds, **spent})
+                for image in images
+            ]
+    return [make(image, job) for image in images]
 
 
 def finish(image: Mapped | Made | Failed, job: Job) -> Finished:
@@ -401,24 +388,21 @@ def work_on(
     item: Task | Mapped | Made | Failed,
     *,
     job: Job,
-    resize: Resizer,
+    resizer: Resizer,
     max_pixels: int,
 ) -> Any:
-    """Do what processes do beside a GPU: decode an image, or finish one.
-
-    Returns:
-        A :class:`Decoded` with pixels for inputs or a :class:`Failed`; or a :class:`Finished`.
-    """
+    """Do what processes do beside a GPU: :func:`decode` an image, or :func:`finish` one."""
     if isinstance(item, Task):
-        return decode_with(item, max_pixels=max_pixels, make_inputs=resize)
+        return decode(item, resizer=resizer, max_pixels=max_pixels)
     return finish(item, job)
 
 
 def label_window(
-    tasks: Sequence[Task], labeler: PseudoLabeler, job: Job, *, batch_size: int
+    tasks: Sequence[Task], labeler: Labeler, job: Job, *, batch_size: int
 ) -> list[Finished]:
     """Do all steps, one after the other, on a few images."""
-    decoded = [decode(task, labeler) for task in tasks]
+    resizer, max_pixels = labeler.map_maker.resizer, labeler.options.max_pixels
+    decoded = [decode(task, resizer=resizer, max_pixels=max_pixels) for task in tasks]
     images: Sequence[Mapped | Made | Failed]
     images = infer_window(decoded, labeler, batch_size=batch_size)
     if job.device != "cpu":

@@ -48,7 +48,6 @@ from adcam.labeling.steps import (
     Mapped,
     Task,
     decode,
-    decode_with,
     finish,
     infer_window,
     make,
@@ -89,7 +88,7 @@ def load_for_batches(path: Path, **options: Any) -> PseudoLabeler:
 
 def read(tasks: Sequence[Task], labeler: PseudoLabeler) -> list[Decoded | Failed]:
     resizer, most = labeler.map_maker.resizer, labeler.options.max_pixels
-    return [decode_with(task, max_pixels=most, make_inputs=resizer) for task in tasks]
+    return [decode(task, resizer=resizer, max_pixels=most) for task in tasks]
 
 
 def mask_job(labeler: PseudoLabeler, out: Path, maps_dtype: str | None = None) -> MaskJob:
@@ -102,16 +101,14 @@ def test_pixels_sent_to_another_process_become_the_inputs_of_this_one(
 ) -> None:
     labeler = load(tiny_checkpoint)
     tasks = make_photos(tmp_path / "photos", SIZES[:1])
-    (normalised,), (pixels,) = [decode(tasks[0], labeler)], read(tasks, labeler)
-    for image in (normalised, pixels):
-        sent = pickle.loads(pickle.dumps(image))
-        assert isinstance(image, Decoded) and isinstance(sent, Decoded)
-        for x, y in zip(image.inputs, sent.inputs, strict=True):
-            assert torch.equal(x, y) and x.dtype == y.dtype
-    assert isinstance(pixels, Decoded) and isinstance(normalised, Decoded)
-    assert {x.dtype for x in pixels.inputs} == {torch.uint8}
+    (image,) = read(tasks, labeler)
+    sent = pickle.loads(pickle.dumps(image))
+    assert isinstance(image, Decoded) and isinstance(sent, Decoded)
+    assert torch.equal(torch.from_numpy(sent.img), torch.from_numpy(image.img))
+    for x, y in zip(image.inputs, sent.inputs, strict=True):
+        assert torch.equal(x, y) and x.dtype == y.dtype == torch.uint8
     maker = labeler.map_maker
-    one, other = maker.run_inputs([normalised.inputs]), maker.run_inputs([pixels.inputs])
+    one, other = maker.run([image.img]), maker.run_inputs([sent.inputs])
     for a, b in zip(one.token_maps, other.token_maps, strict=True):
         assert torch.equal(a.cam, b.cam)
 
@@ -123,9 +120,9 @@ def test_batches_are_planned_of_images_of_one_size_unread(
     labeler = load(tiny_checkpoint)
     find = partial(find_input_sizes, resizer=labeler.map_maker.resizer, max_pixels=1 << 22)
 
-    def plan(tasks: Sequence[Task], batch_size: int = 2, **options: Any) -> list[list[int]]:
+    def plan(tasks: Sequence[Task], find: Any = find, batch_size: int = 2) -> list[list[int]]:
         done = attrgetter("is_done")
-        groups = plan_groups(tasks, find, batch_size=batch_size, is_done=done, **options)
+        groups = plan_groups(tasks, find, batch_size=batch_size, is_done=done)
         return [[task.index for task in group] for group in groups]
 
     groups = plan(tasks)
@@ -139,7 +136,8 @@ def test_batches_are_planned_of_images_of_one_size_unread(
     # Unknown sizes: larger groups, in which equal ones are looked for when they are read.
     tasks[1] = replace(tasks[1], img_path=tmp_path / "missing.png")
     assert [1] in plan(tasks)
-    assert plan(tasks, batch_size=1, read_ahead=False) == [[i] for i in range(7)]
+    assert plan(tasks, find=None) == [[0, 1, 2, 3, 4, 5, 6]]
+    assert plan(tasks, batch_size=1) == [[i] for i in range(7)]
     monkeypatch.setattr(inputs_module, "_WIDE_WINDOW", 2)
     assert {index for group in plan(tasks)[:3] for index in group} == {0, 1, 2, 3}
 

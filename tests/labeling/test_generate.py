@@ -29,7 +29,8 @@ from adcam.labeling import executor
 from adcam.labeling import mask_maker as mask_maker_module
 from adcam.labeling import run as run_module
 from adcam.labeling.generate import default_workers, generate
-from adcam.labeling.labeler import DEFAULT_RULE, PseudoLabeler
+from adcam.labeling.inputs import Resizer
+from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.maps_file import load_maps
 from adcam.labeling.mask_maker import MaskMaker
@@ -43,6 +44,7 @@ from adcam.labeling.steps import (
     infer_window,
     make_window,
 )
+from adcam.masks.background import DEFAULT_RULE
 from adcam.masks.crf import refine_batch
 from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.models.token_cam import TokenCAM
@@ -211,19 +213,19 @@ def test_names_and_memory_fail_one_image_alone(
     images = load_folder(photos)
     odd = [Record("nul\0", photos / "nul\0.png"), Record("../out", photos / "a.png")]
     images = ImageDataset(images.class_set, "all", [*images.records, *odd])
-    make_inputs, make_mask = MapMaker.make_inputs, MaskMaker.__call__
+    resize, make_mask = Resizer.__call__, MaskMaker.__call__
 
-    def allocate(self: MapMaker, img: np.ndarray) -> tuple[torch.Tensor, ...]:
+    def allocate(self: Resizer, img: np.ndarray) -> tuple[torch.Tensor, ...]:
         if img.shape[0] == 52:
             torch.empty(1 << 50)
-        return make_inputs(self, img)
+        return resize(self, img)
 
     def allocate_more(self: MaskMaker, *arguments: Any) -> object:
         if arguments[2][0] == 56:
             torch.empty(1 << 50)
         return make_mask(self, *arguments)
 
-    monkeypatch.setattr(MapMaker, "make_inputs", allocate)
+    monkeypatch.setattr(Resizer, "__call__", allocate)
     monkeypatch.setattr(MaskMaker, "__call__", allocate_more)
     result = generate(images, labeler, tmp_path / "out", labels="predicted", progress=False)
     errors = {failure.img_id: failure.error for failure in result.failed}
@@ -700,7 +702,8 @@ def test_what_fails_as_a_batch_is_tried_image_by_image(
     for index in range(3):
         make_photo(photos / f"{index}.png", index)
     tasks = [Task(index, f"{index}", photos / f"{index}.png", (index,)) for index in range(3)]
-    decoded = [decode(task, labeler) for task in tasks]
+    resizer = labeler.map_maker.resizer
+    decoded = [decode(task, resizer=resizer, max_pixels=1 << 22) for task in tasks]
     expected = infer_window(decoded, labeler, batch_size=1)
     run_inputs = MapMaker.run_inputs
     held: list[weakref.ref[torch.Tensor]] = []

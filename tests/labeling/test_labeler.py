@@ -25,17 +25,15 @@ from adcam.data.png import read_mask
 from adcam.errors import AdcamError
 from adcam.labeling import labeler as labeler_module
 from adcam.labeling import mask_maker
-from adcam.labeling.labeler import (
-    DEFAULT_RULE,
+from adcam.labeling.labeler import convert_image, hash_network, place_masks
+from adcam.labeling.labeler_options import (
     LabelerOptions,
-    convert_image,
-    hash_network,
     options_from_settings,
     refined_options,
 )
 from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.mask_maker import DeviceMaps, MaskMaker, resize_maps
-from adcam.masks.background import BackgroundRule, find_threshold, parse_rule
+from adcam.masks.background import DEFAULT_RULE, BackgroundRule, find_threshold, parse_rule
 from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.options import from_section
 from adcam.settings import CamSettings, MaskSettings, Settings, TestViews
@@ -489,15 +487,16 @@ def test_the_crf_follows_the_network_to_a_gpu_with_kernels(
     crf_device: str,
 ) -> None:
     labeler = load(tiny_checkpoint, crf="toco")
-    monkeypatch.setattr(labeler.map_maker, "device", torch.device(network_device))
-    monkeypatch.setattr(labeler_module, "available_backends", lambda: {"triton": reason})
-    assert labeler._find_crf_backend() == backend
-    assert labeler._find_crf_device() == crf_device
-    for asked, found in (("lattice", "cpu"), ("lattice-gpu", network_device)):
-        monkeypatch.setattr(labeler, "options", replace(labeler.options, crf_backend=asked))
-        if network_device != "cpu":
-            assert labeler._find_crf_device() == found
     assert labeler.describe()["crf_backend"] == labeler.mask_maker.crf_backend == "lattice"
+    device = torch.device(network_device)
+    monkeypatch.setattr(labeler_module, "available_backends", lambda: {"triton": reason})
+    assert place_masks(device, "toco", "auto") == (backend, crf_device)
+    assert place_masks(device, "toco", "lattice") == ("lattice", "cpu")
+    if network_device != "cpu":
+        assert place_masks(device, "toco", "lattice-gpu") == ("lattice-gpu", network_device)
+        return
+    with pytest.raises(AdcamError, match="on the GPU of the network, but the device is 'cpu'"):
+        place_masks(device, "toco", "lattice-gpu")
 
 
 @pytest.mark.parametrize("rule", ["0.4", "power:3", "otsu", "steepest:0.58"])

@@ -20,7 +20,7 @@ from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.data.sources import build_classes
 from adcam.data.voc import VOC_CLASSES
 from adcam.errors import AdcamError
-from adcam.labeling.labeler import LabelerOptions, options_from_settings
+from adcam.labeling.labeler_options import LabelerOptions, options_from_settings
 from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.recipe import run as recipe_module
 from adcam.recipe.run import OF_REFINEMENT, STAGES, load_recipe, open_recipe
