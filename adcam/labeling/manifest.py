@@ -176,6 +176,18 @@ class Manifest:
         self._lines, self._end, self.num_lines = lines, end, len(lines)
 
 
+def read_entry(manifests: Sequence[Manifest], img_id: str) -> Entry:
+    """Read the newest entry of an image; of several manifests' one that is ``"ok"``, if any.
+
+    Raises:
+        KeyError: No manifest lists it.
+    """
+    entries = [manifest[img_id] for manifest in manifests if img_id in manifest]
+    if not entries:
+        raise KeyError(img_id)
+    return next((entry for entry in entries if entry["status"] == "ok"), entries[0])
+
+
 def read_manifest(path: Path) -> Iterator[tuple[int, int, Entry]]:
     """Yield byte offset, length and entry of every line, but for a last one torn by a kill.
 

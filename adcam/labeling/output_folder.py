@@ -32,7 +32,7 @@ from adcam.errors import AdcamError
 from adcam.files import (
     file_of_id,
     hash_bytes,
-    hash_or_none,
+    hash_file,
     parse_json,
     read_json,
     refuse_links,
@@ -45,11 +45,12 @@ from adcam.labeling.manifest import (
     Entry,
     Manifest,
     check_entry,
+    read_entry,
     read_manifest,
     read_manifest_table,
 )
 from adcam.labeling.shards import SHARDS_DIR, WHOLE, Shard, find_shards
-from adcam.remote_files import is_url
+from adcam.remote_files import find_size, is_url, read_part
 from adcam.structures import ClassSet
 
 if TYPE_CHECKING:
@@ -105,21 +106,17 @@ def result_files(folder: Path, img_id: str) -> dict[str, Path]:
 
 
 def describe_files(files: Mapping[str, Path]) -> dict[str, Any]:
-    """Describe the files of an image for its manifest entry: hashes and sizes in bytes.
-
-    Args:
-        files: ``"mask"`` and, where there are maps, ``"maps"``.
-    """
-    described: dict[str, Any] = {}
-    for key in (MASK, MAPS):
-        path = files.get(key)
-        described[key] = None if path is None else hash_or_none(path)
-        described[f"{key}_bytes"] = path.stat().st_size if path and path.is_file() else None
-    return described
+    """Describe the files of an image, of which some may be missing, for its manifest entry."""
+    there = {key: path.read_bytes() for key, path in files.items() if path.is_file()}
+    return describe_contents(there)
 
 
 def describe_contents(contents: Mapping[str, bytes]) -> dict[str, Any]:
-    """Describe the files of an image by what is in them (:func:`describe_files`)."""
+    """Describe the files of an image by what is in them: hashes and sizes in bytes.
+
+    Args:
+        contents: ``"mask"`` and, where there are maps, ``"maps"``.
+    """
     described: dict[str, Any] = {}
     for key in (MASK, MAPS):
         content = contents.get(key)
@@ -292,15 +289,12 @@ class OutputFolder:
         return img_id in self._manifest or any(img_id in other for other in self._others)
 
     def __getitem__(self, img_id: str) -> Entry:
-        """Return the newest entry of an image; of several manifests' one that is ``"ok"``, if any.
+        """Return the newest entry of an image (:func:`adcam.labeling.manifest.read_entry`).
 
         Raises:
             KeyError: No manifest lists it.
         """
-        entries = [m[img_id] for m in (self._manifest, *self._others) if img_id in m]
-        if not entries:
-            raise KeyError(img_id)
-        entry = next((entry for entry in entries if entry["status"] == "ok"), entries[0])
+        entry = read_entry((self._manifest, *self._others), img_id)
         return {key: value for key, value in entry.items() if key != "index"}
 
     def is_done(
@@ -323,7 +317,8 @@ class OutputFolder:
         entry = self[img_id]
         if entry["status"] != "ok" or any(entry.get(k) != v for k, v in expected.items()):
             return False
-        return not find_changes(entry, result_files(self.path, img_id) if files is None else files)
+        files = result_files(self.path, img_id) if files is None else files
+        return not any(find_changes(entry, files))
 
     def append(self, entry: Entry) -> None:
         """Add an entry, handed to the operating system before this returns."""
@@ -656,43 +651,48 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
     raise AdcamError(f"{path} was not written by `adcam generate`; take another folder")
 
 
-def find_changes(entry: Entry, files: Mapping[str, Path]) -> list[str]:
-    """Compare the files of an image with the hashes that its entry states.
+def find_changes(
+    entry: Entry, files: Mapping[str, Path], *, by_size: bool = False
+) -> Iterator[str]:
+    """Compare the files of an image with the sizes and hashes that its entry states.
 
     Args:
         entry: The entry; a file whose hash it does not state may be anything.
         files: The files by key.
+        by_size: As for :func:`find_change`.
 
-    Returns:
+    Yields:
         What has happened to each file that is not as it was: ``"the mask is missing"``, …
     """
-    changes = []
     for key, path in files.items():
-        if (stated := entry.get(key)) is None:
-            continue
-        if path.is_symlink():
-            changes.append(f"the {name_file(key)} is a symbolic link")
-        elif (found := hash_or_none(path)) != stated:
-            what = "is missing" if found is None else "has changed"
-            changes.append(f"the {name_file(key)} {what}")
-    return changes
+        if (digest := entry.get(key)) is not None:
+            change = find_change(path, digest, entry.get(f"{key}_bytes"), by_size=by_size)
+            if change is not None:
+                yield f"the {name_file(key)} {change}"
 
 
-def find_size_changes(entry: Entry, files: Mapping[str, Path]) -> list[str]:
-    """Compare the files of an image with the sizes that its entry states (:func:`find_changes`)."""
-    changes = []
-    for key, path in files.items():
-        if entry.get(key) is None:
-            continue
-        stated = entry.get(f"{key}_bytes")
-        found = path.lstat().st_size if path.is_file() else None
-        if path.is_symlink():
-            changes.append(f"the {name_file(key)} is a symbolic link")
-        elif found is None:
-            changes.append(f"the {name_file(key)} is missing")
-        elif stated is not None and found != stated:
-            changes.append(f"the {name_file(key)} has {found} bytes instead of {stated}")
-    return changes
+def find_change(path: str | Path, digest: Any, size: Any, *, by_size: bool = False) -> str | None:
+    """Compare a file, of this machine or behind a URL, with what is stated of it.
+
+    Args:
+        path: The file.
+        digest: Its hash; ``None`` where it may be any.
+        size: Its size in bytes; ``None`` where it may be any.
+        by_size: Whether the size alone is compared, which reads nothing.
+
+    Returns:
+        What has happened to it, such as ``"has changed"``; ``None`` if nothing has.
+    """
+    if not is_url(path) and Path(path).is_symlink():
+        return "is a symbolic link"
+    if (found := find_size(path)) is None:
+        return "is missing"
+    if size is not None and str(found) != str(size):
+        return f"has {found} bytes instead of {size}"
+    if by_size or digest is None:
+        return None
+    found_digest = hash_bytes(read_part(path)) if is_url(path) else hash_file(path)
+    return None if found_digest == digest else "has changed"
 
 
 def name_file(key: str) -> str:

@@ -30,6 +30,7 @@ from adcam.labeling.output_folder import (
     CONFIG_NAME,
     check_config,
     encode_config,
+    find_change,
     make_folder,
     make_plan,
     refuse_part,
@@ -40,7 +41,6 @@ from adcam.labeling.output_folder import (
 from adcam.labeling.packed_parts import (
     FORMATS,
     encode_part,
-    find_data_change,
     read_part_files,
     read_part_manifest,
     relative_name,
@@ -240,8 +240,9 @@ class PackedFolder:
                     if self._folder is None:  # perhaps the store did not answer
                         raise
                     continue  # damaged: the part is made again
+                digest, size = stated.get("data_hash"), stated.get("data_bytes")
                 # A store is not made to send everything again for its hash.
-                if find_data_change(data, stated, by_size=self._folder is None) is None:
+                if find_change(data, digest, size, by_size=self._folder is None) is None:
                     yield from zip(rows["id"], rows["status"], strict=True)
 
     def is_done(

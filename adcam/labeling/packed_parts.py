@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from adcam.errors import AdcamError
-from adcam.files import check_img_id, hash_bytes, hash_file, parse_json
+from adcam.files import check_img_id, hash_bytes, parse_json
 from adcam.labeling.manifest import COLUMNS, Entry, to_entries
 from adcam.labeling.output_folder import CONFIG_NAME, check_plan
 from adcam.labeling.shards import MAX_SHARDS, SHARDS_DIR, WHOLE, Shard
@@ -97,7 +97,7 @@ def read_part_manifest(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
 
     Returns:
         Its entries by image id, without the keys that an entry does not have; and what it states of
-        the part's data: ``data_bytes``, ``data_hash``.
+        the part's data: ``data_bytes``, ``data_hash``, which folders of earlier versions lack.
 
     Raises:
         AdcamError: It is damaged.
@@ -105,31 +105,6 @@ def read_part_manifest(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
     columns, stated = read_table(path, COLUMNS)
     entries = {entry["id"]: entry for entry in to_entries(columns, path)}
     return entries, stated
-
-
-def find_data_change(path: str, stated: Mapping[str, str], *, by_size: bool) -> str | None:
-    """Compare the data of a part with what its manifest states.
-
-    Args:
-        path: The data.
-        stated: What :func:`read_part_manifest` says of them; without sizes and hashes, as in
-            folders of earlier versions, they may be anything.
-        by_size: Whether the size alone is compared, which reads nothing.
-
-    Returns:
-        What has happened to them, such as ``"has changed"``; ``None`` if nothing has.
-    """
-    if not is_url(path) and Path(path).is_symlink():
-        return "is a symbolic link"
-    found, expected = find_size(path), stated.get("data_bytes")
-    if found is None:
-        return "is missing"
-    if expected is not None and str(found) != expected:
-        return f"has {found} bytes instead of {expected}"
-    if by_size or "data_hash" not in stated:
-        return None
-    found_hash = hash_bytes(read_part(path)) if is_url(path) else hash_file(path)
-    return None if found_hash == stated["data_hash"] else "has changed"
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from typing import Any
 from adcam.errors import AdcamError
 from adcam.files import hash_values, read_json
 from adcam.labeling.executor import run_ahead
-from adcam.labeling.manifest import Entry, Manifest
+from adcam.labeling.manifest import Entry, Manifest, read_entry
 from adcam.labeling.merge import Division, choose_division
 from adcam.labeling.output_folder import (
     CONFIG_NAME,
     MAPS_DIR,
     MASK_DIR,
     describe_contents,
+    find_change,
     find_changes,
-    find_size_changes,
     manifest_path,
     name_file,
     result_files,
@@ -29,7 +29,6 @@ from adcam.labeling.packed_parts import (
     RESULTS,
     Part,
     find_config,
-    find_data_change,
     find_parts,
     read_part_files,
     read_part_manifest,
@@ -96,10 +95,11 @@ def verify_folder(path: str | Path, *, by_size: bool = False) -> Verification:
     manifests = [Manifest(manifest_path(path, shard)) for shard in shards]
     config_hash = hash_values(read_json(path / CONFIG_NAME))
     known: set[str] = set()
+    img_ids = dict.fromkeys(img_id for manifest in manifests for img_id in manifest)
     with ThreadPoolExecutor(_READERS) as pool:
         checked = run_ahead(
             lambda entry: pool.submit(_check, path, entry, by_size),
-            _newest(manifests),
+            (read_entry(manifests, img_id) for img_id in img_ids),
             max_ahead=4 * _READERS,
         )
         for entry, changes in checked:
@@ -166,13 +166,14 @@ def _read_part(
     if not is_url(part.manifest) and Path(part.manifest).is_symlink():
         raise AdcamError("its manifest is a symbolic link")
     entries, stated = read_part_manifest(part.manifest)
-    change = find_data_change(part.data, stated, by_size=True)
+    digest, size = stated.get("data_hash"), stated.get("data_bytes")
+    change = find_change(part.data, digest, size, by_size=True)
     if by_size or change:
         return entries, {}, change
     files = read_part_files(part.data)
     if _check_part(entries, files):
         return entries, files, None  # the images say what has changed
-    return entries, files, find_data_change(part.data, stated, by_size=False)
+    return entries, files, find_change(part.data, digest, size)
 
 
 def _check_part(
@@ -194,18 +195,6 @@ def _check_part(
     return changes
 
 
-def _newest(manifests: list[Manifest]) -> Iterator[Entry]:
-    """One entry an image: of several manifests' one that is ``"ok"``, if any."""
-    seen: set[str] = set()
-    for number, manifest in enumerate(manifests):
-        for img_id in manifest:
-            if img_id in seen:
-                continue
-            seen.add(img_id)
-            entries = [other[img_id] for other in manifests[number:] if img_id in other]
-            yield next((entry for entry in entries if entry["status"] == "ok"), entries[0])
-
-
 def _check(path: Path, entry: Entry, by_size: bool) -> tuple[Entry, list[str]]:
     if entry["status"] == "failed":
         return entry, []
@@ -213,8 +202,7 @@ def _check(path: Path, entry: Entry, by_size: bool) -> tuple[Entry, list[str]]:
         files = result_files(path, entry["id"])
     except AdcamError as error:
         return entry, [str(error)]
-    changes = find_size_changes(entry, files)
-    return entry, changes if changes or by_size else find_changes(entry, files)
+    return entry, [*find_changes(entry, files, by_size=by_size)]
 
 
 def _find_orphans(path: Path, known: set[str]) -> Iterator[str]:

@@ -354,7 +354,7 @@ def test_edited_and_deleted_masks_are_found(tmp_path: Path) -> None:
     assert record is not None
 
     def changes(img_id: str) -> list[str]:
-        return find_changes(record.entries[img_id], result_files(out, img_id))
+        return [*find_changes(record.entries[img_id], result_files(out, img_id))]
 
     assert changes("a") == changes("sub/b.1") == []
     write_mask(out / "masks" / "a.png", np.zeros((2, 3), np.uint8), voc_palette())
