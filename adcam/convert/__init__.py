@@ -4,6 +4,18 @@ Whatever is converted, images go one by one and in the order of their ids, so th
 the same bytes and memory does not grow with the number of images. Files are written atomically;
 what an interrupted run wrote is kept, and a file that cannot be converted is named at the end and
 stops nothing.
+
+Arguments of one name mean the same in all converters:
+
+* ``masks`` is a folder of ``<id>.png``, or an output folder of this project.
+* ``out`` is the file, or the folder of files, to write.
+* ``class_set`` has the classes; ``None`` takes those that the source says, else VOC's.
+* ``images`` is the folder of the images; ``None`` takes those that an output folder names.
+* ``image_suffix``: where an image is not known, its name is its id with this suffix.
+* ``values`` says what mask values are read as, e.g. ``"255=1"``.
+* ``split`` is ``"train"``, ``"val"`` or ``"test"``; a folder takes one after the other.
+* ``overwrite``: whether what is there is made again, or else kept or refused.
+* ``progress``: whether progress is shown on standard error.
 """
 
 from __future__ import annotations

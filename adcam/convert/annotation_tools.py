@@ -46,19 +46,8 @@ def convert_masks_to_label_studio(
     """Masks as tasks with pre-annotations that people correct with Label Studio's brush.
 
     Written are ``tasks.json`` to import and ``label_config.xml``, the labelling interface that the
-    pre-annotations belong to. Uncertain pixels (255) are left out.
-
-    Args:
-        masks: Folder of ``<id>.png``, or an output folder of this project.
-        out: Folder to write into.
-        class_set: The classes; ``None`` takes those of the output folder, else VOC's.
-        images: Folder of the images; ``None`` takes those that an output folder names.
-        image_suffix: Where an image is not known, its name is its id with this suffix.
-        url_prefix: What stands before the path of an image below its folder; by default Label
-            Studio's local storage.
-        values: What mask values are read as, e.g. ``"255=1"``.
-        overwrite: Whether ``out`` may be replaced.
-        progress: Whether progress is shown on standard error.
+    pre-annotations belong to. Uncertain pixels (255) are left out. ``url_prefix`` stands before the
+    path of an image below its folder; by default it is that of Label Studio's local storage.
 
     Raises:
         AdcamError: There are no masks, or ``tasks.json`` exists.
@@ -77,8 +66,7 @@ def convert_masks_to_label_studio(
     tasks = list(make_each(source.paths, encode, counts.failed, progress))
     write_json(path / "tasks.json", tasks, indent=None)
     write_text(path / "label_config.xml", _format_interface(source.class_set))
-    notes = [*source.describe_names(image_suffix), *source.describe()]
-    return counts.finish("masks-to-label-studio", path, notes)
+    return counts.finish("masks-to-label-studio", path, source.describe(image_suffix))
 
 
 def _format_interface(class_set: ClassSet) -> str:
@@ -105,14 +93,8 @@ def convert_label_studio_to_masks(
 ) -> Converted:
     """An export of Label Studio in its JSON format as masks: brushes and polygons.
 
-    Where regions overlap, the one of fewer pixels is on top.
-
-    Args:
-        tasks: The JSON file.
-        out: Folder for ``<id>.png``.
-        class_set: The classes; ``None`` takes all labels of the file, sorted by name.
-        overwrite: Whether masks that are there are made again.
-        progress: Whether progress is shown on standard error.
+    Where regions overlap, the one of fewer pixels is on top. Without ``class_set``, the classes are
+    all labels of the file, sorted by name.
 
     Raises:
         AdcamError: The file is no such export, has no brush or polygon, or names a label that is
@@ -158,16 +140,6 @@ def convert_masks_to_cvat(
 
     Uncertain pixels (255) are left out.
 
-    Args:
-        masks: Folder of ``<id>.png``, or an output folder of this project.
-        out: The XML file to write.
-        class_set: The classes; ``None`` takes those of the output folder, else VOC's.
-        images: Folder of the images; ``None`` takes those that an output folder names.
-        image_suffix: Where an image is not known, its name is its id with this suffix.
-        values: What mask values are read as, e.g. ``"255=1"``.
-        overwrite: Whether ``out`` may be replaced.
-        progress: Whether progress is shown on standard error.
-
     Raises:
         AdcamError: There are no masks, or ``out`` exists.
         OSError: ``out`` cannot be written.
@@ -186,8 +158,7 @@ def convert_masks_to_cvat(
     for element in make_each(source.paths, encode, counts.failed, progress):
         elements.append(element)
     write_bytes(path, encode_file(elements, source.class_set))
-    notes = [*source.describe_names(image_suffix), *source.describe()]
-    return counts.finish("masks-to-cvat", path, notes)
+    return counts.finish("masks-to-cvat", path, source.describe(image_suffix))
 
 
 def convert_cvat_to_masks(
@@ -200,13 +171,8 @@ def convert_cvat_to_masks(
 ) -> Converted:
     """An export "CVAT for images 1.1" as masks: its masks and polygons, by their order in depth.
 
-    Args:
-        annotations: The XML file.
-        out: Folder for ``<id>.png``; an image without a shape is all background,
-            one with only boxes or other shapes is listed as failed.
-        class_set: The classes; ``None`` takes the labels of the file in their order.
-        overwrite: Whether masks that are there are made again.
-        progress: Whether progress is shown on standard error.
+    An image without a shape is all background; one with only boxes or other shapes is listed as
+    failed. Without ``class_set``, the classes are the labels of the file in their order.
 
     Raises:
         AdcamError: The file is no such export, or names a label that is no class.

@@ -66,19 +66,9 @@ def convert_masks_to_coco(
     """Masks as COCO's json.
 
     Of run lengths :func:`convert_coco_to_masks` makes the same masks again, 255 included. Category
-    ids are mask values, for COCO's 80 classes the official ids.
-
-    Args:
-        masks: Folder of ``<id>.png``, or an output folder of this project.
-        out: The json file to write.
-        class_set: The classes; ``None`` takes those of the output folder, else VOC's.
-        objects: What is one annotation: a ``"class"``, or each ``"component"`` of it.
-        polygons: Whether outlines are written in place of run lengths.
-        images: Folder of the images; ``None`` takes those that an output folder names.
-        image_suffix: Where an image is not known, its name is its id with this suffix.
-        values: What mask values are read as, e.g. ``"255=1"``.
-        overwrite: Whether ``out`` may be replaced.
-        progress: Whether progress is shown on standard error.
+    ids are mask values, for COCO's 80 classes the official ids. One annotation is a class of an
+    image (``objects="class"``) or each connected part of it (``"component"``), as run lengths or,
+    with ``polygons``, as outlines.
 
     Raises:
         AdcamError: There are no masks, ``out`` exists, or pycocotools is missing.
@@ -115,8 +105,7 @@ def convert_masks_to_coco(
         categories.append(IGNORE_CATEGORY)
     content = {"images": entries, "annotations": annotations, "categories": categories}
     write_json(out, content, indent=None)
-    notes = [f"{len(annotations)} annotations", *source.describe_names(image_suffix)]
-    notes += source.describe()
+    notes = [f"{len(annotations)} annotations", *source.describe(image_suffix)]
     return counts.finish("masks-to-coco", out, notes)
 
 
@@ -132,16 +121,9 @@ def convert_coco_to_masks(
 ) -> Converted:
     """Any json file in COCO's form as masks (rules: :mod:`adcam.data.coco_json`).
 
-    Args:
-        annotations: The json file; its categories are matched with the classes by name.
-        out: Folder for ``<id>.png``, the id being ``file_name`` without suffix.
-        class_set: The classes and their mask values, which may be some of the file's; ``None``
-            takes the file's categories in the order of their ids, with the values 1..K (COCO's and
-            VOC's own where the ids are theirs).
-        crowd: ``"ignore"`` or ``"skip"``.
-        overlap: ``"small"`` or ``"first"``.
-        overwrite: Whether masks that are there are made again.
-        progress: Whether progress is shown on standard error.
+    The categories are matched with the classes, which may be some of them, by name. Without
+    ``class_set``, they are the classes in the order of their ids, with the values 1..K (COCO's and
+    VOC's own where the ids are theirs).
 
     Raises:
         AdcamError: The file is not in COCO's form, has categories outside the classes, or
@@ -182,14 +164,7 @@ def _find_classes(file: CocoFile, name: str) -> ClassSet:
 
 
 class CocoDrawer:
-    """Draws the masks of a json file, and counts objects that leave no pixel.
-
-    Args:
-        images: The images of the file.
-        value_of: Mask value by category id.
-        crowd: As for :func:`adcam.data.coco_json.draw_objects`.
-        overlap: As for :func:`adcam.data.coco_json.draw_objects`.
-    """
+    """Draws the masks of a json file, and counts objects that leave no pixel."""
 
     def __init__(
         self,
@@ -245,17 +220,7 @@ def convert_masks_to_yolo(
 
     Written are ``labels/<split>/<id>.txt``, one line a connected part of a class; copies of the
     images as ``images/<split>/<id>.jpg``; and ``data.yaml`` with the classes, numbered from 0 in
-    the order of ``class_set``. Uncertain pixels (255) cannot be written and become background.
-
-    Args:
-        masks: Folder of ``<id>.png``, or an output folder of this project.
-        out: Folder to write into; run again with another split, it gets that one too.
-        class_set: The classes; ``None`` takes those of the output folder, else VOC's.
-        images: Folder of the images; ``None`` takes those that an output folder names.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        values: What mask values are read as, e.g. ``"255=1"``.
-        overwrite: Whether files that are there are made again.
-        progress: Whether progress is shown on standard error.
+    the order of the classes. Uncertain pixels (255) cannot be written and become background.
 
     Raises:
         AdcamError: There are no masks, ``split`` is another word, or ``out`` holds files of other
@@ -279,7 +244,7 @@ def convert_masks_to_yolo(
     counts = convert_each(source.paths, encode, folder, _yolo_text(classes), options)
     missing = _copy_images(source, root / "images" / split, counts.failed)
     write_text(root / "data.yaml", _format_data_yaml(root, classes))
-    notes = source.describe()
+    notes = [*source.describe()]
     if missing:
         notes.append(f"{missing} images are not known or not there; put them in images/{split}")
     return counts.finish("masks-to-yolo", root, notes)
@@ -333,14 +298,8 @@ def convert_yolo_to_masks(
 ) -> Converted:
     """Text files of Ultralytics as masks, an image without a file as one without objects.
 
-    Args:
-        labels: Folder of ``<id>.txt``.
-        out: Folder for ``<id>.png``.
-        class_set: The classes, numbered from 0 in the text files; ``None`` takes those of
-            ``data.yaml`` or ``classes.txt`` in this folder or above, else VOC's.
-        images: Folder of the images, whose sizes are needed.
-        overwrite: Whether masks that are there are made again.
-        progress: Whether progress is shown on standard error.
+    Without ``class_set``, the classes are those of ``data.yaml`` or ``classes.txt`` in the folder
+    ``labels`` or above, else VOC's.
 
     Raises:
         AdcamError: A folder is missing or empty, a text file belongs to no image, or the list of

@@ -27,15 +27,9 @@ def convert_voc_labels(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Converted:
-    """Labels of VOC's XML annotations: names of all objects, difficult ones included.
+    """Labels of the images in VOC's list ``split``: names of all objects, difficult ones included.
 
-    Args:
-        voc: VOC root.
-        out: The CSV file to write.
-        class_set: The classes, ``None`` for VOC's; of VOC's own, those outside it are skipped.
-        split: Name of the list.
-        overwrite: Whether ``out`` may be replaced.
-        progress: Whether progress is shown on standard error.
+    Where ``class_set`` has VOC's classes, those outside it are skipped.
 
     Raises:
         AdcamError: There is no such root or list, or ``out`` exists.
@@ -67,14 +61,7 @@ def convert_mask_labels(
 ) -> Converted:
     """Labels of masks: the classes that have at least one pixel.
 
-    Args:
-        masks: Folder of ``<id>.png``, or an output folder of this project.
-        out: The CSV file to write.
-        class_set: The classes; ``None`` takes those of the output folder, else VOC's. Another value
-            in a mask is that image's failure.
-        values: What mask values are read as, e.g. ``"255=1"``.
-        overwrite: Whether ``out`` may be replaced.
-        progress: Whether progress is shown on standard error.
+    A value of no class in a mask is that image's failure.
 
     Raises:
         AdcamError: There are no masks, or ``out`` exists.
@@ -101,12 +88,7 @@ def convert_irn_labels(
 ) -> Converted:
     """Labels of a ``cls_labels.npy`` (:func:`adcam.data.labels.read_cls_labels_npy`).
 
-    Args:
-        npy: The file; numbers (2007000032) and text (``"2007_000032"``) name images.
-        out: The CSV file to write.
-        class_set: The classes, in the order of the file's vectors; ``None`` for VOC's.
-        overwrite: Whether ``out`` may be replaced.
-        progress: Whether progress is shown on standard error.
+    The classes are in the order of the file's vectors.
 
     Raises:
         AdcamError: The file is missing or no such file, or ``out`` exists.
@@ -125,15 +107,9 @@ def convert_label_table(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Converted:
-    """Labels of any file that :func:`adcam.data.labels.read_labels` understands.
+    """Labels of any file, or folder, that :func:`adcam.data.labels.read_labels` understands.
 
-    Args:
-        table: The file, or a folder of annotations.
-        out: The CSV file to write.
-        class_set: The classes; ``None`` takes those that the file lists, in its order (its columns,
-            COCO's categories), or else the names that it uses, sorted.
-        overwrite: Whether ``out`` may be replaced.
-        progress: Whether progress is shown on standard error.
+    Without ``class_set``, the classes are those that it says.
 
     Raises:
         AdcamError: The file cannot be understood, or ``out`` exists.

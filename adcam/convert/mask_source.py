@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,24 +65,22 @@ class MaskSource:
             return f"{img_id}{suffix}"
         return "/".join(path.parts[-len(img_id.split("/")) :])
 
-    def describe_names(self, suffix: str) -> list[str]:
-        """What a user should know of the names that :meth:`name_of` gives the images."""
-        unknown = [img_id for img_id in self.paths if img_id not in self.image_paths]
-        if not unknown:
-            return []
-        return [
-            f"{len(unknown)} of {len(self.paths)} images are not known and named as "
-            f"{unknown[0]}{suffix}; --images names their folder, --image-suffix another suffix"
-        ]
+    def describe(self, suffix: str | None = None) -> Iterator[str]:
+        """What a user should know of the values of the masks read so far.
 
-    def describe(self) -> list[str]:
-        """What a user should know of the values of the masks read so far."""
-        if not self.pixels[IGNORE_INDEX] or self.pixels[1:IGNORE_INDEX].any():
-            return []
-        return [
-            f"all masks hold only 0 and {IGNORE_INDEX}, which means 'ignored'; if it means the "
-            f"object, --values {IGNORE_INDEX}=1 reads it as the first class"
-        ]
+        With a ``suffix``, also of the names that :meth:`name_of` gives the images by it.
+        """
+        unknown = [img_id for img_id in self.paths if img_id not in self.image_paths]
+        if suffix is not None and unknown:
+            yield (
+                f"{len(unknown)} of {len(self.paths)} images are not known and named as "
+                f"{unknown[0]}{suffix}; --images names their folder, --image-suffix another suffix"
+            )
+        if self.pixels[IGNORE_INDEX] and not self.pixels[1:IGNORE_INDEX].any():
+            yield (
+                f"all masks hold only 0 and {IGNORE_INDEX}, which means 'ignored'; if it means the "
+                f"object, --values {IGNORE_INDEX}=1 reads it as the first class"
+            )
 
 
 def find_masks(

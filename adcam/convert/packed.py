@@ -21,14 +21,8 @@ def convert_unpack(
 ) -> Converted:
     """Write the files of packed results into an output folder, as ``adcam generate`` writes them.
 
-    Every file is checked against the hash that its manifest states. The folder can be used and
-    resumed like any other.
-
-    Args:
-        packed: The folder of packed results, of this machine or a URL.
-        out: The output folder.
-        overwrite: Whether files of an earlier run are written again.
-        progress: Whether to show progress on standard error.
+    The packed folder may be a URL. Every file is checked against the hash that its manifest states.
+    The output folder can be used and resumed like any other.
 
     Raises:
         AdcamError: The packed folder is damaged or not complete, or ``out`` holds another run.

@@ -81,20 +81,17 @@ class ClassCounts:
         counts = count_values(mask, self.class_set.mask_values)
         self.pixels += counts
         ids = [i for i, value in enumerate(self.class_set.mask_values) if counts[value]]
-        self._add(img_id, ids, f"{mask.shape[0]} {mask.shape[1]}\n".encode() + mask.tobytes())
+        self.add_file(img_id, ids, f"{mask.shape[0]} {mask.shape[1]}\n".encode() + mask.tobytes())
 
     def add_labels(self, img_id: str, class_ids: Iterable[int]) -> None:
         """Count an image's labels, class ids from 0."""
         ids = sorted(class_ids)
-        self._add(img_id, ids, " ".join(map(str, ids)).encode())
+        self.add_file(img_id, ids, " ".join(map(str, ids)).encode())
 
     def add_file(self, img_id: str, class_ids: Iterable[int], content: bytes) -> None:
         """Count a file that shows some classes."""
-        self._add(img_id, sorted(class_ids), content)
-
-    def _add(self, img_id: str, class_ids: list[int], content: bytes) -> None:
         self.num_images += 1
-        self.images[class_ids] += 1
+        self.images[sorted(class_ids)] += 1
         self._hash.update(f"{img_id}\n{len(content)}\n".encode() + content)
 
     def finish(self, what: str, out: Path, notes: Iterable[str] = ()) -> Converted:

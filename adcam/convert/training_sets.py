@@ -58,16 +58,6 @@ def convert_masks_to_mmseg(
     masks with the values 0..K in the order of the classes (0 background, 255 ignored); and
     ``dataset.py``, a config to start from: ``_base_ = ["…/dataset.py", …]``.
 
-    Args:
-        masks: Folder of ``<id>.png``, or an output folder of this project.
-        out: Folder to write into; run again with another split, it gets that one too.
-        class_set: The classes; ``None`` takes those of the output folder, else VOC's.
-        images: Folder of the images; ``None`` takes those that an output folder names.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        values: What mask values are read as, e.g. ``"255=1"``.
-        overwrite: Whether files that are there are made again.
-        progress: Whether progress is shown on standard error.
-
     Raises:
         AdcamError: There are no masks, ``split`` is another word, an image has another suffix than
             the others, or ``out`` holds files of other settings.
@@ -194,16 +184,6 @@ def convert_masks_to_hf(
     ``mask`` and ``labels`` (names of the classes in the mask), and ``id2label.json`` with the class
     of each mask value, as the hub's segmentation sets have it.
 
-    Args:
-        masks: Folder of ``<id>.png``, or an output folder of this project.
-        out: Folder to write into; run again with another split, it gets that one too.
-        class_set: The classes; ``None`` takes those of the output folder, else VOC's.
-        images: Folder of the images; ``None`` takes those that an output folder names.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        values: What mask values are read as, e.g. ``"255=1"``.
-        overwrite: Whether the files of this split may be replaced.
-        progress: Whether progress is shown on standard error.
-
     Raises:
         AdcamError: There are no masks, the split is another word or there already, or pyarrow is
             missing.
@@ -275,17 +255,9 @@ def convert_hf_to_masks(
     """The mask column of a data set of Hugging Face (Parquet files) as masks.
 
     Ids are the paths of the images that the rows hold, or else of the masks, or else ``row0`` and
-    so on over all files in the order of their names.
-
-    Args:
-        dataset: A Parquet file, or a folder of them; ``dataset.to_parquet(FILE)`` writes one.
-        out: Folder for ``<id>.png``.
-        class_set: The classes; ``None`` takes those of ``id2label.json`` in the folder, else VOC's.
-        mask_column: The column of the masks; ``None`` takes ``mask``, ``label``, ``annotation`` or
-            ``labels``, the first that holds images.
-        values: What mask values are read as, e.g. ``"255=1"``.
-        overwrite: Whether masks that are there are made again.
-        progress: Whether progress is shown on standard error.
+    so on over all files in the order of their names. Without ``class_set``, the classes are those
+    of ``id2label.json`` in the folder, else VOC's; without ``mask_column``, the masks are in
+    ``mask``, ``label``, ``annotation`` or ``labels``, the first that holds images.
 
     Raises:
         AdcamError: There are no such files, a file has no column of masks, or two rows have one id.

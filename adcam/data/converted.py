@@ -16,10 +16,7 @@ CONVERTED_NAME = "convert.json"
 
 
 def read_converted_classes(masks: str | Path) -> ClassSet | None:
-    """Read the classes of masks that ``adcam convert`` made.
-
-    Args:
-        masks: The folder of the masks, in which ``convert.json`` says their classes.
+    """Read the classes of masks that ``adcam convert`` made, from the ``convert.json`` there.
 
     Returns:
         The classes by ascending mask value, in the colours of the masks; ``None`` if the file is

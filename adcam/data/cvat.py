@@ -7,7 +7,7 @@ of the box, background first ("CVAT for images" in https://docs.cvat.ai).
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,13 +58,9 @@ class CvatFile:
 def encode_image(
     number: int, name: str, mask: np.ndarray, value_of: Mapping[str, int]
 ) -> ET.Element:
-    """Make the element of an image, one mask for each class of it; 255 is left out.
+    """Make the element of an image, one mask for each class of its mask, uint8 (H, W), but 255.
 
-    Args:
-        number: The number of the image in the file.
-        name: Its file name below the folder of the images.
-        mask: The mask, uint8 (H, W).
-        value_of: The mask value of each class by name.
+    ``number`` is the image's in the file, ``name`` its path below the folder of the images.
     """
     height, width = mask.shape
     image = ET.Element("image", id=str(number), name=name, width=str(width), height=str(height))
@@ -126,7 +122,6 @@ def read_cvat(path: str | Path) -> CvatFile:
     root = read_xml(path)
     if root.tag != "annotations":
         raise AdcamError(f"{path}: no annotations of CVAT for images, but {root.tag!r}")
-    labels = [name.strip() for name in list_labels(root)]
     images: dict[str, CvatImage] = {}
     for element in root.findall("image"):
         try:
@@ -137,17 +132,14 @@ def read_cvat(path: str | Path) -> CvatFile:
         if image.img_id in images:
             raise AdcamError(f"{path}: two images are named {image.img_id!r}")
         images[image.img_id] = image
-    return CvatFile(
-        tuple(dict.fromkeys(name for name in labels if name)),
-        tuple(images[img_id] for img_id in sorted(images)),
-    )
+    return CvatFile(list_labels(root), tuple(images[img_id] for img_id in sorted(images)))
 
 
-def list_labels(root: ET.Element) -> Iterator[str]:
+def list_labels(root: ET.Element) -> tuple[str, ...]:
     """The labels of the task or project; parts of a skeleton, which have a parent, are left out."""
-    for label in root.iterfind("meta//labels/label"):
-        if label.find("parent") is None:
-            yield label.findtext("name") or ""
+    labels = [x for x in root.iterfind("meta//labels/label") if x.find("parent") is None]
+    names = ((label.findtext("name") or "").strip() for label in labels)
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def _read_image(element: ET.Element, path: Path) -> CvatImage:

@@ -185,10 +185,7 @@ class ImageDataset(Sequence[Sample]):
         return self._index[img_id]
 
     def subset(self, img_ids: Iterable[str]) -> ImageDataset:
-        """The images named, in the order given.
-
-        Args:
-            img_ids: The image ids, or names of image files, which stand for the ids that they give.
+        """The images whose ids, or file names, are given, in this order.
 
         Raises:
             AdcamError: An id is unknown or given twice.
@@ -255,10 +252,7 @@ class ImageDataset(Sequence[Sample]):
         return [path for path in paths if not is_file(path)]
 
     def check_files(self, *, masks: bool = True) -> None:
-        """Find missing files before a run starts rather than hours into it.
-
-        Args:
-            masks: Whether masks are needed too; generating from labels needs none.
+        """Find missing images, and masks, before a run starts rather than hours into it.
 
         Raises:
             AdcamError: Images or masks are missing; the message counts them and names the first.

@@ -83,9 +83,7 @@ def read_image(path: str | Path, *, upright: bool = True) -> np.ndarray:
 def read_image_bytes(data: bytes, where: str) -> np.ndarray:
     """Read an image from the content of its file, as :func:`read_image` reads the file.
 
-    Args:
-        data: The content of an image file.
-        where: What errors call it; a Targa image is recognised by its suffix.
+    Errors call it ``where``, of which a suffix tells a Targa image.
 
     Returns:
         uint8 (H, W, 3), C-contiguous, upright.
@@ -149,10 +147,6 @@ def _as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
 def read_image_hw(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
     """Height and width that :func:`read_image` would give, from the header alone.
 
-    Args:
-        path: As for :func:`read_image`.
-        upright: As for :func:`read_image`.
-
     Raises:
         ImageError: As :func:`read_image`, for what the header shows; damaged pixel data goes
             unnoticed.
@@ -163,13 +157,7 @@ def read_image_hw(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
 
 
 def check_same_hw(what: object, hw: Sequence[int], other: object, other_hw: Sequence[int]) -> None:
-    """Refuse two things of one image that have different sizes.
-
-    Args:
-        what: The first, for the message.
-        hw: Its height and width.
-        other: The second, for the message.
-        other_hw: Its height and width.
+    """Refuse two things of one image that have different sizes; the message calls them as given.
 
     Raises:
         AdcamError: The sizes differ.

@@ -68,11 +68,7 @@ def encode_brush(region: np.ndarray) -> list[int]:
 
 
 def decode_brush(code: Sequence[int], hw: tuple[int, int]) -> np.ndarray:
-    """Decode the bytes of a brush mask; pixels with any opacity belong to it.
-
-    Args:
-        code: The bytes.
-        hw: Height and width of the image.
+    """Decode the bytes of a brush mask of an image (H, W); pixels with any opacity belong to it.
 
     Returns:
         bool (H, W).
@@ -111,12 +107,9 @@ def decode_brush(code: Sequence[int], hw: tuple[int, int]) -> np.ndarray:
 
 
 def encode_task(url: str, mask: np.ndarray, value_of: Mapping[str, int]) -> dict[str, Any]:
-    """Make a task with one brush region for each class of a mask; 255 is left out.
+    """Make a task with one brush region for each class of a mask, uint8 (H, W); 255 is left out.
 
-    Args:
-        url: Where Label Studio finds the image.
-        mask: The mask, uint8 (H, W).
-        value_of: The mask value of each class by name.
+    Label Studio finds the image at ``url``.
     """
     height, width = mask.shape
     results = [

@@ -147,12 +147,8 @@ def _normalize(classes: Sequence[str] | None) -> tuple[str, ...] | None:
 def read_any_labels(
     labels: str | Path, img_ids: Iterable[str], classes: Sequence[str] | None = None
 ) -> LabelTable:
-    """Read the labels of images: of a file, or by the folders that the images lie in.
-
-    Args:
-        labels: As for :func:`read_labels`, or ``"folders"`` for :func:`read_folder_labels`.
-        img_ids: The image ids, which ``"folders"`` needs.
-        classes: As for these functions.
+    """Read the labels of images: of a file (:func:`read_labels`), or, with ``"folders"``, by the
+    folders that the images lie in (:func:`read_folder_labels`).
 
     Raises:
         AdcamError: The labels cannot be read, or name another class.
@@ -208,11 +204,8 @@ def read_cls_labels_npy(path: str | Path, num_fg_classes: int = 20) -> dict[str,
 
     The file is a pickled dict from image to a 0/1 vector without background. Nothing in it is run:
     see :func:`adcam.data.object_npy.load_object_npy`. Keys are ids (``"2007_000032"``) or, in
-    IRN, ReCAM and LPCAM, the id's digits as a number (2007000032).
-
-    Args:
-        path: The ``.npy`` file.
-        num_fg_classes: The length that each vector must have.
+    IRN, ReCAM and LPCAM, the id's digits as a number (2007000032). Each vector must have the length
+    ``num_fg_classes``.
 
     Returns:
         Ascending 0-based class ids by image id.

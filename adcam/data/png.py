@@ -43,11 +43,6 @@ def voc_palette() -> tuple[tuple[int, int, int], ...]:
 def write_mask(path: str | Path, mask: np.ndarray, palette: Palette) -> None:
     """Write a mask as :func:`encode_mask` encodes it, atomically.
 
-    Args:
-        path: The file to write; its parents are created.
-        mask: As for :func:`encode_mask`.
-        palette: As for :func:`encode_mask`.
-
     Raises:
         AdcamError: Another dtype, shape or palette length.
         OSError: The file cannot be written.

@@ -122,10 +122,6 @@ def encode_yolo(mask: np.ndarray, mask_values: Sequence[int]) -> str:
 def read_yolo(path: str | Path, num_fg_classes: int) -> list[YoloObject]:
     """Read a text file; an empty one is an image without objects.
 
-    Args:
-        path: The text file.
-        num_fg_classes: The number of classes.
-
     Raises:
         AdcamError: The file is missing or no text, a line is no class with at least three points,
             or a class or share is out of range.

@@ -99,9 +99,7 @@ def read_score_map(path: str | Path) -> np.ndarray:
 def load_arrays(path: Path, what: str) -> np.ndarray | dict[str, np.ndarray]:
     """Read a ``.npy`` or the members of a ``.npz``; nothing is unpickled.
 
-    Args:
-        path: The file.
-        what: What the file should be, for the message, e.g. ``"maps"``.
+    Errors say that the file should be ``what``, e.g. ``"maps"``.
 
     Raises:
         AdcamError: The file is missing or damaged, holds objects, or its header is none or asks for

@@ -64,11 +64,7 @@ def render(
 def render_single(
     rng: np.random.Generator, *, size_hw: tuple[int, int] = (96, 96)
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Draw one animal, large or small, in more clutter than :func:`render` has.
-
-    Args:
-        rng: The source of every random choice; the same state gives the same pixels.
-        size_hw: The height and width of the picture in pixels, each at least 32.
+    """Draw one animal, large or small, in more clutter than :func:`render` has, which see.
 
     Returns:
         ``img`` uint8 (H, W, 3) RGB; ``is_animal`` bool (H, W), its visible pixels, at least one;
@@ -93,10 +89,6 @@ def render_coats(
     rng: np.random.Generator, *, size_hw: tuple[int, int] = (96, 96)
 ) -> tuple[np.ndarray, tuple[int, ...], tuple[tuple[float, int], ...]]:
     """Draw the scene that :func:`render` draws, and tell its animals' coats instead of a mask.
-
-    Args:
-        rng: The source of every random choice; the same state gives the same pixels.
-        size_hw: The height and width of the picture in pixels, each at least 32.
 
     Returns:
         ``img`` and ``class_ids`` as of :func:`render`, and per animal, in the order drawn, the hue

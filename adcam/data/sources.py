@@ -178,7 +178,7 @@ def _build_voc(data: DataSettings, split: str, labels: bool) -> ImageDataset:
         classes=find_class_set(data),
         labels=_find_labels(data) if labels else None,
         mask_dir=data.mask_dir or "auto",
-        expected_counts=data.expected_counts or None,
+        expected_counts=data.expected_counts,
     )
 
 

@@ -22,6 +22,11 @@ MAX_BYTES = 200_000_000
 _MAX_COLUMNS = 16_384  # of Excel itself
 _MAX_CELLS = 50_000_000  # 400 MB: a short file can stand for many rows of many empty cells
 
+_ERRORS = (
+    *(OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError),
+    *(RuntimeError, ValueError, KeyError),  # encrypted; a name that is no path
+)
+
 
 def read_xlsx(path: str | Path) -> list[tuple[int, list[str]]]:
     """Read the first sheet of a workbook.
@@ -39,11 +44,9 @@ def read_xlsx(path: str | Path) -> list[tuple[int, list[str]]]:
         with zipfile.ZipFile(path) as archive:
             texts = _read_shared_texts(archive, path)
             sheet = _read_part(archive, _find_first_sheet(archive, path), path)
-    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as err:
-        raise AdcamError(f"{path}: cannot be read as an Excel workbook ({err})") from err
-    except (RuntimeError, ValueError, KeyError) as err:  # encrypted; a name that is no path
-        if isinstance(err, AdcamError):
-            raise
+    except AdcamError:
+        raise
+    except _ERRORS as err:
         raise AdcamError(f"{path}: cannot be read as an Excel workbook ({err})") from err
     rows = []
     for count, row in enumerate(sheet.iter("row"), start=1):

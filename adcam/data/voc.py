@@ -17,7 +17,7 @@ from adcam.data.annotation_labels import read_object_names
 from adcam.data.dataset import ImageDataset, Record
 from adcam.data.labels import read_cls_labels_npy, read_labels
 from adcam.data.png import voc_palette
-from adcam.data.text_tables import check_complete, check_relative
+from adcam.data.text_tables import check_complete, check_count, check_relative
 from adcam.errors import AdcamError, join_some
 from adcam.files import IMAGE_SUFFIXES, is_file, is_folder, is_image_path, read_text
 from adcam.structures import ClassSet
@@ -89,7 +89,7 @@ def load_voc(
             first. ``None``: no masks.
         list_path: A list elsewhere, which counts as a Segmentation list.
         expected_counts: The number of images that a split must have, e.g. :data:`EXPECTED_COUNTS`;
-            ``None`` checks nothing.
+            ``None`` or none check nothing.
 
     Raises:
         AdcamError: A list is missing, empty, malformed, repeats an id or has another length than
@@ -189,7 +189,7 @@ def _read_list(path: Path) -> list[_Entry]:
 def _check_count(
     list_file: Path, split: str, count: int, expected_counts: Mapping[str, int] | None
 ) -> None:
-    if expected_counts is None:
+    if not expected_counts:
         return
     names = _SPLIT_NAMES.get(split, (split,))
     expected = next((expected_counts[name] for name in names if name in expected_counts), None)
@@ -197,8 +197,7 @@ def _check_count(
         raise AdcamError(
             f"no count is expected for split {split!r}; known are {', '.join(expected_counts)}"
         )
-    if count != expected:
-        raise AdcamError(f"{list_file}: {count} images, but {split} has {expected}")
+    check_count(list_file, split, count, {split: expected})
 
 
 def _img_path(root: Path, entry: _Entry) -> Path:

@@ -44,11 +44,7 @@ def parse_xml(data: bytes, where: str) -> ET.Element:
 
     Python's own parser knows few encodings (no ``gb2312``, and it takes ``utf8`` for one byte a
     character), so the text is decoded first. Entities of the file's own are refused: a few of them
-    can stand for gigabytes.
-
-    Args:
-        data: The content of the file.
-        where: The file, for the message.
+    can stand for gigabytes. Errors call the content ``where``.
 
     Returns:
         The outermost element.

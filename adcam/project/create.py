@@ -60,11 +60,7 @@ def _place(images: Path, folder: Path) -> str:
 def describe_table(
     survey: Survey, parts: dict[str, list[str]]
 ) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    """The classes with their numbers in masks, and how many photographs show each.
-
-    Args:
-        survey: The photographs and their labels.
-        parts: The image ids of ``train`` and ``val``.
+    """The classes with their numbers in masks, and how many photographs show each, also in parts.
 
     Returns:
         The header and the rows of a table.

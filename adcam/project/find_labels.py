@@ -33,10 +33,6 @@ def find_labels(folder: Path, img_ids: Collection[str]) -> str | Path:
     a folder ``Annotations`` or ``labels``; one folder a class; ``labels.csv`` and the like beside
     the folder.
 
-    Args:
-        folder: The folder of the images.
-        img_ids: Their ids.
-
     Returns:
         A file, a folder of annotations, or ``"folders"``.
 

@@ -155,10 +155,6 @@ def find_inflections(names: Iterable[str]) -> list[tuple[str, str]]:
 def look_at_images(folder: str | Path, found: Mapping[str, Path]) -> Photographs:
     """Decode every image, and find those with the same bytes.
 
-    Args:
-        folder: The folder of the images.
-        found: Their files by image id (:func:`adcam.files.find_images`).
-
     Raises:
         AdcamError: No image can be read.
     """
