@@ -12,7 +12,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -38,6 +39,7 @@ from adcam.labeling.executor import (
 )
 from adcam.labeling.inputs import (
     BATCH_SIZE,
+    READERS,
     Resizer,
     find_unread,
     in_groups,
@@ -211,9 +213,9 @@ class RunOptions:
         labels: ``"given"`` takes the labels of the images, ``"predicted"`` what the classifier
             finds.
         workers: Number of processes beside this one, each with one thread; with 0 this process
-            labels one image after the other. With the network on the CPU, each process takes whole
-            images; with a GPU, this process runs the network and makes the masks, and the others
-            decode and write. More need more memory.
+            does everything. With the network on the CPU, each process takes whole images; with a
+            GPU, this process runs the network and makes the masks, and the others decode and write.
+            More need more memory.
         batch_size: Most images of equal input sizes that the network sees at once; ``None`` for 1
             on the CPU, where more gains nothing, else :data:`adcam.labeling.inputs.BATCH_SIZE`.
             Larger keeps a GPU busier and takes more of its memory; what does not fit is halved.
@@ -276,9 +278,13 @@ class Run:
         self.options = options
         self._is_suspicious = False
         self._has_lost_workers = False
-        self._on_cpu = labeler.device.type == "cpu"
         self.batch_size = options.batch_size or (1 if self._on_cpu else BATCH_SIZE)
         self._class_ids = given_class_ids(images, labeler) if options.labels == "given" else None
+
+    @property
+    def _on_cpu(self) -> bool:
+        """Whether the network runs on the CPU, so that processes take whole images."""
+        return self.labeler.device.type == "cpu"
 
     def describe_labels(self) -> dict[str, Any]:
         """Describe where labels come from; a hash stands for those that are given."""
@@ -329,7 +335,7 @@ class Run:
         self._is_suspicious = folder.was_killed
         # A cluster does not say which of its processes died.
         self._has_lost_workers = self.options.engine is not None
-        if folder.was_killed and self._on_cpu:
+        if folder.was_killed:
             workers = max(workers, 1)  # if an image did it, it costs a worker this time
         observer = self._observe(hashes, num_left, progress.skipped)
         with (
@@ -406,7 +412,7 @@ class Run:
         windows = _plan_windows(tasks, self.batch_size)
         if (engine := self.options.engine) is not None:
             return engine.label(windows, self.labeler, job, batch_size=self.batch_size)
-        if self._runs_whole(workers):
+        if self._on_cpu:
             return self._run_whole(windows, job, workers)
         return self._run_split(tasks, job, workers)
 
@@ -428,7 +434,7 @@ class Run:
     def _run_split(
         self, tasks: Sequence[Task], job: Job, workers: int
     ) -> Generator[Finished, None, None]:
-        """Run network and method in this process; decode, and do the rest, in ``workers``.
+        """Run network and method in this process; do the rest in ``workers``, or else in threads.
 
         Only this process gives work to the GPU: the network, and the CRF if it runs there too. On
         the CPU it computes with one thread, so that it does not slow the workers down.
@@ -437,18 +443,23 @@ class Run:
         max_pixels = self.labeler.options.max_pixels
         sizing: dict[str, Any] = {"resizer": maker.resizer, "max_pixels": max_pixels}
         work = partial(work_on, job=job, **sizing)
-        with (
-            one_thread(),
-            quick_turns(),
-            WorkerPool(
-                work,
-                workers,
-                on_crash=record_crash,
-                max_bytes=worker_memory(),
-                # After a run that was killed, each image is read in a worker, which may be lost.
-                meanwhile=None if self._is_suspicious else work,
-            ) as pool,
-        ):
+        with one_thread(), quick_turns(), ExitStack() as stack:
+            submit: Callable[[Any], Future[Any]]
+            if workers:
+                pool = WorkerPool(
+                    work,
+                    workers,
+                    on_crash=record_crash,
+                    max_bytes=worker_memory(),
+                    # After a run that was killed, each image is read in a worker, which may be
+                    # lost.
+                    meanwhile=None if self._is_suspicious else work,
+                )
+                submit = stack.enter_context(pool).submit
+            else:
+                threads = ThreadPoolExecutor(READERS)
+                stack.callback(threads.shutdown, cancel_futures=True)
+                submit = partial(threads.submit, work)
             groups = plan_groups(
                 tasks,
                 None if self._is_suspicious else partial(find_input_sizes, **sizing),
@@ -456,26 +467,20 @@ class Run:
                 is_done=attrgetter("is_done"),
             )
             ahead = 2 * self.batch_size + workers
-            decoded = in_groups(pool.submit, groups, max_ahead=ahead)
+            decoded = in_groups(submit, groups, max_ahead=ahead)
             steps = DeviceSteps(self.labeler, job, batch_size=self.batch_size)
             with closing(steps.run(decoded)) as labelled:
                 left = (image for batch in labelled for image in batch)
-                yield from run_ahead(pool.submit, left, max_ahead=ahead)
-            self._has_lost_workers = pool.has_lost_workers
-
-    def _runs_whole(self, workers: int) -> bool:
-        """Tell whether one process does every step of an image."""
-        return self._on_cpu or not workers
+                yield from run_ahead(submit, left, max_ahead=ahead)
+            self._has_lost_workers = bool(workers) and pool.has_lost_workers
 
     def _describe_parallelism(self, steps: Iterable[str], job: Job, workers: int) -> dict[str, int]:
         if (engine := self.options.engine) is not None:
             return dict.fromkeys(steps, engine.count_processes())
-        parallelism = dict.fromkeys(steps, max(workers, 1))
-        if not self._runs_whole(workers):
-            parallelism |= {"network": 1, "refine": 1}
-            if job.device != "cpu":
-                parallelism[job.step] = 1
-        return parallelism
+        if self._on_cpu:
+            return dict.fromkeys(steps, max(workers, 1))
+        alone = ("network", "refine", *([] if job.device == "cpu" else [job.step]))
+        return {**dict.fromkeys(steps, workers or READERS), **dict.fromkeys(alone, 1)}
 
     def _names(self, class_ids: Iterable[int]) -> list[str]:
         return [self.labeler.class_set.classes[i] for i in class_ids]

@@ -585,7 +585,7 @@ def test_a_network_fed_by_this_process_writes_the_same_bytes(
     images = load_folder(photos)
     generate(images, labeler, tmp_path / "inline", **options)  # type: ignore[arg-type]
     monkeypatch.setattr(run_module, "INLINE_LIMIT", 0)
-    monkeypatch.setattr(Run, "_runs_whole", lambda self, workers: False)
+    monkeypatch.setattr(Run, "_on_cpu", False)
     result = generate(images, labeler, tmp_path / "split", workers=1, **options)  # type: ignore[arg-type]
     assert (result.ok, result.parallelism["network"], result.parallelism["crf"]) == (4, 1, 1)
     inline, split = (stable(read_tree(tmp_path / name)) for name in ("inline", "split"))
@@ -619,7 +619,7 @@ def test_a_crf_beside_the_network_writes_the_same_bytes(
     generate(images, labeler, tmp_path / "whole", **options)  # type: ignore[arg-type]
     assert together == [4]
     monkeypatch.setattr(run_module, "INLINE_LIMIT", 0)
-    monkeypatch.setattr(Run, "_runs_whole", lambda self, workers: False)
+    monkeypatch.setattr(Run, "_on_cpu", False)
     result = generate(images, labeler, tmp_path / "split", workers=2, **options)  # type: ignore[arg-type]
     assert (result.ok, result.parallelism["crf"], result.parallelism["write"]) == (4, 1, 2)
     assert together[0] == sum(together[1:]) == 4 and max(together[1:]) == 2
