@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -349,13 +349,8 @@ class MapMaker:
             fused = fuse_batch(grids, pixels, hws, color_steps=count_color_steps(chosen))
             return [maps[: len(ids)] for maps, ids in zip(fused, class_ids, strict=True)]
 
-    @contextmanager
-    def _pinned(self) -> Iterator[None]:
-        if self.device.type == "cpu":
-            with one_thread():
-                yield
-        else:
-            yield
+    def _pinned(self) -> AbstractContextManager[None]:
+        return one_thread() if self.device.type == "cpu" else nullcontext()
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

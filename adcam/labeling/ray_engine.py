@@ -31,6 +31,7 @@ from typing import Any
 
 from adcam.errors import AdcamError
 from adcam.labeling.executor import WorkerPool, num_processors
+from adcam.labeling.inputs import window_size
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.run import isolate_crash, record_crash, worker_memory
 from adcam.labeling.steps import (
@@ -328,7 +329,7 @@ def _count_tasks(rows: Sequence[Row], processes: int, batch_size: int) -> int:
     A task of Ray costs some milliseconds, so that each gets several windows of one image; but every
     process should get several tasks, so that all end together and little is done twice if one dies.
     """
-    windows_per_task = max(_IMAGES_PER_TASK // (4 * batch_size if batch_size > 1 else 1), 1)
+    windows_per_task = max(_IMAGES_PER_TASK // window_size(batch_size), 1)
     few = -(-len(rows) // windows_per_task)
     return min(len(rows), max(few, _TASKS_PER_PROCESS * processes))
 

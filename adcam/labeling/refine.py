@@ -322,8 +322,6 @@ def _read_blocks(attention: Any, batch: int | None) -> list[Tensor]:
 
 def _mean_heads(block: Tensor, batch: int | None) -> Tensor:
     """One block, with or without heads and batch, as (B, T, T)."""
-    block = block.detach()
-    block = block.float() if block.dtype in (torch.float16, torch.bfloat16) else block
     if block.ndim not in (2, 3, 4) or block.shape[-1] != block.shape[-2] or not block.numel():
         raise AdcamError(
             "a block's attention must be (T, T), (heads, T, T) or (B, heads, T, T), got "

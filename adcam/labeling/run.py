@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ from adcam.labeling.inputs import (
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.manifest import Entry
 from adcam.labeling.observe import Observer
-from adcam.labeling.output_folder import describe_image
+from adcam.labeling.output_folder import OutputFolder, describe_image
 from adcam.labeling.shards import WHOLE, Shard
 from adcam.labeling.steps import (
     Failed,
@@ -65,6 +65,11 @@ from adcam.labeling.trace import record_trace
 from adcam.limits import machine_memory, read_limits
 from adcam.progress import track
 from adcam.remote_files import is_url
+
+if TYPE_CHECKING:
+    from adcam.labeling.packed_folder import PackedFolder
+
+ResultFolder: TypeAlias = "OutputFolder | PackedFolder"
 
 LABEL_CHOICES = ("given", "predicted")
 
@@ -135,45 +140,8 @@ class RunResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts, failures by image id, and times, JSON-serialisable."""
-        return {
-            "ok": self.ok,
-            "skipped": self.skipped,
-            "failed": {failure.img_id: failure.error for failure in self.failed},
-            "no_class": list(self.no_class),
-            "seconds": dict(self.seconds),
-            "parallelism": dict(self.parallelism),
-            "shares": self.shares,
-            "first_after": self.first_after,
-            "images_per_second": self.images_per_second,
-            "gpu_busy": self.gpu_busy,
-        }
-
-
-class ResultFolder(Protocol):
-    """Where results go: :class:`adcam.labeling.output_folder.OutputFolder` says what each does."""
-
-    @property
-    def path(self) -> Path | str: ...
-
-    @property
-    def num_lines(self) -> int: ...
-
-    @property
-    def was_killed(self) -> bool: ...
-
-    def start(self, img_ids: Sequence[str], *, window: int = 1) -> list[int]: ...
-
-    def note(self, **values: Any) -> None: ...
-
-    def is_done(
-        self, img_id: str, expected: Entry, files: Mapping[str, Path] | None = None
-    ) -> bool: ...
-
-    def __getitem__(self, img_id: str) -> Entry: ...
-
-    def append(self, entry: Entry) -> None: ...
-
-    def finish(self, order: Iterable[str], *, lost_workers: bool = False) -> None: ...
+        failed = {failure.img_id: failure.error for failure in self.failed}
+        return {**vars(self), "failed": failed, "shares": self.shares}
 
 
 class Engine(Protocol):
