@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
+from mmengine.config import Config
 
-from adcam.recipe.stages import Values
+from adcam.files import to_plain
+from adcam.recipe.stages import Recipe, Values, find_stale
 from adcam.report.figures import display_palette
 from adcam.report.model import (
     RGB,
@@ -16,6 +19,7 @@ from adcam.report.model import (
     Confusion,
     KeyValues,
     PerClass,
+    PictureRow,
     Section,
     Text,
     TimeTable,
@@ -27,6 +31,38 @@ PACKAGES = ("adcam", "python", "torch", "timm", "mmengine", "mmcv", "mmsegmentat
 """The packages whose versions a report names."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a report says of the run itself, whatever it was for.
+
+    Attributes:
+        title: The title of the page.
+        command: The command line that makes everything again.
+        stages: The ``stage.json`` of each finished stage, by name.
+        stale: Stages that were skipped although they were not up to date, with the reason.
+        configs: The settings, by what they are of.
+        seeds: The seed of each training.
+    """
+
+    title: str
+    command: str
+    stages: Mapping[str, Values]
+    stale: Mapping[str, str] = field(default_factory=dict)
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seeds: Mapping[str, Cell] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        configs: Mapping[str, Mapping[str, Any]],
+        seeds: Mapping[str, Cell] | None = None,
+    ) -> Run:
+        """What the finished stages of a recipe say."""
+        title, command = recipe.title, recipe.command
+        return cls(title, command, recipe.finished(), find_stale(recipe), configs, seeds or {})
 
 
 def describe_ranking(measure: str, scores: Mapping[str, float]) -> str:
@@ -45,12 +81,12 @@ def caution(*paragraphs: str) -> list[Text]:
     return [Text(list(paragraphs), tone="caution")] if paragraphs else []
 
 
-def stale_caution(stale: Mapping[str, str]) -> list[Text]:
-    """A caution that names the stages that were skipped although they were not up to date."""
-    if not stale:
+def stale_caution(run: Run) -> list[Text]:
+    """A caution that names the stages that are not up to date."""
+    if not run.stale:
         return []
-    reasons = "; ".join(f"{name} ({reason})" for name, reason in stale.items())
-    return caution(f"Not up to date, since it was skipped: {', '.join(stale)}. {reasons}.")
+    reasons = "; ".join(f"{name} ({reason})" for name, reason in run.stale.items())
+    return caution(f"Not up to date, since it was skipped: {', '.join(run.stale)}. {reasons}.")
 
 
 def per_class(
@@ -107,11 +143,16 @@ def pick_spread(items: Sequence[T], each: int = 3) -> list[T]:
     return order[:each] + order[middle : middle + each] + order[-each:]
 
 
-def time_section(records: Mapping[str, Values], more: Sequence[Block] = ()) -> Section:
+def pick_leads(rows: Sequence[PictureRow], most: int = 4) -> Sequence[PictureRow]:
+    """A few rows, evenly spread, for the first screen."""
+    return rows[:: max(len(rows) // most, 1)][:most]
+
+
+def time_section(run: Run, more: Sequence[Block] = ()) -> Section:
     """How long each stage took, how much memory it held, and on which machine.
 
     Args:
-        records: The ``stage.json`` of each finished stage, by name.
+        run: The run.
         more: Blocks about the steps of a stage.
     """
     timings = [
@@ -122,38 +163,27 @@ def time_section(records: Mapping[str, Values], more: Sequence[Block] = ()) -> S
             peak_bytes=record.get("peak_memory", {}).get("host"),
             gpu_bytes=record.get("peak_memory", {}).get("gpu"),
         )
-        for name, record in records.items()
+        for name, record in run.stages.items()
     ]
-    machines = "; ".join(dict.fromkeys(record["machine"] for record in records.values()))
+    machines = "; ".join(dict.fromkeys(record["machine"] for record in run.stages.values()))
     return Section("Where the time went", [TimeTable(timings, machines), *more])
 
 
-def provenance(
-    records: Mapping[str, Values],
-    *,
-    command: str,
-    seeds: Mapping[str, Cell],
-    configs: Mapping[str, str],
-) -> list[KeyValues]:
-    """Command, versions, seeds, files and settings: what it takes to make everything again.
-
-    Args:
-        records: The ``stage.json`` of each finished stage, by name.
-        command: The command line.
-        seeds: The seed of each training.
-        configs: The settings as text, by what they are of.
-    """
+def provenance(run: Run) -> list[KeyValues]:
+    """Command, versions, seeds, files and settings: what it takes to make everything again."""
     files: dict[str, Cell] = {
         f"{name}/{file}": digest
-        for name, record in records.items()
+        for name, record in run.stages.items()
         for file, digest in record["outputs"]["files"].items()
     }
-    commands: dict[str, Cell] = {"everything": command}
-    commands |= {f"{name} again": f"{command} --redo {name}" for name in records}
+    commands: dict[str, Cell] = {"everything": run.command}
+    commands |= {f"{name} again": f"{run.command} --redo {name}" for name in run.stages}
+    # As they would stand in a config; the same after a detour over JSON.
+    configs = {name: Config(to_plain(values)).pretty_text for name, values in run.configs.items()}
     return [
         KeyValues(commands, "Commands", verbatim=True),
-        KeyValues({name: _version(records, name) for name in PACKAGES}, "Versions"),
-        KeyValues(seeds, "Seeds"),
+        KeyValues({name: _version(run.stages, name) for name in PACKAGES}, "Versions"),
+        KeyValues(run.seeds, "Seeds"),
         KeyValues(files, "Files (SHA-256, first 16 digits)", verbatim=True),
         KeyValues(configs, "Configs", verbatim=True),
     ]

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from adcam.data.dataset import ImageDataset
 from adcam.evaluation.compare_boxes import BoxComparison
 from adcam.metrics.localization import ERROR_TYPES, NUM_IOU_BINS, ORACLE
-from adcam.recipe.blocks import caution, describe_ranking, provenance, stale_caution, time_section
+from adcam.recipe.blocks import (
+    Run,
+    caution,
+    describe_ranking,
+    pick_leads,
+    provenance,
+    stale_caution,
+    time_section,
+)
 from adcam.recipe.scores import BoxScores
-from adcam.recipe.stages import Values
 from adcam.report.figures import draw_boxes, overlay_heat
 from adcam.report.model import (
     Block,
@@ -58,42 +65,29 @@ class BoxResults:
     """All that a report says about a comparison by boxes; the last method is the one of interest.
 
     Attributes:
+        run: The run.
         methods: The scores of each method.
         images: The images that the scores are of.
         pictures: The best, the middle and the worst images, drawn by :func:`draw_boxes_found`.
-        stages: The ``stage.json`` of each finished stage, by name.
         explorer: The section in which all images are looked through; ``None`` if there is none.
-        configs: The settings as text, by what they are of.
-        stale: Stages that are not up to date, with the reason.
     """
 
+    run: Run
     methods: Sequence[BoxScores]
     images: ImageDataset
     pictures: Sequence[PictureRow]
-    stages: Mapping[str, Values]
     explorer: Section | None = None
-    configs: Mapping[str, str] = field(default_factory=dict)
-    stale: Mapping[str, str] = field(default_factory=dict)
 
 
-def build_box_report(results: BoxResults, *, title: str, command: str) -> Report:
-    """The report of a comparison by boxes.
-
-    Args:
-        results: What the stages left.
-        title: The title of the page.
-        command: The command line that makes everything again.
-
-    Returns:
-        The report; :func:`adcam.report.render.write_report` writes it.
-    """
-    methods, images = results.methods, results.images
+def build_box_report(results: BoxResults) -> Report:
+    """The report of a comparison by boxes."""
+    run, methods, images = results.run, results.methods, results.images
     last, split = methods[-1], images.split
     rows = results.pictures
     lead: list[Block] = [
-        *stale_caution(results.stale),
+        *stale_caution(run),
         *describe_cautions(methods, split),
-        box_table(methods, split, command),
+        box_table(methods, split, run.command),
     ]
     sections = [
         *([results.explorer] if results.explorer else []),
@@ -105,13 +99,13 @@ def build_box_report(results: BoxResults, *, title: str, command: str) -> Report
         Section("By class", [per_class_boxes(methods, images)]),
     ]
     if rows:
-        lead.append(_picture_grid(rows[:: max(len(rows) // 3, 1)][:3], last))
+        lead.append(_picture_grid(pick_leads(rows, 3), last))
         grid = _picture_grid(rows, last)
         sections.append(Section("Best, middle and worst images", [grid]))
-    sections.append(time_section(results.stages))
+    sections.append(time_section(run))
     note = f"thresholds chosen on {last.chosen_on}"
     return Report(
-        title=title,
+        title=run.title,
         subtitle=f"{images.class_set.name}: {len(images)} images of {split}, "
         f"{images.class_set.num_fg_classes} classes",
         summary=[describe_ranking("MaxBoxAccV2", {m.name: m.max_box_acc_v2 for m in methods})],
@@ -123,7 +117,7 @@ def build_box_report(results: BoxResults, *, title: str, command: str) -> Report
         ],
         lead=lead,
         sections=sections,
-        provenance=provenance(results.stages, command=command, seeds={}, configs=results.configs),
+        provenance=provenance(run),
     )
 
 

@@ -22,7 +22,7 @@ from adcam.files import hash_values, open_json, write_json, write_text
 from adcam.labeling.output_folder import CONFIG_NAME, MASK_DIR
 from adcam.models.classifier_file import ClassifierFile, load_classifier
 from adcam.progress import track
-from adcam.recipe.blocks import pick_spread
+from adcam.recipe.blocks import Run, pick_spread
 from adcam.recipe.box_report import BoxResults, build_box_report, draw_boxes_found
 from adcam.recipe.classifiers import Source, describe_classifier, find_classifier, make_classifier
 from adcam.recipe.comparison_report import (
@@ -38,10 +38,9 @@ from adcam.recipe.explorer import (
     save_explorer,
 )
 from adcam.recipe.inputs import describe_images, hash_files_in
-from adcam.recipe.network_report import as_text
 from adcam.recipe.pictures import PICTURES_DIR, load_pictures, save_pictures
 from adcam.recipe.scores import BoxScores, MethodScores, describe_scores, load_scores, none_for_nan
-from adcam.recipe.stages import Recipe, Stage, Values, find_stale, report_stage
+from adcam.recipe.stages import Recipe, Stage, Values, report_stage
 from adcam.report.explorer import EXPLORER_DIR
 from adcam.report.model import Section
 from adcam.report.render import write_report
@@ -176,12 +175,10 @@ def make_report(
         AdcamError: There are no scores yet, or no masks since only the table was asked for.
     """
     whole = whole or comparison
-    words = {"title": whole.title, "command": whole.command}
     if comparison.is_by_boxes:
-        report = build_box_report(read_box_results(comparison, whole), **words)
+        report = build_box_report(read_box_results(comparison, whole))
     else:
-        results = read_results(comparison, whole)
-        report = build_comparison_report(results, extra_sections=extra_sections, **words)
+        report = build_comparison_report(read_results(comparison, whole), extra_sections)
     return write_report(report, whole.folder("report"))
 
 
@@ -209,24 +206,22 @@ def read_results(comparison: Comparison, whole: Recipe) -> ComparisonResults:
     """
     settings, folder = comparison.settings, comparison.folder("compare")
     methods, images = read_methods(comparison), comparison.masked_set()
-    stages = whole.finished()
-    trained = stages["train"]["outputs"]["classifiers"][settings.compare.rows[-1].network]
+    seed = [*settings.compare.seeds, settings.train.seed][0]
+    run = Run.of(whole, {"comparison": settings.to_dict()}, {"classifier": seed})
+    trained = run.stages["train"]["outputs"]["classifiers"][settings.compare.rows[-1].network]
     val_map = trained["val_map"]  # a file that was not trained here may not say
     of_classifier = "" if val_map is None else f", classifier mAP {val_map:.1f}"
     return ComparisonResults(
+        run=run,
         methods=methods,
         masks=load_scores(folder / SCORES_NAME),
         mask_name=methods[-1].name,
         class_set=images.class_set,
         pictures=load_pictures(folder),
         choose_split=settings.compare.choose_on,
-        stages=stages,
         subtitle=f"{images.class_set.name}: {len(images)} images of {images.split}; "
         f"{settings.model.backbone}{of_classifier}",
         explorer=load_explorer(folder, images.split),
-        seeds={"classifier": [*settings.compare.seeds, settings.train.seed][0]},
-        configs={"comparison": as_text(settings.to_dict())},
-        stale=find_stale(whole),
     )
 
 
@@ -240,16 +235,13 @@ def read_box_results(comparison: Comparison, whole: Recipe) -> BoxResults:
     Raises:
         AdcamError: There are no scores yet.
     """
+    images, folder = comparison.report_set(), comparison.folder("compare")
     return BoxResults(
+        run=Run.of(whole, {"comparison": comparison.settings.to_dict()}),
         methods=read_box_methods(comparison),
-        images=comparison.report_set(),
-        pictures=load_pictures(comparison.folder("compare")),
-        explorer=load_explorer(
-            comparison.folder("compare"), comparison.report_set().split, HOW_BOXES
-        ),
-        stages=whole.finished(),
-        configs={"comparison": as_text(comparison.settings.to_dict())},
-        stale=find_stale(whole),
+        images=images,
+        pictures=load_pictures(folder),
+        explorer=load_explorer(folder, images.split, HOW_BOXES),
     )
 
 

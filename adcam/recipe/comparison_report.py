@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from adcam.data.dataset import ImageDataset
 from adcam.evaluation.compare import MethodComparison
 from adcam.recipe.blocks import (
+    Run,
     caution,
     confusion_matrix,
     describe_ranking,
     legend,
     per_class,
+    pick_leads,
     provenance,
     stale_caution,
     time_section,
@@ -41,32 +43,26 @@ class ComparisonResults:
     """All that a report says about a comparison of methods by masks.
 
     Attributes:
+        run: The run.
         methods: The scores of each method.
         masks: The scores of the masks that the last method made.
         mask_name: The name of that method.
         class_set: The classes.
         pictures: The best, the middle and the worst images by their mask, with maps and masks.
         choose_split: The split that thresholds were chosen on.
-        stages: The ``stage.json`` of each finished stage, by name.
         subtitle: Data and model in one line.
         explorer: The section in which all images are looked through; ``None`` if there is none.
-        seeds: The seed of each training.
-        configs: The settings as text, by what they are of.
-        stale: Stages that are not up to date, with the reason.
     """
 
+    run: Run
     methods: Sequence[MethodScores]
     masks: Scores
     mask_name: str
     class_set: ClassSet
     pictures: Sequence[PictureRow]
     choose_split: str
-    stages: Mapping[str, Values]
     subtitle: str = ""
     explorer: Section | None = None
-    seeds: Mapping[str, int] = field(default_factory=dict)
-    configs: Mapping[str, str] = field(default_factory=dict)
-    stale: Mapping[str, str] = field(default_factory=dict)
 
 
 def draw_comparison(
@@ -97,31 +93,25 @@ def draw_comparison(
 
 
 def build_comparison_report(
-    results: ComparisonResults, *, title: str, command: str, extra_sections: Sequence[Section] = ()
+    results: ComparisonResults, extra_sections: Sequence[Section] = ()
 ) -> Report:
     """The report of a comparison of methods and of the masks that the last one made.
 
     Args:
         results: What the stages left.
-        title: The title of the page.
-        command: The command line that makes everything again.
         extra_sections: Sections that come before the scores by class.
-
-    Returns:
-        The report; :func:`adcam.report.render.write_report` writes it.
     """
-    methods, class_set = results.methods, results.class_set
+    run, methods, class_set = results.run, results.methods, results.class_set
     scores = {method.name: method.miou for method in methods}
     rows = results.pictures
     lead: list[Block] = [
-        *stale_caution(results.stale),
+        *stale_caution(run),
         *_caution_unless_first(scores),
-        scores_table(results, command),
+        scores_table(results, run.command),
     ]
     if rows:
-        leads = rows[:: max(len(rows) // 4, 1)][:4]
         text = "Score maps by method, and the masks."
-        lead.append(PictureGrid(leads, text, legend(class_set), max_side=320))
+        lead.append(PictureGrid(pick_leads(rows), text, legend(class_set), max_side=320))
     sections = [] if results.explorer is None else [results.explorer]
     if swept := [method for method in methods if method.curve]:
         split = results.masks.split
@@ -132,25 +122,23 @@ def build_comparison_report(
         sections.append(Section("Best, median, worst", [PictureGrid(rows, text)]))
     iou = {method.name: method.iou_per_class for method in methods}
     iou[results.mask_name] = results.masks.iou_per_class
-    times = results.stages["compare"]["outputs"].get("times", {})
+    times = run.stages["compare"]["outputs"].get("times", {})
     text = "Pixels of the masks; ignored ones are left out."
     confusion = confusion_matrix(class_set, results.masks.confusion, text)
     sections += [
         *extra_sections,
         Section("By class", [per_class(class_set, iou)]),
         Section("Confusion matrix", [confusion]),
-        time_section(results.stages, evaluation_times(times)),
+        time_section(run, evaluation_times(times)),
     ]
     return Report(
-        title=title,
+        title=run.title,
         subtitle=results.subtitle,
         summary=[describe_ranking("mIoU", scores)],
         headlines=_headlines(results),
         lead=lead,
         sections=sections,
-        provenance=provenance(
-            results.stages, command=command, seeds=results.seeds, configs=results.configs
-        ),
+        provenance=provenance(run),
     )
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config
 
 from adcam.data.dataset import ImageDataset
 from adcam.data.png import read_mask
-from adcam.files import to_plain
 from adcam.recipe.blocks import (
+    Run,
     caution,
     confusion_matrix,
     per_class,
@@ -24,7 +23,6 @@ from adcam.recipe.blocks import (
     time_section,
 )
 from adcam.recipe.scores import Scores
-from adcam.recipe.stages import Values
 from adcam.report.figures import display_palette, picture_row
 from adcam.report.model import (
     Block,
@@ -33,7 +31,6 @@ from adcam.report.model import (
     Curves,
     Differences,
     Headline,
-    KeyValues,
     PictureGrid,
     Report,
     Scatter,
@@ -52,6 +49,7 @@ class RecipeResults:
     """All that a report says about pseudo masks and the network that learned from them.
 
     Attributes:
+        run: The run.
         data_name: The name of the data set.
         learn_from: The lists whose pseudo masks the network learned from.
         pseudo_masks: The scores of the pseudo masks by list; image labels were given.
@@ -60,12 +58,11 @@ class RecipeResults:
         pseudo_masks_dir: The folder of the pseudo masks.
         network_masks_dir: The folder of the network's masks.
         losses: The steps and losses of the network's training, as they were logged.
-        stages: The ``stage.json`` of each finished stage, by name.
-        stale: Stages that are not up to date, with the reason.
         config: The settings of the classifier, the masks and the recipe.
         network: The settings of the network; ``None`` if there is none.
     """
 
+    run: Run
     data_name: str
     learn_from: Sequence[str]
     pseudo_masks: Mapping[str, Scores]
@@ -74,8 +71,6 @@ class RecipeResults:
     pseudo_masks_dir: Path
     network_masks_dir: Path
     losses: Sequence[tuple[int, float]]
-    stages: Mapping[str, Values]
-    stale: Mapping[str, str]
     config: Mapping[str, Any]
     network: Mapping[str, Any] | None
 
@@ -98,35 +93,27 @@ class RecipeResults:
         return rows if self.network_masks is None else [*rows, ("network", self.network_masks)]
 
 
-def build_recipe_report(
-    results: RecipeResults, *, title: str, command: str, explorer: Section | None = None
-) -> Report:
+def build_recipe_report(results: RecipeResults, explorer: Section | None = None) -> Report:
     """The report of a whole recipe; without a network, that of its pseudo masks.
 
     Args:
         results: What the stages left.
-        title: The title of the page.
-        command: The command line that makes everything again.
         explorer: The section in which all images are looked through, if there is one.
     """
-    finding, cautions = describe_network(results)
-    lead: list[Block] = [*stale_caution(results.stale), *cautions, scores_table(results, command)]
+    run, (finding, cautions) = results.run, describe_network(results)
+    lead: list[Block] = [*stale_caution(run), *cautions, scores_table(results, run.command)]
     if ranking := results.by_maker[-1][1].ranking:
         picks = [ranking[round(q * (len(ranking) - 1))] for q in (0.8, 0.5, 0.2)]
         text = "From good to poor: the images at 80, 50 and 20 % of the list, by mIoU."
         lead.append(_grid(results, list(dict.fromkeys(picks)), text, max_side=320))
     return Report(
-        title=title,
+        title=run.title,
         subtitle=_subtitle(results),
         summary=[finding],
         headlines=_headlines(results),
         lead=lead,
-        sections=[
-            *([explorer] if explorer else []),
-            *_sections(results),
-            time_section(results.stages),
-        ],
-        provenance=_provenance(results, command),
+        sections=[*([explorer] if explorer else []), *_sections(results), time_section(run)],
+        provenance=provenance(run),
     )
 
 
@@ -334,18 +321,3 @@ def _grid(
         max_side=max_side,
         shows_ignored=bool(shown[IGNORE_INDEX]),
     )
-
-
-def _provenance(results: RecipeResults, command: str) -> list[KeyValues]:
-    seeds = {"classifier": results.config["train"].get("seed")}
-    configs = {"recipe": as_text(results.config)}
-    if results.network is not None:
-        seeds["network"] = results.network["train"].get("seed")
-        configs["network"] = as_text(results.network)
-    return provenance(results.stages, command=command, seeds=seeds, configs=configs)
-
-
-def as_text(config: Mapping[str, Any]) -> str:
-    """Settings as they would stand in a config; the same after a detour over JSON."""
-    text: str = Config(to_plain(config)).pretty_text
-    return text

@@ -17,12 +17,12 @@ from adcam.errors import AdcamError
 from adcam.evaluation.spread import MethodSpread, compute_spreads, format_spread_csv
 from adcam.files import hash_values, write_json, write_text
 from adcam.recipe import compare
+from adcam.recipe.blocks import Run
 from adcam.recipe.compare import RESULTS_NAME, TABLE_NAME, Comparison
 from adcam.recipe.inputs import hash_files_in
-from adcam.recipe.network_report import as_text
 from adcam.recipe.repeated_report import RepeatedResults, build_repeated_report
 from adcam.recipe.scores import BoxScores, MethodScores, none_for_nan
-from adcam.recipe.stages import Recipe, Stage, find_stale, read_recipe, report_stage
+from adcam.recipe.stages import Recipe, Stage, read_recipe, report_stage
 from adcam.report.render import write_report
 from adcam.settings import Settings
 from adcam.structures import ClassSet
@@ -220,6 +220,7 @@ def make_report(repeated: RepeatedComparison) -> Path:
     )
     first = next(iter(repeated.members.values()))
     results = RepeatedResults(
+        run=Run.of(repeated, {"comparison": repeated.settings.to_dict()}),
         rows=compute_rows(repeated),
         members={name: read(member, member) for name, member in repeated.members.items()},
         measure="MaxBoxAccV2" if by_boxes else "mIoU",
@@ -227,12 +228,8 @@ def make_report(repeated: RepeatedComparison) -> Path:
         class_set=first.report_set().class_set,
         split=repeated.settings.compare.report_on,
         num_images=len(first.report_set()),
-        stages=repeated.finished(),
-        configs={"comparison": as_text(repeated.settings.to_dict())},
-        stale=find_stale(repeated),
     )
-    report = build_repeated_report(results, title=repeated.title, command=repeated.command)
-    return write_report(report, repeated.folder("report"))
+    return write_report(build_repeated_report(results), repeated.folder("report"))
 
 
 def compute_rows(repeated: RepeatedComparison) -> list[MethodSpread]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from adcam.evaluation.spread import MethodSpread
 from adcam.recipe import box_report, comparison_report
-from adcam.recipe.blocks import caution, legend, provenance, stale_caution, time_section
+from adcam.recipe.blocks import (
+    Run,
+    caution,
+    legend,
+    pick_leads,
+    provenance,
+    stale_caution,
+    time_section,
+)
 from adcam.recipe.box_report import BoxResults
 from adcam.recipe.comparison_report import ComparisonResults
-from adcam.recipe.stages import Values
 from adcam.report.model import (
     Block,
     Cell,
@@ -31,6 +38,7 @@ class RepeatedResults:
     """All that a report says about a comparison on several classifiers.
 
     Attributes:
+        run: The run.
         rows: Mean and spread of each method.
         members: What the comparison on each classifier left, by its name.
         measure: What tables call the measure that counts.
@@ -38,11 +46,9 @@ class RepeatedResults:
         class_set: The classes.
         split: The split that is reported.
         num_images: The number of its images that are scored.
-        stages: The ``stage.json`` of each finished stage, by name.
-        configs: The settings as text, by what they are of.
-        stale: Stages that are not up to date, with the reason.
     """
 
+    run: Run
     rows: Sequence[MethodSpread]
     members: Mapping[str, ComparisonResults | BoxResults]
     measure: str
@@ -50,33 +56,21 @@ class RepeatedResults:
     class_set: ClassSet
     split: str
     num_images: int
-    stages: Mapping[str, Values]
-    configs: Mapping[str, str] = field(default_factory=dict)
-    stale: Mapping[str, str] = field(default_factory=dict)
 
 
-def build_repeated_report(results: RepeatedResults, *, title: str, command: str) -> Report:
-    """The report of a comparison on several classifiers.
-
-    Args:
-        results: What the stages left.
-        title: The title of the page.
-        command: The command line that makes everything again.
-
-    Returns:
-        The report; :func:`adcam.report.render.write_report` writes it.
-    """
-    names = list(results.members)
+def build_repeated_report(results: RepeatedResults) -> Report:
+    """The report of a comparison on several classifiers."""
+    run, names = results.run, list(results.members)
     return Report(
-        title=title,
+        title=run.title,
         subtitle=f"{results.class_set.name}: {results.num_images} images of {results.split}; "
         f"{len(names)} classifiers: {', '.join(names)}",
         summary=describe_spreads(results),
         headlines=_headlines(results),
         lead=[
-            *stale_caution(results.stale),
+            *stale_caution(run),
             *_caution_unless_first(results),
-            spread_table(results, command),
+            spread_table(results),
             *_first_pictures(results),
         ],
         sections=[
@@ -86,9 +80,9 @@ def build_repeated_report(results: RepeatedResults, *, title: str, command: str)
                 Section(f"Classifier {name}", _blocks_of(member, results.split), folded=True)
                 for name, member in results.members.items()
             ),
-            time_section(results.stages),
+            time_section(run),
         ],
-        provenance=provenance(results.stages, command=command, seeds={}, configs=results.configs),
+        provenance=provenance(run),
     )
 
 
@@ -105,7 +99,7 @@ def describe_spreads(results: RepeatedResults) -> list[str]:
     ]
 
 
-def spread_table(results: RepeatedResults, command: str) -> Table:
+def spread_table(results: RepeatedResults) -> Table:
     """Mean and spread of each method, each classifier's number, and the paired difference."""
     columns = [
         Column("method"),
@@ -136,7 +130,7 @@ def spread_table(results: RepeatedResults, command: str) -> Table:
         "chosen on the other split. A difference is taken classifier by classifier; one whose mean "
         "is not larger than its spread is called none."
     )
-    return Table(columns, rows, caption, command)
+    return Table(columns, rows, caption, results.run.command)
 
 
 def difference_bars(results: RepeatedResults) -> list[Differences]:
@@ -182,8 +176,7 @@ def _blocks_of(member: ComparisonResults | BoxResults, split: str) -> list[Block
 def _first_pictures(results: RepeatedResults) -> list[PictureGrid]:
     """A few images with the maps that the first classifier gives."""
     name, member = next(iter(results.members.items()))
-    rows = member.pictures
-    leads = rows[:: max(len(rows) // 4, 1)][:4]
+    leads = pick_leads(member.pictures)
     text = f"The first classifier, {name}: score maps by method."
     if not leads:
         return []

@@ -17,12 +17,13 @@ from adcam.labeling.generate import default_workers, generate
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.labeler_options import options_from_settings, refined_options
 from adcam.labeling.output_folder import CONFIG_NAME, MANIFEST_NAME, MAPS_DIR, MASK_DIR
+from adcam.recipe.blocks import Run
 from adcam.recipe.classifiers import Source, describe_classifier, find_classifier, make_classifier
 from adcam.recipe.explorer import MaskFolder, write_explorer
 from adcam.recipe.inputs import describe_images, hash_files_in, hash_masks
 from adcam.recipe.network_report import RecipeResults, build_recipe_report
 from adcam.recipe.scores import load_scores, read_losses, write_scores
-from adcam.recipe.stages import Recipe, Stage, find_stale, read_recipe, report_stage
+from adcam.recipe.stages import Recipe, Stage, read_recipe, report_stage
 from adcam.report.explorer import ExploredMethod
 from adcam.report.render import write_report
 from adcam.settings import SegmentationSettings, Settings, load_settings
@@ -181,10 +182,7 @@ def make_report(recipe: MaskRecipe) -> Path:
     """
     results, folder = read_results(recipe), recipe.folder("report")
     explorer = write_explorer(folder, results.shown, _mask_folders(recipe, results))
-    report = build_recipe_report(
-        results, title=recipe.title, command=recipe.command, explorer=explorer
-    )
-    return write_report(report, folder)
+    return write_report(build_recipe_report(results, explorer), folder)
 
 
 def _mask_folders(recipe: MaskRecipe, results: RecipeResults) -> list[MaskFolder]:
@@ -210,10 +208,16 @@ def read_results(recipe: MaskRecipe) -> RecipeResults:
         AdcamError: No masks have been scored yet.
     """
     recipe.outputs("evaluate")
-    done = recipe.finished()
-    tested = recipe.settings.recipe.test if "test" in done else None
+    configs = {"recipe": recipe.settings.to_dict()}
+    seeds = {"classifier": configs["recipe"]["train"].get("seed")}
+    if recipe.network is not None:
+        configs["network"] = recipe.network.to_dict()
+        seeds["network"] = configs["network"]["train"].get("seed")
+    run = Run.of(recipe, configs, seeds)
+    tested = recipe.settings.recipe.test if "test" in run.stages else None
     folder = recipe.folder("evaluate")
     return RecipeResults(
+        run=run,
         data_name=recipe.images(recipe.evaluate[0]).class_set.name,
         learn_from=recipe.learn_from,
         pseudo_masks={split: load_scores(folder / f"{split}.json") for split in recipe.evaluate},
@@ -221,11 +225,9 @@ def read_results(recipe: MaskRecipe) -> RecipeResults:
         shown=recipe.images(tested or recipe.evaluate[-1]),
         pseudo_masks_dir=recipe.folder("generate") / MASK_DIR,
         network_masks_dir=recipe.folder("test") / MASK_DIR,
-        losses=read_losses(recipe.folder("segment")) if "segment" in done else [],
-        stages=done,
-        stale=find_stale(recipe),
-        config=recipe.settings.to_dict(),
-        network=None if recipe.network is None else recipe.network.to_dict(),
+        losses=read_losses(recipe.folder("segment")) if "segment" in run.stages else [],
+        config=configs["recipe"],
+        network=configs.get("network"),
     )
 
 

@@ -15,6 +15,7 @@ from adcam.evaluation.compare import MethodResult
 from adcam.masks.background import BackgroundRule, parse_rule
 from adcam.metrics.miou import MeanIoU, MeanIoUResult
 from adcam.recipe import compare
+from adcam.recipe.blocks import Run
 from adcam.recipe.comparison_report import (
     ComparisonResults,
     build_comparison_report,
@@ -49,15 +50,15 @@ def build(rows: list[MethodResult]) -> Report:
     masks = scored(9)
     record = {"seconds": 1.0, "machine": "m", "versions": {}, "outputs": {"files": {}}}
     results = ComparisonResults(
+        run=Run("t", "adcam", {"train": record, "compare": record}),
         methods=methods,
         masks=Scores("val", 1, masks.miou, masks.iou_per_class, 90.0, 0.0, masks.confusion, {}),
         mask_name="AD-CAM + CRF",
         class_set=build_class_set("one", ["cat"]),
         pictures=[],
         choose_split="train",
-        stages={"train": record, "compare": record},
     )
-    return build_comparison_report(results, title="t", command="adcam")
+    return build_comparison_report(results)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from adcam.data.dataset import ImageDataset, Record, build_class_set
 from adcam.data.png import voc_palette, write_mask
+from adcam.recipe.blocks import Run
 from adcam.recipe.network_report import (
     RecipeResults,
     build_network_section,
@@ -49,7 +50,9 @@ def images(tmp_path: Path) -> ImageDataset:
 @pytest.fixture
 def results(tmp_path: Path, images: ImageDataset) -> RecipeResults:
     stage = {"outputs": {"files": {}}, "seconds": 1.0, "machine": "m", "versions": {"torch": "2"}}
+    stages = {"train": stage, "generate": {**stage, "versions": {"torch": "3"}}}
     return RecipeResults(
+        run=Run("t", "adcam run x", stages, seeds={"classifier": 4}),
         data_name="two",
         learn_from=["train", "aux"],
         pseudo_masks={"val": scores("val", {"0": 50.0, "1": 60.0, "2": 70.0, "3": 80.0})},
@@ -58,8 +61,6 @@ def results(tmp_path: Path, images: ImageDataset) -> RecipeResults:
         pseudo_masks_dir=tmp_path / "teacher",
         network_masks_dir=tmp_path / "student",
         losses=[(1, 2.0), (2, 1.0)],
-        stages={"train": stage, "generate": {**stage, "versions": {"torch": "3"}}},
-        stale={},
         config={"model": {"backbone": "vit"}, "train": {"seed": 4}},
         network=None,
     )
@@ -91,21 +92,18 @@ def test_a_network_below_its_pseudo_masks_is_said_so(results: RecipeResults) -> 
     assert caution == []
     worse = replace(results, network_masks=scores("val", {"0": 10.0}))
     assert "55.0 points below the pseudo masks" in describe_network(worse)[1][0].paragraphs[0]
-    report = build_recipe_report(worse, title="t", command="c")
+    report = build_recipe_report(worse)
     assert [item.value for item in report.headlines] == [65.0, 10.0, "−55.0"]
 
 
 def test_what_is_not_up_to_date_and_labels_given_are_said(results: RecipeResults) -> None:
     model = {"decode_head": {"type": "FCNHead"}, "backbone": {"type": "ResNet"}}
     network = {"model": model, "train": {"seed": 1}, "test": {"labels": "given"}}
-    told = replace(
-        results,
-        network=network,
-        stale={"segment": "changed: a -> b", "test": "segment has not finished"},
-    )
+    stale = {"segment": "changed: a -> b", "test": "segment has not finished"}
+    told = replace(results, network=network, run=replace(results.run, stale=stale))
     assert "where it is given the image labels" in describe_network(told)[0]
     assert "where it is not given the image labels" in describe_network(results)[0]
-    report = build_recipe_report(told, title="t", command="c")
+    report = build_recipe_report(told)
     assert [item.note for item in report.headlines[:2]] == ["image labels given"] * 2
     assert "skipped: segment, test" in report.lead[0].paragraphs[0]  # type: ignore[union-attr]
     assert "network FCNHead on ResNet" in report.subtitle
@@ -113,19 +111,19 @@ def test_what_is_not_up_to_date_and_labels_given_are_said(results: RecipeResults
 
 def test_without_a_network_or_a_rival_nothing_is_compared(results: RecipeResults) -> None:
     alone = replace(results, network_masks=None)
-    report = build_recipe_report(alone, title="t", command="c")
+    report = build_recipe_report(alone)
     assert [section.title for section in report.sections] == [
         *("By class", "Confusion matrix", "Best, median, worst", "Where the time went")
     ]
     unrivalled = replace(results, pseudo_masks={"train": scores("train", {"9": 50.0})})
-    titles = [s.title for s in build_recipe_report(unrivalled, title="t", command="c").sections]
+    titles = [section.title for section in build_recipe_report(unrivalled).sections]
     assert "Network against pseudo masks" not in titles
 
 
 def test_versions_that_differ_are_given_by_stage(results: RecipeResults) -> None:
     entries = {
         name: value
-        for block in build_recipe_report(results, title="t", command="adcam run x").provenance
+        for block in build_recipe_report(results).provenance
         for name, value in block.entries.items()
     }
     assert entries["torch"] == "2 (train), 3 (generate)"
