@@ -248,7 +248,7 @@ def per_class_boxes(methods: Sequence[BoxScores], images: ImageDataset) -> PerCl
         method.name: [method.gt_known_per_class.get(i, math.nan) for i in range(len(classes))]
         for method in methods
     }
-    return PerClass(list(classes), values, "GT-known Loc, %", "", methods[-1].name)
+    return PerClass(list(classes), values, "GT-known Loc, %")
 
 
 def draw_boxes_found(

@@ -31,6 +31,7 @@ _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _WIDTH = 480.0  # wide enough for eight series, and text still readable on a phone
 _CHAR = 7.5  # advance of a 13 px character in a wide sans-serif face, for laying out text
 _ROW = 24.0  # height of a row that has a name
+_PERCENT = (0.0, 100.0)
 
 
 @functools.singledispatch
@@ -94,19 +95,19 @@ def curves_svg(curves: Curves) -> str:
 
 @draw.register
 def per_class_svg(per_class: PerClass) -> str:
-    """Draw a dot per method on one line per class; the main method is filled and printed."""
+    """Draw a dot per method on one line per class; the last method is filled and printed."""
     drawing = _Drawing(_WIDTH)
     left, right = _name_margin(per_class.classes), _WIDTH - 64
-    main = per_class.main_method
+    main = list(per_class.values)[-1]
     styles = _styles(list(per_class.values), main)
     top = drawing.legend(styles, left, _WIDTH - 8, dots=True) + 12
     bottom = top + _ROW * len(per_class.classes)
-    across = _axis(per_class.value_range, left, right)
+    across = _axis(_PERCENT, left, right)
     drawing.x_axis(across, top, bottom, per_class.unit)
     for k, class_name in enumerate(per_class.classes):
         y = top + _ROW * (k + 0.5)
         values = {name: values[k] for name, values in per_class.values.items()}
-        shown = {n: format_number(v, digits=per_class.digits) for n, v in values.items()}
+        shown = {name: format_number(value) for name, value in values.items()}
         drawing.row_texts(left, y, class_name, shown[main])
         known = [value for value in values.values() if math.isfinite(value)]
         if known:
@@ -125,8 +126,8 @@ def scatter_svg(scatter: Scatter) -> str:
     right, bottom = left + side, top + side
     drawing = _Drawing(right + 16)
     drawing.element("path", "better", d=f"M{_num(left)} {_num(bottom)}V{_num(top)}H{_num(right)}Z")
-    across = _axis(scatter.value_range, left, right)
-    up = _axis(scatter.value_range, bottom, top)
+    across = _axis(_PERCENT, left, right)
+    up = _axis(_PERCENT, bottom, top)
     drawing.y_axis(up, left, right, scatter.y_label)
     drawing.x_axis(across, top, bottom, scatter.x_label)
     drawing.line("axis", left, bottom, right, top)
@@ -149,7 +150,7 @@ def differences_svg(differences: Differences) -> str:
     drawing.line("axis", zero, top, zero, bottom)
     for k, (name, value) in enumerate(zip(differences.names, differences.values, strict=True)):
         y = top + _ROW * (k + 0.5)
-        shown = format_number(value, digits=differences.digits, signed=True)
+        shown = format_number(value, signed=True)
         drawing.row_texts(left, y, name, shown)
         if math.isfinite(value):
             x, far = sorted((zero, across.at(value)))
@@ -188,7 +189,7 @@ def confusion_svg(confusion: Confusion) -> str:
                 continue
             tip = (
                 f"{confusion.names[i]} predicted as {confusion.names[j]}: {100 * share:.1f} % "
-                f"({format_number(count)} {confusion.unit})"
+                f"({format_number(count)} pixels)"
             )
             x = margin + cell * j
             opacity = f"{math.sqrt(share):.3f}"
@@ -238,7 +239,7 @@ def _draw_histogram(
     bins = zip(histograms.edges[:-1], histograms.edges[1:], histograms.counts[name], strict=True)
     for low, high, count in bins:
         if count:
-            tip = f"{name}, {_tick_text(low)} to {_tick_text(high)}: {count} {histograms.unit}"
+            tip = f"{name}, {_tick_text(low)} to {_tick_text(high)}: {count} images"
             x, width = across.at(low) + 0.5, across.at(high) - across.at(low) - 1
             style = "fill s0" if is_main else "fill s6"
             drawing.rect(style, x, up.at(count), width, bottom - up.at(count), tip)
@@ -260,7 +261,7 @@ def shares_svg(shares: Shares) -> str:
     styles = {part: _Style(f"s{i}", "", main=True) for i, part in enumerate(shares.parts)}
     top = drawing.legend(styles, 8, right, dots=True, strong=False) + 12
     bottom = top + row_height * len(shares.values)
-    across = replace(_axis((0, 100), left, right), ticks=(0, 25, 50, 75, 100))
+    across = replace(_axis(_PERCENT, left, right), ticks=(0, 25, 50, 75, 100))
     drawing.x_axis(across, top, bottom, "images, %")
     for k, (name, values) in enumerate(shares.values.items()):
         y, before = top + row_height * k, 0.0
@@ -273,7 +274,7 @@ def shares_svg(shares: Shares) -> str:
                 tip = f"{name}, {part}: {value:.1f} %"
                 drawing.rect(f"fill {styles[part].color}", x, y + 4, width, row_height - 8, tip)
             if width >= 22:
-                shown = format_number(float(value), digits=shares.digits)
+                shown = format_number(float(value), digits=0)
                 drawing.text("share over", x + width / 2, middle + 4, shown, "middle")
     return drawing.svg(bottom + 48, shares.caption or ", ".join(shares.parts))
 

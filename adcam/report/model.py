@@ -33,14 +33,12 @@ class Headline:
         value: The number, or a text that is shown as it is.
         unit: The unit, printed small behind the value, e.g. ``"% mIoU"``.
         note: One short line below the value, e.g. ``"12.7 points above TS-CAM"``.
-        digits: The number of digits after the point if ``value`` is a float.
     """
 
     label: str
     value: Cell
     unit: str = ""
     note: str = ""
-    digits: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,6 @@ class Column:
         digits: The number of digits after the point of floats. Integers are shown whole.
         best: ``"max"`` or ``"min"`` sets the largest or smallest values in bold. Values that look
             the same at ``digits`` are equally good. ``""`` highlights nothing.
-        signed: Whether positive numbers get a plus sign, as differences should.
         bar_max: Each number gets a bar that is full at this value. The column with bars is the one
             that counts: it stays on the screen where a table is wider. ``None`` draws no bars.
         hint: A longer explanation of the heading, shown when the pointer rests on it.
@@ -78,7 +75,6 @@ class Column:
     name: str
     digits: int = 1
     best: str = ""
-    signed: bool = False
     bar_max: float | None = None
     hint: str = ""
 
@@ -180,22 +176,16 @@ class PerClass:
 
     Attributes:
         classes: The names of the C classes.
-        values: The C values of each method, by its name; NaN where a class does not occur.
+        values: The C values of each method in percent, by its name; NaN where a class does not
+            occur. The dots of the last method are filled and its numbers printed.
         unit: The unit of the values, e.g. ``"IoU, %"``.
         caption: What the diagram shows.
-        emphasis: The name of the method whose dots are filled and whose numbers are printed;
-            ``""`` takes the last method.
-        value_range: The two ends of the axis.
-        digits: The number of digits after the point of the printed numbers.
     """
 
     classes: Sequence[str]
     values: Mapping[str, Sequence[float]]
     unit: str = "IoU, %"
     caption: str = ""
-    emphasis: str = ""
-    value_range: tuple[float, float] = (0.0, 100.0)
-    digits: int = 1
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -205,13 +195,6 @@ class PerClass:
                 raise ValueError(
                     f"{method!r} has {len(values)} values for {len(self.classes)} classes"
                 )
-        _check_one_of("emphasis", self.emphasis, ("", *self.values))
-        _check_range("value_range", self.value_range)
-
-    @property
-    def main_method(self) -> str:
-        """The name of the method whose numbers are printed."""
-        return self.emphasis or list(self.values)[-1]
 
 
 @dataclass(frozen=True)
@@ -220,12 +203,11 @@ class Scatter:
 
     Attributes:
         names: The names of the items, shown when the pointer rests on a dot.
-        x: The value of the first method for each item.
-        y: The value of the second method for each item.
+        x: The value of the first method for each item, in percent.
+        y: The value of the second method for each item, in percent.
         x_label: The name of the x axis, with its unit.
         y_label: The name of the y axis, with its unit.
         caption: What the diagram shows.
-        value_range: The two ends of both axes.
     """
 
     names: Sequence[str]
@@ -234,7 +216,6 @@ class Scatter:
     x_label: str
     y_label: str
     caption: str = ""
-    value_range: tuple[float, float] = (0.0, 100.0)
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.x) == len(self.y):
@@ -242,7 +223,6 @@ class Scatter:
                 f"scatter {self.caption!r} has {len(self.names)} names, {len(self.x)} x and "
                 f"{len(self.y)} y"
             )
-        _check_range("value_range", self.value_range)
 
 
 @dataclass(frozen=True)
@@ -254,14 +234,12 @@ class Differences:
         values: The lengths of the bars, as many as ``names``. NaN draws no bar.
         label: The name of the axis, with its unit.
         caption: What the diagram shows.
-        digits: The number of digits after the point of the printed numbers.
     """
 
     names: Sequence[str]
     values: Sequence[float]
     label: str
     caption: str = ""
-    digits: int = 1
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.values):
@@ -270,20 +248,18 @@ class Differences:
 
 @dataclass(frozen=True)
 class Confusion:
-    """A confusion matrix: how often each class is predicted as each other class.
+    """A confusion matrix: how many pixels of each class are predicted as each other class.
 
     Attributes:
         names: The names of the C classes; rows and columns have the same order.
         counts: The counts, none negative: one row per true class with one count per predicted
             class.
         caption: What is counted, e.g. the pixels of val without the ignored ones.
-        unit: The unit of the counts, shown in the tooltips.
     """
 
     names: Sequence[str]
     counts: Sequence[Sequence[int]]
     caption: str = ""
-    unit: str = "pixels"
 
     def __post_init__(self) -> None:
         num = len(self.names)
@@ -316,7 +292,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Histograms:
-    """One small histogram per name, all with the same bins and axes.
+    """One small histogram of images per name, all with the same bins and axes.
 
     Attributes:
         edges: The edges of the n bins, n + 1 ascending numbers.
@@ -326,7 +302,6 @@ class Histograms:
         emphasis: The name of the histogram in the accent colour; ``""`` treats all alike.
         mark: A value that is marked by a line, e.g. the IoU from which a box is correct. The share
             of the counts above it is printed. ``None`` draws no line.
-        unit: What is counted, in the plural.
     """
 
     edges: Sequence[float]
@@ -335,7 +310,6 @@ class Histograms:
     caption: str = ""
     emphasis: str = ""
     mark: float | None = None
-    unit: str = "images"
 
     def __post_init__(self) -> None:
         if not self.counts:
@@ -368,13 +342,11 @@ class Shares:
         values: The percentages of each bar, by its name: one per part, none negative, together at
             most 100.
         caption: What the diagram shows.
-        digits: The number of digits after the point of the printed numbers.
     """
 
     parts: Sequence[str]
     values: Mapping[str, Sequence[float]]
     caption: str = ""
-    digits: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.parts) <= 8:
@@ -398,14 +370,11 @@ class Picture:
         column: What the picture shows, e.g. ``"image"``, ``"truth"``, ``"AD-CAM"``.
         value: A number printed beside the name, e.g. the IoU of this image in %; ``None`` prints
             nothing.
-        alt: What screen readers read in place of the picture. If it is empty, it is made from the
-            column, the image and the value.
     """
 
     rgb: np.ndarray
     column: str
     value: float | None = None
-    alt: str = ""
 
     def __post_init__(self) -> None:
         if self.rgb.dtype != np.uint8 or self.rgb.ndim != 3 or self.rgb.shape[2] != 3:
@@ -495,8 +464,7 @@ class Timing:
     Attributes:
         name: The name of the step.
         seconds: The wall time, at least 0.
-        num_items: How many items the step processed; ``None`` where a number says nothing.
-        item: What is counted, in the singular.
+        num_items: How many images the step processed; ``None`` where a number says nothing.
         peak_bytes: The most memory that the process held during the step; ``None`` where it was
             not measured.
         gpu_bytes: The same on the GPU.
@@ -505,7 +473,6 @@ class Timing:
     name: str
     seconds: float
     num_items: int | None = None
-    item: str = "image"
     peak_bytes: int | None = None
     gpu_bytes: int | None = None
 
@@ -638,7 +605,6 @@ def _to_plain(value: Any) -> Any:
         return {
             "column": value.column,
             "value": _to_plain(value.value),
-            "alt": value.alt,
             "hw": [height, width],
         }
     if isinstance(value, Explorer):

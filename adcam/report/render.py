@@ -190,10 +190,7 @@ def _report_context(report: Report) -> tuple[Context, dict[str, bytes]]:
         blocks = _block_contexts(section.blocks, f"{number:02d}-{anchor}", files)
         head = {"title": section.title, "anchor": anchor, "folded": section.folded}
         sections.append({**head, "blocks": blocks})
-    headlines = [
-        {**vars(line), "value": format_number(line.value, digits=line.digits)}
-        for line in report.headlines
-    ]
+    headlines = [{**vars(line), "value": format_number(line.value)} for line in report.headlines]
     context = {
         "title": report.title,
         "subtitle": report.subtitle,
@@ -282,7 +279,7 @@ def _confusion(block: Confusion, add_file: AddFile) -> Context:
 
 @_context.register
 def _per_class(block: PerClass, add_file: AddFile) -> Context:
-    columns = [Column("class"), *(Column(name, block.digits) for name in block.values)]
+    columns = [Column("class"), *(Column(name) for name in block.values)]
     rows: list[list[Cell]] = [
         [name, *(values[k] for values in block.values.values())]
         for k, name in enumerate(block.classes)
@@ -324,7 +321,7 @@ def _times(block: TimeTable, add_file: AddFile) -> Context:
     if any(t.num_items is not None for t in timings):
         add(Column("items"), ["" if t.num_items is None else t.num_items for t in timings])
         rates = [
-            f"{format_seconds(t.seconds / t.num_items)} / {t.item}" if t.num_items else ""
+            f"{format_seconds(t.seconds / t.num_items)} / image" if t.num_items else ""
             for t in timings
         ]
         add(Column("rate"), rates)
@@ -361,7 +358,7 @@ def _table_context(
         for row, value in zip(cells, values, strict=True):
             row.append(
                 {
-                    "text": format_number(value, digits=column.digits, signed=column.signed),
+                    "text": format_number(value, digits=column.digits),
                     "best": best is not None and _rounded(value, column) == best,
                     "bar": _bar_percent(value, column),
                 }
@@ -431,10 +428,10 @@ def _picture_row(row: PictureRow, stem: str, grid: PictureGrid, add_file: AddFil
         jpeg = encode_jpeg(picture.rgb, max_side=grid.max_side)
         name = slug(picture.column, fallback="picture")
         height, width = fit_side((picture.rgb.shape[0], picture.rgb.shape[1]), grid.max_side)
-        alt, value, is_best = picture.alt or f"{picture.column} of {row.img_id}", "", False
+        alt, value, is_best = f"{picture.column} of {row.img_id}", "", False
         if picture.value is not None:
             value = format_number(float(picture.value))
-            alt = picture.alt or f"{alt}: {value} ({grid.value_name})"
+            alt += f": {value} ({grid.value_name})"
             is_best = best is not None and round(picture.value, 1) == best
         cells.append(
             {

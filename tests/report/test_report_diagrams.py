@@ -93,7 +93,7 @@ def test_hostile_names_are_text() -> None:
     for svg in (
         curves_svg(Curves([Series(evil, [0, 1], [0, 1], (0, 0))], evil, evil, evil, emphasis=evil)),
         per_class_svg(PerClass([evil], {evil: [1.0]}, unit=evil, caption=evil)),
-        confusion_svg(Confusion([evil], [[1]], caption=evil, unit=evil)),
+        confusion_svg(Confusion([evil], [[1]], caption=evil)),
     ):
         assert "<script" not in svg
         root = parse(svg)
@@ -105,9 +105,7 @@ def test_hostile_names_are_text() -> None:
 
 
 def test_per_class_dots_and_missing_classes() -> None:
-    block = PerClass(
-        ["cat", "dog"], {"CAM": [20.0, math.nan], "AD-CAM": [60.0, math.nan]}, emphasis="AD-CAM"
-    )
+    block = PerClass(["cat", "dog"], {"CAM": [20.0, math.nan], "AD-CAM": [60.0, math.nan]})
     svg = per_class_svg(block)
     assert "nan" not in svg.lower()
     root = parse(svg)
@@ -121,13 +119,13 @@ def test_per_class_dots_and_missing_classes() -> None:
 
 
 def test_confusion_cells() -> None:
-    root = parse(confusion_svg(Confusion(["a", "b"], [[1, 3], [0, 0]], unit="px")))
+    root = parse(confusion_svg(Confusion(["a", "b"], [[1, 3], [0, 0]])))
     cells = by_class(root, "rect", "cell")
     assert [float(c.get("fill-opacity", "")) for c in cells] == pytest.approx(
         [0.5, math.sqrt(0.75)], abs=1e-3
     )
     titles = [c.find("title").text for c in cells]  # type: ignore[union-attr]
-    assert titles == ["a predicted as a: 25.0 % (1 px)", "a predicted as b: 75.0 % (3 px)"]
+    assert titles == ["a predicted as a: 25.0 % (1 pixels)", "a predicted as b: 75.0 % (3 pixels)"]
     left, right = (float(c.get("x", "")) for c in cells)
     assert left < right
     assert cells[0].get("y") == cells[1].get("y")

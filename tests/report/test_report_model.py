@@ -47,7 +47,7 @@ def test_to_dict_is_plain_json_and_holds_no_pixels() -> None:
     assert data["lead"][1]["rows"] == [
         {
             "img_id": "a",
-            "pictures": [{"column": "image", "value": 1.5, "alt": "", "hw": [4, 6]}],
+            "pictures": [{"column": "image", "value": 1.5, "hw": [4, 6]}],
             "labels": ["cat"],
         }
     ]
@@ -70,12 +70,6 @@ def test_confusion_shares_and_largest() -> None:
     assert confusion.largest(1) == [("b", "a", 0.9)]
 
 
-def test_per_class_main_method() -> None:
-    values = {"cam": [1.0], "ad_cam": [2.0]}
-    assert PerClass(["a"], values).main_method == "ad_cam"
-    assert PerClass(["a"], values, emphasis="cam").main_method == "cam"
-
-
 def test_times_sum_up() -> None:
     assert TimeTable([Timing("a", 1.5), Timing("b", 2.0, 4)]).total == 3.5
 
@@ -95,7 +89,6 @@ def test_times_sum_up() -> None:
         (lambda: Curves([Series("s", [], [])], "x", "y", y_range=(1, 1)), "y_range"),
         (lambda: PerClass(["a", "b"], {"m": [1.0]}), "1 values for 2 classes"),
         (lambda: PerClass(["a"], {}), "no method"),
-        (lambda: PerClass(["a"], {"m": [1.0]}, value_range=(1, 0)), "value_range"),
         (lambda: Confusion(["a", "b"], [[1, 2]]), "2×2"),
         (lambda: Confusion(["a"], [[-1]]), "negative"),
         (lambda: Picture(RGB.astype(np.float32), "p"), "uint8"),
@@ -124,7 +117,5 @@ def test_rows_of_a_grid_have_the_same_columns() -> None:
 def test_scatter_and_differences_refuse_lists_of_other_lengths() -> None:
     with pytest.raises(ValueError, match="1 names, 2 x and 1 y"):
         Scatter(["a"], [1.0, 2.0], [1.0], "x", "y")
-    with pytest.raises(ValueError, match="value_range must be"):
-        Scatter([], [], [], "x", "y", value_range=(1.0, 1.0))
     with pytest.raises(ValueError, match="2 names for 1 values"):
         Differences(["a", "b"], [1.0], "points")

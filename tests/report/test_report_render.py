@@ -113,7 +113,7 @@ def make_report(word: str = "AD-CAM") -> Report:
             Column(word, hint=word),
             Column("mIoU", 1, "max", bar_max=100.0),
             Column("error", 2, "min"),
-            Column("change", 1, signed=True),
+            Column("change"),
         ],
         [["CAM", 31.96, 0.5, -1.0], [word, 63.2, math.nan, 31.24], ["same", 63.24, 0.25, None]],
         caption=word,
@@ -142,7 +142,7 @@ def make_report(word: str = "AD-CAM") -> Report:
                     Scatter([word], [1.0], [math.nan], word, word, word),
                     Differences([word, "b"], [1.0, math.nan], word, word),
                     Text([word]),
-                    TimeTable([Timing(word, 1.5, 3, word), Timing("b", 0.5)], word),
+                    TimeTable([Timing(word, 1.5, 3), Timing("b", 0.5)], word),
                 ],
             ),
         ],
@@ -248,7 +248,7 @@ def test_best_values_are_those_that_look_best() -> None:
     html = render_html(make_report())
     # 63.2 and 63.24 both read "63.2"; the smaller error wins; NaN never does.
     assert cells_of(html, best=True) == ["63.2", "63.2", "0.25"]
-    assert cells_of(html, best=False)[:6] == ["32.0", "0.50", "−1.0", "–", "+31.2", "–"]
+    assert cells_of(html, best=False)[:6] == ["32.0", "0.50", "−1.0", "–", "31.2", "–"]
 
 
 def test_the_column_with_bars_is_the_one_that_stays_on_a_narrow_screen() -> None:
