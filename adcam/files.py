@@ -12,13 +12,14 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import secrets
 import tempfile
 import unicodedata
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
@@ -233,15 +234,18 @@ class LazyList(list[Any]):
         return any(True for _ in self)
 
 
-def format_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    r"""A table as CSV text: a header line, then one line a row, each ended by ``\n``."""
+def format_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    r"""Rows of the same keys, at least one, as CSV text: a header line, then one line a row.
+
+    Each ends with ``\n``.
+    """
     text = io.StringIO()
-    _write_rows(text, columns, rows)
+    _write_rows(text, list(rows[0]), (list(row.values()) for row in rows))
     return text.getvalue()
 
 
 def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table as :func:`format_csv` formats it, atomically, row by row.
+    """Write a table as CSV text like that of :func:`format_csv`, atomically, row by row.
 
     Raises:
         OSError: The file cannot be written.
@@ -388,6 +392,15 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def to_plain(values: Any) -> Any:
     """The values as they come back from a JSON file: tuples as lists, keys as text."""
     return json.loads(json.dumps(values))
+
+
+def to_json(values: Any) -> Any:
+    """The values as JSON has them: keys as text, tuples as lists, ``None`` for NaN."""
+    if isinstance(values, Mapping):
+        return {str(key): to_json(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [to_json(value) for value in values]
+    return None if isinstance(values, float) and math.isnan(values) else values
 
 
 def hash_bytes(data: bytes) -> str:

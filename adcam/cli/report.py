@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _write(args: argparse.Namespace) -> Path:
     from adcam.labeling.output_folder import MANIFEST_NAME
-    from adcam.recipe.record import NO_RECORD, RECIPE_NAME
+    from adcam.recipe import NO_RECORD, RECIPE_NAME
 
     record = args.work_dir / RECIPE_NAME
     if not record.is_file() and (args.work_dir / MANIFEST_NAME).is_file():

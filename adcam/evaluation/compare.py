@@ -11,7 +11,7 @@ from adcam import files
 from adcam.data.dataset import ImageDataset
 from adcam.errors import AdcamError
 from adcam.evaluation.loop import EvaluationTimes, Evaluator, LoopOptions, evaluate
-from adcam.evaluation.mapping import Classifier, MaskChoice, check_names, format_options
+from adcam.evaluation.mapping import Classifier, MaskChoice, check_names, describe_method
 from adcam.evaluation.mask_folder import build_labeler, open_mask_folder
 from adcam.evaluation.masks import MaskScore, MaskScores, ThresholdSweep
 from adcam.evaluation.pictures import Pictures, SmallImage
@@ -221,14 +221,9 @@ def format_csv(results: Sequence[MethodResult], class_set: ClassSet) -> str:
     """
     lines = []
     for item in results:
-        spec = item.spec
+        method = describe_method(item.spec)
         line: dict[str, Any] = {
-            "name": spec.name,
-            "method": spec.method,
-            "options": format_options(spec),
-            "scales": " ".join(map(str, spec.views.scales)),
-            "flip": int(spec.views.flip),
-            "crf": "" if spec.crf == "none" else spec.crf,
+            **{key: method[key] for key in ("name", "method", "options", "scales", "flip", "crf")},
             "rule": item.rule.rule,
             "threshold": "" if item.threshold is None else f"{item.threshold:.2f}",
             "miou_choosing": f"{item.chosen_miou:.2f}",
@@ -238,4 +233,4 @@ def format_csv(results: Sequence[MethodResult], class_set: ClassSet) -> str:
         for value in (0, *class_set.mask_values):
             line[class_set.name_of_value(value)] = f"{item.result.iou_per_class[value]:.1f}"
         lines.append(line)
-    return files.format_csv(list(lines[0]), [list(line.values()) for line in lines])
+    return files.format_csv(lines)

@@ -20,7 +20,7 @@ from adcam.data.score_maps import SCORE_MAP_HW
 from adcam.errors import AdcamError
 from adcam.evaluation.boxes import LOC_IOU, TOP_K, BoxCounts, BoxOutcome, ScoreMapWriter
 from adcam.evaluation.loop import EvaluationTimes, Evaluator, LoopOptions, evaluate
-from adcam.evaluation.mapping import Classifier, MapTargets, check_names, format_options
+from adcam.evaluation.mapping import Classifier, MapTargets, check_names, describe_method
 from adcam.evaluation.pictures import Pictures, SmallImage
 from adcam.files import format_csv
 from adcam.metrics.localization import ORACLE, BoxAccuracyResult, LocalizationResult, MaxBoxAccuracy
@@ -262,15 +262,10 @@ def format_box_csv(results: Sequence[BoxResult], images: ImageDataset) -> str:
     """
     lines = []
     for item in results:
-        spec, located = item.spec, item.localization
+        located, method = item.localization, describe_method(item.spec)
+        del method["crf"]  # boxes have none
         line: dict[str, Any] = {
-            "name": spec.name,
-            "network": spec.network,
-            "method": spec.method or "stored maps",
-            "options": format_options(spec),
-            "scales": " ".join(map(str, spec.views.scales)),
-            "keep_ratio": int(spec.views.keep_ratio),
-            "flip": int(spec.views.flip),
+            **method,
             "split": images.split,
             "images": located.num_images,
             "chosen_on": item.chosen_on,
@@ -293,4 +288,4 @@ def format_box_csv(results: Sequence[BoxResult], images: ImageDataset) -> str:
         line["max_box_acc_oracle"] = f"{item.largest_oracle.box_acc[LOC_IOU]:.2f}"
         line |= {f"first_guess_{name}": f"{share:.2f}" for name, share in located.errors.items()}
         lines.append({key: "" if value == "nan" else value for key, value in line.items()})
-    return format_csv(list(lines[0]), [list(line.values()) for line in lines])
+    return format_csv(lines)

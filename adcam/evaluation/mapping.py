@@ -45,9 +45,18 @@ def check_names(specs: Sequence[MethodSpec]) -> None:
         raise AdcamError(f"methods to compare need different names, got {names}")
 
 
-def format_options(spec: MethodSpec) -> str:
-    """Return the options of a method as they stand in tables, such as ``"power=3.0"``."""
-    return " ".join(f"{key}={value}" for key, value in sorted(spec.options.items()))
+def describe_method(spec: MethodSpec) -> dict[str, Any]:
+    """Return what tables of methods say of one by column, its options as ``"power=3.0"``."""
+    return {
+        "name": spec.name,
+        "network": spec.network,
+        "method": spec.method or "stored maps",
+        "options": " ".join(f"{key}={value}" for key, value in sorted(spec.options.items())),
+        "scales": " ".join(map(str, spec.views.scales)),
+        "keep_ratio": int(spec.views.keep_ratio),
+        "flip": int(spec.views.flip),
+        "crf": "" if spec.crf == "none" else spec.crf,
+    }
 
 
 class Classifier(Protocol):

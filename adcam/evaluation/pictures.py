@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from adcam.evaluation.boxes import boxes_of
 from adcam.evaluation.mapping import MappedImage, MaskChoice
 from adcam.files import Spool
 from adcam.labeling.mask_maker import resize_maps
@@ -174,8 +175,8 @@ class Pictures:
         masks = {choice.name: image.make_mask(choice, mask_values).mask for choice in self.choices}
         boxes = None
         if sample.boxes is not None:
-            height, width = sample.boxes_hw or sample.ori_hw
-            boxes = sample.boxes / np.array([width, height] * 2)
+            drawn, (height, width) = boxes_of(sample)
+            boxes = drawn / np.array([width, height] * 2)
         last = [*self._names, *masks][-1]
         self._images.append(
             SmallImage(

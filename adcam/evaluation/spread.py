@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adcam.evaluation.mapping import format_options
+from adcam.evaluation.mapping import describe_method
 from adcam.files import format_csv
 from adcam.report.text import format_number
 from adcam.settings import MethodSpec
@@ -159,16 +159,9 @@ def format_spread_csv(rows: Sequence[MethodSpread], classifiers: Sequence[str]) 
     """
     lines = []
     for row in rows:
-        spec, (main, *others) = row.spec, row.measures
+        main, *others = row.measures
         line: dict[str, Any] = {
-            "name": spec.name,
-            "network": spec.network,
-            "method": spec.method or "stored maps",
-            "options": format_options(spec),
-            "scales": " ".join(map(str, spec.views.scales)),
-            "keep_ratio": int(spec.views.keep_ratio),
-            "flip": int(spec.views.flip),
-            "crf": "" if spec.crf == "none" else spec.crf,
+            **describe_method(row.spec),
             "classifiers": len(classifiers),
             **_format_pair(main, row.main),
         }
@@ -179,7 +172,7 @@ def format_spread_csv(rows: Sequence[MethodSpread], classifiers: Sequence[str]) 
         for measure in others:
             line |= _format_pair(measure, row.measures[measure])
         lines.append(line)
-    return format_csv(list(lines[0]), [list(line.values()) for line in lines])
+    return format_csv(lines)
 
 
 def _format_pair(name: str, spread: Spread | None) -> dict[str, str]:

@@ -1,8 +1,7 @@
-"""What the metrics of this package share: arrays in, ratios with NaN, NaN out of JSON."""
+"""What the metrics of this package share: arrays in, ratios with NaN, equal policies."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,15 +24,6 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     quotient = np.full(np.shape(whole), np.nan)
     np.divide(part, whole, out=quotient, where=np.asarray(whole) > 0)
     return quotient
-
-
-def to_json(value: Any) -> Any:
-    """The value as JSON has it: keys as text, tuples as lists, ``None`` for NaN."""
-    if isinstance(value, dict):
-        return {str(key): to_json(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def check_same_policy(mine: dict[str, Any], other: dict[str, Any]) -> None:

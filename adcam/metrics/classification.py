@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adcam.metrics._numbers import check_same_policy, ratio, to_json, to_numpy
+from adcam.files import to_json
+from adcam.metrics._numbers import check_same_policy, ratio, to_numpy
 
 if TYPE_CHECKING:
     import torch

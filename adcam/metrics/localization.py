@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adcam.metrics._numbers import check_same_policy, ratio, to_json, to_numpy
+from adcam.files import to_json
+from adcam.metrics._numbers import check_same_policy, ratio, to_numpy
 from adcam.ops.level_boxes import check_score_map, level_boxes, score_levels
 from adcam.structures import IGNORE_INDEX
 

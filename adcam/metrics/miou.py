@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from adcam.metrics._numbers import check_same_policy, ratio, to_json, to_numpy
+from adcam.files import to_json
+from adcam.metrics._numbers import check_same_policy, ratio, to_numpy
 from adcam.structures import IGNORE_INDEX
 
 if TYPE_CHECKING:

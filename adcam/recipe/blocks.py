@@ -16,6 +16,7 @@ from adcam.report.model import (
     RGB,
     Block,
     Cell,
+    Column,
     Confusion,
     KeyValues,
     PerClass,
@@ -29,6 +30,9 @@ from adcam.structures import ClassSet
 
 PACKAGES = ("adcam", "python", "torch", "timm", "mmengine", "mmcv", "mmsegmentation", "numpy")
 """The packages whose versions a report names."""
+
+METHOD_COLUMNS = (Column("method"), Column("scales"), Column("CRF"))
+"""The first columns of tables of methods; :func:`method_cells` fills them."""
 
 T = TypeVar("T")
 
@@ -74,6 +78,12 @@ def describe_ranking(measure: str, scores: Mapping[str, float]) -> str:
     """
     order = sorted(scores, key=lambda name: -scores[name])
     return f"{measure}: " + ", ".join(f"{name} {scores[name]:.1f}" for name in order) + "."
+
+
+def method_cells(name: str, scales: Sequence[int], flip: bool, crf: str) -> list[Cell]:
+    """What a table says of a method under :data:`METHOD_COLUMNS`."""
+    views = "/".join(map(str, scales)) + (" flip" if flip else "")
+    return [name, views, "–" if crf == "none" else crf]
 
 
 def caution(*paragraphs: str) -> list[Text]:

@@ -18,7 +18,7 @@ from adcam.evaluation.compare import compare_methods, format_csv
 from adcam.evaluation.compare_boxes import compare_boxes, format_box_csv
 from adcam.evaluation.loop import EvaluationTimes, LoopOptions, default_workers, loop_starting
 from adcam.evaluation.mapping import path_below_root
-from adcam.files import hash_values, open_json, write_json, write_text
+from adcam.files import hash_values, open_json, to_json, write_json, write_text
 from adcam.labeling.output_folder import CONFIG_NAME, MASK_DIR
 from adcam.models.classifier_file import ClassifierFile, load_classifier
 from adcam.progress import track
@@ -39,7 +39,7 @@ from adcam.recipe.explorer import (
 )
 from adcam.recipe.inputs import describe_images, hash_files_in
 from adcam.recipe.pictures import PICTURES_DIR, load_pictures, save_pictures
-from adcam.recipe.scores import BoxScores, MethodScores, describe_scores, load_scores, none_for_nan
+from adcam.recipe.scores import BoxScores, MethodScores, describe_scores, load_scores
 from adcam.recipe.stages import Recipe, Stage, Values, report_stage
 from adcam.report.explorer import EXPLORER_DIR
 from adcam.report.model import Section
@@ -59,28 +59,18 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Comparison(Recipe):
-    """Methods side by side.
+class ComparisonRecipe(Recipe):
+    """Methods side by side, on one classifier or on several.
 
     Attributes:
         settings: The settings of the classifier, and the section ``compare``.
-        sources: Where the classifier of each network that the methods name comes from.
         table_only: Whether no masks are made and no maps are kept for a report.
     """
 
     kind: ClassVar[str] = "compare"
 
     settings: Settings
-    sources: Mapping[str, Source]
-    table_only: bool = False
-    _splits: dict[str, ImageDataset] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-
-    @property
-    def stages(self) -> Sequence[Stage[Comparison]]:
-        """Training, comparison, report."""
-        return BOX_STAGES if self.is_by_boxes else STAGES
+    table_only: bool = field(default=False, kw_only=True)
 
     @property
     def is_by_boxes(self) -> bool:
@@ -94,6 +84,25 @@ class Comparison(Recipe):
             "filename": self.settings.filename,
             "table_only": self.table_only,
         }
+
+
+@dataclass(frozen=True)
+class Comparison(ComparisonRecipe):
+    """Methods side by side on one classifier.
+
+    Attributes:
+        sources: Where the classifier of each network that the methods name comes from.
+    """
+
+    sources: Mapping[str, Source]
+    _splits: dict[str, ImageDataset] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @property
+    def stages(self) -> Sequence[Stage[Comparison]]:
+        """Training, comparison, report."""
+        return BOX_STAGES if self.is_by_boxes else STAGES
 
     @property
     def image_root(self) -> Path:
@@ -152,7 +161,7 @@ def open_comparison(
     """
     work_dir = Path(work_dir)
     sources = find_sources(settings, work_dir)
-    comparison = Comparison(work_dir, title, command, settings, sources, table_only)
+    comparison = Comparison(work_dir, title, command, settings, sources, table_only=table_only)
     for images in (comparison.choose_set(), comparison.report_set()):
         images.check_files(masks=not comparison.is_by_boxes)
         for folder in (row.score_maps for row in settings.compare.rows if row.score_maps):
@@ -340,7 +349,7 @@ def _run_compare_boxes(comparison: Comparison, folder: Path) -> dict[str, Any]:
         )
     write_text(folder / TABLE_NAME, format_box_csv(found.results, images))
     methods = [
-        {**none_for_nan(result.to_dict()), "ious": {o.img_id: o.iou for o in result.outcomes}}
+        {**to_json(result.to_dict()), "ious": {o.img_id: o.iou for o in result.outcomes}}
         for result in found.results
     ]
     write_json(folder / RESULTS_NAME, {"split": images.split, "methods": methods})

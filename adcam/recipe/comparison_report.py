@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from adcam.data.dataset import ImageDataset
 from adcam.evaluation.compare import MethodComparison
 from adcam.recipe.blocks import (
+    METHOD_COLUMNS,
     Run,
     caution,
     confusion_matrix,
     describe_ranking,
     legend,
+    method_cells,
     per_class,
     pick_leads,
     provenance,
@@ -147,9 +149,7 @@ def scores_table(results: ComparisonResults, command: str) -> Table:
     split, choose_split = results.masks.split, results.choose_split
     return Table(
         columns=[
-            Column("method"),
-            Column("scales"),
-            Column("CRF"),
+            *METHOD_COLUMNS,
             Column("background", hint="below this score, or by this rule of each image"),
             Column(f"mIoU {choose_split}", hint="where thresholds were chosen"),
             Column(f"mIoU {split}", best="max", bar_max=100.0),
@@ -158,9 +158,7 @@ def scores_table(results: ComparisonResults, command: str) -> Table:
         ],
         rows=[
             [
-                method.name,
-                "/".join(map(str, method.scales)) + (" flip" if method.flip else ""),
-                "–" if method.crf == "none" else method.crf,
+                *method_cells(method.name, method.scales, method.flip, method.crf),
                 method.background + (", given" if method.is_given else ""),
                 method.chosen_miou,
                 method.miou,
@@ -193,7 +191,7 @@ def threshold_curves(methods: Sequence[MethodScores], split: str) -> Curves:
         "background threshold",
         f"mIoU on {split}, %",
         _explain_dots(methods),
-        emphasis=next((item.name for item in series if item.name.startswith("AD-CAM")), ""),
+        emphasis=_first_of_ours(methods),
     )
 
 
@@ -213,10 +211,15 @@ def precision_recall(methods: Sequence[MethodScores], split: str) -> Curves:
         f"recall on {split}, %",
         f"precision on {split}, %",
         f"Pixels of all classes but background, at every threshold. {_explain_dots(methods)}",
-        emphasis=next((item.name for item in series if item.name.startswith("AD-CAM")), ""),
+        emphasis=_first_of_ours(methods),
         x_range=(0.0, 100.0),
         y_range=(0.0, 100.0),
     )
+
+
+def _first_of_ours(methods: Sequence[MethodScores]) -> str:
+    """The name of the curve that is drawn thick; ``""`` without one."""
+    return next((method.name for method in methods if method.name.startswith("AD-CAM")), "")
 
 
 def _explain_dots(methods: Sequence[MethodScores]) -> str:

@@ -11,17 +11,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from adcam.errors import AdcamError
 from adcam.evaluation.spread import MethodSpread, compute_spreads, format_spread_csv
-from adcam.files import hash_values, write_json, write_text
+from adcam.files import hash_values, to_json, write_json, write_text
 from adcam.recipe import compare
 from adcam.recipe.blocks import Run
-from adcam.recipe.compare import RESULTS_NAME, TABLE_NAME, Comparison
+from adcam.recipe.compare import RESULTS_NAME, TABLE_NAME, Comparison, ComparisonRecipe
 from adcam.recipe.inputs import hash_files_in
 from adcam.recipe.repeated_report import RepeatedResults, build_repeated_report
-from adcam.recipe.scores import BoxScores, MethodScores, none_for_nan
+from adcam.recipe.scores import BoxScores, MethodScores
 from adcam.recipe.stages import Recipe, Stage, read_recipe, report_stage
 from adcam.report.render import write_report
 from adcam.settings import Settings
@@ -31,20 +31,14 @@ _OWN_FOLDERS = ("train", "compare", "report")
 
 
 @dataclass(frozen=True)
-class RepeatedComparison(Recipe):
+class RepeatedComparison(ComparisonRecipe):
     """Methods side by side on several classifiers.
 
     Attributes:
-        settings: The settings, whose section ``compare`` names several files or seeds.
         members: The comparison on each classifier, by the name of its folder.
-        table_only: Whether no masks are made and no maps are kept for a report.
     """
 
-    kind: ClassVar[str] = "compare"
-
-    settings: Settings
     members: Mapping[str, Comparison]
-    table_only: bool = False
 
     @property
     def stages(self) -> Sequence[Stage[RepeatedComparison]]:
@@ -72,19 +66,6 @@ class RepeatedComparison(Recipe):
             if stage.name != "report"
         ]
 
-    @property
-    def is_by_boxes(self) -> bool:
-        """Whether methods are scored by their boxes, not by their masks."""
-        return self.settings.task == "localization"
-
-    def describe(self) -> dict[str, Any]:
-        """The settings, and where they were read from, as for one classifier."""
-        return {
-            "settings": self.settings.to_dict(),
-            "filename": self.settings.filename,
-            "table_only": self.table_only,
-        }
-
 
 AnyComparison = Comparison | RepeatedComparison
 
@@ -108,8 +89,9 @@ def open_comparison(settings: Settings, work_dir: str | Path, **options: Any) ->
     if not members:
         return compare.open_comparison(_take_only(settings), work_dir, **options)
     first = next(iter(members.values()))
+    words = (first.title, first.command)
     return RepeatedComparison(
-        Path(work_dir), first.title, first.command, settings, members, first.table_only
+        Path(work_dir), *words, settings, members, table_only=first.table_only
     )
 
 
@@ -305,5 +287,5 @@ def _run_table(repeated: RepeatedComparison, folder: Path) -> dict[str, Any]:
         "classifiers": names,
         "methods": methods,
     }
-    write_json(folder / RESULTS_NAME, none_for_nan(values))
+    write_json(folder / RESULTS_NAME, to_json(values))
     return {}

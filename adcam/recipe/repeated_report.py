@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from adcam.evaluation.spread import MethodSpread
 from adcam.recipe import box_report, comparison_report
 from adcam.recipe.blocks import (
+    METHOD_COLUMNS,
     Run,
     caution,
     legend,
+    method_cells,
     pick_leads,
     provenance,
     stale_caution,
@@ -102,9 +104,7 @@ def describe_spreads(results: RepeatedResults) -> list[str]:
 def spread_table(results: RepeatedResults) -> Table:
     """Mean and spread of each method, each classifier's number, and the paired difference."""
     columns = [
-        Column("method"),
-        Column("scales"),
-        Column("CRF"),
+        *METHOD_COLUMNS,
         Column(f"mean {results.measure} {results.split}", best="max", bar_max=100.0),
         Column("±", hint="sample standard deviation over the classifiers"),
         *(Column(name, hint=f"{results.measure} with this classifier") for name in results.members),
@@ -115,9 +115,7 @@ def spread_table(results: RepeatedResults) -> Table:
     ]
     rows: list[list[Cell]] = [
         [
-            row.spec.name,
-            "/".join(map(str, row.spec.views.scales)) + (" flip" if row.spec.views.flip else ""),
-            "–" if row.spec.crf == "none" else row.spec.crf,
+            *method_cells(row.spec.name, row.spec.views.scales, row.spec.views.flip, row.spec.crf),
             row.main.mean,
             row.main.std,
             *row.main.values,

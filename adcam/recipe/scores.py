@@ -17,7 +17,7 @@ from adcam.evaluation.compare import MethodResult
 from adcam.evaluation.compare_boxes import GIVEN
 from adcam.evaluation.masks import MaskScore
 from adcam.evaluation.masks_on_disk import score_masks
-from adcam.files import open_json, write_json
+from adcam.files import open_json, to_json, write_json
 from adcam.metrics.localization import ORACLE
 
 K = TypeVar("K")
@@ -155,8 +155,8 @@ class MethodScores:
 
     def to_dict(self) -> dict[str, Any]:
         """The scores as JSON values; ``None`` stands for NaN."""
-        plain: dict[str, Any] = none_for_nan(asdict(self))
-        return plain
+        values: dict[str, Any] = to_json(asdict(self))
+        return values
 
 
 @dataclass(frozen=True)
@@ -319,15 +319,6 @@ def read_losses(folder: Path) -> list[tuple[int, float]]:
             if "loss" in values:
                 losses[int(values["step"])] = float(values["loss"])
     return sorted(losses.items())
-
-
-def none_for_nan(values: Any) -> Any:
-    """JSON values with ``None`` in the place of every NaN, and lists for tuples."""
-    if isinstance(values, Mapping):
-        return {key: none_for_nan(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [none_for_nan(value) for value in values]
-    return None if isinstance(values, float) and math.isnan(values) else values
 
 
 def _by_number(kind: Callable[[str], K], values: Mapping[str, Any]) -> dict[K, float]:

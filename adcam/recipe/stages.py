@@ -26,9 +26,9 @@ from adcam.files import hash_values, open_json, to_plain, write_json
 from adcam.installation import describe_machine, read_versions
 from adcam.labeling.locks import hold_folder
 from adcam.labeling.output_folder import diff_configs
+from adcam.recipe import NO_RECORD, RECIPE_NAME
 from adcam.recipe.inputs import hash_once
 from adcam.recipe.memory import peak_memory
-from adcam.recipe.record import NO_RECORD, RECIPE_NAME
 from adcam.report.explorer import EXPLORER_DIR
 from adcam.version import __version__
 
