@@ -269,7 +269,7 @@ CALLED_FROM_OUTSIDE = {
         "persistent_load",
         "_repr_png_",
         "_repr_html_",
-        "_repr_html_",
+        "val_step",
         "after_val_epoch",
         "before_train_iter",
     ),

@@ -81,6 +81,8 @@ class AnyViT(nn.Module):
     Attributes:
         classes: Names of the C classes.
         class_groups: The outputs that count as each class.
+        patch_size: As in the interface, and so are ``name`` and ``pixel_stats``.
+        fixed_hw: Height and width of the only images that it takes, ``None`` where it takes any.
         depth: Number of blocks that attend among all patches.
         num_prefix_tokens: Number of tokens before the patches.
         readers: The tokens before the patches that the head reads, found by their gradient.
@@ -101,8 +103,10 @@ class AnyViT(nn.Module):
         super().__init__()
         # In float32, as the gradients of float16 would vanish.
         self.model = leave_inference_mode(interface.model.float()).requires_grad_(False).eval()
-        self.name = interface.name
         self._interface = interface
+        self.name = interface.name
+        self.patch_size = interface.patch_size
+        self.pixel_stats = interface.pixel_stats
         self.fixed_hw = None if interface.takes_any_size else interface.input_hw
         self.depth, self.num_prefix_tokens, num_outputs = self._probe()
         self._explained = frozenset(resolve_layers(layers, self.depth))
@@ -117,16 +121,6 @@ class AnyViT(nn.Module):
         readers = self._find_readers()
         self.readers = tuple(i for i in readers if i < self.num_prefix_tokens)
         self.reads_patches = len(readers) > len(self.readers)
-
-    @property
-    def patch_size(self) -> tuple[int, int]:
-        """Height and width of a patch in pixels."""
-        return self._interface.patch_size
-
-    @property
-    def pixel_stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Channel mean and standard deviation of RGB in [0, 1] that the weights expect."""
-        return self._interface.pixel_stats
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (B, C) of normalised images (B, 3, H, W), as in :meth:`token_maps`."""

@@ -21,9 +21,8 @@ from adcam.models.losses import (
 )
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM, TrainMaps
-from adcam.options import Section, setting
+from adcam.options import Section, check_choice, setting
 
-MODES = ("loss", "predict", "tensor")
 AMP_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -159,8 +158,7 @@ class Classifier(BaseModel):
         inca: InCA | None = None,
     ) -> None:
         super().__init__()
-        if amp not in AMP_DTYPES:
-            raise AdcamError(f"amp must be one of {sorted(AMP_DTYPES)}, got {amp!r}")
+        check_choice("amp", amp, AMP_DTYPES)
         self.network = network
         self.single_label = single_label
         self.amp_dtype = AMP_DTYPES[amp]
@@ -188,8 +186,7 @@ class Classifier(BaseModel):
         Raises:
             AdcamError: For another mode, or one that needs labels without them.
         """
-        if mode not in MODES:
-            raise AdcamError(f"mode must be one of {MODES}, got {mode!r}")
+        check_choice("mode", mode, ("loss", "predict", "tensor"))
         inca = self.inca if mode == "loss" else None
         normalised = (inputs.float() - self.mean) / self.std
         with torch.autocast(

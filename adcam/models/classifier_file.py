@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from adcam.errors import AdcamError
 from adcam.files import write_bytes
-from adcam.models.file_header import build_described_classes, read_description
+from adcam.models.file_header import build_described_classes, read_description, refusing_damage
 from adcam.models.networks import build_network
 from adcam.models.nonlocal_cam import NonlocalCAM
 from adcam.models.token_cam import TokenCAM
@@ -158,7 +158,7 @@ def load_classifier(path: str | Path) -> ClassifierFile:
     path = Path(path)
     text = read_description(path)
     tensors = _read_tensors(path)
-    try:
+    with refusing_damage(path):
         header = json.loads(text)
         if header["format"] > FORMAT:
             raise AdcamError(
@@ -177,8 +177,6 @@ def load_classifier(path: str | Path) -> ClassifierFile:
         )
         info = header["info"]
         thresholds = _read_label_thresholds(header.get("label_thresholds"), class_set)
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise AdcamError(f"{path}: this classifier cannot be used: {error}") from error
     check_finite(tensors, path)
     return ClassifierFile(network.eval(), class_set, info, thresholds, options, header.get("views"))
 

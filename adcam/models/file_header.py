@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,30 @@ def check_file_kind(path: Path) -> bytes:
     return start
 
 
+def read_metadata(path: Path, written_by: str) -> dict[str, str]:
+    """Read the header of a safetensors file, and none of its tensors.
+
+    Args:
+        path: The file.
+        written_by: Which command writes such files and how it names them, for errors.
+
+    Raises:
+        AdcamError: The file is missing, or no safetensors file.
+    """
+    if not path.is_file():
+        hint = "; this is a folder, name the file in it" if path.is_dir() else ""
+        raise AdcamError(f"{path}: no such checkpoint{hint}")
+    check_file_kind(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise AdcamError(
+            f"{path}: not a readable safetensors file ({error}). {written_by} beside its .pth "
+            "checkpoints, which are for resuming only"
+        ) from error
+
+
 def read_description(path: str | Path) -> str:
     """Read what a classifier file says of itself, as JSON, and none of its tensors.
 
@@ -49,18 +74,7 @@ def read_description(path: str | Path) -> str:
         AdcamError: The file is missing, no safetensors file, or no classifier.
     """
     path = Path(path)
-    if not path.is_file():
-        hint = "; this is a folder, name the file in it" if path.is_dir() else ""
-        raise AdcamError(f"{path}: no such checkpoint{hint}")
-    check_file_kind(path)
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except SafetensorError as error:
-        raise AdcamError(
-            f"{path}: not a readable safetensors file ({error}). `adcam train` writes "
-            "classifier.safetensors beside its .pth checkpoints, which are for resuming only"
-        ) from error
+    metadata = read_metadata(path, "`adcam train` writes classifier.safetensors")
     if "segmenter" in metadata:
         raise AdcamError(
             f"{path}: this is a network of `adcam segment`, no classifier; `adcam segment predict` "
@@ -82,10 +96,8 @@ def read_class_set(path: str | Path) -> ClassSet:
         AdcamError: As :func:`read_description`, or the description is damaged.
     """
     text = read_description(path)
-    try:
+    with refusing_damage(path):
         return build_described_classes(json.loads(text)["class_set"])
-    except (LookupError, TypeError, ValueError) as error:
-        raise AdcamError(f"{path}: this classifier cannot be used: {error}") from error
 
 
 def read_described_views(path: str | Path) -> Mapping[str, Any] | None:
@@ -95,11 +107,22 @@ def read_described_views(path: str | Path) -> Mapping[str, Any] | None:
         AdcamError: As :func:`read_description`, or the description is damaged.
     """
     text = read_description(path)
-    try:
+    with refusing_damage(path):
         views: Mapping[str, Any] | None = json.loads(text).get("views")
-    except (ValueError, AttributeError) as error:
-        raise AdcamError(f"{path}: this classifier cannot be used: {error}") from error
     return views
+
+
+@contextmanager
+def refusing_damage(path: str | Path) -> Iterator[None]:
+    """Turn what a damaged description raises in the block into an error that names the file.
+
+    Raises:
+        AdcamError: The description is damaged.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise AdcamError(f"{path}: this classifier cannot be used: {error}") from error
 
 
 def build_described_classes(description: Mapping[str, Any]) -> ClassSet:

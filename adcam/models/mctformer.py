@@ -25,15 +25,9 @@ class MCTformer(TokenCAM):
     """A :class:`adcam.models.token_cam.TokenCAM` with a token for each class.
 
     Args:
-        backbone: timm name of the vision_transformer family, e.g. ``"deit_small_patch16_224"``.
-        num_fg_classes: Number of foreground classes C.
-        img_size: Side the position embedding is built for, in pixels.
-        weights: ``None``, ``"timm"`` or a path.
-        drop_path_rate: Stochastic depth while training.
-        backbone_kwargs: Further arguments of ``timm.create_model``.
         decay: Of MCTformer+, how much less each next patch counts in the logit of a map whose
             patches are ranked by their score, in (0, 1]; a smaller one looks at fewer patches. 1 is
-            their mean, as in MCTformer.
+            their mean, as in MCTformer. All else is as in ``TokenCAM``.
 
     Raises:
         AdcamError: As ``TokenCAM``.

@@ -15,7 +15,7 @@ EfficientNet without squeeze-and-excitation, with ReLU6); it is changed here as 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,6 @@ ATTENTIONS = ("nonlocal", "channel")
 OUT_STRIDES = (8, 16)
 NUM_DEPTHS = 3
 """Depths of every such network at which attention is read."""
-FAMILIES = ("vgg", "resnet", "inception_v3", "tf_efficientnet_lite")
-
 Steps = list[tuple[str, nn.Module]]
 
 
@@ -124,7 +122,8 @@ class NonlocalCAM(nn.Module):
         self.out_stride = out_stride
         trunk = _build_trunk(backbone, weights, backbone_kwargs)
         self._pixel_stats = tuple(trunk.pretrained_cfg["mean"]), tuple(trunk.pretrained_cfg["std"])
-        parts = _split_trunk(backbone, trunk, out_stride)
+        (split,) = (split for family, split in _SPLITS.items() if backbone.startswith(family))
+        parts = split(trunk, out_stride)
         self.parts = nn.ModuleList(nn.Sequential(OrderedDict(steps)) for steps in parts)
         widths = _find_widths(self.parts)
         # One block behind each part but the last, which may be empty.
@@ -245,8 +244,9 @@ class NonlocalCAM(nn.Module):
 
 
 def _build_trunk(name: str, weights: str | Path | None, kwargs: Mapping[str, Any] | None) -> Any:
-    if not name.startswith(FAMILIES) or not timm.is_model(name):
-        raise AdcamError(f"backbone must be a timm model of the families {FAMILIES}, got {name!r}")
+    families = tuple(_SPLITS)
+    if not name.startswith(families) or not timm.is_model(name):
+        raise AdcamError(f"backbone must be a timm model of the families {families}, got {name!r}")
     return create_timm_model(
         name,
         weights=weights,
@@ -260,17 +260,6 @@ def _remove_head(trunk: Any) -> None:
     for unused in ("fc", "head", "pre_logits", "AuxLogits", "classifier"):
         if hasattr(trunk, unused):
             delattr(trunk, unused)
-
-
-def _split_trunk(name: str, trunk: Any, out_stride: int) -> list[Steps]:
-    """Four parts: one up to each depth, and what follows the last depth."""
-    if name.startswith("vgg"):
-        return _split_vgg(trunk, out_stride)
-    if name.startswith("resnet"):
-        return _split_resnet(trunk, out_stride)
-    if name.startswith("tf_efficientnet_lite"):
-        return _split_efficientnet_lite(trunk, out_stride)
-    return _split_inception(trunk, out_stride)
 
 
 def _split_vgg(trunk: Any, out_stride: int) -> list[Steps]:
@@ -344,6 +333,15 @@ def _split_inception(trunk: Any, out_stride: int) -> list[Steps]:
     first = _INCEPTION_NAMES.index("Mixed_5d") + 1
     extra = [*_extra_conv("conv7a", 768), *_extra_conv("conv7b", 1024)]
     return [steps[:first], steps[first:], extra, []]
+
+
+_SPLITS: Mapping[str, Callable[[Any, int], list[Steps]]] = {
+    "vgg": _split_vgg,
+    "resnet": _split_resnet,
+    "inception_v3": _split_inception,
+    "tf_efficientnet_lite": _split_efficientnet_lite,
+}
+"""By family, what makes four parts: one up to each depth, and what follows the last depth."""
 
 
 class _PaddedReduction(nn.Module):

@@ -50,19 +50,8 @@ class RefinedCAM(TokenCAM):
     """A :class:`adcam.models.token_cam.TokenCAM` whose token maps have ``pixel_logits`` as well.
 
     The features are the patch tokens of the blocks at half, three quarters and the end of the
-    depth, each with zero mean and unit variance: early blocks know edges, late ones classes.
-
-    Args:
-        backbone: timm name of the vision_transformer family, e.g. ``"deit_small_patch16_224"``.
-        num_fg_classes: Number of foreground classes C; the new head has C + 1 outputs, background
-            first.
-        img_size: Side the position embedding is built for, in pixels.
-        weights: ``None``, ``"timm"`` or a path.
-        drop_path_rate: Stochastic depth while training.
-        backbone_kwargs: Further arguments of ``timm.create_model``.
-
-    Raises:
-        AdcamError: As ``TokenCAM``.
+    depth, each with zero mean and unit variance: early blocks know edges, late ones classes. The
+    new head has C + 1 outputs, background first. Arguments and errors are those of ``TokenCAM``.
     """
 
     def __init__(

@@ -25,8 +25,28 @@ Confidence: TypeAlias = Callable[[Sample], np.ndarray]
 """From a sample with a mask to uint8 (H, W): the confidence in each pixel's value, up to 255."""
 
 
+class _Labelled(Dataset[dict[str, Any]]):
+    """Images and the network's outputs that their masks stand for."""
+
+    def __init__(self, images: Sequence[Sample], class_set: ClassSet) -> None:
+        self._images = images
+        self._index_of_value = index_of_value(class_set)
+        colors = [class_set.palette[value] for value in value_of_index(class_set)]
+        self.metainfo = {"classes": class_names(class_set), "palette": colors}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def _read(self, index: int) -> tuple[Sample, np.ndarray]:
+        """A sample, and the output of each of its pixels, uint8 (H, W)."""
+        sample = self._images[index]
+        if sample.mask is None:
+            raise AdcamError(f"image {sample.img_id!r} has no mask")
+        return sample, self._index_of_value[sample.mask]
+
+
 @DATASETS.register_module()
-class SegmentationDataset(Dataset[dict[str, Any]]):
+class SegmentationDataset(_Labelled):
     """Training crops of any images with masks.
 
     One class serves every layout, since ``images`` come from the readers of this project: VOC, COCO
@@ -49,17 +69,12 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         pipeline: Sequence[Mapping[str, Any]],
         confidence: Confidence | None = None,
     ) -> None:
-        self._images = images
-        self._index_of_value = index_of_value(class_set)
+        super().__init__(images, class_set)
         # A training before this one may have left another scope to look names up in.
         with DefaultScope.overwrite_default_scope("mmseg"):
             self._transforms = Compose([_build(i, entry) for i, entry in enumerate(pipeline)])
         self._pack = PackSegInputs()
         self._confidence = confidence
-        self.metainfo = {"classes": class_names(class_set), "palette": class_colors(class_set)}
-
-    def __len__(self) -> int:
-        return len(self._images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """``inputs`` uint8 (3, h, w), BGR as mmsegmentation has it, and ``data_samples``.
@@ -67,15 +82,13 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         Raises:
             AdcamError: The sample has no mask, or files of it cannot be read.
         """
-        sample = self._images[index]
-        if sample.mask is None:
-            raise AdcamError(f"image {sample.img_id!r} has no mask to train on")
+        sample, indices = self._read(index)
         results: dict[str, Any] = {
             "img": np.ascontiguousarray(sample.img[:, :, ::-1]),
             "img_path": str(sample.img_path),
             "img_shape": sample.ori_hw,
             "ori_shape": sample.ori_hw,
-            "gt_seg_map": self._index_of_value[sample.mask],
+            "gt_seg_map": indices,
             "seg_fields": ["gt_seg_map"],
         }
         if self._confidence is not None:
@@ -89,7 +102,7 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
         return packed
 
 
-class WholeImages(Dataset[dict[str, np.ndarray]]):
+class WholeImages(_Labelled):
     """Images as they are with their true indices, for validation.
 
     Args:
@@ -97,24 +110,14 @@ class WholeImages(Dataset[dict[str, np.ndarray]]):
         class_set: Their classes.
     """
 
-    def __init__(self, images: Sequence[Sample], class_set: ClassSet) -> None:
-        self._images = images
-        self._index_of_value = index_of_value(class_set)
-        self.metainfo = {"classes": class_names(class_set), "palette": class_colors(class_set)}
-
-    def __len__(self) -> int:
-        return len(self._images)
-
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """``img`` RGB uint8 (H, W, 3) and ``target`` uint8 (H, W).
 
         Raises:
             AdcamError: The sample has no mask, or files of it cannot be read.
         """
-        sample = self._images[index]
-        if sample.mask is None:
-            raise AdcamError(f"image {sample.img_id!r} has no mask to compare with")
-        return {"img": sample.img, "target": self._index_of_value[sample.mask]}
+        sample, indices = self._read(index)
+        return {"img": sample.img, "target": indices}
 
 
 def _build(index: int, entry: Mapping[str, Any]) -> Any:
@@ -145,8 +148,3 @@ def value_of_index(class_set: ClassSet) -> np.ndarray:
 def class_names(class_set: ClassSet) -> tuple[str, ...]:
     """Names of the network's outputs, background first."""
     return ("background", *class_set.classes)
-
-
-def class_colors(class_set: ClassSet) -> list[tuple[int, int, int]]:
-    """Colours of the network's outputs."""
-    return [class_set.palette[value] for value in (0, *class_set.mask_values)]

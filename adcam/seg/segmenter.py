@@ -27,6 +27,8 @@ from adcam.seg.losses import ConfidenceCrossEntropy
 
 AMP_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+_DIVISOR = 16  # of sides, so that patches and strides come out even
+
 
 @dataclass(frozen=True)
 class SegViews:
@@ -36,21 +38,19 @@ class SegViews:
         scales: Factors on the image's size, one view each.
         flip: ``True`` adds the mirrored image at each scale.
         short_side: Pixels of the shorter side at scale 1; ``None`` keeps the image's own size.
-        divisor: Sides are rounded to multiples of it, so that patches and strides come out even.
     """
 
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     short_side: int | None = None
-    divisor: int = 16
 
     def sizes(self, ori_hw: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the input heights and widths for an image."""
         base = 1.0 if self.short_side is None else self.short_side / min(ori_hw)
         return [
             (
-                max(round(ori_hw[0] * base * scale / self.divisor), 1) * self.divisor,
-                max(round(ori_hw[1] * base * scale / self.divisor), 1) * self.divisor,
+                max(round(ori_hw[0] * base * scale / _DIVISOR), 1) * _DIVISOR,
+                max(round(ori_hw[1] * base * scale / _DIVISOR), 1) * _DIVISOR,
             )
             for scale in self.scales
         ]
@@ -62,15 +62,15 @@ class Segmenter(EncoderDecoder):
 
     Args:
         amp: Precision in training and testing: ``"none"``, ``"bfloat16"`` or ``"float16"``.
-        views: The views that :meth:`val_step` tests.
+        views: The views that are tested.
         **kwargs: Arguments of ``EncoderDecoder``.
     """
 
-    def __init__(self, *, amp: str = "none", views: SegViews | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, amp: str, views: SegViews, **kwargs: Any) -> None:
         check_choice("amp", amp, AMP_DTYPES)
         super().__init__(**kwargs)
         self._amp_dtype = AMP_DTYPES[amp]
-        self._views = views or SegViews()
+        self._views = views
 
     def init_weights(self) -> None:
         """Initialise once, though mmengine asks again, and without three log lines a tensor."""
@@ -103,18 +103,17 @@ class Segmenter(EncoderDecoder):
             for img, target in zip(data["img"], data["target"], strict=True)
         ]
 
-    def compute_probabilities(self, img: np.ndarray, views: SegViews | None = None) -> np.ndarray:
+    def compute_probabilities(self, img: np.ndarray) -> np.ndarray:
         """Compute the class probabilities of an image.
 
         Args:
             img: RGB uint8 (H, W, 3).
-            views: The views to test, by default those the network was built with.
 
         Returns:
             float32 (C, H, W), background first, summing to 1 over the first axis.
         """
         pixels = torch.from_numpy(np.array(img, order="C"))[None]
-        return self.compute_on_device(pixels.to(self.device), views)[0].cpu().numpy()
+        return self.compute_on_device(pixels.to(self.device))[0].cpu().numpy()
 
     @property
     def device(self) -> torch.device:
@@ -123,25 +122,23 @@ class Segmenter(EncoderDecoder):
         return device
 
     @torch.no_grad()
-    def compute_on_device(self, imgs: Tensor, views: SegViews | None = None) -> Tensor:
+    def compute_on_device(self, imgs: Tensor) -> Tensor:
         """As :meth:`compute_probabilities`, of images of one size, where the network is.
 
         Args:
             imgs: RGB uint8 (images, H, W, 3), on the device of the network.
-            views: The views to test, by default those the network was built with.
 
         Returns:
             float32 (images, C, H, W).
         """
-        views = views or self._views
         ori_hw = (imgs.shape[1], imgs.shape[2])
         # Contiguous as bytes: convolutions of other layouts round otherwise.
         pixels = self._normalise(imgs.permute(0, 3, 1, 2).contiguous().float())
         total = pixels.new_zeros(())
-        for hw in views.sizes(ori_hw):
+        for hw in self._views.sizes(ori_hw):
             inputs = F.interpolate(pixels, hw, mode="bilinear", align_corners=False, antialias=True)
             meta = {"ori_shape": hw, "img_shape": hw, "pad_shape": hw, "padding_size": [0] * 4}
-            for mirrored in (False, True) if views.flip else (False,):
+            for mirrored in (False, True) if self._views.flip else (False,):
                 view = inputs.flip(3) if mirrored else inputs
                 with self._autocast(view):
                     logits = self.inference(view, [dict(meta) for _ in imgs])

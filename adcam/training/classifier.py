@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset
 
 from adcam.data.augment import EvalDataset, TrainDataset, class_counts
 from adcam.data.dataset import ImageDataset
@@ -106,7 +106,7 @@ class ExportClassifier(Hook):
     score_name: str
     choose: str
     views: TestViews | None
-    description: Mapping[str, Any] | None = None
+    description: Mapping[str, Any] | None
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Take the place of the training before this one, which could be resumed until now."""
@@ -165,61 +165,42 @@ def train_classifier(
             ``work_dir`` holds another training, another process works there, or the training
             diverges.
     """
-    work_dir = Path(work_dir)
+    work_dir, train, is_single = Path(work_dir), settings.train, settings.task == "localization"
     keep_from_terminal()
     images = open_labelled_images(settings)
-    torch.manual_seed(settings.train.seed)
+    torch.manual_seed(train.seed)
     model = _build_model(settings, images.class_set)
-    optim_wrapper = decay_rates(settings.optim_wrapper, model, settings.train.layer_decay)
+    optim_wrapper = decay_rates(settings.optim_wrapper, model, train.layer_decay)
     train_view = _build_train_view(settings, images)
-    val_view = EvalDataset(images.val, img_size=settings.train.img_size)
     start_processes(launcher)
     with hold_work_dir(work_dir, again="the same command with --resume"):
         description = _describe_training(settings, images)
         checkpoint = _begin(description, work_dir, resume)
-        export = _build_export(settings, images, work_dir, resumes=checkpoint is not None)
-        if checkpoint is None:
-            export.description = description
-        parts = _build_parts(
-            settings, images.class_set, model, optim_wrapper, train_view, val_view, export
+        new = description if checkpoint is None else None
+        parts = TrainingParts(
+            name="classifier",
+            model=wrap_model(model),
+            train_set=train_view,
+            sampler=RepeatableEpochs(train_view, shuffle=True, seed=train.seed),
+            val_set=EvalDataset(images.val, img_size=train.img_size),
+            metric=Top1Accuracy() if is_single else MeanAveragePrecision(images.class_set),
+            # Incomplete batches are dropped, so a set smaller than one makes a smaller batch.
+            batch_size=min(train.batch_size, -(-len(train_view) // get_world_size())),
+            val_batch_size=train.batch_size,
+            collate="default_collate",
+            by_epoch=True,
+            length=train.epochs,
+            val_interval=train.val_interval,
+            hooks=[_build_export(settings, images, work_dir, new)],
+            optim_wrapper=optim_wrapper,
         )
         runner = build_runner(parts, settings, work_dir, checkpoint=checkpoint, launcher=launcher)
         runner.train()
         path = work_dir / CLASSIFIER_NAME
-        if settings.task != "localization" and is_main_process():
+        if not is_single and is_main_process():
             _calibrate(path, settings, images.val)
         barrier()
     return path
-
-
-def _build_parts(
-    settings: Settings,
-    class_set: ClassSet,
-    model: Classifier,
-    optim_wrapper: Mapping[str, Any],
-    train_view: ConcatDataset[Any],
-    val_view: Dataset[Any],
-    export: Hook,
-) -> TrainingParts:
-    # Incomplete batches are dropped, so a set smaller than one makes a smaller batch.
-    batch_size = min(settings.train.batch_size, -(-len(train_view) // get_world_size()))
-    is_single = settings.task == "localization"
-    return TrainingParts(
-        name="classifier",
-        model=wrap_model(model),
-        train_set=train_view,
-        sampler=RepeatableEpochs(train_view, shuffle=True, seed=settings.train.seed),
-        val_set=val_view,
-        metric=Top1Accuracy() if is_single else MeanAveragePrecision(class_set),
-        batch_size=batch_size,
-        val_batch_size=settings.train.batch_size,
-        collate="default_collate",
-        by_epoch=True,
-        length=settings.train.epochs,
-        val_interval=settings.train.val_interval,
-        hooks=[export],
-        optim_wrapper=optim_wrapper,
-    )
 
 
 def _calibrate(path: Path, settings: Settings, images: ImageDataset) -> None:
@@ -235,22 +216,9 @@ def _calibrate(path: Path, settings: Settings, images: ImageDataset) -> None:
     calibrate_file(path, images, labeler)
 
 
-def _read_network_options(settings: Settings) -> dict[str, Any]:
-    """What rebuilds the network: the model's options as the config gives them."""
-    _ = settings.model  # which checks that there is one
-    given: dict[str, Any] = settings.to_dict()["model"]
-    return {name: value for name, value in given.items() if name not in _ONLY_FOR_TRAINING}
-
-
 def _build_model(settings: Settings, class_set: ClassSet) -> Classifier:
-    given = settings.to_dict()["model"]
-    only_for_training = {
-        name: getattr(settings.model, name) for name in _ONLY_FOR_TRAINING if name in given
-    }
     network = build_network(
-        num_fg_classes=class_set.num_fg_classes,
-        **only_for_training,
-        **_read_network_options(settings),
+        num_fg_classes=class_set.num_fg_classes, **_read_network_options(settings)
     )
     return Classifier(
         network,
@@ -259,6 +227,13 @@ def _build_model(settings: Settings, class_set: ClassSet) -> Classifier:
         cls_token_loss=settings.train.cls_token_loss,
         inca=settings.inca,
     )
+
+
+def _read_network_options(settings: Settings) -> dict[str, Any]:
+    """The options of the network as the config gives them."""
+    _ = settings.model  # which checks that there is one
+    options: dict[str, Any] = settings.to_dict()["model"]
+    return options
 
 
 def _build_train_view(
@@ -302,13 +277,17 @@ def _describe_training(settings: Settings, images: LabelledImages) -> dict[str, 
 
 
 def _build_export(
-    settings: Settings, images: LabelledImages, work_dir: Path, *, resumes: bool
+    settings: Settings,
+    images: LabelledImages,
+    work_dir: Path,
+    description: Mapping[str, Any] | None,
 ) -> ExportClassifier:
+    """The hook that writes the classifier; a training that resumes has no description to write."""
     score_name = "top1" if settings.task == "localization" else "mAP"
     path = work_dir / CLASSIFIER_NAME
     # On a resume the file, not the checkpoint, knows the best: the checkpoint is older.
     best = None
-    if resumes and path.is_file():
+    if description is None and path.is_file():
         best = float(load_classifier(path).info[_info_key(score_name)])
     info = {
         "config_hash": hash_values(settings.to_dict()),
@@ -324,13 +303,14 @@ def _build_export(
     }
     return ExportClassifier(
         path,
-        _read_network_options(settings),
+        {k: v for k, v in _read_network_options(settings).items() if k not in _ONLY_FOR_TRAINING},
         images.class_set,
         info,
         best,
         score_name,
         settings.train.choose,
         settings.named_views,
+        description,
     )
 
 

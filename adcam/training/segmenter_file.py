@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from adcam.data.png import voc_palette
 from adcam.errors import AdcamError
 from adcam.files import hash_values, parse_json, write_bytes
 from adcam.models.checkpoints import load_state_dict
-from adcam.models.file_header import check_file_kind
-from adcam.models.weights import find_weights, load_any_backbone_weights
+from adcam.models.file_header import read_metadata
+from adcam.models.weights import find_weights, fit_weights, load_any_backbone_weights
 from adcam.settings import SegmentationSettings
 from adcam.structures import ClassSet
 from adcam.version import __version__
@@ -188,31 +187,11 @@ def load_segmenter(segmenter: Segmenter, checkpoint: str | Path, class_set: Clas
                 f"{checkpoint}: was trained for the classes {trained}, but the config has "
                 f"{list(class_set.classes)}"
             )
-    own = segmenter.state_dict()
-    state = load_state_dict(checkpoint)
-    wrong = [
-        f"{name}: {tuple(state[name].shape) if name in state else 'missing'} in the file, "
-        f"{tuple(value.shape)} in the network"
-        for name, value in own.items()
-        if name not in state or state[name].shape != value.shape
-    ]
-    if wrong:
-        raise AdcamError(
-            f"{checkpoint}: does not fit the network of the config, {len(wrong)} tensors differ: "
-            + "; ".join(wrong[:5])
-        )
-    segmenter.load_state_dict({name: state[name] for name in own})
+    fit_weights(segmenter, load_state_dict(checkpoint), checkpoint)
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise AdcamError(f"{path}: no such checkpoint")
-    check_file_kind(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise AdcamError(f"{path}: cannot be read as a segmenter ({error})") from error
+    metadata = read_metadata(path, f"`adcam segment train` writes {SEGMENTER_NAME}")
     if "adcam" in metadata:
         raise AdcamError(
             f"{path}: this is a classifier, no network of `adcam segment`; `adcam generate` makes "

@@ -762,7 +762,7 @@ def test_the_network_of_another_head_is_refused(
 ) -> None:
     network = finished / "segmenter.safetensors"
     other = settings.with_changes({"model.decode_head.channels": 8})
-    with pytest.raises(ValueError, match="does not fit the network of the config"):
+    with pytest.raises(ValueError, match="weights do not fit Segmenter"):
         prediction.test_segmenter(other, network, work_dir=tmp_path)
     other = settings.with_changes({"data.classes": ["a", "b", "c", "d", "e", "f"]})
     photos = Path(settings.data.root) / "JPEGImages"

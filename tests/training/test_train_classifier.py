@@ -116,7 +116,7 @@ def test_of_equal_scores_the_first_epoch_is_kept(
 
         monkeypatch.setattr("adcam.training.classifier.save_classifier", record)
         path, classes = tmp_path / "classifier.safetensors", build_class_set("one", ["cat"])
-        hook = ExportClassifier(path, {}, classes, {}, None, "mAP", choose, None)
+        hook = ExportClassifier(path, {}, classes, {}, None, "mAP", choose, None, None)
         for epoch, score in enumerate((50.0, 70.0, 70.0, 60.0, 71.0), start=1):
             runner: Any = SimpleNamespace(model=SimpleNamespace(network=None), epoch=epoch)
             hook.after_val_epoch(runner, {"mAP": score})
