@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ def convert_maps_to_cams(
     check_choice("the format", cam_format, EXPORT_FORMATS)
     paths = find_files(maps_folder(maps), ".npz")
     class_set = load_maps(next(iter(paths.values()))).class_set
-    encode = _encode_single if cam_format == "wsol" else _encoder(cam_format)
+    encode = (
+        _encode_single if cam_format == "wsol" else partial(encode_cam_file, cam_format=cam_format)
+    )
 
     def read(img_id: str) -> StoredMaps:
         stored = load_maps(paths[img_id])
@@ -77,10 +79,6 @@ def convert_maps_to_cams(
     options = LoopOptions(settings, overwrite, progress)
     counts = convert_each(paths, make, Path(out), file_type, options)
     return counts.finish("maps-to-cams", Path(out), [f"format {cam_format}"])
-
-
-def _encoder(cam_format: str) -> Callable[[ClassMaps], bytes]:
-    return lambda maps: encode_cam_file(maps, cam_format)
 
 
 def _encode_single(maps: ClassMaps) -> bytes:
@@ -124,8 +122,8 @@ def encode_cam_file(maps: ClassMaps, cam_format: str) -> bytes:
 
 def _shrink(scores: np.ndarray) -> torch.Tensor:
     """Maps at a quarter of the size, as IRN's ``get_strided_size`` counts it."""
-    if not len(scores):
-        return torch.zeros(0, *(-(-side // 4) for side in scores.shape[1:]))
     hw = tuple(-(-side // 4) for side in scores.shape[1:])
+    if not len(scores):
+        return torch.zeros(0, *hw)
     tensor = torch.from_numpy(scores)[None]
     return F.interpolate(tensor, size=hw, mode="bilinear", align_corners=False)[0]

@@ -221,10 +221,6 @@ def read_label_studio_labels(path: Path, tasks: Sequence[Mapping[str, Any]]) -> 
 
     Source: "Label Studio JSON format" in Label Studio's documentation.
 
-    Args:
-        path: The file, for messages.
-        tasks: Its content (:func:`is_label_studio`).
-
     Raises:
         AdcamError: A task names no image.
     """

@@ -89,11 +89,7 @@ class TrainDataset(Dataset[dict[str, Tensor]]):
 
 
 class EvalDataset(Dataset[dict[str, Tensor]]):
-    """Whole images resized to a square, with multi-hot labels.
-
-    Args:
-        images: The images with their labels.
-        img_size: The side of the square in pixels.
+    """Whole images resized to a square of ``img_size`` pixels a side, with multi-hot labels.
 
     Raises:
         AdcamError: If an image has no known labels.

@@ -33,10 +33,6 @@ from adcam.limits import LimitError, check_image_hw, check_num_classes, read_lim
 from adcam.options import check_choice
 from adcam.structures import IGNORE_INDEX, ClassSet
 
-CROWD_RULES = ("ignore", "skip")
-OVERLAP_RULES = ("small", "first")
-OBJECT_RULES = ("class", "component")
-
 IGNORE_CATEGORY: dict[str, Any] = {"id": IGNORE_INDEX, "name": "ignore", "supercategory": ""}
 """Category of ignored pixels in the files written here; its annotations are crowds."""
 
@@ -218,8 +214,8 @@ def draw_objects(
     Raises:
         AdcamError: An unknown rule, category or kind of segmentation, or one of another size.
     """
-    check_choice("crowd", crowd, CROWD_RULES)
-    check_choice("overlap", overlap, OVERLAP_RULES)
+    check_choice("crowd", crowd, ("ignore", "skip"))
+    check_choice("overlap", overlap, ("small", "first"))
     wanted = [a for a in image.annotations if _is_ignore(a) or _value(value_of, a["category_id"])]
     objects = []
     crowds = []
@@ -267,7 +263,7 @@ def encode_mask(
     """
     from scipy import ndimage  # slow to import, and readers of labels import this file
 
-    check_choice("objects", objects, OBJECT_RULES)
+    check_choice("objects", objects, ("class", "component"))
     found = []
     for value in np.unique(mask).tolist():
         if value == 0:

@@ -38,10 +38,7 @@ def read_converted_classes(masks: str | Path) -> ClassSet | None:
 def refuse_other_numbers(masks: str | Path, found: ClassSet | None, class_set: ClassSet) -> None:
     """Refuse masks that are known to give a class another number than the one it is read by.
 
-    Args:
-        masks: The folder of the masks, for the message.
-        found: The classes that the masks are known to have; ``None`` where nobody says them.
-        class_set: The classes that they are read as.
+    They are read as ``class_set``, and known to have the classes ``found``, ``None`` for nothing.
 
     Raises:
         AdcamError: Both have a class of one name with different mask values.

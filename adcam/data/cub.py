@@ -35,7 +35,7 @@ def load_cub(
     root: str | Path,
     split: str,
     *,
-    expected_counts: Mapping[str, int] | None = EXPECTED_COUNTS,
+    expected_counts: Mapping[str, int] | None = None,
 ) -> ImageDataset:
     """Load a split with labels and boxes.
 
@@ -45,7 +45,8 @@ def load_cub(
     Args:
         root: The folder ``CUB_200_2011``, with ``images`` in it.
         split: The split, one of :data:`SPLITS`.
-        expected_counts: The number of images that a split must have; ``None`` checks nothing.
+        expected_counts: The number of images that a split must have; ``None`` takes
+            :data:`EXPECTED_COUNTS`, ``{}`` checks nothing.
 
     Returns:
         The images in the order of ``images.txt``; ids such as
@@ -80,7 +81,8 @@ def load_cub(
         for number, row in images.items()
         if parse_int(in_train[number], 1, "is_train", 0, 1) == wanted
     ]
-    check_count(root / "train_test_split.txt", SPLITS[split], len(records), expected_counts)
+    counts = EXPECTED_COUNTS if expected_counts is None else expected_counts
+    check_count(root / "train_test_split.txt", SPLITS[split], len(records), counts)
     return ImageDataset(build_class_set("cub", classes), split, records)
 
 

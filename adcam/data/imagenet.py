@@ -31,7 +31,7 @@ def load_ilsvrc(
     root: str | Path,
     split: str,
     *,
-    expected_counts: Mapping[str, int] | None = EXPECTED_COUNTS,
+    expected_counts: Mapping[str, int] | None = None,
 ) -> ImageDataset:
     """Load a split: ``train`` with labels, ``val`` with labels and boxes.
 
@@ -42,7 +42,8 @@ def load_ilsvrc(
         root: The folder that holds ``Data``, ``Annotations`` and ``ImageSets``, often ``ILSVRC``;
             ``LOC_synset_mapping.txt`` lies in it or beside it.
         split: The split, one of :data:`SPLITS`.
-        expected_counts: The number of images that a split must have; ``None`` checks nothing.
+        expected_counts: The number of images that a split must have; ``None`` takes
+            :data:`EXPECTED_COUNTS`, ``{}`` checks nothing.
 
     Returns:
         The images in the order of the list; ids as in it.
@@ -65,7 +66,8 @@ def load_ilsvrc(
         root / "ImageSets" / "CLS-LOC" / ("train_cls.txt" if folder == "train" else "val.txt")
     )
     rows = read_rows(list_path, ("image", "number"), None)
-    check_count(list_path, folder, len(rows), expected_counts)
+    counts = EXPECTED_COUNTS if expected_counts is None else expected_counts
+    check_count(list_path, folder, len(rows), counts)
     records = []
     for row in rows:
         name = row.cells[0]

@@ -170,12 +170,7 @@ def check_same_hw(what: object, hw: Sequence[int], other: object, other_hw: Sequ
 
 
 def fit_pixels(img: np.ndarray, max_pixels: int) -> np.ndarray:
-    """The image itself, or one of about ``max_pixels`` pixels and the same aspect ratio.
-
-    Args:
-        img: The image, RGB uint8 (H, W, 3).
-        max_pixels: The largest number of pixels; no side becomes less than one.
-    """
+    """The image, RGB uint8 (H, W, 3), or one like it of about ``max_pixels`` pixels."""
     height, width = fit_hw((img.shape[0], img.shape[1]), max_pixels)
     if (height, width) == img.shape[:2]:
         return img

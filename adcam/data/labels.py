@@ -115,9 +115,7 @@ def read_labels(path: str | Path, classes: Sequence[str] | None = None) -> Label
 def read_folder_labels(img_ids: Iterable[str], classes: Sequence[str] | None = None) -> LabelTable:
     """Labels of images that lie in one folder a class: ``cat/1.jpg`` shows a cat.
 
-    Args:
-        img_ids: The image ids.
-        classes: The legal class names; ``None`` takes the folders' names, sorted.
+    Without ``classes`` these are the folders' names, sorted.
 
     Raises:
         AdcamError: An image lies in no folder, or in one that is not named after a class or is

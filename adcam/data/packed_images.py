@@ -126,9 +126,8 @@ class Found:
 def list_packed(path: str | Path) -> list[str]:
     """List the packed files, or image URLs, that a user's "my images" means.
 
-    Args:
-        path: A packed file, a folder of them, a pattern with ``*``, or a URL of any of these or of
-            a folder of images.
+    These are a packed file, a folder of them, a pattern with ``*``, or a URL of any of these or of
+    a folder of images.
 
     Returns:
         The files, ascending; empty if ``path`` means image files of this machine.
@@ -158,11 +157,9 @@ def _holds_images(path: Path) -> bool:
 
 
 def find_packed(files: Iterable[str]) -> Iterator[Found]:
-    """Find all images of packed files and image URLs, in the order given.
+    """Find all images of tar archives, Parquet files and image URLs, in the order given.
 
-    Args:
-        files: Tar archives, Parquet files, or image URLs, of which the part behind the deepest
-            common folder becomes the id.
+    The id of a URL is the part behind the deepest folder that all URLs share.
 
     Raises:
         AdcamError: A file cannot be read, or is of another kind.

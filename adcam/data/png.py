@@ -119,11 +119,9 @@ def read_mask(
 
 
 def count_values(mask: np.ndarray, mask_values: Sequence[int]) -> np.ndarray:
-    """Number of pixels of each value in a mask, int64 (256,).
+    """Number of pixels of each value in a mask, uint8 (H, W) -> int64 (256,).
 
-    Args:
-        mask: The mask, uint8 (H, W).
-        mask_values: The legal values beside 0 and 255.
+    Legal are ``mask_values`` beside 0 and 255.
 
     Raises:
         AdcamError: The mask holds another value.
@@ -138,12 +136,7 @@ def count_values(mask: np.ndarray, mask_values: Sequence[int]) -> np.ndarray:
 
 
 def map_values(mask: np.ndarray, values: Mapping[int, int]) -> np.ndarray:
-    """A mask with some values replaced.
-
-    Args:
-        mask: The mask, uint8 (H, W).
-        values: The new values by old ones, e.g. ``{255: 1}``; other values stay.
-    """
+    """A mask, uint8 (H, W), with new values for old ones, e.g. ``{255: 1}``; other values stay."""
     if not values:
         return mask
     table = np.arange(256, dtype=np.uint8)

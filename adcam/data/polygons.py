@@ -32,13 +32,10 @@ class YoloObject(NamedTuple):
 
 
 def trace_regions(region: np.ndarray) -> list[np.ndarray]:
-    """Outlines of the connected parts of a region (neighbours share a side).
+    """Outlines of the connected parts of a region, bool (H, W); neighbours share a side.
 
     Each part is one closed polygon. A hole is joined to it by a seam, a way there and the same way
     back, which an even-odd filling does not see.
-
-    Args:
-        region: The pixels of the region, bool (H, W).
 
     Returns:
         int64 (P, 2) corners x, y of each part, 0..W and 0..H, without the first one repeated;
@@ -61,10 +58,9 @@ def trace_regions(region: np.ndarray) -> list[np.ndarray]:
 
 
 def find_box(region: np.ndarray) -> tuple[int, int, int, int]:
-    """The smallest box around a region's pixels: x0, y0, and x1, y1 one past the last of them.
+    """The smallest box around a region's pixels, bool (H, W) with at least one.
 
-    Args:
-        region: The pixels of the region, bool (H, W), at least one.
+    It is x0, y0, and x1, y1 one past the last of them.
     """
     rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
@@ -98,13 +94,10 @@ def fill_polygon(polygon: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
 
 
 def encode_yolo(mask: np.ndarray, mask_values: Sequence[int]) -> str:
-    """A mask as text, one line a connected part of a class, classes ascending.
+    """A mask, uint8 (H, W), as text, one line a connected part of a class, classes ascending.
 
-    Pixels of 255 are left out: the format knows no uncertain pixels.
-
-    Args:
-        mask: The mask, uint8 (H, W).
-        mask_values: The value of each class; a class' number is its position.
+    A class' number is its position in ``mask_values``. Pixels of 255 are left out: the format knows
+    no uncertain pixels.
 
     Raises:
         AdcamError: The mask holds another value.
@@ -153,11 +146,6 @@ def draw_yolo(
     objects: Sequence[YoloObject], hw: tuple[int, int], mask_values: Sequence[int]
 ) -> np.ndarray:
     """Draw objects as one mask; where they overlap, the one of fewer pixels is on top.
-
-    Args:
-        objects: The objects, as :func:`read_yolo` gives them.
-        hw: The height and width of the image.
-        mask_values: The mask value of each class.
 
     Returns:
         uint8 (H, W); of :func:`encode_yolo` the same mask again, with 0 for 255.

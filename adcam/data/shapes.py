@@ -116,14 +116,8 @@ def make_shapes(
     ``ImageSets/Segmentation/{train,val}.txt``, ``labels.csv`` and, last of all, ``meta.json``, so
     that a folder with a ``meta.json`` is whole. The image folder has VOC's name, but its files
     are PNG: the pixels are the generator's own. Picture ``i`` of a split depends on the seed, the
-    split and ``i`` alone, so a longer split begins with the shorter one.
-
-    Args:
-        root: The folder to write to; made if missing. Files of the same name are replaced.
-        num_train: The number of training images.
-        num_val: The number of validation images.
-        size_hw: The height and width of every picture.
-        seed: The seed of the whole set, non-negative.
+    split and ``i`` alone, so a longer split begins with the shorter one. ``root`` is made if
+    missing, and files of the same name are replaced.
 
     Raises:
         AdcamError: A count or the seed is negative, or ``size_hw`` is too small.

@@ -9,11 +9,9 @@ from typing import Any, TypeAlias
 
 from adcam.data.coco import coco_class_set, load_coco
 from adcam.data.converted import read_converted_classes, refuse_other_numbers
-from adcam.data.cub import EXPECTED_COUNTS as CUB_COUNTS
 from adcam.data.cub import load_cub
 from adcam.data.dataset import ImageDataset, build_class_set
 from adcam.data.folder import load_folder
-from adcam.data.imagenet import EXPECTED_COUNTS as ILSVRC_COUNTS
 from adcam.data.imagenet import load_ilsvrc
 from adcam.data.open_images import read_id_list
 from adcam.data.shapes import shapes_class_set
@@ -210,13 +208,11 @@ def _build_folder(data: DataSettings, split: str, labels: bool) -> ImageDataset:
 
 
 def _build_cub(data: DataSettings, split: str, _labels: bool) -> ImageDataset:
-    counts = CUB_COUNTS if data.expected_counts is None else data.expected_counts
-    return load_cub(_root_of(data), split, expected_counts=counts)
+    return load_cub(_root_of(data), split, expected_counts=data.expected_counts)
 
 
 def _build_ilsvrc(data: DataSettings, split: str, _labels: bool) -> ImageDataset:
-    counts = ILSVRC_COUNTS if data.expected_counts is None else data.expected_counts
-    return load_ilsvrc(_root_of(data), split, expected_counts=counts)
+    return load_ilsvrc(_root_of(data), split, expected_counts=data.expected_counts)
 
 
 def _build_wsol(data: DataSettings, split: str, _labels: bool) -> ImageDataset:

@@ -63,7 +63,6 @@ def load_voc(
     classes: Sequence[str] | ClassSet | None = None,
     labels: str | Path | None = "xml",
     mask_dir: str | None = "auto",
-    list_path: str | Path | None = None,
     expected_counts: Mapping[str, int] | None = None,
 ) -> ImageDataset:
     """Load a split of a data set in VOC layout.
@@ -87,7 +86,6 @@ def load_voc(
         mask_dir: The folder of masks below ``root``. ``"auto"`` is ``SegmentationClassAug`` for
             ``train_aug`` and ``SegmentationClass`` for other splits; a mask named in the list goes
             first. ``None``: no masks.
-        list_path: A list elsewhere, which counts as a Segmentation list.
         expected_counts: The number of images that a split must have, e.g. :data:`EXPECTED_COUNTS`;
             ``None`` or none check nothing.
 
@@ -99,8 +97,8 @@ def load_voc(
     if not root.is_dir():
         raise AdcamError(f"{root}: there is no such folder")
     class_set = classes if isinstance(classes, ClassSet) else voc_class_set(classes)
-    list_file = _find_list(root, split) if list_path is None else Path(list_path)
-    promised = list_path is not None or list_file.parent.name != "Main"
+    list_file = _find_list(root, split)
+    promised = list_file.parent.name != "Main"
     records = [
         Record(
             entry.img_id,

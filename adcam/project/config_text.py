@@ -149,12 +149,8 @@ def format_config(
 ) -> str:
     """The config of a project as TOML.
 
-    Args:
-        images: The folder of the photographs, absolute or from the folder of the config on.
-        counts: The number of photographs of each class, in the order of their numbers.
-        start: The network that training starts from.
-        num_train: The number of photographs to learn from.
-        seed: The seed of training.
+    The folder ``images`` is absolute or relative to that of the config; ``counts`` has the number
+    of photographs of each class, in the order of the classes' numbers.
     """
     setup = start.setup
     weights = setup.weights if start.weights == "timm" else start.weights

@@ -19,12 +19,8 @@ def create_project(
 ) -> dict[str, list[str]]:
     """Write the config, the labels and the lists of a project; files of these names are replaced.
 
-    Args:
-        project: The project, whose folder is made if it is not there.
-        survey: The photographs and their labels.
-        start: The network that training starts from.
-        val_share: The share of photographs that are validated on, in (0, 1).
-        seed: The seed of the lists and of training.
+    ``val_share`` of the photographs, in (0, 1), are validated on. The seed is that of the lists and
+    of training.
 
     Returns:
         The image ids of ``train`` and ``val``.

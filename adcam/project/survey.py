@@ -189,12 +189,8 @@ def put_together(photographs: Photographs, table: LabelTable, labels: str | Path
     """Put labels to the photographs.
 
     A label file may name an image by more or less of its path than the folder has below it; the
-    longest end of the name that stands for exactly one photograph counts.
-
-    Args:
-        photographs: The images.
-        table: The labels.
-        labels: Where they come from, for messages.
+    longest end of the name that stands for exactly one photograph counts. Errors call the labels by
+    ``labels``, where they come from.
 
     Raises:
         AdcamError: The labels name no photograph, or no photograph shows a class; or there is
@@ -228,10 +224,6 @@ def match_ids(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
     """The image that each name of a label file stands for; names of no image are left out.
 
     A name of no image is also read with its percent escapes resolved, which some tools write.
-
-    Args:
-        names: The image ids of a label file.
-        known: The ids of the images.
 
     Example:
         >>> match_ids(["upload/3/a", "c", "x"], ["a", "sub/c", "d"])

@@ -54,7 +54,7 @@ def cub_root(tmp_path: Path) -> Path:
 def test_cub_classes_must_be_in_order(cub_root: Path) -> None:
     (cub_root / "classes.txt").write_text("2 002.Laysan_Albatross\n1 001.Black_footed_Albatross\n")
     with pytest.raises(ValueError, match=r"classes\.txt, line 1: expected class 1, got '2'"):
-        load_cub(cub_root, "train", expected_counts=None)
+        load_cub(cub_root, "train", expected_counts={})
 
 
 @pytest.mark.parametrize("split", ["train", "train-weaksup"])
@@ -69,7 +69,7 @@ def test_cub_train(cub_root: Path, split: str) -> None:
 
 
 def test_cub_test(cub_root: Path) -> None:
-    dataset = load_cub(cub_root, "test", expected_counts=None)
+    dataset = load_cub(cub_root, "test", expected_counts={})
     dataset.check_files()
     assert [record.class_ids for record in dataset.records] == [(0,), (1,)]
     assert [record.boxes for record in dataset.records] == [((6, 2, 26, 15),), ((0, 0, 30, 20),)]
@@ -109,7 +109,7 @@ def test_cub_errors_name_the_place(
 ) -> None:
     replace_text(cub_root / file, old, new)
     with pytest.raises(ValueError, match=message):
-        load_cub(cub_root, "test", expected_counts=None)
+        load_cub(cub_root, "test", expected_counts={})
 
 
 def test_cub_counts_and_files(cub_root: Path) -> None:
@@ -120,7 +120,7 @@ def test_cub_counts_and_files(cub_root: Path) -> None:
         load_cub(cub_root, "train-fullsup")
     (cub_root / "bounding_boxes.txt").unlink()
     with pytest.raises(ValueError, match=r"bounding_boxes\.txt: cannot be read"):
-        load_cub(cub_root, "test", expected_counts=None)
+        load_cub(cub_root, "test", expected_counts={})
 
 
 def xml(*objects: tuple[str, tuple[object, ...]]) -> str:
@@ -166,7 +166,7 @@ def test_ilsvrc_train(ilsvrc_root: Path) -> None:
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_ilsvrc_val_has_several_boxes(ilsvrc_root: Path, split: str) -> None:
-    dataset = load_ilsvrc(ilsvrc_root, split, expected_counts=None)
+    dataset = load_ilsvrc(ilsvrc_root, split, expected_counts={})
     dataset.check_files()
     assert [record.class_ids for record in dataset.records] == [(1,), (0,)]
     assert dataset.records[0].boxes == ((1, 2, 13, 14), (3, 4, 25, 16))
@@ -187,7 +187,7 @@ def test_ilsvrc_errors_name_the_place(ilsvrc_root: Path, text: str, message: str
     path = ilsvrc_root / "Annotations" / "CLS-LOC" / "val" / "ILSVRC2012_val_00000002.xml"
     path.write_text(text)
     with pytest.raises(ValueError, match=rf"00000002\.xml.*{message}"):
-        load_ilsvrc(ilsvrc_root, "val", expected_counts=None)
+        load_ilsvrc(ilsvrc_root, "val", expected_counts={})
 
 
 def test_ilsvrc_counts_and_splits(ilsvrc_root: Path) -> None:
@@ -198,7 +198,7 @@ def test_ilsvrc_counts_and_splits(ilsvrc_root: Path) -> None:
         load_ilsvrc(ilsvrc_root, "train-fullsup")
     (ilsvrc_root / "Annotations" / "CLS-LOC" / "val" / "ILSVRC2012_val_00000001.xml").unlink()
     with pytest.raises(ValueError, match=r"00000001\.xml: there is no such annotation"):
-        load_ilsvrc(ilsvrc_root, "val", expected_counts=None)
+        load_ilsvrc(ilsvrc_root, "val", expected_counts={})
 
 
 @pytest.fixture

@@ -225,23 +225,23 @@ def test_train_aug_by_either_name(root: Path, name: str, split: str) -> None:
     assert other.missing_files() == []
 
 
-def test_pair_lists(root: Path, tmp_path: Path) -> None:
-    pairs = tmp_path / "pairs.txt"
+def test_pair_lists(root: Path) -> None:
+    pairs = root / "ImageSets" / "Segmentation" / "anything.txt"
     write_list(pairs, [f"/JPEGImages/{i}.jpg /SegmentationClass/{i}.png" for i in IDS])
-    dataset = load_voc(root, "anything", list_path=pairs)
+    dataset = load_voc(root, "anything")
     assert [r.img_id for r in dataset.records] == list(IDS)
     assert dataset.split == "anything"
     dataset.check_files()
     assert dataset[0].mask is not None
     (root / "SegmentationClass").rename(root / "Own")
     write_list(pairs, [f"/JPEGImages/{i}.jpg /Own/{i}.png" for i in IDS])
-    own = load_voc(root, "anything", list_path=pairs)
+    own = load_voc(root, "anything")
     assert [r.mask_path for r in own.records] == [root / "Own" / f"{i}.png" for i in IDS]
     (root / "Own").rename(root / "SegmentationClass")
-    without = load_voc(root, "anything", list_path=pairs, mask_dir=None)
+    without = load_voc(root, "anything", mask_dir=None)
     assert [r.mask_path for r in without.records] == [None] * 3
     write_list(pairs, [f"JPEGImages/{i}.jpg" for i in IDS])
-    assert load_voc(root, "anything", list_path=pairs)[0].mask is not None
+    assert load_voc(root, "anything")[0].mask is not None
 
 
 def test_a_list_with_bom_crlf_and_blank_lines(root: Path) -> None:
@@ -298,13 +298,11 @@ def test_absent_lists_and_roots(root: Path) -> None:
         ValueError, match=r"split 'train_aug': .*train_aug\.txt.*trainaug\.txt.*train"
     ):
         load_voc(root, "train_aug")
-    with pytest.raises(ValueError, match=r"none\.txt: cannot be read as a list of images"):
-        load_voc(root, "train", list_path=root / "none.txt")
     with pytest.raises(ValueError, match="there is no such folder"):
         load_voc(root / "none", "train")
-    (root / "latin.txt").write_bytes("ä\n".encode("latin-1"))
+    (root / "ImageSets" / "Segmentation" / "latin.txt").write_bytes("ä\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.txt: .*not UTF-8"):
-        load_voc(root, "train", list_path=root / "latin.txt")
+        load_voc(root, "latin")
 
 
 def test_counts_are_checked_when_asked(root: Path) -> None:

@@ -116,7 +116,10 @@ def read_coco(path: Path) -> None:
 
 
 def read_voc_list(path: Path) -> None:
-    load_voc(path.parent, "x", list_path=path, labels=None)
+    lists = path.parent / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True, exist_ok=True)
+    (lists / path.name).write_bytes(path.read_bytes())
+    load_voc(path.parent, path.stem, labels=None)
 
 
 def read_metadata(path: Path) -> None:
