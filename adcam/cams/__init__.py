@@ -38,7 +38,7 @@ class Method(Protocol):
     """A frozen dataclass of options that turns token maps into class maps.
 
     Where it has an option ``color_steps`` above 0, its maps, fused over scales and views, are then
-    spread along the colours of the image (:func:`adcam.cams.fuse.sharpen_by_color`).
+    spread along the colours of the image (:func:`adcam.cams.fuse.fuse_batch`).
     """
 
     def layer_sets(self, depth: int) -> tuple[tuple[int, ...], ...]:

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -103,24 +102,6 @@ def _shrink(pixels: Sequence[Tensor], hw: tuple[int, int]) -> Tensor:
         for _, part in _runs([(img.shape[0], img.shape[1]) for img in pixels])
     ]
     return torch.cat(parts)
-
-
-def sharpen_by_color(
-    grids: Sequence[Tensor], img: np.ndarray, ori_hw: tuple[int, int], *, num_steps: int
-) -> Tensor:
-    """Fuse maps on a finer grid, spread them along the colours there, and resize the result.
-
-    Args:
-        grids: The maps of each scale, as for :func:`fuse_maps`.
-        img: The image, RGB uint8 (H, W, 3).
-        ori_hw: Height and width of the result.
-        num_steps: Number of steps, >= 1; more smooth more (:mod:`adcam.ops.color_diffusion`).
-
-    Returns:
-        (K, H, W) float32 in [0, 1].
-    """
-    pixels = torch.from_numpy(img).to(grids[0].device)
-    return fuse_batch([grid[None] for grid in grids], [pixels], [ori_hw], color_steps=num_steps)[0]
 
 
 def _runs(hws: Sequence[tuple[int, int]]) -> list[tuple[tuple[int, int], slice]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -54,19 +54,12 @@ class BoxJob:
         label_thresholds: The probability from which each class counts as found.
     """
 
+    step: ClassVar[str] = "boxes"
+    device: ClassVar[str] = "cpu"
+
     options: BoxOptions
     class_set: ClassSet
     label_thresholds: tuple[float, ...]
-
-    @property
-    def step(self) -> str:
-        """Everything from maps to boxes."""
-        return "boxes"
-
-    @property
-    def device(self) -> str:
-        """Boxes are computed on the CPU."""
-        return "cpu"
 
     def needs_maps(self, task: Task) -> bool:
         """Boxes are made of the maps."""

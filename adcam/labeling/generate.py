@@ -13,11 +13,9 @@ from adcam.labeling.maps_file import MAPS_DTYPES, STRIDES
 from adcam.labeling.mask_job import MaskJob, PackedMaskJob
 from adcam.labeling.output_folder import OutputFolder
 from adcam.labeling.packed_folder import PackedFolder, PackedOutput
-from adcam.labeling.run import Run, RunOptions, RunResult, default_workers
+from adcam.labeling.run import Run, RunOptions, RunResult
 from adcam.labeling.shown import forget_shown
 from adcam.version import __version__
-
-__all__ = ["MaskJob", "default_workers", "describe_run", "generate"]
 
 
 def generate(

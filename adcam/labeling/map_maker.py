@@ -36,23 +36,19 @@ class Network(Protocol):
     @property
     def depth(self) -> int:
         """Number of blocks."""
-        ...
 
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
-        ...
 
     @property
     def pixel_stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Channel mean and standard deviation of RGB in [0, 1]."""
-        ...
 
     def token_maps(
         self, inputs: Tensor, *, layer_sets: Sequence[tuple[int, ...]] = ()
     ) -> TokenMaps:
         """Logits, class maps and attention of (B, 3, H, W) normalised images."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -232,11 +232,11 @@ def _read_division(path: Path, count: int) -> Division:
     states = []
     for shard in shards:
         plan = plans.get(shard)
-        has_manifest = manifest_path(path, shard).is_file()
-        if plan is None and not (shard.is_whole and has_manifest):
-            states.append(ShardState(shard))
-            continue
-        if plan is not None and (plan["images"], plan["ids"]) != agreed:
+        if plan is None:
+            has_started = shard.is_whole and manifest_path(path, shard).is_file()
+        else:
+            has_started = (plan["images"], plan["ids"]) == agreed
+        if not has_started:
             states.append(ShardState(shard))
             continue
         status: dict[str, str] = {}

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from adcam.data.png import write_mask
-from adcam.labeling.mask_maker import resize_maps
+from adcam.labeling.mask_maker import resize_maps, resize_mask
 from adcam.report.figures import overlay_mask, side_by_side
 from adcam.structures import ClassMaps, ClassSet, PseudoMask
 
@@ -46,10 +46,7 @@ class PseudoLabel:
     def maps(self) -> dict[str, np.ndarray]:
         """The score map of each present class by name, float32 (H, W) in [0, 1]."""
         score_maps = resize_maps(self.class_maps.score_maps, self.mask.shape)
-        return {
-            self.class_set.classes[i]: score_map
-            for i, score_map in zip(self.class_maps.class_ids, score_maps, strict=True)
-        }
+        return dict(zip(self._name_classes(), score_maps, strict=True))
 
     @property
     def scores(self) -> dict[str, float]:
@@ -66,10 +63,7 @@ class PseudoLabel:
 
     def show(self) -> Image.Image:
         """Return the image beside itself under the mask; a notebook displays the result."""
-        height, width = self.img.shape[:2]
-        mask = np.asarray(
-            Image.fromarray(self.mask).resize((width, height), Image.Resampling.NEAREST)
-        )
+        mask = resize_mask(self.mask, (self.img.shape[0], self.img.shape[1]))
         overlay = overlay_mask(self.img, mask, self.class_set.palette)
         return Image.fromarray(side_by_side([self.img, overlay]))
 
@@ -77,9 +71,14 @@ class PseudoLabel:
         height, width = self.mask.shape
         return f"PseudoLabel({height}×{width}, {self._describe()})"
 
+    def _name_classes(self) -> list[str]:
+        return [self.class_set.classes[i] for i in self.class_maps.class_ids]
+
     def _describe(self) -> str:
-        names = [self.class_set.classes[i] for i in self.class_maps.class_ids]
-        return ", ".join(f"{name} {self.scores[name]:.2f}" for name in names) or "no class"
+        return (
+            ", ".join(f"{name} {self.scores[name]:.2f}" for name in self._name_classes())
+            or "no class"
+        )
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -88,11 +87,12 @@ class PseudoLabel:
 
     def _repr_html_(self) -> str:
         picture = base64.b64encode(self._repr_png_()).decode("ascii")
-        shown, shares = html.escape(self._describe()), count_shares(self)
+        shown, palette = html.escape(self._describe()), self.class_set.palette
+        values = {name: self.class_set.value_of[name] for name in self._name_classes()}
         rows = "".join(
-            f'<tr><td><span style="color:rgb{color}">■</span> {html.escape(name)}</td>'
-            f"<td>{self.scores[name]:.3f}</td><td>{share:.1%}</td></tr>"
-            for name, (color, share) in shares.items()
+            f'<tr><td><span style="color:rgb{palette[value]}">■</span> {html.escape(name)}'
+            f"</td><td>{self.scores[name]:.3f}</td><td>{(self.mask == value).mean():.1%}</td></tr>"
+            for name, value in values.items()
         )
         return (
             f'<figure style="margin:0"><img alt="{shown}" style="max-width:100%" '
@@ -108,19 +108,3 @@ class PseudoLabels(list[PseudoLabel]):
     def _repr_html_(self) -> str:
         cells = "".join(f'<div style="width:24em">{label._repr_html_()}</div>' for label in self)
         return f'<div style="display:flex;flex-wrap:wrap;gap:1em">{cells}</div>'
-
-
-def count_shares(label: PseudoLabel) -> dict[str, tuple[tuple[int, int, int], float]]:
-    """Return the colour of each present class of a label, and its share of the mask's pixels.
-
-    Args:
-        label: The label of an image.
-    """
-    classes = label.class_set
-    return {
-        name: (
-            classes.palette[classes.value_of[name]],
-            float((label.mask == classes.value_of[name]).mean()),
-        )
-        for name in label.maps
-    }

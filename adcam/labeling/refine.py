@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from adcam.cams import build_method
 from adcam.cams.ad_cam import ADCAM
-from adcam.cams.fuse import fuse_maps, sharpen_by_color
+from adcam.cams.fuse import fuse_batch
 from adcam.cams.normalize import min_max
 from adcam.errors import AdcamError
 from adcam.labeling.labeler import ImageLike, convert_image
@@ -144,20 +144,11 @@ def _finish_image(
     rule: str | float | BackgroundRule,
 ) -> Tensor:
     """The maps (K, h, w) of one image at its size, or its mask; ``shape`` comes before the size."""
-    hw = (img.shape[0], img.shape[1])
-    if method.color_steps:
-        maps = sharpen_by_color([grid[None]], img, hw, num_steps=method.color_steps)
-    else:
-        maps = fuse_maps([grid[None]], hw)
+    hw, pixels = (img.shape[0], img.shape[1]), torch.from_numpy(img).to(grid.device)
+    (maps,) = fuse_batch([grid[None, None]], [pixels], [hw], color_steps=method.color_steps)
     if crf is None:
         return maps.reshape(*shape, *hw)
-    maker = MaskMaker(
-        parse_rule(rule),
-        None,
-        crf,
-        "lattice",
-        tuple(range(1, len(maps) + 1)),
-    )
+    maker = MaskMaker(parse_rule(rule), None, crf, "lattice", tuple(range(1, len(maps) + 1)))
     found = ClassMaps(tuple(range(len(maps))), maps.cpu().numpy())
     return torch.from_numpy(maker(found, img, hw).mask).reshape(*shape[:-1], *hw)
 

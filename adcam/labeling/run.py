@@ -166,11 +166,9 @@ class Engine(Protocol):
         Returns:
             What became of every image that is not done, in any order.
         """
-        ...
 
     def count_processes(self) -> int:
         """Count the processes that the steps are spread over."""
-        ...
 
 
 @dataclass(frozen=True)

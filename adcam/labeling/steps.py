@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -143,7 +143,6 @@ class Labeler(Protocol):
 
     def predict_class_ids(self, scores: np.ndarray) -> tuple[int, ...]:
         """Return the ids of the classes that an image shows by their probabilities (C,)."""
-        ...
 
 
 class Making(Protocol):
@@ -152,16 +151,13 @@ class Making(Protocol):
     @property
     def step(self) -> str:
         """Name of the step between maps and files, such as ``"crf"``."""
-        ...
 
     @property
     def device(self) -> str:
         """Where that step computes: ``"cpu"``, or the device of the network, for masks."""
-        ...
 
     def needs_maps(self, task: Task) -> bool:
         """Tell whether an image's maps are needed on the host after the result is made."""
-        ...
 
     def make(self, image: Mapped) -> Any:
         """Make the result of an image.
@@ -169,7 +165,6 @@ class Making(Protocol):
         Raises:
             AdcamError: The image has none.
         """
-        ...
 
     def make_batch(self, images: Sequence[Mapped]) -> list[Any]:
         """Make the results of several images, together where that is faster.
@@ -177,7 +172,6 @@ class Making(Protocol):
         Raises:
             AdcamError: One of them has none.
         """
-        ...
 
 
 class Job(Making, Protocol):
@@ -189,7 +183,6 @@ class Job(Making, Protocol):
         Raises:
             AdcamError: The image cannot have such files; the message says why.
         """
-        ...
 
     def write(self, image: Mapped, result: Any) -> dict[str, Any]:
         """Write the files of an image and return its manifest entry.
@@ -198,7 +191,6 @@ class Job(Making, Protocol):
             AdcamError: The image must not be written.
             OSError: A file cannot be written.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -211,10 +203,7 @@ class MaskMaking:
 
     mask_maker: MaskMaker
 
-    @property
-    def step(self) -> str:
-        """Everything from maps to mask, with or without a CRF."""
-        return "crf"
+    step: ClassVar[str] = "crf"  # with or without a CRF, everything from maps to mask
 
     @property
     def device(self) -> str:

@@ -13,10 +13,11 @@ from adcam.errors import AdcamError
 from adcam.files import hash_file, open_json, to_plain
 from adcam.installation import why_not_importable
 from adcam.labeling.classifier_views import fill_views
-from adcam.labeling.generate import default_workers, generate
+from adcam.labeling.generate import generate
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.labeler_options import options_from_settings, refined_options
 from adcam.labeling.output_folder import CONFIG_NAME, MANIFEST_NAME, MAPS_DIR, MASK_DIR
+from adcam.labeling.run import default_workers
 from adcam.recipe.blocks import Run
 from adcam.recipe.classifiers import Source, describe_classifier, find_classifier, make_classifier
 from adcam.recipe.explorer import MaskFolder, write_explorer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from torch.nn import functional as F
 
-from adcam.cams.fuse import fuse_maps, sharpen_by_color
+from adcam.cams.fuse import fuse_batch, fuse_maps
 from adcam.cams.normalize import min_max
 from adcam.ops.color_diffusion import diffuse_by_color
 
@@ -142,13 +144,19 @@ def test_maps_that_do_not_fit(shapes: list[tuple[int, ...]], message: str) -> No
         fuse_maps([torch.zeros(shape) for shape in shapes], (8, 8))
 
 
+def sharpen(grids: list[torch.Tensor], img: np.ndarray, hw: tuple[int, int], steps: int) -> Any:
+    """The maps of one image, spread along its colours."""
+    pixels, batch = [torch.from_numpy(img)], [grid[None] for grid in grids]
+    return fuse_batch(batch, pixels, [hw], color_steps=steps)[0]
+
+
 def test_sharpened_maps_end_where_the_colour_does() -> None:
     img = np.zeros((64, 96, 3), np.uint8)
     img[:, 40:] = 255  # an edge in the middle of the third patch of 16 pixels
     grid = torch.zeros(1, 1, 4, 6)
     grid[..., :3] = 1.0
     plain = fuse_maps([grid], (64, 96))[0].mean(0)
-    sharp = sharpen_by_color([grid], img, (64, 96), num_steps=10)[0].mean(0)
+    sharp = sharpen([grid], img, (64, 96), 10)[0].mean(0)
     assert plain[40:48].mean() > 0.6  # the patch grid cannot tell
     assert sharp[42:].max() < plain[42:].max()
     assert sharp[36:40].mean() - sharp[41:45].mean() > 2 * (
@@ -166,7 +174,7 @@ def test_sharpening_runs_on_a_grid_four_times_as_fine_as_the_finest_scale() -> N
     small = F.interpolate(small, size=fine_hw, mode="area")[0]
     spread = diffuse_by_color(fuse_maps(grids, fine_hw), small, num_steps=2)
     expected = min_max(F.interpolate(spread[None], size=(40, 60), mode="bilinear")[0])
-    got = sharpen_by_color(grids, img, (40, 60), num_steps=2)
+    got = sharpen(grids, img, (40, 60), 2)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
@@ -177,11 +185,11 @@ def test_sharpening_takes_scales_and_mirrored_views() -> None:
         torch.rand(2, 3, 2, 4, generator=generator),
         torch.rand(2, 3, 3, 5, generator=generator),
     ]
-    maps = sharpen_by_color(grids, img, (30, 50), num_steps=3)
+    maps = sharpen(grids, img, (30, 50), 3)
     assert maps.shape == (3, 30, 50)
     assert maps.min() == 0
     assert maps.max() == 1
     # Mirrored, image and views are each other: the second view of a grid is mirrored back.
     image, mirror = np.ascontiguousarray(img[:, ::-1]), [grid.flip(0) for grid in grids]
-    back = sharpen_by_color(mirror, image, (30, 50), num_steps=3).flip(-1)
+    back = sharpen(mirror, image, (30, 50), 3).flip(-1)
     torch.testing.assert_close(back, maps, rtol=0, atol=1e-5)

@@ -28,13 +28,13 @@ from adcam.data.png import read_mask
 from adcam.labeling import executor
 from adcam.labeling import mask_maker as mask_maker_module
 from adcam.labeling import run as run_module
-from adcam.labeling.generate import default_workers, generate
+from adcam.labeling.generate import generate
 from adcam.labeling.inputs import Resizer
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.maps_file import load_maps
 from adcam.labeling.mask_maker import MaskMaker
-from adcam.labeling.run import INLINE_LIMIT, Run
+from adcam.labeling.run import INLINE_LIMIT, Run, default_workers
 from adcam.labeling.steps import (
     Failed,
     Made,

@@ -28,9 +28,9 @@ from adcam.data.shapes import make_shapes
 from adcam.data.sources import build_dataset
 from adcam.evaluation.masks_on_disk import score_masks
 from adcam.files import write_json, write_text
-from adcam.labeling.generate import default_workers, generate
+from adcam.labeling.generate import generate
 from adcam.labeling.labeler import PseudoLabeler
-from adcam.labeling.run import RunResult
+from adcam.labeling.run import RunResult, default_workers
 from adcam.metrics.localization import MaxBoxAccuracy
 from adcam.models.classifier_file import save_classifier
 from adcam.models.token_cam import TokenCAM
