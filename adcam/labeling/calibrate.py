@@ -96,17 +96,7 @@ def calibrate(
 def calibrate_file(
     path: str | Path, images: ImageDataset, labeler: PseudoLabeler, *, progress: bool = False
 ) -> Calibration:
-    """Choose the label thresholds of a classifier file and write them into it.
-
-    Args:
-        path: The file that ``labeler`` was read from.
-        images: As for :func:`calibrate`.
-        labeler: As for :func:`calibrate`.
-        progress: As for :func:`calibrate`.
-
-    Raises:
-        AdcamError: As for :func:`calibrate`.
-    """
+    """Choose label thresholds as :func:`calibrate` does, and write them into the labeler's file."""
     found = calibrate(images, labeler, progress=progress)
     save_label_thresholds(path, found.thresholds, views=asdict(labeler.options.views))
     return found

@@ -343,12 +343,7 @@ _spare: list[_Worker] = []
 
 @contextmanager
 def spare_workers(number: int, modules: Sequence[str]) -> Iterator[None]:
-    """Start processes that the pools of the block take, while it is still loading what it needs.
-
-    Args:
-        number: The number of processes.
-        modules: What each loads first.
-    """
+    """Start processes that the pools of the block take; each first loads these modules."""
     _spare.extend(_Worker(None, modules) for _ in range(number))
     try:
         yield
@@ -361,13 +356,7 @@ def spare_workers(number: int, modules: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def start_ahead(device: str, workers: int, modules: Sequence[str]) -> Iterator[None]:
-    """Let processes for a GPU start, and the GPU wake up, while this one loads what it needs.
-
-    Args:
-        device: The GPU.
-        workers: The number of processes.
-        modules: What each loads first.
-    """
+    """Let a GPU wake up, and processes for it load modules, while this one loads what it needs."""
     with spare_workers(workers, modules):
         threading.Thread(target=_wake, args=(device,), daemon=True).start()
         yield

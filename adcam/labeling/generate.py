@@ -83,15 +83,7 @@ def generate(
 
 
 def describe_run(run: Run, maps_dtype: str | None = None) -> dict[str, Any]:
-    """Describe everything that changes the bytes of a run's masks and maps.
-
-    Args:
-        run: The run.
-        maps_dtype: As for :func:`generate`.
-
-    Returns:
-        The configuration of the output folder.
-    """
+    """Describe all that changes the bytes of a run's masks and maps, as ``config.json`` does."""
     return {
         "adcam": __version__,
         "labels": run.describe_labels(),

@@ -68,12 +68,7 @@ class Resizer:
 
 
 def plan_batches(inputs: Sequence[Sequence[Tensor]], batch_size: int) -> Iterator[list[int]]:
-    """Yield the indices of images that go through the network together, of equal input sizes.
-
-    Args:
-        inputs: The tensors of each image, one a scale.
-        batch_size: Most images in a batch.
-    """
+    """Yield the indices of images that go through the network together, of equal input sizes."""
     groups: dict[tuple[torch.Size, ...], list[int]] = {}
     for i, of_image in enumerate(inputs):
         groups.setdefault(tuple(x.shape for x in of_image), []).append(i)
@@ -171,13 +166,9 @@ def read_in_groups(
     *,
     batch_size: int,
 ) -> Generator[list[R], None, None]:
-    """Read images in threads, and yield those of each batch together; closing it ends the threads.
+    """Read images in threads, and yield those of each batch of :func:`plan_groups` together.
 
-    Args:
-        items: As for :func:`plan_groups`.
-        find_sizes: As for :func:`plan_groups`.
-        read: The function that reads an image.
-        batch_size: As for :func:`plan_groups`; two batches are read ahead.
+    Two batches are read ahead. Closing it ends the threads.
     """
     groups = plan_groups(items, find_sizes, batch_size=batch_size)
     with ThreadPoolExecutor(READERS) as readers:

@@ -512,10 +512,7 @@ class PseudoLabeler:
 def place_masks(device: torch.device, crf: str, backend: str) -> tuple[str, str]:
     """Choose what computes the CRF and where masks are made.
 
-    Args:
-        device: The device of the network.
-        crf: ``"none"``, or the parameter set of a CRF.
-        backend: The backend that was asked for; ``"auto"`` takes the faster of CPU and GPU.
+    Of a backend ``"auto"``, the faster of CPU and GPU is taken.
 
     Raises:
         AdcamError: The backend cannot run here.
@@ -541,10 +538,6 @@ def find_mask_device(device: torch.device, crf: str) -> str:
 
     With its kernels, a GPU refines an image sooner than a process on the CPU has received its
     maps; without them it is slower than 16 processes (README of adcam/ops/dense_crf).
-
-    Args:
-        device: The device of the network.
-        crf: ``"none"``, or the parameter set of a CRF.
     """
     is_there = device.type == "cuda" and (crf == "none" or available_backends()["triton"] is None)
     return str(device) if is_there else "cpu"

@@ -83,14 +83,7 @@ class LabelerOptions:
 
 
 def options_from_settings(cam: CamSettings, mask: MaskSettings) -> dict[str, Any]:
-    """Return the sections ``cam`` and ``mask`` of a config as options of a labeler.
-
-    Args:
-        cam: How class maps are made.
-        mask: How class maps become masks.
-
-    Returns:
-        Keyword arguments of :class:`LabelerOptions`.
+    """Return sections of a config as keyword arguments of :class:`LabelerOptions`.
 
     Raises:
         AdcamError: The background rule is not legal.

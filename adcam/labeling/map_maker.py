@@ -156,10 +156,7 @@ class MapMaker:
         self._lock = threading.Lock()
 
     def make_inputs(self, img: np.ndarray) -> tuple[Tensor, ...]:
-        """Resize and normalise an image: one (3, h, w) tensor per scale, not mirrored.
-
-        Args:
-            img: The image, RGB uint8 (H, W, 3).
+        """Resize and normalise an image, RGB uint8 (H, W, 3): one (3, h, w) tensor a scale.
 
         Raises:
             AdcamError: A scale is smaller than a patch.
@@ -174,10 +171,7 @@ class MapMaker:
         return Resizer(self.views, self.network.patch_size)
 
     def run(self, imgs: Sequence[np.ndarray]) -> Passes:
-        """Run the network on images of equal input sizes, such as a single one.
-
-        Args:
-            imgs: The images, RGB uint8 (H, W, 3).
+        """Run the network on images, RGB uint8 (H, W, 3), of equal input sizes, such as one.
 
         Raises:
             AdcamError: A scale is smaller than a patch, or the input sizes differ.

@@ -73,11 +73,7 @@ class Observer:
         self._write_metrics()
 
     def image(self, entry: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-        """Say what became of an image.
-
-        Args:
-            entry: Its line of the manifest.
-            seconds: Seconds of each step.
+        """Say what became of an image: its line of the manifest, and the seconds of each step.
 
         Raises:
             OSError: A file cannot be written.

@@ -571,16 +571,10 @@ def encode_config(config: Mapping[str, Any]) -> bytes:
 def check_config(
     folder: str | Path, found: Mapping[str, Any], wanted: Mapping[str, Any], shard: Shard
 ) -> None:
-    """Refuse a folder that holds a run with another configuration.
-
-    Args:
-        folder: The folder, for the message.
-        found: The configuration in it.
-        wanted: The one that is asked for.
-        shard: The part of the data set that is asked for.
+    """Refuse a folder that holds a run with another configuration than is asked for.
 
     Raises:
-        AdcamError: They differ; the message lists every difference.
+        AdcamError: The two differ; the message lists every difference.
     """
     if differences := diff_configs(found, wanted):
         raise AdcamError(

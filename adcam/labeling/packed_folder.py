@@ -164,15 +164,7 @@ class PackedFolder:
         return len(self._status)
 
     def start(self, img_ids: Sequence[str], *, window: int = 1) -> list[int]:
-        """Say which images the run is about, and find what was done of them before.
-
-        Args:
-            img_ids: The ids of all images, in the order of the data set.
-            window: How many images in a row are computed together; a shard owns them as a whole.
-
-        Returns:
-            Indices of the images that this process is to work on, ascending.
-        """
+        """As :meth:`adcam.labeling.output_folder.OutputFolder.start`."""
         owned = self.shard.find_owned(img_ids, window)
         size = self.output.images_per_file
         mine = [img_ids[i] for i in owned]
@@ -250,10 +242,7 @@ class PackedFolder:
     ) -> bool:
         """Tell whether an image needs no work: its part is complete, and it did not fail.
 
-        Args:
-            img_id: The image.
-            expected: Keys that the entry must hold with these values.
-            files: Not used; a packed folder has no files of single images.
+        The entry must hold the keys of ``expected`` with their values. An image has no ``files``.
         """
         if self._status.get(img_id) != "ok":
             return False

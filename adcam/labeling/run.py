@@ -279,12 +279,7 @@ class Run:
         job.make(Mapped(task, img, (32, 48), maps, passes.compute_scores()[0], {}))
 
     def into(self, folder: ResultFolder, job: Job, config: Mapping[str, Any]) -> RunResult:
-        """Label the images that the folder does not have yet.
-
-        Args:
-            folder: The folder whose manifest gets a line an image.
-            job: What becomes of the class maps.
-            config: The configuration of the folder.
+        """Label the images that a folder of this configuration does not have yet.
 
         Raises:
             OSError: The folder cannot be written to.
@@ -503,11 +498,7 @@ class _Progress:
 
 
 def default_workers(labeler: PseudoLabeler, *, neighbours: int = 1) -> int:
-    """Return the processes that make best use of this machine.
-
-    Args:
-        labeler: The labeler, whose device decides.
-        neighbours: Processes that share the machine, this one included.
+    """Return the processes that make best use of this machine (:func:`count_workers`).
 
     On 2 processors without a GPU, whole images in 2 processes took the least time of what was
     tried (docs/performance.md).

@@ -127,9 +127,6 @@ def shard_from_environment(environment: Mapping[str, str]) -> Shard:
     job array, every element has that many processes: the shards of element 0 are followed by those
     of element 1, and so on. Where there is nothing of the kind, this process has the whole.
 
-    Args:
-        environment: The environment variables.
-
     Raises:
         AdcamError: A variable is no number, or the elements of the array do not follow each other
             evenly, so that their places among all elements cannot be known.

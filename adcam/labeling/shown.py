@@ -24,12 +24,6 @@ SHOWN_DIR = "shown"
 def keep_shown(folder: Path, image: Mapped, class_set: ClassSet, *, stride: int) -> None:
     """Write the maps and the probabilities of an image that the report is to show.
 
-    Args:
-        folder: The output folder.
-        image: The image.
-        class_set: All classes of the classifier.
-        stride: As for :func:`adcam.labeling.maps_file.encode_maps`.
-
     Raises:
         OSError: A file cannot be written.
     """
@@ -42,10 +36,7 @@ def keep_shown(folder: Path, image: Mapped, class_set: ClassSet, *, stride: int)
 
 
 def forget_shown(folder: Path) -> None:
-    """Remove what an earlier run with other settings kept.
-
-    Args:
-        folder: The output folder.
+    """Remove what an earlier run with other settings kept in an output folder.
 
     Raises:
         AdcamError: The folder of the report is a link to another place.

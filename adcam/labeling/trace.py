@@ -78,11 +78,7 @@ def record_trace(path: Path | None, log: Callable[[str], None] | None = None) ->
 
 
 def measure_union(spans: Iterable[tuple[int, int]]) -> int:
-    """Measure how long at least one of several spans of time lasts.
-
-    Args:
-        spans: Start and end of each.
-    """
+    """Measure how long at least one of several spans of time lasts, each from start to end."""
     total, reached = 0, None
     for start, end in sorted(spans):
         if reached is None or start > reached:
