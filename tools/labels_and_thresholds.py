@@ -26,7 +26,7 @@ from adcam.files import write_csv
 from adcam.labeling.calibrate import calibrate
 from adcam.labeling.labeler import DEFAULT_LABEL_THRESHOLD, PseudoLabeler, find_present
 from adcam.masks.background import compute_mask, find_threshold
-from adcam.masks.steepest import LEVELS, compute_jumps, find_steepest_of_set
+from adcam.masks.steepest import LEVELS, find_steepest_of_set, mean_jump
 from adcam.metrics.miou import MeanIoU, ThresholdCurve
 from adcam.settings import Settings, load_settings
 from adcam.structures import ClassMaps
@@ -83,7 +83,7 @@ class RuleScores:
         self.mious = {rule: MeanIoU(num_classes) for rule in (*self.rules, "image")}
         self.levels: dict[str, list[float]] = defaultdict(list)
         self.histogram = np.zeros(BINS)
-        self.jumps: list[Any] = []
+        self.jumps = np.zeros(len(LEVELS))
 
     def _new_curve(self) -> ThresholdCurve:
         return ThresholdCurve(self.num_classes, LEVELS, mask_values=self.values)
@@ -105,7 +105,7 @@ class RuleScores:
             peak = maps.score_maps.max(axis=0)
             counts = np.histogram(peak, BINS, (0, 1))[0]
             self.histogram += counts / counts.sum()
-            self.jumps.append(compute_jumps(peak))
+            self.jumps += mean_jump(peak)
 
     def rows(self) -> list[list[str]]:
         """Name, mean threshold, mIoU and what it loses against the best constant."""

@@ -71,7 +71,8 @@ class Demo(Recipe):
     @property
     def stages(self) -> Sequence[Stage[Demo]]:
         """Generated pictures, training, comparison; for masks also network and photographs."""
-        return BOX_DEMO_STAGES if self.comparison.is_by_boxes else STAGES
+        left_out = OF_MASKS if self.comparison.is_by_boxes else ()
+        return [stage for stage in STAGES if stage.name not in left_out]
 
     def describe(self) -> dict[str, Any]:
         """The options of the command."""
@@ -296,11 +297,8 @@ def _comparison(demo: Demo) -> Comparison:
     return demo.comparison
 
 
-DATA: Stage[Demo] = Stage(
-    "data", "draw the pictures", needs=(), describe=_describe_data, files=_data_files, run=_run_data
-)
 STAGES: tuple[Stage[Demo], ...] = (
-    DATA,
+    Stage("data", "draw the pictures", (), _describe_data, _data_files, _run_data),
     compare.TRAIN.within(_comparison, needs=("data",)),
     compare.COMPARE.within(_comparison, needs=("data", "train")),
     Stage(
@@ -322,12 +320,7 @@ STAGES: tuple[Stage[Demo], ...] = (
     ),
     report_stage(make_report, needs=("train", "compare")),
 )
-"""The stages of the demo of masks in the order in which they run."""
+"""The stages of the demo in the order in which they run."""
 
-BOX_DEMO_STAGES: tuple[Stage[Demo], ...] = (
-    DATA,
-    compare.TRAIN.within(_comparison, needs=("data",)),
-    compare.COMPARE_BOXES.within(_comparison, needs=("data", "train")),
-    report_stage(make_report, needs=("train", "compare")),
-)
-"""The stages of the demo of boxes in the order in which they run."""
+OF_MASKS = ("network", "photographs")
+"""The stages of the demo of masks alone."""

@@ -283,7 +283,7 @@ def suggest_thresholds(
             raise AdcamError(f"{folder} has no maps of {join_some(unknown)}")
         files = {img_id: files[img_id] for img_id in wanted}
     for _, path in _track(files, "sweep", progress):
-        rules.update(load(path).upsample().score_maps)
+        rules.update(load(path).upsample())
     return {"rules": rules.suggest(), "num_images": len(files)}
 
 
@@ -310,7 +310,7 @@ class _Sweep:
         self._average = average
         self._names: dict[int, str] = {}
         self._curve: ThresholdCurve | None = None
-        self._rules = UnsupervisedRules(_read_method(folder))
+        self._rules = UnsupervisedRules(_read_method(folder), average)
 
     def update(self, path: Path, stored: StoredMaps, gt: np.ndarray) -> None:
         """Count the maps of one image."""
@@ -330,8 +330,7 @@ class _Sweep:
             )
         maps = stored.upsample()
         self._curve.update(maps.score_maps, maps.class_ids, gt)
-        self._rules.update(maps.score_maps)
-        self._rules.count(maps, stored.mask_values, gt, self._average)
+        self._rules.update(maps, stored.mask_values, gt)
 
     def compute(self) -> dict[str, Any]:
         """Compute the curve, and the scores at its best threshold."""

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from adcam.masks.background import compute_mask, default_rule, find_threshold
-from adcam.masks.steepest import compute_jumps, find_steepest_of_set
+from adcam.masks.background import BackgroundRule, compute_mask, default_rule, find_threshold
+from adcam.masks.steepest import LEVELS, find_steepest_of_set, mean_jump
 from adcam.metrics.miou import MeanIoU, ThresholdCurveResult
 from adcam.structures import ClassMaps
 
@@ -24,51 +24,49 @@ class UnsupervisedRules:
 
     Args:
         method: The method that made the maps, which has its default.
+        average: The classes that enter the mean, as for :class:`adcam.metrics.miou.MeanIoU`.
     """
 
-    def __init__(self, method: str = "ad_cam") -> None:
-        default = float(default_rule(method).value or 0)
-        self._rules: dict[str, tuple[str, float | None]] = {
-            f"constant:{default:g}": ("constant", default),
-            f"steepest:{default:g}": ("steepest", default),
-            "otsu": ("otsu", None),
-        }
+    def __init__(
+        self, method: str = "ad_cam", average: Literal["union", "gt_present"] = "union"
+    ) -> None:
+        default = default_rule(method).value
+        rules = (
+            BackgroundRule("constant", default),
+            BackgroundRule("steepest", default),
+            BackgroundRule("otsu", None),
+        )
+        self._rules = {str(rule): rule for rule in rules}
+        self._average = average
         self._levels: dict[str, list[float]] = {name: [] for name in self._rules}
-        self._jumps: list[tuple[np.ndarray, np.ndarray]] = []
+        self._jumps = np.zeros(len(LEVELS))
         self._counts: dict[str, MeanIoU] = {}
 
-    def update(self, score_maps: np.ndarray) -> None:
-        """Look at the maps of one image.
-
-        Args:
-            score_maps: (K, H, W) float in [0, 1]; with K = 0 nothing is learnt from it.
-        """
-        if not len(score_maps):
-            return
-        for name, (rule, value) in self._rules.items():
-            self._levels[name].append(find_threshold(score_maps, rule=rule, threshold=value))
-        self._jumps.append(compute_jumps(score_maps.max(axis=0)))
-
-    def count(
-        self,
-        maps: ClassMaps,
-        mask_values: Sequence[int],
-        gt: np.ndarray,
-        average: Literal["union", "gt_present"] = "union",
+    def update(
+        self, maps: ClassMaps, mask_values: Sequence[int] = (), gt: np.ndarray | None = None
     ) -> None:
-        """Count the masks of one image by the rules that each image sets for itself.
+        """Look at the maps of one image, and with ground truth score the masks by each rule.
 
         Args:
-            maps: Its maps, at the size of ``gt``.
+            maps: Its maps, at the size of ``gt``; without a class nothing is learnt from them.
             mask_values: The mask value of each class.
             gt: The ground truth, integer (H, W).
-            average: The classes that enter the mean, as for :class:`adcam.metrics.miou.MeanIoU`.
         """
-        for name, (rule, value) in self._rules.items():
-            if name not in self._counts:
-                self._counts[name] = MeanIoU(max(mask_values, default=0) + 1, average=average)
-            mask = compute_mask(maps, mask_values=mask_values, rule=rule, threshold=value)
-            self._counts[name].update(mask.mask, gt)
+        for name, rule in self._rules.items():
+            of_rule: dict[str, Any] = {"rule": rule.rule, "threshold": rule.value}
+            if gt is None:
+                level = find_threshold(maps.score_maps, **of_rule)
+            else:
+                mask = compute_mask(maps, mask_values=mask_values, **of_rule)
+                level = mask.threshold
+                if name not in self._counts:
+                    num_classes = max(mask_values, default=0) + 1
+                    self._counts[name] = MeanIoU(num_classes, average=self._average)
+                self._counts[name].update(mask.mask, gt)
+            if maps.class_ids:
+                self._levels[name].append(level)
+        if maps.class_ids:
+            self._jumps += mean_jump(maps.score_maps.max(axis=0))
 
     def suggest(self) -> list[dict[str, Any]]:
         """Return each rule with its threshold, in the mean where each image has its own."""

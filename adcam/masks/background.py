@@ -104,11 +104,16 @@ def compute_bg_score(
     Raises:
         AdcamError: For an unknown rule, a value outside its range, or maps that are not finite.
     """
-    _check_rule(rule, threshold)
+    value = find_threshold(score_maps, rule=rule, threshold=threshold)
+    return _bg_score(score_maps, rule, value)
+
+
+def _bg_score(score_maps: np.ndarray, rule: str, value: float) -> np.ndarray:
+    """The background score of each pixel where ``value`` decides this image."""
     peak = _peak(score_maps)
     if rule == "power":
-        return (1 - peak).clip(0, 1) ** np.float32(threshold)
-    return np.full_like(peak, find_threshold(score_maps, rule=rule, threshold=threshold))
+        return (1 - peak).clip(0, 1) ** np.float32(value)
+    return np.full_like(peak, value)
 
 
 def find_threshold(score_maps: np.ndarray, *, rule: str, threshold: float | None = None) -> float:
@@ -209,21 +214,15 @@ def compute_mask(
             is out of range, or maps are not finite.
     """
     values = present_mask_values(maps, mask_values)
+    value = find_threshold(maps.score_maps, rule=rule, threshold=threshold)
     if prob is None:
-        winner = label_pixels(
-            maps.score_maps, compute_bg_score(maps.score_maps, rule=rule, threshold=threshold)
-        )
+        winner = label_pixels(maps.score_maps, _bg_score(maps.score_maps, rule, value))
     else:
         expected = (len(values), *maps.score_maps.shape[1:])
         if prob.shape != expected:
             raise AdcamError(f"prob must be (K + 1, H, W) = {expected}, got {prob.shape}")
         winner = prob.argmax(axis=0)
-    return PseudoMask(
-        mask=values[winner],
-        rule=rule,
-        threshold=find_threshold(maps.score_maps, rule=rule, threshold=threshold),
-        chosen_on=chosen_on,
-    )
+    return PseudoMask(values[winner], rule, value, chosen_on)
 
 
 def label_pixels(score_maps: np.ndarray, bg_score: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ object and within the background they are small.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def find_steepest_level(peak: np.ndarray, *, expected: float, num_classes: int) 
     Returns:
         A level in [0.2, 0.9]. A constant map has no outline: the level nearest to the expected one.
     """
-    steepness = _smooth(_mean_jump(*compute_jumps(peak)))
+    steepness = _smooth(mean_jump(peak))
     steepness /= max(float(steepness.max()), 1e-12)
     center = expected + PER_CLASS * max(num_classes - 1, 0)
     return float(LEVELS[(steepness - PULL * ((LEVELS - center) / 0.1) ** 2).argmax()])
@@ -136,24 +136,27 @@ def _sample(peaks: Sequence[Tensor]) -> Tensor:
     return small
 
 
-def find_steepest_of_set(images: Iterable[tuple[np.ndarray, np.ndarray]]) -> float | None:
+def find_steepest_of_set(total: np.ndarray) -> float | None:
     """Return the level at which the maps of a set of images are steepest in the mean.
 
     Nothing is expected of it, so that it needs many images: a hundred or more.
 
     Args:
-        images: What :func:`compute_jumps` returned for each.
+        total: The sum of :func:`mean_jump` over the images, (T,).
 
     Returns:
         A level in [0.2, 0.9]; ``None`` where no map has an outline.
     """
-    total = np.zeros(len(LEVELS))
-    for jumps, length in images:
-        total += _mean_jump(jumps, length)
     return float(LEVELS[_smooth(total).argmax()]) if total.any() else None
 
 
-def _mean_jump(jumps: np.ndarray, length: np.ndarray) -> np.ndarray:
+def mean_jump(peak: np.ndarray) -> np.ndarray:
+    """Return the mean jump of a map over its outline at every level, (T,); 0 where that is short.
+
+    Args:
+        peak: The highest score of each pixel, (H, W) in [0, 1].
+    """
+    jumps, length = compute_jumps(peak)
     mean: np.ndarray = np.where(length >= _MIN_LENGTH, jumps / np.maximum(length, 1), 0)
     return mean
 

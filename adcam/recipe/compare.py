@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -102,7 +102,7 @@ class Comparison(ComparisonRecipe):
     @property
     def stages(self) -> Sequence[Stage[Comparison]]:
         """Training, comparison, report."""
-        return BOX_STAGES if self.is_by_boxes else STAGES
+        return STAGES
 
     @property
     def image_root(self) -> Path:
@@ -294,15 +294,22 @@ def _compare_files(comparison: Comparison) -> list[str]:
 
 
 def _run_compare(comparison: Comparison, folder: Path) -> dict[str, Any]:
-    options = _loop_options(comparison)
-    images = comparison.report_set() if comparison.table_only else comparison.masked_set()
+    if comparison.is_by_boxes:
+        images = comparison.report_set()
+        compare = _compare_by_boxes
+    else:
+        images = comparison.report_set() if comparison.table_only else comparison.masked_set()
+        compare = _compare_by_masks
+    dtype = getattr(torch, comparison.settings.compare.dtype)
+    options = LoopOptions(dtype=dtype, workers=default_workers(), progress=track)
     with loop_starting(options, len(images)):
-        return _compare_by_masks(comparison, images, folder, options)
+        times = compare(comparison, images, folder, options)
+    return {"images": len(images), "times": _describe_times(times)}
 
 
 def _compare_by_masks(
     comparison: Comparison, images: ImageDataset, folder: Path, options: LoopOptions
-) -> dict[str, Any]:
+) -> Mapping[str, EvaluationTimes]:
     compare, table_only = comparison.settings.compare, comparison.table_only
     classifiers = comparison.load_classifiers()
     found = compare_methods(
@@ -329,24 +336,24 @@ def _compare_by_masks(
                 classifier = classifiers[spec.network]
                 patches[img_id] = read_attention(classifier, spec, img, options=options)
         save_explorer(folder, found, images.class_set, patches)
-    return {"images": len(images), "times": _describe_times(found.times)}
+    return found.times
 
 
-def _run_compare_boxes(comparison: Comparison, folder: Path) -> dict[str, Any]:
-    compare, images = comparison.settings.compare, comparison.report_set()
-    options = _loop_options(comparison)
-    with loop_starting(options, len(images)):
-        found = compare_boxes(
-            comparison.load_classifiers(),
-            compare.rows,
-            comparison.choose_set(),
-            images,
-            threshold=compare.threshold,
-            options=options,
-            score_map_dir=folder / SCORE_MAPS_DIR if compare.score_maps else None,
-            image_root=comparison.image_root,
-            pictures_dir=None if comparison.table_only else folder,
-        )
+def _compare_by_boxes(
+    comparison: Comparison, images: ImageDataset, folder: Path, options: LoopOptions
+) -> Mapping[str, EvaluationTimes]:
+    compare = comparison.settings.compare
+    found = compare_boxes(
+        comparison.load_classifiers(),
+        compare.rows,
+        comparison.choose_set(),
+        images,
+        threshold=compare.threshold,
+        options=options,
+        score_map_dir=folder / SCORE_MAPS_DIR if compare.score_maps else None,
+        image_root=comparison.image_root,
+        pictures_dir=None if comparison.table_only else folder,
+    )
     write_text(folder / TABLE_NAME, format_box_csv(found.results, images))
     methods = [
         {**to_json(result.to_dict()), "ious": {o.img_id: o.iou for o in result.outcomes}}
@@ -357,12 +364,7 @@ def _run_compare_boxes(comparison: Comparison, folder: Path) -> dict[str, Any]:
         shown = pick_spread(_read_methods(folder, BoxScores.from_dict)[-1].ranking)
         save_pictures(folder, draw_boxes_found(found, images, shown))
         save_box_explorer(folder, found, images.class_set)
-    return {"images": len(images), "times": _describe_times(found.times)}
-
-
-def _loop_options(comparison: Comparison) -> LoopOptions:
-    dtype = getattr(torch, comparison.settings.compare.dtype)
-    return LoopOptions(dtype=dtype, workers=default_workers(), progress=track)
+    return found.times
 
 
 def _describe_times(times: Mapping[str, EvaluationTimes]) -> dict[str, Any]:
@@ -401,14 +403,10 @@ COMPARE: Stage[Comparison] = Stage(
     files=_compare_files,
     run=_run_compare,
 )
-COMPARE_BOXES = replace(COMPARE, run=_run_compare_boxes)
 REPORT = report_stage(make_report, needs=("train", "compare"))
 
 STAGES: tuple[Stage[Comparison], ...] = (TRAIN, COMPARE, REPORT)
-"""The stages of ``adcam compare`` by masks in the order in which they run."""
-
-BOX_STAGES: tuple[Stage[Comparison], ...] = (TRAIN, COMPARE_BOXES, REPORT)
-"""The stages of ``adcam compare`` by boxes in the order in which they run."""
+"""The stages of ``adcam compare`` in the order in which they run."""
 
 
 def find_sources(settings: Settings, work_dir: Path) -> dict[str, Source]:

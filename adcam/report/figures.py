@@ -19,7 +19,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from adcam.report.model import RGB, Picture, PictureRow
+from adcam.report.model import RGB, Picture, PictureRow, check_rgb
 from adcam.structures import IGNORE_INDEX, ClassSet
 
 
@@ -114,7 +114,7 @@ def overlay_heat(img: np.ndarray, score_map: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: If the shapes do not fit.
     """
-    _check_rgb(img)
+    check_rgb(img)
     _check_same_hw("score_map", score_map, img)
     score = np.clip(np.nan_to_num(score_map.astype(np.float32), nan=0.0), 0.0, 1.0)
     # Half of the photograph's own colour goes, so that a colour on the map means a score.
@@ -148,7 +148,7 @@ def overlay_mask(
     Raises:
         ValueError: If the shapes do not fit, the palette is short or ``opacity`` outside [0, 1].
     """
-    _check_rgb(img)
+    check_rgb(img)
     _check_same_hw("mask", mask, img)
     if len(palette) != 256:
         raise ValueError(f"the palette must have 256 colours, got {len(palette)}")
@@ -202,7 +202,7 @@ def draw_boxes(rgb: np.ndarray, boxes: np.ndarray, color: RGB) -> np.ndarray:
     Raises:
         ValueError: If ``rgb`` is not a picture or ``boxes`` is not (n, 4).
     """
-    _check_rgb(rgb)
+    check_rgb(rgb)
     boxes = np.asarray(boxes)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be (n, 4), got {boxes.shape}")
@@ -316,7 +316,7 @@ def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
     height = pictures[0].shape[0]
     parts: list[np.ndarray] = []
     for rgb in pictures:
-        _check_rgb(rgb)
+        check_rgb(rgb)
         if parts:
             parts.append(np.full((height, _GAP, 3), 255, np.uint8))
         parts.append(_resize(rgb, (height, max(1, round(rgb.shape[1] * height / rgb.shape[0])))))
@@ -380,7 +380,7 @@ def encode_jpeg(rgb: np.ndarray, *, max_side: int = 256, quality: int = 85) -> b
     Raises:
         ValueError: If ``rgb`` is not uint8 (H, W, 3) or ``max_side`` is below 1.
     """
-    _check_rgb(rgb)
+    check_rgb(rgb)
     if max_side < 1:
         raise ValueError(f"max_side must be at least 1, got {max_side}")
     buffer = io.BytesIO()
@@ -409,11 +409,6 @@ def _resize(rgb: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
 
 def _to_uint8(rgb: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(rgb, 0, 255)).astype(np.uint8)
-
-
-def _check_rgb(rgb: np.ndarray) -> None:
-    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
-        raise ValueError(f"a picture must be uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}")
 
 
 def _check_same_hw(name: str, array: np.ndarray, img: np.ndarray) -> None:

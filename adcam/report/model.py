@@ -377,13 +377,7 @@ class Picture:
     value: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rgb.dtype != np.uint8 or self.rgb.ndim != 3 or self.rgb.shape[2] != 3:
-            raise ValueError(
-                f"picture {self.column!r} must be uint8 (H, W, 3), "
-                f"got {self.rgb.dtype} {self.rgb.shape}"
-            )
-        if 0 in self.rgb.shape:
-            raise ValueError(f"picture {self.column!r} is empty: {self.rgb.shape}")
+        check_rgb(self.rgb, f"picture {self.column!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -581,6 +575,14 @@ class Report:
         """Return the report as JSON values; pictures are left out, NaN and ±inf are null."""
         plain: dict[str, Any] = _to_plain(self)
         return plain
+
+
+def check_rgb(rgb: np.ndarray, name: str = "a picture") -> None:
+    """Raise ``ValueError`` where an array is no picture."""
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+        raise ValueError(
+            f"{name} must be uint8 (H, W, 3) and not empty, got {rgb.dtype} {rgb.shape}"
+        )
 
 
 def _check_one_of(name: str, value: str, legal: tuple[str, ...]) -> None:

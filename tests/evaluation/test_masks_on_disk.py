@@ -265,7 +265,7 @@ def test_a_threshold_of_each_image_is_shown_in_the_mean() -> None:
     images = [rng.random((1, 8, 9), dtype=np.float32) ** power for power in (1, 1, 6)]
     rules = UnsupervisedRules()
     for score_maps in images:
-        rules.update(score_maps)
+        rules.update(ClassMaps((0,), score_maps))
     (shown,) = [row["threshold"] for row in rules.suggest() if row["rule"] == "otsu"]
     each = [find_threshold(score_maps, rule="otsu") for score_maps in images]
     assert shown == pytest.approx(np.mean(each)) and abs(shown - np.median(each)) > 0.01

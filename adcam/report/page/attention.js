@@ -1,33 +1,19 @@
 // The attention of one patch to all others, before and after refinement by common neighbours.
 adcam.attention = (() => {
-  const { part, make, heat, loadScript } = adcam.explorer;
+  const { part, make, makeFrame, placeOf, heat, loadScript } = adcam.explorer;
   const { unpack } = adcam.codec, { SCORES } = adcam.rules;
   const section = part("attention"), grid = part("attention-panels"), readout = part("readout");
   let shown = null, patches = null, chosen = [0, 0], panels = [], photo = null;
 
   const addPanel = (name, matrix) => {
-    const canvas = make("canvas"), marker = make("span", { className: "patch" });
-    canvas.setAttribute("aria-hidden", "true");
-    const frame = make("div", { className: "frame", tabIndex: 0 }, [
-      make("img", { src: photo.photo, alt: "" }), canvas, marker,
-    ]);
-    frame.style.setProperty("--ratio", `${photo.hw[1]} / ${photo.hw[0]}`);
-    frame.setAttribute("role", "img");
+    const { frame, canvas, marker } = makeFrame(photo, "patch");
     frame.setAttribute("aria-label", `${name}. Arrow keys choose the patch.`);
     const at = make("span", { className: "at" });
     const caption = make("figcaption", {}, [make("span", { className: "name", textContent: name }), at]);
     grid.append(make("figure", { className: "panel" }, [frame, caption]));
     panels.push({ name, matrix, canvas, frame, marker, at });
-    frame.addEventListener("click", (event) => {
-      const box = frame.getBoundingClientRect();
-      choose(Math.floor(((event.clientY - box.top) / box.height) * patches.grid_hw[0]),
-        Math.floor(((event.clientX - box.left) / box.width) * patches.grid_hw[1]), false);
-    });
-    frame.addEventListener("pointermove", (event) => {
-      const box = frame.getBoundingClientRect();
-      read(Math.floor(((event.clientY - box.top) / box.height) * patches.grid_hw[0]),
-        Math.floor(((event.clientX - box.left) / box.width) * patches.grid_hw[1]));
-    });
+    frame.addEventListener("click", (event) => choose(...placeOf(event, frame, patches.grid_hw), false));
+    frame.addEventListener("pointermove", (event) => read(...placeOf(event, frame, patches.grid_hw)));
     frame.addEventListener("pointerleave", () => panels.forEach((panel) => panel.at.replaceChildren()));
     frame.addEventListener("keydown", (event) => {
       const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };

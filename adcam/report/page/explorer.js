@@ -224,15 +224,25 @@
     mapClass.closest("label").hidden = image.classes.length < 2;
   };
 
-  const addPanel = (name, method) => {
-    const canvas = make("canvas");
+  // A photograph under a canvas, and a marker over both.
+  const makeFrame = ({ photo, hw }, markerName) => {
+    const canvas = make("canvas"), marker = make("span", { className: markerName });
     canvas.setAttribute("aria-hidden", "true");
-    const marker = make("span", { className: "cross", hidden: true });
-    const frame = make("div", { className: "frame", tabIndex: 0 }, [
-      make("img", { src: image.photo, alt: "" }), canvas, marker,
-    ]);
+    const frame = make("div", { className: "frame", tabIndex: 0 }, [make("img", { src: photo, alt: "" }), canvas, marker]);
     frame.setAttribute("role", "img");
-    frame.style.setProperty("--ratio", `${image.hw[1]} / ${image.hw[0]}`);
+    frame.style.setProperty("--ratio", `${hw[1]} / ${hw[0]}`);
+    return { frame, canvas, marker };
+  };
+
+  // Row and column of a grid over a frame at which the pointer is.
+  const placeOf = (event, frame, [height, width]) => {
+    const box = frame.getBoundingClientRect();
+    return [Math.floor(((event.clientY - box.top) / box.height) * height),
+      Math.floor(((event.clientX - box.left) / box.width) * width)];
+  };
+
+  const addPanel = (name, method) => {
+    const { frame, canvas, marker } = makeFrame(image, "cross");
     const score = make("span", { className: "score" }), note = make("span", { className: "note" });
     const caption = make("figcaption", {}, [
       make("span", { className: "head" }, [make("span", { className: "name", textContent: name }), score]),
@@ -322,9 +332,7 @@
   // ---- Reading single pixels, by pointer or by arrow keys.
   const listenTo = (frame) => {
     frame.addEventListener("pointermove", (event) => {
-      const box = frame.getBoundingClientRect();
-      const x = Math.floor(((event.clientX - box.left) / box.width) * image.hw[1]);
-      const y = Math.floor(((event.clientY - box.top) / box.height) * image.hw[0]);
+      const [y, x] = placeOf(event, frame, image.hw);
       moveCross(x, y, false);
     });
     frame.addEventListener("pointerleave", () => {
@@ -453,7 +461,7 @@
     sheet.focus({ preventScroll: true });
   });
 
-  adcam.explorer = { part, make, heat, loadScript, showConfusion, state: () => ({ current, image, panels, shown }),
+  adcam.explorer = { part, make, makeFrame, placeOf, heat, loadScript, showConfusion, state: () => ({ current, image, panels, shown }),
     start: () => {
       showOrder();
       part("body").hidden = false;
