@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from adcam.cams import Method
-    from adcam.models.classifier import InCA
+    from adcam.models.inca import InCA
 
 T = TypeVar("T")
 S = TypeVar("S", bound="ConfigSettings")
@@ -743,7 +743,7 @@ MODEL_KINDS: dict[str, type[TokenCamSettings | NonlocalCamSettings]] = {
 
 
 def _inca_kinds() -> tuple[type, ...]:
-    from adcam.models.classifier import InCA
+    from adcam.models.inca import InCA
 
     return (InCA,)
 

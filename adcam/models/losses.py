@@ -52,6 +52,21 @@ class DepthOutput:
     attn: Tensor
 
 
+@dataclass(frozen=True)
+class TrainMaps:
+    """The outputs of a network that its losses read.
+
+    Attributes:
+        cam: (B, C, h, w) raw class maps; their average is the logit.
+        cls_token: (B, D) class token after the last norm, ``None`` for networks without tokens.
+        depth_outputs: Features and attention at the depths that InCA acts on, first to last.
+    """
+
+    cam: Tensor
+    cls_token: Tensor | None
+    depth_outputs: tuple[DepthOutput, ...] = ()
+
+
 def scale_attention(attn: Tensor) -> Tensor:
     """Divide each map by its maximum; what is negative becomes 0.
 

@@ -1,6 +1,6 @@
 """Convolutional classifiers with attention at three depths: plain CAM, ADL and InCA.
 
-Training decides which one it is (:class:`adcam.models.classifier.InCA`); at evaluation nothing is
+Training decides which one it is (:class:`adcam.models.inca.InCA`); at evaluation nothing is
 dropped, and what remains of InCA is its non-local blocks. A vision transformer needs no
 such block, since its own attend from everywhere to everywhere:
 :meth:`adcam.models.token_cam.TokenCAM.train_maps` returns what InCA needs of it.
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adcam.errors import AdcamError
-from adcam.models.adl import AttentionDropout
-from adcam.models.losses import DepthOutput, scale_attention
+from adcam.models.inca import AttentionDropout
+from adcam.models.losses import DepthOutput, TrainMaps, scale_attention
 from adcam.models.timm_models import create_timm_model
-from adcam.models.token_cam import TrainMaps, compute_grid_hw
+from adcam.models.token_cam import compute_grid_hw
 from adcam.models.weights import load_trunk_weights
 from adcam.ops.token_attention import resolve_layers
 from adcam.options import check_backbone_options

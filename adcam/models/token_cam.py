@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,30 +20,15 @@ from torch.nn import functional as F
 
 import adcam.models.shapes_vit  # noqa: F401  # timm learns its name
 from adcam.errors import AdcamError
-from adcam.models.adl import AttentionDropout
 from adcam.models.attention_capture import AttentionCapture
-from adcam.models.losses import DepthOutput, scale_attention
+from adcam.models.inca import AttentionDropout
+from adcam.models.losses import DepthOutput, TrainMaps, scale_attention
 from adcam.models.packed_pass import Packing, can_pack, run_packed
 from adcam.models.timm_models import create_timm_model
 from adcam.models.weights import load_backbone_weights
 from adcam.ops.token_attention import resolve_layers
 from adcam.options import check_backbone_options
 from adcam.structures import TokenMaps
-
-
-@dataclass(frozen=True)
-class TrainMaps:
-    """The outputs of a network that its losses read.
-
-    Attributes:
-        cam: (B, C, h, w) raw class maps; their average is the logit.
-        cls_token: (B, D) class token after the last norm, ``None`` for networks without tokens.
-        depth_outputs: Features and attention at the depths that InCA acts on, first to last.
-    """
-
-    cam: Tensor
-    cls_token: Tensor | None
-    depth_outputs: tuple[DepthOutput, ...] = ()
 
 
 class TokenCAM(nn.Module):

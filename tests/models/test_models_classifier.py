@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from adcam.models.classifier import Classifier, InCA
-from adcam.models.losses import DepthOutput, split_attention
+from adcam.models.classifier import Classifier
+from adcam.models.inca import InCA
+from adcam.models.losses import DepthOutput, TrainMaps, split_attention
 from adcam.models.nonlocal_cam import NonlocalCAM
-from adcam.models.token_cam import TokenCAM, TrainMaps
+from adcam.models.token_cam import TokenCAM
 
 TINY = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 INPUTS = torch.randint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from adcam.cams import METHODS, build_method
 from adcam.labeling.map_maker import find_layer_sets
-from adcam.models.adl import AttentionDropout
+from adcam.models.inca import AttentionDropout, InCA
 from adcam.models.nonlocal_cam import NonLocalBlock, NonlocalCAM
 
+ADL = InCA(drop_background=False, drop_rate=1.0)
 SMALL = {"channels": (8, 12, 16, 20)}
 
 
@@ -173,7 +175,7 @@ def test_weights_that_do_not_fit_are_told(tmp_path: Path) -> None:
 def test_dropping_happens_only_in_training() -> None:
     torch.manual_seed(0)
     network = make(attention="channel")
-    dropout = AttentionDropout(drop_rate=1.0)
+    dropout = AttentionDropout(ADL)
     inputs = random_images(64, 64)
     plain = network.train_maps(inputs, layers="all").cam
     assert torch.equal(network.train_maps(inputs, layers="all", dropout=dropout.eval()).cam, plain)
@@ -188,17 +190,17 @@ def test_dropping_may_happen_at_some_of_the_depths_that_are_read() -> None:
     inputs = random_images(64, 64)
 
     def read(**options: Any) -> list[Tensor]:
-        dropout = AttentionDropout(drop_rate=1.0, **options)
+        dropout = AttentionDropout(replace(ADL, **options))
         maps = network.train_maps(inputs, layers=(1, 2), dropout=dropout)
         return [output.features for output in maps.depth_outputs] + [maps.cam]
 
     plain = network.train_maps(inputs, layers=(1, 2))
-    last, both = read(layers=(2,)), read()
+    last, both = read(drop_layers=(2,)), read()
     assert torch.equal(last[1], plain.depth_outputs[1].features)  # nothing was dropped before
     assert not torch.equal(last[2], plain.cam)
     assert not torch.equal(both[1], last[1])
     with pytest.raises(ValueError, match=r"drop_layers \(0,\) must be among layers \(1, 2\)"):
-        read(layers=(0,))
+        read(drop_layers=(0,))
 
 
 def test_adl_takes_the_channel_mean_as_it_is() -> None:
@@ -210,12 +212,12 @@ def test_adl_takes_the_channel_mean_as_it_is() -> None:
             return features
 
     inputs = random_images(64, 64)
-    make(attention="channel").train_maps(inputs, layers="all", dropout=Watch())
+    make(attention="channel").train_maps(inputs, layers="all", dropout=Watch(ADL))
     assert len(seen) == 3
     for features, attn in seen:
         assert torch.equal(attn, features.mean(dim=1, keepdim=True))
     seen.clear()
-    make().train_maps(inputs, layers="all", dropout=Watch())
+    make().train_maps(inputs, layers="all", dropout=Watch(ADL))
     for features, attn in seen:
         mean = features.mean(dim=1, keepdim=True)
         torch.testing.assert_close(attn, mean / mean.amax(dim=(2, 3), keepdim=True))
@@ -285,7 +287,9 @@ def test_bfloat16_trains_without_nan() -> None:
     network = make().train()
     with torch.autocast("cpu", torch.bfloat16):
         maps = network.train_maps(
-            random_images(64, 64, batch=4), layers="all", dropout=AttentionDropout()
+            random_images(64, 64, batch=4),
+            layers="all",
+            dropout=AttentionDropout(InCA(drop_background=False)),
         )
     loss = maps.cam.float().square().mean() + sum(s.attn.mean() for s in maps.depth_outputs)
     loss.backward()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from adcam.models.adl import AttentionDropout
+from adcam.models.inca import AttentionDropout, InCA
 
 ATTN = torch.tensor([0.0, 0.3, 0.5, 0.8, 1.0]).reshape(1, 1, 1, 5)
 FEATURES = torch.arange(1.0, 11.0).reshape(1, 2, 1, 5)
 
 
+def make(**options: Any) -> AttentionDropout:
+    return AttentionDropout(InCA(**{"drop_background": False, **options}))
+
+
 def kept(**options: bool) -> list[int]:
     """Places that the drop mask leaves as they are."""
-    dropout = AttentionDropout(drop_rate=1.0, drop_threshold=0.8, fg_threshold=0.3, **options)
+    dropout = make(drop_rate=1.0, drop_threshold=0.8, fg_threshold=0.3, **options)
     out = dropout(FEATURES, ATTN)
     mask = out != 0
     assert torch.equal(out, FEATURES * mask)  # no rescaling
@@ -30,13 +36,13 @@ def test_each_part_drops_its_own() -> None:
 
 
 def test_otherwise_the_importance_map() -> None:
-    out = AttentionDropout(drop_rate=0.0)(FEATURES, ATTN)
+    out = make(drop_rate=0.0)(FEATURES, ATTN)
     torch.testing.assert_close(out, FEATURES / (1 + (-ATTN).exp()))
 
 
 def test_one_draw_a_call_with_the_rate_asked_for() -> None:
     torch.manual_seed(0)
-    dropout = AttentionDropout(drop_rate=0.75)
+    dropout = make(drop_rate=0.75)
     attn, features = ATTN.expand(4, -1, -1, -1), FEATURES.expand(4, -1, -1, -1)
     dropped = []
     for _ in range(400):
@@ -48,7 +54,7 @@ def test_one_draw_a_call_with_the_rate_asked_for() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_evaluation_is_the_identity(dtype: torch.dtype) -> None:
-    dropout = AttentionDropout(drop_rate=1.0, drop_background=True)
+    dropout = make(drop_rate=1.0, drop_background=True)
     assert dropout(FEATURES.to(dtype), ATTN).dtype == dtype
     dropout.eval()
     features = FEATURES.to(dtype)
@@ -57,7 +63,7 @@ def test_evaluation_is_the_identity(dtype: torch.dtype) -> None:
 
 def test_no_gradient_where_nothing_was_kept() -> None:
     features = FEATURES.clone().requires_grad_()
-    out: Tensor = AttentionDropout(drop_rate=1.0, drop_background=True)(features, ATTN)
+    out: Tensor = make(drop_rate=1.0, drop_background=True)(features, ATTN)
     out.sum().backward()
     assert features.grad is not None
     assert features.grad[0, 0, 0].tolist() == [0, 0, 1, 0, 0]
