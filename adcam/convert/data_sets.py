@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,7 @@ from adcam.convert.per_image import LoopOptions, convert_each, masks_of
 from adcam.convert.summary import Converted
 from adcam.data.coco import COCO_CLASSES, coco_class_set
 from adcam.data.coco import EXPECTED_COUNTS as COCO_COUNTS
-from adcam.data.coco_json import (
-    CocoImage,
-    find_values,
-    import_pycocotools,
-    match_categories,
-    read_coco_json,
-)
+from adcam.data.coco_json import find_values, import_pycocotools, match_categories, read_coco_json
 from adcam.data.images import check_same_hw, read_image_hw
 from adcam.data.labels import write_labels_csv
 from adcam.data.open_images import read_id_list, write_id_list
@@ -80,7 +74,10 @@ def convert_sbd(
                 path = sbd / "cls" / f"{img_id}.mat"
                 is_safe = is_checksummed(path)
                 mask = read_sbd_mask(path) if is_safe else pool.submit(path).result()
-            return _check_size(mask, voc / "JPEGImages" / f"{img_id}.jpg")
+            image = voc / "JPEGImages" / f"{img_id}.jpg"
+            if image.is_file():
+                check_same_hw("the mask", mask.shape, f"its image {image}", read_image_hw(image))
+            return mask
 
         counts = convert_each(img_ids, make, folder, masks_of(class_set), options)
     list_path = root / "ImageSets" / "Segmentation" / "train_aug.txt"
@@ -92,12 +89,6 @@ def convert_sbd(
 
 def _refuse_crash(path: Path, crash: WorkerCrash, _again: Callable[[Path], np.ndarray]) -> Any:
     raise AdcamError(f"{path}: the file is damaged; reading it crashed ({crash})")
-
-
-def _check_size(mask: np.ndarray, img_path: Path) -> np.ndarray:
-    if img_path.is_file():
-        check_same_hw("the mask", mask.shape, f"its image {img_path}", read_image_hw(img_path))
-    return mask
 
 
 def convert_coco(
@@ -157,8 +148,12 @@ def convert_coco(
     counts = convert_each(drawer.images, drawer, folder, masks_of(class_set), options)
     write_id_list(root / "lists" / f"{split}.txt", drawer.images)
     write_id_list(root / "lists" / f"{split}_objects.txt", with_objects)
-    images = [image for image in file.images if image.img_id not in counts.failed]
-    _write_labels(root / "labels" / f"{split}.csv", images, value_of)
+    labels = {
+        image.img_id: [COCO_CLASSES[value - 1] for value in find_values(image, value_of)]
+        for image in file.images
+        if image.img_id not in counts.failed
+    }
+    write_labels_csv(root / "labels" / f"{split}.csv", labels, COCO_CLASSES)
     notes += drawer.describe()
     return counts.finish("coco", folder, notes)
 
@@ -179,11 +174,3 @@ def _check_count(split: str, count: int, expected: int | None, partial: bool) ->
             f"{count} images, but {split} has {expected}; --partial takes a part of the data set"
         )
     return f"{split}: {count} images, all that there are"
-
-
-def _write_labels(path: Path, images: Sequence[CocoImage], value_of: Mapping[int, int]) -> None:
-    labels = {
-        image.img_id: [COCO_CLASSES[value - 1] for value in find_values(image, value_of)]
-        for image in images
-    }
-    write_labels_csv(path, labels, COCO_CLASSES)

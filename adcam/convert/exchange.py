@@ -241,7 +241,8 @@ def convert_masks_to_yolo(
 
     folder = root / "labels" / split
     options = LoopOptions(settings, overwrite, progress)
-    counts = convert_each(source.paths, encode, folder, _yolo_text(classes), options)
+    texts = FileType(classes, ".txt", read_text, write_text, _count_yolo)
+    counts = convert_each(source.paths, encode, folder, texts, options)
     missing = _copy_images(source, root / "images" / split, counts.failed)
     write_text(root / "data.yaml", _format_data_yaml(root, classes))
     notes = [*source.describe()]
@@ -253,10 +254,6 @@ def convert_masks_to_yolo(
 def _count_yolo(counts: ClassCounts, img_id: str, text: str) -> None:
     class_ids = {int(line.split(" ", 1)[0]) for line in text.splitlines()}
     counts.add_file(img_id, class_ids, text.encode())
-
-
-def _yolo_text(class_set: ClassSet) -> FileType[str]:
-    return FileType(class_set, ".txt", read_text, write_text, _count_yolo)
 
 
 def _copy_images(source: MaskSource, folder: Path, failed: Mapping[str, str]) -> int:

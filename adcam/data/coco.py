@@ -63,7 +63,7 @@ def load_coco(
     root: str | Path,
     split: str,
     *,
-    labels: str | Path | None = "csv",
+    labels: bool = True,
     mask_dir: str | Path | None = "masks",
     expected_counts: Mapping[str, int] | None = None,
 ) -> ImageDataset:
@@ -81,8 +81,7 @@ def load_coco(
         root: The folder that holds all of these.
         split: The name of the list, e.g. ``"train2014_objects"``; what stands before the first
             ``_`` is the folder of its images.
-        labels: ``"csv"`` is ``labels/<folder>.csv``; a path to another label CSV; ``None``: not
-            known.
+        labels: Whether the image-level labels are read.
         mask_dir: The folder of the masks' folders, below ``root``; images have no masks where
             ``<mask_dir>/<folder>`` does not exist. ``None``: no masks.
         expected_counts: The number of images that a split must have, e.g. :data:`EXPECTED_COUNTS`.
@@ -114,10 +113,9 @@ def load_coco(
         for img_id in img_ids
     ]
     dataset = ImageDataset(coco_class_set(), split, records)
-    if labels is None:
+    if not labels:
         return dataset
-    path = root / "labels" / f"{folder}.csv" if labels == "csv" else Path(labels)
-    return dataset.with_labels(_read_class_ids(path, dataset))
+    return dataset.with_labels(_read_class_ids(root / "labels" / f"{folder}.csv", dataset))
 
 
 def _find_list(root: Path, split: str) -> Path:

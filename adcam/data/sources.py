@@ -184,7 +184,7 @@ def _build_coco(data: DataSettings, split: str, labels: bool) -> ImageDataset:
     return load_coco(
         _root_of(data),
         split,
-        labels="csv" if labels else None,
+        labels=labels,
         mask_dir=data.mask_dir or "masks",
         expected_counts=data.expected_counts,
     )

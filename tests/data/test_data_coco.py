@@ -71,9 +71,9 @@ def test_lists_masks_and_labels(root: Path) -> None:
     dataset.check_files()
     sample = dataset[0]
     assert sample.mask is not None and sample.mask[0, 0] == 80 and sample.ori_hw == (7, 11)
-    objects = load_coco(root, "val2014_objects", labels=root / "labels" / "val2014.csv")
+    objects = load_coco(root, "val2014_objects")
     assert [r.img_id for r in objects.records] == ["COCO_val2014_000000000009"]
-    assert load_coco(root, "val2014", labels=None)[0].class_ids is None
+    assert load_coco(root, "val2014", labels=False)[0].class_ids is None
     assert load_coco(root, "val2014", mask_dir=None)[0].mask is None
     assert load_coco(root, "val2014", mask_dir="none")[0].mask is None
 
