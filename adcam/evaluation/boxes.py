@@ -70,7 +70,6 @@ class BoxCounts:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything that was counted."""
         self.every = {name: MaxBoxAccuracy() for name in self._names}
         self.largest = {
             name: MaxBoxAccuracy((LOC_IOU,), multi_contour=False) for name in self._names
@@ -79,11 +78,9 @@ class BoxCounts:
         self.outcomes: dict[str, list[BoxOutcome]] = {name: [] for name in self._names}
 
     def wants(self, index: int) -> Collection[str]:
-        """Name the methods whose maps of an image are needed: always all."""
         return self._names
 
     def process(self, image: MappedImage) -> None:
-        """Count one image."""
         sample = image.sample
         for name in self._names:
             maps = image.maps[name]
@@ -97,7 +94,6 @@ class BoxCounts:
                 self.outcomes[name].append(outcome)
 
     def merge(self, other: BoxCounts) -> None:
-        """Add the counts of another instance on other images."""
         for name in self._names:
             self.every[name].merge(other.every[name])
             self.largest[name].merge(other.largest[name])
@@ -135,7 +131,6 @@ class ScoreMapWriter:
         """Do nothing: what was written stays."""
 
     def wants(self, index: int) -> Collection[str]:
-        """Name the methods whose maps of an image are needed: always all."""
         return self._folders
 
     def process(self, image: MappedImage) -> None:

@@ -92,7 +92,10 @@ class LoopOptions:
 
 
 class Evaluator(Protocol):
-    """Counts something over images; worker processes count on copies of it."""
+    """Counts something over images; worker processes count on copies of it.
+
+    The modules :mod:`adcam.evaluation.masks`, ``boxes`` and ``pictures`` hold those there are.
+    """
 
     step: str
     """The name under which its time is recorded."""

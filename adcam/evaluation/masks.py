@@ -47,7 +47,6 @@ class ThresholdSweep:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything that was counted."""
         values = self._class_set.mask_values
         self._curves = {
             name: ThresholdCurve(self._class_set.num_classes, THRESHOLDS, mask_values=values)
@@ -55,17 +54,14 @@ class ThresholdSweep:
         }
 
     def wants(self, index: int) -> Collection[str]:
-        """Name the methods whose maps of an image are needed."""
         return () if index % self._stride else self._names
 
     def process(self, image: MappedImage) -> None:
-        """Count one image."""
         for name, curve in self._curves.items():
             maps = image.maps[name]
             curve.update(maps.score_maps, maps.class_ids, mask_of(image.sample))
 
     def merge(self, other: ThresholdSweep) -> None:
-        """Add the counts of another instance."""
         for name, curve in self._curves.items():
             curve.merge(other._curves[name])
 
@@ -153,21 +149,17 @@ class MaskScores:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything that was counted."""
         self._counts = {choice: MaskCounts(self._class_set.num_classes) for choice in self.choices}
 
     def wants(self, index: int) -> Collection[str]:
-        """Name the methods whose maps of an image are needed."""
         return [] if index % self._stride else [choice.name for choice in self.choices]
 
     def process(self, image: MappedImage) -> None:
-        """Count one image."""
         for choice, counts in self._counts.items():
             mask = image.make_mask(choice, self._class_set.mask_values).mask
             counts.update(image.sample.img_id, mask, mask_of(image.sample))
 
     def merge(self, other: MaskScores) -> None:
-        """Add the counts of another instance on other images."""
         for choice, counts in self._counts.items():
             counts.merge(other._counts[choice])
 
@@ -198,7 +190,6 @@ class MaskWriter:
         self._entries: dict[str, dict[str, Any]] = {}
 
     def wants(self, index: int) -> Collection[str]:
-        """Name the method whose maps of an image are needed."""
         return [choice.name for choice in self.choices]
 
     def process(self, image: MappedImage) -> None:

@@ -157,12 +157,10 @@ class Pictures:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all images."""
         self._images: list[SmallImage] = []
         self._spool: Spool | None = None  # opened when needed: the copies in workers need none
 
     def wants(self, index: int) -> Collection[str]:
-        """Name the methods whose maps of an image are needed."""
         if index % self._stride:
             return ()
         return (*self._names, *(choice.name for choice in self.choices))

@@ -86,6 +86,11 @@ class MaskRecipe(Recipe):
         """The lists whose masks are scored."""
         return self.settings.recipe.evaluate
 
+    @property
+    def masked(self) -> tuple[str, ...]:
+        """The lists whose images get a mask."""
+        return (*self.learn_from, *self.evaluate)
+
     def images(self, split: str) -> ImageDataset:
         """A list of the recipe's data."""
         return build_dataset(self.settings.data, split)
@@ -232,17 +237,30 @@ def read_results(recipe: MaskRecipe) -> RecipeResults:
     )
 
 
-def _describe_maps(recipe: MaskRecipe) -> dict[str, Any]:
+def _describe_masks(
+    recipe: MaskRecipe, lists: Sequence[str], *, refined: bool = False
+) -> dict[str, Any]:
     return {
-        "classifier": recipe.outputs("train")["classifier"],
-        "labeler": _build_labeler(recipe).describe(),
-        "images": describe_images(_images_of(recipe, recipe.learn_from)),
+        "classifier": recipe.outputs("refine" if refined else "train")["classifier"],
+        "labeler": _build_labeler(recipe, refined=refined).describe(),
+        "images": describe_images(_images_of(recipe, lists)),
     }
 
 
-def _run_maps(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
-    images = _images_of(recipe, recipe.learn_from)
-    return _label(images, _build_labeler(recipe), folder)
+def _make_masks(
+    recipe: MaskRecipe, folder: Path, lists: Sequence[str], *, refined: bool = False
+) -> dict[str, Any]:
+    """Make the masks and maps of lists; every image must get one."""
+    images, labeler = _images_of(recipe, lists), _build_labeler(recipe, refined=refined)
+    workers = default_workers(labeler)
+    result = generate(images, labeler, folder, maps_dtype="uint8", workers=workers)
+    if result.failed:
+        first = result.failed[0]
+        raise AdcamError(
+            f"{len(result.failed)} of {len(images)} images have no mask, such as {first.img_id}: "
+            f"{first.error}; {folder / MANIFEST_NAME} lists them"
+        )
+    return {"images": len(images)}
 
 
 def _describe_refine(recipe: MaskRecipe) -> dict[str, Any]:
@@ -260,33 +278,6 @@ def _run_refine(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
         recipe.settings.refine, classifier, recipe.folder("maps"), folder, resume=True
     )
     return {"classifier": hash_file(path)}
-
-
-def _describe_generate(recipe: MaskRecipe) -> dict[str, Any]:
-    refined = recipe.settings.recipe.refine
-    return {
-        "classifier": recipe.outputs("refine" if refined else "train")["classifier"],
-        "labeler": _build_labeler(recipe, refined=refined).describe(),
-        "images": describe_images(_masked_images(recipe)),
-    }
-
-
-def _run_generate(recipe: MaskRecipe, folder: Path) -> dict[str, Any]:
-    labeler = _build_labeler(recipe, refined=recipe.settings.recipe.refine)
-    return _label(_masked_images(recipe), labeler, folder)
-
-
-def _label(images: ImageDataset, labeler: PseudoLabeler, folder: Path) -> dict[str, Any]:
-    """Make the masks and maps of a stage; every image must get one."""
-    workers = default_workers(labeler)
-    result = generate(images, labeler, folder, maps_dtype="uint8", workers=workers)
-    if result.failed:
-        first = result.failed[0]
-        raise AdcamError(
-            f"{len(result.failed)} of {len(images)} images have no mask, such as {first.img_id}: "
-            f"{first.error}; {folder / MANIFEST_NAME} lists them"
-        )
-    return {"images": len(images)}
 
 
 def _describe_evaluate(recipe: MaskRecipe) -> dict[str, Any]:
@@ -358,9 +349,9 @@ STAGES: tuple[Stage[MaskRecipe], ...] = (
         "maps",
         "make class maps to learn from",
         needs=("train",),
-        describe=_describe_maps,
+        describe=lambda recipe: _describe_masks(recipe, recipe.learn_from),
         files=lambda recipe: [CONFIG_NAME, MASK_DIR, MAPS_DIR],
-        run=_run_maps,
+        run=lambda recipe, folder: _make_masks(recipe, folder, recipe.learn_from),
         repairs=(MASK_DIR, MAPS_DIR),
     ),
     Stage(
@@ -375,9 +366,13 @@ STAGES: tuple[Stage[MaskRecipe], ...] = (
         "generate",
         "make pseudo masks",
         needs=("train", "refine"),
-        describe=_describe_generate,
+        describe=lambda recipe: _describe_masks(
+            recipe, recipe.masked, refined=recipe.settings.recipe.refine
+        ),
         files=lambda recipe: [CONFIG_NAME, MASK_DIR, MAPS_DIR],
-        run=_run_generate,
+        run=lambda recipe, folder: _make_masks(
+            recipe, folder, recipe.masked, refined=recipe.settings.recipe.refine
+        ),
         repairs=(MASK_DIR, MAPS_DIR),
     ),
     Stage(
@@ -430,11 +425,6 @@ def _build_labeler(recipe: MaskRecipe, *, refined: bool = False) -> PseudoLabele
         return PseudoLabeler.from_checkpoint(path, **refined_options(recipe.settings))
     path = find_classifier(recipe.source, recipe.folder("train"))
     return PseudoLabeler.from_checkpoint(path, **recipe.labeler_options)
-
-
-def _masked_images(recipe: MaskRecipe) -> ImageDataset:
-    """Every image that gets a mask."""
-    return _images_of(recipe, [*recipe.learn_from, *recipe.evaluate])
 
 
 def _images_of(recipe: MaskRecipe, lists: Sequence[str]) -> ImageDataset:
