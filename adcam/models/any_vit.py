@@ -330,12 +330,11 @@ def find_outputs(
         groups = {str(name): (i,) for i, name in enumerate(classes)}
     else:
         try:
-            found = resolve_classes(classes, num_outputs=num_outputs)
+            return resolve_classes(classes, num_outputs=num_outputs)
         except AdcamError as error:
             raise AdcamError(
                 f"{error}; or name all {num_outputs} outputs, in their order ({len(classes)} are)"
             ) from error
-        return {item.name: item.indices for item in found}
     used = [i for group in groups.values() for i in group]
     if len(groups) != len(classes) or len(set(used)) != len(used) or not all(groups.values()):
         raise AdcamError(f"every class needs outputs of its own, got {groups}")

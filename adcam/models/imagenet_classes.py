@@ -11,7 +11,6 @@ import csv
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -61,22 +60,9 @@ _SYNSETS: Mapping[int, str] = {
 }
 
 
-@dataclass(frozen=True)
-class ImageNetClass:
-    """One class of the user.
-
-    Attributes:
-        name: The name of the class in masks and reports.
-        indices: The classifier's outputs that count as it, ascending, at least one.
-    """
-
-    name: str
-    indices: tuple[int, ...]
-
-
 def resolve_classes(
     classes: Sequence[str | int], *, num_outputs: int = 1000
-) -> tuple[ImageNetClass, ...]:
+) -> dict[str, tuple[int, ...]]:
     """Find the classifier's outputs for each class a user asks for.
 
     A class is one of these, without regard to case; underscores count as spaces:
@@ -94,7 +80,8 @@ def resolve_classes(
             indices have a meaning.
 
     Returns:
-        One entry per class, in the order given.
+        From the name of each class in masks and reports, in the order given, to the outputs that
+        count as it, ascending, at least one.
 
     Raises:
         AdcamError: If nothing is asked for, a name is unknown or means several classes (close
@@ -103,23 +90,23 @@ def resolve_classes(
     check_class_order(classes)
     if not classes:
         raise AdcamError("no classes given; name at least one, e.g. 'tabby cat'")
-    resolved = tuple(_resolve(str(text), num_outputs) for text in classes)
+    resolved = [_resolve(str(text), num_outputs) for text in classes]
     owner: dict[int, str] = {}
-    for item in resolved:
-        for index in item.indices:
+    for name, indices in resolved:
+        for index in indices:
             if index in owner:
                 raise AdcamError(
-                    f"classes {owner[index]!r} and {item.name!r} share ImageNet class "
+                    f"classes {owner[index]!r} and {name!r} share ImageNet class "
                     f"{_describe(index, num_outputs)}; a pixel belongs to one class only"
                 )
-            owner[index] = item.name
-    names = [item.name for item in resolved]
-    if len(set(names)) != len(names):
-        raise AdcamError(f"a class name is given twice: {names}")
-    return resolved
+            owner[index] = name
+    found = dict(resolved)
+    if len(found) != len(resolved):
+        raise AdcamError(f"a class name is given twice: {[name for name, _ in resolved]}")
+    return found
 
 
-def _resolve(text: str, num_outputs: int) -> ImageNetClass:
+def _resolve(text: str, num_outputs: int) -> tuple[str, tuple[int, ...]]:
     name, equals, members = (part.strip() for part in text.partition("="))
     terms = [term.strip() for term in (members if equals else name).split("|")]
     if not name or not all(terms):
@@ -127,7 +114,7 @@ def _resolve(text: str, num_outputs: int) -> ImageNetClass:
     indices = {index for term in terms for index in _find(term, num_outputs)}
     if not equals and re.fullmatch(r"\d+|n\d{8}", name):
         name = _lemmas(num_outputs).get(min(indices), (name,))[0]
-    return ImageNetClass(name, tuple(sorted(indices)))
+    return name, tuple(sorted(indices))
 
 
 def _find(term: str, num_outputs: int) -> tuple[int, ...]:

@@ -85,8 +85,8 @@ class ImageNetViT(nn.Module):
         self._explained = [self.vit.blocks[i].attn for i in resolve_layers(layers, self.depth)]
         for attn in self._explained:
             attn.fused_attn = False  # the fused kernel has no attention to differentiate by
-        self.classes = tuple(group.name for group in groups)
-        self.class_groups = tuple(group.indices for group in groups)
+        self.classes = tuple(groups)
+        self.class_groups = tuple(groups.values())
         if any(len(indices) == self.vit.num_classes for indices in self.class_groups):
             raise AdcamError("a class that holds all outputs of the model is always present")
         leave_inference_mode(self).requires_grad_(False).eval()

@@ -136,8 +136,7 @@ def predict_segmenter(
             "test.labels='given' is for `adcam segment test`; new images have no labels to keep to"
         )
     if settings is None:
-        file = read_segmenter_file(checkpoint)
-        settings, class_set = file.settings, file.class_set
+        settings, class_set = read_segmenter_file(checkpoint)
     else:
         class_set = find_class_set(settings.data)
     settings = settings.with_changes({**(changes or {}), "test.labels": "none"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +28,6 @@ SEGMENTER_NAME = "segmenter.safetensors"
 
 _SOURCE_WORDS = ("init_cfg", "pretrained", "checkpoint", "ckpt", "path", "file", "dir", "url")
 """Words in keys of a network's description that make it read a file or ask the network."""
-
-
-@dataclass(frozen=True)
-class SegmenterFile:
-    """What a segmenter's file says besides its tensors.
-
-    Attributes:
-        settings: The sections ``model``, ``train`` and ``test`` that it was trained with.
-        class_set: Its classes.
-    """
-
-    settings: SegmentationSettings
-    class_set: ClassSet
 
 
 def build_network(
@@ -141,8 +127,8 @@ def describe_training(settings: SegmentationSettings) -> dict[str, Any]:
     return described
 
 
-def read_segmenter_file(path: str | Path) -> SegmenterFile:
-    """Read all that a file says of its network.
+def read_segmenter_file(path: str | Path) -> tuple[SegmentationSettings, ClassSet]:
+    """Read the sections ``model``, ``train`` and ``test`` of a network, and its classes.
 
     A file may come from a stranger: descriptions that would read files, ask the network or name
     anything but networks of mmsegmentation are refused.
@@ -165,7 +151,7 @@ def read_segmenter_file(path: str | Path) -> SegmenterFile:
             voc_palette(),
         )
         chosen = {name: values[name] for name in ("model", "train", "test")}
-        return SegmenterFile(SegmentationSettings(chosen, str(path)), class_set)
+        return SegmentationSettings(chosen, str(path)), class_set
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise AdcamError(
             f"{path}: is no segmenter that can be built from its own description ({error}); name "

@@ -12,25 +12,25 @@ from adcam.models.imagenet_classes import VOC_TO_IMAGENET, resolve_classes
     "text", [281, "281", "n02123045", "tabby", "Tabby  CAT", "tabby_cat", "tabby, tabby cat"]
 )
 def test_every_way_to_name_one_class(text):
-    (item,) = resolve_classes([text])
-    assert item.indices == (281,)
+    assert [*resolve_classes([text]).values()] == [(281,)]
 
 
 def test_an_index_or_wordnet_id_is_shown_by_its_first_lemma_and_a_name_as_it_was_given():
-    items = resolve_classes(["n02123045", 404, "Siamese cat"])
-    assert [item.name for item in items] == ["tabby", "airliner", "Siamese cat"]
+    assert [*resolve_classes(["n02123045", 404, "Siamese cat"])] == [
+        *("tabby", "airliner", "Siamese cat")
+    ]
 
 
 def test_a_group_collects_its_parts_once_and_in_order():
-    (item,) = resolve_classes(["big cat = tiger|lion|n02128385|tiger"])
-    assert item.name == "big cat"
-    assert item.indices == (288, 291, 292)
+    found = resolve_classes(["big cat = tiger|lion|n02128385|tiger"])
+    assert found == {"big cat": (288, 291, 292)}
 
 
 def test_voc_names_stand_for_their_kinds_and_can_be_part_of_a_group():
-    dog, pet = resolve_classes(["dog", "pet=cat|hamster"])
-    assert dog.indices == tuple(range(151, 269))
-    assert pet.indices == (281, 282, 283, 284, 285, 333)
+    assert resolve_classes(["dog", "pet=cat|hamster"]) == {
+        "dog": tuple(range(151, 269)),
+        "pet": (281, 282, 283, 284, 285, 333),
+    }
 
 
 def test_voc_table_holds_the_edges_of_each_kind():
@@ -58,16 +58,13 @@ def test_voc_table_is_disjoint_ascending_and_has_no_person():
     assert all(list(indices) == sorted(indices) for indices in VOC_TO_IMAGENET.values())
     assert len(VOC_TO_IMAGENET) == 19
     assert "person" not in VOC_TO_IMAGENET
-    assert resolve_classes(list(VOC_TO_IMAGENET))  # no VOC name is hidden by a lemma
-    assert {item.name: item.indices for item in resolve_classes(list(VOC_TO_IMAGENET))} == dict(
-        VOC_TO_IMAGENET
-    )
+    # No VOC name is hidden by a lemma.
+    assert resolve_classes(list(VOC_TO_IMAGENET)) == VOC_TO_IMAGENET
 
 
 def test_the_width_of_the_model_tells_which_imagenet_it_knows():
-    (item,) = resolve_classes(["tabby cat"], num_outputs=21843)
-    info = ImageNetInfo("imagenet-21k-goog")
-    assert info.index_to_label_name(item.indices[0]) == "n02123045"
+    ((index,),) = resolve_classes(["tabby cat"], num_outputs=21843).values()
+    assert ImageNetInfo("imagenet-21k-goog").index_to_label_name(index) == "n02123045"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +92,6 @@ def test_mistakes_are_told_with_what_would_be_right(classes, message):
 
 
 def test_a_model_of_unknown_classes_takes_indices_only():
-    (item,) = resolve_classes(["7"], num_outputs=10)
-    assert (item.name, item.indices) == ("7", (7,))
+    assert resolve_classes(["7"], num_outputs=10) == {"7": (7,)}
     with pytest.raises(ValueError, match="'dog' is no class of this 10-class model"):
         resolve_classes(["dog"], num_outputs=10)
