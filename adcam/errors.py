@@ -26,6 +26,19 @@ class AdcamError(ValueError):
 
 
 @contextmanager
+def naming(where: object) -> Iterator[None]:
+    """Say in front of an error's message what it is about.
+
+    Raises:
+        AdcamError: The block raised one; the message begins with ``where``.
+    """
+    try:
+        yield
+    except AdcamError as error:
+        raise AdcamError(f"{where}: {error}") from error
+
+
+@contextmanager
 def reading_config(section: str) -> Iterator[None]:
     """Report what a library says of a part of a config as a mistake in it.
 

@@ -90,8 +90,8 @@ def find_config(name: str | Path) -> Path:
     asked = Path(name).as_posix().removeprefix("configs/").removesuffix(".py")
     shipped = list_configs()
     short = {shorten_config_name(key): path for key, path in shipped.items()}
-    if asked in shipped or asked in short:
-        return shipped[asked] if asked in shipped else short[asked]
+    if found := shipped.get(asked, short.get(asked)):
+        return found
     message = f"{name}: no such config"
     if Path(name).is_dir():
         message += "; this is a folder, and a config is a .py file"

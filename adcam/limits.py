@@ -87,14 +87,21 @@ def use_limits(changes: Mapping[str, object]) -> Iterator[None]:
     if unknown := sorted(set(changes) - set(legal)):
         raise AdcamError(f"there is no limit {unknown[0]!r}; there are {', '.join(legal)}")
     new = {variable_of(name): str(_parse(name, value)) for name, value in changes.items()}
-    before = {name: os.environ.get(name) for name in new}
-    os.environ.update(new)
+    with use_environment(new):
+        yield
+
+
+@contextmanager
+def use_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for this process, and those that it starts, in the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, naming
 from adcam.ops.layers import check_layers
 from adcam.options import Section, from_section, setting, suggest
 
@@ -215,9 +215,7 @@ def check_method(method: str, options: Mapping[str, Any], where: str) -> None:
         AdcamError: The method or an option is unknown, or a value has the wrong type or range.
     """
     methods = known_methods()
-    try:
+    with naming(where):
         if method not in methods:
             raise AdcamError(f"unknown method {method!r}{suggest(method, methods)}")
         from_section(methods[method], options, method)
-    except AdcamError as error:
-        raise AdcamError(f"{where}: {error}") from error

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, naming
 
 T = TypeVar("T")
 
@@ -84,10 +84,8 @@ def from_section(kind: type[T], values: Any, where: str) -> T:
         if item.default is MISSING and item.default_factory is MISSING
     ]:
         raise AdcamError(f"{where} lacks {list_choices(missing, 'and')}")
-    try:
+    with naming(where):
         return kind(**checked)
-    except AdcamError as error:
-        raise AdcamError(f"{where}: {error}") from error
 
 
 def check_fields(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:

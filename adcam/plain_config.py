@@ -10,35 +10,25 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from adcam.errors import AdcamError
 from adcam.files import parse_json, read_text
+from adcam.limits import use_environment
 
 VARIABLE = "ADCAM_SAFE_CONFIG"
 """The environment variable that lets this process, and those that it starts, read no other."""
 
-SUFFIXES = (".json", ".toml", ".yaml", ".yml")
-
 _WHAT = "a plain config"
 
 
-@contextmanager
-def use_safe_configs(only: bool) -> Iterator[None]:
+def use_safe_configs(only: bool) -> AbstractContextManager[None]:
     """Let nothing but plain configs be read while the block runs, if ``only`` is true."""
-    before = os.environ.get(VARIABLE)
-    if only:
-        os.environ[VARIABLE] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(VARIABLE, None)
-        else:
-            os.environ[VARIABLE] = before
+    return use_environment({VARIABLE: "1"} if only else {})
 
 
 def are_configs_safe() -> bool:
@@ -62,9 +52,9 @@ def read_plain_config(path: Path) -> dict[str, Any]:
             not plain: a ``_base_``, or in YAML a tag or an alias.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in _PARSERS:
         raise AdcamError(
-            f"{path}: --safe-config reads {', '.join(SUFFIXES)}, not a program. If you trust it, "
+            f"{path}: --safe-config reads {', '.join(_PARSERS)}, not a program. If you trust it, "
             f"python -c \"from mmengine import Config; Config.fromfile('{path.name}').dump("
             f"'{path.stem}.json')\" makes one of it"
         )
@@ -98,10 +88,6 @@ def anchor_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**values, "data": {**data, **placed}}
 
 
-def _parse_json(text: str, where: str) -> Any:
-    return parse_json(text, where, kind=object, what=_WHAT, unique_keys=True)
-
-
 def _parse_toml(text: str, where: str) -> Any:
     # The library of Python 3.11 is tomli under another name; setup.py brings that to 3.10.
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -132,4 +118,9 @@ def _parse_yaml(text: str, where: str) -> Any:
         raise AdcamError(f"{where}: not plain YAML ({reason})") from error
 
 
-_PARSERS = {".json": _parse_json, ".toml": _parse_toml, ".yaml": _parse_yaml, ".yml": _parse_yaml}
+_PARSERS: dict[str, Callable[[str, str], Any]] = {
+    ".json": partial(parse_json, kind=object, what=_WHAT, unique_keys=True),
+    ".toml": _parse_toml,
+    ".yaml": _parse_yaml,
+    ".yml": _parse_yaml,
+}

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, naming
 from adcam.installation import find_config
 from adcam.method_options import DEFAULT_RULES, check_method, known_methods
 from adcam.options import (
@@ -412,10 +412,8 @@ class MethodSpec(Section):
         if self.rule:
             from adcam.masks.background import parse_rule
 
-            try:
+            with naming(f"row {self.name!r}"):
                 parse_rule(self.rule)
-            except AdcamError as error:
-                raise AdcamError(f"row {self.name!r}: {error}") from None
             if self.crf_thresholds:
                 raise AdcamError(
                     f"row {self.name!r} has a rule, so that there is no threshold to choose: leave "
@@ -989,19 +987,15 @@ def load_settings(
         settings.train.seed
     """
     path = find_config(path)
-    try:
+    with naming(path):
         for key, value in (overrides or {}).items():
             kind.check_change(key, value)
-    except AdcamError as error:
-        raise AdcamError(f"{path}: {error}") from error
     is_plain = are_configs_safe() or is_toml(path)
     values = read_plain_config(path) if is_plain else _execute(path)
     values = anchor_paths(values, path.parent) if is_toml(path) else values
-    try:
+    with naming(path):
         settings = kind(values, str(path))
         return settings.with_changes(overrides) if overrides else settings
-    except AdcamError as error:
-        raise AdcamError(f"{path}: {error}") from error
 
 
 def _execute(path: Path) -> dict[str, Any]:

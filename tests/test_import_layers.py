@@ -152,7 +152,7 @@ ROOMS = {
     "options": ("errors",),
     "overrides": ("errors",),
     "method_options": ("errors", "options", "ops"),
-    "plain_config": ("errors", "files"),
+    "plain_config": ("errors", "limits", "files"),
     # Settings check the options of methods, CRFs and networks, which therefore know no settings.
     "settings": (
         *("errors", "limits", "version", "options", "method_options", "plain_config", "files"),

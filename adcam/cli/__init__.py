@@ -140,25 +140,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `adcam configs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
-    except (AdcamError, OSError) as error:
-        if args.debug:
-            raise
-        is_own = isinstance(error, AdcamError) or not lacks_memory(error)
-        said = error if is_own else explain_memory(error)
-        log(f"adcam {args.command}: error: {said}")
-        return EXIT_ERROR
-    except ModuleNotFoundError as error:
-        from adcam.installation import explain_missing
-
-        message = explain_missing(error)
+    except (AdcamError, OSError, MemoryError, ImportError, RuntimeError) as error:
+        message = _explain(error)
         if message is None or args.debug:
             raise
         log(f"adcam {args.command}: error: {message}")
-        return EXIT_ERROR
-    except (MemoryError, ImportError, RuntimeError) as error:
-        if args.debug or not lacks_memory(error):
-            raise
-        log(f"adcam {args.command}: error: {explain_memory(error)}")
         return EXIT_ERROR
     except KeyboardInterrupt as error:
         code = EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
@@ -167,6 +153,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             end_process(code)
         return code
     return code
+
+
+def _explain(error: Exception) -> str | None:
+    """What to tell the user of an error; ``None`` where it is a fault of this program."""
+    if isinstance(error, AdcamError):
+        return str(error)
+    if lacks_memory(error):
+        return explain_memory(error)
+    if isinstance(error, ModuleNotFoundError):
+        from adcam.installation import explain_missing
+
+        return explain_missing(error)
+    return str(error) if isinstance(error, OSError) else None
 
 
 def let_waiting_threads_sleep() -> None:

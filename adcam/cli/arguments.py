@@ -10,14 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from adcam.cli.console import EXIT_CODES
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, naming
 
 # Of `add_argument`, for maps of other projects.
-CLASSES: dict[str, Any] = {
-    "default": "voc",
-    "metavar": "voc|coco|A,B,...",
-    "help": "classes in the order of their numbers (default: %(default)s)",
-}
 CAM_FORMAT: dict[str, Any] = {
     "dest": "cam_format",
     "choices": ("auto", "irn", "psa", "psa_crf", "clip_es", "puzzlecam"),
@@ -85,15 +80,10 @@ def add_config_arguments(
         help="a config, or the name of one that comes with adcam, such as voc12/adcam_deit-tiny "
         f"(adcam configs lists them){also}",
     )
-    add_work_dir(parser)
-    add_cfg_options(parser)
-
-
-def add_work_dir(parser: argparse.ArgumentParser) -> None:
-    """Add ``--work-dir``; :func:`work_dir_of` has its default."""
     parser.add_argument(
         "--work-dir", type=Path, help="where results go (default: work_dirs/<name of the config>)"
     )
+    add_cfg_options(parser)
 
 
 def add_cfg_options(parser: argparse._ActionsContainer) -> None:
@@ -172,10 +162,8 @@ def _check_backbone(model: Any) -> None:
 
     checks = {TokenCamSettings: check_vit_name, NonlocalCamSettings: check_timm_name}
     if (check := checks.get(type(model))) is not None:
-        try:
+        with naming("model.backbone"):
             check(model.backbone)
-        except AdcamError as error:
-            raise AdcamError(f"model.backbone: {error}") from error
 
 
 def check_weights(args: argparse.Namespace) -> None:

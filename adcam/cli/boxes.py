@@ -80,7 +80,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_classifier(args)
-    with early_start(args, ["adcam.labeling.box_job"]):
+    with early_start(args, "adcam.labeling.box_job"):
         return _run(args)
 
 

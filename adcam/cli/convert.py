@@ -126,6 +126,7 @@ _CONVERTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("--out", "--classes", "--format", "--threshold", "--crf", "--known-images"),
     ),
 }
+_ADDED = ("SOURCE", "added by adcam.register_converter", ("--out",))
 _OPTIONS: dict[str, dict[str, Any]] = {
     "voc": {"type": Path, "metavar": "VOC", "help": "VOC root, the folder with JPEGImages"},
     "--out": {"type": Path, "required": True, "metavar": "PATH", "help": "file or folder to write"},
@@ -202,6 +203,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "what stands before the path of an image (default: %(default)s)",
     },
     "--threshold": {"metavar": "RULE", "help": "make masks: a background score, power:A or otsu"},
+    "--overwrite": {"action": "store_true", "help": "make what is there already again"},
+    "--json": {"type": Path, "metavar": "FILE", "help": "write all counts there"},
 }
 
 
@@ -229,32 +232,16 @@ def add(commands: Any) -> None:
     )
     parser.set_defaults(complete=complete, project=None)
     converters = parser.add_subparsers(dest="what", metavar="WHAT")
-    for what, (source, summary, names) in _CONVERTERS.items():
+    # A program that added some before it called us has loaded the module.
+    known = getattr(sys.modules.get("adcam.convert"), "CONVERTERS", ())
+    added = {name: _ADDED for name in known if name not in _CONVERTERS}
+    for what, (source, summary, names) in {**_CONVERTERS, **added}.items():
         converter = converters.add_parser(what, help=summary, description=summary)
         kind = path_or_url if what == "unpack" else Path
         converter.add_argument("source", type=kind, metavar=source)
-        for name in names:
+        for name in (*names, "--overwrite", "--json"):
             option = dict(_OPTIONS[name])
             converter.add_argument(option.pop("flag", name), **option)
-        _add_common(converter)
-    for what in _find_added():
-        converter = converters.add_parser(what)
-        converter.add_argument("source", type=Path, metavar="SOURCE")
-        converter.add_argument("--out", **_OPTIONS["--out"])
-        _add_common(converter)
-
-
-def _add_common(converter: argparse.ArgumentParser) -> None:
-    converter.add_argument(
-        "--overwrite", action="store_true", help="make what is there already again"
-    )
-    converter.add_argument("--json", type=Path, metavar="FILE", help="write all counts there")
-
-
-def _find_added() -> list[str]:
-    """Converters that a program added with ``adcam.register_converter`` before it called us."""
-    module = sys.modules.get("adcam.convert")
-    return [] if module is None else [name for name in module.CONVERTERS if name not in _CONVERTERS]
 
 
 def complete(args: argparse.Namespace) -> None:

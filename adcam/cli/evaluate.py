@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adcam.cli.arguments import CAM_FORMAT, CLASSES, add_command
+from adcam.cli.arguments import CAM_FORMAT, add_command
 from adcam.cli.console import EXIT_OK, log, print_scores, print_table, say_next, show
 from adcam.errors import AdcamError, join_some
 
@@ -52,7 +52,12 @@ def add(commands: Any) -> None:
 def _add_mask_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ids", type=Path, metavar="LIST", help="only these ids, one a line")
     parser.add_argument("--sweep", action="store_true", help="threshold curve of stored maps")
-    parser.add_argument("--classes", **CLASSES)
+    parser.add_argument(
+        "--classes",
+        default="voc",
+        metavar="voc|coco|A,B,...",
+        help="classes in the order of their numbers (default: %(default)s)",
+    )
     parser.add_argument("--format", **CAM_FORMAT)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument(
@@ -111,32 +116,46 @@ def _add_box_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _refuse_unread(args)
-    require_files(args)
+    _require_masks(args)
+    result, following = _score(args)
+    if args.json:
+        from adcam.files import write_json
+
+        write_json(args.json, result)
+    say_next(following)
+    return EXIT_OK
+
+
+def _score(args: argparse.Namespace) -> tuple[Mapping[str, Any], str]:
+    """Print the scores, and return them with what one does next."""
     from adcam.data.open_images import read_id_list
     from adcam.data.png import parse_values
     from adcam.data.sources import parse_classes
-    from adcam.evaluation.masks_on_disk import evaluate_maps, evaluate_masks
-    from adcam.files import write_json
+    from adcam.evaluation.masks_on_disk import evaluate_maps, evaluate_masks, suggest_thresholds
 
     if args.metadata is not None:
-        return _run_localization(args)
-    if args.gt is None:
-        return _suggest(args)
-    common: dict[str, Any] = {
+        return _score_boxes(args), (
+            "adcam boxes IMAGES --threshold T writes boxes at a threshold; compare these numbers "
+            "with those of wsolevaluation's protocol alone"
+        )
+    options: dict[str, Any] = {
         "ids": None if args.ids is None else read_id_list(args.ids),
-        "average": args.average,
-        "values": parse_values(args.values),
-        "allow_missing": args.allow_missing,
         "progress": True,
     }
     if args.sweep:
-        result = evaluate_maps(
-            args.pred_dir,
-            args.gt,
-            class_set=parse_classes(args.classes),
-            cam_format=args.cam_format,
-            **common,
-        )
+        options |= {"class_set": parse_classes(args.classes), "cam_format": args.cam_format}
+    if args.gt is None:
+        result = suggest_thresholds(args.pred_dir, **options)
+        _print_rules(result["rules"])
+        log(f"{result['num_images']} maps")
+        return result, "adcam generate … --threshold RULE with one of them"
+    options |= {
+        "average": args.average,
+        "values": parse_values(args.values),
+        "allow_missing": args.allow_missing,
+    }
+    if args.sweep:
+        result = evaluate_maps(args.pred_dir, args.gt, **options)
         _print_curve(result)
     else:
         result = evaluate_masks(
@@ -145,15 +164,12 @@ def run(args: argparse.Namespace) -> int:
             num_classes=args.num_classes,
             pred_ignore=args.pred_ignore,
             pred_values=parse_values(args.pred_values),
-            **common,
+            **options,
         )
         print_scores(result)
     if missing := result["missing_predictions"]:
         log(f"{len(missing)} images without a prediction were left out, such as {missing[0]}")
-    if args.json:
-        write_json(args.json, result)
-    say_next(_find_next(args))
-    return EXIT_OK
+    return result, _find_next(args)
 
 
 def _find_next(args: argparse.Namespace) -> str:
@@ -187,9 +203,9 @@ _FOR_BOXES = {
 
 
 def _refuse_unread(args: argparse.Namespace) -> None:
-    """Refuse options that would change nothing, so that nobody takes them for heard."""
+    """Refuse options that would change nothing, so that nobody takes them for heard, or too few."""
     unread: dict[str, Any]
-    if args.metadata is not None:  # the order of the branches is that of `run`
+    if args.metadata is not None:  # the order of the branches is that of `_score`
         unread, what = {**_FOR_MASKS, **_FOR_TRUTH, "ids": None, "sweep": False}, "with --metadata"
     elif not args.sweep:
         unread, what = _FOR_BOXES, "without --metadata"
@@ -204,9 +220,14 @@ def _refuse_unread(args: argparse.Namespace) -> None:
         raise AdcamError(f"{what}, nothing reads {options}{cure}")
     if args.sweep and args.average == "per_image":
         raise AdcamError("--sweep has no --average per_image; take union or gt_present")
+    if not (args.gt or args.metadata or args.sweep):
+        raise AdcamError(
+            "give the ground truth with --gt GT_DIR or --metadata DIR, or have thresholds "
+            "suggested from stored maps alone with --sweep"
+        )
 
 
-def require_files(args: argparse.Namespace) -> None:
+def _require_masks(args: argparse.Namespace) -> None:
     """Refuse folders without a single mask before anything heavy is imported."""
     from adcam.files import find_files
 
@@ -214,33 +235,6 @@ def require_files(args: argparse.Namespace) -> None:
     for folder in folders:
         if folder is not None and next(folder.rglob("*.[pP][nN][gG]"), None) is None:
             find_files(folder, ".png")  # which says what there is instead
-
-
-def _suggest(args: argparse.Namespace) -> int:
-    """Print the thresholds of maps without ground truth."""
-    from adcam.data.open_images import read_id_list
-    from adcam.data.sources import parse_classes
-    from adcam.evaluation.masks_on_disk import suggest_thresholds
-    from adcam.files import write_json
-
-    if not args.sweep:
-        raise AdcamError(
-            "give the ground truth with --gt GT_DIR or --metadata DIR, or have thresholds "
-            "suggested from stored maps alone with --sweep"
-        )
-    result = suggest_thresholds(
-        args.pred_dir,
-        ids=None if args.ids is None else read_id_list(args.ids),
-        class_set=parse_classes(args.classes),
-        cam_format=args.cam_format,
-        progress=True,
-    )
-    _print_rules(result["rules"])
-    log(f"{result['num_images']} maps")
-    say_next("adcam generate … --threshold RULE with one of them")
-    if args.json:
-        write_json(args.json, result)
-    return EXIT_OK
 
 
 def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
@@ -257,32 +251,25 @@ def _print_rules(rules: Sequence[Mapping[str, Any]]) -> None:
     print_table(columns, rows, "Thresholds without ground truth")
 
 
-def _run_localization(args: argparse.Namespace) -> int:
+def _score_boxes(args: argparse.Namespace) -> Mapping[str, Any]:
     from adcam.evaluation.boxes_on_disk import evaluate_boxes, evaluate_pixels
-    from adcam.files import write_json
 
     if args.mask_root is not None:
         if args.choose_maps or args.choose_metadata or args.largest_contour:
             raise AdcamError("PxAP (--mask-root) has no threshold to choose and no contours")
         result = evaluate_pixels(args.pred_dir, args.metadata, args.mask_root, progress=True)
         show(f"PxAP of {result['split']}: {result['px_ap']:.2f} ({result['num_images']} images)")
-    else:
-        result = evaluate_boxes(
-            args.pred_dir,
-            args.metadata,
-            choose_maps_dir=args.choose_maps,
-            choose_metadata_dir=args.choose_metadata,
-            multi_contour=not args.largest_contour,
-            progress=True,
-        )
-        _print_box_scores(result)
-    if args.json:
-        write_json(args.json, result)
-    say_next(
-        "adcam boxes IMAGES --threshold T writes boxes at a threshold; compare these numbers with "
-        "those of wsolevaluation's protocol alone"
+        return result
+    result = evaluate_boxes(
+        args.pred_dir,
+        args.metadata,
+        choose_maps_dir=args.choose_maps,
+        choose_metadata_dir=args.choose_metadata,
+        multi_contour=not args.largest_contour,
+        progress=True,
     )
-    return EXIT_OK
+    _print_box_scores(result)
+    return result
 
 
 def _print_curve(result: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from adcam.cli.labeler import (
     read_run_options,
     report_run,
 )
-from adcam.cli.project import find_project, is_project_here, require_classifier, say_next_in
+from adcam.cli.project import find_project, say_next_in
 from adcam.errors import AdcamError
 
 if TYPE_CHECKING:
@@ -139,14 +139,19 @@ def _add_engine_arguments(engine: argparse._ArgumentGroup) -> None:
 
 def complete(args: argparse.Namespace) -> None:
     """Take from the project in this folder what the command does not say."""
-    if args.images is not None and (args.checkpoint or args.model) and args.out is not None:
+    is_named = args.images is not None and args.out is not None
+    if is_named and (args.checkpoint or args.model):
         return
-    missing = "IMAGES" if args.images is None else "--out" if args.out is None else "--checkpoint"
-    if args.images is not None and args.out is not None and not is_project_here():
-        return  # which says what is missing: a checkpoint or a model
-    args.project = project = find_project(args, missing)
+    from adcam.project.project import open_project
+
+    if is_named and open_project(Path()) is None:
+        return  # `check_classifier` says what is missing: a checkpoint or a model
+    args.project = project = find_project(args, "IMAGES" if args.images is None else "--out")
     if args.checkpoint is None and args.model is None:
-        require_classifier(project)
+        if not project.classifier.is_file():
+            raise AdcamError(
+                f"{project.classifier}: there is no classifier yet; first: adcam train"
+            )
         args.checkpoint = project.classifier
         args.config = args.config or project.config
     if args.out is None:
@@ -162,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
     check_classifier(args)
     if args.engine != "local":
         return _run(args)
-    with early_start(args, ["adcam.labeling.mask_job"]):
+    with early_start(args, "adcam.labeling.mask_job"):
         return _run(args)
 
 
@@ -195,20 +200,16 @@ def _run(args: argparse.Namespace) -> int:
     )
     part = "" if shard.is_whole else f"shard {shard}: "
     log(f"{part}{result.ok} masks written, {result.skipped} were there")
-    if args.output_format != "files":
-        code = report_run(args, result, "mask", f"{args.out}/manifest")
-        show(f"{args.out}/data")
-        if shard.is_whole:
-            say_next(f"adcam convert unpack {args.out} --out DIR makes a file an image of it")
-        else:
-            say_next(f"when all {shard.count} shards are done: adcam merge {args.out}")
-        return code
-    code = report_run(args, result, "mask", manifest_path(args.out, shard))
-    show(args.out / "masks")
+    is_packed = args.output_format != "files"
+    manifest = f"{args.out}/manifest" if is_packed else manifest_path(args.out, shard)
+    code = report_run(args, result, "mask", manifest)
+    show(f"{args.out}/data" if is_packed else args.out / "masks")
     if num_shown and shard.is_whole:
         _write_report(args, result, num_shown)
     if not shard.is_whole:
         say_next(f"when all {shard.count} shards are done: adcam merge {args.out}")
+    elif is_packed:
+        say_next(f"adcam convert unpack {args.out} --out DIR makes a file an image of it")
     elif args.project is not None and args.out == args.project.out:
         say_next_in(args.project, "adcam convert")
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,12 +29,7 @@ _FEW = 16  # as adcam.labeling.run.INLINE_LIMIT
 
 
 def add_labeler_arguments(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
-    """Add IMAGES, and options of the classifier, the labels and the class maps.
-
-    Args:
-        parser: The parser of the command.
-        nargs: ``"?"`` where IMAGES may be left out.
-    """
+    """Add IMAGES, and options of the classifier, the labels and the class maps."""
     add_images_argument(parser, nargs=nargs)
     _add_classifier(parser)
     _add_labels(parser)
@@ -42,7 +37,7 @@ def add_labeler_arguments(parser: argparse.ArgumentParser, *, nargs: str | None 
 
 
 def add_images_argument(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
-    """Add IMAGES."""
+    """Add IMAGES, with ``nargs="?"`` where they may be left out."""
     parser.add_argument(
         "images",
         nargs=nargs,
@@ -50,6 +45,16 @@ def add_images_argument(parser: argparse.ArgumentParser, *, nargs: str | None = 
         metavar="IMAGES",
         help="a folder, a VOC root, a .txt list of image paths, or one image; also .tar archives "
         "and .parquet files (one, a folder, a list, or 'data/*.tar' in quotes), and URLs (s3://…)",
+    )
+
+
+def add_folder_argument(parser: argparse.ArgumentParser) -> None:
+    """Add DIR, which `adcam generate` wrote."""
+    parser.add_argument(
+        "folder",
+        type=path_or_url,
+        metavar="DIR",
+        help="--out of `adcam generate`; of packed results also a URL",
     )
 
 
@@ -234,7 +239,7 @@ def read_mask_options(args: argparse.Namespace, default_crf: str) -> dict[str, A
 
     Args:
         args: The arguments.
-        default_crf: The parameter set of the config.
+        default_crf: The CRF's parameter set where the arguments name none.
 
     Raises:
         AdcamError: The options of the CRF contradict one another.
@@ -244,19 +249,11 @@ def read_mask_options(args: argparse.Namespace, default_crf: str) -> dict[str, A
         options |= {"rule": args.threshold, "two_threshold": None}
     if args.two_threshold is not None:
         options["two_threshold"] = tuple(args.two_threshold)
-    return options | read_crf_options(args, default_crf)
+    return options | _read_crf_options(args, default_crf)
 
 
-def read_crf_options(args: argparse.Namespace, default: str) -> dict[str, str]:
-    """Read ``--crf``, ``--crf-backend`` and ``--crf-params`` as options of a labeler.
-
-    Args:
-        args: The arguments. ``--crf`` names a parameter set or, as in earlier versions, a backend.
-        default: The parameter set of the config.
-
-    Raises:
-        AdcamError: They contradict one another.
-    """
+def _read_crf_options(args: argparse.Namespace, default: str) -> dict[str, str]:
+    """Read ``--crf``, which may also name a backend, ``--crf-backend`` and ``--crf-params``."""
     crf, backend, params = args.crf, args.crf_backend, args.crf_params
     if crf in CRF_BACKENDS:
         if backend not in (None, crf):
@@ -283,11 +280,9 @@ def _find_workers(args: argparse.Namespace, labeler: PseudoLabeler) -> int:
 
 
 def read_run_options(args: argparse.Namespace, labeler: PseudoLabeler) -> dict[str, Any]:
-    """Return what :func:`add_run_arguments` added as fields of ``RunOptions``.
+    """Read what :func:`add_run_arguments` added as fields of ``RunOptions``.
 
-    Args:
-        args: The arguments.
-        labeler: The labeler of the run, whose device decides how many processes suit the machine.
+    The labeler's device decides how many processes suit the machine.
     """
     return {
         "workers": _find_workers(args, labeler),
@@ -300,12 +295,12 @@ def read_run_options(args: argparse.Namespace, labeler: PseudoLabeler) -> dict[s
 
 
 @contextmanager
-def early_start(args: argparse.Namespace, modules: Sequence[str]) -> Iterator[None]:
-    """Let processes for a GPU start, and the GPU wake up, while this one loads what it needs.
+def early_start(args: argparse.Namespace, module: str) -> Iterator[None]:
+    """Let processes for a GPU start and load a module, and the GPU wake up, while this one loads.
 
     Args:
         args: The command's arguments.
-        modules: What each process loads.
+        module: What each process loads first.
     """
     from adcam.labeling.executor import count_workers, start_ahead
 
@@ -318,7 +313,7 @@ def early_start(args: argparse.Namespace, modules: Sequence[str]) -> Iterator[No
     workers = args.workers
     if workers is None:
         workers = count_workers(has_gpu=True, on_device=True)
-    with start_ahead(device, workers, modules):
+    with start_ahead(device, workers, [module]):
         yield
 
 

@@ -14,7 +14,7 @@ from adcam.cli.console import (
     say_next,
     show,
 )
-from adcam.cli.labeler import path_or_url
+from adcam.cli.labeler import add_folder_argument
 
 
 def add(commands: Any) -> None:
@@ -31,13 +31,7 @@ def add(commands: Any) -> None:
         adcam merge out
         """,
     )
-    parser.add_argument(
-        "folder",
-        type=path_or_url,
-        metavar="DIR",
-        help="--out of `adcam generate`; of packed results also a URL",
-    )
-
+    add_folder_argument(parser)
     parser.add_argument(
         "--parquet", action="store_true", help="write the manifest also as manifest.parquet"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adcam.cli.console import log, print_table, say_next
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, naming
 
 if TYPE_CHECKING:
     from adcam.project.config_text import Start
@@ -107,23 +107,6 @@ def find_project(args: argparse.Namespace, purpose: str) -> Project:
     return project
 
 
-def is_project_here() -> bool:
-    """Tell whether this folder is a project."""
-    from adcam.project.project import open_project
-
-    return open_project(Path()) is not None
-
-
-def require_classifier(project: Project) -> None:
-    """Refuse a project that nothing was trained in.
-
-    Raises:
-        AdcamError: It has no classifier.
-    """
-    if not project.classifier.is_file():
-        raise AdcamError(f"{project.classifier}: there is no classifier yet; first: adcam train")
-
-
 def set_up(
     args: argparse.Namespace, images: Path, folder: Path, *, overwrite: bool = False
 ) -> Project:
@@ -184,8 +167,6 @@ def _read_start(args: argparse.Namespace) -> Start:
             raise AdcamError(f"--weights {weights}: there is no such file")
         weights = str(Path(weights).resolve())
     start = Start(args.backbone or Start().backbone, weights)
-    try:
+    with naming("--backbone"):
         check_vit_name(start.backbone)
-    except AdcamError as error:
-        raise AdcamError(f"--backbone: {error}") from error
     return start

@@ -90,7 +90,7 @@ def _add_train(actions: Any) -> None:
         """\
         adcam segment train configs/seg/voc12/deeplabv2_r101_20k_voc12.py --work-dir work \\
             --cfg-options data.masks=out
-        torchrun --nproc-per-node 4 -m adcam.cli segment train my_config.py --launcher pytorch
+        torchrun --nproc-per-node 4 -m adcam segment train my_config.py --launcher pytorch
         """,
         of="segment",
     )

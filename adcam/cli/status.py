@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adcam.cli.arguments import add_command
 from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, print_table, say_next, show
-from adcam.cli.labeler import path_or_url
+from adcam.cli.labeler import add_folder_argument
 
 if TYPE_CHECKING:
     from adcam.labeling.status import RunStatus
@@ -30,12 +30,7 @@ def add(commands: Any) -> None:
         adcam status out
         """,
     )
-    parser.add_argument(
-        "folder",
-        type=path_or_url,
-        metavar="DIR",
-        help="--out of `adcam generate`; of packed results also a URL",
-    )
+    add_folder_argument(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
 
 

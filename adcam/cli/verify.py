@@ -15,7 +15,7 @@ from adcam.cli.console import (
     say_next,
     show,
 )
-from adcam.cli.labeler import path_or_url
+from adcam.cli.labeler import add_folder_argument
 
 _SHOWN = 20
 
@@ -35,12 +35,7 @@ def add(commands: Any) -> None:
         adcam verify out --sizes
         """,
     )
-    parser.add_argument(
-        "folder",
-        type=path_or_url,
-        metavar="DIR",
-        help="--out of `adcam generate`; of packed results also a URL",
-    )
+    add_folder_argument(parser)
     parser.add_argument(
         "--sizes", action="store_true", help="compare sizes alone, which reads none of the files"
     )
