@@ -521,7 +521,7 @@ def check_img_id(img_id: str) -> str:
             name that a file can have.
     """
     path = PurePosixPath(img_id)
-    if path.is_absolute() or ".." in path.parts or not path.name:
+    if path.is_absolute() or ".." in path.parts or not path.name or "\0" in img_id:
         raise AdcamError(f"image id {img_id!r} would lead outside its folder")
     return check_characters(img_id)
 

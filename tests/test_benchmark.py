@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from adcam.data.shapes import make_shapes
+from adcam.files import write_csv
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.run import RunResult
 from adcam.metrics.localization import MaxBoxAccuracy
@@ -276,7 +277,7 @@ def test_tables_read_the_rows_that_the_tool_writes(
         variants = {label: measure.Variant(lambda: None) for label in timings}
         path = tmp_path / name
         rows = measure.make_rows(case, size, batch, "cuda", variants, timings, {})
-        path.write_text(tool["run"].format_csv(rows))
+        write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
         return path
 
     paths = [

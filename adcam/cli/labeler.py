@@ -515,14 +515,9 @@ def read_views(args: argparse.Namespace, views: TestViews | None = None) -> Test
 
     if views is None and args.checkpoint is not None:
         views = read_classifier_views(args.checkpoint, scales=args.scales)
-    views = views or TestViews()
-    if args.scales is not None:
-        views = replace(views, scales=tuple(args.scales))
-    if args.flip is not None:
-        views = replace(views, flip=args.flip)
-    if args.keep_ratio is not None:
-        views = replace(views, keep_ratio=args.keep_ratio)
-    return views
+    given = {name: getattr(args, name) for name in ("scales", "flip", "keep_ratio")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return replace(views or TestViews(), **changes)
 
 
 def open_images_first(args: argparse.Namespace) -> ImageDataset | None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -693,7 +694,9 @@ def test_every_converter_explains_itself(what: str, capsys: pytest.CaptureFixtur
     assert f"usage: adcam convert {what}" in capsys.readouterr().out
 
 
-def test_a_converter_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_converter_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("adcam.convert.CONVERTERS", dict(CONVERTERS))
     with pytest.raises(AdcamError, match="there is a converter 'sbd' already"):
         register_converter("sbd", convert_sbd)
@@ -702,6 +705,9 @@ def test_a_converter_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         lambda source, out, overwrite, progress: Converted("mine", out, 3, 0, {}, {}, {}, ""),
     )
     assert main(["convert", "mine", str(tmp_path), "--out", str(tmp_path / "x")]) == 0
+    with pytest.raises(SystemExit):
+        main(["convert", "--help"])
+    assert re.search(r"^ *mine +added by adcam\.register_con", capsys.readouterr().out, re.M)
 
 
 # Our own output folders

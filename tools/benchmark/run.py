@@ -13,8 +13,6 @@ nothing is timed unless both go well.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import itertools
 import subprocess
 import sys
@@ -28,7 +26,7 @@ from cases import CASES, Setting, describe_case
 from measure import NOTES, ROOT, add_graphs, find_errors, make_rows, measure
 from tables import format_tables, read_rows
 
-from adcam.files import write_text
+from adcam.files import write_csv
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_rows(measured)
             rows += measured
             if args.out is not None:
-                write_text(args.out, format_csv(rows))
+                write_csv(args.out, list(rows[0]), [list(row.values()) for row in rows])
     return 0
 
 
@@ -145,15 +143,6 @@ def run_case(name: str, size: int, batch: int, args: argparse.Namespace) -> list
         )
         label = describe_case(name, setting)
         return make_rows(label, size, batch, args.device, variants, timings, errors)
-
-
-def format_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
