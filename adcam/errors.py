@@ -42,11 +42,9 @@ def naming(where: object) -> Iterator[None]:
 def reading_config(section: str) -> Iterator[None]:
     """Report what a library says of a part of a config as a mistake in it.
 
-    Args:
-        section: The part, as the message names it.
-
     Raises:
-        AdcamError: What is built within the block does not exist, or does not take its options.
+        AdcamError: What is built within the block does not exist, or does not take its options; the
+            message begins with ``section``.
     """
     try:
         yield

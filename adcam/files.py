@@ -201,12 +201,7 @@ def write_json(
 ) -> None:
     """Write values as JSON, atomically, piece by piece.
 
-    Args:
-        path: The file to create or replace.
-        values: What to write; all of it must be JSON-serialisable. A :class:`LazyList` in it is
-            never held as a whole.
-        indent: Spaces a level; ``None`` writes one line.
-        sort_keys: Whether the keys of objects are written in alphabetical order.
+    ``indent=None`` writes one line. A :class:`LazyList` among the values is never held as a whole.
 
     Raises:
         OSError: The file cannot be written.
@@ -352,17 +347,10 @@ def parse_json(
     what: str = "JSON",
     unique_keys: bool = False,
 ) -> Any:
-    """Parse JSON whose outermost value is of a known type.
-
-    Args:
-        text: The JSON text.
-        where: File, or file and line, for the message.
-        kind: Type of the outermost value, as for :func:`read_json`.
-        what: What the text should be, for the message.
-        unique_keys: As for :func:`read_json`.
+    """Parse JSON as :func:`read_json` does.
 
     Raises:
-        AdcamError: As :func:`read_json`.
+        AdcamError: As :func:`read_json`; the message begins with ``where``, a file or a line of it.
     """
     if isinstance(text, bytes):
         text = decode_text(text, where, what)
@@ -472,12 +460,7 @@ def img_id_of(name: str, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> str:
 
 
 def match_id(name: str, known: Container[str]) -> str:
-    """The id that a user's name means: itself where it is known, else its :func:`img_id_of`.
-
-    Args:
-        name: An image id, or the name of an image file.
-        known: The ids that there are.
-    """
+    """The id that an id or a file's name means: itself where known, else its :func:`img_id_of`."""
     return name if name in known else img_id_of(name)
 
 
@@ -591,11 +574,7 @@ def find_files(folder: str | Path, *suffixes: str) -> dict[str, Path]:
     """All masks, maps or labels below a folder: files that end in a suffix, in any case.
 
     What is left out is the same as for :func:`find_images`; a mask ``x.jpg.png`` belongs to the
-    image ``x.jpg``.
-
-    Args:
-        folder: The folder.
-        suffixes: One or more of ``".png"``, ``".npz"``, …, lower case.
+    image ``x.jpg``. Suffixes are given in lower case.
 
     Returns:
         The files by image id, ids ascending.

@@ -100,11 +100,10 @@ def find_config(name: str | Path) -> Path:
         by_stem[stem] for stem in difflib.get_close_matches(Path(asked).name, by_stem, n=3)
     ]
     if close:
-        message += f"; did you mean {' or '.join(close)}?"
-    raise AdcamError(f"{message} `adcam configs` lists all" if close else f"{message}; {_LISTED}")
-
-
-_LISTED = "name a file, or one that `adcam configs` lists; `adcam init` writes one for you"
+        cure = f"did you mean {' or '.join(close)}? `adcam configs` lists all"
+    else:
+        cure = "name a file, or one that `adcam configs` lists; `adcam init` writes one for you"
+    raise AdcamError(f"{message}; {cure}")
 
 
 def shorten_config_name(name: str) -> str:

@@ -43,10 +43,7 @@ class Limits:
 
 
 def read_limits(environment: Mapping[str, str] | None = None) -> Limits:
-    """Read the limits of this process from its environment.
-
-    Args:
-        environment: Environment variables; by default those of the process.
+    """Read the limits from environment variables, by default from those of this process.
 
     Raises:
         AdcamError: A variable is no whole number, or negative.
@@ -77,9 +74,6 @@ def _parse(where: str, text: object) -> int:
 def use_limits(changes: Mapping[str, object]) -> Iterator[None]:
     """Let other limits hold for this process, and those that it starts, while the block runs.
 
-    Args:
-        changes: New values by the names of :class:`Limits`.
-
     Raises:
         AdcamError: There is no such limit, or a value is no whole number.
     """
@@ -109,13 +103,8 @@ def use_environment(variables: Mapping[str, str]) -> Iterator[None]:
 def check_file_bytes(path: Path, what: str, limit: str = "file_bytes") -> None:
     """Refuse a file that is larger than a limit; a file that is not there passes.
 
-    Args:
-        path: The file.
-        what: What the file should be, for the message.
-        limit: Which of :class:`Limits` bounds its size.
-
     Raises:
-        LimitError: It is larger.
+        LimitError: It is larger; the message says ``what`` it should be.
     """
     try:
         size = path.stat().st_size
@@ -136,11 +125,7 @@ def check_num_classes(num_classes: int, what: str = "classes") -> None:
 
 
 def check_image_hw(hw: tuple[int, int], what: str) -> None:
-    """Refuse a size without pixels, or with more than the limit.
-
-    Args:
-        hw: The height and width that a file states.
-        what: What has this size, for the message.
+    """Refuse a size without pixels, or with more than the limit; ``what`` a file says has it.
 
     Raises:
         AdcamError: It has no pixels.

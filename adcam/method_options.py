@@ -206,13 +206,9 @@ def known_methods() -> Mapping[str, type]:
 def check_method(method: str, options: Mapping[str, Any], where: str) -> None:
     """Refuse an unknown method, or options that it does not have.
 
-    Args:
-        method: The name of the method.
-        options: Its options by name.
-        where: What errors call the options.
-
     Raises:
-        AdcamError: The method or an option is unknown, or a value has the wrong type or range.
+        AdcamError: The method or an option is unknown, or a value has the wrong type or range; the
+            message begins with ``where``.
     """
     methods = known_methods()
     with naming(where):

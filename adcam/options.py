@@ -29,15 +29,9 @@ def setting(
     at_most: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A field of a section with its legal values.
+    """A field of a section: its default, its legal texts (or what returns them), its range.
 
-    Args:
-        default: The value where the config gives none; without it, the config must give one.
-        choices: The legal texts, or a function that returns them.
-        at_least: The smallest legal number.
-        above: Every legal number is larger than this one.
-        at_most: The largest legal number.
-        below: Every legal number is smaller than this one.
+    Without a default, the config must give a value.
     """
     limits = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     metadata = {"choices": choices, **{k: v for k, v in limits.items() if v is not None}}
@@ -91,13 +85,8 @@ def from_section(kind: type[T], values: Any, where: str) -> T:
 def check_fields(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return values of a section, some or all, converted to the types of its fields.
 
-    Args:
-        kind: The dataclass of the section.
-        values: The values by the names of their fields.
-        where: What errors call the section.
-
     Raises:
-        AdcamError: As :func:`check_options`.
+        AdcamError: As :func:`check_options`; ``where`` is what it calls the section.
     """
     items = {item.name: item.metadata for item in fields(kind) if item.init}
     hints = typing.get_type_hints(kind)

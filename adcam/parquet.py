@@ -172,10 +172,7 @@ def write_batches(
 ) -> None:
     """Write a table batch by batch, each as a row group, so that one is in memory at a time.
 
-    Args:
-        file: The open file.
-        columns: The columns as for :func:`encode_table`; only their kinds count.
-        batches: The tables, each with these columns.
+    Of ``columns``, which are those of every batch, only the kinds count.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

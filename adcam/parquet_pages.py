@@ -51,10 +51,7 @@ class RowGroup:
 
 
 def read_row_groups(file: IO[bytes]) -> list[RowGroup]:
-    """Read from the footer where the columns of each row group are.
-
-    Args:
-        file: The open file; it is left at another place.
+    """Read from the footer where the columns of each row group are; the file is left elsewhere.
 
     Raises:
         ValueError: There is no footer, or it lacks what a footer must have.
@@ -81,10 +78,10 @@ def _place(column: dict[int, Any]) -> tuple[int, int]:
 
 
 def measure_pages(file: IO[bytes], start: int, size: int) -> PageSizes:
-    """Add up what the headers of a column's pages say.
+    """Add up what the headers of a column's pages say; the file is left at another place.
 
     Args:
-        file: The open file; it is left at another place.
+        file: The open file.
         start: The offset of the first page.
         size: Bytes from there to the end of the last one.
 

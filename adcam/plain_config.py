@@ -42,10 +42,7 @@ def is_toml(path: Path) -> bool:
 
 
 def read_plain_config(path: Path) -> dict[str, Any]:
-    """Read a config that is no program.
-
-    Args:
-        path: A ``.json``, ``.toml``, ``.yaml`` or ``.yml`` file.
+    """Read a config that is no program: a ``.json``, ``.toml``, ``.yaml`` or ``.yml`` file.
 
     Raises:
         AdcamError: It is of another kind, damaged, too large, nested too deeply, or holds what is

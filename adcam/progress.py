@@ -49,25 +49,13 @@ _DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u206
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Yield the items and show how far the loop is, its rate and the time left.
-
-    Args:
-        items: The items to loop over.
-        description: The text before the bar, e.g. ``"generate"``.
-        total: The number of items.
-    """
+    """Yield the items and show how far the loop is, its rate and the time left."""
     shown = _bar if sys.stderr.isatty() else _lines
     yield from shown(items, printable(description), total)
 
 
 def format_line(description: str, done: int, total: int, seconds: float) -> str:
     """Format one line of progress.
-
-    Args:
-        description: The text before the numbers.
-        done: The number of items so far.
-        total: The number of all items.
-        seconds: The time since the start.
 
     Example:
         >>> format_line("generate", 30, 90, 15.0)

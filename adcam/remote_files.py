@@ -91,12 +91,7 @@ def find_size(path: str | Path) -> int | None:
 
 
 def read_part(path: str | Path, offset: int = 0, size: int | None = None) -> bytes:
-    """Read bytes of a file.
-
-    Args:
-        path: The file, of this machine or behind a URL.
-        offset: The first byte.
-        size: The number of bytes; ``None`` reads to the end.
+    """Read ``size`` bytes of a file from ``offset`` on, or all to the end.
 
     Raises:
         OSError: The file cannot be read.

@@ -425,11 +425,7 @@ class MethodSpec(Section):
             )
 
     def build(self, **defaults: Any) -> Method:
-        """The method with its options.
-
-        Args:
-            **defaults: Options that hold where this spec gives none of that name.
-        """
+        """The method with its options, and defaults where it has none of that name."""
         from adcam.cams import build_method
 
         return build_method(self.method, **{**defaults, **self.options})

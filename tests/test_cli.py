@@ -125,6 +125,22 @@ def test_help_and_version_load_nothing_heavy() -> None:
     assert "exit codes" in result.stdout and "--two-threshold LOW HIGH" in result.stdout
 
 
+def run_afresh(commands: list[str], *heavy: str) -> subprocess.CompletedProcess[str]:
+    """Run commands in one new process, which prints their exit codes and what it has loaded."""
+    script = (
+        "import shlex, sys\nfrom adcam.cli import main\n"
+        "codes = [main(shlex.split(line)) for line in sys.stdin.read().splitlines()]\n"
+        "print(codes, sorted(set(sys.argv[1:]) & set(sys.modules)))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, *heavy],
+        input="\n".join(commands),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
 def test_mistakes_are_refused_before_torch_is_imported(place: Path) -> None:
     commands = [
         "generate missing --checkpoint classifier.safetensors --out out",
@@ -161,18 +177,7 @@ def test_mistakes_are_refused_before_torch_is_imported(place: Path) -> None:
         "config show missing",
     ]
     (place / "cam.toml").write_text('[cam]\nmethod = "clip_es_form"\n')
-    script = (
-        "import shlex, sys\nfrom adcam.cli import main\n"
-        "codes = [main(shlex.split(line)) for line in sys.stdin.read().splitlines()]\n"
-        "print(codes, sorted({'torch', 'numpy', 'PIL', 'mmengine'} & set(sys.modules)))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        input="\n".join(commands),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    result = run_afresh(commands, "torch", "numpy", "PIL", "mmengine")
     assert result.stdout == f"{[2] * len(commands)} []\n", result.stderr
     errors = result.stderr.splitlines()
     assert len(errors) == len(commands) and all(": error: " in line for line in errors)
@@ -201,18 +206,7 @@ def test_labels_rules_and_sources_are_checked_without_torch(place: Path) -> None
         "--threshold 0.4 --out boxes.csv",
         "demo --weights missing --work-dir d",
     ]
-    script = (
-        "import shlex, sys\nfrom adcam.cli import main\n"
-        "codes = [main(shlex.split(line)) for line in sys.stdin.read().splitlines()]\n"
-        "print(codes, sorted({'torch', 'mmengine', 'timm'} & set(sys.modules)))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        input="\n".join(commands),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    result = run_afresh(commands, "torch", "mmengine", "timm")
     assert result.stdout == f"{[2] * len(commands)} []\n", result.stderr
 
 
@@ -222,19 +216,8 @@ def test_configs_of_plain_values_are_checked_without_torch(place: Path) -> None:
     changes = ["cam.scal=3", "cam.method_options.power=3", "mask.crf=tocco", "mask.rule=2"]
     commands = [f"{GENERATE} --config cam.toml --cfg-options {change}" for change in changes]
     commands += [f"{command} plain.toml" for command in ("train", "compare", "run")]
-    script = (
-        "import shlex, sys\nfrom adcam.cli import main\n"
-        "codes = [main(shlex.split(line)) for line in sys.stdin.read().splitlines()]\n"
-        "print(codes, 'torch' in sys.modules)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        input="\n".join(commands),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert result.stdout == f"{[2] * len(commands)} False\n", result.stderr
+    result = run_afresh(commands, "torch")
+    assert result.stdout == f"{[2] * len(commands)} []\n", result.stderr
 
 
 def test_the_core_does_without_any_extra(place: Path) -> None:

@@ -83,10 +83,11 @@ class Clock:
     def __exit__(self, *exc_info: object) -> None:
         OutputFolder.append = self._append  # type: ignore[method-assign]
 
-    def rate(self) -> float:
-        """Images a second behind the warm-up."""
-        first = int(WARM_UP * len(self.times))
-        return (len(self.times) - 1 - first) / (self.times[-1] - self.times[first])
+
+def compute_rate(times: list[float]) -> float:
+    """Images a second behind the warm-up."""
+    first = int(WARM_UP * len(times))
+    return (len(times) - 1 - first) / (times[-1] - times[first])
 
 
 def measure(root: Path, name: str, **options: Any) -> tuple[float, dict[str, float]]:
@@ -99,10 +100,10 @@ def measure(root: Path, name: str, **options: Any) -> tuple[float, dict[str, flo
         result = generate(images, labeler, out, labels="predicted", progress=False, **options)
     count = result.ok + len(result.failed)
     steps = {step: s / count for step, s in result.seconds.items() if step != "total"}
-    return clock.rate(), steps
+    return compute_rate(clock.times), steps
 
 
-def measure_shards(root: Path, images: int) -> float:
+def measure_shards(root: Path) -> float:
     """Images a second of two shards with one worker each, the start left out."""
     out = root / "shards"
     shutil.rmtree(out, ignore_errors=True)
@@ -113,9 +114,7 @@ def measure_shards(root: Path, images: int) -> float:
         subprocess.Popen([*words, str(index)], stdout=subprocess.PIPE, text=True)
         for index in range(2)
     ]
-    times = sorted(t for p in processes for t in json.loads(p.communicate()[0]))
-    first = int(WARM_UP * images)
-    return (len(times) - 1 - first) / (times[-1] - times[first])
+    return compute_rate(sorted(t for p in processes for t in json.loads(p.communicate()[0])))
 
 
 def shard(root: str, index: str) -> None:
@@ -152,7 +151,7 @@ def main() -> None:
             rates: dict[str, float] = {}
             rates["1 worker"], steps = measure(root, "one", workers=1)
             rates["2 workers"], _ = measure(root, "two", workers=2)
-            rates["2 shards"] = measure_shards(root, args.images)
+            rates["2 shards"] = measure_shards(root)
             rates["Ray, 2 processes"], _ = measure(root, "ray", engine=RayEngine(workers=2))
             stages = plan_stages(steps, 2, 0)
             rates["predicted for 2 workers"] = args.images / simulate(stages, args.images)

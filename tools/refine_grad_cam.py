@@ -55,7 +55,7 @@ def main() -> None:
     }
     rows = []
     for name in ROWS:
-        ious = {split: inter / union for split, (inter, union) in _of(counts, name).items()}
+        ious = {split: np.divide(*of_rows[name]) for split, of_rows in counts.items()}
         best = int(ious["train"].argmax())
         scores = (ious["train"][best], ious["val"][best], ious["val"].max())
         rows.append((name, f"{THRESHOLDS[best]:.2f}", *(f"{100 * s:.1f}" for s in scores)))
@@ -63,14 +63,8 @@ def main() -> None:
     write_csv(args.out, ("name", "threshold", "iou_train", "iou", "best_iou_oracle"), rows)
 
 
-def _of(counts: Any, name: str) -> dict[str, Any]:
-    return {split: of_rows[name] for split, of_rows in counts.items()}
-
-
-def count_split(
-    vit: Any, root: Path, split: str, num_images: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Count intersections and unions of every row at every threshold, int64 (thresholds,) each."""
+def count_split(vit: Any, root: Path, split: str, num_images: int) -> dict[str, np.ndarray]:
+    """Count intersections and unions of every row at every threshold, int64 (2, thresholds)."""
     counts = {name: np.zeros((2, len(THRESHOLDS)), dtype=np.int64) for name in ROWS}
     for number, (img, gt, class_id) in enumerate(find_images(root, split)):
         if number == num_images:
@@ -81,7 +75,7 @@ def count_split(
             for place, threshold in enumerate(THRESHOLDS):
                 found = (heat > threshold) & known
                 counts[name][:, place] += (found & truth).sum(), (found | truth).sum()
-    return {name: (inter, union) for name, (inter, union) in counts.items()}
+    return counts
 
 
 def find_images(root: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:

@@ -39,11 +39,7 @@ ROLE = re.compile(r":(?:mod|class|func|meth|attr|data):<code>~?([\w.]+)</code>")
 
 
 def map_pages(root: Path) -> dict[str, str]:
-    """Return the path in the site of every page from outside docs/, by its path in the repository.
-
-    Args:
-        root: The repository's root.
-    """
+    """Return each page from outside docs/, by its path in the repository: its path in the site."""
     operations = sorted((root / "adcam" / "ops").glob("*/README.md"))
     pages = {p.relative_to(root).as_posix(): f"operations/{p.parent.name}.md" for p in operations}
     return {**ROOT_PAGES, **pages}
@@ -75,11 +71,7 @@ def move_links(text: str, source: str, target: str, pages: dict[str, str]) -> st
 
 
 def list_public(inventory: Iterable[str]) -> list[str]:
-    """Return the dotted names of an inventory, without the members of its classes.
-
-    Args:
-        inventory: Lines of tests/api_surface.txt.
-    """
+    """Return the dotted names of the lines of an inventory, without the members of classes."""
     names = [re.split(r"[( ]", line.strip(), maxsplit=1)[0] for line in inventory if line.strip()]
     known = set(names)
     return [name for name in names if name.rpartition(".")[0] not in known and "__" not in name]

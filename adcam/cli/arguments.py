@@ -31,16 +31,10 @@ def add_command(
     *,
     of: str = "",
 ) -> argparse.ArgumentParser:
-    """Add the parser of a command.
+    """Add the parser of a command, or of an action ``of`` a command.
 
-    Args:
-        commands: What ``add_subparsers`` returned.
-        name: The name of the command.
-        run: What the command does; ``None`` for one that only has actions of its own.
-        summary: What the list of commands says of it.
-        description: What its help says of it.
-        examples: Calls that its help shows.
-        of: The command whose action this is.
+    The summary stands in the list of commands, description and examples in the command's own help.
+    ``run`` is ``None`` where there are only actions.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -65,13 +59,7 @@ def add_command(
 def add_config_arguments(
     parser: argparse.ArgumentParser, *, nargs: str | None = None, also: str = ""
 ) -> None:
-    """Add CONFIG, ``--work-dir`` and ``--cfg-options``.
-
-    Args:
-        parser: The parser of the command.
-        nargs: ``"?"`` where CONFIG may be left out.
-        also: What CONFIG may be besides.
-    """
+    """Add CONFIG (``nargs="?"``: it may be left out), ``--work-dir`` and ``--cfg-options``."""
     parser.add_argument(
         "config",
         nargs=nargs,
@@ -107,10 +95,7 @@ def add_stage_arguments(
 ) -> None:
     """Add ``--only``, ``--skip`` and ``--redo`` of a recipe.
 
-    Args:
-        parser: The parser of the command.
-        names: The names of the stages.
-        has_parts: Whether the config adds stages of other names, which are checked later.
+    With ``has_parts`` the config adds stages of other names, which are checked later.
     """
     choices = None if has_parts else tuple(names)
     parser.epilog = f"stages: {', '.join(names)}\n\n{parser.epilog}"
@@ -130,7 +115,6 @@ def stage_choices(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """Add ``--launcher``."""
     parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm"),

@@ -64,12 +64,7 @@ def show_warnings() -> None:
 
 
 def log_failures(failures: Mapping[str, str], *, rest: str = "") -> None:
-    """Print ids and errors of the first images that failed.
-
-    Args:
-        failures: The error of each image by its id.
-        rest: Where all of them are listed; it ends the line that counts those not shown.
-    """
+    """Print ids and errors of the first images that failed; ``rest`` says where all are listed."""
     for img_id in list(failures)[:_SHOWN_FAILURES]:
         log(printable(f"  {img_id}: {failures[img_id]}"))
     if rest and (more := len(failures) - _SHOWN_FAILURES) > 0:

@@ -343,16 +343,13 @@ def choose_device(args: argparse.Namespace) -> str | None:
 
 
 def report_run(args: argparse.Namespace, result: RunResult, what: str, manifest: Path | str) -> int:
-    """Print what became of the images of a run.
+    """Print what became of the images of a run, and return the exit code.
 
     Args:
         args: The command's arguments; ``--json`` gets the numbers.
         result: What the run did.
         what: What an image gets, such as ``"mask"``.
         manifest: Where all failures are listed.
-
-    Returns:
-        The exit code.
     """
     if args.json:
         from adcam.files import write_json

@@ -62,11 +62,7 @@ def add_label_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def refuse_label_arguments(args: argparse.Namespace) -> None:
-    """Refuse options of photographs where there is a config, which says the same.
-
-    Raises:
-        AdcamError: One is given.
-    """
+    """Refuse options of photographs where there is a config, which says the same."""
     for name, key in _KEYS.items():
         if getattr(args, name) is not None:
             says = (
@@ -88,12 +84,8 @@ def say_next_in(project: Project, command: str) -> None:
 def find_project(args: argparse.Namespace, purpose: str) -> Project:
     """The project in this folder.
 
-    Args:
-        args: The command's arguments.
-        purpose: What is missing on the command line where there is no project, e.g. ``"IMAGES"``.
-
     Raises:
-        AdcamError: There is none.
+        AdcamError: There is none; ``purpose`` names what the command line lacks, e.g. ``"IMAGES"``.
     """
     from adcam.project.project import CONFIG_NAME, open_project
 
@@ -110,13 +102,9 @@ def find_project(args: argparse.Namespace, purpose: str) -> Project:
 def set_up(
     args: argparse.Namespace, images: Path, folder: Path, *, overwrite: bool = False
 ) -> Project:
-    """Look at photographs and labels, say what they hold, and write a project.
+    """Look at photographs and labels, say what they hold, and write a project into ``folder``.
 
-    Args:
-        args: The options of :func:`add_label_arguments`.
-        images: The folder of the photographs.
-        folder: The folder of the project.
-        overwrite: Whether the files of another project may be replaced.
+    ``overwrite`` lets it replace the files of another project.
     """
     share = 0.2 if args.val_share is None else args.val_share
     if not 0 < share < 1:

@@ -29,9 +29,7 @@ def orderly_end(name: str) -> Iterator[None]:
     Python handles a signal between two of its own instructions, and a CRF of a large image is one
     of them. A thread therefore waits for signals too, and ends the process itself where the block
     has not ended after :data:`GRACE_S`. What is half done is done again when the command resumes.
-
-    Args:
-        name: The command, for the message.
+    The message names the command by ``name``.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

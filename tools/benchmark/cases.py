@@ -32,7 +32,7 @@ from adcam.labeling.generate import generate
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.run import RunResult, default_workers
 from adcam.metrics.localization import MaxBoxAccuracy
-from adcam.models.classifier_file import save_classifier
+from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.models.token_cam import TokenCAM
 from adcam.ops import (
     color_diffusion,
@@ -724,23 +724,14 @@ def _measure_command(words: Sequence[str]) -> Peak:
 
 
 def describe_case(name: str, setting: Setting) -> str:
-    """What a row calls the case: with the network, such as deit_tiny, where that is what is timed.
-
-    Args:
-        name: A key of :data:`CASES`.
-        setting: The options of the run.
-    """
+    """What a row calls the case: with the network, such as deit_tiny, where that is timed."""
     if name != "forward":
         return name
-    from adcam.models.classifier_file import load_classifier
-
     backbone = load_classifier(_checkpoint(setting)).network_options["backbone"]
     return f"{name} {backbone.partition('_patch')[0]}"
 
 
 def _network(setting: Setting) -> Any:
-    from adcam.models.classifier_file import load_classifier
-
     return load_classifier(_checkpoint(setting)).network.to(setting.device).eval()
 
 
@@ -776,8 +767,6 @@ def _images(count: int, setting: Setting) -> ImageDataset:
 
 
 def _classes_of(setting: Setting) -> list[str]:
-    from adcam.models.classifier_file import load_classifier
-
     if setting.checkpoint is None:
         raise ValueError("--data needs --checkpoint, a classifier of its classes")
     return list(load_classifier(setting.checkpoint).class_set.classes)

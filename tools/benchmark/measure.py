@@ -125,12 +125,7 @@ def is_gpu(device: str) -> bool:
 
 
 def add_graphs(variants: Mapping[str, Variant], device: str) -> dict[str, Variant]:
-    """On a GPU, add the variants that also run as CUDA graphs; a row holds both times.
-
-    Args:
-        variants: The variants by name.
-        device: ``"cpu"`` or the name of a CUDA device.
-    """
+    """On a GPU, add the variants that also run as CUDA graphs; a row holds both times."""
     graphs = {
         name + AS_GRAPH: replace(variant, run=Graph(variant.run))
         for name, variant in variants.items()
@@ -141,9 +136,6 @@ def add_graphs(variants: Mapping[str, Variant], device: str) -> dict[str, Varian
 
 def find_errors(variants: Mapping[str, Variant]) -> dict[str, float]:
     """Run every variant that has a check once, and return the errors by name.
-
-    Args:
-        variants: The variants by name.
 
     Raises:
         ValueError: An error is above the tolerance of its check, or no number.

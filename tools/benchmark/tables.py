@@ -48,11 +48,7 @@ class Figure:
 
 
 def format_tables(rows: Sequence[Row]) -> dict[str, str]:
-    """All tables by name, in the order of the page.
-
-    Args:
-        rows: What :func:`read_rows` returned.
-    """
+    """All tables by name, in the order of the page."""
     return {
         "peers": format_peers(rows),
         "growth": format_growth(rows),
@@ -158,11 +154,7 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
 
 
 def format_operations(rows: Sequence[Row]) -> str:
-    """The table of operations on a GPU. A number in bold meets its target.
-
-    Args:
-        rows: What :func:`read_rows` returned.
-    """
+    """The table of operations on a GPU. A number in bold meets its target."""
     lines = []
     for figure in list_figures():
         cells = [_format_cell(rows, figure, CALL)]
@@ -172,11 +164,7 @@ def format_operations(rows: Sequence[Row]) -> str:
 
 
 def format_generate(rows: Sequence[Row]) -> str:
-    """The table of runs of ``generate``, one line for each row that has its columns.
-
-    Args:
-        rows: What :func:`read_rows` returned.
-    """
+    """The table of runs of ``generate``, one line for each row that has its columns."""
     head = (
         *("commit", "type", "setting", "images/s once running (target: ≥ 200)"),
         *("first mask, s", "GPU busy (target: ≥ 60 %)"),
@@ -194,11 +182,7 @@ def format_generate(rows: Sequence[Row]) -> str:
 
 
 def format_peers(rows: Sequence[Row]) -> str:
-    """The table of ``generate`` beside the peers' recipe on a CPU.
-
-    Args:
-        rows: What :func:`read_rows` returned.
-    """
+    """The table of ``generate`` beside the peers' recipe on a CPU."""
     head = ("variant", "images", "seconds", "relative to the first", "processor seconds", "mIoU")
     lines = [
         (
@@ -213,11 +197,7 @@ def format_peers(rows: Sequence[Row]) -> str:
 
 
 def format_growth(rows: Sequence[Row]) -> str:
-    """The table of how memory and time of ``generate`` grow.
-
-    Args:
-        rows: What :func:`read_rows` returned.
-    """
+    """The table of how memory and time of ``generate`` grow."""
     head = ("images", "largest process, MiB", "seconds", "processor seconds")
     lines = [
         (

@@ -27,14 +27,7 @@ SIZES = ((784, 16), (1024, 16), (2304, 16), (2304, 1))
 
 
 def work_of(name: str, tokens: int, batch: int, device: str) -> Callable[[], Any]:
-    """A function that runs the kernel which a name of ``TILES`` stands for.
-
-    Args:
-        name: A key of :data:`adcam.ops._launch.TILES`.
-        tokens: Number of patches.
-        batch: Number of images.
-        device: The device to run on.
-    """
+    """A function that runs the kernel which a name of ``TILES`` stands for."""
     operation, _, kind = name.partition(", ")
     generator = torch.Generator().manual_seed(0)
     if operation in ("prepare", "walk", "two_hop_walk"):
@@ -76,24 +69,14 @@ def work_of(name: str, tokens: int, batch: int, device: str) -> Callable[[], Any
 
 
 def sizes_of(name: str) -> list[tuple[int, int]]:
-    """Those of ``SIZES`` that take the tile of a name.
-
-    Args:
-        name: A key of :data:`adcam.ops._launch.TILES`.
-    """
+    """Those of ``SIZES`` that take the tile of a name."""
     if "rows" not in name:
         return [*SIZES]
     return [(tokens, batch) for tokens, batch in SIZES if ("short" in name) == (tokens <= 1024)]
 
 
 def time_tiles(name: str, device: str, repeats: int) -> Iterator[tuple[int, int, list[float]]]:
-    """Yield patches, images and the median seconds of each tile.
-
-    Args:
-        name: A key of :data:`adcam.ops._launch.TILES`.
-        device: The device to run on.
-        repeats: How often each is measured.
-    """
+    """Yield patches, images and the median seconds of each tile."""
 
     def forced(tile: _launch.Tile, work: Callable[[], Any]) -> Any:
         with _launch.force_tile(name, tile):
