@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adcam.cli.arguments import check_weights, parse_pairs
 from adcam.cli.console import EXIT_OK, EXIT_SOME_FAILED, log, log_failures
-from adcam.errors import AdcamError
+from adcam.errors import AdcamError, join_some
 from adcam.progress import printable
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 CRF_NAMES = ("none", "toco", "irn", "psa", "clip_es", "weaktr")
 CRF_BACKENDS = ("auto", "lattice", "lattice-gpu", "pydensecrf")
 
-_SHOWN = 10
 _FEW = 16  # as adcam.labeling.run.INLINE_LIMIT
 
 
@@ -361,11 +360,10 @@ def report_run(args: argparse.Namespace, result: RunResult, what: str, manifest:
         failed = {failure.img_id: failure.error for failure in result.failed}
         log_failures(failed, rest=f", see {manifest}")
     if result.no_class:
-        shown = ", ".join(map(printable, result.no_class[:_SHOWN]))
-        more = f", … ({len(result.no_class) - _SHOWN} more)" if result.no_class[_SHOWN:] else ""
+        shown = printable(join_some(result.no_class, 10))
         log(
             f"In {len(result.no_class)} images the classifier found no class, so that their {what} "
-            f"is empty: {shown}{more}\nLower --label-threshold, or name the classes "
+            f"is empty: {shown}\nLower --label-threshold, or name the classes "
             "with --labels FILE.csv; --at-least-one takes the likeliest. "
             f"{manifest} says what each came to."
         )
