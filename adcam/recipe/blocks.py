@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
-from mmengine.config import Config
 
 from adcam.files import to_plain
 from adcam.recipe.stages import Recipe, Values, find_stale
@@ -181,6 +180,8 @@ def time_section(run: Run, more: Sequence[Block] = ()) -> Section:
 
 def provenance(run: Run) -> list[KeyValues]:
     """Command, versions, seeds, files and settings: what it takes to make everything again."""
+    from mmengine.config import Config  # which the report of `adcam generate` does without
+
     files: dict[str, Cell] = {
         f"{name}/{file}": digest
         for name, record in run.stages.items()
