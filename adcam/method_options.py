@@ -103,6 +103,8 @@ class ADCAMOptions(DiffusionOptions):
         num_steps: Diffusion steps; more spreads further. ``None`` with ``alpha`` is the limit of
             infinitely many.
         alpha: Restart: share of the diffused map in each step, in [0, 1]; ``None`` for none.
+        background_weight: How much the background that diffuses beside the classes counts against
+            them; a larger weight lowers a map more where background arrives. 0 leaves it out.
         clip_quantile: Quantile of each refined map at which its largest values are cut off, in
             (0, 1]. 1 cuts nothing; a smaller one gives more patches the top score.
         artifact_ratio: Share of the image's median agreement with the patches around it below which
@@ -128,7 +130,8 @@ class ADCAMOptions(DiffusionOptions):
     alpha: float | None = setting(None, at_least=0, at_most=1)
     layers: str | tuple[int, ...] = "last:1/2"
     cls_layers: str | tuple[int, ...] = "last:1/3"
-    clip_quantile: float = setting(0.985, above=0, at_most=1)
+    background_weight: float = setting(0.35, at_least=0)
+    clip_quantile: float = setting(1.0, above=0, at_most=1)
     artifact_ratio: float = setting(0.65, at_least=0, at_most=1)
     walk: str = setting("refined", choices=("refined", "two_hop"))
     two_hop_steps: int = setting(1, at_least=0)
@@ -184,7 +187,7 @@ METHOD_OPTIONS: Mapping[str, type[Section]] = MappingProxyType(
 
 DEFAULT_RULES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        "ad_cam": ("steepest:0.58", "voc-animals train, ad_cam at 448"),
+        "ad_cam": ("steepest:0.56", "voc-animals train, ad_cam at 448"),
         "refined": ("steepest:0.52", "voc-animals train, refined at 448"),
     }
 )

@@ -194,8 +194,8 @@ ANIMALS = ROOT / "configs/voc_animals/adcam_deit-tiny_10e_voc-animals.py"
     [
         ("compare.choose_strde=3", "compare: there is no key 'choose_strde'; .*'choose_stride'"),
         ("data.clases=[x]", "data: there is no key 'clases'; did you mean 'classes'"),
-        ("compare.rows.14.options.clip_quantile=abc", "'AD-CAM'.* must be a number, got 'abc'"),
-        ("compare.rows.14.options.clip_quantil=1", "did you mean 'clip_quantile'"),
+        ("compare.rows.15.options.clip_quantile=abc", "'AD-CAM'.* must be a number, got 'abc'"),
+        ("compare.rows.15.options.clip_quantil=1", "did you mean 'clip_quantile'"),
         ("compare.rows.14.method=adcam", "unknown method 'adcam'"),
         ("compare.rows.0.crf=toco", "has a CRF but no crf_thresholds"),
         ("compare.rows.0.rule=steep", "row 'CAM': background rule must be .*'steepest:"),

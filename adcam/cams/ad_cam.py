@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from adcam.cams.activation import DiffusionMethod, read_patch_attention
@@ -27,13 +28,16 @@ class ADCAM(ADCAMOptions, DiffusionMethod):
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
         start = self.start_maps(maps, class_ids)
         attn = read_patch_attention(maps, self.layers)
-        if self.walk == "two_hop":
-            spread = two_hop_walk(start.flatten(2), attn, num_steps=self.two_hop_steps)
+        if self.background_weight and class_ids.shape[1]:
+            spread = self._spread(add_background(start.flatten(2)), attn, maps.grid_hw)
+            spread = divide_with_background(spread, weight=self.background_weight)
         else:
-            spread = self._refine(start.flatten(2), attn, maps.grid_hw)
+            spread = self._spread(start.flatten(2), attn, maps.grid_hw)
         return clip_at_quantile(spread, quantile=self.clip_quantile).reshape(start.shape)
 
-    def _refine(self, start: Tensor, attn: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    def _spread(self, start: Tensor, attn: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+        if self.walk == "two_hop":
+            return two_hop_walk(start, attn, num_steps=self.two_hop_steps)
         options = RefineOptions(
             artifact_ratio=self.artifact_ratio,
             similarity=self.similarity,
@@ -44,6 +48,39 @@ class ADCAM(ADCAMOptions, DiffusionMethod):
             exact=self.exact,
         )
         return refine_maps(start, attn, grid_hw, options)
+
+
+def add_background(start: Tensor) -> Tensor:
+    """Append the start of background: what no class claims.
+
+    Args:
+        start: (..., K, N) non-negative; each map is scaled to its maximum.
+
+    Returns:
+        (..., K + 1, N) in [0, 1]. A map without activation stays empty.
+    """
+    peak = start.amax(dim=-1, keepdim=True).clamp_min(torch.finfo(start.dtype).tiny)
+    scaled = (start / peak).clamp_min(0)
+    return torch.cat([scaled, 1 - scaled.amax(dim=-2, keepdim=True)], dim=-2)
+
+
+def divide_with_background(spread: Tensor, *, weight: float) -> Tensor:
+    """Give each class its share of what has arrived of it and of background.
+
+    A map alone says how much has arrived, which depends on how widely it spread: a large object
+    is fainter than a small one. The share does not, and a few patches that kept what they started
+    with (a clique) score no higher than an object that background did not reach.
+
+    Args:
+        spread: (..., K + 1, N) non-negative, background last.
+        weight: How much background counts; more lowers a map where both have arrived.
+
+    Returns:
+        (..., K, N) in [0, 1]; 0 where nothing of the class has arrived.
+    """
+    classes, background = spread[..., :-1, :], spread[..., -1:, :]
+    tiny = torch.finfo(spread.dtype).tiny
+    return classes / (classes + weight * background).clamp_min(tiny)
 
 
 def clip_at_quantile(maps: Tensor, *, quantile: float) -> Tensor:

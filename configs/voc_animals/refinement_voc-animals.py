@@ -18,7 +18,7 @@ compare = dict(
     dtype="bfloat16",
     rows=[
         dict(name="AD-CAM, a constant", method="ad_cam", views=one),
-        dict(name="AD-CAM", method="ad_cam", views=one, rule="steepest:0.58"),
+        dict(name="AD-CAM", method="ad_cam", views=one, rule="steepest:0.56"),
         dict(
             name="refined, not diffused, a constant",
             method="refined",

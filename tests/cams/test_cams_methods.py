@@ -180,7 +180,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 UNMOVED: dict[str, dict[str, Any]] = {
     "mctformer_form": {"layers": "last:1"},
     "clip_es_form": {"num_steps": 0},
-    "ad_cam": {"num_steps": 0, "clip_quantile": 1.0, "artifact_ratio": 0.0},
+    "ad_cam": {"num_steps": 0, "background_weight": 0.0, "artifact_ratio": 0.0},
 }
 """Options with which little happens after the start."""
 
@@ -195,7 +195,8 @@ DEFAULT = {
     "negatives": "shift",
     "rival_weight": 0.5,
     "cls_layers": (0, 3),
-    "clip_quantile": 0.985,
+    "background_weight": 0.35,
+    "clip_quantile": 1.0,
     "artifact_ratio": 0.65,
     "color_steps": 10,
 }
@@ -219,7 +220,8 @@ DEFAULT = {
         {"init": "cam", "negatives": "relu"},
         *({"rival_weight": c} for c in (0.0, 0.9)),
         {"rival_weight": 0.3, "negatives": "relu"},
-        *({"clip_quantile": c} for c in (0.5, 1.0)),
+        *({"background_weight": w} for w in (0.0, 2.0)),
+        *({"clip_quantile": c, "background_weight": w} for c in (0.5, 0.985) for w in (0.0, 0.35)),
         *({"artifact_ratio": r} for r in (0.0, 0.97, 1.0)),
         {"artifact_ratio": 0.97, "similarity": "overlap", "num_steps": 3},
         {"color_steps": 0},  # colours are followed later, when the maps are fused
@@ -236,10 +238,9 @@ def test_ad_cam_equals_its_formula(change: dict[str, Any]) -> None:
     chosen = blocks.get(option["layers"], option["layers"])
     cls_layers = blocks.get(option["cls_layers"], option["cls_layers"])
     for b in range(2):
-        for k in range(2):
-            cam = maps.cam[b, class_ids[b, k]].numpy()
-            rival = maps.cam[b, class_ids[b, 1 - k]].numpy()
-            start = literal_start(
+        cams = [maps.cam[b, c].numpy() for c in class_ids[b]]
+        starts = [
+            literal_start(
                 cam,
                 rows[:, b],
                 option["init"],
@@ -248,21 +249,78 @@ def test_ad_cam_equals_its_formula(change: dict[str, Any]) -> None:
                 (rival,),
                 option["rival_weight"],
             )
-            mean_attn = attn[list(chosen), b].mean(axis=0)
-            stray = literal_artifacts(mean_attn, maps.grid_hw, option["artifact_ratio"])
-            kept = np.flatnonzero(~stray)
-            expected = np.zeros(len(stray))
-            expected[kept] = literal_ad_cam(mean_attn[np.ix_(kept, kept)], start[kept], option)
-            expected = literal_fill(expected, stray, maps.grid_hw)
+            for cam, rival in zip(cams, reversed(cams), strict=True)
+        ]
+        mean_attn = attn[list(chosen), b].mean(axis=0)
+        stray = literal_artifacts(mean_attn, maps.grid_hw, option["artifact_ratio"])
+        kept = np.flatnonzero(~stray)
+
+        def spread(
+            start: np.ndarray, *, attn: np.ndarray = mean_attn, stray: Any = stray, kept: Any = kept
+        ) -> np.ndarray:
+            walked = np.zeros(len(stray))
+            walked[kept] = literal_ad_cam(attn[np.ix_(kept, kept)], start[kept], option)
+            return literal_fill(walked, stray, maps.grid_hw)
+
+        weight = option["background_weight"]
+        scaled = [np.maximum(start / start.max(), 0) for start in starts]
+        background = 1 - np.maximum(*scaled)
+        for k in range(2):
+            if weight:
+                arrived = spread(scaled[k])
+                total = arrived + weight * spread(background)
+                expected = np.divide(arrived, total, where=total > 0, out=np.zeros_like(total))
+            else:
+                expected = spread(starts[k])
             expected = np.minimum(expected, np.quantile(expected, option["clip_quantile"]))
             np.testing.assert_allclose(got[b, k].reshape(-1), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_background_that_arrives_lowers_a_map_and_more_so_with_a_larger_weight() -> None:
+    maps, _, _ = make_maps()
+    class_ids = ids((4, 0), (1, 3))
+    light, heavy = (
+        run("ad_cam", maps, class_ids, background_weight=weight) for weight in (0.1, 1.0)
+    )
+    assert light.min() >= 0
+    assert light.max() <= 1
+    assert (heavy <= light).all()
+    assert (heavy < light).any()
+
+
+def test_a_large_object_is_as_bright_as_a_small_one_where_no_background_arrives() -> None:
+    """Blocks of 4 and 16 patches that each start from one lit patch, and background beside them."""
+    sizes = (4, 16, 80)
+    attn = torch.block_diag(*(torch.full((n, n), 1 / n, dtype=torch.float64) for n in sizes))
+    cam = torch.zeros(2, 100, dtype=torch.float64)
+    cam[0, 0] = cam[1, 4] = 1
+    maps = TokenMaps(
+        logits=torch.zeros(1, 2),
+        cam=cam.reshape(1, 2, 10, 10),
+        grid_hw=(10, 10),
+        depth=1,
+        attn_patch2patch={(0,): attn[None]},
+    )
+    options = {"init": "cam", "layers": (0,), "artifact_ratio": 0.0, "rival_weight": 0.0}
+    got = run("ad_cam", maps, ids((0, 1)), **options, background_weight=0.5).reshape(2, 100)
+    small, large = 1 / (1 + 0.5 * 3), 1 / (1 + 0.5 * 15)  # one lit patch for 3 and 15 others
+    np.testing.assert_allclose(got[0], [small] * 4 + [0] * 96, rtol=1e-9)
+    np.testing.assert_allclose(got[1], [0] * 4 + [large] * 16 + [0] * 80, rtol=1e-9)
+
+
+def test_a_class_without_activation_gets_an_empty_map() -> None:
+    maps, _, _ = make_maps()
+    maps.cam[0, 2] = 1.0  # a constant map has nothing above its minimum
+    got = run("ad_cam", maps, ids((2, 0), (1, 3)))
+    assert not got[0, 0].any()
+    assert got[0, 1].any()
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 3])
 def test_the_quick_form_walks_as_many_steps_as_asked_for(num_steps: int) -> None:
     """P = A D^-1 A^T with A the attention scaled to row sums 1 and D its column sums."""
     maps, attn, rows = make_maps()
-    options = {"walk": "two_hop", "two_hop_steps": num_steps, "clip_quantile": 1.0}
+    options = {"walk": "two_hop", "two_hop_steps": num_steps, "background_weight": 0.0}
     got = run("ad_cam", maps, ids((3,), (0,)), **options)
     for b, c in enumerate((3, 0)):
         start = literal_start(maps.cam[b, c].numpy(), rows[:, b], "coupled", "shift", (2, 3))
@@ -295,7 +353,7 @@ def test_patches_that_attend_to_each_other_alone_do_not_outshine_the_object() ->
         depth=1,
         attn_patch2patch={(0,): attn[None]},
     )
-    options = {"init": "cam", "layers": (0,), "artifact_ratio": 0.0}
+    options = {"init": "cam", "layers": (0,), "artifact_ratio": 0.0, "background_weight": 0.0}
     kept = run("ad_cam", maps, ids((0,)), **options, clip_quantile=1.0).reshape(-1)
     cut = run("ad_cam", maps, ids((0,)), **options, clip_quantile=0.985).reshape(-1)
     np.testing.assert_allclose(kept, cam.numpy(), rtol=1e-9)
@@ -551,8 +609,10 @@ def test_competition_does_not_depend_on_the_scale_of_a_class() -> None:
 @pytest.mark.parametrize("name", FROM_CLASS_MAPS)
 def test_classes_come_in_the_order_asked_and_independent_of_each_other(name: str) -> None:
     maps, _, _ = make_maps()
-    alone = [run(name, maps, ids((c,), (c,))) for c in range(CLASSES)]
-    got = run(name, maps, ids((4, 0, 2, 0), (1, 1, 3, 4)), rival_weight=0.0)
+    # Classes that compete, or share a background, are not independent.
+    options = {"rival_weight": 0.0, **({"background_weight": 0.0} if name == "ad_cam" else {})}
+    alone = [run(name, maps, ids((c,), (c,)), **options) for c in range(CLASSES)]
+    got = run(name, maps, ids((4, 0, 2, 0), (1, 1, 3, 4)), **options)
     assert got.shape == (2, 4, *GRID)
     for b, chosen in enumerate(((4, 0, 2, 0), (1, 1, 3, 4))):
         for k, c in enumerate(chosen):
@@ -784,7 +844,7 @@ def test_ad_cam_takes_artifacts_out_and_fills_them_in() -> None:
     cam[[18, 19, 26, 27]] = 0.5  # the object, weakly lit
     cam[clique] = 1.0
     maps = draw_maps(cam, attn, (8, 8))
-    options: dict[str, Any] = {"init": "cam", "clip_quantile": 1.0}
+    options: dict[str, Any] = {"init": "cam"}
     plain = build_method("ad_cam", **options, artifact_ratio=0.0)(maps, ids((0,))).flatten()
     assert plain.topk(4).indices.sort().values.tolist() == clique
     cleaned = build_method("ad_cam", **options)(maps, ids((0,))).flatten()

@@ -217,14 +217,14 @@ def test_option_of_ad_cam() -> None:
         model="made by hand",
     )
     ids = torch.tensor([[0, 2], [1, 2]])
-    method = build_method("ad_cam", **{"walk": "two_hop", "clip_quantile": 1, "artifact_ratio": 0})
+    method = build_method("ad_cam", **{"walk": "two_hop", "background_weight": 0, "artifact_ratio": 0})
     start = method.start_maps(maps, ids)
     want = two_hop_walk(start.flatten(2), maps.attn_patch2patch[0,]).unflatten(2, (4, 5))
     assert torch.equal(method(maps, ids), want)
-    refined = build_method("ad_cam", **{"clip_quantile": 1, "artifact_ratio": 0})(maps, ids)
+    refined = build_method("ad_cam", **{"background_weight": 0, "artifact_ratio": 0})(maps, ids)
     assert (refined - want).abs().max() > 1e-3
     still = build_method(
         "ad_cam",
-        **{"walk": "two_hop", "two_hop_steps": 0, "clip_quantile": 1, "artifact_ratio": 0},
+        **{"walk": "two_hop", "two_hop_steps": 0, "background_weight": 0, "artifact_ratio": 0},
     )
     assert torch.equal(still(maps, ids), start)
