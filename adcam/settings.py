@@ -302,8 +302,8 @@ class MaskSettings(Section):
     """How class maps become masks.
 
     Attributes:
-        rule: Where background ends: ``"constant:0.58"``, ``"steepest:0.58"``, ``"otsu"``, …
-            By default ``"steepest:0.58"``, or ``"steepest:0.52"`` for the method ``"refined"``,
+        rule: Where background ends: ``"constant:0.56"``, ``"steepest:0.56"``, ``"otsu"``, …
+            By default ``"steepest:0.56"``, or ``"steepest:0.52"`` for the method ``"refined"``,
             both chosen on this project's own data.
         chosen_on: What ``rule`` was chosen on, for the record.
         two_threshold: A low and a high background score in place of ``rule``: pixels that the two

@@ -631,7 +631,7 @@ def test_another_configuration_is_refused_with_a_diff(
     capsys.readouterr()
     assert run(f"{GENERATE} --labels labels.csv --threshold 0.7 --flip") == 2
     err = capsys.readouterr().err
-    assert 'labeler.rule: "steepest:0.58" -> "constant:0.7"' in err
+    assert 'labeler.rule: "steepest:0.56" -> "constant:0.7"' in err
     assert "labeler.views.flip: false -> true" in err and "--overwrite" in err
     assert {p: p.read_bytes() for p in (place / "out").rglob("*.*")} == masks
     assert run(f"{GENERATE} --labels labels.csv --threshold 0.7 --flip --overwrite") == 0

@@ -3,11 +3,10 @@
     python tools/labels_and_thresholds.py CONFIG --classifiers A.safetensors B.safetensors \\
         --names "seed 1" "seed 2" --out docs/results
 
-Every second image of ``data.val`` is scored, with AD-CAM's options ``artifact_ratio=0.65
-color_steps=10`` at 448 pixels. Label thresholds are chosen on the labels of every second image of
-the first list of ``data.train``: nothing of ``data.val`` is used, though the classifiers learnt
-from these images. No rule for the background sees a mask, apart from the best constant and the best
-of each image, which are called oracle.
+Every second image of ``data.val`` is scored, with AD-CAM at 448 pixels. Label thresholds are chosen
+on the labels of every second image of the first list of ``data.train``: nothing of ``data.val`` is
+used, though the classifiers learnt from these images. No rule for the background sees a mask, apart
+from the best constant and the best of each image, which are called oracle.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ from adcam.metrics.miou import MeanIoU, ThresholdCurve
 from adcam.settings import Settings, load_settings
 from adcam.structures import ClassMaps
 
-OPTIONS = {"artifact_ratio": 0.65, "color_steps": 10}
-T0 = 0.58
+T0 = 0.56
 BINS = 256
 LABEL_ROWS = (
     "given",
@@ -164,9 +162,7 @@ def measure(
     scores = PseudoLabeler.from_checkpoint(path, method="cam", **options)
     records = [record.img_id for record in train.records][::stride]
     thresholds = calibrate(train.subset(records), scores, progress=False).thresholds.values
-    labeler = PseudoLabeler.from_checkpoint(
-        path, method_options=OPTIONS, rule=f"steepest:{T0}", **options
-    )
+    labeler = PseudoLabeler.from_checkpoint(path, rule=f"steepest:{T0}", **options)
     num = len(labeler.class_set.classes)
     labels = {name: LabelScores(val.class_set.num_classes) for name in LABEL_ROWS}
     rules = RuleScores(val.class_set.num_classes, val.class_set.mask_values)

@@ -8,6 +8,7 @@ proportion to it. The formulas are this project's own; docs/methods.md derives a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +29,11 @@ class ADCAM(ADCAMOptions, DiffusionMethod):
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
         start = self.start_maps(maps, class_ids)
         attn = read_patch_attention(maps, self.layers)
-        if self.background_weight and class_ids.shape[1]:
-            spread = self._spread(add_background(start.flatten(2)), attn, maps.grid_hw)
-            spread = divide_with_background(spread, weight=self.background_weight)
-        else:
-            spread = self._spread(start.flatten(2), attn, maps.grid_hw)
+        spread = spread_beside_background(
+            start.flatten(2),
+            lambda start: self._spread(start, attn, maps.grid_hw),
+            weight=self.background_weight,
+        )
         return clip_at_quantile(spread, quantile=self.clip_quantile).reshape(start.shape)
 
     def _spread(self, start: Tensor, attn: Tensor, grid_hw: tuple[int, int]) -> Tensor:
@@ -50,36 +51,32 @@ class ADCAM(ADCAMOptions, DiffusionMethod):
         return refine_maps(start, attn, grid_hw, options)
 
 
-def add_background(start: Tensor) -> Tensor:
-    """Append the start of background: what no class claims.
+def spread_beside_background(
+    start: Tensor, spread: Callable[[Tensor], Tensor], *, weight: float
+) -> Tensor:
+    """Spread classes and their background, and give each class its share of what arrives.
+
+    A map alone says how much of a class has arrived, which is little where an object is large or
+    few of its patches were lit at first. The share compares it with the background that arrives at
+    the same place. That background diffuses as the classes do is PSA's (Ahn and Kwak, arXiv
+    1803.10464, section 3.3); the share is this project's.
 
     Args:
-        start: (..., K, N) non-negative; each map is scaled to its maximum.
+        start: (..., K, N), non-negative; values below 0 count as 0 unless ``weight`` is 0.
+        spread: Diffuses (..., K + 1, N) maps in [0, 1], the classes, each scaled to its maximum,
+            and what no class claims: 1 less the highest of them.
+        weight: κ in class / (class + κ background); a larger one lowers a map more where background
+            arrives. 0 spreads the start as it is.
 
     Returns:
-        (..., K + 1, N) in [0, 1]. A map without activation stays empty.
+        (..., K, N), in [0, 1]. A class whose start is empty stays empty.
     """
-    peak = start.amax(dim=-1, keepdim=True).clamp_min(torch.finfo(start.dtype).tiny)
-    scaled = (start / peak).clamp_min(0)
-    return torch.cat([scaled, 1 - scaled.amax(dim=-2, keepdim=True)], dim=-2)
-
-
-def divide_with_background(spread: Tensor, *, weight: float) -> Tensor:
-    """Give each class its share of what has arrived of it and of background.
-
-    A map alone says how much has arrived, which depends on how widely it spread: a large object
-    is fainter than a small one. The share does not, and a few patches that kept what they started
-    with (a clique) score no higher than an object that background did not reach.
-
-    Args:
-        spread: (..., K + 1, N) non-negative, background last.
-        weight: How much background counts; more lowers a map where both have arrived.
-
-    Returns:
-        (..., K, N) in [0, 1]; 0 where nothing of the class has arrived.
-    """
-    classes, background = spread[..., :-1, :], spread[..., -1:, :]
-    tiny = torch.finfo(spread.dtype).tiny
+    if not weight or not start.shape[-2]:
+        return spread(start)
+    tiny = torch.finfo(start.dtype).tiny
+    scaled = start.clamp_min(0) / start.amax(dim=-1, keepdim=True).clamp_min(tiny)
+    arrived = spread(torch.cat([scaled, 1 - scaled.amax(dim=-2, keepdim=True)], dim=-2))
+    classes, background = arrived[..., :-1, :], arrived[..., -1:, :]
     return classes / (classes + weight * background).clamp_min(tiny)
 
 

@@ -203,7 +203,7 @@ def add_mask_arguments(mask: argparse._ArgumentGroup) -> None:
         "--bg",
         metavar="RULE",
         help="where background ends: a score in [0, 1] (larger: more background), "
-        "power:A, otsu or steepest:T (default: steepest:0.58; with --method refined "
+        "power:A, otsu or steepest:T (default: steepest:0.56; with --method refined "
         "steepest:0.52)",
     )
     rules.add_argument(

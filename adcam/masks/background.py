@@ -66,7 +66,7 @@ def parse_rule(rule: str | float | BackgroundRule, *, chosen_on: str = "given") 
 
     Args:
         rule: ``"0.35"``, ``0.35`` or ``"constant:0.35"``, ``"power:4"``, ``"otsu"``,
-            ``"steepest:0.58"``; a :class:`BackgroundRule` stays as it is.
+            ``"steepest:0.56"``; a :class:`BackgroundRule` stays as it is.
         chosen_on: The split the value was chosen on.
 
     Raises:
@@ -289,7 +289,7 @@ def default_rule(method: str = "ad_cam") -> BackgroundRule:
 
     Example:
         >>> str(default_rule("ts_cam")), str(default_rule("refined"))
-        ('steepest:0.58', 'steepest:0.52')
+        ('steepest:0.56', 'steepest:0.52')
     """
     text, chosen_on = DEFAULT_RULES.get(method, DEFAULT_RULES["ad_cam"])
     return parse_rule(text, chosen_on=chosen_on)

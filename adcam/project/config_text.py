@@ -119,7 +119,7 @@ class Setup:
     drop_path_rate: float = 0.1
     min_area: float = 0.35
     head_rate: float = 10.0
-    rule: str = "steepest:0.58"
+    rule: str = "steepest:0.56"
     method_options: Mapping[str, Any] = field(default_factory=dict)
     weights: str = "timm"
 
@@ -137,6 +137,8 @@ _SHAPES = Setup(
         "negatives": "relu",
         "num_steps": 4,
         "rival_weight": 0.0,
+        "background_weight": 0.0,
+        "clip_quantile": 0.985,
         "artifact_ratio": 0.0,
         "color_steps": 0,
     },

@@ -29,7 +29,7 @@ from_scratch = dict(
 cam = dict(scales=[96])
 views = dict(scales=[96])
 # Chosen on train. The class token of so small a network looks at single patches, so AD-CAM starts
-# from the class maps alone, and goes further.
+# from the class maps alone, and goes further; cutting maps off serves better than background here.
 # No animal goes with another here, so that competition only takes.
 alone = dict(rival_weight=0.0)
 ad_cam = dict(
@@ -37,6 +37,8 @@ ad_cam = dict(
     negatives="relu",
     num_steps=4,
     rival_weight=0.0,
+    background_weight=0.0,
+    clip_quantile=0.985,
     artifact_ratio=0.0,
     color_steps=0,
 )

@@ -217,7 +217,9 @@ def test_option_of_ad_cam() -> None:
         model="made by hand",
     )
     ids = torch.tensor([[0, 2], [1, 2]])
-    method = build_method("ad_cam", **{"walk": "two_hop", "background_weight": 0, "artifact_ratio": 0})
+    method = build_method(
+        "ad_cam", **{"walk": "two_hop", "background_weight": 0, "artifact_ratio": 0}
+    )
     start = method.start_maps(maps, ids)
     want = two_hop_walk(start.flatten(2), maps.attn_patch2patch[0,]).unflatten(2, (4, 5))
     assert torch.equal(method(maps, ids), want)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adcam.cams.activation import read_patch_attention
-from adcam.cams.ad_cam import ADCAM, clip_at_quantile
+from adcam.cams.ad_cam import ADCAM, clip_at_quantile, spread_beside_background
 from adcam.data.dataset import ImageDataset
 from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
 from adcam.data.shapes import make_shapes
@@ -545,12 +545,13 @@ def _ad_cam_reference(method: ADCAM, maps: TokenMaps, ids: Tensor) -> Tensor:
     """The maps of AD-CAM by the references of all operations."""
     start = method.start_maps(maps, ids)
     options = RefineOptions(**{f.name: getattr(method, f.name) for f in fields(RefineOptions)})
-    refined = refinement.refine_maps(
+    attn = read_patch_attention(maps, method.layers)
+    refined = spread_beside_background(
         start.flatten(2),
-        read_patch_attention(maps, method.layers),
-        maps.grid_hw,
-        options,
-        backend="reference",
+        lambda start: refinement.refine_maps(
+            start, attn, maps.grid_hw, options, backend="reference"
+        ),
+        weight=method.background_weight,
     )
     return clip_at_quantile(refined, quantile=method.clip_quantile).reshape(start.shape)
 

@@ -55,7 +55,12 @@ def all_attention(blocks: Sequence[nn.Module]) -> Any:
             handle.remove()
 
 
-PLAIN = {"artifact_ratio": 0.0, "color_steps": 0}
+PLAIN = {
+    "artifact_ratio": 0.0,
+    "background_weight": 0.0,
+    "clip_quantile": 0.985,
+    "color_steps": 0,
+}
 """Options of AD-CAM as attention and diffusion alone, the steps that the peers' recipe has too."""
 
 
