@@ -73,7 +73,7 @@ def main(checkpoint: str, folder: str) -> None:
         {
             "one step": heat(img, walks[0][0, 0]),
             "two steps": heat(img, walks[1][0, 0]),
-            "cut off": heat(img, refined[0, 0]),
+            "share": heat(img, refined[0, 0]),
             "colours": overlay_heat(img, label.maps["cat"]),
             "mask": overlay_mask(img, label.mask, ORANGE),
         },
