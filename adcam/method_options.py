@@ -104,7 +104,8 @@ class ADCAMOptions(DiffusionOptions):
             infinitely many.
         alpha: Restart: share of the diffused map in each step, in [0, 1]; ``None`` for none.
         background_weight: How much the background that diffuses beside the classes counts against
-            them; a larger weight lowers a map more where background arrives. 0 leaves it out.
+            them; a larger weight lowers a map more where background arrives. 0 leaves it out. With
+            ``rival_weight=0`` each class has its own background, without the other classes.
         clip_quantile: Quantile of each refined map at which its largest values are cut off, in
             (0, 1]. 1 cuts nothing; a smaller one gives more patches the top score.
         artifact_ratio: Share of the image's median agreement with the patches around it below which

@@ -33,6 +33,7 @@ class ADCAM(ADCAMOptions, DiffusionMethod):
             start.flatten(2),
             lambda start: self._spread(start, attn, maps.grid_hw),
             weight=self.background_weight,
+            shared=self.rival_weight > 0,
         )
         return clip_at_quantile(spread, quantile=self.clip_quantile).reshape(start.shape)
 
@@ -52,7 +53,7 @@ class ADCAM(ADCAMOptions, DiffusionMethod):
 
 
 def spread_beside_background(
-    start: Tensor, spread: Callable[[Tensor], Tensor], *, weight: float
+    start: Tensor, spread: Callable[[Tensor], Tensor], *, weight: float, shared: bool
 ) -> Tensor:
     """Spread classes and their background, and give each class its share of what arrives.
 
@@ -63,10 +64,12 @@ def spread_beside_background(
 
     Args:
         start: (..., K, N), non-negative; values below 0 count as 0 unless ``weight`` is 0.
-        spread: Diffuses (..., K + 1, N) maps in [0, 1], the classes, each scaled to its maximum,
-            and what no class claims: 1 less the highest of them.
+        spread: Diffuses maps (..., K', N) in [0, 1]: the classes, each scaled to its maximum, and
+            background, which is 1 less what classes claim.
         weight: κ in class / (class + κ background); a larger one lowers a map more where background
             arrives. 0 spreads the start as it is.
+        shared: Whether background is what no class claims, one map for all. Otherwise each class
+            has its own, what it does not claim itself, and no result depends on other classes.
 
     Returns:
         (..., K, N), in [0, 1]. A class whose start is empty stays empty.
@@ -75,8 +78,9 @@ def spread_beside_background(
         return spread(start)
     tiny = torch.finfo(start.dtype).tiny
     scaled = start.clamp_min(0) / start.amax(dim=-1, keepdim=True).clamp_min(tiny)
-    arrived = spread(torch.cat([scaled, 1 - scaled.amax(dim=-2, keepdim=True)], dim=-2))
-    classes, background = arrived[..., :-1, :], arrived[..., -1:, :]
+    claimed = scaled.amax(dim=-2, keepdim=True) if shared else scaled
+    arrived = spread(torch.cat([scaled, 1 - claimed], dim=-2))
+    classes, background = arrived.split([scaled.shape[-2], claimed.shape[-2]], dim=-2)
     return classes / (classes + weight * background).clamp_min(tiny)
 
 

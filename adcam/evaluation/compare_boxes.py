@@ -165,16 +165,14 @@ def compare_boxes(
 def _without_rivals(specs: Sequence[MethodSpec]) -> list[MethodSpec]:
     """Let no class compete: predicted classes are alternatives, not classes of one image.
 
-    Methods whose classes do not compete, such as ``"refined"``, have no such options.
+    Methods whose classes do not compete, such as ``"refined"``, have no such option.
     """
-    alone = {"rival_weight": 0.0, "background_weight": 0.0}
     return [
-        replace(spec, options={**_known_to(spec.method, alone), **spec.options}) for spec in specs
+        replace(spec, options={"rival_weight": 0.0, **spec.options})
+        if hasattr(METHODS.get(spec.method), "rival_weight")
+        else spec
+        for spec in specs
     ]
-
-
-def _known_to(method: str, options: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in options.items() if hasattr(METHODS.get(method), name)}
 
 
 def _result(

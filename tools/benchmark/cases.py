@@ -552,6 +552,7 @@ def _ad_cam_reference(method: ADCAM, maps: TokenMaps, ids: Tensor) -> Tensor:
             start, attn, maps.grid_hw, options, backend="reference"
         ),
         weight=method.background_weight,
+        shared=method.rival_weight > 0,
     )
     return clip_at_quantile(refined, quantile=method.clip_quantile).reshape(start.shape)
 
