@@ -193,7 +193,7 @@ def test_it_is_the_method_with_its_defaults(cam: Tensor, layers: list[Tensor]) -
     assert not torch.allclose(adcam.refine(cam, layers, power=5), adcam.refine(cam, layers))
     still = adcam.refine(
         *(cam, layers),
-        **{"init": "cam", "num_steps": 0, "clip_quantile": 1, "artifact_ratio": 0},
+        **{"init": "cam", "num_steps": 0, "background_weight": 0, "artifact_ratio": 0},
         rival_weight=0,
     )
     low, high = cam.amin(dim=(1, 2), keepdim=True), cam.amax(dim=(1, 2), keepdim=True)
