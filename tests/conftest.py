@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -122,6 +122,22 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = TokenCAM(num_fg_classes=class_set.num_fg_classes, **options)
     save_classifier(path, network, options, class_set, {})
     return path
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """The images, their height and their width in the first scale of every pass of a network."""
+    from adcam.labeling.map_maker import MapMaker
+
+    forward, seen = MapMaker.forward, []
+
+    def record(self: MapMaker, *batches: torch.Tensor) -> Any:
+        images, _, height, width = batches[0].shape
+        seen.append((images, height, width))
+        return forward(self, *batches)
+
+    monkeypatch.setattr(MapMaker, "forward", record)
+    return seen
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,8 @@ from PIL import Image
 
 from adcam import settings as adcam_settings
 from adcam.cli import build_parser, info, main, refine
-from adcam.cli.labeler import CRF_BACKENDS, CRF_NAMES
 from adcam.data.png import read_mask, voc_palette, write_mask
 from adcam.errors import AdcamError
-from adcam.masks import crf as crf_module
 from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.version import __version__
 
@@ -378,9 +376,14 @@ def test_the_options_of_methods_are_known_without_them() -> None:
     assert method_options.NORMALIZATIONS == diffusion.NORMALIZATIONS
 
 
-def test_the_command_line_knows_the_crfs() -> None:
-    assert set(CRF_NAMES) == set(adcam_settings.CRF_NAMES) == {"none", *crf_module.CRF_PARAMS}
-    assert set(CRF_BACKENDS) == set(crf_module.CRF_BACKENDS)
+def test_the_command_line_knows_the_crfs_and_the_default_rules(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rules = adcam_settings.DEFAULT_RULES
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"{rules['ad_cam'][0]}; with --method refined {rules['refined'][0]})" in text
 
 
 def test_options_reach_the_configuration(place: Path) -> None:

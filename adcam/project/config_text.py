@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from adcam.method_options import DEFAULT_RULES
+
 _TEMPLATE = """\
 # A project of adcam, written by `adcam init`: {num_classes}, {num_train} photographs to learn from.
 # Run in this folder, without options: adcam train, generate, report, convert.
@@ -119,7 +121,7 @@ class Setup:
     drop_path_rate: float = 0.1
     min_area: float = 0.35
     head_rate: float = 10.0
-    rule: str = "steepest:0.56"
+    rule: str = DEFAULT_RULES["ad_cam"][0]
     method_options: Mapping[str, Any] = field(default_factory=dict)
     weights: str = "timm"
 
