@@ -79,7 +79,7 @@ def plan_batches(inputs: Sequence[Sequence[Tensor]], batch_size: int) -> Iterato
 
 def plan_groups(
     items: Iterable[T],
-    find_sizes: Callable[[T], Hashable] | None,
+    find_sizes: Callable[[T], Hashable],
     *,
     batch_size: int,
     is_done: Callable[[T], bool] = lambda item: False,
@@ -89,8 +89,7 @@ def plan_groups(
     Args:
         items: All images, those that are done included, which only complete their batch.
         find_sizes: The function that finds the input sizes of an image, ``None`` where they are not
-            known; those come in larger groups, to be searched when they are read. Without the
-            function no sizes are known.
+            known; those come in larger groups, to be searched when they are read.
         batch_size: Most images in a batch.
         is_done: The function that tells whether an image is done.
     """
@@ -100,7 +99,7 @@ def plan_groups(
             if all(map(is_done, window)):
                 continue
             sizes: Iterable[Hashable] = itertools.repeat(None, len(window))
-            if find_sizes is not None and batch_size > 1:
+            if batch_size > 1:
                 sizes = run_ahead(
                     lambda item: readers.submit(find_sizes, item), window, max_ahead=4 * batch_size
                 )

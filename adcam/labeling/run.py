@@ -11,9 +11,9 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from adcam.data.dataset import ImageDataset
-from adcam.data.images import fit_hw, read_image_hw
 from adcam.errors import AdcamError, join_some
 from adcam.files import hash_bytes, hash_values
 from adcam.labeling.device_steps import DeviceSteps
@@ -40,8 +39,6 @@ from adcam.labeling.executor import (
 from adcam.labeling.inputs import (
     BATCH_SIZE,
     READERS,
-    Resizer,
-    find_unread,
     in_groups,
     plan_groups,
     window_size,
@@ -58,6 +55,7 @@ from adcam.labeling.steps import (
     Made,
     Mapped,
     Task,
+    find_input_sizes,
     label_window,
     work_on,
 )
@@ -404,6 +402,7 @@ class Run:
         max_pixels = self.labeler.options.max_pixels
         sizing: dict[str, Any] = {"resizer": maker.resizer, "max_pixels": max_pixels}
         work = partial(work_on, job=job, **sizing)
+        find_sizes: Callable[[Task], Hashable] = partial(find_input_sizes, **sizing)
         with one_thread(), quick_turns(), ExitStack() as stack:
             submit: Callable[[Any], Future[Any]]
             if workers:
@@ -412,8 +411,8 @@ class Run:
                     workers,
                     on_crash=record_crash,
                     max_bytes=worker_memory(),
-                    # After a run that was killed, each image is read in a worker, which may be
-                    # lost.
+                    # After a run that was killed, each image is opened and read in a process that
+                    # may be lost.
                     meanwhile=None if self._is_suspicious else work,
                 )
                 submit = stack.enter_context(pool).submit
@@ -421,11 +420,10 @@ class Run:
                 threads = ThreadPoolExecutor(READERS)
                 stack.callback(threads.shutdown, cancel_futures=True)
                 submit = partial(threads.submit, work)
+            if self._is_suspicious:
+                find_sizes = stack.enter_context(_find_elsewhere(find_sizes))
             groups = plan_groups(
-                tasks,
-                None if self._is_suspicious else partial(find_input_sizes, **sizing),
-                batch_size=self.batch_size,
-                is_done=attrgetter("is_done"),
+                tasks, find_sizes, batch_size=self.batch_size, is_done=attrgetter("is_done")
             )
             ahead = 2 * self.batch_size + workers
             decoded = in_groups(submit, groups, max_ahead=ahead)
@@ -542,17 +540,14 @@ def _plan_windows(tasks: Iterable[Task], batch_size: int) -> Iterator[tuple[Task
             yield window
 
 
-def find_input_sizes(
-    task: Task, *, resizer: Resizer, max_pixels: int
-) -> tuple[tuple[int, int], ...] | None:
-    """Find the sizes at which the network will see an image, by the head of its file.
-
-    Returns:
-        Height and width at every scale; ``None`` where there is no such file of its own.
-    """
-    if task.problem or task.packed is not None:
-        return None
-    return find_unread(lambda: resizer.find_sizes(fit_hw(read_image_hw(task.img_path), max_pixels)))
+@contextmanager
+def _find_elsewhere(find: Callable[[Task], Hashable]) -> Iterator[Callable[[Task], Hashable]]:
+    """Find sizes in another process; those of an image that has cost two are unknown, ``None``."""
+    pool: WorkerPool[Task, Hashable] = WorkerPool(
+        find, 1, on_crash=lambda *_: None, max_bytes=worker_memory()
+    )
+    with pool:
+        yield lambda task: pool.submit(task).result()
 
 
 def isolate_crash(

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
 import numpy as np
 import torch
 
-from adcam.data.images import fit_pixels, read_image
+from adcam.data.images import fit_hw, fit_pixels, read_image, read_image_hw
 from adcam.data.packed_images import PackedImage
 from adcam.errors import lacks_memory, one_line
-from adcam.labeling.inputs import Resizer, plan_batches
+from adcam.labeling.inputs import Resizer, find_unread, plan_batches
 from adcam.structures import ClassMaps, PseudoMask
 
 if TYPE_CHECKING:
@@ -225,6 +225,19 @@ class MaskMaking:
             [image.img for image in images],
             [image.ori_hw for image in images],
         )
+
+
+def find_input_sizes(
+    task: Task, *, resizer: Resizer, max_pixels: int
+) -> tuple[tuple[int, int], ...] | None:
+    """Find the sizes at which the network will see an image, by the head of its file.
+
+    Returns:
+        Height and width at every scale; ``None`` where there is no such file of its own.
+    """
+    if task.problem or task.packed is not None:
+        return None
+    return find_unread(lambda: resizer.find_sizes(fit_hw(read_image_hw(task.img_path), max_pixels)))
 
 
 def decode(task: Task, *, resizer: Resizer, max_pixels: int) -> Decoded | Failed:

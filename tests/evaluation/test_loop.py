@@ -35,8 +35,7 @@ from adcam.labeling.generate import generate
 from adcam.labeling.graphs import GraphCache
 from adcam.labeling.inputs import BATCH_SIZE, plan_groups
 from adcam.labeling.map_maker import MapMaker
-from adcam.labeling.run import find_input_sizes
-from adcam.labeling.steps import Task
+from adcam.labeling.steps import Task, find_input_sizes
 from adcam.masks.background import BackgroundRule
 from adcam.masks.crf import refine_batch
 from adcam.metrics.miou import MeanIoU

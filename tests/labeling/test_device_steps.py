@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers import OpCounter
+from helpers import DeadlyResizer, OpCounter
 from PIL import Image
 
 from adcam.cams import activation
@@ -40,7 +40,7 @@ from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.mask_job import MaskJob
 from adcam.labeling.mask_maker import MaskMaker
-from adcam.labeling.run import Run, find_input_sizes
+from adcam.labeling.run import Run
 from adcam.labeling.steps import (
     Decoded,
     Failed,
@@ -48,6 +48,7 @@ from adcam.labeling.steps import (
     Mapped,
     Task,
     decode,
+    find_input_sizes,
     finish,
     infer_window,
     make,
@@ -60,6 +61,7 @@ from adcam.models.token_cam import TokenCAM
 from adcam.settings import TestViews
 
 SIZES = [(40, 64), (64, 40), (40, 64), (41, 64), (40, 64), (64, 40), (40, 64)]
+LEFT_LOCK = '{"process": 1, "host": "gone"}'  # as a run that was killed leaves it
 
 
 def make_photos(folder: Path, sizes: Sequence[tuple[int, int]] = SIZES) -> list[Task]:
@@ -142,7 +144,7 @@ def test_batches_are_planned_of_images_of_one_size_unread(
     # Unknown sizes: larger groups, in which equal ones are looked for when they are read.
     tasks[1] = replace(tasks[1], img_path=tmp_path / "missing.png")
     assert [1] in plan(tasks)
-    assert plan(tasks, find=None) == [[0, 1, 2, 3, 4, 5, 6]]
+    assert plan(tasks, find=lambda task: None) == [[0, 1, 2, 3, 4, 5, 6]]
     assert plan(tasks, batch_size=1) == [[i] for i in range(7)]
     monkeypatch.setattr(inputs_module, "_WIDE_WINDOW", 2)
     assert {index for group in plan(tasks)[:3] for index in group} == {0, 1, 2, 3}
@@ -587,11 +589,36 @@ def test_the_rest_of_a_run_makes_the_batches_that_the_whole_made(
         passes.clear()
     masks = sorted((out / "masks").iterdir())
     before = [path.read_bytes() for path in masks]
-    masks[14].unlink()  # of its size, the fifth image
-    result = generate(images, labeler, out, workers=1, **how)
-    assert (result.ok, result.skipped) == (1, 23)
-    assert [images for images, *_ in passes] == [*blank, 4]
-    assert [path.read_bytes() for path in masks] == before
+    for was_killed in (False, True):
+        masks[14].unlink()  # of its size, the fifth image
+        passes.clear()
+        if was_killed:
+            (out / ".adcam-lock").write_text(LEFT_LOCK)
+        result = generate(images, labeler, out, workers=1, **how)
+        assert (result.ok, result.skipped) == (1, 23)
+        assert [images for images, *_ in passes] == [*blank, 4]
+        assert [path.read_bytes() for path in masks] == before
+
+
+def test_an_image_whose_head_killed_a_run_costs_the_next_one_processes_and_no_more(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    passes: list[tuple[int, int, int]],
+) -> None:
+    make_photos(tmp_path / "photos")
+    monkeypatch.setattr(Run, "_on_cpu", False)
+    labeler = load(tiny_checkpoint, method="cam")
+    resizer = DeadlyResizer(**vars(labeler.map_maker.resizer))
+    monkeypatch.setattr(MapMaker, "resizer", resizer)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".adcam-lock").write_text(LEFT_LOCK)
+    how: dict[str, Any] = {"labels": "predicted", "batch_size": 4, "progress": False}
+    result = generate(load_folder(tmp_path / "photos"), labeler, out, **how)
+    assert result.ok == 6 and [failure.img_id for failure in result.failed] == ["03"]
+    assert result.failed[0].error.startswith("it cost two worker processes, killed by SIGKILL")
+    assert [images for images, *_ in passes] == [1, 4, 2]  # a blank one, then those of each size
 
 
 def test_rates_are_those_of_the_run(
