@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from adcam.structures import TokenMaps
 class ADCAM(ADCAMOptions, DiffusionMethod):
     """Refine the attention, then diffuse the activation along it."""
 
+    backend: ClassVar[str] = "auto"  # of the operations; measurements compare with "reference"
+
     def __call__(self, maps: TokenMaps, class_ids: Tensor) -> Tensor:
         """Return (B, K, h, w) non-negative maps for class ids (B, K)."""
         start = self.start_maps(maps, class_ids)
@@ -39,7 +42,7 @@ class ADCAM(ADCAMOptions, DiffusionMethod):
 
     def _spread(self, start: Tensor, attn: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         if self.walk == "two_hop":
-            return two_hop_walk(start, attn, num_steps=self.two_hop_steps)
+            return two_hop_walk(start, attn, num_steps=self.two_hop_steps, backend=self.backend)
         options = RefineOptions(
             artifact_ratio=self.artifact_ratio,
             similarity=self.similarity,
@@ -49,7 +52,7 @@ class ADCAM(ADCAMOptions, DiffusionMethod):
             alpha=self.alpha,
             exact=self.exact,
         )
-        return refine_maps(start, attn, grid_hw, options)
+        return refine_maps(start, attn, grid_hw, options, backend=self.backend)
 
 
 def spread_beside_background(

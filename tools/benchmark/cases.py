@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from measure import ROOT, Check, Peak, Variant, is_gpu
 from torch import Tensor
 from torch.nn import functional as F
 
-from adcam.cams.activation import read_patch_attention
-from adcam.cams.ad_cam import ADCAM, clip_at_quantile, spread_beside_background
+from adcam.cams.ad_cam import ADCAM
 from adcam.data.dataset import ImageDataset
 from adcam.data.score_maps import SCORE_MAP_HW, read_score_map
 from adcam.data.shapes import make_shapes
@@ -491,7 +490,7 @@ def _build_forward(side: int, setting: Setting) -> dict[str, Variant]:
     wanted: dict[str, Any] = {
         "plain": maps.logits,
         "capture": _tensors_of(maps),
-        "capture + AD-CAM": _ad_cam_reference(method, maps, ids[[0, -1]]),
+        "capture + AD-CAM": ReferenceADCAM()(maps, ids[[0, -1]]),
         "all attention by hooks": [maps.cam, attn],
         "torch.compile, plain": maps.logits,
     }
@@ -541,20 +540,10 @@ def _forward_reference(
     return maps, attn
 
 
-def _ad_cam_reference(method: ADCAM, maps: TokenMaps, ids: Tensor) -> Tensor:
-    """The maps of AD-CAM by the references of all operations."""
-    start = method.start_maps(maps, ids)
-    options = RefineOptions(**{f.name: getattr(method, f.name) for f in fields(RefineOptions)})
-    attn = read_patch_attention(maps, method.layers)
-    refined = spread_beside_background(
-        start.flatten(2),
-        lambda start: refinement.refine_maps(
-            start, attn, maps.grid_hw, options, backend="reference"
-        ),
-        weight=method.background_weight,
-        shared=method.rival_weight > 0,
-    )
-    return clip_at_quantile(refined, quantile=method.clip_quantile).reshape(start.shape)
+class ReferenceADCAM(ADCAM):
+    """AD-CAM by the references of all operations."""
+
+    backend = "reference"
 
 
 def _inference(run: Callable[[], Any], device: str, dtype: str) -> Callable[[], Any]:
