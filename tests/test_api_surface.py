@@ -36,6 +36,7 @@ MODULES = (
     "adcam.boxes.ts_cam",
     "adcam.boxes.wsol",
     "adcam.metrics.classification",
+    "adcam.metrics.influence",
     "adcam.metrics.localization",
     "adcam.metrics.miou",
 )

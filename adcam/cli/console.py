@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,12 @@ def print_scores(result: Mapping[str, Any], title: str = "Scores in percent") ->
     print_table(("class", "IoU", "precision", "recall"), rows, title)
     policy = ", ".join(f"{key} {value}" for key, value in result["policy"].items())
     ignored = 100 * (result["ignored_share"] or 0)
-    show(f"{result['num_images']} images; {ignored:.1f} % of the pixels left uncertain; {policy}")
+    error = result.get("miou_image_error")
+    told = "" if error is None else f", which leave the mean uncertain by ± {error:.1f} points"
+    show(
+        f"{result['num_images']} images{told}; {ignored:.1f} % of the pixels left uncertain; "
+        f"{policy}"
+    )
 
 
 def print_comparison(comparison: AnyComparison) -> None:
@@ -110,11 +116,27 @@ def print_comparison(comparison: AnyComparison) -> None:
 
 
 def _print_methods(methods: Sequence[MethodScores], choose_on: str, report_on: str) -> None:
-    header = ("method", f"background (numbers chosen on {choose_on})", f"mIoU {report_on}, %")
+    header = (
+        "method",
+        f"background (numbers chosen on {choose_on})",
+        f"mIoU {report_on}, %",
+        "± images",
+    )
     rows = [
-        (m.name, m.background + (", given" if m.is_given else ""), f"{m.miou:.1f}") for m in methods
+        (
+            m.name,
+            m.background + (", given" if m.is_given else ""),
+            f"{m.miou:.1f}",
+            _format_error(m.image_error),
+        )
+        for m in methods
     ]
     print_table(header, rows, "")
+
+
+def _format_error(points: float) -> str:
+    """A standard error over images; nothing where it is not known."""
+    return "" if math.isnan(points) else f"{points:.1f}"
 
 
 def _print_boxes(methods: Sequence[BoxScores], split: str) -> None:
@@ -145,13 +167,15 @@ def _print_spreads(repeated: RepeatedComparison) -> None:
 
     compare, rows = repeated.settings.compare, compute_rows(repeated)
     measure = "MaxBoxAccV2" if repeated.is_by_boxes else "mIoU"
-    header = ("method", "mean ± std", *repeated.members, f"difference from {compare.reference_row}")
+    difference = f"against {compare.reference_row}"
+    header = ("method", "mean ± std", *repeated.members, difference, "± images")
     lines = [
         (
             row.spec.name,
             row.main.format(),
             *(f"{value:.1f}" for value in row.main.values),
             row.describe_difference(),
+            _format_error(row.difference_image_error),
         )
         for row in rows
     ]

@@ -16,6 +16,7 @@ from adcam.evaluation.mask_folder import build_labeler, open_mask_folder
 from adcam.evaluation.masks import MaskScore, MaskScores, ThresholdSweep
 from adcam.evaluation.pictures import Pictures, SmallImage
 from adcam.masks.background import BackgroundRule, parse_rule
+from adcam.metrics.influence import compute_image_error
 from adcam.metrics.miou import MeanIoUResult, ThresholdCurveResult
 from adcam.settings import MethodSpec
 from adcam.structures import ClassSet
@@ -32,6 +33,7 @@ class MethodResult:
         result: The scores on the reporting split by that rule.
         curve: The sweep of all thresholds on the reporting split; ``None`` with a CRF.
         image_mious: The mean IoU of each reported image by itself in percent, by image id.
+        influences: What each of them does to the mean IoU, in points, by image id.
     """
 
     spec: MethodSpec
@@ -40,6 +42,7 @@ class MethodResult:
     result: MeanIoUResult
     curve: ThresholdCurveResult | None
     image_mious: Mapping[str, float] = field(default_factory=dict)
+    influences: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def threshold(self) -> float | None:
@@ -129,7 +132,11 @@ def compare_methods(
     for spec in specs:
         choice, curve = choices[spec.name], curves.get(spec.name)
         score, miou = found[choice], chosen_mious[spec.name]
-        results.append(MethodResult(spec, choice.rule, miou, score.result, curve, score.mious))
+        results.append(
+            MethodResult(
+                spec, choice.rule, miou, score.result, curve, score.mious, score.influences
+            )
+        )
     return MethodComparison(
         tuple(results),
         (masks if masks in evaluators else scores).compute()[last],
@@ -228,6 +235,7 @@ def format_csv(results: Sequence[MethodResult], class_set: ClassSet) -> str:
             "threshold": "" if item.threshold is None else f"{item.threshold:.2f}",
             "miou_choosing": f"{item.chosen_miou:.2f}",
             "miou": f"{item.result.miou:.2f}",
+            "miou_image_error": f"{compute_image_error(item.influences.values()):.2f}",
             "best_miou_oracle": f"{item.curve.best_miou:.2f}" if item.curve else "",
         }
         for value in (0, *class_set.mask_values):

@@ -13,6 +13,7 @@ from adcam.data.png import write_mask
 from adcam.errors import AdcamError
 from adcam.evaluation.mapping import MappedImage, MaskChoice
 from adcam.labeling.output_folder import describe_files, mask_path
+from adcam.metrics.influence import compute_influences, list_areas, mean_of_areas
 from adcam.metrics.miou import (
     Average,
     MeanIoU,
@@ -77,10 +78,13 @@ class MaskScore:
     Attributes:
         result: The scores over all images.
         mious: The mean IoU of each image by itself in percent, by image id.
+        influences: What each image does to ``result.miou``, in points, by image id
+            (:func:`adcam.metrics.influence.compute_influences`).
     """
 
     result: MeanIoUResult
     mious: Mapping[str, float]
+    influences: Mapping[str, float]
 
 
 class MaskCounts:
@@ -98,7 +102,7 @@ class MaskCounts:
         self._num_classes = num_classes
         self._pred_ignore = pred_ignore
         self._total = MeanIoU(num_classes, average=average, pred_ignore=pred_ignore)
-        self._mious: dict[str, float] = {}
+        self._areas: dict[str, np.ndarray] = {}
 
     def update(self, img_id: str, pred: np.ndarray, gt: np.ndarray) -> None:
         """Count one image.
@@ -113,18 +117,18 @@ class MaskCounts:
         """
         confusion = compute_confusion(pred, gt, num_classes=self._num_classes)
         self._total.add_confusion(confusion)
-        single = MeanIoU(self._num_classes, pred_ignore=self._pred_ignore)
-        single.add_confusion(confusion)
-        self._mious[img_id] = single.compute().miou
+        self._areas[img_id] = list_areas(confusion, pred_ignore=self._pred_ignore)
 
     def merge(self, other: MaskCounts) -> None:
         """Add the counts of another instance on other images."""
         self._total.merge(other._total)
-        self._mious |= other._mious
+        self._areas |= other._areas
 
     def compute(self) -> MaskScore:
         """Compute the scores of everything counted so far."""
-        return MaskScore(self._total.compute(), self._mious)
+        result = self._total.compute()
+        mious = {img_id: mean_of_areas(areas) for img_id, areas in self._areas.items()}
+        return MaskScore(result, mious, compute_influences(self._areas, result))
 
 
 class MaskScores:

@@ -18,13 +18,14 @@ from adcam.data.voc import voc_class_set
 from adcam.errors import AdcamError, join_some
 from adcam.evaluation.masks import MaskCounts, MaskScore
 from adcam.evaluation.unsupervised import UnsupervisedRules
-from adcam.files import find_files, match_id, read_json
+from adcam.files import find_files, match_id, read_json, to_json
 from adcam.labeling.maps_file import StoredMaps, load_maps
 from adcam.labeling.output_folder import (
     CONFIG_NAME,
     maps_folder,
     masks_folder,
 )
+from adcam.metrics.influence import compute_image_error
 from adcam.metrics.miou import Average, PredIgnore, ThresholdCurve, name_classes
 from adcam.progress import track
 from adcam.structures import IGNORE_INDEX, ClassSet
@@ -68,8 +69,9 @@ def evaluate_masks(
         progress: Whether to show progress on standard error.
 
     Returns:
-        The values of :func:`adcam.metrics.miou.name_classes`, and ``missing_predictions``.
-        JSON-serialisable.
+        The values of :func:`adcam.metrics.miou.name_classes`, ``miou_image_error`` (the standard
+        error of ``miou`` over the images, ``None`` for fewer than two) and
+        ``missing_predictions``. JSON-serialisable.
 
     Raises:
         AdcamError: Masks are missing, two files have one id, two masks of one image differ in size
@@ -106,10 +108,12 @@ def evaluate_masks(
         with _comparing(pred_path, pred.shape, gt_path, gt.shape):
             counts.update(img_id, pred, gt)
     _refuse_binary(gt_masks, pred_masks)
-    result = name_classes(counts.compute().result, classes)
+    score = counts.compute()
+    result = name_classes(score.result, classes)
     if num_classes is None:
         result["policy"]["num_classes"] = max(gt_masks.highest, pred_masks.highest) + 1
-    return {**result, "missing_predictions": missing}
+    error = to_json(compute_image_error(score.influences.values()))
+    return {**result, "miou_image_error": error, "missing_predictions": missing}
 
 
 def _check_numbers(gt_dir: Path, predicted: Mapping[str, int]) -> None:

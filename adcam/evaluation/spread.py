@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from adcam.evaluation.mapping import describe_method
 from adcam.files import format_csv
+from adcam.metrics.influence import compute_image_error
 from adcam.report.text import format_number
 from adcam.settings import MethodSpec
 
 Scores = Mapping[str, Mapping[str, float]]
 """What one classifier gives: by name of the method the value of each measure."""
+
+Influences = Mapping[str, Mapping[str, float]]
+"""By name of the method what each image does to its score with one classifier, by image id."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,16 @@ class MethodSpread:
         measures: The spread of each measure, the one that counts first.
         difference: The paired differences of the first measure from the reference method's;
             ``None`` for the reference itself.
+        image_error: The standard error of the mean of the first measure over images; NaN where it
+            is not known.
+        difference_image_error: That of the mean difference, over the same images.
     """
 
     spec: MethodSpec
     measures: Mapping[str, Spread]
     difference: Spread | None
+    image_error: float = math.nan
+    difference_image_error: float = math.nan
 
     @property
     def main(self) -> Spread:
@@ -88,13 +97,14 @@ class MethodSpread:
     def verdict(self) -> str:
         """``"reference"``, ``"higher"``, ``"lower"``, ``"none"``, or ``""`` where a score is NaN.
 
-        A difference that is not larger than its spread over the classifiers is called none.
+        A difference is called none if it is not larger than its spread over the classifiers, or not
+        larger than its standard error over the images.
         """
         if self.difference is None:
             return "reference"
         if math.isnan(self.difference.mean):
             return ""
-        if self.difference.is_none:
+        if self.difference.is_none or abs(self.difference.mean) <= self.difference_image_error:
             return "none"
         return "higher" if self.difference.mean > 0 else "lower"
 
@@ -107,7 +117,10 @@ class MethodSpread:
 
 
 def compute_spreads(
-    specs: Sequence[MethodSpec], scores: Sequence[Scores], reference: str
+    specs: Sequence[MethodSpec],
+    scores: Sequence[Scores],
+    reference: str,
+    influences: Sequence[Influences] = (),
 ) -> list[MethodSpread]:
     """Mean and spread of every method, and its difference from one of them.
 
@@ -116,6 +129,8 @@ def compute_spreads(
         scores: What each classifier gives, with the same methods and measures, the one that counts
             first; at least two classifiers.
         reference: The name of the method that others are compared with.
+        influences: What each image does to the measure that counts, for each classifier; none where
+            it is not known.
 
     Returns:
         One entry a method, in their order.
@@ -137,21 +152,32 @@ def compute_spreads(
     }
     main = next(iter(found[reference]))
     base = found[reference][main]
-    return [
-        MethodSpread(
-            spec,
-            found[spec.name],
-            None if spec.name == reference else found[spec.name][main].minus(base),
-        )
-        for spec in specs
-    ]
+    means = {spec.name: _mean_influences(influences, spec.name) for spec in specs}
+    rows = []
+    for spec in specs:
+        own, others = means[spec.name], means[reference]
+        row = MethodSpread(spec, found[spec.name], None, compute_image_error(own.values()))
+        if spec.name != reference:
+            error = compute_image_error(own[i] - others[i] for i in own.keys() & others.keys())
+            difference = row.main.minus(base)
+            row = replace(row, difference=difference, difference_image_error=error)
+        rows.append(row)
+    return rows
+
+
+def _mean_influences(influences: Sequence[Influences], name: str) -> dict[str, float]:
+    """What each image does to the mean of a method's scores over the classifiers."""
+    found = [one[name] for one in influences]
+    known = (i for i in (found[0] if found else ()) if all(i in one for one in found))
+    return {i: sum(one[i] for one in found) / len(found) for i in known}
 
 
 def format_spread_csv(rows: Sequence[MethodSpread], classifiers: Sequence[str]) -> str:
     """Format the table as CSV: one line a method, percent with two digits.
 
-    ``_std`` is the sample standard deviation over the classifiers. ``difference`` is that of the
-    first measure from the row that is called the reference under ``verdict``.
+    ``_std`` is the sample standard deviation over the classifiers, ``_image_error`` the standard
+    error over the images. ``difference`` is that of the first measure from the row that is called
+    the reference under ``verdict``.
 
     Args:
         rows: The methods.
@@ -164,10 +190,12 @@ def format_spread_csv(rows: Sequence[MethodSpread], classifiers: Sequence[str]) 
             **describe_method(row.spec),
             "classifiers": len(classifiers),
             **_format_pair(main, row.main),
+            f"{main}_image_error": _format(row.image_error),
         }
         for name, value in zip(classifiers, row.main.values, strict=True):
             line[f"{main} {name}"] = _format(value)
         line |= _format_pair("difference", row.difference)
+        line["difference_image_error"] = _format(row.difference_image_error)
         line["verdict"] = row.verdict
         for measure in others:
             line |= _format_pair(measure, row.measures[measure])

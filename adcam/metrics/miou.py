@@ -463,8 +463,18 @@ def _class_index(values: np.ndarray, name: str, num_classes: int, ignore_index: 
     return index
 
 
-def _areas(confusion: np.ndarray, pred_ignore: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels correct, predicted and true per class, each (…, n), of confusion (…, n, n + 1)."""
+def count_areas(
+    confusion: np.ndarray, pred_ignore: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count the pixels that are correct, predicted and true of each class.
+
+    Args:
+        confusion: (..., n, n + 1), as :func:`compute_confusion` returns it.
+        pred_ignore: As for :class:`MeanIoU`.
+
+    Returns:
+        Three arrays (..., n).
+    """
     answered = confusion[..., :-1]
     scored = answered if pred_ignore == "drop" else confusion
     correct = np.diagonal(answered, axis1=-2, axis2=-1)
@@ -473,7 +483,7 @@ def _areas(confusion: np.ndarray, pred_ignore: str) -> tuple[np.ndarray, np.ndar
 
 def _mean_iou(confusion: np.ndarray, average: str, pred_ignore: str) -> np.ndarray:
     """Mean IoU in percent, (…), of confusion (…, n, n + 1); NaN where no class is chosen."""
-    correct, predicted, true = _areas(confusion, pred_ignore)
+    correct, predicted, true = count_areas(confusion, pred_ignore)
     union = predicted + true - correct
     chosen = true > 0 if average == "gt_present" else union > 0
     iou = np.where(chosen, ratio(correct, union), 0.0)
@@ -483,7 +493,7 @@ def _mean_iou(confusion: np.ndarray, average: str, pred_ignore: str) -> np.ndarr
 def _build_result(
     confusion: np.ndarray, miou: float, num_images: int, policy: dict[str, Any]
 ) -> MeanIoUResult:
-    correct, predicted, true = _areas(confusion, policy.get("pred_ignore", "miss"))
+    correct, predicted, true = count_areas(confusion, policy.get("pred_ignore", "miss"))
     frozen = confusion.copy()
     frozen.setflags(write=False)
     return MeanIoUResult(

@@ -153,6 +153,7 @@ def scores_table(results: ComparisonResults, command: str) -> Table:
             Column("background", hint="below this score, or by this rule of each image"),
             Column(f"mIoU {choose_split}", hint="where thresholds were chosen"),
             Column(f"mIoU {split}", best="max", bar_max=100.0),
+            Column("±", hint="standard error over the images: how far others would move the mIoU"),
             Column("best on split", hint="with the threshold chosen on the reported split"),
             Column("loss", hint="what the chosen threshold loses against the best on the split"),
         ],
@@ -162,6 +163,7 @@ def scores_table(results: ComparisonResults, command: str) -> Table:
                 method.background + (", given" if method.is_given else ""),
                 method.chosen_miou,
                 method.miou,
+                method.image_error,
                 method.best_miou,
                 None if method.best_miou is None else method.best_miou - method.miou,
             ]

@@ -221,16 +221,17 @@ def compute_rows(repeated: RepeatedComparison) -> list[MethodSpread]:
         AdcamError: A classifier has no scores yet.
     """
     section = repeated.settings.compare
-    scores = [_read_measures(member) for member in repeated.members.values()]
-    return compute_spreads(section.rows, scores, section.reference_row)
-
-
-def _read_measures(member: Comparison) -> dict[str, dict[str, float]]:
-    """The measures of every method on one classifier, the one that counts first."""
-    if member.is_by_boxes:
-        return {scores.name: _measure_boxes(scores) for scores in compare.read_box_methods(member)}
-    class_set = member.report_set().class_set
-    return {m.name: _measure_masks(m, class_set) for m in compare.read_methods(member)}
+    scores: list[dict[str, dict[str, float]]] = []
+    influences: list[dict[str, Mapping[str, float]]] = []
+    for member in repeated.members.values():
+        if repeated.is_by_boxes:
+            boxes = compare.read_box_methods(member)
+            scores.append({found.name: _measure_boxes(found) for found in boxes})
+            continue
+        methods, class_set = compare.read_methods(member), member.report_set().class_set
+        scores.append({found.name: _measure_masks(found, class_set) for found in methods})
+        influences.append({found.name: found.influences for found in methods})
+    return compute_spreads(section.rows, scores, section.reference_row, influences)
 
 
 def _measure_masks(scores: MethodScores, class_set: ClassSet) -> dict[str, float]:
@@ -277,6 +278,8 @@ def _run_table(repeated: RepeatedComparison, folder: Path) -> dict[str, Any]:
             "name": row.spec.name,
             "verdict": row.verdict,
             "difference": row.difference and list(row.difference.values),
+            "image_error": row.image_error,
+            "difference_image_error": row.difference_image_error,
             "measures": {measure: list(spread.values) for measure, spread in row.measures.items()},
         }
         for row in rows

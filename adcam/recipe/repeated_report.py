@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,8 @@ from adcam.report.model import (
     Table,
 )
 from adcam.structures import ClassSet
+
+_IMAGE_ERROR = "standard error of the mean difference over the images: how far others would move it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +96,7 @@ def describe_spreads(results: RepeatedResults) -> list[str]:
     order = sorted(results.rows, key=lambda row: -row.main.mean)
     listed = "; ".join(f"{row.spec.name} {row.main.format()}" for row in order)
     none = [row.spec.name for row in results.rows if row.verdict == "none"]
-    told = f"No difference from {results.reference} beyond its spread: {'; '.join(none)}."
+    told = f"No difference from {results.reference} beyond its uncertainty: {'; '.join(none)}."
     return [
         f"{results.measure}, mean ± sample standard deviation over {len(results.members)} "
         f"classifiers: {listed}.",
@@ -103,6 +106,7 @@ def describe_spreads(results: RepeatedResults) -> list[str]:
 
 def spread_table(results: RepeatedResults) -> Table:
     """Mean and spread of each method, each classifier's number, and the paired difference."""
+    has_errors = not all(math.isnan(row.difference_image_error) for row in results.rows)
     columns = [
         *METHOD_COLUMNS,
         Column(f"mean {results.measure} {results.split}", best="max", bar_max=100.0),
@@ -112,6 +116,7 @@ def spread_table(results: RepeatedResults) -> Table:
             f"difference from {results.reference}",
             hint="mean ± sample standard deviation of the paired differences",
         ),
+        *([Column("± images", hint=_IMAGE_ERROR)] if has_errors else []),
     ]
     rows: list[list[Cell]] = [
         [
@@ -120,13 +125,14 @@ def spread_table(results: RepeatedResults) -> Table:
             row.main.std,
             *row.main.values,
             row.describe_difference(),
+            *([row.difference_image_error] if has_errors else []),
         ]
         for row in results.rows
     ]
     caption = (
         f"{results.measure} on {results.split}, %. Every classifier has thresholds of its own, "
         "chosen on the other split. A difference is taken classifier by classifier; one whose mean "
-        "is not larger than its spread is called none."
+        "is not larger than its spread, or than its error over the images, is called none."
     )
     return Table(columns, rows, caption, results.run.command)
 
@@ -135,11 +141,11 @@ def difference_bars(results: RepeatedResults) -> list[Differences]:
     """The mean difference of each method from the reference, of those that have one."""
     told = [(row.spec.name, row.difference) for row in results.rows if row.verdict != "none"]
     shown = {name: difference.mean for name, difference in told if difference is not None}
-    caption = f"Mean difference from {results.reference} over the classifiers, if larger than its "
+    caption = f"Mean difference from {results.reference} over the classifiers, unless called none."
     label = f"points of {results.measure}"
     if not shown:
         return []
-    return [Differences(list(shown), list(shown.values()), label, f"{caption}spread.")]
+    return [Differences(list(shown), list(shown.values()), label, caption)]
 
 
 def _by_class(results: RepeatedResults) -> list[Block]:
@@ -216,6 +222,6 @@ def _headlines(results: RepeatedResults) -> list[Headline]:
         next_best = max(others, key=lambda row: row.main.mean)
         gain = reference.main.minus(next_best.main)
         text = gain.format(signed=True)
-        shown_gain = ("none", "", text) if gain.is_none else (text, "points")
+        shown_gain = ("none", "", text) if next_best.verdict == "none" else (text, "points")
         headlines.append(Headline(f"{results.reference} over {next_best.spec.name}", *shown_gain))
     return headlines

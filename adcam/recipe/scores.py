@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from adcam.evaluation.compare_boxes import GIVEN
 from adcam.evaluation.masks import MaskScore
 from adcam.evaluation.masks_on_disk import score_masks
 from adcam.files import open_json, to_json, write_json
+from adcam.metrics.influence import compute_image_error
 from adcam.metrics.localization import ORACLE
 
 K = TypeVar("K")
@@ -75,6 +76,8 @@ class MethodScores:
         rule: The name of the background rule; ``"constant"`` unless the method gave another.
         chosen_on: The split that ``threshold`` was chosen on, or ``"given"`` where the method names
             its rule itself; ``None`` in scores of earlier versions, which do not say.
+        influences: What each reported image does to ``miou``, in points, by image id; empty in
+            scores of earlier versions.
     """
 
     name: str
@@ -92,6 +95,12 @@ class MethodScores:
     recall: tuple[float, ...] = ()
     rule: str = "constant"
     chosen_on: str | None = None
+    influences: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def image_error(self) -> float:
+        """The standard error of ``miou`` over the images; NaN where it is not known."""
+        return compute_image_error(self.influences.values())
 
     @property
     def is_given(self) -> bool:
@@ -128,6 +137,7 @@ class MethodScores:
             iou_per_class=tuple(result.result.iou_per_class),
             rule=result.rule.rule,
             chosen_on=result.rule.chosen_on,
+            influences={i: round(points, 6) for i, points in result.influences.items()},
             **swept,
         )
 

@@ -56,6 +56,36 @@ def test_a_difference_that_is_not_larger_than_its_spread_is_none(
     assert (row.verdict, row.describe_difference()) == (verdict, text)
 
 
+def test_a_difference_that_other_images_could_turn_is_none() -> None:
+    """Both classifiers see A three points ahead, on account of one image of the four."""
+    specs = [MethodSpec("A", "cam"), MethodSpec("B", "cam")]
+    scores = [
+        {"A": {"miou": 53.0}, "B": {"miou": 50.0}},
+        {"A": {"miou": 64.0}, "B": {"miou": 60.0}},
+    ]
+    even = dict.fromkeys("wxyz", 0.0)
+    for tilt, verdict in ((0.5, "higher"), (3.0, "none")):
+        influences = [
+            {"A": {**even, "w": 3 * tilt, "x": -tilt, "y": -tilt, "z": -tilt}, "B": even},
+            {"A": {**even, "w": tilt, "x": -tilt}, "B": {**even, "w": tilt, "x": -tilt}},
+        ]
+        row, reference = compute_spreads(specs, scores, "B", influences)
+        # By image 1.5, -0.5, -0.5 and -0.5 times the tilt, as the second pair cancels out.
+        assert row.difference_image_error == pytest.approx(tilt * math.sqrt(3 * 4 / 3))
+        assert row.verdict == verdict
+        assert row.image_error > row.difference_image_error > reference.image_error
+    (line, _) = csv.DictReader(io.StringIO(format_spread_csv([row, reference], ["x", "y"])))
+    assert line["difference_image_error"] == "6.00" and line["verdict"] == "none"
+
+
+def test_without_the_images_of_one_classifier_nothing_is_said_of_them() -> None:
+    specs = [MethodSpec("A", "cam"), MethodSpec("B", "cam")]
+    scores = [{name: {"miou": 50.0} for name in "AB"}] * 2
+    known = {name: {"x": 1.0, "y": -1.0} for name in "AB"}
+    row, _ = compute_spreads(specs, scores, "B", [known, {"A": {}, "B": {}}])
+    assert math.isnan(row.image_error) and math.isnan(row.difference_image_error)
+
+
 def test_the_reference_is_the_row_asked_for() -> None:
     rows = spreads("A", A=(40.0, 41.0), B=(50.0, 53.0))
     assert rows["A"].difference is None

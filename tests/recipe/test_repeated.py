@@ -86,7 +86,7 @@ def test_several_files_give_mean_and_spread_and_each_table_as_alone(
     command = ["compare", str(tmp_path / "c.py"), "--work-dir", str(work), "--cfg-options", listed]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "difference from AD-CAM" in printed and " ± " in printed
+    assert "against AD-CAM" in printed and " ± " in printed and "± images" in printed
 
     # Each classifier's table has the bytes that it has alone.
     alone = tmp_path / "alone"
