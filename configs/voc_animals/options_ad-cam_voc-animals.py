@@ -43,6 +43,14 @@ compare = dict(
             views=one,
             rule=level,
         ),
+        # The level that suits it best on train: the other one was found with common neighbours.
+        dict(
+            name="no common neighbours, colours, a level of its own",
+            method="ad_cam",
+            options=dict(**plain, **colors),
+            views=one,
+            rule="steepest:0.62",
+        ),
         dict(name="AD-CAM, artefacts out, a level", method="ad_cam", options=artifacts, views=one, rule=level),
         dict(name="AD-CAM, colours, a level", method="ad_cam", options=colors, views=one, rule=level),
         dict(
