@@ -334,10 +334,11 @@ def _splat_and_blur(lattice: _Lattice, values: Tensor, table: Tensor) -> None:
     channels = triton.next_power_of_2(width)
     block = max(128 // channels, 4)
     num_stretches = len(lattice.target)
+    # Exact, since the lanes that add up a vertex would differ by which of their products is fused.
     _launch(
         kernels.sum_stretches, (triton.cdiv(num_stretches, block),),
         values, lattice.entry_pixel, lattice.entry_weight, lattice.first_entry, lattice.target,
-        table, num_stretches, True, width, channels, block,
+        table, num_stretches, True, width, channels, block, is_exact=True,
     )  # fmt: skip
     if num_parted := len(lattice.parted):
         _launch(
