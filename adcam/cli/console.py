@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -116,6 +115,8 @@ def print_comparison(comparison: AnyComparison) -> None:
 
 
 def _print_methods(methods: Sequence[MethodScores], choose_on: str, report_on: str) -> None:
+    from adcam.report.text import format_number
+
     header = (
         "method",
         f"background (numbers chosen on {choose_on})",
@@ -127,16 +128,11 @@ def _print_methods(methods: Sequence[MethodScores], choose_on: str, report_on: s
             m.name,
             m.background + (", given" if m.is_given else ""),
             f"{m.miou:.1f}",
-            _format_error(m.image_error),
+            format_number(m.image_error),
         )
         for m in methods
     ]
     print_table(header, rows, "")
-
-
-def _format_error(points: float) -> str:
-    """A standard error over images; nothing where it is not known."""
-    return "" if math.isnan(points) else f"{points:.1f}"
 
 
 def _print_boxes(methods: Sequence[BoxScores], split: str) -> None:
@@ -163,19 +159,27 @@ def _print_boxes(methods: Sequence[BoxScores], split: str) -> None:
 
 
 def _print_spreads(repeated: RepeatedComparison) -> None:
+    from adcam.evaluation.spread import has_image_errors
     from adcam.recipe.repeated import compute_rows
+    from adcam.report.text import format_number
 
     compare, rows = repeated.settings.compare, compute_rows(repeated)
     measure = "MaxBoxAccV2" if repeated.is_by_boxes else "mIoU"
-    difference = f"against {compare.reference_row}"
-    header = ("method", "mean ± std", *repeated.members, difference, "± images")
+    has_errors = has_image_errors(rows)
+    header = (
+        "method",
+        "mean ± std",
+        *repeated.members,
+        f"against {compare.reference_row}",
+        *(["± images"] if has_errors else []),
+    )
     lines = [
         (
             row.spec.name,
             row.main.format(),
             *(f"{value:.1f}" for value in row.main.values),
             row.describe_difference(),
-            _format_error(row.difference_image_error),
+            *([format_number(row.difference_image_error)] if has_errors else []),
         )
         for row in rows
     ]

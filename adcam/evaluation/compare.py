@@ -15,6 +15,7 @@ from adcam.evaluation.mapping import Classifier, MaskChoice, check_names, descri
 from adcam.evaluation.mask_folder import build_labeler, open_mask_folder
 from adcam.evaluation.masks import MaskScore, MaskScores, ThresholdSweep
 from adcam.evaluation.pictures import Pictures, SmallImage
+from adcam.evaluation.spread import format_points
 from adcam.masks.background import BackgroundRule, parse_rule
 from adcam.metrics.influence import compute_image_error
 from adcam.metrics.miou import MeanIoUResult, ThresholdCurveResult
@@ -235,7 +236,7 @@ def format_csv(results: Sequence[MethodResult], class_set: ClassSet) -> str:
             "threshold": "" if item.threshold is None else f"{item.threshold:.2f}",
             "miou_choosing": f"{item.chosen_miou:.2f}",
             "miou": f"{item.result.miou:.2f}",
-            "miou_image_error": f"{compute_image_error(item.influences.values()):.2f}",
+            "miou_image_error": format_points(compute_image_error(item.influences.values())),
             "best_miou_oracle": f"{item.curve.best_miou:.2f}" if item.curve else "",
         }
         for value in (0, *class_set.mask_values):

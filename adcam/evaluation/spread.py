@@ -190,12 +190,12 @@ def format_spread_csv(rows: Sequence[MethodSpread], classifiers: Sequence[str]) 
             **describe_method(row.spec),
             "classifiers": len(classifiers),
             **_format_pair(main, row.main),
-            f"{main}_image_error": _format(row.image_error),
+            f"{main}_image_error": format_points(row.image_error),
         }
         for name, value in zip(classifiers, row.main.values, strict=True):
-            line[f"{main} {name}"] = _format(value)
+            line[f"{main} {name}"] = format_points(value)
         line |= _format_pair("difference", row.difference)
-        line["difference_image_error"] = _format(row.difference_image_error)
+        line["difference_image_error"] = format_points(row.difference_image_error)
         line["verdict"] = row.verdict
         for measure in others:
             line |= _format_pair(measure, row.measures[measure])
@@ -206,8 +206,14 @@ def format_spread_csv(rows: Sequence[MethodSpread], classifiers: Sequence[str]) 
 def _format_pair(name: str, spread: Spread | None) -> dict[str, str]:
     if spread is None:
         return {name: "", f"{name}_std": ""}
-    return {name: _format(spread.mean), f"{name}_std": _format(spread.std)}
+    return {name: format_points(spread.mean), f"{name}_std": format_points(spread.std)}
 
 
-def _format(value: float) -> str:
+def has_image_errors(rows: Sequence[MethodSpread]) -> bool:
+    """Whether the error over images of any difference is known, as it is of masks."""
+    return not all(math.isnan(row.difference_image_error) for row in rows)
+
+
+def format_points(value: float) -> str:
+    """Format a score for CSV, in percent with two digits; nothing for NaN."""
     return "" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}"

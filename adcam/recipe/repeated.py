@@ -220,17 +220,15 @@ def compute_rows(repeated: RepeatedComparison) -> list[MethodSpread]:
     Raises:
         AdcamError: A classifier has no scores yet.
     """
-    section = repeated.settings.compare
-    scores: list[dict[str, dict[str, float]]] = []
-    influences: list[dict[str, Mapping[str, float]]] = []
-    for member in repeated.members.values():
-        if repeated.is_by_boxes:
-            boxes = compare.read_box_methods(member)
-            scores.append({found.name: _measure_boxes(found) for found in boxes})
-            continue
-        methods, class_set = compare.read_methods(member), member.report_set().class_set
-        scores.append({found.name: _measure_masks(found, class_set) for found in methods})
-        influences.append({found.name: found.influences for found in methods})
+    section, members = repeated.settings.compare, repeated.members.values()
+    if repeated.is_by_boxes:
+        boxes = [compare.read_box_methods(member) for member in members]
+        scores = [{found.name: _measure_boxes(found) for found in methods} for methods in boxes]
+        return compute_spreads(section.rows, scores, section.reference_row)
+    class_set = next(iter(members)).report_set().class_set
+    masks = [compare.read_methods(member) for member in members]
+    scores = [{m.name: _measure_masks(m, class_set) for m in methods} for methods in masks]
+    influences = [{found.name: found.influences for found in methods} for methods in masks]
     return compute_spreads(section.rows, scores, section.reference_row, influences)
 
 

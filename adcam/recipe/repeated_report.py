@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from adcam.evaluation.spread import MethodSpread
+from adcam.evaluation.spread import MethodSpread, has_image_errors
 from adcam.recipe import box_report, comparison_report
 from adcam.recipe.blocks import (
     METHOD_COLUMNS,
@@ -106,7 +105,7 @@ def describe_spreads(results: RepeatedResults) -> list[str]:
 
 def spread_table(results: RepeatedResults) -> Table:
     """Mean and spread of each method, each classifier's number, and the paired difference."""
-    has_errors = not all(math.isnan(row.difference_image_error) for row in results.rows)
+    has_errors = has_image_errors(results.rows)
     columns = [
         *METHOD_COLUMNS,
         Column(f"mean {results.measure} {results.split}", best="max", bar_max=100.0),
