@@ -13,11 +13,11 @@ from adcam.cli.labeler import (
     add_run_arguments,
     build_labeler,
     check_classifier,
-    early_start,
     open_images,
     open_images_first,
     read_run_options,
     report_run,
+    start_early,
 )
 
 
@@ -80,8 +80,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_classifier(args)
-    with early_start(args, "adcam.labeling.box_job"):
-        return _run(args)
+    start_early(args, "adcam.labeling.box_job")
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -15,13 +15,13 @@ from adcam.cli.labeler import (
     add_run_arguments,
     build_labeler,
     check_classifier,
-    early_start,
     open_images,
     open_images_first,
     path_or_url,
     read_mask_options,
     read_run_options,
     report_run,
+    start_early,
 )
 from adcam.cli.project import find_project, say_next_in
 from adcam.errors import AdcamError
@@ -167,8 +167,8 @@ def run(args: argparse.Namespace) -> int:
     check_classifier(args)
     if args.engine != "local":
         return _run(args)
-    with early_start(args, "adcam.labeling.mask_job"):
-        return _run(args)
+    start_early(args, "adcam.labeling.mask_job")
+    return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -293,27 +291,26 @@ def read_run_options(args: argparse.Namespace, labeler: PseudoLabeler) -> dict[s
     }
 
 
-@contextmanager
-def early_start(args: argparse.Namespace, module: str) -> Iterator[None]:
-    """Let processes for a GPU start and load a module, and the GPU wake up, while this one loads.
+def start_early(args: argparse.Namespace, module: str) -> None:
+    """Let worker processes get ready, and a GPU wake up, while this process loads.
 
     Args:
         args: The command's arguments.
-        module: What each process loads first.
+        module: What the workers load first.
     """
     from adcam.labeling.executor import count_workers, start_ahead
 
     driver = any(Path(path).exists() for path in ("/dev/nvidiactl", "/proc/driver/nvidia"))
     device = args.device or ("cuda" if driver else "cpu")
     is_small = isinstance(args.images, Path) and _holds_few(args.images)
-    if not device.startswith("cuda") or is_small or getattr(args, "shard", None) == "auto":
-        yield
+    if is_small or getattr(args, "shard", None) == "auto":
         return
+    has_gpu = device != "cpu"
     workers = args.workers
     if workers is None:
-        workers = count_workers(has_gpu=True, on_device=True)
-    with start_ahead(device, workers, [module]):
-        yield
+        workers = count_workers(has_gpu=has_gpu, on_device=True)
+    # Without a GPU, the workers run the network.
+    start_ahead(device, workers, [module] if has_gpu else ["adcam.labeling.labeler", module])
 
 
 def _holds_few(images: Path) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from adcam.errors import AdcamError, one_line
+from adcam.errors import AdcamError, lacks_memory, one_line
 from adcam.files import HEIC_CURE, HEIC_SUFFIXES
 from adcam.limits import LimitError, read_limits
 
@@ -230,7 +230,8 @@ def open_image(file: Path | bytes, where: str = "") -> Iterator[Image.Image]:
             f"{where}: too large ({err}); --limits image_pixels=… raises the limit"
         ) from err
     except _DECODE_ERRORS as err:
-        raise ImageError(f"{where}: cannot be decoded ({one_line(err)})") from err
+        what = "not enough memory to decode it" if lacks_memory(err) else "cannot be decoded"
+        raise ImageError(f"{where}: {what} ({one_line(err)})") from err
 
 
 def _is_heic(file: Path | bytes, where: str) -> bool:

@@ -24,7 +24,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
@@ -199,20 +199,18 @@ def default_workers(device: str | torch.device | None = None) -> int:
     return min(available, MAX_WORKERS) if num_processors() > 1 else 0
 
 
-@contextmanager
-def loop_starting(options: LoopOptions, num_images: int) -> Iterator[None]:
-    """Let the workers of a loop beside a GPU start while this process loads the networks.
+def start_loop_early(options: LoopOptions, num_images: int) -> None:
+    """Let the workers of a loop get ready while this process loads the networks.
 
     Args:
         options: How the loop will compute.
         num_images: How many images it will go through.
     """
-    device = resolve_device(options.device)
-    if device.type == "cpu" or num_images <= INLINE_LIMIT or not options.workers:
-        yield
-        return
-    with start_ahead(str(device), options.workers, [__name__]):
-        yield
+    if num_images > INLINE_LIMIT:
+        device = resolve_device(options.device)
+        # Without a GPU, the workers run the network.
+        network = ["adcam.labeling.labeler"] if device.type == "cpu" else []
+        start_ahead(str(device), options.workers, [*network, __name__])
 
 
 @dataclass
@@ -337,6 +335,10 @@ def _run(
     with one_thread(), ExitStack() as stack:
         submit = submit_inline(count)
         if workers:
-            pool = WorkerPool(count, workers, on_crash=on_crash, meanwhile=meanwhile)
+            # Without `meanwhile` the workers run the networks, and nothing goes on until they do.
+            modules = ["adcam.labeling.labeler"] if meanwhile is None else []
+            pool = WorkerPool(
+                count, workers, on_crash=on_crash, meanwhile=meanwhile, modules=modules
+            )
             submit = stack.enter_context(pool).submit
         yield from run_ahead(submit, windows, max_ahead=max(2 * workers, 1))

@@ -9,6 +9,7 @@ grow. Nothing here knows what an image is.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
 import os
@@ -19,10 +20,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from queue import LifoQueue
@@ -31,7 +31,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from adcam.limits import find_memory_groups
+from adcam.limits import find_memory_groups, offer_to_be_killed
 
 resource: ModuleType | None
 try:
@@ -44,9 +44,13 @@ _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
+# Forking this process after torch ran can deadlock. A server that has only loaded modules can be
+# forked; macOS has such servers too, but its libraries refuse to be forked.
+_FORKS = sys.platform == "linux"
+
 _TRIES = 2
 _LARGE = 1 << 16  # bytes of an array that is sent by itself
-_FIRST_TO_KILL = "1000"  # the most: before any other process
+_FIRST_TO_KILL = 1000
 _SENT_BACK = (OSError, ValueError, RuntimeError, MemoryError)
 
 
@@ -105,9 +109,10 @@ class WorkerPool(Generic[T, R]):
     kills a process because memory is short, the pool continues with one process fewer, but never
     with none. Such a kill is no try of its item, since others may have taken the memory.
 
-    Workers are spawned, so a script that uses them needs ``if __name__ == "__main__":``
-    (:mod:`multiprocessing`). They ignore Ctrl-C and SIGTERM, which the caller handles, and end with
-    their caller whatever ends it, in the middle of an item if need be.
+    A script that uses workers needs ``if __name__ == "__main__":`` (:mod:`multiprocessing`). On
+    Linux they are forked from a server that has loaded what :func:`load_ahead` names, once for all
+    of them; elsewhere each is a new process. They ignore Ctrl-C and SIGTERM, which the caller
+    handles, and end with their caller whatever ends it, in the middle of an item if need be.
 
     Args:
         function: The function to call with an item; both must pickle. It is sent to each worker
@@ -122,6 +127,7 @@ class WorkerPool(Generic[T, R]):
         meanwhile: The function that does the work in a thread of this process until a worker is
             up, so that nothing waits for processes to start. With it all processes start at once;
             with ``None`` each starts when its first item comes.
+        modules: The names of modules that all workers need (:func:`load_ahead`).
 
     Attributes:
         has_lost_workers: Whether a process died, which may have left a file half-written.
@@ -135,7 +141,9 @@ class WorkerPool(Generic[T, R]):
         on_crash: Callable[[T, WorkerCrash, Callable[[T], R]], R],
         max_bytes: int | None = None,
         meanwhile: Callable[[T], R] | None = None,
+        modules: Sequence[str] = (),
     ) -> None:
+        load_ahead(modules)
         # Plain pickle: multiprocessing's own would move tensors to shared memory, which is small
         # in containers.
         self._function = pickle.dumps((function, max_bytes))
@@ -143,6 +151,7 @@ class WorkerPool(Generic[T, R]):
         self._threads = ThreadPoolExecutor(num_workers)
         self._workers: list[_Worker] = []
         self._is_closed = False
+        self._start_method = "forkserver" if _FORKS else "spawn"
         self.has_lost_workers = False
         self._meanwhile = meanwhile
         # A seat is a process that waits for an item, or `None` for one that is yet to start.
@@ -205,10 +214,10 @@ class WorkerPool(Generic[T, R]):
 
     def _start(self) -> _Worker:
         try:
-            worker = _spare.pop()
-            worker.give(self._function)
-        except IndexError:
-            worker = _Worker(self._function)
+            worker = _Worker(self._function, self._start_method)
+        except (EOFError, ConnectionError):  # the system killed the server for its memory
+            self._start_method = "spawn"
+            worker = _Worker(self._function, self._start_method)
         self._workers.append(worker)
         if self._is_closed:  # it was started while the others were ended
             worker.process.kill()
@@ -218,22 +227,18 @@ class WorkerPool(Generic[T, R]):
 class _Worker:
     """A process and the caller's end of its pipe."""
 
-    def __init__(self, function: bytes | None, modules: Sequence[str] = ()) -> None:
-        # Forking after torch ran can deadlock.
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, function: bytes, start_method: str) -> None:
+        context: Any = multiprocessing.get_context(start_method)
         self._connection, theirs = context.Pipe()
-        self._channel = _Channel(self._connection)
-        self.process = context.Process(target=_serve, args=(theirs, modules), daemon=True)
+        args = (theirs, dict(os.environ))
+        self.process = context.Process(target=_serve, args=args, daemon=True)
         self.process.start()
         theirs.close()
+        self._channel = _Channel(self._connection)
         # Sent when the process is up: what is too long for the pipe would wait for that.
-        self._unsent = function
+        self._unsent: bytes | None = function
         self._is_ready = False
         self._kills, self._recount_at = 0, 0.0
-
-    def give(self, function: bytes) -> None:
-        """Give a process that was started without a function the one to call."""
-        self._unsent = function
 
     def is_ready(self) -> bool:
         """Tell whether the process waits for items, without waiting for it."""
@@ -337,29 +342,37 @@ class _Channel:
         self._connection.close()
 
 
-_spare: list[_Worker] = []
-"""Processes that were started ahead, for the pools to come."""
+def load_ahead(modules: Sequence[str]) -> None:
+    """Let the server that workers are forked from load modules, while this process goes on.
+
+    The first worker waits until they are loaded. Where the server runs already, and where processes
+    are not forked, this does nothing.
+    """
+    if _FORKS:
+        from multiprocessing import forkserver  # cannot be loaded on Windows
+
+        forkserver.set_forkserver_preload(["adcam.labeling.fork_server", *modules])
+        forkserver.ensure_running()
+        atexit.unregister(_end_server)
+        atexit.register(_end_server)
 
 
-@contextmanager
-def spare_workers(number: int, modules: Sequence[str]) -> Iterator[None]:
-    """Start processes that the pools of the block take; each first loads these modules."""
-    _spare.extend(_Worker(None, modules) for _ in range(number))
-    try:
-        yield
-    finally:
-        while _spare:
-            worker = _spare.pop()
-            worker.process.kill()
-            worker.close()
+def _end_server() -> None:
+    """End the server, which would outlive this process, and its workers' time not count as ours."""
+    from multiprocessing import forkserver
+
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)  # it would free each module, for a second
+        server._stop()
 
 
-@contextmanager
-def start_ahead(device: str, workers: int, modules: Sequence[str]) -> Iterator[None]:
-    """Let a GPU wake up, and processes for it load modules, while this one loads what it needs."""
-    with spare_workers(workers, modules):
+def start_ahead(device: str, workers: int, modules: Sequence[str]) -> None:
+    """Let workers' modules load, and a GPU wake up, while this process loads what it needs."""
+    if workers:
+        load_ahead(modules)
+    if device.startswith("cuda"):
         threading.Thread(target=_wake, args=(device,), daemon=True).start()
-        yield
 
 
 def _wake(device: str) -> None:
@@ -371,16 +384,23 @@ def _wake(device: str) -> None:
         torch.mm(square, square)
 
 
-def _serve(connection: Connection, modules: Sequence[str]) -> None:
-    """Answer items, after the function that answers them, until the caller closes its end."""
+def _serve(connection: Connection, environment: Mapping[str, str]) -> None:
+    """Answer items, after the function that answers them, until the caller closes its end.
+
+    Args:
+        connection: This end of the pipe.
+        environment: The caller's environment; what this process was forked from may have an older
+            one.
+    """
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
     # Whoever ends a run sends these to all of its processes; the caller decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_caller, daemon=True).start()
-    _offer_to_be_killed()
+    offer_to_be_killed(_FIRST_TO_KILL)
     limit_threads(1)
-    for module in modules:
-        import_module(module)
     with suppress(EOFError, ConnectionError):  # the caller is done, or dead
         connection.send(None)  # up
         call: Callable[[Any], Any]
@@ -427,15 +447,6 @@ def count_memory_kills() -> int:
             if "oom_kill" in words:
                 return int(words["oom_kill"])
     return 0
-
-
-def _offer_to_be_killed() -> None:
-    """If memory is short, let the system kill this process rather than the one that gives it work.
-
-    That one knows what was being worked on, and reports it.
-    """
-    with suppress(OSError):  # only Linux has it
-        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_KILL, "ascii")
 
 
 def limit_memory(max_bytes: int | None) -> None:

@@ -385,7 +385,13 @@ class Run:
             yield from (item for window in results for item in window)
             return
 
-        with WorkerPool(label, workers, on_crash=isolate_crash, max_bytes=worker_memory()) as pool:
+        with WorkerPool(
+            label,
+            workers,
+            on_crash=isolate_crash,
+            max_bytes=worker_memory(),
+            modules=["adcam.labeling.labeler"],
+        ) as pool:
             for window in run_ahead(pool.submit, windows, max_ahead=2 * workers):
                 yield from window
             self._has_lost_workers = pool.has_lost_workers

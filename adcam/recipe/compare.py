@@ -16,7 +16,7 @@ from adcam.errors import AdcamError
 from adcam.evaluation.attention import find_attentive, read_attention
 from adcam.evaluation.compare import compare_methods, format_csv
 from adcam.evaluation.compare_boxes import compare_boxes, format_box_csv
-from adcam.evaluation.loop import EvaluationTimes, LoopOptions, default_workers, loop_starting
+from adcam.evaluation.loop import EvaluationTimes, LoopOptions, default_workers, start_loop_early
 from adcam.evaluation.mapping import path_below_root
 from adcam.files import hash_values, open_json, to_json, write_json, write_text
 from adcam.labeling.output_folder import CONFIG_NAME, MASK_DIR
@@ -302,8 +302,8 @@ def _run_compare(comparison: Comparison, folder: Path) -> dict[str, Any]:
         compare = _compare_by_masks
     dtype = getattr(torch, comparison.settings.compare.dtype)
     options = LoopOptions(dtype=dtype, workers=default_workers(), progress=track)
-    with loop_starting(options, len(images)):
-        times = compare(comparison, images, folder, options)
+    start_loop_early(options, len(images))
+    times = compare(comparison, images, folder, options)
     return {"images": len(images), "times": _describe_times(times)}
 
 

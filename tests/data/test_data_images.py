@@ -362,3 +362,17 @@ def test_a_damaged_file_is_read_or_refused_but_nothing_else(
         assert "x.img" in str(err)
     else:
         check(img, path)
+
+
+def test_too_little_memory_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 3)).save(path)
+
+    def load(self: Image.Image) -> None:
+        raise MemoryError("Unable to allocate 1 GiB")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    with pytest.raises(ImageError, match=r"a.png: not enough memory to decode it \(Unable to"):
+        read_image(path)

@@ -7,8 +7,7 @@ import os
 import signal
 import tracemalloc
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -551,23 +550,20 @@ def test_masks_of_a_batch_share_a_crf(
         np.testing.assert_array_equal(image.make_mask(choice, values).mask, alone.mask)
 
 
-def test_workers_beside_a_gpu_start_while_networks_are_loaded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_workers_get_ready_while_networks_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-
-    @contextmanager
-    def spare(number: int, modules: Sequence[str]) -> Iterator[None]:
-        started.append((number, *modules))
-        yield
-
-    monkeypatch.setattr(executor, "spare_workers", spare)
+    monkeypatch.setattr(executor, "load_ahead", started.append)
     monkeypatch.setattr(executor, "_wake", started.append)
-    for device, workers, num_images in (("cuda:0", 3, 41), ("cuda:0", 3, 40), ("cpu", 3, 41)):
+    for device, workers, num_images in (
+        ("cuda:0", 3, 41),
+        ("cuda:0", 3, 40),
+        ("cpu", 3, 41),
+        ("cpu", 0, 41),
+    ):
         monkeypatch.setattr(loop, "resolve_device", lambda _, device=device: torch.device(device))
-        with loop.loop_starting(LoopOptions(workers=workers), num_images):
-            pass
-    assert started == [(3, "adcam.evaluation.loop"), "cuda:0"]
+        loop.start_loop_early(LoopOptions(workers=workers), num_images)
+    here = "adcam.evaluation.loop"
+    assert started == [[here], "cuda:0", ["adcam.labeling.labeler", here]]
 
 
 def test_a_batch_that_memory_is_too_short_for_goes_in_halves(

@@ -6,8 +6,6 @@ import csv
 import json
 import shlex
 import tarfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,17 +60,11 @@ def box_of(row: dict[str, str]) -> list[int]:
 
 
 @pytest.mark.parametrize("command", ["generate", "boxes"])
-def test_processes_for_a_gpu_start_before_the_classifier_is_loaded(
+def test_workers_get_ready_before_the_classifier_is_loaded(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[tuple[object, ...]] = []
-
-    @contextmanager
-    def spare(number: int, modules: Sequence[str]) -> Iterator[None]:
-        started.append((number, *modules))
-        yield
-
-    monkeypatch.setattr(executor, "spare_workers", spare)
+    started: list[list[str]] = []
+    monkeypatch.setattr(executor, "load_ahead", started.append)
     monkeypatch.setattr(executor, "_wake", lambda device: None)
     for name, count in (("many", 17), ("few", 3)):
         for i in range(count):
@@ -80,17 +72,22 @@ def test_processes_for_a_gpu_start_before_the_classifier_is_loaded(
 
     (tmp_path / "broken").write_text("no classifier")
 
-    def start(folder: str, device: str) -> None:
-        words = [command, str(tmp_path / folder), "--device", device, "--workers", "3"]
+    def start(folder: str, device: str, workers: int = 3) -> None:
+        words = [command, str(tmp_path / folder), "--device", device, "--workers", str(workers)]
         words += ["--checkpoint", str(tmp_path / "broken"), "--out", str(tmp_path / "o.csv")]
         assert main([*words, "--threshold", "0.4"]) != 0
 
     start("few", "cuda")
-    start("many", "cpu")
+    start("few", "cpu")
+    start("many", "cpu", workers=0)
     assert started == []
     start("many", "cuda")
+    start("many", "cpu")
     job = {"generate": "mask_job", "boxes": "box_job"}[command]
-    assert started == [(3, f"adcam.labeling.{job}")]
+    assert started == [
+        [f"adcam.labeling.{job}"],
+        ["adcam.labeling.labeler", f"adcam.labeling.{job}"],
+    ]
 
 
 def test_boxes_of_images(photos: Path, labeler: PseudoLabeler, tmp_path: Path) -> None:

@@ -58,17 +58,21 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """The worker processes of a run."""
-    found = []
+    """The worker processes of a run, which its server has forked, or which it started itself."""
+    parents, words = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
+        number = int(folder.name)
         try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            words = (folder / "cmdline").read_bytes()
+            parents[number] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            words[number] = (folder / "cmdline").read_bytes()
         except (OSError, ValueError):
             continue
-        if parent == pid and b"spawn_main" in words:
-            found.append(int(folder.name))
-    return found
+
+    def find(parent: int, word: bytes) -> list[int]:
+        return [n for n, said in words.items() if parents[n] == parent and word in said]
+
+    forked = [n for server in find(pid, b"forkserver") for n in find(server, b"")]
+    return forked + find(pid, b"spawn_main")
 
 
 def count_lines(out: Path) -> int:
@@ -131,12 +135,15 @@ def test_terminated_killed_and_with_a_dead_worker_the_bytes_are_the_same(
     process = start(arguments)
     assert wait_until(lambda: count_lines(out) >= 6, process)
     orphans = workers_of(process.pid)
+    assert orphans
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in orphans):
         time.sleep(0.02)
-    assert not any(b"spawn_main" in _words(pid) for pid in orphans), "workers outlive their run"
+    assert not any(b"multiprocessing" in _words(pid) for pid in orphans), (
+        "workers outlive their run"
+    )
 
     process = start(arguments)
     assert wait_until(lambda: count_lines(out) >= 10 and workers_of(process.pid), process)

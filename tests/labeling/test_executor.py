@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +24,6 @@ from adcam.labeling.executor import (
     num_processors,
     one_thread,
     run_ahead,
-    spare_workers,
     submit_inline,
 )
 
@@ -216,14 +217,37 @@ def test_until_processes_are_up_their_threads_do_the_work() -> None:
         assert not own
 
 
-def test_processes_that_were_started_ahead_are_taken_and_the_others_ended() -> None:
-    before = set(multiprocessing.active_children())
-    with spare_workers(2, ["adcam.errors"]):
-        early = {child.pid for child in multiprocessing.active_children()} - {
-            child.pid for child in before
-        }
-        assert len(early) == 2
-        with WorkerPool(work, 1, on_crash=lambda *crash: crash) as pool:  # type: ignore[arg-type,return-value]
-            assert pool.submit(3).result() == (9, *pool.submit(0).result()[1:])
-            assert pool.submit(0).result()[1] in early
-    assert set(multiprocessing.active_children()) == before
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks workers from a server")
+@pytest.mark.parametrize("dies", [False, True])
+def test_workers_have_what_was_loaded_ahead_and_todays_environment(
+    dies: bool, tmp_path: Path
+) -> None:
+    end = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)" if dies else ""
+    (tmp_path / "large.py").write_text(end)
+    script = tmp_path / "script.py"
+    script.write_text("""\
+import os, sys
+from adcam.labeling.executor import WorkerPool, load_ahead
+
+def look(names):
+    return "large" in sys.modules, *(os.environ.get(name) for name in names)
+
+if __name__ == "__main__":
+    os.environ.update(EARLIER="1")
+    load_ahead(["large"])
+    os.environ.pop("EARLIER")
+    os.environ.update(LATER="2")
+    with WorkerPool(look, 2, on_crash=print, modules=["large"]) as pool:
+        print([pool.submit(["LATER", "EARLIER"]).result() for _ in range(3)])
+""")
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    # Where the server is killed, workers start without it.
+    assert run.stdout.strip() == str([(not dies, "2", None)] * 3), run.stderr
