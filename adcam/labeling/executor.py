@@ -353,18 +353,23 @@ def load_ahead(modules: Sequence[str]) -> None:
 
         forkserver.set_forkserver_preload(["adcam.labeling.fork_server", *modules])
         forkserver.ensure_running()
-        atexit.unregister(_end_server)
-        atexit.register(_end_server)
+        atexit.unregister(end_server)
+        atexit.register(end_server)
 
 
-def _end_server() -> None:
-    """End the server, which would outlive this process, and its workers' time not count as ours."""
-    from multiprocessing import forkserver
+def end_server() -> None:
+    """End the server that workers are forked from; the next worker starts another.
 
-    server: Any = forkserver._forkserver
-    if server._forkserver_pid is not None:
-        os.kill(server._forkserver_pid, signal.SIGKILL)  # it would free each module, for a second
-        server._stop()
+    It would outlive this process for a moment, and what its workers took not count as this
+    process's.
+    """
+    if _FORKS:
+        from multiprocessing import forkserver
+
+        server: Any = forkserver._forkserver
+        if server._forkserver_pid is not None:
+            os.kill(server._forkserver_pid, signal.SIGKILL)  # to free its modules takes a second
+            server._stop()
 
 
 def start_ahead(device: str, workers: int, modules: Sequence[str]) -> None:

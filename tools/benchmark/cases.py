@@ -27,6 +27,7 @@ from adcam.data.shapes import make_shapes
 from adcam.data.sources import build_dataset
 from adcam.evaluation.masks_on_disk import score_masks
 from adcam.files import write_json, write_text
+from adcam.labeling.executor import end_server
 from adcam.labeling.generate import generate
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.run import RunResult, default_workers
@@ -577,7 +578,7 @@ def _build_generate(num_images: int, setting: Setting) -> dict[str, Variant]:
         made = labeler(dtype)
         count = default_workers(made) if workers is None else workers
         options: dict[str, Any] = {"overwrite": True, "workers": count, "progress": False}
-        run = partial(generate, images, made, out, **options)
+        run = partial(_generate_and_end, images, made, out, **options)
         results: list[RunResult] = []
         return Variant(
             lambda: results.append(run()),
@@ -618,6 +619,13 @@ def _build_generate(num_images: int, setting: Setting) -> dict[str, Variant]:
 
         variants["peers' recipe"] = Variant(peers, score=_miou_of(images, out / "peers"))
     return variants
+
+
+def _generate_and_end(*args: Any, **options: Any) -> RunResult:
+    """Generate masks; the start of the workers' server is part of it, and so is what they took."""
+    result = generate(*args, **options)
+    end_server()
+    return result
 
 
 def _describe_run(
@@ -698,7 +706,8 @@ def _measure_command(words: Sequence[str]) -> Peak:
     So the account of the largest among them is not mixed with that of other runs.
     """
     script = (
-        "import resource, sys; from adcam.cli import main; code = main(sys.argv[1:]);"
+        "import resource, sys; from adcam.cli import main;"
+        "from adcam.labeling.executor import end_server; code = main(sys.argv[1:]); end_server();"
         "own, rest = (resource.getrusage(who).ru_maxrss for who in"
         " (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)); print(max(own, rest), code);"
         "sys.exit(code)"
