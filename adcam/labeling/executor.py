@@ -361,9 +361,9 @@ def end_server() -> None:
     """End the server that workers are forked from; the next worker starts another.
 
     It would outlive this process for a moment, and what its workers took not count as this
-    process's.
+    process's. While it has workers, or this process others, it stays.
     """
-    if _FORKS:
+    if _FORKS and not multiprocessing.active_children():
         from multiprocessing import forkserver
 
         server: Any = forkserver._forkserver
