@@ -32,7 +32,7 @@ from adcam.labeling import inputs as inputs_module
 from adcam.labeling import map_maker
 from adcam.labeling import run as run_module
 from adcam.labeling.box_job import BoxJob, BoxOptions
-from adcam.labeling.device_steps import DeviceSteps, Lane
+from adcam.labeling.device_steps import DeviceSteps, Lane, cache_graphs
 from adcam.labeling.generate import generate
 from adcam.labeling.graphs import GraphCache
 from adcam.labeling.inputs import plan_groups
@@ -54,6 +54,7 @@ from adcam.labeling.steps import (
     make,
 )
 from adcam.labeling.trace import measure_union, record_trace
+from adcam.labeling.transfer import send_bytes
 from adcam.masks.background import parse_rule
 from adcam.masks.steepest import find_steepest_level, find_steepest_levels
 from adcam.models.preprocess import resize_img
@@ -225,7 +226,7 @@ def test_lanes_give_the_boxes_that_the_steps_give_one_image_at_a_time(
 def test_nothing_between_pixels_and_masks_waits_for_the_device(
     tiny_checkpoint: Path, tmp_path: Path, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With labels given and without a CRF; tests/ops counts the waits of AD-CAM and the CRF."""
+    """With labels given and without a CRF. For AD-CAM: tests/ops/test_device_lanes.py."""
     labeler = load_for_batches(tiny_checkpoint, method="cam", rule=rule)
     steps = DeviceSteps(labeler, mask_job(labeler, tmp_path), batch_size=4)
     item: Any = read(make_photos(tmp_path / "photos", SIZES[:1] * 4), labeler)
@@ -250,6 +251,41 @@ def test_nothing_between_pixels_and_masks_waits_for_the_device(
         lane.close()
         assert counter.launched and seen == counter.waited == []
     assert len(steps.collect(item)) == 4
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_bytes_go_to_a_gpu_from_pinned_memory_and_are_not_waited_for(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty, device = torch.empty, torch.device(kind)
+    pinned: list[bool] = []
+    sent: list[tuple[torch.Tensor, torch.device, bool]] = []
+
+    def make(*args: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        pinned.append(pin_memory)
+        return empty(*args, **options)
+
+    def send(x: torch.Tensor, to: torch.device, *, non_blocking: bool = False) -> torch.Tensor:
+        sent.append((x, to, non_blocking))
+        return x
+
+    monkeypatch.setattr(torch, "empty", make)
+    monkeypatch.setattr(torch.Tensor, "to", send)
+    parts = [torch.tensor(values, dtype=torch.uint8) for values in ([[1], [2]], [3, 4, 5])]
+    there = send_bytes(parts, device)
+    assert there.tolist() == [1, 2, 3, 4, 5] and pinned == [kind == "cuda"]
+    ((host, to, non_blocking),) = sent  # in one piece
+    assert host is there and to == device and non_blocking
+
+
+def test_graphs_are_for_a_gpu_and_networks_of_a_fixed_course(tiny_checkpoint: Path) -> None:
+    maker = load(tiny_checkpoint).map_maker
+    assert cache_graphs(maker) == maker.forward
+    maker.device = torch.device("cuda")
+    cache = cache_graphs(maker)
+    assert isinstance(cache, GraphCache) and cache._function == maker.forward
+    maker.network = SimpleNamespace(name="any")  # type: ignore[assignment]
+    assert cache_graphs(maker) == maker.forward
 
 
 def test_maps_that_nobody_reads_stay_on_the_device(tiny_checkpoint: Path, tmp_path: Path) -> None:
