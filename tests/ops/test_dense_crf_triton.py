@@ -14,7 +14,14 @@ import pytest
 import torch
 from helpers import OpCounter
 from test_dense_crf import make_img, make_prob
-from triton_testing import CAPABILITIES, compile_ahead, interpreted, nan_poisoned, needs_triton
+from triton_testing import (
+    CAPABILITIES,
+    compile_ahead,
+    interpreted,
+    nan_poisoned,
+    needs_triton,
+    on_each_gpu,
+)
 
 from adcam.ops.dense_crf import DenseCRF, dense_crf, dense_crf_batch, reference
 
@@ -392,10 +399,11 @@ def test_compiles_as_launched(capability: int) -> None:
 
 
 @needs_triton
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("num_labels", [2, 4, 5, 9, 21, 33, 34, 81])
-def test_compiles_other_numbers_of_labels(capability: int, num_labels: int) -> None:
+@pytest.mark.parametrize(
+    ("num_labels", "capability"),
+    on_each_gpu([(4,), (9,), (33,), (34,)], never_slow=[(2,), (5,), (21,), (81,)]),
+)
+def test_compiles_other_numbers_of_labels(num_labels: int, capability: int) -> None:
     check_compiles(num_labels, capability)
 
 

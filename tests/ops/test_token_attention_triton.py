@@ -13,6 +13,7 @@ from triton_testing import (
     interpreted,
     nan_poisoned,
     needs_triton,
+    on_each_gpu,
     record_launches,
 )
 
@@ -183,13 +184,16 @@ def test_the_output_of_the_fused_attention_and_its_normalizers() -> None:
 
 
 FLOAT32 = ((1, 3, 785, 64), 1, torch.float32)
+NARROW = ((2, 3, 201, 32), 5, torch.float16)
+WIDE = ((2, 16, 256, 72), 0, torch.bfloat16)
 # What DeiT-S launches at 448 and 446 px, and other widths, prefixes and dtypes.
 SHAPES = [
     ((2, 6, 785, 64), 1, torch.bfloat16),
     ((2, 6, 786, 64), 1, torch.bfloat16),
     ((2, 6, 789, 64), 5, torch.float16),
     FLOAT32,
-    ((2, 16, 256, 72), 0, torch.bfloat16),
+    NARROW,
+    WIDE,
     ((1, 3, 197, 160), 1, torch.float16),
 ]
 
@@ -246,10 +250,15 @@ def test_compiles_as_launched(
 
 
 @needs_triton
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_compiles_exact_as_launched(capability: int) -> None:
-    """A row's normalisers and one block of float32; six blocks are the slow tests'."""
-    _, _, normalizers, mean, *_ = launches_of(*FLOAT32, capability)
+@pytest.mark.parametrize(
+    ("shape", "prefix", "dtype", "capability"),
+    [*((*FLOAT32, sm) for sm in CAPABILITIES), (*WIDE, CAPABILITIES[-1])],
+)
+def test_compiles_one_block_as_launched(
+    shape: tuple[int, int, int, int], prefix: int, dtype: torch.dtype, capability: int
+) -> None:
+    """A row's normalisers and one block of float32, of wide heads; six are the slow tests'."""
+    _, _, normalizers, mean, *_ = launches_of(shape, prefix, dtype, capability)
     for launch in (normalizers, mean):
         assert "mma" in compile_launch(launch, capability).asm["ptx"]
 
@@ -263,11 +272,12 @@ def test_the_safe_tile_compiles_for_every_gpu() -> None:
 
 
 @needs_triton
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(("shape", "prefix", "dtype"), SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "prefix", "dtype", "capability"),
+    on_each_gpu(SHAPES[2:], never_slow=[NARROW]),
+)
 def test_compiles_other_inputs(
-    capability: int, shape: tuple[int, int, int, int], prefix: int, dtype: torch.dtype
+    shape: tuple[int, int, int, int], prefix: int, dtype: torch.dtype, capability: int
 ) -> None:
     for launch in launches_of(shape, prefix, dtype, capability):
         compile_launch(launch, capability)

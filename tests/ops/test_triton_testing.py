@@ -12,6 +12,7 @@ from triton_testing import (
     interpreted,
     nan_poisoned,
     needs_triton,
+    on_each_gpu,
     record_launches,
 )
 
@@ -44,6 +45,17 @@ def test_a_failure_comes_back() -> None:
     with pytest.raises(ValueError, match="from the other side"):
         failing_body(message="from the other side")
     assert os.environ.get("TRITON_INTERPRET") != "1"
+
+
+def test_each_case_that_is_never_slow_has_one_gpu_in_turn() -> None:
+    cases = on_each_gpu([(1,), (2,), (3,)], never_slow=[(2,), (4,)])
+    assert sorted(case.values for case in cases) == [
+        (number, sm) for number in (1, 2, 3, 4) for sm in CAPABILITIES
+    ]
+    assert [case.values for case in cases if not case.marks] == [
+        (2, CAPABILITIES[0]),
+        (4, CAPABILITIES[1]),
+    ]
 
 
 @needs_triton

@@ -12,11 +12,12 @@ import atexit
 import contextlib
 import functools
 import importlib
+import itertools
 import multiprocessing
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -67,6 +68,23 @@ def interpreted(test: Callable[..., None]) -> Callable[..., None]:
         _interpreter().submit(_call, test.__module__, test.__name__, kwargs).result()
 
     return run
+
+
+def on_each_gpu(
+    cases: Iterable[tuple[Any, ...]], *, never_slow: Sequence[tuple[Any, ...]]
+) -> list[Any]:
+    """Parameters of a test: each case with each of :data:`CAPABILITIES`, which comes last.
+
+    Args:
+        cases: Values of the other parameters.
+        never_slow: Those that every run compiles for one GPU, each for the next. All else is slow.
+    """
+    gpus = dict(zip(never_slow, itertools.cycle(CAPABILITIES), strict=False))
+    return [
+        pytest.param(*case, sm, marks=() if gpus.get(case) == sm else pytest.mark.slow)
+        for case in dict.fromkeys((*never_slow, *cases))
+        for sm in CAPABILITIES
+    ]
 
 
 def compile_ahead(
