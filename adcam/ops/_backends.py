@@ -12,8 +12,10 @@ import importlib.util
 import logging
 import os
 import shutil
+import sysconfig
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -141,9 +143,21 @@ def triton_package_reason() -> str | None:
 @functools.cache
 def _compiler_reason() -> str | None:
     """Triton builds its launcher when a kernel first runs (triton/runtime/build.py)."""
-    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "triton finds no C compiler; install gcc, or name one in the variable CC"
+    # What follows is done as there: the scheme of Debian's Python names a folder without headers.
+    scheme = sysconfig.get_default_scheme()
+    scheme = "posix_prefix" if scheme == "posix_local" else scheme
+    include = sysconfig.get_path("include", scheme)
+    # gcc and clang also look into these (gcc's manual, "Environment Variables Affecting GCC").
+    more = os.pathsep.join(os.environ.get(name, "") for name in ("CPATH", "C_INCLUDE_PATH"))
+    folders = [include, *filter(None, more.split(os.pathsep))]
+    if any(Path(folder, "Python.h").is_file() for folder in folders):
         return None
-    return "triton finds no C compiler; install gcc, or name one in the variable CC"
+    return (
+        f"triton finds no Python.h in {include}; install the headers of Python, such as the "
+        "package python3-dev"
+    )
 
 
 @functools.cache

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,29 +80,79 @@ def test_which_triton_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert look() == "triton is not installed (torch brings it on Linux); pip install triton"
 
 
-def test_a_gpu_without_kernels_is_told_once_with_the_cure(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.delenv("CC", raising=False)
+@pytest.fixture
+def compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A GPU and all that Triton needs; yields the folder of Python's headers."""
+    (tmp_path / "Python.h").touch()
+    for name in ("TRITON_INTERPRET", "CPATH", "C_INCLUDE_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CC", "cc")
     monkeypatch.setattr(_backends, "triton_package_reason", lambda: None)
-    monkeypatch.setattr(_backends.shutil, "which", lambda name: None)
+    monkeypatch.setattr(_backends.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for cached in (_backends._warn_of_plain_torch, _backends._compiler_reason):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    caches = (_backends._warn_of_plain_torch, _backends._compiler_reason)
+    for cached in caches:
         cached.cache_clear()
+    yield tmp_path
+    for cached in caches:
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("lack", ["compiler", "headers", "capability"])
+def test_a_gpu_without_kernels_is_told_once_with_the_cure(
+    lack: str, compiles: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with FakeTensorMode():
         on_gpu = torch.empty(2, device="cuda")
+    assert triton_not_supported_reasons(on_gpu) == []
+    _backends._compiler_reason.cache_clear()
+    if lack == "compiler":
+        monkeypatch.delenv("CC")
+        monkeypatch.setattr(_backends.shutil, "which", lambda name: None)
+        expected = "triton finds no C compiler; install gcc, or name one in the variable CC"
+    elif lack == "headers":
+        (compiles / "Python.h").unlink()
+        expected = (
+            f"triton finds no Python.h in {compiles}; install the headers of Python, such as the "
+            "package python3-dev"
+        )
+    else:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        expected = "the GPU is sm_75, older than sm_80"
     with caplog.at_level(logging.WARNING, logger=_backends.__name__):
-        assert triton_not_supported_reasons()  # `adcam info` asks; nothing is computed slowly
+        # `adcam info` asks; nothing is computed slowly
+        assert triton_not_supported_reasons() == [expected]
         assert not caplog.records
         for _ in range(2):
-            (reason,) = triton_not_supported_reasons(on_gpu)
-    assert reason == "triton finds no C compiler; install gcc, or name one in the variable CC"
+            assert triton_not_supported_reasons(on_gpu) == [expected]
     assert [record.getMessage() for record in caplog.records] == [
         "adcam's kernels cannot run on this GPU, slower operations of torch take their place: "
-        f"{reason} (`adcam info` shows all backends)"
+        f"{expected} (`adcam info` shows all backends)"
     ]
-    _backends._compiler_reason.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["CPATH", "C_INCLUDE_PATH"])
+def test_headers_are_found_where_the_compiler_looks(
+    name: str, compiles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (compiles / "elsewhere").mkdir()
+    (compiles / "Python.h").rename(compiles / "elsewhere" / "Python.h")
+    folders = [str(compiles / "missing"), str(compiles / "elsewhere")]
+    monkeypatch.setenv(name, os.pathsep.join(folders))
+    assert _backends._compiler_reason() is None
+
+
+@pytest.mark.parametrize(
+    ("default", "asked"), [("posix_local", "posix_prefix"), ("venv", "venv"), ("nt", "nt")]
+)
+def test_headers_are_looked_for_where_triton_does(
+    default: str, asked: str, compiles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {asked: str(compiles)}
+    monkeypatch.setattr(_backends.sysconfig, "get_default_scheme", lambda: default)
+    monkeypatch.setattr(_backends.sysconfig, "get_path", lambda name, scheme: folders[scheme])
+    assert _backends._compiler_reason() is None
 
 
 def test_what_autograd_records() -> None:
