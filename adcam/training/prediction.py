@@ -381,10 +381,21 @@ def _take(prob: torch.Tensor, places: np.ndarray) -> torch.Tensor:
 
 def predict_all(images: ImageDataset, predictor: Predictor) -> Iterator[tuple[int, np.ndarray]]:
     """Predict the masks of all images, and keep none; yield each with its index, in any order."""
-    order = predictor.plan(images)
-    while stretch := [*itertools.islice(order, predictor.stretch)]:
-        samples = [_read_sample(images, index) for index in stretch]
-        yield from zip(stretch, predictor.predict(samples), strict=True)
+
+    def predict(stretch: Sequence[tuple[int, Sample]]) -> list[tuple[int, np.ndarray]]:
+        indices, samples = zip(*stretch, strict=True)
+        return [*zip(indices, predictor.predict(samples), strict=True)]
+
+    order, size = predictor.plan(images), predictor.stretch
+    with ThreadPoolExecutor(_THREADS) as readers, ThreadPoolExecutor(1) as lane:
+        read = run_ahead(
+            lambda index: readers.submit(lambda: (index, _read_sample(images, index))),
+            order,
+            max_ahead=size + _THREADS,
+        )
+        stretches = iter(lambda: list(itertools.islice(read, size)), [])
+        for masks in run_ahead(lambda x: lane.submit(predict, x), stretches, max_ahead=2):
+            yield from masks
 
 
 def _read_sample(images: ImageDataset, index: int) -> Sample:

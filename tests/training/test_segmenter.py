@@ -14,9 +14,11 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import threading
 import time
 import weakref
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -598,6 +600,28 @@ def test_images_of_one_size_are_found_in_the_whole_data_set_where_the_network_is
     # A second run reads its masks back, and says of each whose it is.
     for index, mask in prediction.write_masks(images, predictor, tmp_path / "gpu"):
         np.testing.assert_array_equal(mask, masks[index])
+
+
+def test_images_are_read_while_one_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first prediction waits until others are read; in turns it would wait in vain."""
+    read: list[int] = []
+    others_are_read = threading.Event()
+
+    def read_sample(images: object, index: int) -> int:
+        read.append(index)
+        if len(read) > 2:
+            others_are_read.set()
+        return index
+
+    def predict(samples: Sequence[int]) -> list[np.ndarray]:
+        assert others_are_read.wait(60)
+        assert len(read) <= samples[0] + 1 + 2 + 1 + prediction._THREADS  # memory is bounded
+        return [np.full((1, 1), sample, np.uint8) for sample in samples]
+
+    monkeypatch.setattr(prediction, "_read_sample", read_sample)
+    predictor: Any = SimpleNamespace(plan=lambda x: iter(range(40)), stretch=1, predict=predict)
+    found = [(index, mask.item()) for index, mask in prediction.predict_all(None, predictor)]  # type: ignore[arg-type]
+    assert found == [(index, index) for index in range(40)]
 
 
 def test_a_classifier_is_no_network_to_predict_with(
