@@ -205,9 +205,11 @@ def test_compiles_in_every_tile(capability: int, tokens: int) -> None:
             with _launch.force_tile(name, tile):
                 _, product, *_ = launches_of(tokens, torch.float32, half_product, None)
                 ptx = compile_launch(product, capability).asm["ptx"]
-                # On the tensor cores, and loaded while the tile before is multiplied.
+                # On the tensor cores, and loaded while the tile before is multiplied. Copies that
+                # do not wait take 4 bytes or more; odd rows of float16 are aligned to 2.
                 assert "mma" in ptx
-                assert is_old_triton() or "cp.async" in ptx or capability > 90
+                if not is_old_triton() and capability <= 90:
+                    assert ("cp.async" in ptx) == (tokens % 2 == 0 or not half_product)
 
 
 def test_the_safe_tile_compiles_for_every_gpu() -> None:
