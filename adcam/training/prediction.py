@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +40,10 @@ from adcam.training.segmenter_file import (
     read_segmenter_file,
 )
 from adcam.version import __version__
+
+T = TypeVar("T")
+U = TypeVar("U")
+R = TypeVar("R")
 
 _LIKELY = 0.05
 _BATCH_SIZE = 8  # images of one size on a GPU
@@ -386,16 +391,21 @@ def predict_all(images: ImageDataset, predictor: Predictor) -> Iterator[tuple[in
         indices, samples = zip(*stretch, strict=True)
         return [*zip(indices, predictor.predict(samples), strict=True)]
 
-    order, size = predictor.plan(images), predictor.stretch
+    def read(index: int) -> tuple[int, Sample]:
+        return index, _read_sample(images, index)
+
+    return _predict_ahead(read, predict, predictor.plan(images), predictor.stretch)
+
+
+def _predict_ahead(
+    read: Callable[[T], U], predict: Callable[[list[U]], list[R]], items: Iterable[T], size: int
+) -> Generator[R, None, None]:
+    """Read items in threads while up to ``size`` of those before are predicted; keep the order."""
     with ThreadPoolExecutor(_THREADS) as readers, ThreadPoolExecutor(1) as lane:
-        read = run_ahead(
-            lambda index: readers.submit(lambda: (index, _read_sample(images, index))),
-            order,
-            max_ahead=size + _THREADS,
-        )
-        stretches = iter(lambda: list(itertools.islice(read, size)), [])
-        for masks in run_ahead(lambda x: lane.submit(predict, x), stretches, max_ahead=2):
-            yield from masks
+        ahead = run_ahead(lambda x: readers.submit(read, x), items, max_ahead=size + _THREADS)
+        stretches = iter(lambda: list(itertools.islice(ahead, size)), [])
+        for predicted in run_ahead(lambda x: lane.submit(predict, x), stretches, max_ahead=2):
+            yield from predicted
 
 
 def _read_sample(images: ImageDataset, index: int) -> Sample:
@@ -426,13 +436,7 @@ def write_masks(
     """
     root, records = os.path.realpath(out), images.records
     steps, size = _Steps(images, predictor), predictor.stretch
-    ahead = size + _THREADS
-    with (
-        OutputFolder(out, predictor.description, overwrite=overwrite) as folder,
-        ThreadPoolExecutor(_THREADS) as readers,
-        ThreadPoolExecutor(1) as lane,
-        ThreadPoolExecutor(_THREADS) as writers,
-    ):
+    with OutputFolder(out, predictor.description, overwrite=overwrite) as folder:
         planned = (
             _Item(
                 index,
@@ -441,20 +445,23 @@ def write_masks(
             )
             for index in predictor.plan(images)
         )
-        read = run_ahead(lambda x: readers.submit(steps.read, x), planned, max_ahead=ahead)
-        stretches = iter(lambda: list(itertools.islice(read, size)), [])
-        predicted = run_ahead(lambda x: lane.submit(steps.predict, x), stretches, max_ahead=2)
-        left = (item for stretch in predicted for item in stretch)
-        for item in run_ahead(lambda x: writers.submit(steps.write, x), left, max_ahead=ahead):
-            record = records[item.index]
-            if item.error is not None:
-                if failed is None:
-                    raise item.error
-                failed[record.img_id] = str(item.error)
-            if not item.is_done:
-                entry = {"id": record.img_id, **predictor.describe(record, root)}
-                folder.append({**entry, **item.describe()})
-            yield item.index, item.mask
+        with (
+            closing(_predict_ahead(steps.read, steps.predict, planned, size)) as predicted,
+            ThreadPoolExecutor(_THREADS) as writers,
+        ):
+            ahead = size + _THREADS
+            for item in run_ahead(
+                lambda x: writers.submit(steps.write, x), predicted, max_ahead=ahead
+            ):
+                record = records[item.index]
+                if item.error is not None:
+                    if failed is None:
+                        raise item.error
+                    failed[record.img_id] = str(item.error)
+                if not item.is_done:
+                    entry = {"id": record.img_id, **predictor.describe(record, root)}
+                    folder.append({**entry, **item.describe()})
+                yield item.index, item.mask
         folder.finish(record.img_id for record in records)
 
 
