@@ -262,7 +262,7 @@ def test_a_run_with_little_memory_says_so_and_the_same_command_goes_on_with_more
     done = run_script(script, OMP_NUM_THREADS="1")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert "1.png: not enough memory to decode it" in done.stderr
+    assert "1.png: not enough memory to decode it (no memory is left)" in done.stderr
     assert main(command("out")) == main(command("whole")) == 0
     assert main(["verify", str(tmp_path / "out")]) == 0
     for path in (tmp_path / "whole" / "masks").iterdir():

@@ -305,12 +305,10 @@ def start_early(args: argparse.Namespace, module: str) -> None:
     is_small = isinstance(args.images, Path) and _holds_few(args.images)
     if is_small or getattr(args, "shard", None) == "auto":
         return
-    has_gpu = device != "cpu"
     workers = args.workers
     if workers is None:
-        workers = count_workers(has_gpu=has_gpu, on_device=True)
-    # Without a GPU, the workers run the network.
-    start_ahead(device, workers, [module] if has_gpu else ["adcam.labeling.labeler", module])
+        workers = count_workers(has_gpu=device != "cpu", on_device=True)
+    start_ahead(device, workers, module)
 
 
 def _holds_few(images: Path) -> bool:

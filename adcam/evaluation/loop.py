@@ -44,6 +44,7 @@ from adcam.evaluation.mapping import (
 )
 from adcam.labeling.device_steps import Lane
 from adcam.labeling.executor import (
+    NETWORK,
     WorkerCrash,
     WorkerPool,
     num_processors,
@@ -207,10 +208,7 @@ def start_loop_early(options: LoopOptions, num_images: int) -> None:
         num_images: How many images it will go through.
     """
     if num_images > INLINE_LIMIT:
-        device = resolve_device(options.device)
-        # Without a GPU, the workers run the network.
-        network = ["adcam.labeling.labeler"] if device.type == "cpu" else []
-        start_ahead(str(device), options.workers, [*network, __name__])
+        start_ahead(str(resolve_device(options.device)), options.workers, __name__)
 
 
 @dataclass
@@ -336,7 +334,7 @@ def _run(
         submit = submit_inline(count)
         if workers:
             # Without `meanwhile` the workers run the networks, and nothing goes on until they do.
-            modules = ["adcam.labeling.labeler"] if meanwhile is None else []
+            modules = [NETWORK] if meanwhile is None else []
             pool = WorkerPool(
                 count, workers, on_crash=on_crash, meanwhile=meanwhile, modules=modules
             )

@@ -342,6 +342,10 @@ class _Channel:
         self._connection.close()
 
 
+NETWORK = "adcam.labeling.labeler"
+"""The module that workers need to run the network."""
+
+
 def load_ahead(modules: Sequence[str]) -> None:
     """Let the server that workers are forked from load modules, while this process goes on.
 
@@ -372,10 +376,16 @@ def end_server() -> None:
             server._stop()
 
 
-def start_ahead(device: str, workers: int, modules: Sequence[str]) -> None:
-    """Let workers' modules load, and a GPU wake up, while this process loads what it needs."""
+def start_ahead(device: str, workers: int, module: str) -> None:
+    """Let workers get ready, and a GPU wake up, while this process loads what it needs.
+
+    Args:
+        device: The device that the network will run on. Beside a CPU, the workers run it.
+        workers: How many of them there will be.
+        module: What they need apart from it.
+    """
     if workers:
-        load_ahead(modules)
+        load_ahead([NETWORK, module] if device == "cpu" else [module])
     if device.startswith("cuda"):
         threading.Thread(target=_wake, args=(device,), daemon=True).start()
 

@@ -28,6 +28,7 @@ from adcam.errors import AdcamError, join_some
 from adcam.files import hash_bytes, hash_values
 from adcam.labeling.device_steps import DeviceSteps
 from adcam.labeling.executor import (
+    NETWORK,
     WorkerCrash,
     WorkerPool,
     count_workers,
@@ -390,7 +391,7 @@ class Run:
             workers,
             on_crash=isolate_crash,
             max_bytes=worker_memory(),
-            modules=["adcam.labeling.labeler"],
+            modules=[NETWORK],
         ) as pool:
             for window in run_ahead(pool.submit, windows, max_ahead=2 * workers):
                 yield from window
