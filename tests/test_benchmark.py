@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,40 @@ def test_every_case_names_tests_that_exist(tool: dict[str, ModuleType]) -> None:
     root = FOLDER.parents[1]
     for case in tool["cases"].CASES.values():
         assert case.tests and all((root / test).is_file() for test in case.tests)
+        for test in case.gpu_tests:
+            assert "pytest.mark.gpu" in (root / test).read_text()
         assert case.sizes and case.repeats >= 1
+
+
+@pytest.mark.parametrize(
+    ("device", "marks"),
+    [
+        ("cpu", {"test_color_diffusion.py": "not slow and not gpu"}),
+        (
+            "cuda:1",
+            {
+                "test_color_diffusion.py": "not slow",
+                "test_color_diffusion_triton.py": "gpu and not slow",
+            },
+        ),
+    ],
+)
+def test_on_a_gpu_the_tests_of_the_kernels_run_too(
+    tool: dict[str, ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    marks: dict[str, str],
+) -> None:
+    started: dict[str, str] = {}
+
+    def start(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        started[Path(command[-1]).name] = command[-2]
+        return subprocess.CompletedProcess(command, int("triton" in command[-1]))
+
+    monkeypatch.setattr(subprocess, "run", start)
+    failed = tool["run"].run_tests(["color_diffusion"], device)
+    assert started == marks
+    assert [Path(test).name for test in failed] == [name for name in marks if "triton" in name]
 
 
 # A size at which each case takes a moment.
@@ -86,6 +120,8 @@ def test_every_case_can_be_built_and_run(
     name: str,
 ) -> None:
     monkeypatch.setattr(tool["cases"], "CRF_HW", (32, 40))
+    # What would be compiled runs as it is: it must compute the same thing.
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     setting = tool["cases"].Setting("cpu", 1, None, "val", tiny_checkpoint, "", None, 0, tmp_path)
     variants = tool["cases"].CASES[name].build(SMALL[name], setting)
     assert next(iter(variants)).startswith("adcam") or name == "forward"
@@ -95,16 +131,15 @@ def test_every_case_can_be_built_and_run(
     assert {label for label, variant in variants.items() if not variant.check} == {
         label for label in variants if label.startswith("gemm")
     }
-    here = {label: variant for label, variant in variants.items() if "compile" not in label}
-    errors = tool["measure"].find_errors(here)
-    assert errors.keys() == {label for label in here if not label.startswith("gemm")}
-    exact = [x for x in errors if here[x].dtype == "float32" and "float16" not in x]
+    errors = tool["measure"].find_errors(variants)
+    assert errors.keys() == {label for label in variants if not label.startswith("gemm")}
+    exact = [x for x in errors if variants[x].dtype == "float32" and "float16" not in x]
     assert all(errors[label] < 1e-5 for label in exact)
     if name == "dense_crf_batch":
         assert all(variant.score() > 99.9 for variant in variants.values())
     for label in errors:
-        got = here[label].run()
-        wrong = replace(here[label], run=lambda got=got: worsen(got))
+        got = variants[label].run()
+        wrong = replace(variants[label], run=lambda got=got: worsen(got))
         with pytest.raises(ValueError, match="is not what the reference computes"):
             tool["measure"].find_errors({label: wrong})
 
@@ -388,7 +423,7 @@ def test_a_row_has_all_that_a_number_depends_on(
     )
     monkeypatch.setattr(tool["run"], "CASES", {"sum": case})
     asked: list[Any] = []
-    monkeypatch.setattr(tool["run"], "run_tests", lambda cases: asked.append(cases) or [])
+    monkeypatch.setattr(tool["run"], "run_tests", lambda cases, device: asked.append(cases) or [])
     out = tmp_path / "rows.csv"
     arguments = ["--op", "sum", "--sizes", "1000", "--device", "cpu", "--repeats", "3"]
     assert tool["run"].main([*arguments, "--out", str(out)]) == 0

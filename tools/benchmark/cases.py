@@ -104,6 +104,8 @@ class Case:
         tests: The test files that must pass before a number counts.
         build: A function from size and setting to the variants, of which adcam's is the first.
         repeats: The largest number of runs of a variant; 1 where a single run is long.
+        gpu_tests: The files of the kernels' own tests. On a GPU, those that are marked ``gpu`` must
+            pass too.
     """
 
     summary: str
@@ -111,6 +113,7 @@ class Case:
     tests: tuple[str, ...]
     build: Callable[[int, Setting], Mapping[str, Variant]]
     repeats: int = 20
+    gpu_tests: tuple[str, ...] = ()
 
 
 def _attention_like(setting: Setting, tokens: int) -> Tensor:
@@ -479,6 +482,7 @@ def _build_forward(side: int, setting: Setting) -> dict[str, Variant]:
     method = ADCAM()
     layer_sets = method.layer_sets(network.depth)
     compiled: Any = torch.compile(network, dynamic=False)
+    refine: Any = torch.compile(ReferenceADCAM().__call__, dynamic=False)
     # Each returns the tensors that it computes.
     runs: dict[str, Callable[[], Any]] = {
         "plain": lambda: network(inputs),
@@ -486,21 +490,26 @@ def _build_forward(side: int, setting: Setting) -> dict[str, Variant]:
         "capture + AD-CAM": lambda: method(network.token_maps(inputs, layer_sets=layer_sets), ids),
         "all attention by hooks": lambda: _all_attention(network, inputs),
         "torch.compile, plain": lambda: compiled(inputs),
+        "attention by hooks, torch.compile of AD-CAM": lambda: refine(
+            _token_maps(*_all_attention(network, inputs), layer_sets), ids
+        ),
     }
     maps, attn = _forward_reference(network, inputs, layer_sets)
+    wanted_maps = ReferenceADCAM()(maps, ids[[0, -1]])
     wanted: dict[str, Any] = {
         "plain": maps.logits,
         "capture": _tensors_of(maps),
-        "capture + AD-CAM": ReferenceADCAM()(maps, ids[[0, -1]]),
+        "capture + AD-CAM": wanted_maps,
         "all attention by hooks": [maps.cam, attn],
         "torch.compile, plain": maps.logits,
+        "attention by hooks, torch.compile of AD-CAM": wanted_maps,
     }
     variants = {}
     # On a GPU, torch computes convolutions in TF32 unless told otherwise.
     exact = ROUNDED if is_gpu(setting.device) else TOLERANCE
     for dtype, tolerance in (("float32", exact), ("bfloat16", ROUNDED)):
         for name, run in runs.items():
-            if dtype == "float32" or name == "plain" or "capture" in name:
+            if dtype == "float32" or name != "all attention by hooks":
                 label = name if dtype == "float32" else f"{name}, bfloat16"
                 check = Check(partial(_find_error, wanted[name]), tolerance)
                 run = _inference(run, setting.device, dtype)
@@ -529,16 +538,20 @@ def _forward_reference(
     """
     wide = copy.deepcopy(network).double()
     cam, attn = _all_attention(wide, inputs[[0, -1]].double())
-    mean = attn.mean(dim=2)  # (2, L, 1 + N, 1 + N)
-    maps = TokenMaps(
+    return _token_maps(cam, attn, layer_sets), attn
+
+
+def _token_maps(cam: Tensor, attn: Tensor, layer_sets: Sequence[tuple[int, ...]]) -> TokenMaps:
+    """What a method needs, out of the attention of all blocks and heads."""
+    mean = attn.mean(dim=2)  # (B, L, 1 + N, 1 + N)
+    return TokenMaps(
         logits=cam.mean(dim=(2, 3)),
         cam=cam,
         grid_hw=(cam.shape[2], cam.shape[3]),
-        depth=network.depth,
+        depth=attn.shape[1],
         attn_cls2patch=mean[:, :, 0, 1:],
         attn_patch2patch={chosen: mean[:, list(chosen), 1:, 1:].mean(1) for chosen in layer_sets},
     )
-    return maps, attn
 
 
 class ReferenceADCAM(ADCAM):
@@ -779,7 +792,22 @@ def _miou_of(images: ImageDataset, masks: Path) -> Callable[[], float]:
 _ATTENTION_TESTS = ("tests/ops/test_token_attention.py", "tests/ops/test_layers.py")
 _REFINE_TESTS = ("tests/ops/test_common_neighbor.py", "tests/ops/test_diffusion.py")
 _FORWARD_TESTS = ("tests/models/test_models_attention_capture.py", *_ATTENTION_TESTS)
+_ATTENTION_KERNELS = (
+    "tests/ops/test_token_attention_triton.py",
+    "tests/ops/test_capture_kernels.py",
+)
+_REFINE_KERNELS = (
+    "tests/ops/test_common_neighbor_triton.py",
+    "tests/ops/test_diffusion_triton.py",
+)
 _GENERATE_TESTS = ("tests/labeling/test_generate.py",)
+_GENERATE_KERNELS = (
+    "tests/labeling/test_device_steps.py",
+    "tests/models/test_packed_pass.py",
+    *_ATTENTION_KERNELS,
+    *_REFINE_KERNELS,
+    "tests/ops/test_dense_crf_triton.py",
+)
 
 CASES: dict[str, Case] = {
     "token_attention": Case(
@@ -787,42 +815,49 @@ CASES: dict[str, Case] = {
         (196, 784, 2304),
         _ATTENTION_TESTS,
         _build_token_attention,
+        gpu_tests=_ATTENTION_KERNELS,
     ),
     "attend": Case(
         "output and mean attention of one block of DeiT-Tiny; size: patches N",
         (196, 784, 2304),
         _ATTENTION_TESTS,
         _build_attend,
+        gpu_tests=_ATTENTION_KERNELS,
     ),
     "common_neighbor": Case(
         "refined affinity, resource allocation, power 2; size: patches N",
         (196, 784, 2304),
         _REFINE_TESTS[:1],
         _build_common_neighbor,
+        gpu_tests=_REFINE_KERNELS[:1],
     ),
     "diffusion": Case(
         "Sinkhorn and two steps of three maps; size: patches N",
         (196, 784, 2304),
         _REFINE_TESTS[1:],
         _build_diffusion,
+        gpu_tests=_REFINE_KERNELS[1:],
     ),
     "refine": Case(
         "AD-CAM's whole refinement; size: patches N",
         (196, 784, 1024, 2304),
         (*_REFINE_TESTS, "tests/ops/test_refinement.py"),
         _build_refine,
+        gpu_tests=_REFINE_KERNELS,
     ),
     "two_hop_walk": Case(
         "one step of AD-CAM's quick form; size: patches N",
         (784, 2304),
         ("tests/ops/test_two_hop_walk.py",),
         _build_two_hop_walk,
+        gpu_tests=("tests/ops/test_two_hop_walk_triton.py",),
     ),
     "color_diffusion": Case(
         "ten steps of three square maps along the image's colours; size: side in pixels",
         (112,),
         ("tests/ops/test_color_diffusion.py",),
         _build_color_diffusion,
+        gpu_tests=("tests/ops/test_color_diffusion_triton.py",),
     ),
     "dense_crf": Case(
         f"CRF of a {CRF_HW[1]}x{CRF_HW[0]} image, 10 updates; size: labels",
@@ -835,9 +870,10 @@ CASES: dict[str, Case] = {
         f"CRFs of --batch images of {CRF_HW[1]}x{CRF_HW[0]}, with their lattices, on the device; "
         "size: labels; score: labels equal to the reference's",
         (3, 21),
-        ("tests/ops/test_dense_crf_triton.py", "tests/ops/test_dense_crf.py"),
+        ("tests/ops/test_dense_crf.py",),
         _build_dense_crf_batch,
         repeats=5,
+        gpu_tests=("tests/ops/test_dense_crf_triton.py",),
     ),
     "level_boxes": Case(
         "MaxBoxAccV2 of score maps, one pass a map; size: thresholds; score: the accuracy",
@@ -851,6 +887,7 @@ CASES: dict[str, Case] = {
         _FORWARD_TESTS,
         _build_forward,
         repeats=10,
+        gpu_tests=(*_ATTENTION_KERNELS, *_REFINE_KERNELS),
     ),
     "generate": Case(
         "masks at 224, 336 and 448 px with mirroring and CRF; size: images; score: mIoU",
@@ -858,6 +895,7 @@ CASES: dict[str, Case] = {
         _GENERATE_TESTS,
         _build_generate,
         repeats=1,
+        gpu_tests=_GENERATE_KERNELS,
     ),
     "growth": Case(
         "commands at 128 px in processes of their own; size: images; memory: the largest process",

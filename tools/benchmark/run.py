@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from cases import CASES, Setting, describe_case
-from measure import NOTES, ROOT, add_graphs, find_errors, make_rows, measure
+from measure import NOTES, ROOT, add_graphs, find_errors, is_gpu, make_rows, measure
 from tables import format_tables, read_rows
 
 from adcam.files import write_csv
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, case in CASES.items():
             print(f"{name:<16} {case.summary} (default: {', '.join(map(str, case.sizes))})")
         return 0
-    if failed := run_tests(args.op):
+    if failed := run_tests(args.op, args.device):
         print(f"nothing is timed: tests fail in {', '.join(failed)}", file=sys.stderr)
         return 1
     if args.threads:
@@ -99,12 +99,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run_tests(cases: Sequence[str]) -> list[str]:
+def run_tests(cases: Sequence[str], device: str) -> list[str]:
     """Run the tests of some cases, and return the files in which a test failed."""
-    files = dict.fromkeys(test for name in cases for test in CASES[name].tests)
+    marks = "not slow" if is_gpu(device) else "not slow and not gpu"
+    files = {test: marks for name in cases for test in CASES[name].tests}
+    if is_gpu(device):
+        files |= {test: "gpu and not slow" for name in cases for test in CASES[name].gpu_tests}
     failed = []
-    for test in files:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow and not gpu", test]
+    for test, marks in files.items():
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", marks, test]
         if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
             failed.append(test)
     return failed
