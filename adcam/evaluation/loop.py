@@ -42,7 +42,6 @@ from adcam.evaluation.mapping import (
     Wanted,
     timed,
 )
-from adcam.labeling.device_steps import Lane
 from adcam.labeling.executor import (
     NETWORK,
     WorkerCrash,
@@ -55,6 +54,7 @@ from adcam.labeling.executor import (
     submit_inline,
 )
 from adcam.labeling.inputs import BATCH_SIZE, find_unread, read_in_groups
+from adcam.labeling.lanes import Lane
 from adcam.labeling.map_maker import resolve_device
 from adcam.settings import MethodSpec
 

@@ -18,10 +18,10 @@ from adcam.cams import Method
 from adcam.data.dataset import Record
 from adcam.data.score_maps import find_score_map, read_score_map
 from adcam.errors import AdcamError
-from adcam.labeling.device_steps import cache_graphs
 from adcam.labeling.graphs import GraphCache
 from adcam.labeling.inputs import plan_batches
 from adcam.labeling.labeler import find_mask_device
+from adcam.labeling.lanes import cache_graphs
 from adcam.labeling.map_maker import Forward, MapMaker, Network
 from adcam.labeling.mask_maker import DeviceMaps, MaskMaker, apply_rule
 from adcam.labeling.steps import compute_in_halves

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -75,6 +75,11 @@ class Passes:
         """As :meth:`compute_scores`, on the device of the network, which is not waited for."""
         logits = [maps.logits.unflatten(0, (self.num_images, -1)) for maps in self.token_maps]
         return torch.cat(logits, dim=1).float().mean(dim=1).sigmoid()
+
+    def copy(self) -> Passes:
+        """Return the same in memory of its own, which no pass that follows can overwrite."""
+        with torch.inference_mode():
+            return replace(self, token_maps=tuple(map(_copy_tensors, self.token_maps)))
 
 
 Forward: TypeAlias = Callable[..., tuple[TokenMaps, ...]]
@@ -418,6 +423,15 @@ def count_color_steps(method: Method) -> int:
     """Return how many steps a method's maps spread along colours: 0 without such an option."""
     steps: int = getattr(method, "color_steps", 0)
     return steps
+
+
+def _copy_tensors(maps: TokenMaps) -> TokenMaps:
+    def copy_value(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: copy_value(of_key) for key, of_key in value.items()}
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return replace(maps, **{name: copy_value(value) for name, value in vars(maps).items()})
 
 
 def _repeat_last(ids: tuple[int, ...], length: int) -> tuple[int, ...]:

@@ -29,14 +29,15 @@ from adcam.cams import activation
 from adcam.data.folder import load_folder
 from adcam.data.png import read_mask
 from adcam.labeling import inputs as inputs_module
-from adcam.labeling import map_maker
+from adcam.labeling import lanes, map_maker
 from adcam.labeling import run as run_module
 from adcam.labeling.box_job import BoxJob, BoxOptions
-from adcam.labeling.device_steps import DeviceSteps, Lane, cache_graphs
+from adcam.labeling.device_steps import DeviceSteps
 from adcam.labeling.generate import generate
 from adcam.labeling.graphs import GraphCache
 from adcam.labeling.inputs import plan_groups
 from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.lanes import Lane, cache_graphs, mark_work
 from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.mask_job import MaskJob
 from adcam.labeling.mask_maker import MaskMaker
@@ -229,8 +230,9 @@ def test_nothing_between_pixels_and_masks_waits_for_the_device(
     """With labels given and without a CRF. For AD-CAM: tests/ops/test_device_lanes.py."""
     labeler = load_for_batches(tiny_checkpoint, method="cam", rule=rule)
     steps = DeviceSteps(labeler, mask_job(labeler, tmp_path), batch_size=4)
-    item: Any = read(make_photos(tmp_path / "photos", SIZES[:1] * 4), labeler)
-    list(steps.run([item]))
+    decoded: Any = read(make_photos(tmp_path / "photos", SIZES[:1] * 4), labeler)
+    list(steps.run([decoded]))
+    item: Any = steps.plan(decoded)
     for module in (map_maker, activation):  # it looks at nothing that is on a GPU
         monkeypatch.setattr(module, "check_class_ids", lambda *_, **__: None)
     seen: list[str] = []
@@ -244,13 +246,12 @@ def test_nothing_between_pixels_and_masks_waits_for_the_device(
 
     watch("tolist")
     watch("cpu")
-    for step in (steps._upload, steps._infer, steps._label):
-        lane = Lane(labeler.device, "one")
+    for _, step, kind in steps.lanes.steps:
         with OpCounter() as counter:  # which counts the operations of its own thread
-            item = step(item, lane)
-        lane.close()
-        assert counter.launched and seen == counter.waited == []
-    assert len(steps.collect(item)) == 4
+            item = step(item) if isinstance(item, kind) else item
+        assert bool(counter.launched) == (kind.__name__ != "_Seen")
+        assert seen == counter.waited == []
+    assert len(steps.describe(steps.lanes._collect(item))) == 4
 
 
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
@@ -388,13 +389,60 @@ def test_what_fails_in_another_lane_waits_for_the_network(
         np.testing.assert_array_equal(image.result.mask, other.result.mask)
 
 
+def test_while_scores_come_back_the_network_sees_the_next_batch(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its graph, whose result is always in the same place, overwrites nothing in use."""
+    labeler = load_for_batches(tiny_checkpoint, method="cam", rule="0.4")
+    monkeypatch.setattr(labeler, "predict_class_ids", lambda probs: (int(probs.argmax()),))
+    tasks = [replace(x, class_ids=None) for x in make_photos(tmp_path / "photos", SIZES[:1] * 6)]
+    job, decoded = mask_job(labeler, tmp_path, "uint8"), read(tasks, labeler)
+    expected = {x.task.index: make(x, job) for x in infer_window(decoded, labeler, batch_size=2)}
+    seen, changed = [0], threading.Condition()
+
+    def capture(function: Any, *batches: torch.Tensor) -> Any:
+        kept = function(*batches)
+
+        def replay(*batches: torch.Tensor) -> Any:
+            with torch.inference_mode(), changed:
+                for mine, new in zip(kept, function(*batches), strict=True):
+                    mine.logits.copy_(new.logits)
+                    mine.cam.copy_(new.cam)
+                seen[0] += 1
+                changed.notify()
+            return kept
+
+        return replay
+
+    waits: list[bool] = []
+
+    def wait(mark: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            with changed:
+                most = min(len(waits) + 2, 3)
+                waits.append(changed.wait_for(lambda: seen[0] >= most, timeout=5))
+
+    monkeypatch.setattr(lanes, "wait_for", wait)
+    steps = DeviceSteps(labeler, job, batch_size=2)
+    steps._forward = GraphCache(labeler.map_maker.forward, capture=capture, first=0)
+    found = [image for batch in steps.run([decoded]) for image in batch]
+    assert waits == [True] * 3 and len(found) == 6
+    for image in found:
+        other = expected[image.task.index]
+        assert isinstance(image, Made) and isinstance(other, Made)
+        assert image.image.maps.class_ids == other.image.maps.class_ids
+        found_maps, expected_maps = image.image.maps.score_maps, other.image.maps.score_maps
+        np.testing.assert_allclose(found_maps, expected_maps, atol=1e-6)
+        np.testing.assert_array_equal(image.result.mask, other.result.mask)
+
+
 def test_lanes_do_one_thing_at_a_time_each_and_all_at_once() -> None:
-    lanes = [Lane(torch.device("cpu"), str(i)) for i in range(2)]
+    pair = [Lane(torch.device("cpu"), str(i)) for i in range(2)]
     meet = threading.Barrier(2, timeout=10)
-    futures = [lane.submit(lambda item: (meet.wait(), item)[1], i) for i, lane in enumerate(lanes)]
+    futures = [lane.submit(lambda item: (meet.wait(), item)[1], i) for i, lane in enumerate(pair)]
     assert [future.result() for future in futures] == [0, 1]
-    assert lanes[0].mark() is None
-    for lane in lanes:
+    assert mark_work(torch.device("cpu")) is None
+    for lane in pair:
         lane.close()
 
 
@@ -737,17 +785,17 @@ def test_network_and_masks_do_not_wait_for_a_gpu(
         list(steps.run([decoded]))
     forward: Any = steps._forward
     assert len(forward._graphs) == 1 and not forward._is_off
-    lanes = [Lane(labeler.device, str(i)) for i in range(3)]
-    item: Any = decoded
+    lane = Lane(labeler.device, "one")
+    images: Any = decoded
+    item: Any = steps.plan(images)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for lane, step in zip(lanes, (steps._upload, steps._infer, steps._label), strict=True):
-            item = lane.submit(partial(steps._do, step, lane), item).result()
+        for _, step, kind in steps.lanes.steps:
+            item = lane.submit(step, item).result() if isinstance(item, kind) else item
     finally:
         torch.cuda.set_sync_debug_mode("default")
-        for lane in lanes:
-            lane.close()
-    assert len(steps.collect(item)) == 4
+        lane.close()
+    assert len(steps.describe(steps.lanes._collect(item))) == 4
 
 
 @pytest.mark.gpu

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +23,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_testing import Launch, needs_triton, record_launches
 
 from adcam.cams import build_method
-from adcam.labeling import map_maker
-from adcam.labeling.device_steps import DeviceSteps, Lane, _Uploaded
+from adcam.labeling import lanes, map_maker
+from adcam.labeling.device_steps import DeviceSteps
 from adcam.labeling.labeler import PseudoLabeler
+from adcam.labeling.lanes import Batch, Lanes, _OnDevice
 from adcam.labeling.mask_job import MaskJob
 from adcam.ops import _backends
 from adcam.settings import TestViews
@@ -63,6 +67,20 @@ class Waits(OpCounter):
             self.waited.append(f"{name} from {source} to {target}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A place in the work of a GPU, who made it, and who waits for it."""
+
+    log: list[str]
+    name: str
+
+    def wait(self) -> None:
+        self.log.append(f"the GPU follows {self.name}")
+
+    def synchronize(self) -> None:
+        self.log.append(f"this process waits for {self.name}")
+
+
 def make_steps(checkpoint: Path, out: Path, **options: Any) -> DeviceSteps:
     """The steps of AD-CAM with masks made in a batch, by another name of the CPU."""
     labeler = PseudoLabeler.from_checkpoint(
@@ -74,8 +92,30 @@ def make_steps(checkpoint: Path, out: Path, **options: Any) -> DeviceSteps:
     return DeviceSteps(labeler, job, batch_size=len(SIZES))
 
 
-def run_fake(steps: DeviceSteps, monkeypatch: pytest.MonkeyPatch) -> tuple[Waits, list[Launch]]:
-    """The lanes of network and masks, from the second batch on; no GPU needed."""
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What was seen of a batch in the lanes.
+
+    Attributes:
+        result: What is on its way back.
+        waited: For each lane, what it waits for.
+        launched: The operations.
+        kernels: The kernels of Triton.
+    """
+
+    result: Any
+    waited: dict[str, list[str]]
+    launched: list[str]
+    kernels: list[Launch]
+
+
+def run_fake(
+    of_all: Lanes,
+    make_batch: Callable[[], Batch],
+    networks: Sequence[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Seen:
+    """The lanes after the upload, from the second batch on; no GPU needed."""
     from adcam.ops.color_diffusion import triton_kernels as color_kernels
 
     monkeypatch.setattr(_backends, "_device_reason", lambda tensors: None)
@@ -84,36 +124,49 @@ def run_fake(steps: DeviceSteps, monkeypatch: pytest.MonkeyPatch) -> tuple[Waits
     # What looks at values on the host.
     monkeypatch.setattr(map_maker, "check_class_ids", lambda *_, **__: None)
     monkeypatch.setattr(torch.Tensor, "numpy", lambda self: [None] * len(self))
-    images: Any = tuple(
-        SimpleNamespace(task=SimpleNamespace(class_ids=ids, index=0), img=torch.empty(*hw, 3))
-        for ids, hw in zip(CLASS_IDS, SIZES, strict=True)
-    )
-    maker, network = steps._maker, steps._maker.network
-    assert isinstance(network, nn.Module)
-    lane = Lane(torch.device("cpu"), "one")
+    log: list[str] = []
+    monkeypatch.setattr(lanes, "mark_work", lambda device: Mark(log, name))
     color_kernels._neighbors.cache_clear()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), record_launches() as launches:
-            for name, parameter in dict(network.named_parameters()).items():
-                owner, _, key = name.rpartition(".")
-                empty = torch.empty(parameter.shape, device=DEVICE)
-                setattr(network.get_submodule(owner), key, nn.Parameter(empty, False))
-            maker.device = DEVICE
-            batches = [torch.empty(3, 3, n, n, dtype=torch.uint8, device=DEVICE) for n in (48, 64)]
-            pixels = [torch.empty(*hw, 3, dtype=torch.uint8, device=DEVICE) for hw in SIZES]
-            batch = _Uploaded(images, tuple(batches), tuple(pixels), None, 0.0)
+        with FakeTensorMode(allow_non_fake_inputs=True), record_launches() as kernels:
+            for network in networks:
+                for key, parameter in dict(network.named_parameters()).items():
+                    owner, _, last = key.rpartition(".")
+                    empty = torch.empty(parameter.shape, device=DEVICE)
+                    setattr(network.get_submodule(owner), last, nn.Parameter(empty, False))
             for _ in range(2):  # after the first batch, what is kept is there
-                launches.clear()
-                with Waits() as waits:
-                    result = steps._label(steps._infer(batch, lane), lane)
+                kernels.clear()
+                launched: list[str] = []
+                waited: dict[str, list[str]] = {}
+                item: Any = pretend_upload(make_batch(), Mark(log, "upload"))
+                for name, step, kind in of_all.steps:
+                    log.clear()
+                    with Waits() as waits:
+                        item = step(item) if isinstance(item, kind) else item
+                    waited[name] = [*log, *waits.waited]
+                    launched += waits.launched
     finally:
-        lane.close()
         color_kernels._neighbors.cache_clear()
-    maps = [x.shape for x in result.source.maps]
-    assert maps == [(len(i), *hw) for i, hw in zip(CLASS_IDS, SIZES, strict=True)]
-    assert {x.device.type for x in result.source.maps} == {"cuda"} and result.masks is not None
-    assert [x.device.type for x in result.masks] == ["cpu"] * 2
-    return waits, launches
+    return Seen(item, waited, launched, kernels)
+
+
+def pretend_upload(batch: Batch, mark: Any) -> _OnDevice:
+    """The pixels of a batch on the fake GPU, where its network is too from now on."""
+    batch.maker.device = DEVICE
+    byte: Any = functools.partial(torch.empty, dtype=torch.uint8, device=DEVICE)
+    inputs = tuple(byte(len(batch.imgs), *x.shape) for x in batch.inputs[0])
+    return _OnDevice(batch, mark, inputs, tuple(byte(img.shape) for img in batch.imgs), (0.0,))
+
+
+def pretend_images(class_ids: Sequence[Any]) -> Any:
+    return [
+        SimpleNamespace(
+            task=SimpleNamespace(class_ids=ids, index=0),
+            img=torch.empty(*hw, 3),
+            inputs=[torch.empty(3, n, n) for n in (48, 64)],
+        )
+        for ids, hw in zip(class_ids, SIZES, strict=True)
+    ]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -125,18 +178,37 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @needs_triton
 @pytest.mark.parametrize("kind", OPTIONS)
-def test_ad_cam_waits_for_nothing(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+@pytest.mark.parametrize("labels", ["given", "predicted"])
+def test_ad_cam_waits_for_nothing_but_scores_that_say_which_classes_there_are(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, labels: str
 ) -> None:
-    """From the network to masks by the steepest level, with labels given and without a CRF."""
+    """From the network to masks by the steepest level, without a CRF."""
     options = OPTIONS[kind]
-    waits, launches = run_fake(make_steps(tiny_checkpoint, tmp_path, **options), monkeypatch)
-    assert waits.waited == [] and ("sort" in waits.launched) == ("clip_quantile" in options)
-    names = Counter(launch.name for launch in launches)
+    steps = make_steps(tiny_checkpoint, tmp_path, **options)
+    labeler: Any = steps._labeler
+    found = itertools.cycle(CLASS_IDS)
+    monkeypatch.setattr(labeler, "predict_class_ids", lambda probs: next(found))
+    images = pretend_images(CLASS_IDS if labels == "given" else [None] * len(SIZES))
+    seen = run_fake(steps.lanes, lambda: steps.plan(images), [labeler.network], monkeypatch)
+    assert seen.waited == {
+        "upload": [],
+        "network": ["the GPU follows upload"],
+        # The lane of the network has gone on to the next batch.
+        "maps": [] if labels == "given" else ["this process waits for network"],
+        "masks": [f"the GPU follows {'network' if labels == 'given' else 'maps'}"],
+    }
+    (maps,) = seen.result.source.maps
+    assert [x.shape for x in maps] == [
+        (len(i), *hw) for i, hw in zip(CLASS_IDS, SIZES, strict=True)
+    ]
+    assert {x.device.type for x in maps} == {"cuda"}
+    assert [x.device.type for x in seen.result.masks[0]] == ["cpu"] * 2
+    assert ("sort" in seen.launched) == ("clip_quantile" in options)
+    names = Counter(launch.name for launch in seen.kernels)
     # At each of two scales a refinement without artefacts; the colours once for both.
     refinement = {"prepare": 4, "gate_product": 2, "walk": 2, "fill_map": 2}
     assert {**refinement, "weigh_colors": 1, "step_by_color": 10}.items() <= names.items()
-    dtypes = {x.values["features"].dtype for x in launches if x.name == "gate_product"}
+    dtypes = {x.values["features"].dtype for x in seen.kernels if x.name == "gate_product"}
     assert dtypes == {torch.float32 if options.get("exact") else torch.float16}
 
 
