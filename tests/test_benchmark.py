@@ -6,6 +6,7 @@ import csv
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from adcam.data.shapes import make_shapes
 from adcam.files import write_csv
@@ -271,8 +273,58 @@ def test_a_row_of_generate_says_what_its_run_does(
     (row,) = measure.make_rows("generate", 1, 1, "cpu", variants, timings, {})
     assert [row[key] for key in measure.NOTES] == ["117", "1.75", ""]
     monkeypatch.setattr(cases, "is_gpu", lambda device: True)
+    variant = cases.CASES["generate"].build(1, setting)["adcam, float32, one process"]
+    variant.run()
     assert variant.notes()["gpu_busy"] == 0.19  # as a run that is recorded says
-    assert asked == [None, tmp_path / "trace.json"]
+    assert asked == [None, None, tmp_path / "trace.json"]
+
+
+def test_masks_of_generate_are_compared_with_the_plain_recipe(
+    tool: dict[str, ModuleType],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cases, find_errors = tool["cases"], tool["measure"].find_errors
+    monkeypatch.setattr(cases, "SCALES", (32, 48))
+    monkeypatch.setattr(cases, "CRF_HW", (60, 84))
+    setting = cases.Setting("cpu", 1, None, "val", None, TINY, None, 0, tmp_path)
+    variants = cases.CASES["generate"].build(2, setting)
+    assert find_errors(variants) == {}  # nothing runs before it is timed
+    # With so few pixels bfloat16 changes more of them than it may.
+    chosen = {key: variants[key] for key in variants if key.startswith(("adcam, float32", "peer"))}
+    for variant in chosen.values():
+        variant.run()
+    errors = find_errors(chosen, is_after=True)
+    assert errors.keys() == chosen.keys()
+    (path, *_) = tmp_path.glob("inline/masks/*.png")
+    mask = np.array(Image.open(path))
+    assert len(np.unique(mask)) > 1
+    mask[:2] = 7 - mask[:2]  # two rows of 60 in one of two images
+    Image.fromarray(mask).save(path)
+    with pytest.raises(ValueError, match=r"one process is not what .* 0.01\d* is above 0.001"):
+        find_errors(chosen, is_after=True)
+
+
+def test_on_a_gpu_masks_of_the_cpu_are_scored_too(
+    tool: dict[str, ModuleType],
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cases, made = tool["cases"], PseudoLabeler.from_checkpoint
+    devices: list[str] = []
+
+    def load(*arguments: Any, device: str, **options: Any) -> PseudoLabeler:
+        devices.append(device)
+        return made(*arguments, device="cpu", **options)
+
+    monkeypatch.setattr(PseudoLabeler, "from_checkpoint", load)
+    monkeypatch.setattr(cases, "_network", lambda setting: None)
+    setting = cases.Setting("cuda", 1, None, "val", tiny_checkpoint, TINY, None, 0, tmp_path)
+    variants = cases.CASES["generate"].build(1, setting)
+    assert devices == ["cuda", "cuda", "cuda", "cpu"]
+    assert [*variants][3] == "adcam, float32, on the CPU" and variants[[*variants][3]].score
 
 
 @pytest.mark.checkout
@@ -530,7 +582,7 @@ def test_the_peers_recipe_gives_the_same_mask(
         scales=(48, 64),
         flip=True,
         threshold=labeler.options.rule.value,
-        crf_params=labeler.options.crf,
+        crf=partial(tool["rivals"].crf_by_pydensecrf, params=labeler.options.crf),
     )
     values = np.array([0, *(labeler.class_set.mask_values[i] for i in (0, 2))])
     assert (values[mask] == label.mask).mean() > 0.995

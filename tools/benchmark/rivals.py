@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,12 +79,12 @@ def peers_recipe(
     scales: Sequence[int],
     flip: bool,
     threshold: float,
-    crf_params: str,
+    crf: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """Make the mask of one image as published code does: float32, one view of one scale at a time.
 
-    All attention is kept in memory, and pydensecrf runs on the background and the present classes.
-    The formulas are those of :data:`PLAIN`, so that the masks can be compared.
+    All attention is kept in memory, and the CRF runs on the background and the present classes. The
+    formulas are those of :data:`PLAIN`, so that the masks can be compared.
 
     Args:
         network: The classifier, a :class:`adcam.models.token_cam.TokenCAM`.
@@ -93,7 +93,7 @@ def peers_recipe(
         scales: The input sides in pixels.
         flip: Whether the mirrored image is used too.
         threshold: The background score, the same for all pixels.
-        crf_params: A key of :data:`adcam.masks.crf.CRF_PARAMS`.
+        crf: A function from probabilities and image to what a CRF makes of the probabilities.
 
     Returns:
         (H, W) with 0 for background and 1, 2, … for the positions in ``class_ids``.
@@ -110,7 +110,7 @@ def peers_recipe(
             maps += F.interpolate(grid[None], size=ori_hw, mode="bilinear")[0]
     scores = _min_max(maps).numpy()
     prob = np.concatenate([np.full((1, *ori_hw), threshold, np.float32), scores])
-    return _crf(prob / prob.sum(axis=0), img, crf_params).argmax(axis=0)
+    return crf(prob / prob.sum(axis=0), img).argmax(axis=0)
 
 
 def _ad_cam(network: Any, inputs: Tensor, class_ids: Sequence[int]) -> Tensor:
@@ -140,7 +140,8 @@ def _min_max(maps: Tensor) -> Tensor:
     return (maps - low) / (high - low).clamp_min(1e-8)
 
 
-def _crf(prob: np.ndarray, img: np.ndarray, params: str) -> np.ndarray:
+def crf_by_pydensecrf(prob: np.ndarray, img: np.ndarray, *, params: str) -> np.ndarray:
+    """The CRF of the C++ package, with parameters of :data:`adcam.masks.crf.CRF_PARAMS`."""
     from pydensecrf.densecrf import DenseCRF2D
     from pydensecrf.utils import unary_from_softmax
 

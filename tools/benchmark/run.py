@@ -7,7 +7,8 @@
 
 The variants of a case run alternately, so that other load on the machine affects all of them. The
 tests of an operation run first, then every variant is compared with the plain reference, and
-nothing is timed unless both go well.
+nothing is timed unless both go well. What takes minutes is compared afterwards, by the files that
+it has left, and nothing is printed unless that goes well.
 """
 
 from __future__ import annotations
@@ -144,6 +145,7 @@ def run_case(name: str, size: int, batch: int, args: argparse.Namespace) -> list
             repeats=args.repeats or case.repeats,
             max_seconds=args.seconds,
         )
+        errors |= find_errors(variants, is_after=True)
         label = describe_case(name, setting)
         return make_rows(label, size, batch, args.device, variants, timings, errors)
 
