@@ -39,6 +39,7 @@ from adcam.evaluation.mapping import (
     MappedImage,
     MapTargets,
     MaskChoice,
+    Prepared,
     Wanted,
     timed,
 )
@@ -54,7 +55,6 @@ from adcam.labeling.executor import (
     submit_inline,
 )
 from adcam.labeling.inputs import BATCH_SIZE, find_unread, read_in_groups
-from adcam.labeling.lanes import Lane
 from adcam.labeling.map_maker import resolve_device
 from adcam.settings import MethodSpec
 
@@ -250,6 +250,12 @@ class _Job:
         )
         return Wanted(index, sample, _wanted(self.evaluators, index), seconds, choices)
 
+    def prepare(self, index: int) -> Prepared:
+        """As :meth:`read`, and resize the image for the networks."""
+        image = self.read(index)
+        with timed(image.seconds, "read"):
+            return self.mapper.prepare(image)
+
     def map_and_count(self, indices: Sequence[int]) -> _Counted:
         """Read, map and count images, one after the other."""
         images = (self.mapper.map_batch([self.read(index)])[0] for index in indices)
@@ -294,19 +300,19 @@ def _run_whole(job: _Job, indices: Sequence[int], workers: int) -> Generator[_Co
 def _run_split(
     job: _Job, indices: Sequence[int], workers: int, batch_size: int = 1
 ) -> Generator[_Counted, None, None]:
-    """Read in threads, run the networks in one of this process, and count in the workers.
+    """Read and resize in threads, run the networks in lanes, and count in the workers.
 
     On a GPU, images of equal input sizes share its passes and the CRFs of their masks, found as
     ``adcam generate`` finds them: results depend on the data, not on how the work is spread.
     """
     count = partial(_count, evaluators=job.evaluators)
-    map_batch = partial(job.mapper.map_batch, batch_size=batch_size)
     with (
         quick_turns(),
-        closing(read_in_groups(indices, job.find_sizes, job.read, batch_size=batch_size)) as read,
-        closing(Lane(job.mapper.device, "network")) as lane,
+        closing(
+            read_in_groups(indices, job.find_sizes, job.prepare, batch_size=batch_size)
+        ) as read,
+        closing(job.mapper.map_ahead(read, batch_size=batch_size)) as mapped,
     ):
-        mapped = run_ahead(partial(lane.submit, map_batch), read, max_ahead=2)
         windows = ([one] for batch in mapped for one in batch)
         yield from _run(count, windows, workers, lambda image: image.sample.img_id, meanwhile=count)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +20,9 @@ from adcam.errors import AdcamError
 from adcam.labeling.graphs import GraphCache
 from adcam.labeling.inputs import plan_batches
 from adcam.labeling.labeler import find_mask_device
-from adcam.labeling.lanes import cache_graphs
+from adcam.labeling.lanes import Batch, Found, Lanes, MaskOrder, cache_graphs
 from adcam.labeling.map_maker import Forward, MapMaker, Network
-from adcam.labeling.mask_maker import DeviceMaps, MaskMaker, apply_rule
+from adcam.labeling.mask_maker import MaskMaker, apply_rule
 from adcam.labeling.steps import compute_in_halves
 from adcam.masks.background import BackgroundRule
 from adcam.masks.crf import build_refinement
@@ -179,6 +178,21 @@ class Wanted:
     choices: Set[MaskChoice] = frozenset()
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image with what any thread can get ready.
+
+    Attributes:
+        image: The image and what is wanted of it.
+        inputs: What each network that is asked will see, by its place in the mapper.
+        stored: The maps by methods that compute none.
+    """
+
+    image: Wanted
+    inputs: Mapping[int, tuple[torch.Tensor, ...]]
+    stored: Mapping[str, MethodMaps]
+
+
 @dataclass(frozen=True)
 class _Group:
     """A network with its views and the methods that share its passes.
@@ -194,6 +208,33 @@ class _Group:
     names: Sequence[str]
     maker: MapMaker
     forward: Forward
+
+    def find_given(self, sample: Sample) -> list[int]:
+        """The network's ids of the classes that an image is labelled with."""
+        given = sample.class_ids or ()
+        return [i for i, data_id in self.data_ids.items() if data_id in given]
+
+
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """The images of a batch, and the network that sees them together.
+
+    Attributes:
+        place: The place of the network in the mapper.
+        images: The images.
+        choices: The masks that are made where the network is.
+    """
+
+    place: int
+    images: Sequence[Prepared]
+    choices: Sequence[MaskChoice]
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Images of which all batches came before."""
+
+    images: Sequence[Prepared]
 
 
 class ImageMapper:
@@ -252,6 +293,7 @@ class ImageMapper:
                 dtype=dtype,
             )
             self._groups.append(_Group(data_ids, names, maker, cache_graphs(maker)))
+        self._lanes = Lanes(device, self._retry)
 
     def find_sizes(self, hw: tuple[int, int], names: Set[str]) -> Hashable:
         """Find what an image has in common with those that share all of its passes.
@@ -269,6 +311,24 @@ class ImageMapper:
             if not names.isdisjoint(group.names)
         )
 
+    def prepare(self, image: Wanted) -> Prepared:
+        """Resize an image for the networks, and read what is stored of it; in any thread.
+
+        Raises:
+            AdcamError: A scale is smaller than a patch, or a stored map cannot be read.
+        """
+        inputs = {
+            place: group.maker.resizer(image.sample.img)
+            for place, group in enumerate(self._groups)
+            if not image.names.isdisjoint(group.names)
+        }
+        stored = {
+            name: self._read_stored(folder, image.sample)
+            for name, folder in self._stored.items()
+            if name in image.names
+        }
+        return Prepared(image, inputs, stored)
+
     def map_batch(self, images: Sequence[Wanted], *, batch_size: int = 1) -> list[MappedImage]:
         """Make the maps of several images; those of equal input sizes share a pass of a network.
 
@@ -279,126 +339,138 @@ class ImageMapper:
             batch_size: Most images in a pass, of which there are fewer where memory is short. The
                 last bits of a result depend on how many share it.
         """
-        found = [
-            {
-                name: self._read_stored(folder, image.sample)
-                for name, folder in self._stored.items()
-                if name in image.names
-            }
-            for image in images
-        ]
-        masks: list[dict[Any, PseudoMask]] = [{} for _ in images]
-        for group in self._groups:
-            asked = [i for i, image in enumerate(images) if not image.names.isdisjoint(group.names)]
-            inputs = [group.maker.resizer(images[i].sample.img) for i in asked]
-            for places in plan_batches(inputs, batch_size):
-                batch = [(images[asked[place]], inputs[place]) for place in places]
-                made = compute_in_halves(batch, partial(self._try, group))
-                for place, (of_image, masks_of_image) in zip(places, made, strict=True):
-                    found[asked[place]] |= of_image
-                    masks[asked[place]] |= masks_of_image
-        return [
-            MappedImage(image.index, image.sample, of_image, image.seconds, kept)
-            for image, of_image, kept in zip(images, found, masks, strict=True)
-        ]
+        prepared = [self.prepare(image) for image in images]
+        parts: list[Found] = []
+        for place, together in self._divide(prepared, batch_size):
+            parts += self._compute_in_halves(place, together)
+        return self._join(prepared, parts)
 
-    def _try(
-        self, group: _Group, batch: Sequence[tuple[Wanted, Sequence[torch.Tensor]]]
-    ) -> list[tuple[dict[str, MethodMaps], dict[MaskChoice, PseudoMask]]]:
-        """Compute a batch; what comes after one that fails gets the memory of all graphs."""
-        try:
-            return self._make(group, batch)
-        except RuntimeError:
-            for other in self._groups:
-                if isinstance(other.forward, GraphCache):
-                    other.forward.free_memory()
-            raise
+    def map_ahead(
+        self, groups: Iterable[Sequence[Prepared]], *, batch_size: int
+    ) -> Generator[list[MappedImage], None, None]:
+        """As :meth:`map_batch`, of group after group through the lanes of a device.
 
-    def _make(
-        self, group: _Group, batch: Sequence[tuple[Wanted, Sequence[torch.Tensor]]]
-    ) -> list[tuple[dict[str, MethodMaps], dict[MaskChoice, PseudoMask]]]:
-        """The maps of images, with their equal inputs, by the methods each asks one network for.
-
-        With the masks that are made of them where the network is.
+        Args:
+            groups: The images of each group.
+            batch_size: As for :meth:`map_batch`.
         """
-        start = time.perf_counter()
-        data_ids, names, maker = group.data_ids, group.names, group.maker
-        images = [image for image, _ in batch]
-        passes = maker.run_inputs([inputs for _, inputs in batch], run=group.forward)
-        scores = passes.compute_scores()
-        between = time.perf_counter()
-        tops = np.argsort(-scores, axis=1, kind="stable")[:, : self._targets.top_k].tolist()
-        given = [
-            [i for i, data_id in data_ids.items() if data_id in (image.sample.class_ids or ())]
-            for image in images
-        ]
-        choices = {
+        parts: list[Found] = []
+        with closing(self._lanes.run(self._plan_all(groups, batch_size))) as done:
+            for item in done:
+                if isinstance(item, _Whole):
+                    yield self._join(item.images, parts)
+                    parts = []
+                else:
+                    parts += [item] if isinstance(item, Found) else item
+
+    def _plan_all(
+        self, groups: Iterable[Sequence[Prepared]], batch_size: int
+    ) -> Iterator[Batch | _Whole]:
+        for images in groups:
+            for place, together in self._divide(images, batch_size):
+                yield self._plan(place, together, self._groups[place].forward)
+            yield _Whole(images)
+
+    def _divide(
+        self, images: Sequence[Prepared], batch_size: int
+    ) -> Iterator[tuple[int, list[Prepared]]]:
+        """Yield each network's place with images that it sees together."""
+        for place in range(len(self._groups)):
+            asked = [image for image in images if place in image.inputs]
+            for places in plan_batches([image.inputs[place] for image in asked], batch_size):
+                # Those of equal sizes in a row are labelled together.
+                together = (asked[i] for i in places)
+                yield place, sorted(together, key=lambda x: x.image.sample.ori_hw)
+
+    def _plan(self, place: int, images: Sequence[Prepared], forward: Forward) -> Batch:
+        """Say what is wanted of images that a network sees together."""
+        group = self._groups[place]
+        samples = [x.image.sample for x in images]
+        given = [group.find_given(sample) for sample in samples]
+        methods: list[Method] = []
+        for name in group.names:
+            if any(name in x.image.names for x in images) and self._methods[name] not in methods:
+                methods.append(self._methods[name])
+        devices = {
             choice: device
-            for choice in {choice for image in images for choice in image.choices}
-            if choice.name in names
+            for choice in {choice for x in images for choice in x.image.choices}
+            if choice.name in group.names
             and (device := find_mask_device(self.device, choice.crf)) != "cpu"
         }
-        made: dict[int, list[ClassMaps]] = {}
-        for name in names:
-            method = self._methods[name]
-            if id(method) in made or not any(name in image.names for image in images):
-                continue
-            maps = maker.compute_maps(
-                passes,
-                [[*ids, *top] for ids, top in zip(given, tops, strict=True)],
-                [image.sample.img for image in images],
-                method=method,
-                map_hw=self._targets.map_hw,
-                keep_on_device=bool(choices),
+        orders = [
+            MaskOrder(
+                MaskMaker(choice.rule, None, choice.crf, "auto", self._mask_values, device),
+                methods.index(self._methods[choice.name]),
+                [i for i, x in enumerate(images) if choice in x.image.choices],
             )
-            made[id(method)] = [_rename_classes(of_image, data_ids) for of_image in maps]
-        after = time.perf_counter()
-        masks = self._make_masks(
-            images, {c: (made[id(self._methods[c.name])], device) for c, device in choices.items()}
+            for choice, device in devices.items()
+        ]
+        top_k = self._targets.top_k
+        return Batch(
+            _Share(place, images, [*devices]),
+            [sample.img for sample in samples],
+            [x.inputs[place] for x in images],
+            group.maker,
+            forward,
+            methods,
+            lambda i, probs: [*given[i], *_find_top(probs, top_k)],
+            needs_scores=top_k > 0,
+            orders=orders,
+            wants_maps=[True] * len(images),
+            map_hw=self._targets.map_hw,
+            data_ids=group.data_ids,
         )
-        steps = {"network": between - start, "methods": after - between}
-        if choices:
-            steps["masks"] = time.perf_counter() - after
-        for image in images:
-            for step, spent in steps.items():
-                image.seconds[step] += spent / len(images)  # type: ignore[assignment]
-        results = []
-        for place, image in enumerate(images):
-            top = tuple(data_ids[i] for i in tops[place])
-            ids = given[place]
-            confidence = float(scores[place][ids].min()) if ids else None
-            of_methods = {
-                name: made[id(self._methods[name])][place] for name in names if name in image.names
-            }
-            maps_of_image = {
-                name: MethodMaps(found.class_ids, found.score_maps, top, confidence)
-                for name, found in of_methods.items()
-            }
-            results.append((maps_of_image, masks[place]))
-        return results
 
-    def _make_masks(
-        self,
-        images: Sequence[Wanted],
-        choices: Mapping[MaskChoice, tuple[Sequence[ClassMaps], str]],
-    ) -> list[dict[MaskChoice, PseudoMask]]:
-        """Make the masks that are wanted of images, of the maps and on the device of each choice.
+    def _retry(self, batch: Batch, is_short: bool) -> list[Found]:
+        """Compute a batch once more, here; it gets the memory of all graphs where that is short."""
+        for group in self._groups if is_short else ():
+            if isinstance(group.forward, GraphCache):
+                group.forward.free_memory()
+        return self._compute_in_halves(batch.origin.place, batch.origin.images)
 
-        As ``adcam generate`` makes them, with one CRF for all images.
-        """
-        masks: list[dict[MaskChoice, PseudoMask]] = [{} for _ in images]
-        for choice, (maps, device) in choices.items():
-            maker = MaskMaker(choice.rule, None, choice.crf, "auto", self._mask_values, device)
-            asking = [i for i, image in enumerate(images) if choice in image.choices]
-            samples = [images[i].sample for i in asking]
-            made = maker.make_batch(
-                [maps[i] for i in asking],
-                [sample.img for sample in samples],
-                [sample.ori_hw for sample in samples],
+    def _compute_in_halves(self, place: int, images: Sequence[Prepared]) -> list[Found]:
+        """Compute images that a network sees together, fewer at once where memory is short."""
+
+        def compute(images: Sequence[Prepared]) -> list[Found]:
+            # No graphs, which are of the lane of the network alone.
+            return [
+                self._lanes.compute(self._plan(place, images, self._groups[place].maker.forward))
+            ]
+
+        return compute_in_halves(images, compute)
+
+    def _join(self, images: Sequence[Prepared], parts: Iterable[Found]) -> list[MappedImage]:
+        """Join what was found of images, network by network."""
+        maps = {x.image.index: {**x.stored} for x in images}
+        masks: dict[int, dict[Any, Any]] = {x.image.index: {} for x in images}
+        for found in parts:
+            share: _Share = found.batch.origin
+            group = self._groups[share.place]
+            steps = ("network", "methods", *(["masks"] if share.choices else []))
+            for i, x in enumerate(share.images):
+                for step, spent in zip(steps, found.seconds, strict=False):
+                    x.image.seconds[step] += spent  # type: ignore[assignment]
+                scores, given = found.scores[i], group.find_given(x.image.sample)
+                top = tuple(group.data_ids[k] for k in _find_top(scores, self._targets.top_k))
+                confidence = float(scores[given].min()) if given else None
+                for name in x.image.names & {*group.names}:
+                    array = found.maps[found.batch.methods.index(self._methods[name])][i]
+                    assert array is not None
+                    made = MethodMaps(found.class_ids[i], array, top, confidence)
+                    maps[x.image.index][name] = made
+                for order, choice in enumerate(share.choices):
+                    if choice in x.image.choices:
+                        masks[x.image.index][choice] = found.make_mask(order, i)
+        return [
+            MappedImage(
+                x.image.index,
+                x.image.sample,
+                maps[x.image.index],
+                x.image.seconds,
+                masks[x.image.index],
             )
-            for i, mask in zip(asking, made, strict=True):
-                masks[i][choice] = mask
-        return masks
+            for x in images
+        ]
 
     def _read_stored(self, folder: str, sample: Sample) -> MethodMaps:
         image_id = path_below_root(sample, self._targets.image_root)
@@ -406,16 +478,10 @@ class ImageMapper:
         return MethodMaps(sample.class_ids or (), read_score_map(path)[None])
 
 
-def _rename_classes(maps: ClassMaps, data_ids: Mapping[int, int]) -> ClassMaps:
-    """Return maps with the data set's class ids, ascending, in place of the network's."""
-    ids = [data_ids[i] for i in maps.class_ids]
-    changed: dict[str, Any] = {"class_ids": tuple(sorted(ids))}
-    if ids != sorted(ids):
-        order = np.argsort(ids)
-        changed["score_maps"] = maps.score_maps[order]
-        if isinstance(maps, DeviceMaps):
-            changed["on_device"] = maps.on_device[order.tolist()]
-    return replace(maps, **changed)
+def _find_top(probs: np.ndarray, top_k: int) -> list[int]:
+    """Return the classes of the highest probabilities (C,), the highest first."""
+    top: list[int] = np.argsort(-probs, kind="stable")[:top_k].tolist()
+    return top
 
 
 def match_classes(

@@ -97,8 +97,8 @@ class DeviceSteps:
         """Do the steps on halves of a batch, which for lack of memory get that of the graphs."""
         if is_short and isinstance(self._forward, GraphCache):
             self._forward.free_memory()
-        half = max(len(batch.images) // 2, 1)
-        mapped = infer_window(batch.images, self._labeler, batch_size=half)
+        half = max(len(batch.origin) // 2, 1)
+        mapped = infer_window(batch.origin, self._labeler, batch_size=half)
         return mapped if self._job.device == "cpu" else make_window(mapped, self._job)
 
     def describe(self, found: Found) -> Labelled:
@@ -106,7 +106,7 @@ class DeviceSteps:
         steps = ("network", "refine", self._job.step)
         spent = dict(zip(steps, found.seconds, strict=True))
         results: list[Mapped | Made | Failed] = []
-        for place, image in enumerate(found.batch.images):
+        for place, image in enumerate(found.batch.origin):
             ids, there = found.class_ids[place], found.maps[0][place]
             array = np.zeros((len(ids), 0, 0), np.float32) if there is None else there
             seconds = {**image.seconds, **spent}
@@ -121,21 +121,13 @@ class DeviceSteps:
             if not found.masks:
                 results.append(mapped)
                 continue
-            hw = (image.img.shape[0], image.img.shape[1])
             try:
-                mask = self._describe_mask(found.masks[0].get(place), hw)
+                mask = found.make_mask(0, place)
             except AdcamError as error:
                 results.append(Failed(image.task, str(error), seconds))
                 continue
             results.append(Made(replace(mapped, img=NO_IMG), mask, seconds))
         return results
-
-    def _describe_mask(self, found: tuple[np.ndarray, float] | None, hw: tuple[int, int]) -> Any:
-        maker = self._labeler.mask_maker
-        if found is None:  # no class: background, by the steps for one image
-            no_maps = ClassMaps((), np.zeros((0, *hw), dtype=np.float32))
-            return maker(no_maps, np.zeros((*hw, 3), dtype=np.uint8), hw)
-        return maker.describe(*found)
 
 
 def _likeness(image: Decoded) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ lane. On a CPU the lanes are threads and nothing else, by which all of this is t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from adcam.labeling.map_maker import Forward, MapMaker, Passes
 from adcam.labeling.mask_maker import MaskMaker
 from adcam.labeling.steps import is_of_image
 from adcam.labeling.transfer import send_bytes
+from adcam.structures import ClassMaps, PseudoMask
 
 Retry: TypeAlias = Callable[["Batch", bool], Any]
 """What becomes of a batch that failed, and whether that was for lack of memory."""
@@ -89,7 +90,7 @@ class Batch:
     """Images of equal input sizes, those of equal sizes best in a row, and what is wanted of them.
 
     Attributes:
-        images: What the caller knows them by.
+        origin: What the caller knows the batch by.
         imgs: The images, RGB uint8 (H, W, 3).
         inputs: Of each image the pixels at every scale, uint8 (3, h, w).
         maker: The network and its views.
@@ -99,9 +100,12 @@ class Batch:
         needs_scores: Whether ``choose`` looks at the probabilities.
         orders: The masks that are made where the maps are.
         wants_maps: Whether the maps of each image come back.
+        map_hw: Height and width of the maps; by default those of each image.
+        data_ids: The data set's id of each class of the network, where it has ids of its own. What
+            comes back is in their order and goes by them; what ``choose`` returns does not.
     """
 
-    images: Sequence[Any]
+    origin: Any
     imgs: Sequence[np.ndarray]
     inputs: Sequence[Sequence[Tensor]]
     maker: MapMaker
@@ -111,6 +115,8 @@ class Batch:
     needs_scores: bool
     orders: Sequence[MaskOrder]
     wants_maps: Sequence[bool]
+    map_hw: tuple[int, int] | None = None
+    data_ids: Mapping[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +139,24 @@ class Found:
     maps: Sequence[Sequence[np.ndarray | None]]
     masks: Sequence[dict[int, tuple[np.ndarray, float]]]
     seconds: tuple[float, float, float]
+
+    def make_mask(self, order: int, place: int) -> PseudoMask:
+        """Return the mask of an image, at its size.
+
+        Args:
+            order: The place of the order.
+            place: The place of the image.
+
+        Raises:
+            AdcamError: The maps were not finite.
+        """
+        maker, img = self.batch.orders[order].maker, self.batch.imgs[place]
+        hw = (img.shape[0], img.shape[1])
+        if place in self.masks[order]:
+            return maker.describe(*self.masks[order][place], hw)
+        # No class: background, by the steps for one image.
+        no_maps = ClassMaps((), np.zeros((0, *hw), dtype=np.float32))
+        return maker(no_maps, np.zeros((*hw, 3), dtype=np.uint8), hw)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,15 +252,16 @@ class Lanes:
         device: The device.
         retry: What becomes of a batch that failed for a reason of its own. It is called in the lane
             where that happened, and its result passes the others.
-
-    Attributes:
-        steps: What is done with a batch, lane by lane.
     """
 
     def __init__(self, device: torch.device, retry: Retry) -> None:
         self._device = device
         self._retry = retry
-        self.steps: tuple[Step, ...] = (
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What is done with a batch, lane by lane."""
+        return (
             ("upload", self._upload, Batch),
             ("network", self._see, _OnDevice),
             ("maps", self._map, _Seen),
@@ -262,7 +287,14 @@ class Lanes:
                 submit = partial(self._submit, lane, step, kind)
                 items = run_ahead(submit, items, max_ahead=_AHEAD)
             for item in items:
-                yield self._collect(item) if isinstance(item, _Returning) else item
+                yield self.collect(item) if isinstance(item, _Returning) else item
+
+    def compute(self, batch: Batch) -> Found:
+        """Do all steps on one batch, here and now."""
+        item: Any = batch
+        for _, step, kind in self.steps:
+            item = step(item) if isinstance(item, kind) else item
+        return self.collect(item)
 
     def _submit(self, lane: Lane, step: Any, kind: type, item: Any) -> Future[Any]:
         if isinstance(item, kind):
@@ -323,13 +355,20 @@ class Lanes:
             tuple(sorted(set(batch.choose(place, probs))))
             for place, probs in enumerate(seen.scores.numpy())
         )
-        hws = [(img.shape[0], img.shape[1]) for img in batch.imgs]
+        hws = [batch.map_hw or (img.shape[0], img.shape[1]) for img in batch.imgs]
         maps = [
             batch.maker.compute_on_device(
                 seen.passes, class_ids, seen.source.pixels, hws, method=method
             )
             for method in batch.methods
         ]
+        if batch.data_ids is not None:
+            renamed = [[batch.data_ids[i] for i in ids] for ids in class_ids]
+            maps = [
+                [_reorder(x, ids) for x, ids in zip(of_method, renamed, strict=True)]
+                for of_method in maps
+            ]
+            class_ids = tuple(tuple(sorted(ids)) for ids in renamed)
         seconds = (*seen.seconds, time.perf_counter() - start)
         return _Mapped(seen.source, mark_work(self._device), class_ids, seen.scores, maps, seconds)
 
@@ -351,8 +390,8 @@ class Lanes:
         seconds = (*mapped.seconds, time.perf_counter() - start)
         return _Returning(mapped, mark, maps, masks, seconds)
 
-    def _collect(self, returning: _Returning) -> Found:
-        """Wait for what is on its way back."""
+    def collect(self, returning: Any) -> Found:
+        """Wait for what the last of the steps has sent on its way back."""
         wait_for(returning.mark)
         mapped = returning.source
         batch = mapped.source.batch
@@ -397,6 +436,13 @@ def _send_back(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", non_blocking=tensor.is_cuda)
 
 
+def _reorder(maps: Tensor, ids: Sequence[int]) -> Tensor:
+    """Return maps (K, H, W) in the ascending order of their ids."""
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    # An index would be copied to the device, and waited for.
+    return maps if order == [*range(len(ids))] else torch.stack([maps[i] for i in order])
+
+
 def _labelled(order: MaskOrder, mapped: _Mapped) -> list[int]:
     """The places of the images with a class."""
     return [place for place in order.images if mapped.class_ids[place]]
@@ -420,7 +466,7 @@ def _split_masks(
     """Yield the place, the mask and the threshold of each image with a class."""
     array, offset = flat.numpy(), 0
     for place, threshold in zip(_labelled(order, mapped), thresholds.tolist(), strict=True):
-        height, width = mapped.source.batch.imgs[place].shape[:2]
+        height, width = mapped.maps[order.method][place].shape[1:]
         end = offset + height * width
         yield place, (array[offset:end].reshape(height, width), threshold)
         offset = end

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import tracemalloc
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,15 +26,23 @@ from adcam.data.sources import build_dataset
 from adcam.evaluation import loop, mapping
 from adcam.evaluation.compare import MethodComparison, compare_methods, format_csv
 from adcam.evaluation.loop import LoopOptions, evaluate
-from adcam.evaluation.mapping import ImageMapper, MappedImage, MapTargets, MaskChoice, Wanted
+from adcam.evaluation.mapping import (
+    ImageMapper,
+    MappedImage,
+    MapTargets,
+    MaskChoice,
+    Prepared,
+    Wanted,
+)
 from adcam.evaluation.mask_folder import build_labeler
-from adcam.evaluation.masks import ThresholdSweep
+from adcam.evaluation.masks import MaskScores, ThresholdSweep
 from adcam.evaluation.pictures import Pictures, SmallImage, _Packed
-from adcam.labeling import executor, mask_maker
+from adcam.labeling import executor, lanes, mask_maker
 from adcam.labeling.generate import generate
 from adcam.labeling.graphs import GraphCache
-from adcam.labeling.inputs import BATCH_SIZE, plan_groups
+from adcam.labeling.inputs import BATCH_SIZE, Resizer, plan_groups
 from adcam.labeling.map_maker import MapMaker
+from adcam.labeling.mask_maker import MaskMaker
 from adcam.labeling.steps import Task, find_input_sizes
 from adcam.masks.background import BackgroundRule
 from adcam.masks.crf import refine_batch
@@ -434,12 +443,15 @@ def test_a_gpu_counts_images_in_another_order_and_finds_the_same(
         turn_every_third(build_dataset(mini_settings.data, name)[:11], tmp_path)
         for name in ("train", "val")
     )
-    networks, map_batch = {"": classifier}, ImageMapper.map_batch
+    networks = {"": classifier}
     groups: list[list[int]] = []
 
-    def map_one_by_one(self: ImageMapper, images: Sequence[Wanted], *, batch_size: int) -> Any:
-        groups.append([image.index for image in images])
-        return [mapped for image in images for mapped in map_batch(self, [image])]
+    def map_one_by_one(
+        self: ImageMapper, read: Iterable[Sequence[Prepared]], *, batch_size: int
+    ) -> Any:
+        for images in read:
+            groups.append([one.image.index for one in images])
+            yield [mapped for one in images for mapped in self.map_batch([one.image])]
 
     def compare(name: str) -> Any:
         found = compare_methods(
@@ -449,7 +461,7 @@ def test_a_gpu_counts_images_in_another_order_and_finds_the_same(
 
     expected = compare("a")
     monkeypatch.setattr(loop, "_run_whole", partial(loop._run_split, batch_size=3))
-    monkeypatch.setattr(ImageMapper, "map_batch", map_one_by_one)
+    monkeypatch.setattr(ImageMapper, "map_ahead", map_one_by_one)
     assert compare("b") == expected
     assert groups == [[1, 2, 4], [0, 3, 6], [5, 7, 8], [9], [10]] * 2
 
@@ -602,7 +614,9 @@ def test_a_batch_that_memory_is_too_short_for_goes_in_halves(
 
 
 def test_a_batch_that_fails_gets_the_memory_of_all_graphs(
-    splits: tuple[ImageDataset, ImageDataset], classifier: ClassifierFile
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mapper = build_mapper([SPECS[0], MethodSpec("two", "cam", views=TWO)], classifier, splits[1])
     caches = [
@@ -612,8 +626,13 @@ def test_a_batch_that_fails_gets_the_memory_of_all_graphs(
     mapper._groups = [
         replace(group, forward=cache) for group, cache in zip(mapper._groups, caches, strict=True)
     ]
-    asked = [Wanted(0, splits[1][0], {SPECS[0].name, "two"})]
-    mapper.map_batch(asked)
+    image = Wanted(0, splits[1][0], {SPECS[0].name, "two"})
+
+    def run() -> list[MappedImage]:
+        (mapped,) = mapper.map_ahead([[mapper.prepare(image)]], batch_size=1)
+        return mapped
+
+    (expected,) = run()
     assert all(cache._graphs for cache in caches)
 
     def fail(*_: Any) -> Any:
@@ -621,9 +640,101 @@ def test_a_batch_that_fails_gets_the_memory_of_all_graphs(
 
     caches[1]._function = fail
     caches[1].free_memory()
-    with pytest.raises(torch.OutOfMemoryError, match="no room"):
-        mapper.map_batch(asked)
+    (found,) = run()  # which the plain pass then has
     assert not any(cache._graphs for cache in caches)
+    for name, maps in expected.maps.items():
+        np.testing.assert_array_equal(found.maps[name].score_maps, maps.score_maps)
+    monkeypatch.setattr(MapMaker, "forward", fail)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        run()
+
+
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_lanes_give_each_image_what_it_gets_by_itself(
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    monkeypatch: pytest.MonkeyPatch,
+    top_k: int,
+) -> None:
+    """With the classes in another order than the network's; each pass sees one image here."""
+    images = splits[1]
+    known = images.class_set
+    turned = replace(known, classes=known.classes[::-1], mask_values=known.mask_values[::-1])
+    networks = {"": ClassifierFile(classifier.network, turned)}
+    targets = MapTargets(top_k=top_k, map_hw=(20, 30) if top_k else None)
+    cpu = torch.device("cpu")
+    mapper = ImageMapper(SPECS, networks, known, targets, device=cpu, dtype=torch.float32)
+    names = {spec.name for spec in SPECS}
+    choices = {
+        MaskChoice("TS-CAM", BackgroundRule("constant", 0.3)),
+        MaskChoice("AD-CAM + CRF", BackgroundRule("constant", 0.4), "toco"),
+    }
+    asked = [
+        Wanted(i, images[i], names if i % 3 else {"CAM"}, choices=choices if i % 3 else set())
+        for i in range(len(images))
+    ]
+    none = replace(asked[1], sample=replace(images[1], class_ids=()))
+    asked[1] = replace(none, choices=frozenset() if top_k else choices)
+    expected = [mapper.map_batch([one])[0] for one in asked]
+    if not top_k:
+        monkeypatch.setattr(mapping, "find_mask_device", lambda device, crf: "cpu:0")
+    groups = [[mapper.prepare(one) for one in asked[i : i + 4]] for i in range(0, len(asked), 4)]
+    found = [one for group in mapper.map_ahead(groups, batch_size=1) for one in group]
+    assert [image.index for image in found] == [image.index for image in expected]
+    for image, alone in zip(found, expected, strict=True):
+        assert image.maps.keys() == alone.maps.keys()
+        for name, maps in image.maps.items():
+            other = alone.maps[name]
+            np.testing.assert_array_equal(maps.score_maps, other.score_maps)
+            assert {**vars(maps), "score_maps": 0} == {**vars(other), "score_maps": 0}
+        assert set(image._kept) == (set() if top_k else set(asked[image.index].choices))
+        for choice, mask in image._kept.items():
+            own = alone.make_mask(choice, known.mask_values)
+            np.testing.assert_array_equal(mask.mask, own.mask)
+            assert {**vars(mask), "mask": 0} == {**vars(own), "mask": 0}
+
+
+def test_who_feeds_a_gpu_resizes_nothing_sends_a_batch_at_once_and_waits_for_it_once(
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The work of each thread: the readers', the lanes' and the one that counts."""
+    threads: dict[str, list[int]] = defaultdict(list)
+
+    def watch(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def note(*arguments: Any, **options: Any) -> Any:
+            threads[name].append(threading.get_ident())
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, note)
+
+    watch(Resizer, "__call__")
+    watch(MapMaker, "forward")
+    watch(MapMaker, "compute_on_device")
+    watch(lanes, "send_bytes")
+    watch(lanes, "wait_for")
+    watch(mask_maker, "send_bytes")
+    watch(MaskMaker, "label_on_device")
+    monkeypatch.setattr(mapping, "find_mask_device", lambda device, crf: "cpu:0")
+    monkeypatch.setattr(loop, "_run_whole", partial(loop._run_split, batch_size=4))
+    images = splits[1]
+    rule = BackgroundRule("constant", 0.4)
+    scores = MaskScores([MaskChoice("CAM", rule), MaskChoice("TS-CAM", rule)], images.class_set)
+    evaluate(images, SPECS[:3], [scores], {"": classifier})
+    here = threading.get_ident()
+    passes = len(threads["forward"])
+    assert passes == 3 and len(threads["compute_on_device"]) == 2 * passes
+    assert len(threads["send_bytes"]) == len(threads["wait_for"]) // 2 == passes
+    # For a batch once; a mark that is none is no wait.
+    assert threads["wait_for"].count(here) == passes and here not in threads["__call__"]
+    assert len(threads["__call__"]) == len(images)
+    lanes_seen = [{*threads[name]} for name in ("send_bytes", "forward", "label_on_device")]
+    assert [len(of_lane) for of_lane in lanes_seen] == [1, 1, 1]
+    assert len(set.union(*lanes_seen, {here})) == 4
+    assert {*threads["__call__"]}.isdisjoint(set.union(*lanes_seen))
 
 
 def test_memory_does_not_grow_with_the_pictures_that_are_kept(

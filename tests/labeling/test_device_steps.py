@@ -251,7 +251,7 @@ def test_nothing_between_pixels_and_masks_waits_for_the_device(
             item = step(item) if isinstance(item, kind) else item
         assert bool(counter.launched) == (kind.__name__ != "_Seen")
         assert seen == counter.waited == []
-    assert len(steps.describe(steps.lanes._collect(item))) == 4
+    assert len(steps.describe(steps.lanes.collect(item))) == 4
 
 
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
@@ -795,7 +795,7 @@ def test_network_and_masks_do_not_wait_for_a_gpu(
     finally:
         torch.cuda.set_sync_debug_mode("default")
         lane.close()
-    assert len(steps.describe(steps.lanes._collect(item))) == 4
+    assert len(steps.describe(steps.lanes.collect(item))) == 4
 
 
 @pytest.mark.gpu

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import OpCounter
@@ -23,13 +24,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton_testing import Launch, needs_triton, record_launches
 
 from adcam.cams import build_method
+from adcam.evaluation import mapping
+from adcam.evaluation.mapping import ImageMapper, MapTargets, MaskChoice, Wanted
 from adcam.labeling import lanes, map_maker
 from adcam.labeling.device_steps import DeviceSteps
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.lanes import Batch, Lanes, _OnDevice
 from adcam.labeling.mask_job import MaskJob
+from adcam.masks.background import BackgroundRule
 from adcam.ops import _backends
-from adcam.settings import TestViews
+from adcam.settings import MethodSpec, TestViews
+from adcam.structures import Sample
 
 DEVICE = torch.device("cuda")
 SIZES = [(40, 64), (40, 64), (64, 40)]
@@ -210,6 +215,61 @@ def test_ad_cam_waits_for_nothing_but_scores_that_say_which_classes_there_are(
     assert {**refinement, "weigh_colors": 1, "step_by_color": 10}.items() <= names.items()
     dtypes = {x.values["features"].dtype for x in seen.kernels if x.name == "gate_product"}
     assert dtypes == {torch.float32 if options.get("exact") else torch.float16}
+
+
+@needs_triton
+@pytest.mark.parametrize("top_k", [0, 1])
+def test_a_comparison_waits_for_nothing_but_scores_that_say_which_maps_it_needs(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, top_k: int
+) -> None:
+    """Two methods on one network whose classes come in another order, and masks by both."""
+    known = PseudoLabeler.from_checkpoint(tiny_checkpoint, device="cpu")
+    class_set, network = known.class_set, known.map_maker.network
+    turned = dataclasses.replace(class_set, classes=class_set.classes[::-1])
+    views = TestViews((48, 64), flip=True)
+    specs = [MethodSpec(name, name, views=views) for name in ("cam", "ad_cam")]
+    mapper = ImageMapper(
+        specs,
+        {"": SimpleNamespace(network=network, class_set=turned)},
+        class_set,
+        MapTargets(top_k=top_k),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    mapper.device = DEVICE
+    monkeypatch.setattr(mapping, "_find_top", lambda probs, top_k: [1] * top_k)
+    choices = {
+        MaskChoice("cam", BackgroundRule("constant", 0.4)),
+        MaskChoice("ad_cam", BackgroundRule("steepest", 0.58)),
+    }
+    images = [
+        mapper.prepare(
+            Wanted(
+                i,
+                Sample(str(i), np.zeros((*hw, 3), np.uint8), ids),
+                {"cam", "ad_cam"},
+                choices=choices,
+            )
+        )
+        for i, (ids, hw) in enumerate(zip(CLASS_IDS, SIZES, strict=True))
+    ]
+    seen = run_fake(
+        mapper._lanes,
+        lambda: mapper._plan(0, images, mapper._groups[0].maker.forward),
+        [network],
+        monkeypatch,
+    )
+    assert seen.waited == {
+        "upload": [],
+        "network": ["the GPU follows upload"],
+        "maps": ["this process waits for network"] if top_k else [],
+        "masks": [f"the GPU follows {'maps' if top_k else 'network'}"],
+    }
+    # Scores, the maps of both methods and two kinds of masks come back together.
+    assert seen.result.mark.name == "masks"
+    assert [len(x) for x in (seen.result.maps, seen.result.masks)] == [2, 2]
+    sent = [*itertools.chain(*seen.result.maps, *seen.result.masks), seen.result.source.scores]
+    assert {x.device.type for x in sent} == {"cpu"}
 
 
 @pytest.mark.parametrize(
