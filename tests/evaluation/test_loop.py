@@ -737,6 +737,38 @@ def test_who_feeds_a_gpu_resizes_nothing_sends_a_batch_at_once_and_waits_for_it_
     assert {*threads["__call__"]}.isdisjoint(set.union(*lanes_seen))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_lanes_of_a_gpu_give_what_its_plain_steps_give(
+    gpu: torch.device,
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    full_float32: None,
+    top_k: int,
+) -> None:
+    """Three batches of one size: called, captured as a graph, and replayed."""
+    images = splits[1]
+    specs = [*SPECS[:2], MethodSpec("two scales", "ts_cam", views=TWO)]
+    targets = MapTargets(top_k=top_k)
+    mapper = ImageMapper(
+        specs, {"": classifier}, images.class_set, targets, device=gpu, dtype=torch.float32
+    )
+    choices = {MaskChoice("CAM", BackgroundRule("constant", 0.4))}
+    names = {spec.name for spec in specs}
+    asked = [Wanted(i, images[i], names, choices=choices) for i in range(9)]
+    groups = [[mapper.prepare(one) for one in asked[i : i + 3]] for i in range(0, 9, 3)]
+    found = [one for group in mapper.map_ahead(groups, batch_size=3) for one in group]
+    for image, one in zip(found, asked, strict=True):
+        (alone,) = mapper.map_batch([one])
+        assert image.index == alone.index and image.maps.keys() == alone.maps.keys()
+        for name, maps in image.maps.items():
+            assert maps.class_ids == alone.maps[name].class_ids
+            assert maps.top_predictions == alone.maps[name].top_predictions
+            np.testing.assert_allclose(maps.score_maps, alone.maps[name].score_maps, atol=1e-4)
+        masks = [x.make_mask(*choices, images.class_set.mask_values).mask for x in (image, alone)]
+        assert (masks[0] == masks[1]).mean() > 0.99
+
+
 def test_memory_does_not_grow_with_the_pictures_that_are_kept(
     splits: tuple[ImageDataset, ImageDataset], tmp_path: Path
 ) -> None:
