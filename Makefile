@@ -12,13 +12,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 INSTALLED := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
 SITE := $(VENV)/.site
-# The oldest that setup.py allows (torch 2.6 brings this Triton), each in a folder of its own.
-OLD_TRITON := $(VENV)/triton-3.2.0
+# Beside the newest, each in a folder of its own: the Tritons that torch 2.6 to 2.14 bring, one of each
+# minor version, and the oldest timm that setup.py allows.
+TRITONS := 3.2.0 3.3.1 3.4.0 3.5.1 3.6.0 3.7.1 3.8.0
+TEST_TRITONS := $(TRITONS:%=test-triton-%)
 OLD_TIMM := $(VENV)/timm-1.0.23
 METADATA := setup.py pyproject.toml constraints.txt adcam/version.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all test-wheel test-kernels test-timm fuzz chaos lint format api docs clean
+.PHONY: $(TEST_TRITONS)
 MAKEFLAGS += --no-print-directory
 
 help:
@@ -27,7 +30,7 @@ help:
 	@echo "  make demo       generate pictures, train, compare the methods, train a network on the"
 	@echo "                  masks, write a report (5 minutes)"
 	@echo "  make test       check style and types, run the tests (10 minutes on two cores)"
-	@echo "  make test-all   the same with the slow tests"
+	@echo "  make test-all   the same with the slow tests and all Tritons (5 GB more)"
 	@echo "  make test-wheel build the wheel, install it away from here, run the tests from it"
 	@echo "  make fuzz       try the readers on 10,000 damaged files"
 	@echo "  make chaos      kill a run of 300 images 20 times and compare its bytes (15 minutes)"
@@ -81,8 +84,8 @@ $(SITE): $(INSTALLED)
 	@$(PIP) install -c constraints.txt -e '.[docs]'
 	@touch $@
 
-$(OLD_TRITON)/triton $(OLD_TIMM)/timm: | $(INSTALLED)
-	@echo "Installing $(notdir $(@D)), the oldest allowed, beside the newest (1 minute) ..."
+$(TRITONS:%=$(VENV)/triton-%/triton) $(OLD_TIMM)/timm: | $(INSTALLED)
+	@echo "Installing $(notdir $(@D)) beside the newest (1 minute) ..."
 	@$(PIP) install --no-deps --target $(@D) $(subst -,==,$(notdir $(@D))) || \
 	  echo "$(notdir $(@D)) did not install."
 
@@ -110,17 +113,20 @@ test: $(EXTRAS) lint test-kernels test-timm
 	@$(BIN)/python -m pytest $(SHARE_TESTS) -m '$(MARKS)' $(PYTEST_ARGS)
 
 # Kernels are compiled by the oldest Triton; the other tests compile them with the newest.
-test-kernels: export OMP_NUM_THREADS ?= 1
-test-kernels: $(EXTRAS) $(OLD_TRITON)/triton
-	@if [ -d $(OLD_TRITON)/triton ]; then \
-	  PYTHONPATH=$(CURDIR)/$(OLD_TRITON) $(BIN)/python -m pytest $(SHARE_TESTS) \
+test-kernels: $(firstword $(TEST_TRITONS))
+
+$(TEST_TRITONS): export OMP_NUM_THREADS ?= 1
+$(TEST_TRITONS): test-triton-%: $(EXTRAS) $(VENV)/triton-%/triton
+	@if [ -d $(VENV)/triton-$*/triton ]; then \
+	  PYTHONPATH=$(CURDIR)/$(VENV)/triton-$* $(BIN)/python -m pytest $(SHARE_TESTS) \
 	    -m '$(MARKS)' -k compile tests/ops; \
 	else \
-	  echo "The oldest Triton is missing: it compiles no kernel."; [ "$$CI" != true ]; \
+	  echo "Triton $* is missing: it compiles no kernel."; [ "$$CI" != true ]; \
 	fi
 
-# Also those marked slow and those of a GPU.
-test-all: $(EXTRAS) lint test-kernels
+# Also those marked slow and those of a GPU. Between the oldest and the newest Triton, what is not slow.
+$(filter-out $(firstword $(TEST_TRITONS)),$(TEST_TRITONS)): MARKS := not slow and not gpu
+test-all: $(EXTRAS) lint $(TEST_TRITONS)
 	@$(BIN)/python -m pytest $(SHARE_TESTS) $(PYTEST_ARGS)
 
 # What reads a network's attention, with the oldest timm, which uses what the newest torch deprecates.

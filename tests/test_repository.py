@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from adcam.ops._backends import _LOWEST_TRITON
 from adcam.options import read_meanings
 from adcam.settings import SegmentationSettings, Settings
 
@@ -92,17 +93,35 @@ def test_ci_runs_make_test() -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 @pytest.mark.parametrize("is_ci", [False, True])
 def test_without_the_oldest_triton_make_says_so_and_ci_fails(tmp_path: Path, is_ci: bool) -> None:
-    for stamp in (".installed", ".extras"):  # an environment that seems complete but has no pip
-        (tmp_path / stamp).touch()
-    done = subprocess.run(
-        ["make", f"VENV={tmp_path}", "test-kernels"],
+    done = make(tmp_path, "test-kernels", CI="true" if is_ci else "")
+    assert "Triton 3.2.0 is missing: it compiles no kernel." in done.stdout
+    assert (done.returncode != 0) == is_ci
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_a_triton_of_each_minor_version_compiles_the_kernels(tmp_path: Path) -> None:
+    """The pinned one does so in the other tests; `make test` has time for the oldest beside it."""
+    pins = re.findall(r"(?m)^triton==3\.(\d+)", (ROOT / "constraints.txt").read_text())
+    versions = {}
+    for target in ("test-kernels", "test-all"):
+        done = make(tmp_path, "--dry-run", target)
+        versions[target] = re.findall(r"PYTHONPATH=\S+/triton-(\d+)\.(\d+)\.\d+ ", done.stdout)
+    assert versions["test-kernels"] == [tuple(map(str, _LOWEST_TRITON))]
+    between = range(_LOWEST_TRITON[1], max(map(int, pins)))
+    assert versions["test-all"] == [("3", str(minor)) for minor in between]
+
+
+def make(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run make with an environment that seems complete but has no pip."""
+    for stamp in (".installed", ".extras"):
+        (folder / stamp).touch()
+    return subprocess.run(
+        ["make", f"VENV={folder}", *words],
         cwd=ROOT,
-        env={**os.environ, "CI": "true" if is_ci else ""},
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
     )
-    assert "The oldest Triton is missing: it compiles no kernel." in done.stdout
-    assert (done.returncode != 0) == is_ci
 
 
 def find_dangers(source: str) -> Iterator[tuple[int, str]]:

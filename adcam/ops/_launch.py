@@ -78,6 +78,7 @@ TILES: dict[str, tuple[Tile, ...]] = {
         _scores(128, 128, 8, 3),
     ),
     "token_attention, float32": (_scores(64, 32, 4, 2), _scores(64, 64, 4, 2)),
+    "token_attention, wide float32": (_scores(32, 32, 4, 2), _scores(64, 32, 4, 2)),
     "prepare, short rows": _ROW_TILES,
     "prepare, long rows": _ROW_TILES,
     "walk, short rows": _ROW_TILES,
@@ -89,10 +90,15 @@ TILES: dict[str, tuple[Tile, ...]] = {
 than 99 KiB of shared memory, which is what the smallest GPU from sm_86 on has."""
 
 SHIPPED: dict[tuple[int, int], dict[str, int]] = {
-    (8, 0): {"common_neighbor, float16": 1, "token_attention, float16": 3},
+    (8, 0): {
+        "common_neighbor, float16": 1,
+        "token_attention, float16": 3,
+        "token_attention, wide float32": 1,
+    },
     (9, 0): {
         "common_neighbor, float16": 3,
         "token_attention, float16": 1,
+        "token_attention, wide float32": 1,
         "prepare, short rows": 2,
         "prepare, long rows": 4,
         "walk, short rows": 4,
@@ -100,8 +106,8 @@ SHIPPED: dict[tuple[int, int], dict[str, int]] = {
     },
 }
 """The place of the best tile in its list, by compute capability (8.0: A100; 9.0: H100 and H200).
-The tiles of 9.0 were timed on an H100. Those of 8.0 were chosen by counting operations and bytes
-(README.md of each operation)."""
+The tiles of 9.0 were timed on an H100. Those of 8.0 and of wide float32 were chosen by counting
+operations and bytes (README.md of each operation)."""
 
 _forced: dict[str, Tile] = {}
 

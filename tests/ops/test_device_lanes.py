@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import OpCounter
+from test_dense_crf_triton import recorded
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 from triton_testing import Launch, needs_triton, record_launches
 
 from adcam.cams import build_method
@@ -32,17 +34,20 @@ from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.lanes import Batch, Lanes, _OnDevice
 from adcam.labeling.mask_job import MaskJob
 from adcam.masks.background import BackgroundRule
+from adcam.models.token_cam import TokenCAM
 from adcam.ops import _backends
+from adcam.ops.dense_crf import interface
 from adcam.settings import MethodSpec, TestViews
 from adcam.structures import Sample
 
 DEVICE = torch.device("cuda")
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 SIZES = [(40, 64), (40, 64), (64, 40)]
 CLASS_IDS = [(0, 2), (1,), (0, 1)]
 
 
 class Waits(OpCounter):
-    """Also notices copies between host and device that are waited for.
+    """Also notices copies between host and device that are waited for; counts no work of the host.
 
     Inference mode hands over operations that consist of others as one: they are taken apart.
     """
@@ -51,9 +56,10 @@ class Waits(OpCounter):
         options = kwargs or {}
         if func.namespace == "prim":  # asks a fake tensor for its device
             return func(*args, **options)
-        with self:
-            if (result := func.decompose(*args, **options)) is not NotImplemented:
-                return result
+        # Not `func.decompose`, which prefers what torch.compile makes of an interpolation.
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE):
+            with self:
+                return func._op_dk(COMPOSITE, *args, **options)
         name = func.overloadpacket.__name__
         if name == "_to_copy":
             source, target = args[0].device, options.get("device") or args[0].device
@@ -65,7 +71,12 @@ class Waits(OpCounter):
             for index in args[1] if isinstance(args[1], list | tuple) else ():
                 if index is not None:
                     self._see_copy(name, index.device, args[0].device, False)
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        before = len(self.launched)
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        tensors = [x for x in tree_leaves((args, options, result)) if isinstance(x, torch.Tensor)]
+        if all(x.device.type == "cpu" for x in tensors):
+            del self.launched[before:]
+        return result
 
     def _see_copy(self, name: str, source: Any, target: Any, is_free: Any) -> None:
         if torch.device(source).type != torch.device(target).type and not is_free:
@@ -86,13 +97,22 @@ class Mark:
         self.log.append(f"this process waits for {self.name}")
 
 
-def make_steps(checkpoint: Path, out: Path, **options: Any) -> DeviceSteps:
+def make_steps(
+    checkpoint: Path,
+    out: Path,
+    sides: Sequence[int] = (48, 64),
+    network: TokenCAM | None = None,
+    **options: Any,
+) -> DeviceSteps:
     """The steps of AD-CAM with masks made in a batch, by another name of the CPU."""
-    labeler = PseudoLabeler.from_checkpoint(
-        checkpoint, device="cpu", views=TestViews((48, 64), flip=True), method="ad_cam"
+    labeler = PseudoLabeler.from_checkpoint(checkpoint, device="cpu", method="ad_cam")
+    labeler.map_maker = map_maker.MapMaker(
+        network or labeler.map_maker.network,
+        [build_method("ad_cam", **options)],
+        views=TestViews(tuple(sides), flip=True),
+        device="cpu",
     )
     labeler.mask_maker = dataclasses.replace(labeler.mask_maker, crf_device="cpu:0")
-    labeler.map_maker.methods = (build_method("ad_cam", **options),)
     job = MaskJob(labeler.mask_maker, out, labeler.class_set, None, labeler.label_thresholds)
     return DeviceSteps(labeler, job, batch_size=len(SIZES))
 
@@ -106,12 +126,14 @@ class Seen:
         waited: For each lane, what it waits for.
         launched: The operations.
         kernels: The kernels of Triton.
+        counts: The number of both in each lane.
     """
 
     result: Any
     waited: dict[str, list[str]]
     launched: list[str]
     kernels: list[Launch]
+    counts: dict[str, int]
 
 
 def run_fake(
@@ -143,16 +165,19 @@ def run_fake(
                 kernels.clear()
                 launched: list[str] = []
                 waited: dict[str, list[str]] = {}
+                counts: dict[str, int] = {}
                 item: Any = pretend_upload(make_batch(), Mark(log, "upload"))
                 for name, step, kind in of_all.steps:
                     log.clear()
+                    before = len(kernels)
                     with Waits() as waits:
                         item = step(item) if isinstance(item, kind) else item
                     waited[name] = [*log, *waits.waited]
                     launched += waits.launched
+                    counts[name] = len(waits.launched) + len(kernels) - before
     finally:
         color_kernels._neighbors.cache_clear()
-    return Seen(item, waited, launched, kernels)
+    return Seen(item, waited, launched, kernels, counts)
 
 
 def pretend_upload(batch: Batch, mark: Any) -> _OnDevice:
@@ -163,14 +188,18 @@ def pretend_upload(batch: Batch, mark: Any) -> _OnDevice:
     return _OnDevice(batch, mark, inputs, tuple(byte(img.shape) for img in batch.imgs), (0.0,))
 
 
-def pretend_images(class_ids: Sequence[Any]) -> Any:
+def pretend_images(
+    class_ids: Sequence[Any],
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    sides: Sequence[int] = (48, 64),
+) -> Any:
     return [
         SimpleNamespace(
             task=SimpleNamespace(class_ids=ids, index=0),
             img=torch.empty(*hw, 3),
-            inputs=[torch.empty(3, n, n) for n in (48, 64)],
+            inputs=[torch.empty(3, n, n) for n in sides],
         )
-        for ids, hw in zip(class_ids, SIZES, strict=True)
+        for ids, hw in zip(class_ids, sizes, strict=True)
     ]
 
 
@@ -270,6 +299,48 @@ def test_a_comparison_waits_for_nothing_but_scores_that_say_which_maps_it_needs(
     assert [len(x) for x in (seen.result.maps, seen.result.masks)] == [2, 2]
     sent = [*itertools.chain(*seen.result.maps, *seen.result.masks), seen.result.source.scores]
     assert {x.device.type for x in sent} == {"cpu"}
+
+
+# A batch of docs/performance.md: 24 images of one class and 8 of two, all of one size.
+MANY = [(0,)] * 24 + [(0, 1)] * 8
+
+
+@needs_triton
+@pytest.mark.parametrize(("is_packed", "most"), [(True, 425), (False, 630)])
+def test_operations_of_network_and_method(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_packed: bool,
+    most: int,
+) -> None:
+    """Of a network of twelve blocks at three scales, mirrored."""
+    sides, blocks = (32, 48, 64), {"embed_dim": 24, "depth": 12, "num_heads": 3}
+    network = TokenCAM(
+        "vit_tiny_patch16_224", num_fg_classes=3, img_size=32, backbone_kwargs=blocks
+    ).eval()
+    steps = make_steps(tiny_checkpoint, tmp_path, sides, network)
+    images = pretend_images(MANY, [(40, 64)] * len(MANY), sides)
+    if not is_packed:
+        monkeypatch.setattr(TokenCAM, "_packs", lambda *_: False)
+    seen = run_fake(steps.lanes, lambda: steps.plan(images), [network], monkeypatch)
+    assert seen.counts["network"] + seen.counts["maps"] <= most
+
+
+@needs_triton
+def test_operations_of_masks(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a CRF that takes all images at once."""
+    monkeypatch.setattr(interface, "_choose", lambda *_: "triton")
+    maker = make_steps(tiny_checkpoint, tmp_path)._labeler.mask_maker
+    maker = dataclasses.replace(maker, crf="irn")
+    maps = [torch.zeros(len(ids), 9, 12) for ids in MANY]
+    imgs = [torch.zeros(9, 12, 3, dtype=torch.uint8) for _ in MANY]
+    with recorded(run=False) as launches, OpCounter() as counter:
+        monkeypatch.setattr(torch, "empty", torch.zeros)
+        maker.label_on_device(maps, MANY, imgs)
+    assert len(launches) + len(counter.launched) <= 283
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from triton_testing import (
     record_launches,
 )
 
+from adcam.ops import _launch
 from adcam.ops.artifact_patches import fill_patches, find_artifacts
 from adcam.ops.common_neighbor import common_neighbor
 from adcam.ops.diffusion import diffuse
@@ -165,27 +167,62 @@ def test_launches_and_waits(tokens: int, grid_hw: tuple[int, int], ratio: float)
     assert len(names) + len(others) <= 6 and waits == []
 
 
-@needs_triton
-def test_bytes_as_the_readme_counts_them() -> None:
-    """22 N² an image for float32 attention: what each kernel is given, and how often it reads."""
-    tokens = 1024
-    launches, _, _ = count(tokens, (32, 32), 0.0)
-    prepare, product, walk = launches
+@pytest.mark.parametrize(
+    ("dtype", "ratio", "expected"),
+    [
+        (torch.float32, 0.0, 22),
+        (torch.float32, 0.65, 34),
+        (torch.float16, 0.0, 18),
+        (torch.float16, 0.65, 26),
+    ],
+)
+@interpreted
+def test_bytes_as_the_readme_counts_them(dtype: torch.dtype, ratio: float, expected: int) -> None:
+    """What the kernels read and write of (N, N), in bytes / N² of an image.
 
-    def bytes_of(launch: Launch, name: str) -> float:
-        value = launch.values[name]
-        return value.numel() * value.element_size() / (2 * tokens**2)
+    A kernel reads the vectors many times, from the cache: they count once a kernel.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder as Builder
 
-    assert bytes_of(prepare, "attn") == 4 and bytes_of(prepare, "features") == 2
-    assert bytes_of(product, "features") == 2 and bytes_of(product, "refined") == 2
-    assert bytes_of(walk, "affinity") == 2
-    # The first factors need no reading, the last come with the first step.
-    readings = walk.values["num_iters"] - 1 + walk.values["num_steps"]
-    passes = 2 * 4 + 2 + 2 + 2 + readings * 2
-    assert passes == 22
-    # What else goes through memory is small: parts of sums.
-    others = ("partial", "gives", "receives", "pulled", "pushed", "between")
-    assert sum(bytes_of(walk, name) for name in others) < 1.2
+    tokens = 35
+    launches: list[dict[str, torch.Tensor]] = []  # the matrices of each by name
+    addresses: dict[tuple[int, str, str], list[int]] = defaultdict(list)
+
+    def launch(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
+        values = dict(zip(kernel.arg_names, args, strict=False))
+        shapes = {name: getattr(value, "shape", ())[1:] for name, value in values.items()}
+        launches.append({k: values[k] for k, hw in shapes.items() if hw == (tokens, tokens)})
+        launch_it(kernel, grid, *args, **options)
+
+    def see(how: str, pointers: Any, mask: Any) -> None:
+        places = pointers.data[mask.data]
+        for name, matrix in launches[-1].items():
+            first = matrix.data_ptr()
+            inside = (places >= first) & (places < first + matrix.nbytes)
+            addresses[len(launches), name, how] += places[inside].tolist()
+
+    def load(self: Any, pointers: Any, mask: Any, *args: Any) -> Any:
+        see("read", pointers, mask)
+        return load_it(self, pointers, mask, *args)
+
+    def store(self: Any, pointers: Any, value: Any, mask: Any, *args: Any) -> Any:
+        see("write", pointers, mask)
+        return store_it(self, pointers, value, mask, *args)
+
+    launch_it = _launch.launch
+    load_it, store_it = Builder.create_masked_load, Builder.create_masked_store
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_launch, "launch", launch)
+        patch.setattr(Builder, "create_masked_load", load)
+        patch.setattr(Builder, "create_masked_store", store)
+        attn = make_attn(1, (5, 7), 3).to(dtype)
+        refine_maps(make_maps(1, 3, tokens), attn, (5, 7), "triton", artifact_ratio=ratio)
+    assert len(launches) == (5 if ratio else 3)
+    moved = 0.0
+    for (number, name, _), places in addresses.items():
+        count = len({*places}) if name == "features" else len(places)
+        moved += count * launches[number - 1][name].element_size() / tokens**2
+    assert moved == expected
 
 
 @needs_triton

@@ -24,6 +24,7 @@ from adcam.ops.token_attention import (
     attend_and_accumulate,
     attend_with_normalizers,
     cls_attention,
+    has_kernels,
     token_attention,
 )
 
@@ -186,6 +187,8 @@ def test_the_output_of_the_fused_attention_and_its_normalizers() -> None:
 FLOAT32 = ((1, 3, 785, 64), 1, torch.float32)
 NARROW = ((2, 3, 201, 32), 5, torch.float16)
 WIDE = ((2, 16, 256, 72), 0, torch.bfloat16)
+WIDE_FLOAT32 = ((1, 2, 197, 128), 1, torch.float32)
+WIDEST = ((1, 2, 197, 256), 1, torch.bfloat16)
 # What DeiT-S launches at 448 and 446 px, and other widths, prefixes and dtypes.
 SHAPES = [
     ((2, 6, 785, 64), 1, torch.bfloat16),
@@ -195,6 +198,8 @@ SHAPES = [
     NARROW,
     WIDE,
     ((1, 3, 197, 160), 1, torch.float16),
+    WIDE_FLOAT32,
+    WIDEST,
 ]
 
 
@@ -252,7 +257,10 @@ def test_compiles_as_launched(
 @needs_triton
 @pytest.mark.parametrize(
     ("shape", "prefix", "dtype", "capability"),
-    [*((*FLOAT32, sm) for sm in CAPABILITIES), (*WIDE, CAPABILITIES[-1])],
+    [
+        *((*x, sm) for x in (FLOAT32, WIDE_FLOAT32, WIDEST) for sm in CAPABILITIES),
+        (*WIDE, CAPABILITIES[-1]),
+    ],
 )
 def test_compiles_one_block_as_launched(
     shape: tuple[int, int, int, int], prefix: int, dtype: torch.dtype, capability: int
@@ -266,9 +274,30 @@ def test_compiles_one_block_as_launched(
 @needs_triton
 def test_the_safe_tile_compiles_for_every_gpu() -> None:
     """sm_86, sm_89 and sm_120 have 99 KiB of shared memory, where sm_80 has 163."""
-    for inputs in (SHAPES[0], FLOAT32):
-        *_, one_block, _ = launches_of(*inputs)
-        assert compile_launch(one_block, 80).metadata.shared <= 99 << 10
+    for inputs in (SHAPES[0], FLOAT32, WIDE_FLOAT32, WIDEST):
+        for launch in launches_of(*inputs)[2:4]:
+            assert compile_launch(launch, 80).metadata.shared <= 99 << 10
+
+
+@pytest.mark.parametrize(("dtype", "widest"), [(torch.float32, 128), (torch.bfloat16, 256)])
+def test_wider_heads_are_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, widest: int
+) -> None:
+    monkeypatch.setattr(
+        "adcam.ops.token_attention.triton_not_supported_reasons", lambda *tensors: []
+    )
+    assert has_kernels(make_qk((1, 1, 9, widest), dtype)[0])
+    q, k = make_qk((1, 2, 9, widest + 1), dtype)
+    assert not has_kernels(q)
+    with record_launches() as launches:
+        got = accumulate_token_attention(None, q, k, scale=0.1)
+        rows = cls_attention(q, k, scale=0.1, normalizers=torch.zeros(1, 2, 9))
+    want, want_rows = token_attention(q, k, scale=0.1, backend="reference")
+    torch.testing.assert_close(got, want, rtol=0, atol=5e-3)
+    torch.testing.assert_close(rows, want_rows)
+    assert launches == []
+    with pytest.raises(RuntimeError, match=f"no kernel for {dtype} heads of more than {widest} ch"):
+        accumulate_token_attention(None, q, k, scale=0.1, backend="triton")
 
 
 @needs_triton
@@ -288,11 +317,12 @@ def test_compiles_other_inputs(
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("shape", [SHAPES[0][0], SHAPES[1][0]])
 def test_compiles_in_every_tile(capability: int, shape: tuple[int, int, int, int]) -> None:
-    for kind, dtype in {"float16": torch.bfloat16, "float32": torch.float32}.items():
+    inputs = {"float16": (shape, 1, torch.bfloat16), "float32": (shape, 1, torch.float32)}
+    for kind, of_kind in {**inputs, "wide float32": WIDE_FLOAT32}.items():
         name = f"token_attention, {kind}"
         for tile in _launch.TILES[name]:
             with _launch.force_tile(name, tile):
-                for launch in launches_of(shape, 1, dtype)[:3]:
+                for launch in launches_of(*of_kind)[:3]:
                     compile_launch(launch, capability)
 
 
@@ -301,7 +331,7 @@ def test_compiles_in_every_tile(capability: int, shape: tuple[int, int, int, int
 @pytest.mark.parametrize("num_prefix_tokens", [0, 1, 2, 5])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_gpu(gpu: torch.device, patches: int, num_prefix_tokens: int, dtype: torch.dtype) -> None:
-    for dim in (32, 64, 72):
+    for dim in (32, 64, 72, 128 if dtype == torch.float32 else 256):
         check(*make_qk((2, 3, num_prefix_tokens + patches, dim), dtype, gpu), num_prefix_tokens)
 
 

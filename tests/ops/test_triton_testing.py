@@ -8,6 +8,7 @@ import pytest
 import torch
 from triton_testing import (
     CAPABILITIES,
+    SHARED_MEMORY,
     compile_ahead,
     interpreted,
     nan_poisoned,
@@ -70,6 +71,20 @@ def test_compiler(capability: int) -> None:
         constants={"block": 16},
     )
     assert "ld.global" in compiled.asm["ptx"]
+
+
+@needs_triton
+def test_a_kernel_that_does_not_fit_into_a_gpu_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton_example
+
+    monkeypatch.setitem(SHARED_MEMORY, 80, 3)  # a sum over four warps needs more
+    with pytest.raises(AssertionError):
+        compile_ahead(
+            triton_example.row_sums,
+            80,
+            signature={"values": "*fp32", "out": "*fp32", "columns": "i32"},
+            constants={"block": 128},
+        )
 
 
 @pytest.mark.parametrize("capability", [None, *CAPABILITIES])

@@ -33,6 +33,9 @@ from adcam.ops._backends import triton_package_reason
 # Guide, table "Technical specifications per compute capability", less the 1 KiB that CUDA takes.
 SHARED_MEMORY = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
+# Columns of the tensor memory that sm_100 has (triton/compiler/compiler.py, ``_init_handles``).
+TENSOR_MEMORY = 512
+
 
 def is_old_triton() -> bool:
     """Whether this is Triton 3.2, of torch 2.6: it describes arguments in another way."""
@@ -139,6 +142,7 @@ def compile_ahead(
     assert f".target sm_{capability}" in compiled.asm["ptx"]
     assert compiled.asm["cubin"][:4] == b"\x7fELF"
     assert compiled.metadata.shared <= SHARED_MEMORY[capability]
+    assert (getattr(compiled.metadata, "tmem_size", None) or 0) <= TENSOR_MEMORY
     return compiled
 
 

@@ -36,6 +36,10 @@ MOST_BLOCKS = 6
 """Blocks that Triton adds in one pass over the sum: those that DeiT's attention is read of by
 default. Until then their queries and keys are held; more would save little memory traffic."""
 
+WIDEST_HEAD = 256
+"""Channels of the widest heads that Triton computes in half precision; in float32, half as many.
+With more, no reasonable tile fits into the shared memory of every GPU."""
+
 
 def token_attention(
     q: torch.Tensor,
@@ -362,7 +366,11 @@ def _load(backend: str) -> Callable[..., torch.Tensor]:
 
 
 def _not_supported_reasons(q: torch.Tensor, k: torch.Tensor) -> dict[str, list[str]]:
-    return {"triton": triton_not_supported_reasons(q, k), "torch": [], "reference": []}
+    reasons = triton_not_supported_reasons(q, k)
+    widest = WIDEST_HEAD // 2 if q.dtype == torch.float32 else WIDEST_HEAD
+    if q.shape[-1] > widest:
+        reasons.append(f"there is no kernel for {q.dtype} heads of more than {widest} channels")
+    return {"triton": reasons, "torch": [], "reference": []}
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, scale: float, num_prefix_tokens: int) -> None:

@@ -142,7 +142,10 @@ def cls_attention(
 
 
 def _find_tile(q: torch.Tensor) -> _launch.Tile:
-    kind = "float32" if q.dtype == torch.float32 or q.shape[-1] > 128 else "float16"
+    if q.dtype == torch.float32:
+        kind = "float32" if q.shape[-1] <= 64 else "wide float32"
+    else:
+        kind = "float16" if q.shape[-1] <= 128 else "float32"
     return _launch.find_tile(f"token_attention, {kind}", q.device)
 
 
