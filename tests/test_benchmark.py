@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,7 +27,9 @@ from adcam.ops.dense_crf import available_backends
 from adcam.ops.token_attention import token_attention
 from adcam.settings import TestViews
 
-FOLDER = Path(__file__).resolve().parents[1] / "tools" / "benchmark"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "tools" / "benchmark"
+SEGMENTER = "vit_fcn_shapes.py"
 
 
 @pytest.fixture
@@ -34,28 +37,25 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The modules of tools/benchmark by name; they import one another as scripts do."""
     monkeypatch.syspath_prepend(str(FOLDER))
     import cases
+    import child
     import measure
+    import processes
     import rivals
     import run
     import tables
     import tune
 
-    return {
-        "cases": cases,
-        "measure": measure,
-        "rivals": rivals,
-        "run": run,
-        "tables": tables,
-        "tune": tune,
-    }
+    # A network of which building and reading take a moment.
+    monkeypatch.setattr(cases, "SEGMENTER", ROOT / "configs" / "seg" / "shapes" / SEGMENTER)
+    modules = (cases, child, measure, processes, rivals, run, tables, tune)
+    return {module.__name__: module for module in modules}
 
 
 def test_every_case_names_tests_that_exist(tool: dict[str, ModuleType]) -> None:
-    root = FOLDER.parents[1]
     for case in tool["cases"].CASES.values():
-        assert case.tests and all((root / test).is_file() for test in case.tests)
+        assert case.tests and all((ROOT / test).is_file() for test in case.tests)
         for test in case.gpu_tests:
-            assert "pytest.mark.gpu" in (root / test).read_text()
+            assert "pytest.mark.gpu" in (ROOT / test).read_text()
         assert case.sizes and case.repeats >= 1
 
 
@@ -100,13 +100,12 @@ SMALL = {
         "dense_crf_batch": 2,
         "level_boxes": 10,
         "forward": 32,
-        "generate": 1,
-        "growth": 1,
+        **dict.fromkeys(("generate", "commands", "start", "growth"), 1),
     },
 }
 TINY = "deit_tiny_patch16_224"
-# What their tests start by themselves: whole runs of `adcam generate`.
-LONG = ("generate", "growth")
+# Whole commands, which tests below start.
+LONG = ("generate", "commands", "start", "growth")
 
 
 def test_every_case_has_a_small_size(tool: dict[str, ModuleType]) -> None:
@@ -279,17 +278,27 @@ def test_a_row_of_generate_says_what_its_run_does(
     assert asked == [None, None, tmp_path / "trace.json"]
 
 
+@pytest.fixture
+def small(tool: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A setting in which images are small, and so are their inputs."""
+    monkeypatch.setattr(tool["cases"], "SCALES", (32, 48))
+    monkeypatch.setattr(tool["cases"], "CRF_HW", (60, 84))
+    return tool["cases"].Setting("cpu", 1, None, "val", None, TINY, None, 0, tmp_path)
+
+
+def spoil_mask(masks: Path) -> None:
+    """Change two of 60 rows of a mask."""
+    (path, *_) = masks.glob("*.png")
+    mask = np.array(Image.open(path))
+    mask[:2] = 7 - mask[:2]
+    Image.fromarray(mask).save(path)
+
+
 def test_masks_of_generate_are_compared_with_the_plain_recipe(
-    tool: dict[str, ModuleType],
-    tiny_checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tool: dict[str, ModuleType], small: Any
 ) -> None:
     cases, find_errors = tool["cases"], tool["measure"].find_errors
-    monkeypatch.setattr(cases, "SCALES", (32, 48))
-    monkeypatch.setattr(cases, "CRF_HW", (60, 84))
-    setting = cases.Setting("cpu", 1, None, "val", None, TINY, None, 0, tmp_path)
-    variants = cases.CASES["generate"].build(2, setting)
+    variants = cases.CASES["generate"].build(2, small)
     assert find_errors(variants) == {}  # nothing runs before it is timed
     # With so few pixels bfloat16 changes more of them than it may.
     chosen = {key: variants[key] for key in variants if key.startswith(("adcam, float32", "peer"))}
@@ -297,13 +306,92 @@ def test_masks_of_generate_are_compared_with_the_plain_recipe(
         variant.run()
     errors = find_errors(chosen, is_after=True)
     assert errors.keys() == chosen.keys()
-    (path, *_) = tmp_path.glob("inline/masks/*.png")
-    mask = np.array(Image.open(path))
-    assert len(np.unique(mask)) > 1
-    mask[:2] = 7 - mask[:2]  # two rows of 60 in one of two images
-    Image.fromarray(mask).save(path)
+    spoil_mask(small.scratch / "inline" / "masks")
     with pytest.raises(ValueError, match=r"one process is not what .* 0.01\d* is above 0.001"):
         find_errors(chosen, is_after=True)
+
+
+def test_results_of_commands_are_compared_with_those_of_single_runs(
+    tool: dict[str, ModuleType], small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = small.scratch / "gpu"
+    gpu.mkdir()
+    find_errors, works = tool["measure"].find_errors, tool["child"].WORKS
+    started: list[Any] = []
+
+    def run(work: Any, trace: Path | None = None) -> Any:
+        """Do the work in this process, which has loaded torch already."""
+        started.append(work)
+        busy = {} if trace is None else {"gpu_busy": 0.5}
+        notes = {"first_image_s": 2.5, **works[work.name](*work.words), **busy}
+        return tool["measure"].Outcome(1.0, notes=notes)
+
+    monkeypatch.setattr(tool["processes"].Work, "run", run)
+    variants = tool["cases"].CASES["commands"].build(2, small)
+    timings = tool["measure"].measure(variants, device="cpu", repeats=1, max_seconds=60)
+    assert timings["PseudoLabeler, a list"].notes.keys() == {"first_image_s", "images_per_s"}
+    errors = find_errors(variants, is_after=True)
+    unchecked = ("adcam evaluate", "adcam compare --table-only")
+    assert errors == {name: 0 for name in variants if name not in unchecked}
+    for work in started[: len(variants)]:
+        if work.results is None:
+            continue
+        if work.results.is_dir():
+            spoil_mask(work.results)
+        else:
+            entries = [json.loads(line) for line in work.results.read_text().splitlines()]
+            entries[0]["boxes"][0][3] -= 3
+            work.results.write_text("\n".join(map(json.dumps, entries)))
+    for name in errors:
+        with pytest.raises(ValueError, match="is not what the reference computes"):
+            find_errors({name: variants[name]}, is_after=True)
+
+    (first, *parts) = tool["cases"].CASES["start"].build(3, small).values()
+    timings = tool["measure"].measure({"": first}, device="cpu", repeats=1, max_seconds=60)
+    assert (timings[""].wall, timings[""].peak_mib) == ([2.5], 1.0)
+    assert [part.run().notes for part in parts] == [{"first_image_s": 2.5}] * 3
+
+    on_gpu = tool["cases"].CASES["commands"].build(2, replace(small, device="cuda", scratch=gpu))
+    assert on_gpu["adcam boxes"].check.tolerance == tool["cases"].ROUNDED
+    assert on_gpu["adcam evaluate"].notes() == {"gpu_busy": 0.5}
+
+
+def test_what_a_process_took_and_when_its_results_came(
+    tool: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(
+        """if True:
+        import json, os, pathlib, sys, time
+        trace, name, out = sys.argv[1:]
+        assert (trace, name, os.environ["CUDA_VISIBLE_DEVICES"]) == ("", "work", "")
+        pathlib.Path(out).mkdir()
+        for index in range(3):
+            time.sleep(0.2)
+            pathlib.Path(out, f"{index}.png").touch()
+        print("said")
+        print(json.dumps({"peak_mib": 12.5, "notes": {}}))
+        """
+    )
+    monkeypatch.setattr(tool["processes"], "CHILD", child)
+    out = tmp_path / "out"
+    work = tool["processes"].Work("work", (str(out),), "cpu", out, out)
+    for _ in range(2):  # what an earlier run left does not count
+        done = work.run()
+        assert done.peak_mib == 12.5
+        assert 0.2 < done.notes["first_image_s"] < 10 and 0.5 < done.notes["images_per_s"] < 9
+    child.write_text("import sys; sys.exit('no memory')")
+    with pytest.raises(ValueError, match=r"work .*ended with 1: no memory"):
+        work.run()
+
+
+def test_a_process_says_what_it_took(tool: dict[str, ModuleType], tmp_path: Path) -> None:
+    make_shapes(tmp_path / "shapes", num_train=1, num_val=1, size_hw=(32, 42), seed=0)
+    masks = str(tmp_path / "shapes" / "SegmentationClass")
+    done = tool["processes"].Work("run_adcam", ("evaluate", masks, "--gt", masks), "cpu").run()
+    assert done.peak_mib > 50 and done.notes == {}
+    with pytest.raises(ValueError, match=r"run_adcam evaluate ended with 2: .*no such folder"):
+        tool["processes"].Work("run_adcam", ("evaluate", "a", "--gt", masks), "cpu").run()
 
 
 def test_on_a_gpu_masks_of_the_cpu_are_scored_too(
@@ -331,7 +419,7 @@ def test_on_a_gpu_masks_of_the_cpu_are_scored_too(
 def test_the_tables_of_the_docs_are_what_the_tool_prints(
     tool: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    docs = FOLDER.parents[1] / "docs"
+    docs = ROOT / "docs"
     names = ("performance_cpu", "performance_h100", "generate_h100")
     saved = [str(docs / "results" / f"{name}.csv") for name in names]
     assert tool["run"].main(["--tables", *saved]) == 0
@@ -448,13 +536,25 @@ def test_peak_memory_is_what_a_run_adds(tool: dict[str, ModuleType]) -> None:
     variants = {
         "small": tool["measure"].Variant(lambda: None),
         "large": tool["measure"].Variant(lambda: np.ones(96 * 2**17).sum()),  # 96 MiB
-        "told": tool["measure"].Variant(lambda: tool["measure"].Peak(7.5)),
+        "told": tool["measure"].Variant(lambda: tool["measure"].Outcome(7.5)),
     }
     timings = tool["measure"].measure(variants, device="cpu", repeats=1, max_seconds=60)
     assert kept.size and timings["small"].peak_mib < 16
     if sys.platform == "linux":
         assert 90 < timings["large"].peak_mib < 120
     assert timings["told"].peak_mib == 7.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says it without what is inherited")
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it(
+    tool: dict[str, ModuleType],
+) -> None:
+    assert tool["child"].read_peak() > 200  # this process has loaded torch
+    script = "import child; print(child.read_peak())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=FOLDER, capture_output=True, text=True, check=True
+    )
+    assert 0 < float(done.stdout) < 100
 
 
 @pytest.mark.checkout

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -16,7 +14,8 @@ from typing import Any
 import numpy as np
 import rivals
 import torch
-from measure import ROOT, Check, Peak, Variant, is_gpu
+from measure import ROOT, Check, Outcome, Variant, is_gpu
+from processes import Work
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,12 +27,14 @@ from adcam.data.shapes import make_shapes
 from adcam.data.sources import build_dataset
 from adcam.evaluation.masks_on_disk import score_masks
 from adcam.files import write_json, write_text
+from adcam.installation import why_not_importable
 from adcam.labeling.executor import end_server
 from adcam.labeling.generate import generate
 from adcam.labeling.labeler import PseudoLabeler
 from adcam.labeling.run import RunResult, default_workers
 from adcam.masks.crf import refine
-from adcam.metrics.localization import MaxBoxAccuracy
+from adcam.method_options import DEFAULT_RULES
+from adcam.metrics.localization import MaxBoxAccuracy, compute_iou
 from adcam.models.classifier_file import load_classifier, save_classifier
 from adcam.models.token_cam import TokenCAM
 from adcam.ops import (
@@ -68,6 +69,8 @@ float32 on the CPU, and where numbers are rounded further, by bfloat16 or by a G
 CHECKED = 4
 """Of how many images masks are compared."""
 THRESHOLD, CRF = 0.58, "toco"
+SEGMENTER = ROOT / "configs" / "seg" / "voc_animals" / "deit-tiny_fcn_voc-animals.py"
+"""The config of the segmentation network that is timed unless the user names a file."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Setting:
         score_maps: A folder of score maps in wsolevaluation's format, or ``None`` for random ones.
         workers: The number of processes of ``generate``, or ``None`` for its default.
         scratch: An empty folder that is deleted after the run.
+        segmenter: The file of a segmentation network, or ``None`` for one with random weights.
     """
 
     device: str
@@ -95,6 +99,7 @@ class Setting:
     score_maps: Path | None
     workers: int | None
     scratch: Path
+    segmenter: Path | None = None
 
     def rand(self, *shape: int) -> Tensor:
         """Seeded numbers in [0, 1) on the device."""
@@ -682,40 +687,152 @@ def _describe_run(
     return notes
 
 
-def _build_growth(num_images: int, setting: Setting) -> dict[str, Variant]:
-    """Links to the same few images, so that only their number grows."""
-    root = setting.scratch / f"growth_{num_images}"
-    few = _images(20, setting)
-    names, labels = [], ["image_id,labels"]
-    for index in range(num_images):
-        record, name = few.records[index % len(few)], f"{index:05d}"
+def _build_commands(
+    num_images: int, setting: Setting, *, is_growth: bool = False
+) -> dict[str, Variant]:
+    """Commands, and a list in Python; what grows sees links to the same few images."""
+    images = _images(20 if is_growth else num_images, setting)
+    how: tuple[Any, ...] = ((128,), False, "none") if is_growth else (SCALES, True, CRF)
+    root = setting.scratch / f"commands_{num_images}"
+    few = _link_images(root / "few", images, min(num_images, CHECKED))
+    on_cpu = _list_works(few, images, replace(setting, device="cpu"), *how)
+    works = _list_works(_link_images(root / "all", images, num_images), images, setting, *how)
+    if is_growth:
+        del works["PseudoLabeler, a list"]  # which keeps all its results
+    trace = setting.scratch / "trace.json" if is_gpu(setting.device) else None
+    return {
+        name: Variant(
+            work.run,
+            check=_check_work(work, on_cpu[name]),
+            notes=None if trace is None else partial(_measure_busy, work, trace),
+        )
+        for name, work in works.items()
+    }
+
+
+def _build_start(num_images: int, setting: Setting) -> dict[str, Variant]:
+    """A command up to its first mask, and the loading that it cannot do without."""
+    generate = _build_commands(num_images, setting)["adcam generate"]
+
+    def run() -> Outcome:
+        done = generate.run()
+        return replace(done, seconds=done.notes["first_image_s"], notes={})
+
+    variants = {"adcam generate, to the first mask": replace(generate, run=run, notes=None)}
+    parts = {
+        "loading torch": Work("import_torch", (), setting.device),
+        "loading torch and timm": Work("import_timm", (), setting.device),
+        "loading torch, timm and the classifier": Work(
+            "load_network", (str(_checkpoint(setting)),), setting.device
+        ),
+    }
+    return variants | {name: Variant(part.run) for name, part in parts.items()}
+
+
+def _measure_busy(work: Work, trace: Path) -> Mapping[str, float]:
+    """How busy another run, which is recorded, keeps the GPU."""
+    notes = work.run(trace).notes
+    return {key: notes[key] for key in notes if key == "gpu_busy"}
+
+
+def _check_work(work: Work, on_cpu: Work) -> Check | None:
+    """Compare what a run has left with what the same work makes of the first images on the CPU."""
+    if work.results is None or on_cpu.results is None:
+        return None
+    folder, is_exact = on_cpu.results, not is_gpu(work.device)
+    if folder.suffix:  # a manifest
+        boxes = cache(lambda: _read_boxes(folder) if on_cpu.run() else {})
+        error: Callable[[Any], float] = partial(_share_lost_boxes, boxes, work.results)
+        return Check(error, TOLERANCE if is_exact else ROUNDED, is_after=True)
+    masks = cache(lambda: _read_masks(folder) if on_cpu.run() else {})
+    error = partial(_share_other_pixels, masks, work.results)
+    return Check(error, MASK_TOLERANCE if is_exact else MASK_ROUNDED, is_after=True)
+
+
+def _read_masks(folder: Path) -> dict[str, np.ndarray]:
+    return {path.stem: read_mask(path) for path in folder.glob("*.png")}
+
+
+def _read_boxes(manifest: Path) -> dict[str, np.ndarray]:
+    """The boxes of images by id, (n, 5): class and corners."""
+    entries = map(json.loads, manifest.read_text().splitlines())
+    return {entry["id"]: np.array(entry["boxes"]).reshape(-1, 5) for entry in entries}
+
+
+def _share_lost_boxes(
+    wanted: Callable[[], Mapping[str, np.ndarray]], manifest: Path, result: object
+) -> float:
+    """One less the mean IoU of boxes that are wanted with the best of their class."""
+    found, ious = _read_boxes(manifest), []
+    for name, boxes in wanted().items():
+        for box in boxes:
+            same = found[name][found[name][:, 0] == box[0]]
+            ious.append(compute_iou(box[None, 1:], same[:, 1:]).max(initial=0))
+    return 1 - float(np.mean(ious))
+
+
+def _list_works(
+    root: Path,
+    images: ImageDataset,
+    setting: Setting,
+    scales: Sequence[int],
+    flip: bool,
+    crf: str,
+) -> dict[str, Work]:
+    """Commands on the images of a VOC root, and a list in Python."""
+    photos, truth = (str(root / name) for name in ("JPEGImages", "SegmentationClass"))
+    checkpoint, device = str(_checkpoint(setting)), setting.device
+    labels = ["--labels", str(root / "labels.csv"), "--scales", *map(str, scales)]
+    model = ["--checkpoint", checkpoint, "--device", device, *labels]
+    model += ["--flip" if flip else "--no-flip"]
+    if setting.workers is not None:
+        model += ["--workers", str(setting.workers)]
+    views = {"scales": scales, "flip": flip}
+    config = str(_write_comparison(root, images, checkpoint, views, crf))
+    compare = ["compare", config, "--work-dir", "OUT"]
+    options = json.dumps({**views, "crf": crf})
+    works: dict[str, tuple[Sequence[str], str]] = {
+        "adcam generate": (["generate", photos, *model, "--crf", crf, "--out", "OUT"], "masks"),
+        "adcam boxes": (
+            ["boxes", photos, *model, "--threshold", "0.3", "--out", "OUT/boxes.csv"],
+            "boxes.csv.run/manifest.jsonl",
+        ),
+        "adcam evaluate": (["evaluate", truth, "--gt", truth], ""),
+        "adcam compare": (compare, "compare/masks"),
+        "adcam compare --table-only": ([*compare, "--table-only"], ""),
+        "PseudoLabeler, a list": ([checkpoint, str(root), "OUT/masks", device, options], "masks"),
+    }
+    if why_not_importable("mmseg.models") is None:
+        network = ["--checkpoint", str(_segmenter(images, setting)), "--out", "OUT"]
+        works["adcam segment predict"] = (["segment", "predict", photos, *network], "masks")
+    found = {}
+    for name, (words, results) in works.items():
+        out = root / "out" / name.replace(" ", "_")
+        found[name] = Work(
+            "run_adcam" if name.startswith("adcam") else "label_list",
+            tuple(word.replace("OUT", str(out)) for word in words),
+            device,
+            out,
+            out / results if results else None,
+        )
+    return found
+
+
+def _link_images(root: Path, images: ImageDataset, count: int) -> Path:
+    """Make a VOC root of links to the images in turn; its list ``few`` has the first of them."""
+    names, labels = [f"{index:05d}" for index in range(count)], ["image_id,labels"]
+    for index, name in enumerate(names):
+        record = images.records[index % len(images)]
         _link(root / "JPEGImages" / f"{name}{record.img_path.suffix}", record.img_path)
         if record.mask_path is not None:
             _link(root / "SegmentationClass" / f"{name}.png", record.mask_path)
-        names.append(name)
-        classes = few.class_set.classes
+        classes = images.class_set.classes
         labels.append(f"{name},{' '.join(classes[i] for i in record.class_ids or ())}")
     write_text(root / "labels.csv", "\n".join([*labels, ""]))
-    write_text(root / "ImageSets" / "Segmentation" / "all.txt", "\n".join([*names, ""]))
-    photos, masks = str(root / "JPEGImages"), str(root / "SegmentationClass")
-    model = ["--checkpoint", str(_checkpoint(setting)), "--device", setting.device]
-    model += ["--labels", "predicted", "--label-threshold", "0.3", "--scales", "128"]
-    if setting.workers is not None:
-        model += ["--workers", str(setting.workers)]
-    config = _write_comparison(root, few, setting)
-    commands = {
-        "generate": ["generate", photos, *model, "--out", f"{root}_masks", "--overwrite"],
-        "boxes": [
-            *("boxes", photos, *model, "--threshold", "0.3"),
-            *("--out", f"{root}_boxes.csv", "--overwrite"),
-        ],
-        "evaluate": ["evaluate", masks, "--gt", masks],
-        "compare": ["compare", str(config), "--work-dir", f"{root}_compare", "--redo", "compare"],
-    }
-    return {
-        f"adcam {name}": Variant(partial(_measure_command, words))
-        for name, words in commands.items()
-    }
+    for split, listed in (("all", names), ("few", names[:CHECKED])):
+        path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        write_text(path, "\n".join([*listed, ""]))
+    return root
 
 
 def _link(path: Path, target: Path) -> None:
@@ -723,47 +840,42 @@ def _link(path: Path, target: Path) -> None:
     path.symlink_to(target.resolve())
 
 
-def _write_comparison(root: Path, images: ImageDataset, setting: Setting) -> Path:
-    """The config of a comparison of one method on all images."""
-    views = {"scales": [128], "flip": False, "keep_ratio": True}
-    rows = [{"name": "AD-CAM", "method": "ad_cam", "views": views}]
-    compare = {"choose_on": "all", "report_on": "all", "choose_stride": 20, "rows": rows}
-    classes = list(images.class_set.classes)
-    data = {"source": "voc", "root": str(root), "classes": classes, "labels": "labels.csv"}
-    lists = {"train": "all", "val": "all"}
+def _write_comparison(
+    root: Path, images: ImageDataset, checkpoint: str, views: Mapping[str, Any], crf: str
+) -> Path:
+    """The config of a comparison of CAM and AD-CAM on all images."""
+    cam = {"name": "CAM", "method": "cam", "views": views}
+    rule = DEFAULT_RULES["ad_cam"][0]
+    ours = {"name": "AD-CAM", "method": "ad_cam", "views": views, "crf": crf, "rule": rule}
+    data = {"source": "voc", "root": str(root), "classes": list(images.class_set.classes)}
+    compare = {"choose_on": "few", "report_on": "all", "checkpoint": checkpoint}
     values = {
-        "data": {**data, **lists},
+        "data": {**data, "labels": "labels.csv", "train": "few", "val": "all"},
         # For the words of the report: the classifier is that of the file.
         "model": {"backbone": "deit_tiny_patch16_224"},
         "train": {"epochs": 1, "img_size": 128, "batch_size": 1},
-        "compare": {**compare, "checkpoint": str(_checkpoint(setting))},
+        "compare": {**compare, "rows": [cam, ours]},
     }
-    path = root / "growth.json"
+    path = root / "comparison.json"
     write_json(path, values)
     return path
 
 
-def _measure_command(words: Sequence[str]) -> Peak:
-    """Run a command; its processes are waited for by a process of their own.
+def _segmenter(images: ImageDataset, setting: Setting) -> Path:
+    """The segmentation network of the setting, or one with random weights in float32."""
+    if setting.segmenter is not None:
+        return setting.segmenter
+    path = setting.scratch / "segmenter.safetensors"
+    if not path.exists():
+        from adcam.training.segmenter import load_segmentation_settings
+        from adcam.training.segmenter_file import build_network, save_segmenter
 
-    So the account of the largest among them is not mixed with that of other runs.
-    """
-    script = (
-        "import resource, sys; from adcam.cli import main;"
-        "from adcam.labeling.executor import end_server; code = main(sys.argv[1:]); end_server();"
-        "own, rest = (resource.getrusage(who).ru_maxrss for who in"
-        " (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)); print(max(own, rest), code);"
-        "sys.exit(code)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", f"if __name__ == '__main__': {script}", *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    if done.returncode:
-        raise ValueError(f"adcam {words[0]} ended with {done.returncode}: {done.stderr[-2000:]}")
-    return Peak(int(done.stdout.split()[-2]) / 1024)
+        torch.manual_seed(0)
+        changes: dict[str, Any] = {"weights": None, "train.amp": "none"}
+        changes["model.decode_head.num_classes"] = 1 + images.class_set.num_fg_classes
+        settings = load_segmentation_settings(SEGMENTER, changes)
+        save_segmenter(path, build_network(settings), settings, images.class_set)
+    return path
 
 
 def describe_case(name: str, setting: Setting) -> str:
@@ -834,6 +946,12 @@ _REFINE_KERNELS = (
     "tests/ops/test_diffusion_triton.py",
 )
 _GENERATE_TESTS = ("tests/labeling/test_generate.py",)
+_COMMAND_TESTS = (
+    *_GENERATE_TESTS,
+    "tests/labeling/test_boxes.py",
+    "tests/labeling/test_labeler.py",
+    "tests/evaluation/test_compare_command.py",
+)
 _GENERATE_KERNELS = (
     "tests/labeling/test_device_steps.py",
     "tests/models/test_packed_pass.py",
@@ -930,11 +1048,30 @@ CASES: dict[str, Case] = {
         repeats=1,
         gpu_tests=_GENERATE_KERNELS,
     ),
-    "growth": Case(
-        "commands at 128 px in processes of their own; size: images; memory: the largest process",
-        (100, 550, 1000),
-        _GENERATE_TESTS,
-        _build_growth,
+    "commands": Case(
+        "commands that make masks or boxes, and a list in Python, in processes of their own; size: "
+        "images; memory: the largest process",
+        (20,),
+        _COMMAND_TESTS,
+        _build_commands,
         repeats=1,
+        gpu_tests=_GENERATE_KERNELS,
+    ),
+    "start": Case(
+        "from the start of `adcam generate` to its first mask, and loading; size: images",
+        (20,),
+        _GENERATE_TESTS,
+        _build_start,
+        repeats=5,
+        gpu_tests=_GENERATE_KERNELS,
+    ),
+    "growth": Case(
+        "the commands at 128 px, without CRF, on links to 20 images; size: images; memory: the "
+        "largest process",
+        (100, 550, 1000),
+        _COMMAND_TESTS,
+        partial(_build_commands, is_growth=True),
+        repeats=1,
+        gpu_tests=_GENERATE_KERNELS,
     ),
 }

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from child import read_peak
 
 ROOT = Path(__file__).resolve().parents[2]
 _MIB = 2**20
@@ -52,14 +53,14 @@ class Variant:
 
     Attributes:
         run: A function that does the work once. Its result is ignored unless it is a
-            :class:`Peak`.
+            :class:`Outcome`.
         dtype: The data type that the work is computed in.
         score: A function that returns the quality of the last result in percent. It is called
             once, after the timing.
         check: What its first result is compared with, or ``None`` for a variant that computes
             something else, such as a bare product.
-        notes: A function that returns what the last run says of itself, by the names in ``NOTES``.
-            It is called once, after the timing.
+        notes: A function that returns what the last run says of itself, by the names in ``NOTES``,
+            unless its result does. It is called once, after the timing.
         graph: Whether a GPU also runs it as a CUDA graph: without the time that launching takes.
     """
 
@@ -72,10 +73,18 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Peak:
-    """Peak memory in MiB, from a variant that works in processes of its own."""
+class Outcome:
+    """What a variant that works in processes of its own says of a run.
 
-    mib: float
+    Attributes:
+        peak_mib: The memory of the largest of them.
+        seconds: What counts as its time in place of the time until it ended.
+        notes: What else it says, by the names in ``NOTES``.
+    """
+
+    peak_mib: float
+    seconds: float | None = None
+    notes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -88,11 +97,13 @@ class Timing:
         cpu: The processor seconds of each run, in this process and in those it waited for. On a
             busy machine they say more than elapsed time.
         peak_mib: The largest amount of memory in MiB that a run used beyond what was in use before.
+        notes: What the last run said of itself.
     """
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
+    notes: Mapping[str, float] = field(default_factory=dict)
 
 
 AS_GRAPH = ", as a graph"
@@ -199,7 +210,7 @@ def _run_once(variant: Variant, timing: Timing, device: str) -> None:
         start = time.perf_counter()
         result = variant.run()
         timing.wall.append(time.perf_counter() - start)
-        peak_mib = _peak_mib() - before
+        peak_mib = read_peak() - before
     else:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -213,8 +224,10 @@ def _run_once(variant: Variant, timing: Timing, device: str) -> None:
         timing.wall.append(start_event.elapsed_time(end_event) / 1000)
         peak_mib = (torch.cuda.max_memory_allocated(device) - before) / _MIB
     timing.cpu.append(_cpu_seconds() - cpu_before)
-    if isinstance(result, Peak):
-        peak_mib = result.mib
+    if isinstance(result, Outcome):
+        peak_mib, timing.notes = result.peak_mib, result.notes
+        if result.seconds is not None:
+            timing.wall[-1] = result.seconds
     timing.peak_mib = max(timing.peak_mib, peak_mib)
 
 
@@ -235,15 +248,7 @@ def _reset_peak() -> float:
         ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but is still held is not in use
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak_mib()
-
-
-def _peak_mib() -> float:
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return read_peak()
 
 
 def make_rows(
@@ -270,7 +275,7 @@ def make_rows(
         graph = timings.get(name + AS_GRAPH)
         low, high = np.percentile(timing.wall, [25, 75])
         score, take_notes = variants[name].score, variants[name].notes
-        notes = {} if take_notes is None else take_notes()
+        notes = {**timing.notes, **({} if take_notes is None else take_notes())}
         rows.append(
             {
                 "case": case,

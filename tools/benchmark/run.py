@@ -85,7 +85,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--score-maps", type=Path, metavar="DIR", help="for level_boxes; default: made-up ones"
     )
-    images = parser.add_argument_group("images (forward, generate and growth)")
+    images = parser.add_argument_group("images (forward, generate, commands, start, growth)")
     images.add_argument("--data", type=Path, metavar="VOC_ROOT", help="default: generated ones")
     images.add_argument("--split", default="val", help="default: %(default)s")
     network = images.add_mutually_exclusive_group()
@@ -95,6 +95,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default="deit_tiny_patch16_224",
         metavar="NAME",
         help="a network of timm with random weights (default: %(default)s)",
+    )
+    images.add_argument(
+        "--segmenter", type=Path, metavar="FILE", help="for commands; default: random weights"
     )
     images.add_argument("--workers", type=int, metavar="N", help="processes of adcam generate")
     return parser.parse_args(argv)
@@ -128,6 +131,7 @@ def run_case(name: str, size: int, batch: int, args: argparse.Namespace) -> list
             args.score_maps,
             args.workers,
             Path(scratch),
+            args.segmenter,
         )
         # torch falls back to eager, with a warning alone, where one function was compiled for many
         # sizes (torch._dynamo.config.recompile_limit).
