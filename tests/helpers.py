@@ -15,8 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from adcam.labeling.inputs import Resizer
+
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 def object_npy_header() -> bytes:
@@ -79,6 +82,43 @@ class OpCounter(TorchDispatchMode):
         elif not func.is_view and not any(word in name for word in self.FREE):
             self.launched.append(name)
         return func(*args, **(kwargs or {}))
+
+
+class Waits(OpCounter):
+    """Also notices copies between host and device that are waited for; counts no work of the host.
+
+    Inference mode hands over operations that consist of others as one: they are taken apart.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func.namespace == "prim":  # asks a fake tensor for its device
+            return func(*args, **options)
+        # Not `func.decompose`, which prefers what torch.compile makes of an interpolation.
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE):
+            with self:
+                return func._op_dk(_COMPOSITE, *args, **options)
+        name = func.overloadpacket.__name__
+        if name == "_to_copy":
+            source, target = args[0].device, options.get("device") or args[0].device
+            self._see_copy(name, source, target, options.get("non_blocking"))
+        elif name == "copy_":
+            is_free = args[2] if len(args) > 2 else options.get("non_blocking")
+            self._see_copy(name, args[1].device, args[0].device, is_free)
+        elif name.startswith("index"):
+            for index in args[1] if isinstance(args[1], list | tuple) else ():
+                if index is not None:
+                    self._see_copy(name, index.device, args[0].device, False)
+        before = len(self.launched)
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        tensors = [x for x in tree_leaves((args, options, result)) if isinstance(x, torch.Tensor)]
+        if all(x.device.type == "cpu" for x in tensors):
+            del self.launched[before:]
+        return result
+
+    def _see_copy(self, name: str, source: Any, target: Any, is_free: Any) -> None:
+        if torch.device(source).type != torch.device(target).type and not is_free:
+            self.waited.append(f"{name} from {source} to {target}")
 
 
 @dataclass(frozen=True)

@@ -63,14 +63,19 @@ class GraphCache:
         # Not while an error is handled, which keeps what the capture had in memory.
         return (replay or self._function)(*tensors)
 
-    def free_memory(self) -> None:
+    def free_memory(self) -> bool:
         """Let go of all graphs, whose memory others then get; shapes that come back get new ones.
 
         Any thread may call this.
+
+        Returns:
+            Whether there were any.
         """
         with self._lock:
+            there_were = bool(self._graphs)
             self._graphs.clear()
             self._seen.clear()
+        return there_were
 
     def _find(self, tensors: tuple[Tensor, ...]) -> Replay | None:
         """Return the graph for tensors of these shapes, captured if need be."""

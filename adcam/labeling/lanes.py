@@ -335,7 +335,7 @@ class Lanes:
     def _see(self, source: _OnDevice) -> _Seen | _Mapped:
         """Run the network; where that decides nothing about classes, also the methods."""
         start = time.perf_counter()
-        _follow(source.mark)
+        follow(source.mark)
         batch = source.batch
         passes = batch.maker.run_batch(source.inputs, run=batch.forward)
         scores = _send_back(passes.compute_probabilities())
@@ -375,7 +375,7 @@ class Lanes:
     def _label(self, mapped: _Mapped) -> _Returning:
         """Make the masks that are wanted, and send back what is."""
         start = time.perf_counter()
-        _follow(mapped.mark)
+        follow(mapped.mark)
         batch = mapped.source.batch
         with torch.inference_mode():
             masks = [_make_masks(order, mapped) for order in batch.orders]
@@ -425,7 +425,7 @@ def cache_graphs(maker: MapMaker) -> Forward:
     return GraphCache(maker.forward) if maker.device.type == "cuda" and is_fixed else maker.forward
 
 
-def _follow(mark: torch.cuda.Event | None) -> None:
+def follow(mark: torch.cuda.Event | None) -> None:
     """Let what the current stream gets from here on begin when the work before a mark is done."""
     if mark is not None:
         mark.wait()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import mmseg.models  # noqa: F401 - registers the networks
@@ -15,6 +16,9 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
+from mmseg.models.backbones import ResNet, ResNetV1c
+from mmseg.models.decode_heads import ASPPHead, DepthwiseSeparableASPPHead, FCNHead, UPerHead
+from mmseg.models.necks import MultiLevelNeck
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from torch import Tensor
@@ -22,10 +26,15 @@ from torch.nn import functional as F
 
 from adcam.errors import AdcamError, reading_config
 from adcam.options import check_choice
-from adcam.seg import deeplab_v2, timm_cnn, timm_vit  # noqa: F401 - register what mmsegmentation lacks
+from adcam.seg import deeplab_v2, timm_cnn, timm_vit
 from adcam.seg.losses import ConfidenceCrossEntropy
 
 AMP_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_PLAIN_PARTS = (
+    *(ResNet, ResNetV1c, timm_cnn.TimmCNN, timm_vit.TimmViT, MultiLevelNeck),
+    *(FCNHead, deeplab_v2.DeepLabV2Head, ASPPHead, DepthwiseSeparableASPPHead, UPerHead),
+)
 
 _DIVISOR = 16  # of sides, so that patches and strides come out even
 
@@ -112,8 +121,8 @@ class Segmenter(EncoderDecoder):
         Returns:
             float32 (C, H, W), background first, summing to 1 over the first axis.
         """
-        pixels = torch.from_numpy(np.array(img, order="C"))[None]
-        return self.compute_on_device(pixels.to(self.device))[0].cpu().numpy()
+        pixels = torch.from_numpy(np.array(img, order="C")).to(self.device)
+        return self.compute_on_device([pixels])[0][0].cpu().numpy()
 
     @property
     def device(self) -> torch.device:
@@ -121,31 +130,73 @@ class Segmenter(EncoderDecoder):
         device: torch.device = self.data_preprocessor.mean.device
         return device
 
+    @property
+    def views(self) -> SegViews:
+        """The views that are tested."""
+        return self._views
+
+    @property
+    def has_fixed_course(self) -> bool:
+        """Whether :meth:`run_network` does the same for all images of one size.
+
+        Sliding windows look at values to check that they cover the image. Networks with other parts
+        than the configs of adcam may do so too, predict otherwise, or keep something between calls.
+        """
+        parts = [self.backbone, self.decode_head, *([self.neck] if self.with_neck else [])]
+        is_plain = all(type(part) in _PLAIN_PARTS for part in parts)
+        return is_plain and self.test_cfg.get("mode", "whole") == "whole"
+
     @torch.no_grad()
-    def compute_on_device(self, imgs: Tensor) -> Tensor:
-        """As :meth:`compute_probabilities`, of images of one size, where the network is.
+    def compute_on_device(
+        self, imgs: Sequence[Tensor], run: Callable[[Tensor], Tensor] | None = None
+    ) -> list[Tensor]:
+        """As :meth:`compute_probabilities`, of images that the network sees at equal sizes.
 
         Args:
-            imgs: RGB uint8 (images, H, W, 3), on the device of the network.
+            imgs: RGB uint8 (H, W, 3) each, where the network is, those of one size in a row.
+            run: What runs the network in place of :meth:`run_network`, such as graphs of it; only
+                for a network of fixed course.
 
         Returns:
-            float32 (images, C, H, W).
+            float32 (images, C, H, W) for each size.
         """
-        ori_hw = (imgs.shape[1], imgs.shape[2])
+        stacks = [torch.stack([*group]) for _, group in groupby(imgs, lambda img: img.shape)]
         # Contiguous as bytes: convolutions of other layouts round otherwise.
-        pixels = self._normalise(imgs.permute(0, 3, 1, 2).contiguous().float())
-        total = pixels.new_zeros(())
-        for hw in self._views.sizes(ori_hw):
-            inputs = F.interpolate(pixels, hw, mode="bilinear", align_corners=False, antialias=True)
-            meta = {"ori_shape": hw, "img_shape": hw, "pad_shape": hw, "padding_size": [0] * 4}
+        pixels = [self._normalise(x.permute(0, 3, 1, 2).contiguous().float()) for x in stacks]
+        ori_hws = [(x.shape[2], x.shape[3]) for x in pixels]
+        totals = [x.new_zeros(()) for x in pixels]
+        for hw in self._views.sizes(ori_hws[0]):
+            inputs = torch.cat([_resize(x, hw, antialias=True) for x in pixels])
             for mirrored in (False, True) if self._views.flip else (False,):
-                view = inputs.flip(3) if mirrored else inputs
-                with self._autocast(view):
-                    logits = self.inference(view, [dict(meta) for _ in imgs])
+                logits = self._infer(inputs.flip(3) if mirrored else inputs, run)
                 logits = logits.flip(3) if mirrored else logits
-                logits = F.interpolate(logits.float(), ori_hw, mode="bilinear", align_corners=False)
-                total = total + logits.softmax(dim=1)
-        return total / total.sum(dim=1, keepdim=True)
+                for i, of_size in enumerate(logits.split([len(x) for x in pixels])):
+                    totals[i] = totals[i] + _resize(of_size.float(), ori_hws[i]).softmax(dim=1)
+        return [total / total.sum(dim=1, keepdim=True) for total in totals]
+
+    def run_network(self, inputs: Tensor) -> Tensor:
+        """Compute the logits (images, C, h, w), as coarse as the head makes them.
+
+        Args:
+            inputs: Normalised images (images, 3, H, W).
+        """
+        with self._autocast(inputs):
+            logits: Tensor = self.decode_head(self.extract_feat(inputs))
+        return logits
+
+    def _infer(self, inputs: Tensor, run: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Compute the logits (images, C, H, W) at the size of the inputs."""
+        hw = (inputs.shape[2], inputs.shape[3])
+        meta = {"ori_shape": hw, "img_shape": hw, "pad_shape": hw, "padding_size": [0] * 4}
+        metas = [dict(meta) for _ in range(len(inputs))]
+        # Before autocast, whose copies of the weights a graph must not take for its own.
+        coarse = None if run is None else run(inputs)
+        with self._autocast(inputs):
+            if coarse is None:
+                logits: Tensor = self.inference(inputs, metas)
+            else:  # as the head goes on in `predict`; a graph would keep this large result
+                logits = self.decode_head.predict_by_feat(coarse, metas)
+        return logits
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """What ``SegDataPreProcessor`` does, for pixels that are RGB already."""
@@ -158,6 +209,11 @@ class Segmenter(EncoderDecoder):
         if self._amp_dtype == torch.float32:
             return nullcontext()
         return torch.autocast(inputs.device.type, dtype=self._amp_dtype)
+
+
+def _resize(x: Tensor, hw: tuple[int, int], *, antialias: bool = False) -> Tensor:
+    """Resize maps (images, C, H, W); logits are not smoothed, as in mmsegmentation."""
+    return F.interpolate(x, hw, mode="bilinear", align_corners=False, antialias=antialias)
 
 
 def build_segmenter(

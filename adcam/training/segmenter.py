@@ -34,12 +34,12 @@ from adcam.training.checkpoints import (
     write_description,
 )
 from adcam.training.prediction import (
-    Predictor,
     check_mmsegmentation,
     open_split,
     read_true_mask,
     write_masks,
 )
+from adcam.training.predictor import Predictor
 from adcam.training.repeatable import (
     RepeatableSampler,
     balance_weights,

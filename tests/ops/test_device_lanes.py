@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import OpCounter
+from helpers import OpCounter, Waits
 from test_dense_crf_triton import recorded
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
 from triton_testing import Launch, needs_triton, record_launches
 
 from adcam.cams import build_method
@@ -41,46 +40,8 @@ from adcam.settings import MethodSpec, TestViews
 from adcam.structures import Sample
 
 DEVICE = torch.device("cuda")
-COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 SIZES = [(40, 64), (40, 64), (64, 40)]
 CLASS_IDS = [(0, 2), (1,), (0, 1)]
-
-
-class Waits(OpCounter):
-    """Also notices copies between host and device that are waited for; counts no work of the host.
-
-    Inference mode hands over operations that consist of others as one: they are taken apart.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = kwargs or {}
-        if func.namespace == "prim":  # asks a fake tensor for its device
-            return func(*args, **options)
-        # Not `func.decompose`, which prefers what torch.compile makes of an interpolation.
-        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE):
-            with self:
-                return func._op_dk(COMPOSITE, *args, **options)
-        name = func.overloadpacket.__name__
-        if name == "_to_copy":
-            source, target = args[0].device, options.get("device") or args[0].device
-            self._see_copy(name, source, target, options.get("non_blocking"))
-        elif name == "copy_":
-            is_free = args[2] if len(args) > 2 else options.get("non_blocking")
-            self._see_copy(name, args[1].device, args[0].device, is_free)
-        elif name.startswith("index"):
-            for index in args[1] if isinstance(args[1], list | tuple) else ():
-                if index is not None:
-                    self._see_copy(name, index.device, args[0].device, False)
-        before = len(self.launched)
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        tensors = [x for x in tree_leaves((args, options, result)) if isinstance(x, torch.Tensor)]
-        if all(x.device.type == "cpu" for x in tensors):
-            del self.launched[before:]
-        return result
-
-    def _see_copy(self, name: str, source: Any, target: Any, is_free: Any) -> None:
-        if torch.device(source).type != torch.device(target).type and not is_free:
-            self.waited.append(f"{name} from {source} to {target}")
 
 
 @dataclasses.dataclass(frozen=True)

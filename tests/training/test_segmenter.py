@@ -42,14 +42,16 @@ from adcam.data.shapes import make_shapes
 from adcam.data.sources import build_classes, build_dataset, find_class_set
 from adcam.errors import AdcamError
 from adcam.evaluation.masks_on_disk import evaluate_masks
+from adcam.labeling.graphs import GraphCache
 from adcam.labeling.output_folder import OutputFolder, describe_files
 from adcam.masks.crf import refine_batch
 from adcam.settings import SegmentationSettings, SegTestSettings
 from adcam.structures import ClassSet, Sample
-from adcam.training import prediction, segmenter, segmenter_file
+from adcam.training import prediction, predictor, segmenter, segmenter_file
 
 pytest.importorskip("mmseg", reason="mmsegmentation is not installed (extra `seg`)")
 
+from adcam.seg.segmenter import Segmenter
 
 # Warnings raised inside mmengine, mmsegmentation and tensorboard are theirs.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -508,98 +510,192 @@ def test_restricted_to_labels_only_they_are_predicted(
     assert entry["classes"] == [name]
 
 
+def predict_together(model: predictor.Predictor, samples: Sequence[Sample]) -> list[np.ndarray]:
+    """The masks of one group of images, which need not come in its order."""
+    masks = dict(model.run([[*enumerate(samples)]]))
+    return [masks[i] for i in range(len(samples))]  # type: ignore[misc]
+
+
+def pass_for_gpu(model: predictor.Predictor, patch: pytest.MonkeyPatch) -> None:
+    """Let a CPU do what a GPU would: lanes, batches, and graphs that are mere calls."""
+    patch.setattr(model, "_is_on_device", True)
+    network = model._segmenter
+    graphs = GraphCache(network.run_network, capture=lambda function, *_: function)
+    patch.setattr(model, "_forward", graphs if network.has_fixed_course else None)
+
+
 @pytest.mark.parametrize("crf", ["none", "toco"])
-def test_images_of_one_size_are_predicted_together_where_the_network_is(
+def test_images_that_a_network_sees_alike_are_predicted_together_on_a_gpu(
     finished: Path, settings: SegmentationSettings, crf: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU: probabilities stay on the device, here a CPU that passes for one."""
-    test = {"labels": "given", "crf": crf, "min_prob": 0.4}
+    """Probabilities stay on the device, here a CPU that passes for one."""
+    test = {"labels": "given", "crf": crf, "min_prob": 0.4, "flip": True, "scales": [1.0, 1.5]}
     settings = settings.with_changes({"test": test})
     images = build_dataset(settings.data, "val")
-    samples = [images[i] for i in range(4)]
-    samples[1] = replace(samples[1], img=samples[1].img[:30].copy())
+    samples = [images[i] for i in range(5)]
+    assert samples[0].ori_hw == (48, 64)
+    samples[1] = replace(samples[1], img=samples[1].img[:30].copy())  # seen at 32×64
+    samples[2] = replace(samples[2], img=samples[2].img[:47, :60].copy())  # as the whole images
     network = finished / "segmenter.safetensors"
-    predictor = prediction.Predictor(settings, network, images.class_set)
-    expected = predictor.predict(samples)
-    assert predictor.stretch == 1
-    monkeypatch.setattr(predictor, "_is_on_device", True)
-    assert predictor.stretch > 1
-    together: list[int] = []
+    model = predictor.Predictor(settings, network, images.class_set)
+    expected = [model(sample) for sample in samples]
+    for mask, other in zip(predict_together(model, samples), expected, strict=True):
+        np.testing.assert_array_equal(mask, other)
+    pass_for_gpu(model, monkeypatch)
+    refined: list[int] = []
 
     def count(probs: list[torch.Tensor], imgs: list[Any], *, crf: str) -> list[torch.Tensor]:
-        together.append(len(probs))
+        refined.append(len(probs))
         return refine_batch(probs, imgs, crf=crf)
 
-    monkeypatch.setattr(prediction, "refine_batch", count)
-    for mask, other in zip(predictor.predict(samples), expected, strict=True):
+    monkeypatch.setattr(predictor, "refine_batch", count)
+    run, seen = model._segmenter.run_network, []
+
+    def look(inputs: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(inputs.shape))
+        return run(inputs)
+
+    monkeypatch.setattr(model, "_forward", look)
+    for mask, other in zip(predict_together(model, samples), expected, strict=True):
         assert mask.dtype == np.uint8 and mask.shape == other.shape
         assert (mask == other).mean() > 0.99
     values = np.concatenate([mask.ravel() for mask in expected])
     assert (255 in values) == (crf == "none")
-    from adcam.seg.segmenter import Segmenter
+    # An image and its mirror image at each scale.
+    large = [(4, 3, 48, 64), (4, 3, 64, 96)]
+    assert Counter(seen) == dict.fromkeys([*large, (1, 3, 32, 64), (1, 3, 48, 96)], 2)
+    assert refined == ([] if crf == "none" else [5])  # one CRF, whatever their sizes
+    with pytest.raises(AdcamError, match="no labels to keep to"):
+        predict_together(model, [replace(samples[0], class_ids=None)])
 
-    assert together == ([] if crf == "none" else [4])  # one CRF, whatever their sizes
+
+@pytest.mark.parametrize("crf", ["none", "toco"])
+def test_a_batch_that_does_not_fit_goes_in_halves_and_an_image_alone_fails(
+    finished: Path, settings: SegmentationSettings, crf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings.with_changes({"test.crf": crf})
+    images = build_dataset(settings.data, "val")
+    samples = [images[i] for i in range(3)]
+    model = predictor.Predictor(settings, finished / "segmenter.safetensors", images.class_set)
+    expected = [model(sample) for sample in samples]
+    pass_for_gpu(model, monkeypatch)
+    predict_together(model, samples[:2])
+    predict_together(model, samples[:2])
+    graphs: Any = model._forward
+    assert len(graphs._graphs) == 1
     compute, most = Segmenter.compute_on_device, []
+    held: list[weakref.ref[np.ndarray]] = []
+    fits = 1
 
-    def little_memory(self: Any, imgs: torch.Tensor) -> torch.Tensor:
+    def little_memory(self: Any, imgs: Any, run: Any = None) -> list[torch.Tensor]:
+        assert not held or held[-1]() is None  # let go of before parts are tried
         most.append(len(imgs))
-        if len(imgs) > 1:
+        if len(imgs) > fits:
+            large = np.zeros(8)
+            held.append(weakref.ref(large))
             raise torch.OutOfMemoryError("no room")
-        return compute(self, imgs)
+        return compute(self, imgs, run)
 
     monkeypatch.setattr(Segmenter, "compute_on_device", little_memory)
-    for mask, other in zip(predictor.predict(samples), expected, strict=True):
+    for mask, other in zip(predict_together(model, samples), expected, strict=True):
         np.testing.assert_array_equal(mask, other)  # alone, to the bit
-    assert most == [3, 1, 2, 1, 1, 1]
-    with pytest.raises(AdcamError, match="no labels to keep to"):
-        predictor.predict([replace(samples[0], class_ids=None)])
+    assert most == [3, 1, 2, 1, 1]
+    assert {key[0][0][0] for key in graphs._graphs} == {1}  # that of two images was let go of
+    fits = 0
+    assert predict_together(model, samples[:2]) == [None, None]
+    monkeypatch.setattr(Segmenter, "compute_on_device", compute)
+
+    def no_memory(probs: list[torch.Tensor], imgs: list[Any], *, crf: str) -> list[torch.Tensor]:
+        if len(probs) > 1:
+            raise torch.OutOfMemoryError("no room")
+        return refine_batch(probs, imgs, crf=crf)
+
+    monkeypatch.setattr(predictor, "refine_batch", no_memory)
+    assert all(mask is not None for mask in predict_together(model, samples))
+
+    def mistake(self: Any, imgs: Any, run: Any = None) -> list[torch.Tensor]:
+        raise RuntimeError("expected scalar type Float but found Half")
+
+    monkeypatch.setattr(Segmenter, "compute_on_device", mistake)
+    for num in (1, 3):
+        with pytest.raises(RuntimeError, match="expected scalar type"):
+            predict_together(model, samples[:num])
 
 
-def test_images_of_one_size_are_found_in_the_whole_data_set_where_the_network_is(
+def test_a_lone_image_gets_the_memory_of_the_graphs(
+    finished: Path, settings: SegmentationSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = build_dataset(settings.data, "val")
+    model = predictor.Predictor(settings, finished / "segmenter.safetensors", images.class_set)
+    pass_for_gpu(model, monkeypatch)
+    graphs: Any = model._forward
+    for _ in range(2):
+        (expected,) = predict_together(model, [images[0]])
+    compute = Segmenter.compute_on_device
+
+    def little_memory(self: Any, imgs: Any, run: Any = None) -> list[torch.Tensor]:
+        if graphs._graphs:
+            raise torch.OutOfMemoryError("no room")
+        return compute(self, imgs, run)
+
+    monkeypatch.setattr(Segmenter, "compute_on_device", little_memory)
+    assert graphs._graphs
+    np.testing.assert_array_equal(predict_together(model, [images[0]])[0], expected)
+
+
+def test_images_seen_alike_are_found_in_the_whole_data_set_on_a_gpu(
     finished: Path,
     settings: SegmentationSettings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """64 photographs of eight shapes by turns, on a CPU that passes for a GPU."""
-    from adcam.seg.segmenter import Segmenter
-
+    """64 photographs of eight shapes by turns, seen at 32×32 or 32×48."""
     rng = np.random.default_rng(0)
     for i in range(64):
-        img = Image.fromarray(rng.integers(0, 256, (24, 24 + i % 8, 3), dtype=np.uint8))
+        img = Image.fromarray(rng.integers(0, 256, (25, 37 + i % 8, 3), dtype=np.uint8))
         (tmp_path / "photos").mkdir(exist_ok=True)
         img.save(tmp_path / "photos" / f"{i:02}.png")
     class_set = find_class_set(settings.data)
     images = open_images(tmp_path / "photos", class_set, labels=None)
-    predictor = prediction.Predictor(settings, finished / "segmenter.safetensors", class_set)
-    one_by_one = [*prediction.write_masks(images, predictor, tmp_path / "cpu")]
+    model = predictor.Predictor(settings, finished / "segmenter.safetensors", class_set)
+    one_by_one = [*prediction.write_masks(images, model, tmp_path / "cpu")]
     assert [index for index, _ in one_by_one] == [*range(64)]
     expected = dict(one_by_one)
-    monkeypatch.setattr(predictor, "_is_on_device", True)
+    pass_for_gpu(model, monkeypatch)
     compute = Segmenter.compute_on_device
     sizes: list[int] = []
 
-    def count(self: Any, imgs: torch.Tensor) -> torch.Tensor:
+    def count(self: Any, imgs: Any, run: Any = None) -> list[torch.Tensor]:
         sizes.append(len(imgs))
-        return compute(self, imgs)
+        assert [img.shape[1] for img in imgs] == sorted(img.shape[1] for img in imgs)
+        return compute(self, imgs, run)
 
     monkeypatch.setattr(Segmenter, "compute_on_device", count)
     for found in (
-        prediction.predict_all(images, predictor),
-        prediction.write_masks(images, predictor, tmp_path / "gpu"),
+        prediction.predict_all(images, model),
+        prediction.write_masks(images, model, tmp_path / "gpu"),
     ):
         sizes.clear()
         masks = dict(found)
-        assert sizes == [8] * 8  # 32 in a row have four of each shape: 16 passes
+        assert sizes == [32, 32]
         assert sorted(masks) == [*range(64)]
         for index, mask in masks.items():
-            assert mask is not None and mask.shape == (24, 24 + index % 8)
+            assert mask is not None and mask.shape == (25, 37 + index % 8)
             assert (mask == expected[index]).mean() > 0.99
     lines = (tmp_path / "gpu" / "manifest.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == [x.img_id for x in images.records]
     # A second run reads its masks back, and says of each whose it is.
-    for index, mask in prediction.write_masks(images, predictor, tmp_path / "gpu"):
+    sizes.clear()
+    for index, mask in prediction.write_masks(images, model, tmp_path / "gpu"):
         np.testing.assert_array_equal(mask, masks[index])
+    assert sizes == []
+    # One that goes on has the same batches, and does not touch what is done.
+    done = tmp_path / "gpu" / "masks" / "01.png"
+    before = done.stat().st_mtime_ns
+    (tmp_path / "gpu" / "masks" / "00.png").unlink()
+    again = dict(prediction.write_masks(images, model, tmp_path / "gpu"))
+    np.testing.assert_array_equal(again[0], masks[0])
+    assert sizes == [32] and done.stat().st_mtime_ns == before
 
 
 def test_images_are_read_while_one_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -607,21 +703,31 @@ def test_images_are_read_while_one_is_predicted(monkeypatch: pytest.MonkeyPatch)
     read: list[int] = []
     others_are_read = threading.Event()
 
-    def read_sample(images: object, index: int) -> int:
-        read.append(index)
+    def read_sample(images: object, item: Any) -> Any:
+        read.append(item.index)
         if len(read) > 2:
             others_are_read.set()
-        return index
+        return replace(item, sample=Sample("a", np.zeros((1, 1, 3), np.uint8)))
 
-    def predict(samples: Sequence[int]) -> list[np.ndarray]:
+    def predict(sample: Sample) -> np.ndarray:
         assert others_are_read.wait(60)
-        assert len(read) <= samples[0] + 1 + 2 + 1 + prediction._THREADS  # memory is bounded
-        return [np.full((1, 1), sample, np.uint8) for sample in samples]
+        predicted.append(sample)
+        # Memory is bounded.
+        assert len(read) <= len(predicted) + 2 + 1 + prediction._THREADS
+        return np.full((1, 1), 7, np.uint8)
 
-    monkeypatch.setattr(prediction, "_read_sample", read_sample)
-    predictor: Any = SimpleNamespace(plan=lambda x: iter(range(40)), stretch=1, predict=predict)
-    found = [(index, mask.item()) for index, mask in prediction.predict_all(None, predictor)]  # type: ignore[arg-type]
-    assert found == [(index, index) for index in range(40)]
+    predicted: list[Sample] = []
+    monkeypatch.setattr(prediction, "_read", read_sample)
+    monkeypatch.setattr(predictor.Predictor, "__call__", lambda self, sample: predict(sample))
+    model = object.__new__(predictor.Predictor)
+    model._is_on_device, model._memory = False, None
+    model._segmenter = SimpleNamespace(  # type: ignore[assignment]
+        device=torch.device("cpu"), views=SimpleNamespace(sizes=lambda hw: [hw])
+    )
+    images: Any = SimpleNamespace(__len__=lambda: 40)
+    monkeypatch.setattr(predictor.Predictor, "plan", lambda self, x: ((i,) for i in range(40)))
+    found = [(index, mask.item()) for index, mask in prediction.predict_all(images, model)]
+    assert found == [(index, 7) for index in range(40)]
 
 
 def test_a_classifier_is_no_network_to_predict_with(
@@ -679,48 +785,37 @@ def test_predict_any_folder_without_a_config_and_resume(
     assert json.loads(line)["image"] == "../b.tar#b.png"
 
 
-@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("on_device", [False, True])
 def test_an_image_too_large_for_the_memory_costs_no_other(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_device: bool
 ) -> None:
     for name, width in (("a", 20), ("b", 40), ("c", 20)):
         path = tmp_path / "photos" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.zeros((16, width, 3), np.uint8)).save(path)
-    predict = prediction.Predictor.predict
+    compute = Segmenter.compute_on_device
 
-    def predict_small(self: Any, samples: Any) -> Any:
-        if any(sample.ori_hw[1] > 20 for sample in samples):
+    def compute_small(self: Any, imgs: Any, run: Any = None) -> list[torch.Tensor]:
+        if any(img.shape[1] > 20 for img in imgs):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to …")
-        return predict(self, samples)
+        return compute(self, imgs, run)
 
-    monkeypatch.setattr(prediction.Predictor, "predict", predict_small)
-    monkeypatch.setattr(prediction.Predictor, "stretch", together)
+    monkeypatch.setattr(Segmenter, "compute_on_device", compute_small)
+    build = prediction.Predictor
+
+    def build_model(*args: Any) -> predictor.Predictor:
+        model = build(*args)
+        if on_device:
+            pass_for_gpu(model, monkeypatch)
+        return model
+
+    monkeypatch.setattr(prediction, "Predictor", build_model)
     network = finished / "segmenter.safetensors"
     result = prediction.predict_segmenter(network, tmp_path / "photos", tmp_path / "out")
     assert result["ok"] == 2 and list(result["failed"]) == ["b"]
     assert "b.png: there is not enough memory for its 40×16 pixels" in result["failed"]["b"]
     names = sorted(path.name for path in (tmp_path / "out" / "masks").iterdir())
     assert names == ["a.png", "c.png"]
-
-
-def test_what_did_not_fit_is_let_go_of_before_images_go_alone() -> None:
-    """And what then goes wrong for another reason is no lack of memory."""
-    large: list[weakref.ref[np.ndarray]] = []
-
-    def predict(samples: list[Sample]) -> list[np.ndarray]:
-        if len(samples) > 1:
-            held = np.zeros(8)
-            large.append(weakref.ref(held))
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        assert large[0]() is None
-        raise RuntimeError("expected scalar type Float but found Half")
-
-    steps = prediction._Steps(None, SimpleNamespace(predict=predict))  # type: ignore[arg-type]
-    sample = Sample("a", np.zeros((2, 2, 3), np.uint8))
-    items = [prediction._Item(i, Path("a.png"), False, sample=sample) for i in range(2)]
-    with pytest.raises(RuntimeError, match="expected scalar type"):
-        steps.predict(items)
 
 
 def rewrite_header(source: Path, target: Path, change: Any) -> Path:
@@ -905,21 +1000,18 @@ def test_a_crf_takes_a_network_that_believes_in_no_class(on_device: bool) -> Non
     """As one of COCO's 81 classes does after a few steps."""
     prob = np.full((81, 12, 16), 1 / 81, np.float32)
     prob[7] += 0.01
-    predictor = object.__new__(prediction.Predictor)
-    predictor._test = SegTestSettings(crf="toco")
-    predictor._values = np.arange(81, dtype=np.uint8)
-    predictor._is_on_device = on_device
+    model = object.__new__(predictor.Predictor)
+    model._test = SegTestSettings(crf="toco")
+    model._values = np.arange(81, dtype=np.uint8)
+    model._is_on_device, model._memory, model._forward = on_device, None, None
     network = SimpleNamespace(
         device=torch.device("cpu"),
+        views=SimpleNamespace(sizes=lambda hw: [hw]),
         compute_probabilities=lambda img: prob,
-        compute_on_device=lambda imgs: torch.from_numpy(prob)[None],
+        compute_on_device=lambda imgs, run: [torch.from_numpy(prob)[None]],
     )
-    predictor._segmenter = network  # type: ignore[assignment]
-    sample = Sample("a", np.zeros((12, 16, 3), np.uint8))
-    if on_device:
-        (mask,) = predictor.predict([sample])
-    else:
-        mask = predictor(sample)
+    model._segmenter = network  # type: ignore[assignment]
+    (mask,) = predict_together(model, [Sample("a", np.zeros((12, 16, 3), np.uint8))])
     assert mask.shape == (12, 16) and (mask == 7).all()
 
 
@@ -937,15 +1029,15 @@ def test_rounds_refuse_other_settings_and_start_over(
         (work_dir / "segmenter.safetensors").write_bytes(b"network")
         return work_dir / "segmenter.safetensors"
 
-    def write_masks(images: Any, predictor: Any, out: Path) -> list[None]:
+    def write_masks(images: Any, model: Any, out: Path) -> list[None]:
         made.append(out.parent.name)
         out.mkdir(exist_ok=True)
         return []
 
     monkeypatch.setattr(segmenter, "_train_once", train_once)
     monkeypatch.setattr(segmenter, "write_masks", write_masks)
-    predictor = SimpleNamespace(description={"labeler": {"test": {"flip": False}}})
-    monkeypatch.setattr(segmenter, "Predictor", lambda *args: predictor)
+    model = SimpleNamespace(description={"labeler": {"test": {"flip": False}}})
+    monkeypatch.setattr(segmenter, "Predictor", lambda *args: model)
     settings = settings.with_changes({"self_training": {"rounds": 2}})
     for number in (1, 2):
         (tmp_path / f"round_{number}").mkdir()
