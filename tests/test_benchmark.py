@@ -467,18 +467,43 @@ def test_tables_read_the_rows_that_the_tool_writes(
     assert crf.endswith("| ≤ 1.5 ms | 2.00 ms |  |")
 
 
+def test_tables_of_generate_and_of_commands_keep_to_their_rows(
+    tool: dict[str, ModuleType],
+) -> None:
+    tables = tool["tables"]
+    notes = {"images_per_s": "117", "first_image_s": "1.75", "gpu_busy": ""}
+    times = {"size": "20", "median_s": "9.96", "cpu_median_s": "12", "peak_mib": "970.0"}
+    about = {"commit": "abc", "dtype": "float32", **times, **notes}
+    rows = [
+        {**about, "case": case, "device": device, "variant": f"{case} on {device}"}
+        for case in ("generate", "commands", "start", "growth")
+        for device in ("cpu", "cuda")
+    ]
+    rows[3]["gpu_busy"] = "0.625"
+    assert tables.format_generate(rows).splitlines()[2:] == [
+        "| abc | float32 | generate on cuda | 117 | 1.75 | not measured |"
+    ]
+    lines = tables.format_commands(rows).splitlines()[2:]
+    assert lines[1] == "| commands on cuda | cuda | 20 | 10.0 | 12.0 | 970.0 | 117 | 1.75 | 62 % |"
+    assert [line.split(" | ")[0][2:] for line in lines] == [row["variant"] for row in rows[2:6]]
+
+
 def test_the_figures_time_what_the_cases_have(
     tool: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cases, figures = tool["cases"], tool["tables"].list_figures()
+    cases, tables = tool["cases"], tool["tables"]
     monkeypatch.setattr(cases, "CRF_HW", (32, 40))
-    monkeypatch.setattr(cases, "is_gpu", lambda device: True)
     setting = cases.Setting("cpu", 1, None, "val", None, TINY, None, 0, tmp_path)
-    works = [work for figure in figures for work in (figure.ours, figure.rival) if work]
-    for name in ("refine", "two_hop_walk", "color_diffusion", "dense_crf_batch", "forward"):
-        asked = {work.variant for work in works if work.case.split()[0] == name}
-        variants = cases.CASES[name].build(SMALL[name], setting)
-        assert asked and asked - {"pydensecrf"} <= variants.keys()
+    on_gpu = ("refine", "two_hop_walk", "color_diffusion", "dense_crf_batch", "forward")
+    on_cpu = ("refine", "forward", "dense_crf")
+    for figures, names in ((tables.list_figures(), on_gpu), (tables.list_cpu_figures(), on_cpu)):
+        monkeypatch.setattr(cases, "is_gpu", lambda device, names=names: names is on_gpu)
+        works = [work for figure in figures for work in (figure.ours, figure.rival) if work]
+        assert {work.case.split()[0] for work in works} == set(names)
+        for name in names:
+            asked = {work.variant for work in works if work.case.split()[0] == name}
+            variants = cases.CASES[name].build(SMALL[name], setting)
+            assert asked - {"pydensecrf"} <= variants.keys()
 
 
 def test_tuning_says_where_there_is_no_gpu(

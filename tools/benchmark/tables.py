@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -12,6 +12,7 @@ Row = dict[str, str]
 
 MISSING = "not measured"
 CALL, GRAPH = "ms_call", "ms_graph"
+TIME, PROCESSOR = "median_s", "cpu_median_s"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Figure:
-    """A line of the table of operations.
+    """A line of a table of operations.
 
     Attributes:
         text: What was measured.
@@ -50,15 +51,17 @@ class Figure:
 def format_tables(rows: Sequence[Row]) -> dict[str, str]:
     """All tables by name, in the order of the page."""
     return {
+        "cpu": format_cpu(rows),
         "peers": format_peers(rows),
         "growth": format_growth(rows),
+        "commands": format_commands(rows),
         "operations": format_operations(rows),
         "generate": format_generate(rows),
     }
 
 
 def list_figures() -> list[Figure]:
-    """The lines of the table of operations."""
+    """The lines of the table of operations on a GPU."""
     colors = Work("color_diffusion", 112, 16, "adcam")
     by_colors = Figure(
         "diffusion along colours compared with plain torch, 16 images, 3 maps of 112×112",
@@ -66,6 +69,51 @@ def list_figures() -> list[Figure]:
         replace(colors, variant="torch eager"),
     )
     return [*_list_refinements(), *_list_forward_passes(), *_list_crfs(), by_colors]
+
+
+def list_cpu_figures() -> list[Figure]:
+    """The lines of the table of operations on a CPU."""
+    refined = [Work("refine", n, 1, "adcam") for n in (784, 2304)]
+    plain = Work("forward deit_tiny", 448, 1, "plain")
+    crfs = [Work("dense_crf", labels, 1, "adcam") for labels in (2, 3, 4)]
+    passes = (
+        ("capture and AD-CAM", "capture + AD-CAM", "float32", "1.20"),
+        ("capture and AD-CAM", "capture + AD-CAM", "bfloat16", "1.20"),
+        ("all attention kept by hooks", "all attention by hooks", "float32", ""),
+    )
+    ends = {"float32": "", "bfloat16": ", bfloat16"}
+    return [
+        *(
+            Figure(
+                f"AD-CAM's refinement relative to one N×N×N product, N = {work.size}",
+                work,
+                replace(work, variant="gemm roofline"),
+                is_cost=True,
+                target="1.5",
+            )
+            for work in refined
+        ),
+        *(
+            Figure(
+                f"forward pass with {label} relative to a plain fused one, {dtype}",
+                replace(plain, variant=variant + ends[dtype]),
+                replace(plain, variant="plain" + ends[dtype]),
+                is_cost=True,
+                target=target,
+            )
+            for label, variant, dtype, target in passes
+        ),
+        *(
+            Figure(
+                f"CRF, {work.size} labels, {label}compared with pydensecrf",
+                replace(work, variant=f"adcam{end}"),
+                replace(work, variant="pydensecrf"),
+                target=target,
+            )
+            for label, end, target in (("", "", "4"), ("a second pass, ", ", second pass", "6"))
+            for work in crfs
+        ),
+    ]
 
 
 def _list_refinements() -> list[Figure]:
@@ -155,23 +203,44 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
 
 def format_operations(rows: Sequence[Row]) -> str:
     """The table of operations on a GPU. A number in bold meets its target."""
-    lines = []
-    for figure in list_figures():
-        cells = [_format_cell(rows, figure, CALL)]
-        cells.append(_format_cell(rows, figure, GRAPH) if figure.has_graph else "")
-        lines.append((figure.text, _format_target(figure), *cells))
-    return _format_table(("figure", "target", "by call", "on the GPU"), lines)
+    return _format_figures(rows, list_figures(), {"by call": CALL, "on the GPU": GRAPH})
+
+
+def format_cpu(rows: Sequence[Row]) -> str:
+    """The same for a CPU."""
+    columns = {"by time": TIME, "by processor seconds": PROCESSOR}
+    of_cpu = [row for row in rows if row.get("device") == "cpu"]
+    return _format_figures(of_cpu, list_cpu_figures(), columns)
+
+
+def _format_figures(
+    rows: Sequence[Row], figures: Sequence[Figure], columns: Mapping[str, str]
+) -> str:
+    lines = [
+        (
+            *(figure.text, _format_target(figure)),
+            *(
+                ""
+                if column == GRAPH and not figure.has_graph
+                else _format_cell(rows, figure, column)
+                for column in columns.values()
+            ),
+        )
+        for figure in figures
+    ]
+    return _format_table(("figure", "target", *columns), lines)
 
 
 def format_generate(rows: Sequence[Row]) -> str:
-    """The table of runs of ``generate``, one line for each row that has its columns."""
+    """The table of runs of ``generate`` on a GPU, one line for each row that has its columns."""
     head = (
         *("commit", "type", "setting", "images/s once running (target: ≥ 200)"),
         *("first mask, s", "GPU busy (target: ≥ 60 %)"),
     )
     lines = []
     for row in rows:
-        if row.get("images_per_s"):
+        is_generate = row.get("case", "generate") == "generate" and row.get("device") != "cpu"
+        if is_generate and row.get("images_per_s"):
             kernels = f"kernels: {row['kernels']}" if row.get("kernels") else ""
             setting = [part for part in (row.get("variant"), kernels, row.get("setting")) if part]
             share = row.get("gpu_busy")
@@ -211,6 +280,22 @@ def format_growth(rows: Sequence[Row]) -> str:
     return _format_table(head, lines)
 
 
+def format_commands(rows: Sequence[Row]) -> str:
+    """The table of commands in processes of their own, and of their start."""
+    head = (
+        *("command", "device", "images", "seconds", "processor seconds", "largest process, MiB"),
+        *("images/s once running", "first result, s", "GPU busy"),
+    )
+    lines = []
+    for row in rows:
+        if row.get("case") in ("commands", "start"):
+            share = f"{100 * float(row['gpu_busy']):.0f} %" if row["gpu_busy"] else ""
+            seconds = (_to_tenths(row[TIME]), _to_tenths(row[PROCESSOR]), row["peak_mib"])
+            pace = (row["images_per_s"], row["first_image_s"], share)
+            lines.append((row["variant"], row["device"], row["size"], *seconds, *pace))
+    return _format_table(head, lines)
+
+
 def _format_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     missing = (MISSING, *[""] * (len(head) - 1))
     rule = f"|{'---|' * len(head)}"
@@ -230,7 +315,8 @@ def _format_cell(rows: Sequence[Row], figure: Figure, column: str) -> str:
     """A time, or a quotient; a rival's gain is counted from its time by call."""
     wanted = [(figure.ours, column)]
     if figure.rival is not None:
-        wanted.append((figure.rival, column if figure.is_cost else CALL))
+        is_gain = column == GRAPH and not figure.is_cost
+        wanted.append((figure.rival, CALL if is_gain else column))
     together = [[one] for one in wanted] if figure.is_elsewhere else [wanted]
     times = [time for group in together for time in _find_times(rows, group)]
     if len(times) < len(wanted):
@@ -243,7 +329,7 @@ def _format_cell(rows: Sequence[Row], figure: Figure, column: str) -> str:
         text = str(_round(value))
     else:
         value = rival[0] / ours
-        both = times if column == CALL else times[:1]
+        both = times[:1] if column == GRAPH else times
         text = f"{float(f'{value:.2g}'):g}× ({', '.join(str(_round(t)) for t in both)} ms)"
     is_less = figure.is_cost or not rival
     target = Decimal(figure.target or "NaN")
@@ -264,12 +350,15 @@ def _find_times(rows: Sequence[Row], wanted: Sequence[tuple[Work, str]]) -> list
 
 def _find_time(rows: Sequence[Row], work: Work, column: str) -> Decimal | None:
     """The milliseconds of the last row that has them; of a CRF, those of an image."""
-    about = (work.case, str(work.size), str(work.batch))
+    about = (str(work.size), str(work.batch))
+    # Before rows of the forward pass named the network, it was DeiT-Tiny.
+    cases = (work.case, "forward") if work.case == "forward deit_tiny" else (work.case,)
     for row in reversed(rows):
-        if (row.get("case"), row.get("size"), row.get("batch")) == about and row.get(column):
+        is_of_work = row.get("case") in cases and (row.get("size"), row.get("batch")) == about
+        if is_of_work and row.get(column):
             if row["variant"] == work.variant:
                 images = work.batch if work.case == "dense_crf_batch" else 1
-                return Decimal(row[column]) / images
+                return Decimal(row[column]) * (1 if column in (CALL, GRAPH) else 1000) / images
             if row["variant"] == f"{work.variant}, an image":
                 return Decimal(row[column])
     return None
