@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from adcam.labeling.lanes import Lane
 from adcam.settings import SegTestSettings
 from adcam.structures import Sample
 from adcam.training import predictor
@@ -306,3 +307,43 @@ def test_the_batch_follows_from_the_size_of_the_memory() -> None:
     assert count_together(12_000_000, 21, memory=80 * gib) == 1
     assert count_together(photo, 1000, memory=80 * gib) == 8
     assert count_together(16, 2, memory=gib) == 32
+
+
+def predict_on(device: torch.device, kind: str, **test: Any) -> tuple[Predictor, list[Any]]:
+    """Predict several batches of one kind, with the graphs that the device allows."""
+    network = build(kind, SegViews((0.75, 1.0), flip=True)).to(device)
+    model = make_predictor(network, **test)
+    model._forward = predictor._cache_graphs(network)
+    samples = [*enumerate(make_samples(SIZES * 3))]
+    found = dict(model.run([samples[i : i + 3] for i in (0, 3, 6)]))
+    return model, [found[i] for i in range(9)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_graphs_and_lanes_of_a_gpu_give_the_masks_of_a_cpu(
+    gpu: torch.device, full_float32: None, kind: str
+) -> None:
+    _, expected = predict_on(torch.device("cpu"), kind)
+    model, masks = predict_on(gpu, kind)
+    graphs: Any = model._forward
+    assert len(graphs._graphs) == 2 and not graphs._is_off
+    for mask, other in zip(masks, expected, strict=True):
+        assert mask.dtype == np.uint8 and (mask == other).mean() > 0.99
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("crf", ["none", "toco"])
+def test_a_gpu_is_not_waited_for(gpu: torch.device, crf: str) -> None:
+    model, _ = predict_on(gpu, "deit", crf=crf)  # kernels compiled, graphs captured
+    batch = predictor._Batch([predictor._Image(i, x) for i, x in enumerate(make_samples(SIZES))])
+    lane = Lane(gpu, "one")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for name, _, step in model._list_steps():
+            if name in ("upload", "network") or crf == "none":
+                batch = lane.submit(step, batch).result()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        lane.close()
+    predictor.wait_for(batch.mark)
