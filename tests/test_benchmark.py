@@ -473,7 +473,7 @@ def test_tables_of_generate_and_of_commands_keep_to_their_rows(
     tables = tool["tables"]
     notes = {"images_per_s": "117", "first_image_s": "1.75", "gpu_busy": ""}
     times = {"size": "20", "median_s": "9.96", "cpu_median_s": "12", "peak_mib": "970.0"}
-    about = {"commit": "abc", "dtype": "float32", **times, **notes}
+    about = {"commit": "abc", "dtype": "float32", "score": "80.60", **times, **notes}
     rows = [
         {**about, "case": case, "device": device, "variant": f"{case} on {device}"}
         for case in ("generate", "commands", "start", "growth")
@@ -481,7 +481,7 @@ def test_tables_of_generate_and_of_commands_keep_to_their_rows(
     ]
     rows[3]["gpu_busy"] = "0.625"
     assert tables.format_generate(rows).splitlines()[2:] == [
-        "| abc | float32 | generate on cuda | 117 | 1.75 | not measured |"
+        "| abc | float32 | generate on cuda | 117 | 1.75 | not measured | 80.60 |"
     ]
     lines = tables.format_commands(rows).splitlines()[2:]
     assert lines[1] == "| commands on cuda | cuda | 20 | 10.0 | 12.0 | 970.0 | 117 | 1.75 | 62 % |"

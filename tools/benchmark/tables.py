@@ -235,7 +235,7 @@ def format_generate(rows: Sequence[Row]) -> str:
     """The table of runs of ``generate`` on a GPU, one line for each row that has its columns."""
     head = (
         *("commit", "type", "setting", "images/s once running (target: ≥ 200)"),
-        *("first mask, s", "GPU busy (target: ≥ 60 %)"),
+        *("first mask, s", "GPU busy (target: ≥ 60 %)", "mIoU"),
     )
     lines = []
     for row in rows:
@@ -246,7 +246,8 @@ def format_generate(rows: Sequence[Row]) -> str:
             share = row.get("gpu_busy")
             busy = f"{100 * float(share):.0f} %" if share else MISSING
             about = (row["commit"], row["dtype"], ", ".join(setting))
-            lines.append((*about, row["images_per_s"], row["first_image_s"], busy))
+            score = row.get("score") or MISSING
+            lines.append((*about, row["images_per_s"], row["first_image_s"], busy, score))
     return _format_table(head, lines)
 
 
