@@ -251,3 +251,40 @@ if __name__ == "__main__":
     )
     # Where the server is killed, workers start without it.
     assert run.stdout.strip() == str([(not dies, "2", None)] * 3), run.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks workers from a server")
+def test_workers_and_their_server_end_with_a_killed_caller(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("""\
+import multiprocessing.forkserver, os, time
+from adcam.labeling.executor import WorkerPool
+
+def sleep(seconds):
+    time.sleep(seconds)
+    return os.getpid()
+
+if __name__ == "__main__":
+    with WorkerPool(sleep, 1, on_crash=print) as pool:
+        worker = pool.submit(0).result()
+        pool.submit(600)
+        print(worker, multiprocessing.forkserver._forkserver._forkserver_pid, flush=True)
+        time.sleep(600)
+""")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
+        left = [Path("/proc") / pid for pid in caller.stdout.readline().split()]
+        assert len(left) == 2 and all(path.is_dir() for path in left)
+        caller.kill()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and any(map(is_running, left)):
+        time.sleep(0.05)
+    assert not [path for path in left if is_running(path)]
+
+
+def is_running(process: Path) -> bool:
+    """Tell whether a process runs; one that has ended may wait to be looked at by its parent."""
+    try:
+        return ") Z " not in (process / "stat").read_text()
+    except OSError:
+        return False
