@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from triton_testing import (
     record_launches,
 )
 
-from adcam.ops import _launch
+from adcam.ops import _backends, _launch
 
 
 def row_sums(values: torch.Tensor) -> torch.Tensor:
@@ -94,6 +95,43 @@ def test_launches_are_recorded_in_the_tile_of_a_gpu(capability: int | None) -> N
     with record_launches(capability):
         assert _launch.find_tile(name, device) == _launch.TILES[name][places.get(capability, 0)]
     assert _launch.find_tile(name, device) == _launch.TILES[name][0]
+
+
+KERNELS = {
+    "common_neighbor": "gate_product",
+    "token_attention": "add_mean",
+    "prepare": "prepare",
+    "walk": "walk",
+    "two_hop_walk": "walk_two_hops",
+}
+
+
+@needs_triton
+@pytest.mark.checkout
+@pytest.mark.parametrize("name", _launch.TILES)
+def test_what_is_tuned_launches_the_kernel_in_the_tile_of_its_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools" / "benchmark"))
+    import tune
+
+    monkeypatch.setattr(_backends, "_device_reason", lambda tensors: None)
+    asked: list[str] = []
+    find_tile = _launch.find_tile
+    monkeypatch.setattr(
+        _launch, "find_tile", lambda key, device: (asked.append(key), find_tile(key, device))[1]
+    )
+    tokens = 33**2 if "long" in name else 9
+    with record_launches() as launches:
+        work = tune.work_of(name, tokens, 2, "cpu")
+        launches.clear()
+        asked.clear()
+        with _launch.force_tile(name, _launch.TILES[name][1]):
+            work()
+    assert name in asked
+    kernel = KERNELS[name.partition(",")[0]]
+    (launch, *_) = (launch for launch in launches if launch.name == kernel)
+    assert launch.values.get("tokens", launch.values.get("patches")) == tokens
 
 
 @pytest.mark.gpu

@@ -56,7 +56,8 @@ def work_of(name: str, tokens: int, batch: int, device: str) -> Callable[[], Any
     from adcam.ops.token_attention import triton_kernels
 
     dtype = torch.bfloat16 if kind == "float16" else torch.float32
-    qkv = torch.randn(3, batch, 6, 1 + tokens, 64, generator=generator).to(device, dtype)
+    channels = 128 if kind == "wide float32" else 64
+    qkv = torch.randn(3, batch, 6, 1 + tokens, channels, generator=generator).to(device, dtype)
     q, k, _ = qkv.unbind()
     normalizers = triton_kernels.compute_normalizers(q, k, scale=0.125)
     return partial(
