@@ -142,7 +142,10 @@ def triton_package_reason() -> str | None:
 
 @functools.cache
 def _compiler_reason() -> str | None:
-    """Triton builds its launcher when a kernel first runs (triton/runtime/build.py)."""
+    """Why Triton cannot build its launcher, as it does when a kernel first runs.
+
+    It compiles C, links it and keeps it on disk (triton/runtime/build.py, triton/backends/nvidia).
+    """
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "triton finds no C compiler; install gcc, or name one in the variable CC"
     # What follows is done as there: the scheme of Debian's Python names a folder without headers.
@@ -152,11 +155,36 @@ def _compiler_reason() -> str | None:
     # gcc and clang also look into these (gcc's manual, "Environment Variables Affecting GCC").
     more = os.pathsep.join(os.environ.get(name, "") for name in ("CPATH", "C_INCLUDE_PATH"))
     folders = [include, *filter(None, more.split(os.pathsep))]
-    if any(Path(folder, "Python.h").is_file() for folder in folders):
+    if not any(Path(folder, "Python.h").is_file() for folder in folders):
+        return (
+            f"triton finds no Python.h in {include}; install the headers of Python, such as the "
+            "package python3-dev"
+        )
+    if torch.version.hip is None:  # another driver is linked for AMD's GPUs
+        library, folders = _find_driver()
+        if not any(Path(folder, library).is_file() for folder in folders):
+            return f"triton finds no {library}; name its folder in the variable TRITON_LIBCUDA_PATH"
+    return _cache_reason()
+
+
+def _find_driver() -> tuple[str, list[str]]:
+    from adcam.ops._triton_driver import find_driver
+
+    return find_driver()
+
+
+def _cache_reason() -> str | None:
+    """Why Triton cannot keep what it compiles, without which it runs nothing (runtime/cache.py)."""
+    home = Path(os.environ.get("TRITON_HOME") or Path.home())
+    folder = Path(os.environ.get("TRITON_CACHE_DIR", "").strip() or home / ".triton" / "cache")
+    there = folder.absolute()
+    while not os.access(there, os.F_OK):  # Triton makes the folders that are missing
+        there = there.parent
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return None
     return (
-        f"triton finds no Python.h in {include}; install the headers of Python, such as the "
-        "package python3-dev"
+        f"triton cannot write to {folder}; name a folder that can be written in the variable "
+        "TRITON_CACHE_DIR"
     )
 
 

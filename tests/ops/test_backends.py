@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from adcam.ops._backends import (
     choose_backend,
     summarize_reasons,
     triton_not_supported_reasons,
+    triton_package_reason,
 )
 from adcam.ops._recompute import records_gradient
 
@@ -82,11 +85,14 @@ def test_which_triton_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """A GPU and all that Triton needs; yields the folder of Python's headers."""
-    (tmp_path / "Python.h").touch()
+    """A GPU and all that Triton needs; yields the folder of Python's headers and of the driver."""
+    for name in ("Python.h", "libcuda.so.1"):
+        (tmp_path / name).touch()
     for name in ("TRITON_INTERPRET", "CPATH", "C_INCLUDE_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CC", "cc")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "new" / "cache"))
+    monkeypatch.setattr(_backends, "_find_driver", lambda: ("libcuda.so.1", [str(tmp_path)]))
     monkeypatch.setattr(_backends, "triton_package_reason", lambda: None)
     monkeypatch.setattr(_backends.sysconfig, "get_path", lambda name, scheme: str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -99,7 +105,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
         cached.cache_clear()
 
 
-@pytest.mark.parametrize("lack", ["compiler", "headers", "capability"])
+@pytest.mark.parametrize("lack", ["compiler", "headers", "driver", "cache", "capability"])
 def test_a_gpu_without_kernels_is_told_once_with_the_cure(
     lack: str, compiles: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -116,6 +122,17 @@ def test_a_gpu_without_kernels_is_told_once_with_the_cure(
         expected = (
             f"triton finds no Python.h in {compiles}; install the headers of Python, such as the "
             "package python3-dev"
+        )
+    elif lack == "driver":
+        (compiles / "libcuda.so.1").unlink()
+        expected = (
+            "triton finds no libcuda.so.1; name its folder in the variable TRITON_LIBCUDA_PATH"
+        )
+    elif lack == "cache":
+        (compiles / "new").touch()  # no folder can be made below a file, not even by root
+        expected = (
+            f"triton cannot write to {compiles / 'new' / 'cache'}; name a folder that can be "
+            "written in the variable TRITON_CACHE_DIR"
         )
     else:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
@@ -153,6 +170,42 @@ def test_headers_are_looked_for_where_triton_does(
     monkeypatch.setattr(_backends.sysconfig, "get_default_scheme", lambda: default)
     monkeypatch.setattr(_backends.sysconfig, "get_path", lambda name, scheme: folders[scheme])
     assert _backends._compiler_reason() is None
+
+
+@pytest.mark.skipif(triton_package_reason() is not None, reason=str(triton_package_reason()))
+def test_the_driver_is_looked_for_where_triton_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from triton.backends.nvidia import driver
+
+    def refuse(*args: Any, **options: Any) -> bytes:
+        raise FileNotFoundError("/sbin/ldconfig")
+
+    monkeypatch.setattr(subprocess, "check_output", refuse)
+    monkeypatch.delenv("TRITON_LIBCUDA_PATH", raising=False)
+    try:
+        driver.libcuda_dirs.cache_clear()
+        library, folders = _backends._find_driver()
+        assert library in ("libcuda.so", "libcuda.so.1") and folders == []
+        monkeypatch.setenv("TRITON_LIBCUDA_PATH", str(tmp_path))
+        assert _backends._find_driver() == (library, [str(tmp_path)])
+    finally:
+        driver.libcuda_dirs.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["TRITON_HOME", "HOME"])
+def test_the_cache_is_by_default_below_the_home(
+    name: str, compiles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    monkeypatch.delenv("TRITON_HOME", raising=False)
+    monkeypatch.setenv(name, str(compiles))
+    assert _backends._compiler_reason() is None
+    (compiles / ".triton").touch()
+    assert f"cannot write to {compiles / '.triton' / 'cache'};" in str(_backends._cache_reason())
+    (compiles / ".triton").unlink()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK)  # read-only
+    assert _backends._cache_reason() is not None
 
 
 def test_what_autograd_records() -> None:
