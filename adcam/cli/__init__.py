@@ -173,10 +173,13 @@ def let_waiting_threads_sleep() -> None:
 
     By default that is 300,000 rounds, milliseconds in which nobody else can have the processor: on
     a machine that others use too, the thread that is waited for among them (docs/performance.md).
-    What the user has set stays.
+    That is GCC's OpenMP, of torch's wheels for Linux. LLVM's, of those for macOS (torch's setup.py,
+    ``_embed_libomp``), and Intel's spin for 200 ms (llvm-project, openmp/runtime/src/kmp.h). What
+    the user has set stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 
 def _find_parser(
