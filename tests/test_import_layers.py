@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import adcam
+from adcam.data.shapes import make_shapes
 from adcam.installation import EXTRAS
 
 PACKAGE = Path(adcam.__file__).resolve().parent
@@ -349,6 +351,44 @@ def test_import_adcam_is_light() -> None:
 
 def test_import_ops_needs_no_model_library() -> None:
     assert modules_after("import adcam.ops") & {"timm", "torchvision", *EXTRAS} == set()
+
+
+WATCH = """
+import os, sys
+
+def note(event, args):
+    if event == "import":
+        with open({log!r}, "a") as file:
+            file.write(f"{{os.getpid()}} {{args[0]}}\\n")
+
+sys.addaudithook(note)
+"""
+
+
+def test_a_run_imports_nothing_that_it_does_not_need(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """By an audit hook in each of its processes: the first, the server, the workers."""
+    make_shapes(tmp_path, num_train=17, num_val=1, size_hw=(32, 32), seed=0)
+    log = tmp_path / "log"
+    (tmp_path / "sitecustomize.py").write_text(WATCH.format(log=str(log)))
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    words = ["generate", "JPEGImages", "--checkpoint", tiny_checkpoint, "--labels", "predicted"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "adcam", *words, "--crf", "--workers", "2", "--out", "out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.DEVNULL,
+    ) as run:
+        assert run.wait() == 0
+    seen = {tuple(line.split()) for line in log.read_text().splitlines()}
+    who = {
+        name: {pid for pid, module in seen if is_within(module, name)}
+        for name in ("timm", "jinja2", "rich", "scipy.sparse", "pandas", "sklearn", *EXTRAS)
+    }
+    assert str(run.pid) in who["timm"] and len(who["timm"]) > 1
+    first = {name for name, pids in who.items() if str(run.pid) in pids}
+    others = {name for name, pids in who.items() if pids - {str(run.pid)}}
+    # The report of the first process is a page, of which workers know nothing.
+    assert first <= {"timm", "jinja2", "rich"} and others == {"timm"}
 
 
 def test_import_adcam_takes_under_a_second() -> None:

@@ -60,16 +60,21 @@ def available_backends() -> dict[str, str | None]:
 def _reasons(device: torch.device | None) -> dict[str, list[str]]:
     """Why each backend cannot run: on this machine, or on ``device`` if it is given.
 
-    Asking loads numba.
+    Asking loads numba and pydensecrf.
     """
     from adcam.ops.dense_crf import pydensecrf
 
     return {
-        "numba": numba_not_supported_reasons("adcam.ops.dense_crf.numba_lattice"),
-        "reference": [],
+        **_reasons_on_cpu(),
         **_reasons_on_device(device),
         "pydensecrf": pydensecrf.not_supported_reasons(),
     }
+
+
+def _reasons_on_cpu() -> dict[str, list[str]]:
+    """As :func:`_reasons`, of the backends that ``"auto"`` chooses from on a CPU."""
+    numba = numba_not_supported_reasons("adcam.ops.dense_crf.numba_lattice")
+    return {"numba": numba, "reference": []}
 
 
 def _reasons_on_device(device: torch.device | None) -> dict[str, list[str]]:
@@ -80,8 +85,10 @@ def _reasons_on_device(device: torch.device | None) -> dict[str, list[str]]:
 
 
 def _choose(backend: str, device: torch.device) -> str:
-    is_for_device = device.type != "cpu" and backend in ("auto", *_BATCHED)
-    reasons = _reasons_on_device(device) if is_for_device else _reasons(device)
+    if device.type != "cpu" and backend in ("auto", *_BATCHED):
+        reasons = _reasons_on_device(device)
+    else:
+        reasons = _reasons_on_cpu() if backend == "auto" else _reasons(device)
     return choose_backend("dense CRF", backend, reasons)
 
 

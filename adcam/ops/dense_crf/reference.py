@@ -8,9 +8,13 @@ the same simplex; lattice coordinates and the search for neighbours are our own 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 Float = NDArray[np.float32]
 
@@ -47,8 +51,10 @@ class PermutohedralLattice:
         # Exact, and sorted: the keys of neighbours are sorted too, which keeps the look-ups local.
         vertex_keys, vertex_of = np.unique(key.T, return_inverse=True)
 
+        from scipy.sparse import csr_array  # not for those who only number cells by this file
+
         num_vertices = len(vertex_keys)
-        self._slice = scipy.sparse.csr_array(
+        self._slice = csr_array(
             (
                 weights.T.ravel(),
                 vertex_of.ravel().astype(np.int32),
@@ -275,7 +281,9 @@ def _blur_matrix(vertex_keys: NDArray[np.int64], offset: int) -> scipy.sparse.cs
     weights[:num_vertices] = 1
     rows = np.concatenate([diagonal, here, there])
     cols = np.concatenate([diagonal, there, here])
-    return scipy.sparse.csr_array((weights, (rows, cols)), shape=(num_vertices, num_vertices))
+    from scipy.sparse import csr_array
+
+    return csr_array((weights, (rows, cols)), shape=(num_vertices, num_vertices))
 
 
 def _softmax(logits: Float) -> Float:
