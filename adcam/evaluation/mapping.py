@@ -223,18 +223,26 @@ class _Share:
         place: The place of the network in the mapper.
         images: The images.
         choices: The masks that are made where the network is.
+        whole: The group of images of which this batch is the last; ``None`` for its others.
     """
 
     place: int
     images: Sequence[Prepared]
     choices: Sequence[MaskChoice]
+    whole: Sequence[Prepared] | None
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """Images of which all batches came before."""
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What was found of a batch that failed at first, or of a group that needs no network.
 
-    images: Sequence[Prepared]
+    Attributes:
+        found: What was found.
+        whole: As of :class:`_Share`.
+    """
+
+    found: Sequence[Found]
+    whole: Sequence[Prepared] | None
 
 
 class ImageMapper:
@@ -357,19 +365,25 @@ class ImageMapper:
         parts: list[Found] = []
         with closing(self._lanes.run(self._plan_all(groups, batch_size))) as done:
             for item in done:
-                if isinstance(item, _Whole):
-                    yield self._join(item.images, parts)
+                is_found = isinstance(item, Found)
+                part = _Part([item], item.batch.origin.whole) if is_found else item
+                parts += part.found
+                if part.whole is not None:
+                    yield self._join(part.whole, parts)
                     parts = []
-                else:
-                    parts += [item] if isinstance(item, Found) else item
 
     def _plan_all(
         self, groups: Iterable[Sequence[Prepared]], batch_size: int
-    ) -> Iterator[Batch | _Whole]:
+    ) -> Iterator[Batch | _Part]:
         for images in groups:
-            for place, together in self._divide(images, batch_size):
-                yield self._plan(place, together, self._groups[place].forward)
-            yield _Whole(images)
+            parts = [*self._divide(images, batch_size)]
+            for num, (place, together) in enumerate(parts, 1):
+                # That a group ends is no item of its own: in each lane it would take the place of
+                # the next batch, which then began when this one had come back.
+                whole = images if num == len(parts) else None
+                yield self._plan(place, together, self._groups[place].forward, whole)
+            if not parts:
+                yield _Part([], images)
 
     def _divide(
         self, images: Sequence[Prepared], batch_size: int
@@ -382,7 +396,13 @@ class ImageMapper:
                 together = (asked[i] for i in places)
                 yield place, sorted(together, key=lambda x: x.image.sample.ori_hw)
 
-    def _plan(self, place: int, images: Sequence[Prepared], forward: Forward) -> Batch:
+    def _plan(
+        self,
+        place: int,
+        images: Sequence[Prepared],
+        forward: Forward,
+        whole: Sequence[Prepared] | None = None,
+    ) -> Batch:
         """Say what is wanted of images that a network sees together."""
         group = self._groups[place]
         samples = [x.image.sample for x in images]
@@ -407,7 +427,7 @@ class ImageMapper:
         ]
         top_k = self._targets.top_k
         return Batch(
-            _Share(place, images, [*devices]),
+            _Share(place, images, [*devices], whole),
             [sample.img for sample in samples],
             [x.inputs[place] for x in images],
             group.maker,
@@ -421,12 +441,13 @@ class ImageMapper:
             data_ids=group.data_ids,
         )
 
-    def _retry(self, batch: Batch, is_short: bool) -> list[Found]:
+    def _retry(self, batch: Batch, is_short: bool) -> _Part:
         """Compute a batch once more, here; it gets the memory of all graphs where that is short."""
         for group in self._groups if is_short else ():
             if isinstance(group.forward, GraphCache):
                 group.forward.free_memory()
-        return self._compute_in_halves(batch.origin.place, batch.origin.images)
+        share: _Share = batch.origin
+        return _Part(self._compute_in_halves(share.place, share.images), share.whole)
 
     def _compute_in_halves(self, place: int, images: Sequence[Prepared]) -> list[Found]:
         """Compute images that a network sees together, fewer at once where memory is short."""

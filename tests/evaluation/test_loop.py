@@ -737,6 +737,36 @@ def test_who_feeds_a_gpu_resizes_nothing_sends_a_batch_at_once_and_waits_for_it_
     assert {*threads["__call__"]}.isdisjoint(set.union(*lanes_seen))
 
 
+def test_the_next_batch_is_seen_while_the_masks_of_one_are_made(
+    splits: tuple[ImageDataset, ImageDataset],
+    classifier: ClassifierFile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, seen, waited = splits[1], [threading.Event() for _ in range(4)], []
+    mapper = build_mapper(SPECS[:1], classifier, images)
+    choice = MaskChoice("CAM", BackgroundRule("constant", 0.4))
+    forward, label = mapper._groups[0].forward, MaskMaker.label_on_device
+    passes = iter(seen)
+
+    def see(*batches: torch.Tensor) -> Any:
+        next(passes).set()
+        return forward(*batches)
+
+    def wait(self: MaskMaker, *arguments: Any) -> Any:
+        following = seen[min(len(waited) + 1, len(seen) - 1)]
+        waited.append(following.wait(10))
+        return label(self, *arguments)
+
+    mapper._groups = [replace(mapper._groups[0], forward=see)]
+    monkeypatch.setattr(MaskMaker, "label_on_device", wait)
+    monkeypatch.setattr(mapping, "find_mask_device", lambda device, crf: "cpu:0")
+    asked = [Wanted(i, images[i], {"CAM"}, choices={choice}) for i in range(4)]
+    groups = [[mapper.prepare(one)] for one in asked]
+    groups.append([mapper.prepare(Wanted(8, images[8], set()))])  # nothing is computed of it
+    found = [[one.index for one in group] for group in mapper.map_ahead(groups, batch_size=1)]
+    assert found == [[0], [1], [2], [3], [8]] and waited == [True] * 4
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("top_k", [0, 2])
 def test_lanes_of_a_gpu_give_what_its_plain_steps_give(
