@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -149,7 +150,7 @@ class MapMaker:
         if isinstance(network, torch.nn.Module):
             network.to(self.device).eval()
         self._running: tuple[torch.device, Network] | None = None
-        self._lock = threading.Lock()
+        self._lock = _find_lock(network)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was made for a device: who loads a pickle may have another, or none."""
@@ -158,7 +159,7 @@ class MapMaker:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock = threading.Lock()
+        self._lock = _find_lock(self.network)
 
     def make_inputs(self, img: np.ndarray) -> tuple[Tensor, ...]:
         """Resize and normalise an image, RGB uint8 (H, W, 3): one (3, h, w) tensor a scale.
@@ -213,8 +214,8 @@ class MapMaker:
     def forward(self, *batches: Tensor) -> tuple[TokenMaps, ...]:
         """Normalise, mirror, and run the network at every scale.
 
-        On a GPU nothing here waits for the device. Passes of several threads take turns: attention
-        is read by hooks, which would meet those of another pass.
+        On a GPU nothing here waits for the device. Passes of a network take turns, whatever threads
+        and makers they come from: attention is read by hooks, which would meet those of another.
 
         Args:
             *batches: As for :meth:`run_batch`.
@@ -250,6 +251,8 @@ class MapMaker:
         if self._running is None or self._running[0] != self.device:
             is_rounded = self.device.type == "cuda" and self.dtype != torch.float32
             network = round_weights(self.network, self.dtype) if is_rounded else self.network
+            if is_rounded:  # in this stream: a pass in another could begin before it is done
+                torch.cuda.current_stream(self.device).synchronize()
             if self._compile:
                 compile_mlps(network)
             self._running = self.device, network
@@ -346,6 +349,15 @@ class MapMaker:
 
     def _pinned(self) -> AbstractContextManager[None]:
         return one_thread() if self.device.type == "cpu" else nullcontext()
+
+
+_LOCKS: weakref.WeakValueDictionary[int, threading.Lock] = weakref.WeakValueDictionary()
+"""The lock of each network by its id, as long as a maker holds both."""
+
+
+def _find_lock(network: Network) -> threading.Lock:
+    """Find the lock that all makers of a network share."""
+    return _LOCKS.setdefault(id(network), threading.Lock())
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

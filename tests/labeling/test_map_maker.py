@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -295,6 +299,47 @@ def test_rounded_weights_give_what_autocast_gives() -> None:
     assert torch.equal(one.attn_cls2patch, other.attn_cls2patch)
     mirror = Mirror()
     assert round_weights(mirror, torch.bfloat16) is mirror
+
+
+def test_makers_of_one_network_take_turns() -> None:
+    """Or the hooks of a pass, through which attention is read, would meet those of another."""
+    running: list[int] = []
+    most: list[int] = []
+
+    class Slow(Mirror):
+        def token_maps(self, inputs: Tensor, **options: Any) -> TokenMaps:
+            running.append(1)
+            most.append(len(running))
+            time.sleep(0.05)
+            running.pop()
+            return super().token_maps(inputs, **options)
+
+    def make(network: Network, side: int) -> MapMaker:
+        return MapMaker(network, [Reads(())], views=TestViews((side,)), device="cpu")
+
+    network = Slow()
+    one, other = make(network, 16), make(network, 32)
+    loaded = pickle.loads(pickle.dumps(make(Mirror(), 16)))
+    assert one._lock is other._lock is not loaded._lock
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda maker: maker.run([make_img()]), [one, other]))
+    assert most == [1, 1]
+
+
+def test_rounded_weights_are_there_before_another_stream_can_read_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which a pass in another lane does, where a batch is computed once more."""
+    network = torch.nn.Linear(2, 2)
+    network.name, network.depth = "linear", 0  # type: ignore[assignment]
+    maker = MapMaker(network, [], device="cpu", dtype=torch.bfloat16)  # type: ignore[arg-type]
+    maker.device = torch.device("cuda")
+    waited: list[torch.dtype] = []
+    stream = SimpleNamespace(synchronize=lambda: waited.append(torch.bfloat16))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    rounded: Any = maker._prepare_network()
+    assert rounded.weight.dtype == torch.bfloat16 and maker._prepare_network() is rounded
+    assert len(waited) == 1
 
 
 def test_a_pickle_holds_nothing_that_was_made_for_a_device() -> None:
