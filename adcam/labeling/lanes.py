@@ -35,11 +35,14 @@ from adcam.structures import ClassMaps, PseudoMask
 Retry: TypeAlias = Callable[["Batch", bool], Any]
 """What becomes of a batch that failed, and whether that was for lack of memory."""
 
-_AHEAD = 2  # batches in a lane, the one at work included
+AHEAD = 2
+"""Batches in a lane, the one at work included."""
 
 
 class Lane:
     """A stream of a GPU, and a thread that fills it.
+
+    Its work begins when all is done that the stream of who makes it has got so far.
 
     Args:
         device: The device; a CPU has no streams.
@@ -54,6 +57,8 @@ class Lane:
             self._stream = beside._stream
         else:
             self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+            if self._stream is not None:
+                self._stream.wait_stream(torch.cuda.current_stream(device))
         self._thread = ThreadPoolExecutor(1)
 
     def submit(self, function: Any, item: Any) -> Future[Any]:
@@ -61,8 +66,14 @@ class Lane:
         return self._thread.submit(self._call, function, item)
 
     def close(self) -> None:
-        """End the thread; what it has not begun is given up."""
+        """End the thread; what it has not begun is given up.
+
+        What the GPU has got is waited for: who stops in the middle lets go of what it still reads,
+        and graphs that are replayed in another stream next write to the same memory.
+        """
         self._thread.shutdown(cancel_futures=True)
+        if self._stream is not None:
+            self._stream.synchronize()
 
     def _call(self, function: Any, item: Any) -> Any:
         # Without a stream the one of the thread stays; the name is for traces.
@@ -285,7 +296,7 @@ class Lanes:
                 lanes[name] = lane
                 stack.callback(lane.close)
                 submit = partial(self._submit, lane, step, kind)
-                items = run_ahead(submit, items, max_ahead=_AHEAD)
+                items = run_ahead(submit, items, max_ahead=AHEAD)
             for item in items:
                 yield self.collect(item) if isinstance(item, _Returning) else item
 
@@ -309,7 +320,9 @@ class Lanes:
             if not is_of_image(error):
                 raise
             is_short = not isinstance(error, ValueError)
-        # Not while the error is handled, which keeps what the batch had in memory.
+        # Not while the error is handled, which keeps what the batch had in memory. What of it the
+        # GPU still reads here, another lane could overwrite.
+        wait_for(mark_work(self._device))
         while not isinstance(item, Batch):
             item = item.batch if isinstance(item, _OnDevice) else item.source
         return self._retry(item, is_short)

@@ -25,7 +25,7 @@ from adcam.files import hash_file, hash_values
 from adcam.labeling.executor import run_ahead
 from adcam.labeling.graphs import GraphCache
 from adcam.labeling.inputs import BATCH_SIZE, find_unread, plan_groups
-from adcam.labeling.lanes import Lane, follow, mark_work, wait_for
+from adcam.labeling.lanes import AHEAD, Lane, follow, mark_work, wait_for
 from adcam.labeling.output_folder import describe_image
 from adcam.labeling.steps import compute_in_halves, is_of_image
 from adcam.labeling.transfer import send_bytes
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LIKELY = 0.05
-_AHEAD = 2  # batches in a lane, the one at work included
 _STRETCH = 32  # images on a GPU whose masks are refined together, of any size
 _BYTES_PER_PIXEL = 1500  # of what a network sees, its activations; docs/performance.md
 _BYTES_PER_LABEL = 12  # and pixel: logits and probabilities, as large as the image
@@ -159,7 +158,7 @@ class Predictor:
                 lane = Lane(self._segmenter.device, name)
                 stack.callback(lane.close)
                 submit = partial(lane.submit, step)
-                batches = run_ahead(submit, _gather(batches, size), max_ahead=_AHEAD)
+                batches = run_ahead(submit, _gather(batches, size), max_ahead=AHEAD)
             for batch in batches:
                 wait_for(batch.mark)
                 for image in batch.images:

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -37,7 +37,7 @@ from adcam.labeling.generate import generate
 from adcam.labeling.graphs import GraphCache
 from adcam.labeling.inputs import plan_groups
 from adcam.labeling.labeler import PseudoLabeler
-from adcam.labeling.lanes import Lane, cache_graphs, mark_work
+from adcam.labeling.lanes import Batch, Lane, Lanes, cache_graphs, mark_work
 from adcam.labeling.map_maker import MapMaker
 from adcam.labeling.mask_job import MaskJob
 from adcam.labeling.mask_maker import MaskMaker
@@ -444,6 +444,97 @@ def test_lanes_do_one_thing_at_a_time_each_and_all_at_once() -> None:
     assert mark_work(torch.device("cpu")) is None
     for lane in pair:
         lane.close()
+
+
+def test_a_lane_begins_after_what_came_before_it_and_ends_when_the_gpu_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other: str) -> None:
+            log.append(f"follows {other}")
+
+        def synchronize(self) -> None:
+            log.append("is waited for")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the caller's stream")
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    lane = Lane(torch.device("cuda"), "network")
+    lane.submit(log.append, "works").result()
+    lane.close()
+    assert log == ["follows the caller's stream", "works", "is waited for"]
+
+
+def test_what_a_failed_step_has_told_the_gpu_is_done_before_its_batch_is_let_go_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log: list[Any] = []
+    monkeypatch.setattr(lanes, "mark_work", lambda device: "the step")
+    monkeypatch.setattr(lanes, "wait_for", log.append)
+    of_all = Lanes(torch.device("cpu"), lambda *_: log.append("once more"))
+
+    def fail(batch: Batch) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    of_all._try(fail, object.__new__(Batch))
+    assert log == ["the step", "once more"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_fails_and_stops_no_image_is_lost_or_doubled_and_nothing_stays(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Memory that is short here and there, in every lane; who calls may stop in the middle."""
+    labeler = load_for_batches(tiny_checkpoint)
+    job = mask_job(labeler, tmp_path)
+    tasks = make_photos(tmp_path / "photos")
+    if seed % 3 == 0:
+        tasks = [replace(task, class_ids=None) for task in tasks]
+    decoded = read(tasks, labeler)
+    expected = {x.task.index: make(x, job) for x in infer_window(decoded, labeler, batch_size=1)}
+    lock, alive = threading.Lock(), []
+
+    def be_short(owner: Any, name: str) -> None:
+        real, rng = getattr(owner, name), np.random.default_rng([seed, len(name)])
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            with lock:
+                number = rng.random()
+            if number < 0.1:
+                raise (MemoryError if number < 0.05 else torch.OutOfMemoryError)("no room")
+            result = real(*arguments, **options)
+            if name == "_upload":
+                alive.append(weakref.ref(result))
+            return result
+
+        monkeypatch.setattr(owner, name, call)
+
+    be_short(Lanes, "_upload")
+    be_short(TokenCAM, "token_maps_of_sizes")
+    be_short(MapMaker, "compute_on_device")
+    be_short(MaskMaker, "label_on_device")
+    steps = DeviceSteps(labeler, job, batch_size=3)
+    stop, found, before = (seed % 2) * 3, [], set(threading.enumerate())
+    run = steps.run([decoded] * (1 if stop == 0 else 20))
+    for number, batch in enumerate(run, 1):
+        found += batch
+        if number == stop:
+            run.close()
+            break
+    del run
+    assert set(threading.enumerate()) <= before
+    assert alive and all(ref() is None for ref in alive)
+    assert stop or sorted(x.task.index for x in found) == [*range(len(SIZES))]
+    for image in found:
+        if isinstance(image, Failed):
+            assert image.error == "no room"
+            continue
+        other = expected[image.task.index]
+        assert isinstance(image, Made) and isinstance(other, Made)
+        np.testing.assert_array_equal(image.result.mask, other.result.mask)
+        assert image.image.maps.class_ids == other.image.maps.class_ids
 
 
 def test_shapes_that_come_back_are_captured_once_and_the_oldest_let_go() -> None:
