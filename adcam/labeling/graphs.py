@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adcam.errors import lacks_memory
+from adcam.labeling.transfer import find_stream
 
 Replay: TypeAlias = Callable[..., Any]
 """From tensors of one set of shapes to what the function returns of them."""
@@ -106,13 +107,16 @@ class GraphCache:
         return True
 
 
+_CAPTURING = threading.Lock()
+"""Held during a capture: all are in one stream, whose work space their graphs go on using."""
+
+
 class CudaCapture:
     """Captures CUDA graphs that share one pool of memory, other threads going on meanwhile."""
 
     def __init__(self) -> None:
         self._pool: Any = None
         self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
-        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> Replay:
         """Capture ``function(*tensors)`` and return what computes it of other tensors.
@@ -122,17 +126,13 @@ class CudaCapture:
         """
         if not self._graphs:  # a pool ends with the last of its graphs
             self._pool = torch.cuda.graph_pool_handle()
-        if self._stream is None:
-            # One for all: a stream keeps work space that its graphs go on using.
-            self._stream = torch.cuda.Stream(tensors[0].device)
         static = [tensor.clone() for tensor in tensors]
         graph = torch.cuda.CUDAGraph()
         self._graphs.add(graph)
         current = torch.cuda.current_stream(tensors[0].device)
-        stream = self._stream
-        assert stream is not None
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        stream = find_stream(tensors[0].device, "capture")
+        with _CAPTURING, torch.cuda.stream(stream):
+            stream.wait_stream(current)
             # Not torch.cuda.graph: it waits for the device and empties the cache of its memory.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:

@@ -29,7 +29,7 @@ from adcam.labeling.graphs import GraphCache
 from adcam.labeling.map_maker import Forward, MapMaker, Passes
 from adcam.labeling.mask_maker import MaskMaker
 from adcam.labeling.steps import is_of_image
-from adcam.labeling.transfer import send_bytes
+from adcam.labeling.transfer import find_stream, send_bytes
 from adcam.structures import ClassMaps, PseudoMask
 
 Retry: TypeAlias = Callable[["Batch", bool], Any]
@@ -47,18 +47,16 @@ class Lane:
     Args:
         device: The device; a CPU has no streams.
         name: What traces call its work.
-        beside: A lane whose stream this one also fills, so that each may free what both read.
+        beside: The name of a lane whose stream this one fills instead of one of its own, so that
+            each may free what both read.
     """
 
-    def __init__(self, device: torch.device, name: str, *, beside: Lane | None = None) -> None:
+    def __init__(self, device: torch.device, name: str, *, beside: str | None = None) -> None:
         self._name = name
-        self._stream: torch.cuda.Stream | None
-        if beside is not None:
-            self._stream = beside._stream
-        else:
-            self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-            if self._stream is not None:
-                self._stream.wait_stream(torch.cuda.current_stream(device))
+        is_gpu = device.type == "cuda"
+        self._stream = find_stream(device, beside or name) if is_gpu else None
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(device))
         self._thread = ThreadPoolExecutor(1)
 
     def submit(self, function: Any, item: Any) -> Future[Any]:
@@ -68,8 +66,7 @@ class Lane:
     def close(self) -> None:
         """End the thread; what it has not begun is given up.
 
-        What the GPU has got is waited for: who stops in the middle lets go of what it still reads,
-        and graphs that are replayed in another stream next write to the same memory.
+        What the GPU has got is waited for: who stops in the middle lets go of what it still reads.
         """
         self._thread.shutdown(cancel_futures=True)
         if self._stream is not None:
@@ -290,10 +287,8 @@ class Lanes:
             it; and what is no batch, as it is.
         """
         with ExitStack() as stack:
-            lanes: dict[str, Lane] = {}
             for name, step, kind in self.steps:
-                lane = Lane(self._device, name, beside=lanes["network"] if name == "maps" else None)
-                lanes[name] = lane
+                lane = Lane(self._device, name, beside="network" if name == "maps" else None)
                 stack.callback(lane.close)
                 submit = partial(self._submit, lane, step, kind)
                 items = run_ahead(submit, items, max_ahead=AHEAD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,26 @@ def send_bytes(sources: Sequence[Tensor], device: torch.device) -> Tensor:
     for part, source in zip(host.split(sizes), sources, strict=True):
         part.copy_(source.reshape(-1))
     return host.to(device, non_blocking=True)
+
+
+def find_stream(device: torch.device, name: str) -> torch.cuda.Stream:
+    """Find the stream of a GPU that has a name, the same one whenever it is asked for.
+
+    What was freed is given out again in its own stream only (``c10/cuda/CUDACachingAllocator.cpp``
+    of pytorch/pytorch): with streams of its own, each run in a process would take its memory beside
+    that of the runs before. And only 32 streams are made, one of which is returned to who asks
+    for another (``c10/cuda/CUDAStream.h``): a graph could be captured in the stream of a lane.
+
+    Args:
+        device: The GPU.
+        name: What the stream is for.
+    """
+    return _make_stream(torch.cuda.current_device() if device.index is None else device.index, name)
+
+
+@functools.cache
+def _make_stream(index: int, name: str) -> torch.cuda.Stream:
+    return torch.cuda.Stream(index)
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:

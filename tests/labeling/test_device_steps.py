@@ -29,7 +29,7 @@ from adcam.cams import activation
 from adcam.data.folder import load_folder
 from adcam.data.png import read_mask
 from adcam.labeling import inputs as inputs_module
-from adcam.labeling import lanes, map_maker
+from adcam.labeling import lanes, map_maker, transfer
 from adcam.labeling import run as run_module
 from adcam.labeling.box_job import BoxJob, BoxOptions
 from adcam.labeling.device_steps import DeviceSteps
@@ -55,7 +55,7 @@ from adcam.labeling.steps import (
     make,
 )
 from adcam.labeling.trace import measure_union, record_trace
-from adcam.labeling.transfer import send_bytes
+from adcam.labeling.transfer import find_stream, send_bytes
 from adcam.masks.background import parse_rule
 from adcam.masks.steepest import find_steepest_level, find_steepest_levels
 from adcam.models.preprocess import resize_img
@@ -458,7 +458,7 @@ def test_a_lane_begins_after_what_came_before_it_and_ends_when_the_gpu_is_done(
         def synchronize(self) -> None:
             log.append("is waited for")
 
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(lanes, "find_stream", lambda device, name: Stream())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the caller's stream")
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     lane = Lane(torch.device("cuda"), "network")
@@ -480,6 +480,20 @@ def test_what_a_failed_step_has_told_the_gpu_is_done_before_its_batch_is_let_go_
 
     of_all._try(fail, object.__new__(Batch))
     assert log == ["the step", "once more"]
+
+
+def test_each_run_fills_the_streams_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda index: made.append((index, len(made))) or made)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    transfer._make_stream.cache_clear()
+    try:
+        for device in (torch.device("cuda"), torch.device("cuda", 1), torch.device("cuda", 0)):
+            for name in ("upload", "network", "upload"):
+                find_stream(device, name)
+    finally:
+        transfer._make_stream.cache_clear()
+    assert made == [(1, 0), (1, 1), (0, 2), (0, 3)]
 
 
 @pytest.mark.parametrize("seed", range(6))
