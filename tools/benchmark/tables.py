@@ -267,17 +267,18 @@ def format_peers(rows: Sequence[Row]) -> str:
 
 
 def format_growth(rows: Sequence[Row]) -> str:
-    """The table of how memory and time of ``generate`` grow."""
-    head = ("images", "largest process, MiB", "seconds", "processor seconds")
-    lines = [
-        (
-            *(f"{int(row['size']):,}", row["peak_mib"]),
-            *(_to_tenths(row["median_s"]), _to_tenths(row["cpu_median_s"])),
-        )
-        for row in rows
-        # Before the case had other commands, its variant was "adcam".
-        if row.get("case") == "growth" and row["variant"] in ("adcam", "adcam generate")
-    ]
+    """The table of how time and memory of commands grow."""
+    grown = [row for row in rows if row.get("case") == "growth"]
+    sizes = list(dict.fromkeys(row["size"] for row in grown))
+    head = ("command", *(f"{int(n):,} images: seconds, MiB" for n in sizes), "growth of memory")
+    lines = []
+    for command in dict.fromkeys(row["variant"] for row in grown):
+        of_command = [row for row in grown if row["variant"] == command]
+        peaks = [Decimal(row["peak_mib"]) for row in of_command]
+        growth = round(100 * (peaks[-1] / peaks[0] - 1), 1) + 0  # no -0.0
+        seconds = [_to_tenths(row[TIME]) for row in of_command]
+        cells = (f"{time}, {peak:.0f}" for time, peak in zip(seconds, peaks, strict=True))
+        lines.append((command, *cells, f"{growth} %"))
     return _format_table(head, lines)
 
 
