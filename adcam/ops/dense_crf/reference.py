@@ -37,6 +37,8 @@ class PermutohedralLattice:
     """
 
     def __init__(self, features: Float) -> None:
+        from scipy.sparse import csr_array  # not for those who only number cells by this file
+
         dim, num_points = features.shape
         cell, order, weights = _find_simplices(features)
         # Every lattice vertex is one integer point of Z^d; see the README.
@@ -50,8 +52,6 @@ class PermutohedralLattice:
             key[vertex + 1] = key[vertex] - step[order[vertex]]
         # Exact, and sorted: the keys of neighbours are sorted too, which keeps the look-ups local.
         vertex_keys, vertex_of = np.unique(key.T, return_inverse=True)
-
-        from scipy.sparse import csr_array  # not for those who only number cells by this file
 
         num_vertices = len(vertex_keys)
         self._slice = csr_array(
@@ -270,6 +270,8 @@ def _elevate(features: Float) -> Float:
 
 def _blur_matrix(vertex_keys: NDArray[np.int64], offset: int) -> scipy.sparse.csr_array:
     """Matrix of the weights (1/2, 1, 1/2) along one direction; absent vertices count as zero."""
+    from scipy.sparse import csr_array
+
     num_vertices = len(vertex_keys)
     wanted = vertex_keys + offset
     found = np.searchsorted(vertex_keys, wanted)
@@ -281,8 +283,6 @@ def _blur_matrix(vertex_keys: NDArray[np.int64], offset: int) -> scipy.sparse.cs
     weights[:num_vertices] = 1
     rows = np.concatenate([diagonal, here, there])
     cols = np.concatenate([diagonal, there, here])
-    from scipy.sparse import csr_array
-
     return csr_array((weights, (rows, cols)), shape=(num_vertices, num_vertices))
 
 
