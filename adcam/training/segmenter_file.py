@@ -44,6 +44,7 @@ def build_network(
     Raises:
         AdcamError: The network or its weights do not exist, or do not fit.
     """
+    import adcam.models.shapes_vit  # noqa: F401  # timm learns its name
     from adcam.seg.segmenter import SegViews, build_segmenter
 
     test, train = settings.test, settings.train

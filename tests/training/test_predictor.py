@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import warnings
 import weakref
@@ -346,3 +348,16 @@ def test_a_gpu_is_not_waited_for(gpu: torch.device, crf: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
         lane.close()
     predictor.wait_for(batch.mark)
+
+
+def test_the_backbone_of_the_demo_is_known_where_no_classifier_is_loaded() -> None:
+    config = str(CONFIGS / "shapes" / "shapes-vit_fcn_shapes.py")
+    code = f"""\
+from adcam.training.segmenter import load_segmentation_settings
+from adcam.training.segmenter_file import build_network
+
+settings = load_segmentation_settings({config!r}, {{"weights": None}})
+assert settings.model["backbone"]["name"] == "shapes_vit"
+build_network(settings)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
