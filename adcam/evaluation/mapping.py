@@ -17,7 +17,7 @@ from adcam.cams import Method
 from adcam.data.dataset import Record
 from adcam.data.score_maps import find_score_map, read_score_map
 from adcam.errors import AdcamError
-from adcam.labeling.graphs import GraphCache
+from adcam.labeling.graphs import free_graphs
 from adcam.labeling.inputs import plan_batches
 from adcam.labeling.labeler import find_mask_device
 from adcam.labeling.lanes import Batch, Found, Lanes, MaskOrder, cache_graphs
@@ -444,8 +444,7 @@ class ImageMapper:
     def _retry(self, batch: Batch, is_short: bool) -> _Part:
         """Compute a batch once more, here; it gets the memory of all graphs where that is short."""
         for group in self._groups if is_short else ():
-            if isinstance(group.forward, GraphCache):
-                group.forward.free_memory()
+            free_graphs(group.forward)
         share: _Share = batch.origin
         return _Part(self._compute_in_halves(share.place, share.images), share.whole)
 

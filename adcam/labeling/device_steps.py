@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from adcam.errors import AdcamError
-from adcam.labeling.graphs import GraphCache
+from adcam.labeling.graphs import free_graphs
 from adcam.labeling.inputs import plan_batches
 from adcam.labeling.lanes import Batch, Found, Lanes, MaskOrder, cache_graphs
 from adcam.labeling.steps import (
@@ -95,8 +95,8 @@ class DeviceSteps:
 
     def _retry(self, batch: Batch, is_short: bool) -> Labelled:
         """Do the steps on halves of a batch, which for lack of memory get that of the graphs."""
-        if is_short and isinstance(self._forward, GraphCache):
-            self._forward.free_memory()
+        if is_short:
+            free_graphs(self._forward)
         half = max(len(batch.origin) // 2, 1)
         mapped = infer_window(batch.origin, self._labeler, batch_size=half)
         return mapped if self._job.device == "cpu" else make_window(mapped, self._job)

@@ -107,6 +107,11 @@ class GraphCache:
         return True
 
 
+def free_graphs(function: object) -> bool:
+    """Let go of the graphs of a function, if it is replayed by any; tell whether it was."""
+    return isinstance(function, GraphCache) and function.free_memory()
+
+
 _CAPTURING = threading.Lock()
 """Held during a capture: all are in one stream, whose work space their graphs go on using."""
 

@@ -29,7 +29,7 @@ from adcam.labeling.graphs import GraphCache
 from adcam.labeling.map_maker import Forward, MapMaker, Passes
 from adcam.labeling.mask_maker import MaskMaker
 from adcam.labeling.steps import is_of_image
-from adcam.labeling.transfer import find_stream, send_bytes
+from adcam.labeling.transfer import find_stream, send_back, send_bytes
 from adcam.structures import ClassMaps, PseudoMask
 
 Retry: TypeAlias = Callable[["Batch", bool], Any]
@@ -346,7 +346,7 @@ class Lanes:
         follow(source.mark)
         batch = source.batch
         passes = batch.maker.run_batch(source.inputs, run=batch.forward)
-        scores = _send_back(passes.compute_probabilities())
+        scores = send_back(passes.compute_probabilities())
         mark = mark_work(self._device) if batch.needs_scores else None
         if batch.needs_scores and isinstance(batch.forward, GraphCache):
             passes = passes.copy()  # the next batch overwrites what a graph returned
@@ -389,7 +389,7 @@ class Lanes:
             masks = [_make_masks(order, mapped) for order in batch.orders]
             maps = [
                 [
-                    _send_back(x) if is_wanted else None
+                    send_back(x) if is_wanted else None
                     for x, is_wanted in zip(of_method, batch.wants_maps, strict=True)
                 ]
                 for of_method in mapped.maps
@@ -439,11 +439,6 @@ def follow(mark: torch.cuda.Event | None) -> None:
         mark.wait()
 
 
-def _send_back(tensor: Tensor) -> Tensor:
-    """Send a tensor of a GPU to the host, into pinned memory, without waiting for it."""
-    return tensor.to("cpu", non_blocking=tensor.is_cuda)
-
-
 def _reorder(maps: Tensor, ids: Sequence[int]) -> Tensor:
     """Return maps (K, H, W) in the ascending order of their ids."""
     order = sorted(range(len(ids)), key=ids.__getitem__)
@@ -465,7 +460,7 @@ def _make_masks(order: MaskOrder, mapped: _Mapped) -> tuple[Tensor, Tensor]:
         [mapped.source.pixels[i] for i in left],
     )
     flat = torch.cat([mask.flatten() for mask in masks]) if masks else thresholds
-    return _send_back(flat), _send_back(thresholds)
+    return send_back(flat), send_back(thresholds)
 
 
 def _split_masks(

@@ -184,14 +184,11 @@ class MapMaker:
         """
         return self.run_inputs([self.resizer(img) for img in imgs])
 
-    def run_inputs(
-        self, inputs: Sequence[Sequence[Tensor]], *, run: Forward | None = None
-    ) -> Passes:
+    def run_inputs(self, inputs: Sequence[Sequence[Tensor]]) -> Passes:
         """Run the network on a batch of images that :attr:`resizer` has resized.
 
         Args:
             inputs: The tensors of each image, of equal sizes at each scale.
-            run: As for :meth:`run_batch`.
 
         Raises:
             AdcamError: The sizes differ.
@@ -199,7 +196,7 @@ class MapMaker:
         if len({tuple(tensor.shape for tensor in of_image) for of_image in inputs}) != 1:
             raise AdcamError("the images of a batch must have equal input sizes at every scale")
         batches = [torch.stack(x).to(self.device) for x in zip(*inputs, strict=True)]
-        return self.run_batch(batches, run=run)
+        return self.run_batch(batches)
 
     def run_batch(self, batches: Sequence[Tensor], *, run: Forward | None = None) -> Passes:
         """Run the network on images that are on its device already.

@@ -204,23 +204,20 @@ class MaskMaker:
         num = sum(map(len, peaks))
         return torch.full((num,), value or 0, dtype=torch.float64, device=peaks[0].device)
 
-    def describe(
-        self, mask: np.ndarray, threshold: float, ori_hw: tuple[int, int] | None = None
-    ) -> PseudoMask:
+    def describe(self, mask: np.ndarray, threshold: float, ori_hw: tuple[int, int]) -> PseudoMask:
         """Return a mask of :meth:`label_on_device` with the rule that it was made by.
 
         Args:
             mask: The mask, uint8 (h, w).
             threshold: What the rule's threshold is for it.
-            ori_hw: Height and width of the result; by default those of ``mask``.
+            ori_hw: Height and width of the result, which may be larger.
 
         Raises:
             AdcamError: The threshold says that the maps were not finite.
         """
         if math.isnan(threshold):
             raise AdcamError("score_maps hold NaN or infinite values; scores must lie in [0, 1]")
-        resized = mask if ori_hw is None else resize_mask(mask, ori_hw)
-        return PseudoMask(resized, self.rule.rule, threshold, self.rule.chosen_on)
+        return PseudoMask(resize_mask(mask, ori_hw), self.rule.rule, threshold, self.rule.chosen_on)
 
 
 def apply_rule(

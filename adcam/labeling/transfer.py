@@ -47,9 +47,14 @@ def _make_stream(index: int, name: str) -> torch.cuda.Stream:
     return torch.cuda.Stream(index)
 
 
+def send_back(tensor: Tensor) -> Tensor:
+    """Send a tensor of a GPU to the host, into pinned memory, without waiting for it."""
+    return tensor.to("cpu", non_blocking=tensor.is_cuda)
+
+
 def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     """Copy tensors of a device to the host; it is waited for once, however many there are."""
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    copies = [send_back(tensor) for tensor in tensors]
     if any(tensor.is_cuda for tensor in tensors):
         torch.cuda.current_stream(tensors[0].device).synchronize()
     return [copy.numpy() for copy in copies]

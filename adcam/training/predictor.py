@@ -23,12 +23,12 @@ from adcam.data.dataset import ImageDataset, Record
 from adcam.errors import AdcamError
 from adcam.files import hash_file, hash_values
 from adcam.labeling.executor import run_ahead
-from adcam.labeling.graphs import GraphCache
+from adcam.labeling.graphs import GraphCache, free_graphs
 from adcam.labeling.inputs import BATCH_SIZE, find_unread, plan_groups
 from adcam.labeling.lanes import AHEAD, Lane, follow, mark_work, wait_for
 from adcam.labeling.output_folder import describe_image
 from adcam.labeling.steps import compute_in_halves, is_of_image
-from adcam.labeling.transfer import send_bytes
+from adcam.labeling.transfer import send_back, send_bytes
 from adcam.masks.crf import refine, refine_batch
 from adcam.ops.dense_crf import available_backends
 from adcam.settings import SegmentationSettings
@@ -231,7 +231,7 @@ class Predictor:
         except (MemoryError, RuntimeError) as error:
             if not is_of_image(error):
                 raise
-            is_freed = isinstance(self._forward, GraphCache) and self._forward.free_memory()
+            is_freed = free_graphs(self._forward)
             if len(images) > 1:
                 raise
         else:
@@ -278,7 +278,7 @@ class Predictor:
         """Of each image of probabilities (images, K, H, W), the mask or what a CRF needs."""
         if self._test.crf == "none":
             return [{"mask": mask} for mask in self._decide(prob, labels)]
-        likely = _find_likely(prob).to("cpu", non_blocking=True)
+        likely = send_back(_find_likely(prob))
         found = zip(prob, likely, strict=True)
         return [{"prob": of_image, "labels": labels, "likely": x} for of_image, x in found]
 
@@ -399,7 +399,7 @@ def _keep_likely(images: Sequence[_Image]) -> list[_Image]:
 def _return(images: Sequence[_Image]) -> list[_Image]:
     """Send masks to the host in one piece, which is not waited for."""
     masks = [image.mask for image in images]
-    flat = torch.cat([mask.flatten() for mask in masks]).to("cpu", non_blocking=True)
+    flat = send_back(torch.cat([mask.flatten() for mask in masks]))
     parts = zip(images, masks, flat.split([mask.numel() for mask in masks]), strict=True)
     return [replace(image, sent=part.view(mask.shape)) for image, mask, part in parts]
 
